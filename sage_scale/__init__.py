@@ -1,0 +1,1 @@
+"""sage_scale: gloss-free sign language translation at scale."""

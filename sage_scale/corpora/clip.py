@@ -1,0 +1,105 @@
+"""The clip and the manifest: what every corpus reader gives and every later stage starts from.
+
+A manifest is JSON Lines, one clip a line, keys as the fields below (`end_s` may be null). A row that cannot be
+used is set aside with its reason (`Rejected`), never silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A stretch of signing video with what is said in it."""
+
+    id: str
+    """Unique in the corpus; its sha256 gives the sample's key."""
+    video: str
+    """Path or URI of a video file, of a folder of frames, or of a keypoint file (.npz, .pose)."""
+    start_s: float = 0.0
+    """Start in the video, seconds."""
+    end_s: float | None = None
+    """End in the video, seconds; None is the video's end."""
+    sentence: str = ""
+    """The spoken-language sentence; empty where unknown (it can be translated, not trained on)."""
+    language: str = "de"
+    """BCP 47 tag of the sentence's language."""
+    signer: str = ""
+    """Identity of the signer, empty where unknown."""
+    split: str = "train"
+    """train, dev, test, or another name."""
+    frames: int = 0
+    """Expected frames, 0 where unknown; used for planning only."""
+
+    @property
+    def key(self) -> str:
+        """The sample's key in a shard: 16 hex digits of sha256 of the id."""
+        return hashlib.sha256(self.id.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A clip or row set aside, with a short stable reason and one line of detail."""
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a corpus, in a fixed order, and the rows set aside while reading it."""
+
+    clips: tuple[Clip, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+    def digest(self) -> str:
+        """16 hex digits of sha256 over the clips, in order; machine paths are left out of it.
+
+        The video's place is not part of the identity of a dataset: the same corpus under another root
+        continues the same output.
+        """
+        sha = hashlib.sha256()
+        for clip in self.clips:
+            values = dataclasses.asdict(clip)
+            values["video"] = clip.video.replace("\\", "/").rsplit("/", 1)[-1]
+            sha.update(json.dumps(values, sort_keys=True, ensure_ascii=False).encode())
+            sha.update(b"\n")
+        return sha.hexdigest()[:16]
+
+    def split(self, *names: str) -> Manifest:
+        """Only the clips of the named splits."""
+        return Manifest(tuple(clip for clip in self.clips if clip.split in names), self.rejected)
+
+
+def to_json_lines(clips: Iterable[Clip]) -> str:
+    """One clip a line, keys in the order of the fields."""
+    return "".join(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n" for clip in clips)
+
+
+def from_json_lines(text: str) -> Manifest:
+    """The manifest in `text`; unreadable rows and repeated ids are rejected by line number."""
+    known = {field.name for field in dataclasses.fields(Clip)}
+    clips: list[Clip] = []
+    rejected: list[Rejected] = []
+    seen: set[str] = set()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            clip = Clip(**{key: value for key, value in row.items() if key in known})
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            rejected.append(Rejected(id=f"line {number}", reason="bad-row", detail=str(error)))
+            continue
+        if clip.id in seen:
+            rejected.append(Rejected(id=clip.id, reason="repeated-id", detail=f"line {number}"))
+            continue
+        seen.add(clip.id)
+        clips.append(clip)
+    return Manifest(tuple(clips), tuple(rejected))

@@ -1,0 +1,59 @@
+"""The few exceptions a user meets. Each says what happened, where, and what to do next.
+
+The command line turns them into one line on stderr and an exit code (docs/reference.md, "Exit codes"):
+0 done; 2 wrong usage; 3 too many rejects; 4 work units left open; 1 anything else.
+"""
+
+from __future__ import annotations
+
+
+class SageError(Exception):
+    """Base of every error with a message for a person: one line, no traceback."""
+
+    exit_code = 1
+
+
+class UsageError(SageError):
+    """The command, a path or an argument is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe has an unknown key, a wrong type or values that contradict each other."""
+
+
+class StorageError(SageError):
+    """A folder or object store cannot be read or written (credentials, network, disk full)."""
+
+
+class DatasetError(SageError):
+    """Shards, index or markers are missing, damaged or of another recipe; names shard and sample."""
+
+
+class CheckpointError(SageError):
+    """A checkpoint or model folder is missing, incomplete or of another shape."""
+
+
+class TooManyRejects(SageError):
+    """More clips were rejected than `shards.max_reject_rate` allows, or none was left."""
+
+    exit_code = 3
+
+
+class UnitsOpen(SageError):
+    """Some work units could not be finished; running the same command again goes on from there."""
+
+    exit_code = 4
+
+
+class ClipRejected(Exception):
+    """A clip that cannot be used, for a reason that lies in its own bytes (never in the machine).
+
+    `reason` is a short stable word (`unreadable`, `empty`, `too-short`, ...), `detail` one line for a person.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
