@@ -1,0 +1,187 @@
+"""A store in a folder of this machine (or a shared file system with hard links).
+
+An object is written to an unnamed file (O_TMPFILE) and appears under its name by one `link`, which fails where the
+name is taken: a writer killed at any moment leaves nothing behind. File systems without unnamed files get a
+named temporary file beside the target instead, hidden by its leading dot.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sage_scale.errors import StorageError
+from sage_scale.storage.interface import Entry, NotFound, Store, check_name
+
+_NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+_COPY_BYTES = 1 << 20
+
+
+class FolderStore(Store):
+    """Objects as files below `root`, which need not exist before the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.abspath(root.expanduser()))
+        self.url = str(self.root)
+
+    def local_path(self, name: str) -> Path:
+        return self.root / check_name(name)
+
+    def child(self, prefix: str) -> FolderStore:
+        return FolderStore(self.local_path(prefix))
+
+    def get(self, name: str) -> bytes:
+        path = self.local_path(name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise _reading(path, error) from None
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        path = self.local_path(name)
+        pieces = []
+        left = length
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while left:
+                    piece = os.pread(descriptor, left, offset + length - left)
+                    if not piece:
+                        break
+                    pieces.append(piece)
+                    left -= len(piece)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _reading(path, error) from None
+        if left:
+            raise StorageError(f"{path} ends before byte {offset + length}: it was cut off or exchanged")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def put_if_absent(self, name: str, data: bytes | Path) -> bool:
+        path = self.local_path(name)
+        if path.exists():
+            return False
+        try:
+            return _place(path, data, replace=False)
+        except OSError as error:
+            raise _writing(path, error) from None
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        path = self.local_path(name)
+        try:
+            _place(path, data, replace=True)
+        except OSError as error:
+            raise _writing(path, error) from None
+
+    def size(self, name: str) -> int:
+        path = self.local_path(name)
+        try:
+            return path.stat().st_size
+        except OSError as error:
+            raise _reading(path, error) from None
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        entries = []
+        # A prefix `a/b` can only match below the folder `a`.
+        start = self.root / prefix.rpartition("/")[0]
+        if ".." in prefix.split("/") or prefix.startswith("/"):
+            raise StorageError(f"'{prefix}' is no prefix of names: it must be relative")
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise _reading(Path(error.filename or start), error) from None
+
+        for folder, folders, files in os.walk(start, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = os.path.relpath(folder, self.root)
+            for file in files:
+                name = file if inside == "." else f"{inside}/{file}"
+                if not file.startswith(".") and name.startswith(prefix):
+                    try:
+                        entries.append(Entry(name, os.stat(os.path.join(folder, file)).st_size))
+                    except FileNotFoundError:
+                        continue  # deleted while the listing ran
+        yield from sorted(entries, key=lambda entry: entry.name.encode())
+
+    def delete(self, name: str) -> None:
+        path = self.local_path(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _writing(path, error) from None
+
+
+def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
+    """Write `data` where nobody sees it, flush it to the disk, then give it its name in one step."""
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = folder / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        source = f"/proc/self/fd/{descriptor}"
+    except OSError as error:
+        if error.errno not in _NO_UNNAMED_FILES:
+            raise
+        descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        source = str(hidden)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if isinstance(data, Path):
+                with open(data, "rb") as original:
+                    shutil.copyfileobj(original, file, _COPY_BYTES)
+            else:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            # A new name can only be linked; to replace, the file first needs a name of its own.
+            target = hidden if replace else path
+            if source != str(target):
+                try:
+                    os.link(source, target, follow_symlinks=True)
+                except FileExistsError:
+                    return False
+        if replace:
+            os.replace(hidden, path)
+        _flush_folder(folder)
+        return True
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reading(path: Path, error: OSError) -> StorageError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFound(f"{path} does not exist")
+    if isinstance(error, PermissionError):
+        return StorageError(f"{path} may not be read by this user: change its permissions")
+    if isinstance(error, IsADirectoryError):
+        return StorageError(f"{path} is a folder where a file was expected")
+    return StorageError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def _writing(path: Path, error: OSError) -> StorageError:
+    if isinstance(error, FileNotFoundError) and error.filename not in (str(path.parent), None):
+        return NotFound(f"{error.filename} does not exist")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"the disk of {path.parent} is full: free some space and run the same command again"
+        )
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return StorageError(f"{path.parent} may not be written by this user: choose another folder")
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return StorageError(f"{path.parent} is not a folder: choose another place")
+    if error.errno in (errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV):
+        return StorageError(f"{path.parent} is on a file system without hard links: choose another folder")
+    return StorageError(f"{path} cannot be written: {error.strerror or error}")

@@ -1,0 +1,137 @@
+"""The one interface behind which a folder and an object store look the same.
+
+A store holds named, immutable-looking objects. The two ways to write are `put_if_absent`, on which the whole commit
+protocol stands (of several writers exactly one wins, and whoever is killed leaves nothing half-written), and
+`put`, which replaces an object as a whole. Names are relative, parts joined by `/`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from sage_scale.errors import StorageError, UsageError
+
+MAX_OBJECT_BYTES = 5 * 1024**3
+"""Largest object of one PUT (S3), and so the largest shard."""
+
+
+class NotFound(StorageError):
+    """There is no object of this name."""
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One object of a listing: its name, relative to the store, and its size in bytes."""
+
+    name: str
+    size: int
+
+
+class Store(ABC):
+    """Named objects under one URL. Reentrant (threads may share it) and pickled by its URL."""
+
+    url: str
+
+    @abstractmethod
+    def get(self, name: str) -> bytes:
+        """The whole object. Raises NotFound, or StorageError where it cannot be read."""
+
+    @abstractmethod
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`; a shorter object is a StorageError, never a short answer."""
+
+    @abstractmethod
+    def put_if_absent(self, name: str, data: bytes | Path) -> bool:
+        """Store the bytes (or the file) unless the name is taken.
+
+        True where this very call stored it, even if the answer was lost on the way and the request repeated; False
+        where another object is there, which stays as it is. Nothing half-written is ever visible.
+        """
+
+    @abstractmethod
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Store the bytes (or the file), replacing an older object as a whole."""
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Bytes of the object. Raises NotFound."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Every object whose name starts with `prefix`, in the order of the names' bytes."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove the object; no error where there is none."""
+
+    def exists(self, name: str) -> bool:
+        """Whether the object is there."""
+        try:
+            self.size(name)
+        except NotFound:
+            return False
+        return True
+
+    def local_path(self, name: str) -> Path | None:
+        """The object as a file of this machine, to be mapped or read with `pread`; None where it is remote."""
+        check_name(name)
+        return None
+
+    def child(self, prefix: str) -> Store:
+        """The store of the objects below `prefix/`."""
+        check_name(prefix)
+        return open_store(f"{self.url.rstrip('/')}/{prefix}")
+
+    def __reduce__(self) -> tuple:
+        return open_store, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+
+def check_name(name: str) -> str:
+    """The name itself where it is a plain relative one; StorageError for one that could leave the store.
+
+    Names whose parts begin with a dot are refused too: they are kept for files in the making.
+    """
+    parts = name.split("/")
+    if not name or "\0" in name or "\\" in name or any(not part or part.startswith(".") for part in parts):
+        raise StorageError(
+            f"'{name!r}' is no name of an object: it must be relative, without empty or dotted parts"
+        )
+    return name
+
+
+def open_store(url: str | Path) -> Store:
+    """The store at a folder's path, a file:// URL or s3://bucket/prefix. Nothing is contacted or created yet.
+
+    For S3 the endpoint, region and credentials come from the environment (AWS_ENDPOINT_URL, AWS_REGION,
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE). Raises UsageError for another kind of URL.
+    """
+    from sage_scale.storage.folder import FolderStore
+
+    text = str(url)
+    if not text:
+        raise UsageError("an empty path is no place for data: give a folder or s3://bucket/prefix")
+    scheme, sign, _ = text.partition("://")
+    if isinstance(url, Path) or not sign:
+        return FolderStore(Path(text))
+    if scheme == "file":
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError(f"{text}: a file:// URL names a path of this machine, file:///path")
+        return FolderStore(Path(unquote(parts.path)))
+    if scheme == "s3":
+        from sage_scale.storage.s3 import S3Store  # boto3 takes half a second to import
+
+        bucket, _, prefix = text.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise UsageError(f"{text}: name a bucket, s3://bucket/prefix")
+        return S3Store(bucket, prefix.strip("/"))
+    raise UsageError(
+        f"{text}: '{scheme}://' is not supported; give a folder, file:///path or s3://bucket/prefix"
+    )

@@ -1,0 +1,275 @@
+"""A store in an S3 bucket, through boto3.
+
+What a plain client gets wrong and this one does not: a conditional PUT whose answer was lost is repeated by boto3 and
+then meets its own object (412), so every PUT carries a random `put-id` in the object's metadata and a 412 is checked
+against it; a body that breaks off in the middle is fetched again; a range is checked for its place and length.
+A flipped byte in a body is not noticed by S3 clients: hashes of what was stored are the caller's (sage_scale.shards).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore import exceptions as boto
+from botocore.config import Config
+from urllib3.exceptions import HTTPError
+
+from sage_scale.errors import StorageError
+from sage_scale.storage.interface import MAX_OBJECT_BYTES, Entry, NotFound, Store, check_name
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = float(os.environ.get("SAGE_SCALE_S3_READ_TIMEOUT_S", "60"))
+ATTEMPTS = 6
+_CONNECTIONS = 32
+_BROKEN_BODY = (boto.ResponseStreamingError, boto.IncompleteReadError, boto.ReadTimeoutError, HTTPError)
+_REFUSED = (
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "403",
+    "UserSuspended",
+)
+_BUSY = ("ConditionalRequestConflict", "OperationAborted", "409")
+
+
+class S3Store(Store):
+    """Objects of a bucket below a prefix."""
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._process = 0
+
+    @property
+    def client(self) -> Any:
+        """The boto3 client of this process; a forked child makes its own, since connections are not shared."""
+        with self._lock:
+            if self._client is None or self._process != os.getpid():
+                self._client, self._process = self._connect(), os.getpid()
+            return self._client
+
+    def get(self, name: str) -> bytes:
+        key = self._key(name)
+
+        def fetch() -> bytes:
+            answer = self.client.get_object(Bucket=self.bucket, Key=key)
+            return _body(answer, answer["ContentLength"])
+
+        return self._call(name, fetch)
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        key = self._key(name)
+        if length == 0:
+            return b""
+
+        def fetch() -> bytes:
+            span = f"bytes={offset}-{offset + length - 1}"
+            answer = self.client.get_object(Bucket=self.bucket, Key=key, Range=span)
+            if not answer.get("ContentRange", "").startswith(f"bytes {offset}-"):
+                raise StorageError(
+                    f"{self.url}/{name}: the server ignores ranged reads; use a real S3 server"
+                )
+            if answer["ContentLength"] != length:
+                raise StorageError(
+                    f"{self.url}/{name} ends before byte {offset + length}: it was cut off or exchanged"
+                )
+            return _body(answer, length)
+
+        return self._call(name, fetch)
+
+    def put_if_absent(self, name: str, data: bytes | Path) -> bool:
+        token = secrets.token_hex(16)
+        key = self._key(name)
+
+        def store() -> bool:
+            try:
+                self._send(name, data, token, IfNoneMatch="*")
+                return True
+            except boto.ClientError as error:
+                if _code(error) not in ("PreconditionFailed", "412"):
+                    raise
+            # The name is taken: by somebody else, or by our own PUT whose answer never came.
+            head = self.client.head_object(Bucket=self.bucket, Key=key)
+            return head.get("Metadata", {}).get("put-id") == token
+
+        return self._call(name, store)
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        self._key(name)
+        self._call(name, lambda: self._send(name, data, secrets.token_hex(16)))
+
+    def size(self, name: str) -> int:
+        key = self._key(name)
+        return self._call(name, lambda: self.client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        token: dict[str, str] = {}
+        while True:
+            page = self._call(
+                prefix,
+                lambda token=token: self.client.list_objects_v2(
+                    Bucket=self.bucket, Prefix=self.prefix + prefix, **token
+                ),
+            )
+            for item in page.get("Contents", ()):
+                name = item["Key"][len(self.prefix) :]
+                if name and not name.endswith("/"):
+                    yield Entry(name, item["Size"])
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, name: str) -> None:
+        key = self._key(name)
+        self._call(name, lambda: self.client.delete_object(Bucket=self.bucket, Key=key))
+
+    def _key(self, name: str) -> str:
+        return self.prefix + check_name(name)
+
+    def _send(self, name: str, data: bytes | Path, token: str, **condition: str) -> None:
+        """One PUT. The MD5 makes the server refuse bytes that were damaged on the way."""
+        try:
+            if isinstance(data, Path):
+                with open(data, "rb") as file:
+                    if os.fstat(file.fileno()).st_size > MAX_OBJECT_BYTES:
+                        raise StorageError(
+                            f"{data} is larger than 5 GiB, the most one PUT may carry: make smaller shards"
+                        )
+                    md5 = hashlib.file_digest(file, "md5").digest()
+                    file.seek(0)
+                    self._put_object(name, file, md5, token, condition)
+            else:
+                self._put_object(name, data, hashlib.md5(data).digest(), token, condition)
+        except FileNotFoundError:
+            raise NotFound(f"{data} does not exist") from None
+
+    def _put_object(self, name: str, body: Any, md5: bytes, token: str, condition: dict[str, str]) -> None:
+        self.client.put_object(
+            Bucket=self.bucket,
+            Key=self._key(name),
+            Body=body,
+            ContentMD5=base64.b64encode(md5).decode(),
+            Metadata={"put-id": token},
+            **condition,
+        )
+
+    def _call(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do the work; a body that broke off, or a clash of conditional PUTs, is tried again with backoff.
+
+        Refused connections, time-outs and 5xx answers are repeated inside boto3 already ("standard" retries).
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                return work()
+            except _BROKEN_BODY as error:
+                if attempt == ATTEMPTS - 1 or isinstance(error, boto.ReadTimeoutError):
+                    raise self._explain(name, error) from None
+            except boto.ClientError as error:
+                if attempt == ATTEMPTS - 1 or _code(error) not in _BUSY:
+                    raise self._explain(name, error) from None
+            except (boto.BotoCoreError, boto3.exceptions.Boto3Error) as error:
+                raise self._explain(name, error) from None
+            time.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _connect(self) -> Any:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        config = Config(
+            retries={"mode": "standard", "max_attempts": ATTEMPTS},
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            max_pool_connections=_CONNECTIONS,
+            # Other servers than Amazon's know no bucket host names and stumble over trailing checksums.
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        try:
+            session = boto3.session.Session()  # the default session is not safe between threads
+            region = session.region_name or ("us-east-1" if endpoint else None)
+            return session.client("s3", config=config, region_name=region)
+        except (boto.BotoCoreError, ValueError) as error:
+            raise self._explain("", error) from None
+
+    def _explain(self, name: str, error: Exception) -> StorageError:
+        """One line for a person; never a key, a token or a signed URL."""
+        what = f"{self.url}/{name}" if name else self.url
+        where = _public(
+            os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
+        )
+        if isinstance(
+            error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
+        ):
+            return StorageError(
+                f"{what}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
+        if isinstance(error, boto.ProfileNotFound):
+            return StorageError(f"{what}: AWS_PROFILE names a profile that does not exist")
+        if isinstance(error, boto.NoRegionError):
+            return StorageError(f"{what}: no region; set AWS_REGION, or AWS_ENDPOINT_URL for another server")
+        if isinstance(
+            error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ConnectionClosedError
+        ):
+            return StorageError(f"{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network")
+        if isinstance(error, boto.ReadTimeoutError):
+            return StorageError(f"{what}: {where} does not answer; try again, it goes on where it stopped")
+        if isinstance(error, boto.ClientError):
+            return self._explain_answer(name, what, where, error)
+        if isinstance(error, ValueError):
+            return StorageError(f"{what}: AWS_ENDPOINT_URL is no URL; write http://host:port or https://host")
+        return StorageError(f"{what}: the connection to {where} broke ({type(error).__name__}); try again")
+
+    def _explain_answer(self, name: str, what: str, where: str, error: boto.ClientError) -> StorageError:
+        code = _code(error)
+        if code in ("NoSuchKey", "404", "NotFound"):
+            return NotFound(f"{what} does not exist")
+        if code == "NoSuchBucket":
+            return StorageError(
+                f"{what}: bucket '{self.bucket}' does not exist on {where}; create it or correct it"
+            )
+        if code in _REFUSED:
+            return StorageError(
+                f"{what}: {where} refuses this ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the "
+                "bucket's policy"
+            )
+        if code in ("InvalidRange", "416"):
+            return StorageError(f"{what} is shorter than its index says: it was cut off or exchanged")
+        if code in ("QuotaExceeded", "InsufficientStorage", "507"):
+            return StorageError(
+                f"{what}: {where} is full ({code}); free some space and run the command again"
+            )
+        return StorageError(f"{what}: {where} answered {code} {ATTEMPTS} times; try again later")
+
+
+def _body(answer: dict[str, Any], length: int) -> bytes:
+    with answer["Body"] as stream:
+        data = stream.read()
+    if len(data) != length:
+        raise boto.IncompleteReadError(actual_bytes=len(data), expected_bytes=length)
+    return data
+
+
+def _code(error: boto.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+def _public(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if not parts.hostname:
+        return endpoint if "@" not in endpoint else "the endpoint"
+    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
