@@ -292,10 +292,12 @@ class Stage:
     """DeepSpeed ZeRO stage, 0 to 3."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Arithmetic of forward and backward; auto is bf16 where the device has fast bf16 matrix units."""
-    freeze_visual: bool = False
-    """Stage 2 trains the language model only; visual tokens are computed once."""
-    train_visual_steps: int = 0
-    """Stage 2: after this many steps the visual encoder freezes and its tokens are cached; 0 means never."""
+    freeze: Literal["none", "backbone", "visual"] = "none"
+    """Stage 2: what stays as stage 1 left it. Outputs of a frozen part are computed once and kept in memory."""
+    frozen_views: int = 1
+    """Stage 2 with a frozen part: how many augmented views of a clip are kept; the first is not augmented."""
+    init: Literal["visual", "visual_context", "none"] = "visual"
+    """Stage 2: what is taken over from stage 1 (SAGE, Table 5): VLE, VLE with the context encoder, nothing."""
     evaluate_every: int = 0
     """Steps between evaluations on dev; 0 means once an epoch, -1 only at the end."""
     save_every: int = 0

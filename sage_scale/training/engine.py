@@ -1,0 +1,206 @@
+"""The DeepSpeed engine of a stage: its JSON is made from the recipe, and this file alone knows its ways.
+
+DeepSpeed averages gradients over ranks, while a rank of ours returns its *share* of the loss and the shares sum to
+the whole. So `Engine.backward` multiplies by the number of ranks, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sage_scale.config import Stage
+from sage_scale.training.distributed import Ranks
+from sage_scale.training.optimizer import make_optimizer, parameter_groups, rate, state_names
+
+PREFIX = "model."
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware, faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())
+
+
+def uses_bf16(stage: Stage, device: torch.device) -> bool:
+    """What `precision` comes to on this device."""
+    return stage.precision == "bf16" or (stage.precision == "auto" and fast_bf16(device))
+
+
+def deepspeed_config(stage: Stage, world: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for a stage.
+
+    Batches are cut by the stream, not by DeepSpeed, so its own batch sizes are nominal. Weights stay float32 and
+    forward and backward run under autocast: ZeRO then shards float32 weights and states.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world,
+        "zero_optimization": {"stage": stage.zero_stage, "contiguous_gradients": True},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+    if stage.clip > 0:
+        config["gradient_clipping"] = stage.clip
+    return config
+
+
+class _Autocast(nn.Module):
+    """The model under the stage's precision: DeepSpeed switches off an autocast opened outside of it."""
+
+    def __init__(self, model: nn.Module, context: Callable[[], AbstractContextManager]) -> None:
+        super().__init__()
+        self.model = model
+        self._context = context
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self._context():
+            return self.model(*args, **kwargs)
+
+
+class Engine:
+    """A model with its optimizer under DeepSpeed ZeRO.
+
+    `model` is the plain module (its parameters are sharded under ZeRO-3). `forward` runs it under the stage's
+    precision; `backward` takes a share of the loss; `step` clips, updates and clears gradients.
+    """
+
+    def __init__(self, model: nn.Module, stage: Stage, ranks: Ranks) -> None:
+        import deepspeed
+
+        self.stage = stage
+        self.ranks = ranks
+        self.model = model.to(ranks.device)
+        self.bf16 = uses_bf16(stage, ranks.device)
+        wrapped = _Autocast(self.model, self.precision)
+        optimizer = make_optimizer(parameter_groups(wrapped, stage, PREFIX), stage)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=wrapped, optimizer=optimizer, config=deepspeed_config(stage, ranks.world), dist_init_required=False
+        )
+
+    def precision(self) -> AbstractContextManager:
+        """The autocast context of forward passes, training or not."""
+        if self.bf16:
+            return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward pass, in training mode."""
+        return self._engine(*args, **kwargs)
+
+    def backward(self, share: Tensor, last: bool = True) -> None:
+        """Gradients of this rank's share of the loss; `last` is False for all but a step's last micro-batch."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(share * self.ranks.world, scale_wrt_gas=False)
+
+    def step(self, progress: float) -> float:
+        """One optimizer step at the rate that the schedule gives for `progress`; returns that rate."""
+        factor = rate(self.stage, progress)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.stage.lr * group["lr_scale"] * factor
+        self._engine.step()
+        return self.stage.lr * factor
+
+    def gradient_norm(self) -> float:
+        """Norm of the last step's gradient over all ranks, before clipping."""
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else 0.0
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Trainable parameters by the model's own names, in a fixed order."""
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        """The whole float32 weight, on every rank (a collective under ZeRO)."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        value = safe_get_full_fp32_param(parameter)
+        return (parameter if value is None else value).detach().float().reshape(self.shape(parameter))
+
+    def optimizer_state(self, parameter: nn.Parameter, name: str) -> Tensor | None:
+        """One whole optimizer state tensor of a parameter, on every rank; None before the first step."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if self.stage.zero_stage == 0:
+            value = self._torch_optimizer().state.get(parameter, {}).get(name)
+        elif not self._torch_optimizer().state:
+            value = None
+        else:
+            value = safe_get_full_optimizer_state(parameter, name)
+        return None if value is None else value.detach().float().reshape(self.shape(parameter))
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Overwrite a whole weight, and the low-precision or sharded copies of it."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        value = value.to(self.ranks.device)
+        if self.stage.zero_stage == 3:
+            safe_set_local_fp32_param(parameter, self._partition(parameter, value))
+            with torch.no_grad():
+                parameter.ds_tensor.copy_(self._partition(parameter, value).to(parameter.ds_tensor.dtype))
+            return
+        if self.stage.zero_stage in (1, 2):
+            safe_set_full_fp32_param(parameter, value.reshape(parameter.shape))
+        with torch.no_grad():
+            parameter.copy_(value.reshape(parameter.shape))
+
+    def set_optimizer_state(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+        """Overwrite one whole optimizer state tensor of a parameter, after `prepare_optimizer_state`."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        value = value.to(self.ranks.device)
+        if self.stage.zero_stage == 0:
+            self._torch_optimizer().state[parameter][name].copy_(value.reshape(parameter.shape))
+        elif self.stage.zero_stage == 3:
+            safe_set_local_optimizer_state(parameter, self._partition(parameter, value), name)
+        else:
+            safe_set_full_optimizer_state(parameter, value.reshape(parameter.shape), name)
+
+    def prepare_optimizer_state(self, step: int) -> None:
+        """Make the optimizer's tensors, which it otherwise makes in its first step, so that they can be set."""
+        optimizer = self._torch_optimizer()
+        if self.stage.zero_stage == 3:
+            holders = list(self._optimizer.fp32_partitioned_groups_flat)
+        else:
+            holders = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for holder in holders:
+            state = optimizer.state[holder]
+            for name in state_names(self.stage):
+                state.setdefault(name, torch.zeros_like(holder, dtype=torch.float32))
+            if self.stage.optimizer == "adamw":
+                state["step"] = torch.tensor(float(step))
+        relink = getattr(self._optimizer, "_lazy_init_hp_params_optimizer_state", None)
+        if self.stage.zero_stage in (1, 2) and relink is not None:
+            self._optimizer._hp_optimizer_states_linked = False
+            relink()
+
+    def shape(self, parameter: nn.Parameter) -> torch.Size:
+        """A parameter's whole shape, also where ZeRO-3 holds only a part of it."""
+        return getattr(parameter, "ds_shape", parameter.shape)
+
+    def gathered(self) -> AbstractContextManager:
+        """Within it every rank holds all whole weights, for evaluation under ZeRO-3."""
+        if self.stage.zero_stage != 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer.optimizer if self.stage.zero_stage else self._optimizer
+
+    def _partition(self, parameter: Any, value: Tensor) -> Tensor:
+        # ZeRO-3 pads a weight to a multiple of the ranks before it cuts it.
+        size = parameter.ds_tensor.numel()
+        flat = value.reshape(-1).float()
+        padded = torch.zeros(size * self.ranks.world, dtype=torch.float32, device=value.device)
+        padded[: flat.numel()] = flat
+        return padded[size * self.ranks.rank : size * (self.ranks.rank + 1)]

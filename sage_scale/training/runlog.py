@@ -1,0 +1,90 @@
+"""What a stage tells: `log.jsonl` for programs, TensorBoard for curves, one line for the person who waits."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class RunLog:
+    """Log of one stage in `folder`. Only rank 0 makes one that writes; the others pass `active=False`."""
+
+    def __init__(self, folder: Path, name: str, active: bool = True, line_every_s: float = 5.0) -> None:
+        self.name = name
+        self.active = active
+        self.line_every_s = line_every_s
+        self._last_line = 0.0
+        self._tensorboard: Any = None
+        if active:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), flush_secs=30)
+
+    def event(self, event: str, step: int, **values: Any) -> None:
+        """One JSON line, and its numbers as TensorBoard curves."""
+        if not self.active:
+            return
+        row = {"event": event, "step": step, **{key: _plain(value) for key, value in values.items()}}
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for key, value in row.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step",):
+                self._tensorboard.add_scalar(f"{event}/{key}", value, step)
+
+    def line(self, text: str, now: bool = False) -> None:
+        """A progress line: redrawn in place on a terminal, a plain line every few seconds elsewhere."""
+        if not self.active:
+            return
+        terminal = sys.stderr.isatty()
+        since = time.monotonic() - self._last_line
+        if not now and since < (0.2 if terminal else self.line_every_s):
+            return
+        self._last_line = time.monotonic()
+        if terminal:
+            sys.stderr.write("\r\033[K" + f"{self.name}: {text}"[:180] + ("\n" if now else ""))
+        else:
+            sys.stderr.write(f"{self.name}: {text}\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self.active:
+            self._file.close()
+            self._tensorboard.close()
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory of this process so far, MB: of the GPU where there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def record_timing(run: Path, stage: str, seconds: float, memory: float) -> None:
+    """Add a stage's seconds and peak memory (MB) to `timing.json` of a run; the report shows it."""
+    path = run / "timing.json"
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    rows = [row for row in rows if row["stage"] != stage]
+    rows.append({"stage": stage, "seconds": round(seconds, 1), "memory_mb": round(memory)})
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def clock(seconds: float) -> str:
+    """3725 as `1:02:05`, 65 as `1:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.item()
+    return round(value, 6) if isinstance(value, float) else value
