@@ -1,7 +1,7 @@
 """A store in a folder of this machine (or a shared file system with hard links).
 
-An object is written to an unnamed file (O_TMPFILE) and appears under its name by one `link`, which fails where the
-name is taken: a writer killed at any moment leaves nothing behind. File systems without unnamed files get a
+An object is written to an unnamed file (O_TMPFILE) and appears under its name by one `link`, which fails where
+the name is taken: a writer killed at any moment leaves nothing behind. File systems without unnamed files get a
 named temporary file beside the target instead, hidden by its leading dot.
 """
 
@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from sage_scale.errors import StorageError
 from sage_scale.storage.interface import Entry, NotFound, Store, check_name
@@ -118,19 +119,12 @@ class FolderStore(Store):
 
 def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
     """Write `data` where nobody sees it, flush it to the disk, then give it its name in one step."""
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    hidden = folder / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        source = f"/proc/self/fd/{descriptor}"
-    except OSError as error:
-        if error.errno not in _NO_UNNAMED_FILES:
-            raise
-        descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        source = str(hidden)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        file, source = _unseen(path.parent, hidden)
+        with file:
             if isinstance(data, Path):
                 with open(data, "rb") as original:
                     shutil.copyfileobj(original, file, _COPY_BYTES)
@@ -138,27 +132,31 @@ def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
                 file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            # A new name can only be linked; to replace, the file first needs a name of its own.
+            # A file without a name can only be linked to a new one; to replace, it first gets one of its own.
             target = hidden if replace else path
             if source != str(target):
-                try:
-                    os.link(source, target, follow_symlinks=True)
+                try:  # with a folder's descriptor Python calls linkat, which follows /proc/self/fd
+                    os.link(source, target.name, dst_dir_fd=folder, follow_symlinks=True)
                 except FileExistsError:
                     return False
         if replace:
             os.replace(hidden, path)
-        _flush_folder(folder)
+        os.fsync(folder)
         return True
     finally:
+        os.close(folder)
         hidden.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _unseen(folder: Path, hidden: Path) -> tuple[IO[bytes], str]:
+    """An open file that no listing shows, and the path by which it can be linked."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        return os.fdopen(descriptor, "wb"), f"/proc/self/fd/{descriptor}"
+    except OSError as error:
+        if error.errno not in _NO_UNNAMED_FILES:
+            raise
+    return open(hidden, "xb"), str(hidden)
 
 
 def _reading(path: Path, error: OSError) -> StorageError:

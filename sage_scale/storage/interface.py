@@ -1,8 +1,8 @@
 """The one interface behind which a folder and an object store look the same.
 
-A store holds named, immutable-looking objects. The two ways to write are `put_if_absent`, on which the whole commit
-protocol stands (of several writers exactly one wins, and whoever is killed leaves nothing half-written), and
-`put`, which replaces an object as a whole. Names are relative, parts joined by `/`.
+There are two ways to write: `put_if_absent`, on which the whole commit protocol stands (of several writers exactly
+one wins, and whoever is killed leaves nothing half-written), and `put`, which replaces an object as a whole. Names
+are relative, parts joined by `/`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Store(ABC):
     def put_if_absent(self, name: str, data: bytes | Path) -> bool:
         """Store the bytes (or the file) unless the name is taken.
 
-        True where this very call stored it, even if the answer was lost on the way and the request repeated; False
-        where another object is there, which stays as it is. Nothing half-written is ever visible.
+        True where this very call stored it, even if the answer was lost on the way and the request repeated;
+        False where another object is there, which stays as it is. Nothing half-written is ever visible.
         """
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Store(ABC):
         return True
 
     def local_path(self, name: str) -> Path | None:
-        """The object as a file of this machine, to be mapped or read with `pread`; None where it is remote."""
+        """The object as a file of this machine, to be mapped or read with `pread`; None where remote."""
         check_name(name)
         return None
 

@@ -1,9 +1,10 @@
 """A store in an S3 bucket, through boto3.
 
-What a plain client gets wrong and this one does not: a conditional PUT whose answer was lost is repeated by boto3 and
-then meets its own object (412), so every PUT carries a random `put-id` in the object's metadata and a 412 is checked
-against it; a body that breaks off in the middle is fetched again; a range is checked for its place and length.
-A flipped byte in a body is not noticed by S3 clients: hashes of what was stored are the caller's (sage_scale.shards).
+What a plain client gets wrong and this one does not: a conditional PUT whose answer was lost is repeated by boto3
+and then meets its own object (412), so every PUT carries a random `put-id` in the object's metadata and a 412 is
+checked against it; a body that breaks off in the middle is fetched again; a range is checked for its place and
+length. A flipped byte in a body is not noticed by S3 clients: hashes of what was stored are the caller's business
+(sage_scale.shards).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class S3Store(Store):
 
     @property
     def client(self) -> Any:
-        """The boto3 client of this process; a forked child makes its own, since connections are not shared."""
+        """The boto3 client of this process; a forked child makes its own."""
         with self._lock:
             if self._client is None or self._process != os.getpid():
                 self._client, self._process = self._connect(), os.getpid()
@@ -244,8 +245,8 @@ class S3Store(Store):
             )
         if code in _REFUSED:
             return StorageError(
-                f"{what}: {where} refuses this ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the "
-                "bucket's policy"
+                f"{what}: {where} refuses this ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+                "and the bucket's policy"
             )
         if code in ("InvalidRange", "416"):
             return StorageError(f"{what} is shorter than its index says: it was cut off or exchanged")
