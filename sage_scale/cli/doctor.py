@@ -1,0 +1,255 @@
+"""`sage-scale doctor`: what this machine has, what is missing, what that costs. Changes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+State = Literal["ok", "note", "missing"]
+MARKS: dict[State, tuple[str, str]] = {"ok": ("+", "green"), "note": ("~", "yellow"), "missing": ("-", "red")}
+
+PACKAGES = {
+    "deepspeed": "no training",
+    "ray": "no precompute",
+    "webdataset": "shards cannot be compared with webdataset's own reader",
+    "transformers": "no language model",
+    "sentencepiece": "no vocabulary of one's own",
+    "safetensors": "no checkpoints",
+    "boto3": "no s3:// datasets",
+    "sacrebleu": "no scores",
+    "matplotlib": "no timeline figures",
+}
+"""What is lost without each required package."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's list."""
+
+    part: str
+    """Heading under which it stands."""
+    name: str
+    state: State
+    """ok: there; note: worth knowing, or only needed for some work; missing: the main job needs it."""
+    found: str
+    """What was found: a version, a size, a device."""
+    cost: str = ""
+    """What it costs that it is not there, and what to do about it; empty for ok."""
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+) -> None:
+    """Say what is installed, what is missing and what that costs. Always ends with exit code 0."""
+    found = checks()
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in found], indent=1))
+        return
+    part = ""
+    width = max(len(check.name) for check in found)
+    for check in found:
+        if check.part != part:
+            part = check.part
+            typer.secho(f"\n{part}", bold=True)
+        mark, colour = MARKS[check.state]
+        typer.echo(f"  {typer.style(mark, fg=colour)} {check.name:<{width}}  {check.found}")
+        if check.cost:
+            typer.echo(f"    {'':<{width}}  {check.cost}")
+    missing = [check.name for check in found if check.state == "missing"]
+    typer.echo(
+        f"\nMissing: {', '.join(missing)}" if missing else "\nNothing that the main job needs is missing."
+    )
+
+
+def checks() -> list[Check]:
+    """Every check; a probe that fails becomes a line of the list instead of ending it."""
+    probes = (_machine, _arithmetic, _packages, _text, _video, _storage, _tools)
+    found: list[Check] = []
+    for probe in probes:
+        found.extend(_guarded(probe))
+    return found
+
+
+def _guarded(probe: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    try:
+        yield from probe()
+    except Exception as error:  # a broken installation is just what the doctor is asked about
+        part = probe.__name__.strip("_").capitalize()
+        reason = f"{type(error).__name__}: {error}"
+        yield Check(part, "broken", "missing", " ".join(reason.split()), "Install again: make setup")
+
+
+def _check(part: str, name: str, good: bool, found: str, cost: str, otherwise: State = "note") -> Check:
+    return Check(part, name, "ok", found) if good else Check(part, name, otherwise, found, cost)
+
+
+def _package(part: str, name: str, cost: str, otherwise: State = "missing") -> Check:
+    try:
+        return Check(part, name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(part, name, otherwise, "not installed", cost)
+
+
+def _machine() -> Iterator[Check]:
+    part = "Machine"
+    python = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield _check(part, "python", sys.version_info >= (3, 11), python, "3.11 or newer is needed.", "missing")
+    cores = usable_cores()
+    yield _check(part, "cores", cores >= 2, f"{cores:g} usable", "The demo is timed for two cores.")
+    memory = usable_memory()
+    if memory:
+        yield _check(part, "memory", memory >= 8e9, _size(memory), "The demo needs up to 8 GB.")
+    for name, place, need, cost in (
+        ("disk", ".", 5e9, "An installation takes 3 GB, the demo 1 GB."),
+        (
+            "temporary disk",
+            os.environ.get("TMPDIR", "/tmp"),
+            2e9,
+            "Ray keeps logs and spilled objects there.",
+        ),
+        ("shared memory", "/dev/shm", 1.2e9, "Ray's object store falls back to the disk, which is slower."),
+    ):
+        if Path(place).is_dir():
+            free = shutil.disk_usage(place).free
+            yield _check(part, name, free >= need, f"{_size(free)} free", cost)
+
+
+def _arithmetic() -> Iterator[Check]:
+    part = "Arithmetic"
+    import torch
+
+    yield Check(part, "torch", "ok", torch.__version__)
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(number)
+            yield Check(part, f"gpu {number}", "ok", f"{card.name}, {_size(card.total_memory)}")
+        units = "tensor cores" if torch.cuda.get_device_capability()[0] >= 8 else "none"
+    else:
+        built = f"torch is built for {torch.version.cuda or torch.version.hip or 'CPU'}"
+        cost = "The demo and small corpora train on CPU; the full-size recipes need a GPU."
+        yield Check(part, "gpu", "note", f"none ({built})", cost)
+        units = _cpu_bf16_units()
+    cost = "precision: auto computes in float32; bf16 would be slower here, not faster."
+    yield _check(part, "bf16 matrix units", units != "none", units, cost)
+
+
+def _cpu_bf16_units() -> str:
+    listing = Path("/proc/cpuinfo")
+    flags = listing.read_text(errors="replace").split() if listing.exists() else []
+    return next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "none")
+
+
+def _packages() -> Iterator[Check]:
+    part = "Packages"
+    for name, cost in PACKAGES.items():
+        yield _package(part, name, f"Without it: {cost}. make setup installs it.")
+    yield _package(part, "pose-format", ".pose files are not read: pip install 'sage-scale[pose]'", "note")
+    yield _package(part, "triton", "The fused loss kernels need a GPU build of torch.", "note")
+
+
+def _text() -> Iterator[Check]:
+    part = "Text"
+    yield _package(part, "spacy", "Without it: no pseudo-glosses. make setup installs it.")
+    pipelines = sorted(entry.name for entry in importlib.metadata.entry_points(group="spacy_models"))
+    cost = "HanTa and jieba tag instead, a little unlike the papers: python -m spacy download de_core_news_lg"
+    yield _check(part, "spaCy pipelines", bool(pipelines), ", ".join(pipelines) or "none", cost)
+    alone = "without a spaCy pipeline aligns whole sentences instead of pseudo-glosses."
+    yield _package(part, "HanTa", f"German, English or Dutch {alone}")
+    yield _package(part, "jieba", f"Chinese {alone}")
+
+
+def _video() -> Iterator[Check]:
+    part = "Video"
+    import av
+
+    libraries = ".".join(map(str, av.library_versions.get("libavcodec", ())))
+    yield Check(part, "PyAV", "ok", f"{av.__version__}, libavcodec {libraries}")
+    for codec, mode, cost in (
+        ("h264", "r", "Most sign corpora cannot be read."),
+        (
+            "libx264",
+            "w",
+            "The made corpus, and so the demo, cannot be written; PyAV's wheels from PyPI have it.",
+        ),
+    ):
+        try:
+            av.codec.Codec(codec, mode)  # type: ignore[arg-type]
+            yield Check(part, codec, "ok", "reads" if mode == "r" else "writes")
+        except ValueError:
+            yield Check(part, codec, "missing", "not in this build of ffmpeg", cost)
+
+
+def _storage() -> Iterator[Check]:
+    part = "Object storage"
+    source = credentials_source(os.environ, Path.home())
+    cost = "For s3:// datasets set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+    yield _check(part, "S3 credentials", bool(source), source or "none", cost)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    yield Check(part, "S3 endpoint", "ok", endpoint.rpartition("@")[2] or "that of AWS")
+    lacking = [program for program in ("radosgw", "ceph-mon", "ceph-osd") if not shutil.which(program)]
+    found = f"without {', '.join(lacking)}" if lacking else "radosgw, ceph-mon, ceph-osd"
+    cost = "Tests run against moto alone: apt-get install radosgw ceph-mon ceph-osd"
+    yield _check(part, "Ceph gateway", not lacking, found, cost)
+
+
+def credentials_source(environment: Mapping[str, str], home: Path) -> str:
+    """Where boto3 would find credentials, in words that show none of them; empty where it would find none.
+
+    Not asked of boto3 itself, which looks for a cloud machine's metadata server for seconds.
+    """
+    if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
+        return "in the environment"
+    if environment.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+        return "web identity of a service account"
+    if any(environment.get(f"AWS_CONTAINER_CREDENTIALS_{kind}_URI") for kind in ("RELATIVE", "FULL")):
+        return "role of the container"
+    shared = Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or home / ".aws" / "credentials")
+    return "in the shared credentials file" if shared.is_file() else ""
+
+
+def _tools() -> Iterator[Check]:
+    part = "Tools"
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    compiler = next((name for name in names if name and shutil.which(name)), "")
+    cost = "DeepSpeed's shared-memory collectives are not built; several ranks on CPU are slower."
+    yield _check(part, "C++ compiler", bool(compiler), compiler or "none", cost)
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    ninja = shutil.which("ninja", path=search)
+    yield _check(part, "ninja", bool(ninja), "found" if ninja else "none", f"{cost} pip install ninja")
+
+
+def usable_cores() -> float:
+    """Cores this process may use: its affinity, or the control group's share where that is less."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else min(cores, int(quota) / int(period))
+    except (OSError, ValueError):
+        return cores
+
+
+def usable_memory() -> int:
+    """Bytes of memory: the machine's, or the control group's limit where that is less; 0 where unknown."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+def _size(amount: float) -> str:
+    return f"{amount / 1e9:.1f} GB"
