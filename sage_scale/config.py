@@ -83,6 +83,13 @@ class Vision:
     """JPEG quality of stored frames, 1 to 95."""
     background: Literal["none", "median"] = "none"
     """median stores the clip's median frame as well and training subtracts it (a still camera is needed)."""
+    fit: Literal["auto", "crop", "stretch"] = "auto"
+    """How a picture becomes a square: its middle, or stretched; auto crops video files and stretches folders of
+    frames, as the field does with PHOENIX14T's 210 x 260."""
+    source_fps: float = 25.0
+    """Frame rate of sources that do not state one (folders of frames, keypoint files), frames per second."""
+    keypoint_velocities: bool = False
+    """Add each point's movement since the frame before to the features of the backbone keypoints."""
     backbone: str = "resnet34"
     """Frozen backbone of `features`: resnet34, dinov2-vits14 or keypoints."""
     backbone_weights: str = ""
@@ -144,6 +151,9 @@ class Precompute:
     """How often an actor is restarted, and a unit tried again, after it died."""
     unit_timeout_s: float = 3600.0
     """A unit that takes longer is left open, seconds."""
+    allow_mixed: bool = False
+    """Go on with other versions or another kind of device than the output was begun with: the dataset is then
+    complete and without doubles, but not byte-identical to an undisturbed run's."""
 
 
 @dataclass(frozen=True, kw_only=True)

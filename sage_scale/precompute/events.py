@@ -1,0 +1,54 @@
+"""What an actor tells its driver while it works on a unit. Small, plain values; one `ClipDone` a clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+STAGES = ("decode", "segment", "text", "features", "encode", "commit")
+"""The parts of an actor's time that progress reports, in the order in which a clip passes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipDone:
+    """One clip of the unit became a sample or a reject."""
+
+    clip: str
+    """Id of the clip."""
+    reason: str = ""
+    """Why it was rejected; empty for a sample."""
+    detail: str = ""
+    """One line about the reject."""
+    frames: int = 0
+    """Frames of the clip at the recipe's rate."""
+    seconds: float = 0.0
+    """Length of the clip's video, seconds."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds spent in each stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitDone:
+    """The unit's tar, index and marker are stored."""
+
+    marker: dict[str, Any]
+    """The marker, as stored."""
+    ours: bool
+    """False where another driver's tar was there first and the work was dropped."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds spent in stages that belong to no single clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitFailed:
+    """The unit could not be finished; nothing of it is half-written."""
+
+    kind: Literal["full", "storage", "memory", "error", "killed", "time-out"]
+    """full: no space left, so no other unit will fare better; the others may pass when tried again."""
+    message: str
+    """One line: what happened."""
+    clip: str = ""
+    """Id of the clip it happened in, where it was in one."""
+
+
+Event = ClipDone | UnitDone | UnitFailed

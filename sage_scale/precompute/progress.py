@@ -1,0 +1,203 @@
+"""Progress of a preprocessing run: a bar on a terminal, a plain line every few seconds elsewhere, JSON events.
+
+Counted are clips, hours of video, frames a second, shards, rejects and the time left; the seconds that the actors
+spent in each stage say which one is the bottleneck.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any
+
+from sage_scale.precompute.events import STAGES, ClipDone, UnitDone, UnitFailed
+from sage_scale.precompute.plan import Unit
+
+PLAIN_EVERY_S = 5.0
+
+
+class Progress:
+    """Takes the events of all units and shows where the run stands. Use as a context manager."""
+
+    def __init__(
+        self,
+        *,
+        clips: int,
+        units: int,
+        clips_before: int = 0,
+        units_before: int = 0,
+        stream: IO[str] | None = None,
+        events: Path | None = None,
+        every_s: float = PLAIN_EVERY_S,
+    ) -> None:
+        """`clips` and `units` are the whole plan; `..._before` were committed by earlier runs."""
+        self.clips, self.units = clips, units
+        self.clips_before, self.units_before = clips_before, units_before
+        self.units_done = 0
+        self.clips_committed = 0
+        self.clips_in_flight: Counter[int] = Counter()
+        self.rejects: Counter[str] = Counter()
+        self.frames = 0
+        self.seconds = 0.0
+        self.stages: Counter[str] = Counter()
+        self._stream = stream or sys.stderr
+        self._events: IO[str] | None = open(events, "a", encoding="utf-8") if events else None
+        self._started = time.monotonic()
+        self._every_s = every_s
+        self._last = self._started
+        self._bar = _bar(self._stream, clips) if _is_terminal(self._stream) else None
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._refresh()
+            self._bar[0].stop()
+        if self._events:
+            self._events.close()
+
+    @property
+    def clips_done(self) -> int:
+        """Clips committed before and now, and those done in units still in the making."""
+        return self.clips_before + self.clips_committed + self.clips_in_flight.total()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._started
+
+    def clip(self, unit: Unit, event: ClipDone) -> None:
+        """A clip of a unit in the making is done."""
+        self.clips_in_flight[unit.number] += 1
+        self.frames += event.frames
+        self.seconds += event.seconds
+        self._spend(event.stages)
+        if event.reason:
+            self._record("reject", unit=unit.number, clip=event.clip, reason=event.reason, detail=event.detail)
+        self._tick()
+
+    def unit(self, unit: Unit, event: UnitDone) -> None:
+        """A unit is committed."""
+        self.clips_in_flight.pop(unit.number, None)
+        self.clips_committed += len(unit.clips)
+        self.units_done += 1
+        self._spend(event.stages)
+        self._record("unit", unit=unit.number, ours=event.ours, **_counts(event.marker))
+        self._tick()
+
+    def failure(self, unit: Unit, event: UnitFailed, again: bool) -> None:
+        """A unit was lost; its clips no longer count as done."""
+        self.clips_in_flight.pop(unit.number, None)
+        self._record("failure", unit=unit.number, kind=event.kind, clip=event.clip, message=event.message, again=again)
+        where = f" at clip '{event.clip}'" if event.clip else ""
+        then = "trying again" if again else "left open"
+        self.say(f"unit {unit.name}{where}: {event.message}; {then}")
+
+    def say(self, text: str) -> None:
+        """One line of its own."""
+        if self._bar:
+            self._bar[0].console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def idle(self) -> None:
+        """Called while nothing happens, so that the display keeps moving."""
+        self._tick()
+
+    def bottleneck(self) -> str:
+        """`decode 3.1 s (62%), ...`: seconds of all actors by stage, the largest first; empty before the first clip."""
+        total = self.stages.total()
+        if total <= 0:
+            return ""
+        order = sorted((name for name in STAGES if self.stages[name] > 0), key=lambda name: -self.stages[name])
+        return ", ".join(f"{name} {self.stages[name]:.1f} s ({self.stages[name] / total:.0%})" for name in order)
+
+    def line(self) -> str:
+        """The whole state in one line."""
+        elapsed = self.elapsed_s
+        here = self.clips_done - self.clips_before
+        parts = [
+            f"{self.clips_done:,} of {self.clips:,} clips",
+            f"{self.seconds / 3600:.2f} h of video",
+            f"{self.frames / elapsed if elapsed > 0 else 0:,.0f} frames/s",
+            f"{self.units_before + self.units_done} of {self.units} shards",
+            f"{self.rejects.total()} rejects",
+        ]
+        if here and self.clips_done < self.clips:
+            parts.append(f"{duration(elapsed / here * (self.clips - self.clips_done))} left")
+        if self.stages.total() > 0:
+            top, seconds = max(self.stages.items(), key=lambda item: item[1])
+            parts.append(f"bottleneck {top} ({seconds / self.stages.total():.0%} of {self._stage_seconds()})")
+        return ", ".join(parts)
+
+    def _stage_seconds(self) -> str:
+        return " ".join(f"{name} {self.stages[name]:.0f}s" for name in STAGES if self.stages[name] > 0)
+
+    def _spend(self, stages: dict[str, float]) -> None:
+        for name, seconds in stages.items():
+            self.stages[name] += seconds
+
+    def _record(self, kind: str, **values: Any) -> None:
+        if kind == "reject":
+            self.rejects[values["reason"]] += 1
+        if self._events:
+            row = {"event": kind, "at_s": round(self.elapsed_s, 3), **values}
+            self._events.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._events.flush()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if self._bar:
+            if now - self._last >= 0.2:
+                self._last = now
+                self._refresh()
+        elif now - self._last >= self._every_s:
+            self._last = now
+            print(self.line(), file=self._stream, flush=True)
+            self._record("progress", clips=self.clips_done, frames=self.frames, stages=_rounded(self.stages))
+
+    def _refresh(self) -> None:
+        assert self._bar is not None
+        display, task = self._bar
+        display.update(task, completed=self.clips_done, line=self.line())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `12 s`, `3 min 20 s` or `5 h 04 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _counts(marker: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in marker.items() if isinstance(value, int) and key != "unit"}
+
+
+def _rounded(stages: Counter[str]) -> dict[str, float]:
+    return {name: round(seconds, 2) for name, seconds in stages.items()}
+
+
+def _is_terminal(stream: IO[str]) -> bool:
+    return bool(getattr(stream, "isatty", lambda: False)())
+
+
+def _bar(stream: IO[str], clips: int) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    display = Progress(
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[line]}", markup=False),
+        console=Console(file=stream),
+        transient=True,
+    )
+    return display, display.add_task("precompute", total=clips, line="starting")
