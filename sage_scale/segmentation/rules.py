@@ -1,0 +1,140 @@
+"""Pure rules from O/I/B labels to segments (SAGE, section 3.1.1; the released code's rule is `sage`).
+
+A label is one number a frame: O = 0 outside a sign, I = 1 inside, B = 2 the first frame of a sign. A segment
+is a half-open frame interval [start, end); N segments of a clip are int32 (N, 2), sorted and disjoint, N >=
+1.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from sage_scale.config import Segmentation
+
+O, I, B = 0, 1, 2  # noqa: E741 - the labels' names in the literature
+LETTERS = "OIB"
+RULE_FPS = 25.0
+"""Frame rate at which the rules' frame counts are stated."""
+
+
+def decode_oib(probabilities_TC: np.ndarray, fps: float = RULE_FPS) -> np.ndarray:
+    """Labels int8 (T,) from scores (T, 3) for O, I, B as Hands-On decodes them.
+
+    The largest score wins. A B that follows a B becomes I. A run of at least 2 I without a B before it (at
+    least 6 at the clip's start, 25 fps) gets a B at its start.
+    """
+    labels_T = np.argmax(np.asarray(probabilities_TC), axis=1).astype(np.int8)
+    repeated_T = np.concatenate([[False], (labels_T[1:] == B) & (labels_T[:-1] == B)])
+    labels_T[repeated_T] = I
+    inside_T = np.concatenate([[False], labels_T == I, [False]])
+    starts = np.flatnonzero(inside_T[1:] & ~inside_T[:-1])
+    ends = np.flatnonzero(~inside_T[1:] & inside_T[:-1])
+    for start, end in zip(starts, ends):
+        needed = 6 if start == 0 else 2
+        after_sign = start > 0 and labels_T[start - 1] == B
+        if not after_sign and end - start >= needed * fps / RULE_FPS:
+            labels_T[start] = B
+    return labels_T
+
+
+def labels_to_segments(
+    labels_T: np.ndarray,
+    rule: str = "sage",
+    *,
+    fps: float = RULE_FPS,
+    min_frames: int = 4,
+    max_frames: int = 10,
+) -> np.ndarray:
+    """Segments int32 (N, 2), N >= 1, of labels (T,) at `fps` (T >= 1); the limits are frames at 25 fps.
+
+    `sage`: cut at every B, O frames stay with the segment before; drop segments under `min_frames` and a
+    first or last one of O only; halve those above `max_frames` until none is. A clip without any sign, or
+    without a segment left, is halved as a whole. `plain`: from each B to the next, the last one to the clip's
+    last signed frame.
+    """
+    labels_T = np.asarray(labels_T)
+    total = len(labels_T)
+    if total == 0:
+        raise ValueError("a clip without frames has no segments")
+    limit = max_frames * fps / RULE_FPS
+    onsets = np.flatnonzero(labels_T == B)
+    signed = np.flatnonzero(labels_T != O)
+    if rule == "plain":
+        ends = np.append(onsets[1:], signed[-1] + 1 if len(signed) else total)
+        pieces = list(zip(onsets.tolist(), ends.tolist())) or [(0, total)]
+    elif rule == "sage":
+        pieces = _cut(labels_T, onsets, least=min_frames * fps / RULE_FPS) if len(signed) else []
+        pieces = [half for piece in pieces or [(0, total)] for half in halve(*piece, limit)]
+    else:
+        raise ValueError(f"no rule {rule!r}: sage or plain")
+    return np.array(pieces, dtype=np.int32)
+
+
+def _cut(labels_T: np.ndarray, onsets: np.ndarray, least: float) -> list[tuple[int, int]]:
+    edges = sorted({0, len(labels_T), *onsets.tolist()})
+    pieces = list(itertools.pairwise(edges))
+    empty = [bool((labels_T[start:end] == O).all()) for start, end in pieces]
+    while pieces and empty[0]:
+        pieces, empty = pieces[1:], empty[1:]
+    while pieces and empty[-1]:
+        pieces, empty = pieces[:-1], empty[:-1]
+    return [(start, end) for start, end in pieces if end - start >= least]
+
+
+def halve(start: int, end: int, limit: float) -> list[tuple[int, int]]:
+    """[start, end) cut in halves, recursively, until no part is longer than `limit` frames (at least 1)."""
+    if end - start <= max(limit, 1):
+        return [(start, end)]
+    middle = (start + end) // 2
+    return halve(start, middle, limit) + halve(middle, end, limit)
+
+
+def segments_to_labels(segments_N2: np.ndarray, total: int) -> np.ndarray:
+    """Labels int8 (total,) of sign intervals: B, then I; parts outside the clip are cut off."""
+    labels_T = np.zeros(total, np.int8)
+    for start, end in np.asarray(segments_N2).reshape(-1, 2).tolist():
+        start, end = max(start, 0), min(end, total)
+        if start < end:
+            labels_T[start:end] = I
+            labels_T[start] = B
+    return labels_T
+
+
+def resample_labels(labels_S: np.ndarray, from_fps: float, total: int, to_fps: float) -> np.ndarray:
+    """Labels int8 (total,) at `to_fps` from labels at `from_fps`: nearest in time, and no B is lost or
+    doubled.
+
+    Two signs whose starts fall on one frame at the lower rate become one.
+    """
+    labels_S = np.asarray(labels_S)
+    if len(labels_S) == 0:
+        return np.zeros(total, np.int8)
+    source_T = np.ceil(np.arange(total) * from_fps / to_fps - 0.5 - 1e-6).astype(int)
+    past_T = source_T >= len(labels_S)
+    labels_T = labels_S[np.clip(source_T, 0, len(labels_S) - 1)].astype(np.int8)
+    labels_T[labels_T == B] = I
+    onsets = np.floor(np.flatnonzero(labels_S == B) * to_fps / from_fps + 0.5 + 1e-6).astype(int)
+    labels_T[past_T] = O
+    labels_T[onsets[onsets < total]] = B
+    return labels_T
+
+
+def parse_letters(text: str) -> np.ndarray:
+    """Labels int8 (T,) of a string such as "OOBIIIOBII"; ValueError names a strange letter."""
+    strange = set(text.upper()) - set(LETTERS)
+    if strange:
+        raise ValueError(f"labels hold {sorted(strange)!r}, only O, I and B are known")
+    return np.array([LETTERS.index(letter) for letter in text.upper()], np.int8)
+
+
+def apply_rule(labels_T: np.ndarray, segmentation: Segmentation, fps: float) -> np.ndarray:
+    """`labels_to_segments` with the recipe's rule and limits."""
+    return labels_to_segments(
+        labels_T,
+        segmentation.rule,
+        fps=fps,
+        min_frames=segmentation.min_frames,
+        max_frames=segmentation.max_frames,
+    )
