@@ -1,0 +1,40 @@
+# One word for each thing a developer does. `make demo` and `make test` need nothing but Python 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# ninja and the console script are found first; one thread a process keeps small machines from thrashing.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup demo test test-system lint format bench clean
+
+setup: $(STAMP)
+
+# CPU machines take what pip gives for torch; for a CUDA build see README, "On a GPU".
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing sage_scale into $(VENV) (about two minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# make demo CONTROL=1 gives stage 2 the whole budget and leaves stage 1 out.
+demo: $(STAMP)
+	@$(BIN)/sage-scale demo $(if $(CONTROL),--control) $(DEMO)
+
+test: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system and not gpu"
+
+test-system: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "system and not gpu"
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

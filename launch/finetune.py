@@ -1,0 +1,14 @@
+"""Stage 2 under a launcher.
+
+deepspeed --num_gpus 8 launch/finetune.py --run runs/NAME --data s3://bucket/corpus --recipe sage-phoenix14t
+deepspeed --hostfile hosts launch/finetune.py --run ... --data ... --recipe ... finetune.batch_size=64
+torchrun --nproc_per_node 2 launch/finetune.py ...
+python launch/finetune.py ...            (one process)
+"""
+
+import sys
+
+from sage_scale.training.launched import main
+
+if __name__ == "__main__":
+    sys.exit(main("finetune"))

@@ -1,0 +1,85 @@
+"""Translating a whole split: sharded over the ranks, scored once over the whole set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sage_scale.config import Recipe
+from sage_scale.models.sage import SageTranslator
+from sage_scale.streaming import Batch, open_evaluation
+from sage_scale.training import distributed
+from sage_scale.training.distributed import Ranks
+from sage_scale.vision.packed import PackedVideo
+
+Change = Callable[[PackedVideo], PackedVideo]
+
+
+@torch.no_grad()
+def translate_split(
+    recipe: Recipe,
+    model: SageTranslator,
+    tokenizer: Any,
+    data: str,
+    split: str,
+    ranks: Ranks,
+    precision: Callable[[], AbstractContextManager],
+    change: Change | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """One row a clip, in dataset order, on every rank: key, id, hypothesis, reference, pseudo-glosses, segments.
+
+    `change` may replace the video of a batch, for controls (blank videos).
+    """
+    model.eval()
+    evaluation = recipe.evaluation
+    rows: list[dict[str, Any]] = []
+    for batch in open_evaluation(
+        data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=evaluation.batch_size
+    ):
+        if not batch.keys:
+            continue
+        video = change(batch.video) if change else batch.video
+        with precision():
+            hypotheses = model.generate(
+                video.to(ranks.device),
+                tokenizer,
+                [meta["language"] for meta in batch.metas],
+                beams=evaluation.beams,
+                max_tokens=evaluation.max_tokens,
+                length_penalty=evaluation.length_penalty,
+            )
+        rows += _rows(batch, hypotheses)
+        if progress:
+            progress(len(rows))
+    return [row for part in distributed.gather_objects(rows) for row in part]
+
+
+def blank(video: PackedVideo) -> PackedVideo:
+    """The same clips with nothing to see: every frame is its background (or grey), every feature zero."""
+    if video.features_FC is not None:
+        return replace(video, features_FC=torch.zeros_like(video.features_FC))
+    assert video.frames_FCHW is not None
+    if video.background_BCHW is not None:
+        return replace(video, frames_FCHW=video.background_BCHW[video.frame_clip_F()])
+    return replace(video, frames_FCHW=torch.full_like(video.frames_FCHW, 128))
+
+
+def _rows(batch: Batch, hypotheses: list[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": key,
+            "id": meta["id"],
+            "hypothesis": hypothesis,
+            "reference": meta["sentence"],
+            "pseudo_glosses": meta["pseudo_glosses"],
+            "segments": segments.tolist(),
+            "frames": meta["frames"],
+            "signer": meta["signer"],
+        }
+        for key, meta, hypothesis, segments in zip(batch.keys, batch.metas, hypotheses, batch.segments)
+    ]

@@ -1,0 +1,83 @@
+"""What leaves training for the world: a folder that a stranger opens.
+
+    model/recipe.yaml            the whole recipe
+    model/language_model/        a Hugging Face folder (safetensors, config, tokenizer): `from_pretrained` opens it
+    model/visual.safetensors     visual encoder and mapper, float32, by name (`visual.*`, `mapper.*`)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sage_scale.config import Recipe, load_recipe, to_yaml
+from sage_scale.errors import CheckpointError
+from sage_scale.models.language import load_language_model
+from sage_scale.models.sage import SageTranslator
+
+VISUAL = ("visual.", "mapper.", "context.")
+
+
+def save_visual(model: nn.Module, path: Path) -> None:
+    """Write the visual side of a model (encoder, mapper, context encoder if any), atomically."""
+    tensors = {
+        name: value.detach().float().cpu().contiguous().clone() if value.is_floating_point() else value.cpu().clone()
+        for name, value in model.state_dict().items()
+        if name.startswith(VISUAL)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def load_visual_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of `save_visual`. Raises CheckpointError where the file is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: run `sage-scale pretrain` first, or set finetune.init=none") from None
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def save_translator(model: SageTranslator, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
+    """Write the export folder; it replaces an older one only when it is whole."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_visual(model, partial / "visual.safetensors")
+    model.language_model.save_pretrained(partial / "language_model")
+    tokenizer.save_pretrained(partial / "language_model")
+    (partial / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> tuple[SageTranslator, Any, Recipe]:
+    """(translator in eval mode, tokenizer, recipe) from a run folder or its `model/` export.
+
+    Raises CheckpointError naming what is missing.
+    """
+    path = Path(folder)
+    if not path.exists():
+        raise CheckpointError(f"no folder {path}; give a run (runs/NAME) or an export (runs/NAME/model)")
+    if not (path / "visual.safetensors").is_file():
+        path = path / "model"
+    if not (path / "visual.safetensors").is_file():
+        raise CheckpointError(f"{folder} holds no trained translator (model/visual.safetensors); run `sage-scale finetune`")
+    recipe = load_recipe(path / "recipe.yaml")
+    language_model, tokenizer = load_language_model(path / "language_model")
+    model = SageTranslator(recipe, language_model)
+    tensors = load_visual_file(path / "visual.safetensors")
+    wanted = {name for name in model.state_dict() if name.startswith(VISUAL)}
+    if wanted - tensors.keys():
+        raise CheckpointError(f"{path}/visual.safetensors lacks '{min(wanted - tensors.keys())}': it is of another recipe")
+    model.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
+    return model.to(device).eval(), tokenizer, recipe

@@ -1,0 +1,81 @@
+"""The language model of a run: trimmed to the corpus, or made from it, once, in `runs/NAME/language_model/`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sage_scale.config import Recipe
+from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.streaming import read_texts
+from sage_scale.training import distributed
+from sage_scale.training.distributed import Ranks
+from sage_scale.training.runlog import memory_mb, record_timing
+
+DONE = "prepared.json"
+
+
+def prepare_language_model(
+    recipe: Recipe, run: Path, data: str, ranks: Ranks, say: Callable[[str], None] | None = None
+) -> Path:
+    """The Hugging Face folder that both stages load; made by rank 0 where it is not there yet.
+
+    With `denoise.enabled` a small mBART is pretrained on the training sentences; otherwise
+    `model.language_model` is trimmed to the training sentences and lemmas (`text.trim_vocabulary`) or used as it is.
+    """
+    folder = run / "language_model"
+    failure: Exception | None = None
+    if ranks.first and not (folder / DONE).is_file():
+        try:
+            _prepare(recipe, run, folder, data, ranks, say)
+        except Exception as error:
+            failure = error
+    failed = distributed.from_first(str(failure) if failure else None)
+    if failure is not None:
+        raise failure
+    if failed is not None:
+        raise CheckpointError(f"rank 0 could not prepare the language model: {failed}")
+    return folder if (folder / "config.json").is_file() else Path(recipe.model.language_model)
+
+
+def _prepare(
+    recipe: Recipe, run: Path, folder: Path, data: str, ranks: Ranks, say: Callable[[str], None] | None
+) -> None:
+    started = time.monotonic()
+    partial = folder.with_name("language_model.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    texts: list[dict[str, Any]] = []
+    if recipe.denoise.enabled or recipe.text.trim_vocabulary:
+        texts = [meta for meta in read_texts(data) if meta["sentence"]]
+    train = [meta for meta in texts if meta["split"] == "train"]
+    sentences = [meta["sentence"] for meta in train]
+    glosses = [list(meta["pseudo_glosses"]) for meta in train]
+    report: dict[str, Any] = {}
+    if recipe.denoise.enabled:
+        from sage_scale.training.language_model import make_language_model
+
+        make_language_model(
+            sentences, glosses, recipe.denoise, partial, recipe.corpus.language, seed=recipe.pretrain.seed, progress=say
+        )
+        report["made"] = "denoising of the training sentences"
+    elif not recipe.model.language_model:
+        raise RecipeError("model.language_model is empty: give a folder with mBART-large-50, or set denoise.enabled=true")
+    elif recipe.text.trim_vocabulary:
+        from sage_scale.text.vocabulary import trim_model
+
+        others = {split: [m["sentence"] for m in texts if m["split"] == split] for split in ("dev", "test")}
+        report["trimmed"] = trim_model(
+            recipe.model.language_model, partial, sentences, glosses, recipe.corpus.language, held_out=others
+        )
+    else:
+        report["used"] = recipe.model.language_model
+    report["seconds"] = round(time.monotonic() - started, 1)
+    (partial / DONE).write_text(json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    record_timing(run, "language model", report["seconds"], memory_mb(ranks.device))

@@ -1,0 +1,192 @@
+"""Stage 1: visual tokens are aligned with pseudo-gloss tokens by CLCL at two levels (SAGE, section 3.1).
+
+    sage-scale pretrain --run runs/NAME --data URL --recipe NAME
+    deepspeed --num_gpus 8 launch/pretrain.py --run runs/NAME --data URL --recipe NAME
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sage_scale.config import Recipe, to_yaml
+from sage_scale.evaluation.retrieval import retrieval
+from sage_scale.losses import clcl_loss, clcl_similarity, clip_similarity
+from sage_scale.models.language import TextEncoder, load_language_model
+from sage_scale.models.sage import SageAligner
+from sage_scale.streaming import Batch, open_evaluation, open_stream
+from sage_scale.training import distributed, export
+from sage_scale.training.engine import Engine
+from sage_scale.training.loop import Loop
+from sage_scale.training.prepare import prepare_language_model
+from sage_scale.training.runlog import memory_mb, record_timing
+
+STAGE1 = "pretrain/visual.safetensors"
+
+
+def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
+    """Train stage 1 to its end (or go on with it) in `run_folder`, from the dataset at URL `data`.
+
+    Writes `pretrain/log.jsonl`, checkpoints, `pretrain/visual.safetensors` and `alignment.json`, and returns the
+    dev figures of the weights kept. Called by every rank.
+    """
+    folder = Path(run_folder)
+    ranks = distributed.initialise()
+    torch.manual_seed(recipe.pretrain.seed)
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    language_folder = prepare_language_model(recipe, folder, data, ranks)
+    language_model, tokenizer = load_language_model(language_folder)
+    model = SageAligner(recipe, language_model)
+    text = TextEncoder(language_model, tokenizer)
+    text.to(ranks.device)
+    stage = recipe.pretrain
+    stream = open_stream(
+        data, recipe, "train", rank=ranks.rank, world=ranks.world, batch_size=stage.batch_size, seed=stage.seed
+    )
+    engine = Engine(model, stage, ranks)
+    loop = Loop("pretrain", recipe, folder, engine, stream)
+    loop.resume()
+
+    def compute(batch: Batch) -> dict[str, float]:
+        texts, languages = alignment_texts(recipe, batch.metas)
+        targets = text.encode(texts, languages, ranks.device)
+        share, parts = engine.forward(batch.video.to(ranks.device), targets, text_ids(texts, ranks.device))
+        engine.backward(share)
+        first = float(ranks.first)
+        figures = {"loss": float(share.detach())}
+        for name, value in parts.items():
+            # Losses are shares and add up; scales are the same on every rank and are counted once.
+            figures[name] = float(value) * (first if name.startswith("scale") else 1.0)
+        return figures
+
+    def evaluate(step: int) -> tuple[dict[str, float], float]:
+        return dev_figures(recipe, engine, text, data, "dev")
+
+    progress = loop.train(compute, evaluate)
+    with engine.gathered():
+        figures, _ = dev_figures(recipe, engine, text, data, "dev")
+        if ranks.first:
+            export.save_visual(model, folder / STAGE1)
+            write_alignment(recipe, engine, text, tokenizer, data, folder / "alignment.json")
+    if ranks.first:
+        record_timing(folder, "pretrain", progress.seconds, memory_mb(ranks.device))
+    distributed.barrier()
+    return {"steps": progress.step, "seconds": progress.seconds, **figures}
+
+
+def alignment_texts(recipe: Recipe, metas: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """What each clip is aligned with (the string of its pseudo-glosses, or its sentence), and the languages."""
+    glosses = recipe.text.target == "pseudo_gloss"
+    texts = [" ".join(meta["pseudo_glosses"]) if glosses else meta["sentence"] for meta in metas]
+    return texts, [meta["language"] for meta in metas]
+
+
+def text_ids(texts: list[str], device: torch.device) -> torch.Tensor:
+    """int64 (B,): equal texts have equal ids, on every rank."""
+    import xxhash
+
+    ids = [xxhash.xxh3_64_intdigest(text.encode()) >> 1 for text in texts]
+    return torch.tensor(ids, dtype=torch.int64, device=device)
+
+
+@torch.no_grad()
+def embed_split(
+    recipe: Recipe, engine: Engine, text: TextEncoder, data: str, split: str
+) -> list[dict[str, Any]]:
+    """Tokens of every clip of a split, in dataset order, on every rank: key, meta, visual and text tokens."""
+    ranks = engine.ranks
+    rows: list[dict[str, Any]] = []
+    batch_size = recipe.evaluation.batch_size
+    for batch in open_evaluation(data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=batch_size):
+        if not batch.keys:
+            continue
+        texts, languages = alignment_texts(recipe, batch.metas)
+        with engine.precision():
+            tokens, hidden = engine.model.encode(batch.video.to(ranks.device))
+        targets = text.encode(texts, languages, ranks.device)
+        segments = batch.video.clip_segments_B.tolist()
+        words = targets.lengths_B.tolist()
+        visual = [part.float().cpu() for part in tokens.split(segments)]
+        contexts = [part.float().cpu() for part in hidden.split(segments)] if hidden is not None else [None] * len(visual)
+        lexical = [part.float().cpu() for part in targets.embeddings_MD.split(words)]
+        contextual = [part.float().cpu() for part in targets.hidden_MD.split(words)]
+        for values in zip(batch.keys, batch.metas, texts, visual, contexts, lexical, contextual):
+            rows.append(dict(zip(("key", "meta", "text", "visual", "hidden", "embeddings", "states"), values)))
+    return [row for part in distributed.gather_objects(rows) for row in part]
+
+
+def dev_figures(
+    recipe: Recipe, engine: Engine, text: TextEncoder, data: str, split: str
+) -> tuple[dict[str, float], float]:
+    """Loss over the whole split as one batch and retrieval in both directions; the score is minus the loss."""
+    rows = embed_split(recipe, engine, text, data, split)
+    if not rows:
+        return {"clips": 0}, 0.0
+    figures: dict[str, float] = {"clips": len(rows)}
+    total = 0.0
+    levels = [("embedding", "visual", "embeddings", recipe.clcl.beta)]
+    if rows[0]["hidden"] is not None and recipe.clcl.beta < 1:
+        levels.append(("hidden", "hidden", "states", 1 - recipe.clcl.beta))
+    for name, visual_key, text_key, weight in levels:
+        video_to_text, text_to_video = similarity_matrices(recipe, rows, visual_key, text_key)
+        scale = getattr(engine.model, f"scale_{name}").detach().float().cpu().clamp(max=recipe.clcl.scale_max)
+        loss = float(clcl_loss(video_to_text, text_to_video, scale, alpha=recipe.clcl.alpha, variant=recipe.clcl.variant))
+        figures[f"loss_{name}"] = loss
+        total += weight * loss
+        if name == "embedding":
+            figures |= retrieval(((video_to_text + text_to_video) / 2).numpy())
+    return {"loss": total, **figures}, -total
+
+
+def similarity_matrices(
+    recipe: Recipe, rows: list[dict[str, Any]], visual_key: str, text_key: str, block: int = 32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Zv, Zt) of all clips against all texts, in blocks of videos so that memory stays small."""
+    text = torch.cat([row[text_key] for row in rows])
+    text_lengths = torch.tensor([len(row[text_key]) for row in rows])
+    parts = []
+    for start in range(0, len(rows), block):
+        some = rows[start : start + block]
+        visual = torch.cat([row[visual_key] for row in some])
+        lengths = torch.tensor([len(row[visual_key]) for row in some])
+        if recipe.clcl.loss == "clip":
+            parts.append((z := clip_similarity(visual, text, lengths, text_lengths), z))
+        else:
+            parts.append(clcl_similarity(visual, text, lengths, text_lengths, tau=recipe.clcl.tau))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+@torch.no_grad()
+def write_alignment(
+    recipe: Recipe, engine: Engine, text: TextEncoder, tokenizer: Any, data: str, path: Path, clips: int = 6
+) -> None:
+    """Token similarities of a few dev clips, as in the paper's Figure 4, for the report (rank 0 only)."""
+    rows = []
+    for batch in open_evaluation(data, recipe, "dev", rank=0, world=1, batch_size=clips):
+        texts, languages = alignment_texts(recipe, batch.metas)
+        with engine.precision():
+            tokens, _ = engine.model.encode(batch.video.to(engine.ranks.device))
+        targets = text.encode(texts, languages, engine.ranks.device)
+        visual = torch.nn.functional.normalize(tokens.float(), dim=-1).cpu()
+        lexical = torch.nn.functional.normalize(targets.embeddings_MD.float(), dim=-1).cpu()
+        visual_parts = visual.split(batch.video.clip_segments_B.tolist())
+        lexical_parts = lexical.split(targets.lengths_B.tolist())
+        for key, meta, line, v, t in zip(batch.keys, batch.metas, texts, visual_parts, lexical_parts):
+            pieces = tokenizer.tokenize(line)
+            rows.append(
+                {
+                    "key": key,
+                    "sentence": meta["sentence"],
+                    "tokens": [piece.replace("\u2581", "") or piece for piece in pieces][: len(t)],
+                    "similarity": np.round((v @ t.T).numpy(), 3).tolist(),
+                    "segments": batch.segments[len(rows)].tolist() if batch.segments else [],
+                }
+            )
+        break
+    path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
