@@ -268,7 +268,7 @@ class Stage:
     """Clips in a global batch, over all ranks."""
     micro_batch: int = 0
     """Clips a rank passes forward at once in stage 2 (gradient accumulation); 0 means its whole part."""
-    epochs: float = 80
+    epochs: float = 80.0
     """Passes over the training clips; `max_steps` may end earlier."""
     max_steps: int = 0
     """Optimizer steps; 0 means as many as the epochs need."""
