@@ -84,7 +84,7 @@ def command(stage: str, run: Path, data: str, recipe: str, ranks: int, overrides
 
 
 def _launch(arguments: list[str], stage: str) -> None:
-    """Run the launcher and wait. A signal goes to the ranks alone, which save, stop and so end the launcher."""
+    """Run the launcher and wait. A signal goes to the ranks alone: they save, stop, and so end it."""
     environment = dict(os.environ)
     here = str(Path(sys.executable).parent)  # DeepSpeed looks for ninja on the PATH
     environment["PATH"] = os.pathsep.join([here, environment.get("PATH", "")])
@@ -105,7 +105,7 @@ def _launch(arguments: list[str], stage: str) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if received and code in (0, -signal.SIGTERM):
+    if received and code in (0, 130, -signal.SIGTERM):
         raise KeyboardInterrupt
     if code != 0:
         raise SageError(f"{stage} ended with code {code}; the first error of a rank stands above")
@@ -114,8 +114,8 @@ def _launch(arguments: list[str], stage: str) -> None:
 def _signal_ranks(launcher: int) -> int:
     """SIGTERM to each rank (a child of `deepspeed.launcher.launch`); how many there were.
 
-    The launchers themselves forward nothing in good order: the outer one dies and leaves the ranks behind, the
-    inner one signals loader workers too and kills what has not saved after 30 s.
+    The launchers forward nothing in good order: the outer one dies and leaves the ranks behind, the inner one
+    signals loader workers too and kills what has not saved after 30 s.
     """
     import psutil
 

@@ -1,0 +1,77 @@
+"""The doctor tells the truth about this machine, shows no secret, and never fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sage_scale.cli import doctor, main
+
+SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
+
+
+def found() -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.checks()}
+
+
+def test_it_reports_what_other_sources_say():
+    checks = found()
+    assert checks["torch"].found == torch.__version__
+    assert any(name.startswith("gpu ") for name in checks) == torch.cuda.is_available()
+    assert float(checks["cores"].found.split()[0]) <= (os.cpu_count() or 1)
+    free = float(checks["disk"].found.split()[0]) * 1e9
+    assert abs(free - shutil.disk_usage(".").free) < 2e9
+    assert (checks["Ceph gateway"].state == "ok") == all(
+        map(shutil.which, ("radosgw", "ceph-mon", "ceph-osd"))
+    )
+
+
+def test_what_is_not_ok_says_what_it_costs():
+    for check in doctor.checks():
+        assert bool(check.cost) == (check.state != "ok"), check
+
+
+def test_no_secret_is_printed(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET}@storage.example:9000")
+    for arguments in ([], ["--json"]):
+        result = CliRunner().invoke(main.app, ["doctor", *arguments])
+        assert result.exit_code == 0
+        assert SECRET not in result.output and "AKIA" not in result.output
+        assert "in the environment" in result.output and "storage.example:9000" in result.output
+
+
+@pytest.mark.parametrize(
+    ("environment", "file", "expected"),
+    [
+        ({}, False, ""),
+        ({}, True, "in the shared credentials file"),
+        ({"AWS_ACCESS_KEY_ID": "a"}, False, ""),
+        ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, True, "in the environment"),
+    ],
+)
+def test_credentials_are_found_where_boto3_finds_them(tmp_path, environment, file, expected):
+    if file:
+        (tmp_path / ".aws").mkdir()
+        (tmp_path / ".aws" / "credentials").write_text(
+            "[default]\naws_access_key_id=a\naws_secret_access_key=b\n"
+        )
+    assert doctor.credentials_source(environment, tmp_path) == expected
+
+
+def test_a_broken_probe_becomes_a_line(monkeypatch):
+    def _video():
+        raise OSError("libavcodec.so: cannot open shared object file")
+        yield
+
+    monkeypatch.setattr(doctor, "_video", _video)
+    result = CliRunner().invoke(main.app, ["doctor", "--json"])
+    assert result.exit_code == 0
+    broken = [check for check in json.loads(result.output) if check["name"] == "broken"]
+    assert len(broken) == 1 and broken[0]["state"] == "missing" and "libavcodec" in broken[0]["found"]
