@@ -30,7 +30,7 @@ class Corpus:
     """Where the clips come from."""
 
     name: str = "synthetic"
-    """Name of a corpus reader: synthetic, phoenix14t, videos."""
+    """Name of a corpus reader: synthetic, phoenix14t, videos, manifest."""
     root: str = ""
     """Folder or URL of the downloaded corpus, or of the folder into which `synthetic` is made."""
     language: str = "de"

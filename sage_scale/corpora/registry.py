@@ -1,0 +1,38 @@
+"""Corpus readers by name: `read_corpus(recipe.corpus)` gives the manifest of any of them.
+
+A reader is a function from `config.Corpus` to `Manifest`. It looks at names, tables and captions, never into
+a video.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from sage_scale.config import Corpus
+from sage_scale.corpora.clip import Manifest
+from sage_scale.errors import UsageError
+
+READERS = {
+    "synthetic": "sage_scale.corpora.synthetic:read_corpus",
+    "phoenix14t": "sage_scale.corpora.phoenix14t:read_corpus",
+    "videos": "sage_scale.corpora.videos:read_corpus",
+    "manifest": "sage_scale.corpora.manifest:read_corpus",
+}
+"""Corpus name -> module:function, imported when asked for."""
+
+
+def read_corpus(corpus: Corpus) -> Manifest:
+    """The clips of `corpus` and the rows set aside; UsageError for an unknown name or a wrong or empty
+    root."""
+    if corpus.name not in READERS:
+        near = difflib.get_close_matches(corpus.name, READERS, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(READERS)}"
+        raise UsageError(f"no corpus reader {corpus.name!r}; {advice}")
+    module, _, function = READERS[corpus.name].partition(":")
+    manifest: Manifest = getattr(importlib.import_module(module), function)(corpus)
+    if not manifest.clips:
+        set_aside = f"; {len(manifest.rejected)} rows were set aside" if manifest.rejected else ""
+        first = f", the first: {manifest.rejected[0].id}: {manifest.rejected[0].reason}" if set_aside else ""
+        raise UsageError(f"corpus {corpus.name}: no clip in {corpus.root}{set_aside}{first}")
+    return manifest
