@@ -1,0 +1,348 @@
+"""A dataset: shards, markers, and the two files that begin and end it.
+
+`dataset.json` is written first, put if absent: a second run over the same place must mean the same dataset.
+`index.json` is written last and holds everything a trainer needs before its first sample (dataset.json, all markers,
+all index records), so a finished dataset is recognised, and a trainer starts, with one GET. It is one line of JSON
+whose first field, `xxh3`, is the xxh3-128 of the bytes after that field: a damaged index is never believed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from sage_scale.errors import DatasetError, UnitsOpen
+from sage_scale.shards.index import RECORD, ShardIndex, build_index, make_marker, parse_index
+from sage_scale.shards.layout import (
+    DATASET_JSON,
+    FORMAT,
+    INDEX_JSON,
+    VERSION,
+    DatasetInfo,
+    Reject,
+    Sample,
+    Unit,
+    canonical_json,
+    index_name,
+    info_from,
+    marker_name,
+    parse_info,
+    parse_marker,
+    unit_from,
+)
+from sage_scale.shards.sample import read_sample
+from sage_scale.storage import NotFound, Store, open_store
+
+THREADS = 16
+"""Small objects fetched at once."""
+_SEAL = b'{"xxh3":"%s",'
+_SEAL_BYTES = len(_SEAL % bytes(32))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleTable:
+    """The samples of chosen splits as columns, in the order of units and tars: row i of each is sample i."""
+
+    unit: np.ndarray
+    """int32: ordinal in `Dataset.units`, not the unit's number."""
+    offset: np.ndarray
+    """int64: first byte in the tar."""
+    length: np.ndarray
+    """int64: bytes."""
+    hash: np.ndarray
+    """uint8 (samples, 16): xxh3-128 of the bytes."""
+    key: np.ndarray
+    """uint64: the key's 16 hex digits as a number."""
+    frames: np.ndarray
+    """int64: frames of the clip at the recipe's rate."""
+    segments: np.ndarray
+    """int64: segments (65,535 means at least)."""
+    glosses: np.ndarray
+    """int64: pseudo-glosses (65,535 means at least)."""
+    flags: np.ndarray
+    """uint32: bit 0, the sample has a sentence."""
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+    def take(self, rows: np.ndarray) -> SampleTable:
+        """The table of these rows (indices or a mask)."""
+        return SampleTable(**{name: column[rows] for name, column in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """An opened dataset: what it is, its units, and the index of all its samples."""
+
+    store: Store
+    info: DatasetInfo
+    units: tuple[Unit, ...]
+    """Markers of the finished units, by unit number."""
+    records: np.ndarray
+    """RECORD of all samples, unit after unit."""
+    finished: bool
+    digest: str
+    """32 hex digits that change with any sample, unit or order of them."""
+
+    @property
+    def url(self) -> str:
+        return self.store.url
+
+    @cached_property
+    def splits(self) -> dict[str, int]:
+        """Samples of each split."""
+        counts: Counter[str] = Counter()
+        for unit in self.units:
+            counts[unit.split] += unit.samples
+        return dict(counts)
+
+    def samples(self, *splits: str) -> SampleTable:
+        """The samples of the named splits; of all where none is named. Raises DatasetError for an unknown one."""
+        known = {unit.split for unit in self.units}
+        for split in splits:
+            if split not in known:
+                raise DatasetError(
+                    f"{self.url} has no split '{split}'; it has {', '.join(sorted(known)) or 'none'}"
+                )
+        counts = np.array([unit.samples for unit in self.units], np.int64)
+        ordinals = np.repeat(np.arange(len(self.units), dtype=np.int32), counts)
+        chosen = np.array([not splits or unit.split in splits for unit in self.units], bool)
+        rows = chosen[ordinals] if len(ordinals) else np.zeros(0, bool)
+        taken = self.records[rows]
+        return SampleTable(
+            unit=ordinals[rows],
+            offset=taken["offset"].astype(np.int64),
+            length=taken["length"].astype(np.int64),
+            hash=np.ascontiguousarray(taken["hash"]),
+            key=taken["key"].astype(np.uint64),
+            frames=taken["frames"].astype(np.int64),
+            segments=taken["segments"].astype(np.int64),
+            glosses=taken["glosses"].astype(np.int64),
+            flags=taken["flags"].astype(np.uint32),
+        )
+
+    def read(self, table: SampleTable, row: int) -> Sample:
+        """One sample, fetched, checked against its hash and parsed."""
+        tar = self.units[int(table.unit[row])].tar
+        data = self.store.get_range(tar, int(table.offset[row]), int(table.length[row]))
+        key, digest = f"{int(table.key[row]):016x}", table.hash[row].tobytes()
+        return read_sample(data, key=key, digest=digest, where=f"{self.url}/{tar}")
+
+
+def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
+    """Write dataset.json unless it is there, and return the one that is.
+
+    Raises DatasetError, naming the keys that differ, where another dataset was begun at this place.
+    """
+    if store.put_if_absent(DATASET_JSON, info.to_bytes()):
+        return info
+    where = f"{store.url}/{DATASET_JSON}"
+    there = parse_info(store.get(DATASET_JSON), where)
+    if there.to_bytes() != info.to_bytes():
+        names = ", ".join(_differences(there.to_mapping(), info.to_mapping())[:6])
+        raise DatasetError(
+            f"{store.url} holds another dataset (different: {names}): choose another place to write to"
+        )
+    return there
+
+
+def publish_shard(store: Store, tar: Path) -> Unit:
+    """Commit the local tar of a unit: tar, then index, then marker. Returns the marker of what is stored.
+
+    Where a tar of this unit is there already it is the truth, and the local one is dropped.
+    """
+    index = build_index(tar)
+    unit = index.header.unit
+    name = make_marker(index).tar
+    if not store.put_if_absent(name, tar):
+        return restore_marker(store, unit)
+    return _put_marker(store, index)
+
+
+def restore_marker(store: Store, unit: int) -> Unit:
+    """Make index and marker of a stored tar again, from the tar alone. Raises NotFound, DatasetError."""
+    from sage_scale.shards.verify import stored_tar
+
+    with stored_tar(store, unit) as view:
+        index = build_index(view, f"{store.url}/{unit:06d}.tar")
+    if index.header.unit != unit:
+        raise DatasetError(
+            f"{store.url}/{unit:06d}.tar is the shard of unit {index.header.unit}: delete it and run again"
+        )
+    return _put_marker(store, index)
+
+
+def finish_dataset(store: Store) -> Dataset:
+    """Write index.json from dataset.json, all markers and all index files, and open the dataset.
+
+    Raises UnitsOpen, naming them, where units are missing.
+    """
+    dataset = _open_unfinished(store)
+    missing = open_units(dataset)
+    if missing:
+        raise UnitsOpen(_still_open(store.url, missing, len(dataset.info.units)))
+    store.put(INDEX_JSON, index_json(dataset.info, dataset.units, dataset.records))
+    return open_dataset(store)
+
+
+def open_dataset(place: str | Path | Store, *, unfinished: bool = False) -> Dataset:
+    """The dataset at a URL, path or store, by one GET of index.json.
+
+    `unfinished=True` also opens one whose units are not all done, from its markers (one listing and two small
+    GETs a unit). Raises DatasetError for a place without dataset, an unfinished one (naming the open units) or a
+    damaged index.
+    """
+    store = place if isinstance(place, Store) else open_store(place)
+    try:
+        data = store.get(INDEX_JSON)
+    except NotFound:
+        dataset = _open_unfinished(store)
+        if unfinished:
+            return dataset
+        missing = open_units(dataset)
+        if missing:
+            raise DatasetError(_still_open(store.url, missing, len(dataset.info.units))) from None
+        raise DatasetError(
+            f"{store.url}: all units are done but {INDEX_JSON} is missing: run `sage-scale shards index {store.url}`"
+        ) from None
+    return _parse_index_json(store, data)
+
+
+def open_units(dataset: Dataset) -> list[int]:
+    """Numbers of the planned units that have no marker."""
+    done = {unit.unit for unit in dataset.units}
+    return [unit for unit in range(len(dataset.info.units)) if unit not in done]
+
+
+def read_rejects(store: Store, unit: Unit) -> tuple[Reject, ...]:
+    """The rejected clips of a unit and why, from the end of its tar."""
+    from sage_scale.shards.verify import stored_tar
+
+    if not unit.rejects:
+        return ()
+    with stored_tar(store, unit.unit) as view:
+        return build_index(view, f"{store.url}/{unit.tar}").rejects
+
+
+def index_json(info: DatasetInfo, units: Iterable[Unit], records: np.ndarray) -> bytes:
+    """The bytes of index.json."""
+    body = (
+        canonical_json(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "dataset": info.to_mapping(),
+                "units": [unit.to_mapping() for unit in units],
+                "samples": len(records),
+                "record_bytes": RECORD.itemsize,
+                "records": base64.b64encode(records.tobytes()).decode("ascii"),
+            }
+        )[1:]
+        + b"\n"
+    )
+    return _SEAL % xxhash.xxh3_128_hexdigest(body).encode() + body
+
+
+def in_parallel(work: Callable[[Any], Any], items: Iterable[Any], threads: int = THREADS) -> list[Any]:
+    """`work` of every item, in order, by threads; the first error is raised and the rest is dropped."""
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _parse_index_json(store: Store, data: bytes) -> Dataset:
+    where = f"{store.url}/{INDEX_JSON}"
+    broken = DatasetError(f"{where} is damaged: rebuild it with `sage-scale shards index {store.url}`")
+    digest = data[9:41]
+    if (
+        data[:_SEAL_BYTES] != _SEAL % digest
+        or xxhash.xxh3_128_hexdigest(data[_SEAL_BYTES:]).encode() != digest
+    ):
+        raise broken
+    try:
+        values = json.loads(data)
+        if values["format"] != FORMAT or values["version"] != VERSION:
+            raise DatasetError(
+                f"{where} is of format version {values['version']}, this program reads {VERSION}"
+            )
+        units = tuple(unit_from(unit, where) for unit in values["units"])
+        records = np.frombuffer(binascii.a2b_base64(values["records"]), RECORD)
+        info = info_from(values["dataset"], where)
+    except (ValueError, KeyError, TypeError):
+        raise broken from None
+    if len(records) != values["samples"] or len(records) != sum(unit.samples for unit in units):
+        raise broken
+    return Dataset(
+        store=store, info=info, units=units, records=records, finished=True, digest=digest.decode("ascii")
+    )
+
+
+def _open_unfinished(store: Store) -> Dataset:
+    try:
+        info = parse_info(store.get(DATASET_JSON), f"{store.url}/{DATASET_JSON}")
+    except NotFound:
+        raise DatasetError(
+            f"{store.url} is not a dataset ({DATASET_JSON} is missing): give the place that precompute wrote to"
+        ) from None
+    names = {entry.name for entry in store.list()}
+    done = [unit for unit in range(len(info.units)) if marker_name(unit) in names]
+
+    def load(unit: int) -> tuple[Unit, np.ndarray]:
+        where = f"{store.url}/{marker_name(unit)}"
+        marker = parse_marker(store.get(marker_name(unit)), where)
+        if (marker.unit, marker.dataset) != (unit, info.digest):
+            raise DatasetError(
+                f"{where} belongs to another unit or dataset: delete it and run precompute again"
+            )
+        records = parse_index(store.get(index_name(unit)), f"{store.url}/{index_name(unit)}")
+        if len(records) != marker.samples:
+            raise DatasetError(f"{where} and its .idx differ: run `sage-scale shards index {store.url}`")
+        return marker, records
+
+    loaded = in_parallel(load, done)
+    records = np.concatenate([np.zeros(0, RECORD), *(records for _, records in loaded)])
+    units = tuple(marker for marker, _ in loaded)
+    digest = index_json(info, units, records)[9:41].decode("ascii")
+    return Dataset(store=store, info=info, units=units, records=records, finished=False, digest=digest)
+
+
+def _put_marker(store: Store, index: ShardIndex) -> Unit:
+    """Index and marker, replacing older ones: they follow from the tar, so any writer writes the same bytes."""
+    marker = make_marker(index)
+    store.put(index_name(marker.unit), index.to_bytes())
+    store.put(marker_name(marker.unit), marker.to_bytes())
+    return marker
+
+
+def _still_open(url: str, missing: list[int], planned: int) -> str:
+    named = ", ".join(f"{unit:06d}" for unit in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    return (
+        f"{url} is not finished: {len(missing)} of {planned} units are open ({named}); "
+        "run the same precompute command again"
+    )
+
+
+def _differences(there: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    found = []
+    for key in sorted({*there, *new}):
+        old, fresh = there.get(key), new.get(key)
+        if isinstance(old, Mapping) and isinstance(fresh, Mapping):
+            found += _differences(old, fresh, f"{path}{key}.")
+        elif json.dumps(old, sort_keys=True) != json.dumps(fresh, sort_keys=True):
+            found.append(f"{path}{key}")
+    return found

@@ -1,0 +1,220 @@
+"""The index of a shard (`000042.idx`) and its marker (`000042.json`): pure functions of the tar.
+
+An index file is 32 bytes of header and 48 bytes a sample, little-endian:
+
+    header  8 bytes magic "SAGEIDX1" · u32 version 1 · u32 bytes a record (48) · u64 samples · u64 bytes of
+    the tar record  u64 key (its 16 hex digits as a number) · u64 offset · u32 length · u32 frames · u16 segments · u16
+    pseudo-glosses · u32 flags · 16 bytes xxh3-128 (canonical order)
+
+`offset` and `length` cover all members of the sample with their tar headers and padding. u16 counts stop at
+65,535. Flag bit 0: the sample has a sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sage_scale.errors import DatasetError, StorageError
+from sage_scale.shards.layout import (
+    FORMAT,
+    REJECTS_MEMBER,
+    SHARD_MEMBER,
+    VERSION,
+    Reject,
+    ShardHeader,
+    Unit,
+)
+from sage_scale.shards.sample import read_sample, sample_hash
+from sage_scale.shards.tar import Member, walk
+
+RECORD = np.dtype(
+    [
+        ("key", "<u8"),
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("frames", "<u4"),
+        ("segments", "<u2"),
+        ("glosses", "<u2"),
+        ("flags", "<u4"),
+        ("hash", "u1", 16),
+    ]
+)
+HAS_SENTENCE = 1
+_MAGIC = b"SAGEIDX1"
+_HEADER = struct.Struct("<8sIIQQ")
+_MAX_COUNT = 65_535
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardIndex:
+    """All that can be known of a tar without its samples' bytes."""
+
+    header: ShardHeader
+    records: np.ndarray
+    """RECORD (samples,), in the order of the tar."""
+    rejects: tuple[Reject, ...]
+    tar_bytes: int
+    tar_sha256: str
+
+    def to_bytes(self) -> bytes:
+        """The index file."""
+        return index_bytes(self.records, self.tar_bytes)
+
+
+def build_index(source: Path | bytes | memoryview, where: str = "") -> ShardIndex:
+    """Read a whole tar, check every member, and give its index.
+
+    Raises DatasetError, naming shard and sample, for whatever is not exactly as the writer leaves it;
+    StorageError where the file cannot be read.
+    """
+    if isinstance(source, Path):
+        with mapped(source) as view:
+            return build_index(view, where or str(source))
+    view = memoryview(source)
+    try:
+        return _build(view, where)
+    finally:
+        view.release()
+
+
+def make_marker(index: ShardIndex) -> Unit:
+    """The marker of the tar that `index` was built from."""
+    return Unit(
+        unit=index.header.unit,
+        split=index.header.split,
+        dataset=index.header.dataset,
+        samples=len(index.records),
+        frames=int(index.records["frames"].sum()),
+        segments=int(index.records["segments"].sum()),
+        rejects=len(index.rejects),
+        reasons=dict(sorted(Counter(reject.reason for reject in index.rejects).items())),
+        bytes=index.tar_bytes,
+        sha256=index.tar_sha256,
+        index_sha256=hashlib.sha256(index.to_bytes()).hexdigest(),
+    )
+
+
+def index_bytes(records: np.ndarray, tar_bytes: int) -> bytes:
+    """The index file of these records."""
+    return _HEADER.pack(_MAGIC, VERSION, RECORD.itemsize, len(records), tar_bytes) + records.tobytes()
+
+
+def parse_index(data: bytes, where: str) -> np.ndarray:
+    """RECORD (samples,) from an index file's bytes, read-only. Raises DatasetError where it is none."""
+    try:
+        magic, version, width, count, _ = _HEADER.unpack_from(data)
+    except struct.error:
+        raise DatasetError(f"{where} is cut off: rebuild it with `sage-scale shards index`") from None
+    if magic != _MAGIC or version != VERSION or width != RECORD.itemsize:
+        raise DatasetError(f"{where} is no index of this version: rebuild it with `sage-scale shards index`")
+    if len(data) != _HEADER.size + count * width:
+        raise DatasetError(f"{where} is cut off: rebuild it with `sage-scale shards index`")
+    return np.frombuffer(data, RECORD, count, _HEADER.size)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """The file's bytes, mapped read-only."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as area:
+            view = memoryview(area)
+            try:
+                yield view
+            finally:
+                view.release()
+    except FileNotFoundError:
+        raise DatasetError(f"{path} does not exist") from None
+    except ValueError:  # mmap refuses an empty file
+        raise DatasetError(f"{path} is empty: it was cut off") from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _build(view: memoryview, where: str) -> ShardIndex:
+    header: ShardHeader | None = None
+    rejects: tuple[Reject, ...] | None = None
+    records: list[tuple] = []
+    seen: set[str] = set()
+    for run in _runs(view, where):
+        first = run[0]
+        if first.name == SHARD_MEMBER and header is None and first.start == 0:
+            header = _header(bytes(view[first.offset : first.offset + first.size]), where)
+        elif first.name == REJECTS_MEMBER and rejects is None:
+            rejects = _rejects(bytes(view[first.offset : first.offset + first.size]), where)
+        elif header is None or rejects is not None:
+            raise DatasetError(f"{where}: member '{first.name}' is not where it belongs")
+        else:
+            key = first.name.split(".", 1)[0]
+            if key in seen:
+                raise DatasetError(f"{where}, sample {key}: it occurs twice")
+            seen.add(key)
+            records.append(_record(bytes(view[first.start : run[-1].end]), key, first.start, where))
+    if header is None or rejects is None:
+        missing = SHARD_MEMBER if header is None else REJECTS_MEMBER
+        raise DatasetError(f"{where}: member '{missing}' is missing; this is not a whole shard of ours")
+    return ShardIndex(
+        header=header,
+        records=np.array(records, RECORD),
+        rejects=rejects,
+        tar_bytes=len(view),
+        tar_sha256=hashlib.sha256(view).hexdigest(),
+    )
+
+
+def _runs(view: memoryview, where: str) -> Iterator[list[Member]]:
+    """Neighbouring members that share the name up to the first dot."""
+    run: list[Member] = []
+    for member in walk(view, where):
+        if run and member.name.split(".", 1)[0] != run[0].name.split(".", 1)[0]:
+            yield run
+            run = []
+        run.append(member)
+    if run:
+        yield run
+
+
+def _record(data: bytes, key: str, offset: int, where: str) -> tuple:
+    sample = read_sample(data, key=key, where=where)
+    frames, glosses = sample.meta.get("frames"), sample.meta.get("pseudo_glosses")
+    if not isinstance(frames, int) or not isinstance(glosses, list) or len(data) >= 2**32:
+        raise DatasetError(f"{where}, sample {key}: its description is damaged, or it is larger than 4 GiB")
+    return (
+        int(key, 16),
+        offset,
+        len(data),
+        frames,
+        min(len(sample.segments), _MAX_COUNT),
+        min(len(glosses), _MAX_COUNT),
+        HAS_SENTENCE if sample.meta.get("sentence") else 0,
+        np.frombuffer(sample_hash(data), np.uint8),
+    )
+
+
+def _header(data: bytes, where: str) -> ShardHeader:
+    try:
+        values = json.loads(data)
+        if values["format"] != FORMAT or values["version"] != VERSION:
+            raise ValueError("another format or version")
+        header = ShardHeader(
+            unit=int(values["unit"]), split=str(values["split"]), dataset=str(values["dataset"])
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{where}: member '{SHARD_MEMBER}' is damaged ({error})") from None
+    return header
+
+
+def _rejects(data: bytes, where: str) -> tuple[Reject, ...]:
+    try:
+        return tuple(Reject(**values) for values in json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"{where}: member '{REJECTS_MEMBER}' is damaged ({error})") from None
