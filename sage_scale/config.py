@@ -388,7 +388,9 @@ class Recipe:
     """The demo's language model."""
     pretrain: Stage = field(default_factory=Stage)
     """Stage 1."""
-    finetune: Stage = field(default_factory=lambda: Stage(batch_size=8, lr=0.004, weight_decay=0.001, clip=5.0))
+    finetune: Stage = field(
+        default_factory=lambda: Stage(batch_size=8, lr=0.004, weight_decay=0.001, clip=5.0)
+    )
     """Stage 2."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Decoding."""
@@ -501,19 +503,26 @@ def check(recipe: Recipe) -> None:
     need(v.fps > 0 and v.frame_stride >= 1, "vision.fps and vision.frame_stride must be positive")
     need(1 <= v.jpeg_quality <= 95, f"vision.jpeg_quality={v.jpeg_quality} must be between 1 and 95")
     need(0 < s.min_frames <= s.max_frames, "segmentation.min_frames must be at most segmentation.max_frames")
-    need(len(m.backbone.depths) == len(m.backbone.widths), "model.backbone.depths and widths differ in length")
+    need(
+        len(m.backbone.depths) == len(m.backbone.widths), "model.backbone.depths and widths differ in length"
+    )
     need(m.conv_kernel % 2 == 1, f"model.conv_kernel={m.conv_kernel} must be odd")
     need(0 <= c.alpha <= 1 and 0 <= c.beta <= 1, "clcl.alpha and clcl.beta must be between 0 and 1")
     need(c.tau > 0 and c.scale_init > 0, "clcl.tau and clcl.scale_init must be positive")
     need(c.beta == 1 or m.context_layers > 0, "model.context_layers=0 has no hidden states: set clcl.beta=1")
     need(0 <= recipe.shards.max_reject_rate <= 1, "shards.max_reject_rate must be between 0 and 1")
     need(recipe.shards.clips_per_unit >= 1, "shards.clips_per_unit must be at least 1")
-    need(recipe.stream.lanes >= 1 and recipe.stream.window >= 1, "stream.lanes and stream.window must be positive")
+    need(
+        recipe.stream.lanes >= 1 and recipe.stream.window >= 1,
+        "stream.lanes and stream.window must be positive",
+    )
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(stage.batch_size >= 1, f"{name}.batch_size must be at least 1")
         need(stage.zero_stage in (0, 1, 2, 3), f"{name}.zero_stage={stage.zero_stage} must be 0, 1, 2 or 3")
         need(stage.lr > 0, f"{name}.lr must be positive")
         need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
+    need(recipe.finetune.freeze == "none" or recipe.finetune.init != "none",
+         "finetune.freeze needs a visual encoder from stage 1: set finetune.freeze=none or finetune.init=visual")  # fmt: skip
     need(recipe.pretrain.micro_batch == 0, "pretrain.micro_batch: stage 1 never accumulates gradients, since "
          "that would change the negatives; leave it 0")  # fmt: skip
 
@@ -527,7 +536,9 @@ def _build(kind: type, values: Any, base: Any, path: str) -> Any:
     for key, value in values.items():
         if key not in known:
             where = f" in section '{path.rstrip('.')}'" if path else ""
-            raise RecipeError(f"unknown key '{path}{key}'{_nearest(str(key), known) or _elsewhere(str(key))}{where}")
+            raise RecipeError(
+                f"unknown key '{path}{key}'{_nearest(str(key), known) or _elsewhere(str(key))}{where}"
+            )
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             changes[key] = _build(typing.cast(type, hint), value, getattr(base, key), f"{path}{key}.")
@@ -546,7 +557,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value in get_args(hint):
             return value
         choices = [str(choice) for choice in get_args(hint)]
-        raise RecipeError(f"{path}={value!r}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}")
+        raise RecipeError(
+            f"{path}={value!r}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
+        )
     if origin is tuple:
         if isinstance(value, list | tuple):
             return tuple(_convert(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))

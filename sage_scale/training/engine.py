@@ -56,14 +56,17 @@ def deepspeed_config(stage: Stage, world: int) -> dict[str, Any]:
 class _Autocast(nn.Module):
     """The model under the stage's precision: DeepSpeed switches off an autocast opened outside of it."""
 
-    def __init__(self, model: nn.Module, context: Callable[[], AbstractContextManager]) -> None:
+    def __init__(
+        self, model: nn.Module, forward: Callable, context: Callable[[], AbstractContextManager]
+    ) -> None:
         super().__init__()
         self.model = model
+        self._forward = forward
         self._context = context
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with self._context():
-            return self.model(*args, **kwargs)
+            return self._forward(*args, **kwargs)
 
 
 class Engine:
@@ -73,17 +76,21 @@ class Engine:
     precision; `backward` takes a share of the loss; `step` clips, updates and clears gradients.
     """
 
-    def __init__(self, model: nn.Module, stage: Stage, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, stage: Stage, ranks: Ranks, forward: Callable | None = None) -> None:
+        """`forward` stands in for the model's own forward pass and may use any part of the model."""
         import deepspeed
 
         self.stage = stage
         self.ranks = ranks
         self.model = model.to(ranks.device)
         self.bf16 = uses_bf16(stage, ranks.device)
-        wrapped = _Autocast(self.model, self.precision)
+        wrapped = _Autocast(self.model, forward or self.model, self.precision)
         optimizer = make_optimizer(parameter_groups(wrapped, stage, PREFIX), stage)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=wrapped, optimizer=optimizer, config=deepspeed_config(stage, ranks.world), dist_init_required=False
+            model=wrapped,
+            optimizer=optimizer,
+            config=deepspeed_config(stage, ranks.world),
+            dist_init_required=False,
         )
 
     def precision(self) -> AbstractContextManager:
@@ -116,7 +123,9 @@ class Engine:
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Trainable parameters by the model's own names, in a fixed order."""
-        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return [
+            (name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        ]
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
         """The whole float32 weight, on every rank (a collective under ZeRO)."""

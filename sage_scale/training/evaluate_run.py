@@ -22,7 +22,8 @@ from sage_scale.config import Recipe
 from sage_scale.errors import DatasetError
 from sage_scale.evaluation.baselines import nearest_in_length, prior_sentence
 from sage_scale.evaluation.metrics import content_f1, score
-from sage_scale.streaming import open_evaluation, read_texts
+from sage_scale.shards import read_texts
+from sage_scale.streaming import open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.decode import blank, translate_split
 from sage_scale.training.engine import fast_bf16
@@ -79,7 +80,9 @@ def run(
         say("scoring the controls")
         result["controls"] = _controls(recipe, data, rows, translate(split, blank), language)
     if ranks.first:
-        (folder / "scores.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "scores.json").write_text(
+            json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         write_timelines(recipe, data, split, rows, folder / "timelines" / "timelines.json")
         record_timing(folder, "evaluate", time.monotonic() - started, memory_mb(ranks.device))
     return result
@@ -100,7 +103,7 @@ def _controls(
         "exchanged_videos": score([hypotheses[i] for i in shift], references, language),
         "blank_videos": score([row["hypothesis"] for row in blind], references, language),
         "nearest_in_length": score(
-            nearest_in_length([row["frames"] for row in rows], lengths, sentences), references, language
+            nearest_in_length(sentences, lengths, [row["frames"] for row in rows]), references, language
         ),
         "prior_sentence": score([prior_sentence(sentences, language)] * len(rows), references, language),
     }
@@ -122,7 +125,13 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_timelines(
-    recipe: Recipe, data: str, split: str, rows: list[dict[str, Any]], path: Path, clips: int = 6, width: int = 72
+    recipe: Recipe,
+    data: str,
+    split: str,
+    rows: list[dict[str, Any]],
+    path: Path,
+    clips: int = 6,
+    width: int = 72,
 ) -> None:
     """A few clips with their segments and a thumbnail for each, for the report."""
     by_key = {row["key"]: row for row in rows}
@@ -136,7 +145,9 @@ def write_timelines(
             thumbnails = []
             for start, end in segments.tolist():
                 middle = int((firsts[position] + firsts[position + 1]) // 2)
-                thumbnails.append({"frame": (start + end) // 2, "jpeg": _thumbnail(batch.video.frames_FCHW[middle], width)})
+                thumbnails.append(
+                    {"frame": (start + end) // 2, "jpeg": _thumbnail(batch.video.frames_FCHW[middle], width)}
+                )
                 position += 1
             timelines.append(
                 {

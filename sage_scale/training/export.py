@@ -1,8 +1,8 @@
 """What leaves training for the world: a folder that a stranger opens.
 
-    model/recipe.yaml            the whole recipe
-    model/language_model/        a Hugging Face folder (safetensors, config, tokenizer): `from_pretrained` opens it
-    model/visual.safetensors     visual encoder and mapper, float32, by name (`visual.*`, `mapper.*`)
+model/recipe.yaml            the whole recipe
+model/language_model/        a Hugging Face folder (safetensors, config, tokenizer): `from_pretrained` opens it
+model/visual.safetensors     visual encoder and mapper, float32, by name (`visual.*`, `mapper.*`)
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ VISUAL = ("visual.", "mapper.", "context.")
 def save_visual(model: nn.Module, path: Path) -> None:
     """Write the visual side of a model (encoder, mapper, context encoder if any), atomically."""
     tensors = {
-        name: value.detach().float().cpu().contiguous().clone() if value.is_floating_point() else value.cpu().clone()
+        name: value.detach().float().cpu().contiguous().clone()
+        if value.is_floating_point()
+        else value.cpu().clone()
         for name, value in model.state_dict().items()
         if name.startswith(VISUAL)
     }
@@ -41,7 +43,9 @@ def load_visual_file(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: run `sage-scale pretrain` first, or set finetune.init=none") from None
+        raise CheckpointError(
+            f"{path} is missing: run `sage-scale pretrain` first, or set finetune.init=none"
+        ) from None
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
@@ -60,7 +64,9 @@ def save_translator(model: SageTranslator, tokenizer: Any, recipe: Recipe, folde
     partial.rename(folder)
 
 
-def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> tuple[SageTranslator, Any, Recipe]:
+def load_translator(
+    folder: str | Path, device: str | torch.device = "cpu"
+) -> tuple[SageTranslator, Any, Recipe]:
     """(translator in eval mode, tokenizer, recipe) from a run folder or its `model/` export.
 
     Raises CheckpointError naming what is missing.
@@ -71,13 +77,17 @@ def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> t
     if not (path / "visual.safetensors").is_file():
         path = path / "model"
     if not (path / "visual.safetensors").is_file():
-        raise CheckpointError(f"{folder} holds no trained translator (model/visual.safetensors); run `sage-scale finetune`")
+        raise CheckpointError(
+            f"{folder} holds no trained translator (model/visual.safetensors); run `sage-scale finetune`"
+        )
     recipe = load_recipe(path / "recipe.yaml")
     language_model, tokenizer = load_language_model(path / "language_model")
     model = SageTranslator(recipe, language_model)
     tensors = load_visual_file(path / "visual.safetensors")
     wanted = {name for name in model.state_dict() if name.startswith(VISUAL)}
     if wanted - tensors.keys():
-        raise CheckpointError(f"{path}/visual.safetensors lacks '{min(wanted - tensors.keys())}': it is of another recipe")
+        raise CheckpointError(
+            f"{path}/visual.safetensors lacks '{min(wanted - tensors.keys())}': it is of another recipe"
+        )
     model.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
     return model.to(device).eval(), tokenizer, recipe

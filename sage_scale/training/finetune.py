@@ -1,7 +1,7 @@
 """Stage 2: mBART translates the visual tokens (SAGE, section 3.2, equation 6).
 
-    sage-scale finetune --run runs/NAME --data URL --recipe NAME
-    deepspeed --num_gpus 8 launch/finetune.py --run runs/NAME --data URL --recipe NAME
+sage-scale finetune --run runs/NAME --data URL --recipe NAME
+deepspeed --num_gpus 8 launch/finetune.py --run runs/NAME --data URL --recipe NAME
 """
 
 from __future__ import annotations
@@ -47,9 +47,15 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
     take_over(model, recipe, folder)
     frozen = FrozenOutputs(model, stage)
     stream = open_stream(
-        data, recipe, "train", rank=ranks.rank, world=ranks.world, batch_size=stage.batch_size, seed=stage.seed + 1
+        data,
+        recipe,
+        "train",
+        rank=ranks.rank,
+        world=ranks.world,
+        batch_size=stage.batch_size,
+        seed=stage.seed + 1,
     )
-    engine = Engine(model, stage, ranks)
+    engine = Engine(model, stage, ranks, forward=frozen.forward)
     loop = Loop("finetune", recipe, folder, engine, stream)
     loop.resume()
 
@@ -64,9 +70,10 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         loss_sum = 0.0
         for number, rows in enumerate(_chunks(len(batch.keys), chunks)):
             part = batch.select(rows) if chunks > 1 else batch
-            inputs = frozen.inputs(part, engine)
+            video, kept = frozen.inputs(part, engine)
             summed, _ = engine.forward(
-                inputs,
+                video,
+                kept,
                 labels[rows].to(ranks.device),
                 decoder_input_ids[rows].to(ranks.device),
                 stage.label_smoothing,
@@ -79,7 +86,9 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         rows = translate_split(recipe, engine.model, tokenizer, data, "dev", ranks, engine.precision)
         if not rows:
             return {"clips": 0}, 0.0
-        scores = score([row["hypothesis"] for row in rows], [row["reference"] for row in rows], recipe.corpus.language)
+        scores = score(
+            [row["hypothesis"] for row in rows], [row["reference"] for row in rows], recipe.corpus.language
+        )
         shown = {name: scores[name] for name in ("bleu4", "bleu1", "rouge_l")}
         return {"clips": len(rows), **shown}, float(scores["bleu4"])
 
@@ -102,11 +111,19 @@ def take_over(model: SageTranslator, recipe: Recipe, run: Path) -> None:
     load_visual(model, state)
     if init == "visual_context":
         encoder = model.language_model.get_encoder()
-        layers = {name.split(".layers.", 1)[1]: value for name, value in state.items() if ".layers." in name and name.startswith("context.")}
+        layers = {
+            name.split(".layers.", 1)[1]: value
+            for name, value in state.items()
+            if ".layers." in name and name.startswith("context.")
+        }
         if not layers:
-            raise CheckpointError(f"{run / STAGE1} has no context encoder to take over; set finetune.init=visual")
+            raise CheckpointError(
+                f"{run / STAGE1} has no context encoder to take over; set finetune.init=visual"
+            )
         own = encoder.layers.state_dict()
-        encoder.layers.load_state_dict({**own, **{name: value for name, value in layers.items() if name in own}})
+        encoder.layers.load_state_dict(
+            {**own, **{name: value for name, value in layers.items() if name in own}}
+        )
 
 
 def _agree(tokens: int, clips: int, micro: int, device: torch.device) -> tuple[int, int]:

@@ -2,44 +2,39 @@
 
 With `finetune.freeze=backbone` the frame encoder stays as stage 1 left it and its features are kept; with `visual`
 the whole visual side does and its tokens are kept. `frozen_views` augmented views of a clip keep some of the
-variety that training on frames would have seen; epoch e sees view e mod views.
+variety that training on frames would have seen; epoch e sees view e mod views, and view 0 is not augmented.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sage_scale.config import Stage
+from sage_scale.models.dropout import token_draws
 from sage_scale.models.sage import SageTranslator
 from sage_scale.streaming import Batch
 from sage_scale.training.engine import Engine
 from sage_scale.vision.packed import PackedVideo
 
 
-@dataclass(frozen=True)
-class VisualTokens:
-    """Visual tokens of B clips after the mapper, packed: (N, D) with the segments of each clip."""
-
-    tokens_ND: Tensor
-    clip_segments_B: Tensor
-
-
 class FrozenOutputs:
-    """Decides what the translator is given for a batch, and keeps frozen modules frozen."""
+    """What of the translator is frozen, and how its forward pass goes on from the outputs that are kept."""
 
     def __init__(self, model: SageTranslator, stage: Stage) -> None:
         self.model = model
         self.kind = stage.freeze
+        if self.kind == "backbone" and model.visual.backbone is None:
+            self.kind = "none"  # features come from the shards: there is no backbone to freeze
         self.views = max(1, stage.frozen_views)
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._modules = {
             "none": [],
             "backbone": [model.visual.backbone],
             "visual": [model.visual, model.mapper],
-        }[stage.freeze]
+        }[self.kind]
         for module in self._modules:
             module.requires_grad_(False)
 
@@ -48,40 +43,54 @@ class FrozenOutputs:
         for module in self._modules:
             module.eval()
 
-    def inputs(self, batch: Batch, engine: Engine) -> PackedVideo | VisualTokens:
-        """What the translator's forward takes for this batch."""
+    def forward(
+        self,
+        video: PackedVideo,
+        kept: Tensor | None,
+        labels_BL: Tensor,
+        decoder_input_ids_BL: Tensor,
+        label_smoothing: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The translator's forward pass from what is kept: frame features (F, C), tokens (N, D), or nothing."""
+        model = self.model
+        if kept is None:
+            return model(video, labels_BL, decoder_input_ids_BL, label_smoothing)
+        tokens_ND = kept
+        if self.kind == "backbone":
+            draws_N = None if video.draws_B is None else token_draws(video.draws_B, video.clip_segments_B)
+            tokens_ND = model.mapper(model.visual.tokens(kept, video.segment_frames_N), draws_N)
+        return model.forward_tokens(
+            tokens_ND, video.clip_segments_B, labels_BL, decoder_input_ids_BL, label_smoothing
+        )
+
+    def inputs(self, batch: Batch, engine: Engine) -> tuple[PackedVideo, Tensor | None]:
+        """The batch on the engine's device: its video, and the kept outputs in place of its frames."""
+        device = engine.ranks.device
         if self.kind == "none" or not batch.keys:
-            return batch.video.to(engine.ranks.device)
+            return batch.video.to(device), None
         view = batch.epoch % self.views
-        missing = [i for i, key in enumerate(batch.keys) if (key, view) not in self._kept]
+        missing = [row for row, key in enumerate(batch.keys) if (key, view) not in self._kept]
         if missing:
-            self._compute(batch, missing, view, engine)
-        kept = torch.cat([self._kept[key, view] for key in batch.keys]).to(engine.ranks.device)
-        video = replace(batch.video, frames_FCHW=None, background_BCHW=None).to(engine.ranks.device)
-        if self.kind == "visual":
-            return VisualTokens(kept, video.clip_segments_B)
-        return replace(video, features_FC=kept)
+            self._compute(batch.select(missing), view, engine)
+        kept = torch.cat([self._kept[key, view] for key in batch.keys]).to(device)
+        return replace(batch.video, frames_FCHW=None, background_BCHW=None).to(device), kept
 
     @torch.no_grad()
-    def _compute(self, batch: Batch, missing: list[int], view: int, engine: Engine) -> None:
-        some = batch.select(missing)
-        video = some.video.to(engine.ranks.device)
-        generator = torch.Generator().manual_seed(view)
-        salt = int(torch.randint(1 << 62, (1,), generator=generator))
-        draws = None if view == 0 or video.draws_B is None else _fixed_draws(some.keys, salt).to(engine.ranks.device)
-        video = replace(video, draws_B=draws)
+    def _compute(self, batch: Batch, view: int, engine: Engine) -> None:
+        video = replace(batch.video, draws_B=_fixed_draws(batch.keys, view)).to(engine.ranks.device)
         with engine.precision():
+            values = self.model.visual.frame_features(video, augmented=view > 0)
+            lengths = [
+                int(part.sum()) for part in video.segment_frames_N.split(video.clip_segments_B.tolist())
+            ]
             if self.kind == "visual":
-                values, lengths = self.model.encode_tokens(video), video.clip_segments_B
-            else:
-                values = self.model.visual.frame_features(video)
-                lengths = torch.zeros_like(video.clip_segments_B).index_add_(
-                    0, torch.repeat_interleave(video.clip_segments_B), video.segment_frames_N
-                )
-        for key, value in zip(some.keys, values.detach().cpu().split(lengths.tolist())):
+                values = self.model.mapper(self.model.visual.tokens(values, video.segment_frames_N), None)
+                lengths = video.clip_segments_B.tolist()
+        for key, value in zip(batch.keys, values.detach().cpu().split(lengths)):
             self._kept[key, view] = value.clone()
 
 
-def _fixed_draws(keys: list[str], salt: int) -> Tensor:
+def _fixed_draws(keys: list[str], view: int) -> Tensor:
     # Of clip and view alone: whichever rank and epoch comes first, the view is the same.
-    return torch.tensor([(int(key, 16) ^ salt) & ((1 << 62) - 1) for key in keys], dtype=torch.int64)
+    mixed = [(int(key, 16) ^ (view * 0x9E3779B97F4A7C15)) & ((1 << 62) - 1) for key in keys]
+    return torch.tensor(mixed, dtype=torch.int64)

@@ -128,7 +128,9 @@ class Loop:
                 if stopping:
                     self.log.line(f"stopped at step {step} as asked; the same command resumes", now=True)
                     self.log.close()
-                    raise Interrupted(f"{self.name} stopped at step {step} and saved; run the same command to go on")
+                    raise Interrupted(
+                        f"{self.name} stopped at step {step} and saved; run the same command to go on"
+                    )
         if evaluated < self.progress.step or self.progress.best_score is None:
             self._evaluate(evaluate)
         if saved < self.progress.step or self.progress.step not in self.checkpoints.steps():
@@ -139,14 +141,22 @@ class Loop:
         return self.progress
 
     def _share(
-        self, shares: dict[str, float], waited: float, started: float, clips: int, rate: float, stop: StopRequest
+        self,
+        shares: dict[str, float],
+        waited: float,
+        started: float,
+        clips: int,
+        rate: float,
+        stop: StopRequest,
     ) -> bool:
         names = sorted(shares)
         first = self.engine.ranks.first
         local = [shares[name] for name in names]
         local += [float(clips), waited if first else 0.0, float(stop.asked)]
         local += [time.monotonic() - started if first else 0.0]
-        *values, clips_all, waited, asked, seconds = distributed.sum_over_ranks(local, self.engine.ranks.device)
+        *values, clips_all, waited, asked, seconds = distributed.sum_over_ranks(
+            local, self.engine.ranks.device
+        )
         self.progress.seconds += seconds
         figures = dict(zip(names, values))
         loss = figures.get("loss", 0.0)
@@ -184,7 +194,9 @@ class Loop:
         seconds = distributed.from_first(time.monotonic() - started)
         self.progress.seconds += seconds
         self.log.event("dev", self.progress.step, **figures, seconds=seconds, time_s=self.progress.seconds)
-        shown = "  ".join(f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, int | float))
+        shown = "  ".join(
+            f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, int | float)
+        )
         self.log.line(f"dev at step {self.progress.step}: {shown}", now=True)
         if self.progress.best_score is None or score > self.progress.best_score:
             self.progress.best_score, self.progress.best_step = score, self.progress.step

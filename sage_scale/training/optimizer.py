@@ -38,7 +38,9 @@ def make_optimizer(groups: list[dict], stage: Stage) -> torch.optim.Optimizer:
     if stage.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)
     beta1, beta2 = stage.betas
-    return torch.optim.AdamW(groups, lr=stage.lr, betas=(beta1, beta2), fused=torch.cuda.is_available() or None)
+    return torch.optim.AdamW(
+        groups, lr=stage.lr, betas=(beta1, beta2), fused=torch.cuda.is_available() or None
+    )
 
 
 def rate(stage: Stage, progress: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError, RecipeError
-from sage_scale.streaming import read_texts
+from sage_scale.shards import read_texts
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.runlog import memory_mb, record_timing
@@ -60,11 +60,19 @@ def _prepare(
         from sage_scale.training.language_model import make_language_model
 
         make_language_model(
-            sentences, glosses, recipe.denoise, partial, recipe.corpus.language, seed=recipe.pretrain.seed, progress=say
+            sentences,
+            glosses,
+            recipe.denoise,
+            partial,
+            recipe.corpus.language,
+            seed=recipe.pretrain.seed,
+            progress=say,
         )
         report["made"] = "denoising of the training sentences"
     elif not recipe.model.language_model:
-        raise RecipeError("model.language_model is empty: give a folder with mBART-large-50, or set denoise.enabled=true")
+        raise RecipeError(
+            "model.language_model is empty: give a folder with mBART-large-50, or set denoise.enabled=true"
+        )
     elif recipe.text.trim_vocabulary:
         from sage_scale.text.vocabulary import trim_model
 
@@ -75,7 +83,9 @@ def _prepare(
     else:
         report["used"] = recipe.model.language_model
     report["seconds"] = round(time.monotonic() - started, 1)
-    (partial / DONE).write_text(json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    (partial / DONE).write_text(
+        json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+    )
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     record_timing(run, "language model", report["seconds"], memory_mb(ranks.device))

@@ -1,7 +1,7 @@
 """Stage 1: visual tokens are aligned with pseudo-gloss tokens by CLCL at two levels (SAGE, section 3.1).
 
-    sage-scale pretrain --run runs/NAME --data URL --recipe NAME
-    deepspeed --num_gpus 8 launch/pretrain.py --run runs/NAME --data URL --recipe NAME
+sage-scale pretrain --run runs/NAME --data URL --recipe NAME
+deepspeed --num_gpus 8 launch/pretrain.py --run runs/NAME --data URL --recipe NAME
 """
 
 from __future__ import annotations
@@ -47,7 +47,13 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
     text.to(ranks.device)
     stage = recipe.pretrain
     stream = open_stream(
-        data, recipe, "train", rank=ranks.rank, world=ranks.world, batch_size=stage.batch_size, seed=stage.seed
+        data,
+        recipe,
+        "train",
+        rank=ranks.rank,
+        world=ranks.world,
+        batch_size=stage.batch_size,
+        seed=stage.seed,
     )
     engine = Engine(model, stage, ranks)
     loop = Loop("pretrain", recipe, folder, engine, stream)
@@ -103,7 +109,9 @@ def embed_split(
     ranks = engine.ranks
     rows: list[dict[str, Any]] = []
     batch_size = recipe.evaluation.batch_size
-    for batch in open_evaluation(data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=batch_size):
+    for batch in open_evaluation(
+        data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=batch_size
+    ):
         if not batch.keys:
             continue
         texts, languages = alignment_texts(recipe, batch.metas)
@@ -113,11 +121,17 @@ def embed_split(
         segments = batch.video.clip_segments_B.tolist()
         words = targets.lengths_B.tolist()
         visual = [part.float().cpu() for part in tokens.split(segments)]
-        contexts = [part.float().cpu() for part in hidden.split(segments)] if hidden is not None else [None] * len(visual)
+        contexts = (
+            [part.float().cpu() for part in hidden.split(segments)]
+            if hidden is not None
+            else [None] * len(visual)
+        )
         lexical = [part.float().cpu() for part in targets.embeddings_MD.split(words)]
         contextual = [part.float().cpu() for part in targets.hidden_MD.split(words)]
         for values in zip(batch.keys, batch.metas, texts, visual, contexts, lexical, contextual):
-            rows.append(dict(zip(("key", "meta", "text", "visual", "hidden", "embeddings", "states"), values)))
+            rows.append(
+                dict(zip(("key", "meta", "text", "visual", "hidden", "embeddings", "states"), values))
+            )
     return [row for part in distributed.gather_objects(rows) for row in part]
 
 
@@ -136,7 +150,11 @@ def dev_figures(
     for name, visual_key, text_key, weight in levels:
         video_to_text, text_to_video = similarity_matrices(recipe, rows, visual_key, text_key)
         scale = getattr(engine.model, f"scale_{name}").detach().float().cpu().clamp(max=recipe.clcl.scale_max)
-        loss = float(clcl_loss(video_to_text, text_to_video, scale, alpha=recipe.clcl.alpha, variant=recipe.clcl.variant))
+        loss = float(
+            clcl_loss(
+                video_to_text, text_to_video, scale, alpha=recipe.clcl.alpha, variant=recipe.clcl.variant
+            )
+        )
         figures[f"loss_{name}"] = loss
         total += weight * loss
         if name == "embedding":

@@ -1,0 +1,1 @@
+"""Runs made of other verbs: the demo, and later the ablation grids."""

@@ -1,0 +1,176 @@
+"""The demo: the whole main job on one machine, as the commands a user would type.
+
+Corpus, shards, both stages under the `deepspeed` launcher, scores with controls, one video translated, the report.
+Every command can be repeated: what is finished is recognised, what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sage_scale.config import Recipe, load_recipe
+from sage_scale.errors import SageError
+from sage_scale.training.runlog import clock, record_timing
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+
+def run(
+    recipe_name: str = "demo",
+    run_folder: str | Path | None = None,
+    control: bool = False,
+    overrides: Sequence[str] = (),
+    ranks: int = 0,
+) -> Path:
+    """Run the demo and return the path of its report.
+
+    `control` leaves stage 1 out and gives stage 2 the time of both; it shares corpus and shards with the demo.
+    `ranks` processes train (0: one for each core, two at most).
+    """
+    recipe = load_recipe(recipe_name, overrides)
+    home = Path("runs") / recipe_name
+    run_path = (
+        Path(run_folder) if run_folder else (home.with_name(f"{home.name}-control") if control else home)
+    )
+    corpus, shards = home / "corpus", home / "shards"
+    changes = list(overrides) + (control_overrides(recipe) if control else [])
+    ranks = ranks or min(os.cpu_count() or 1, 2)
+    run_path.mkdir(parents=True, exist_ok=True)
+    said = Steps(run_path, total=6 if control else 7)
+
+    said.step("corpus", "a made corpus: rendered signing with German weather sentences")
+    said.call(sage("corpus", "make", "--root", corpus, "--recipe", recipe_name, *overrides))
+    said.step("precompute", "segments and frames into WebDataset shards, by Ray actors")
+    said.call(
+        sage(
+            "precompute",
+            "--corpus",
+            "synthetic",
+            "--root",
+            corpus,
+            "--out",
+            shards,
+            "--recipe",
+            recipe_name,
+            *overrides,
+        )
+    )
+    training = ["--run", run_path, "--data", shards, "--recipe", recipe_name, *changes]
+    if not control:
+        said.step(
+            "stage 1", "visual tokens aligned with pseudo-glosses by CLCL, under DeepSpeed", timed=False
+        )
+        said.call(launcher("pretrain", ranks, training))
+    said.step("stage 2", "mBART learns to translate, under DeepSpeed", timed=False)
+    said.call(launcher("finetune", ranks, training))
+    said.step("evaluate", "unseen sentences, held-out signers, and the controls to beat", timed=False)
+    said.call(sage("evaluate", "--run", run_path, "--data", shards))
+    said.step("translate", "one video, one sentence")
+    video = first_test_video(corpus)
+    said.call(sage("translate", video, "--model", run_path, "--figure", run_path / "translation.png"))
+    said.step("report", "one page", timed=False)
+    said.call(sage("report", run_path))
+    said.finish()
+    return run_path / "report.html"
+
+
+def control_overrides(recipe: Recipe) -> list[str]:
+    """What the same budget gives without stage 1: everything is trained from the start, for the time of both."""
+    minutes = recipe.pretrain.max_minutes + recipe.finetune.max_minutes
+    epochs = recipe.pretrain.epochs + recipe.finetune.epochs
+    return [
+        "finetune.init=none",
+        "finetune.freeze=none",
+        f"finetune.max_minutes={minutes}",
+        f"finetune.epochs={epochs}",
+        f"finetune.visual_lr_scale={max(1.0, recipe.pretrain.lr / recipe.finetune.lr)}",
+    ]
+
+
+def first_test_video(corpus: Path) -> Path:
+    """The video of the first test clip of the made corpus."""
+    for line in (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["split"] == "test":
+            return corpus / row["video"]
+    raise SageError(f"{corpus}/manifest.jsonl has no test clip")
+
+
+def sage(*arguments: object) -> list[str]:
+    """The command line of a verb, with this interpreter."""
+    return [sys.executable, "-m", "sage_scale.cli.main", *map(str, arguments)]
+
+
+def launcher(stage: str, ranks: int, arguments: Sequence[object]) -> list[str]:
+    """The `deepspeed` launcher's command line for a stage on this machine."""
+    program = shutil.which("deepspeed") or str(Path(sys.executable).with_name("deepspeed"))
+    return [
+        program,
+        "--num_gpus",
+        str(ranks),
+        "--master_port",
+        str(29500 + os.getpid() % 1000),
+        str(LAUNCH / f"{stage}.py"),
+        *map(str, arguments),
+    ]
+
+
+class Steps:
+    """Runs the commands one after another and says which, how long each took, and where it all is."""
+
+    def __init__(self, run_path: Path, total: int) -> None:
+        self.run_path = run_path
+        self.total = total
+        self.number = 0
+        self.started = time.monotonic()
+        self._name = ""
+        self._timed = False
+
+    def step(self, name: str, what: str, timed: bool = True) -> None:
+        """Announce the next step; `timed` steps are recorded here, the others record themselves."""
+        self.number += 1
+        self._name, self._timed = name, timed
+        print(f"\n[{self.number}/{self.total}] {name}: {what}", flush=True)
+
+    def call(self, command: list[str]) -> None:
+        """Run a command. Raises SageError with its exit code where it fails."""
+        shown = [Path(command[0]).name, *command[1:]]
+        if command[1:3] == ["-m", "sage_scale.cli.main"]:
+            shown = ["sage-scale", *command[3:]]
+        print("  $ " + " ".join(shown), flush=True)
+        started = time.monotonic()
+        environment = {**os.environ, "DS_LOG_LEVEL": "error", "PYTHONWARNINGS": "ignore"}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+        code = subprocess.run(command, env=environment, check=False).returncode
+        if code:
+            error = SageError(
+                f"the demo stopped at '{self._name}' (exit code {code}); run it again to go on from there"
+            )
+            error.exit_code = code if 0 < code < 126 else 1
+            raise error
+        seconds = time.monotonic() - started
+        if self._timed:
+            record_timing(self.run_path, self._name, seconds, 0)
+        print(f"  done in {clock(seconds)}", flush=True)
+
+    def finish(self) -> None:
+        """The closing lines: scores beside the best control, and the places to look."""
+        scores = json.loads((self.run_path / "scores.json").read_text(encoding="utf-8"))
+        print(f"\nBLEU-4 {scores['bleu4']:.1f} on {scores['clips']} unseen test sentences", end="")
+        if "heldout" in scores:
+            print(f", {scores['heldout']['bleu4']:.1f} with held-out signers", end="")
+        controls = {name: values["bleu4"] for name, values in scores.get("controls", {}).items()}
+        if controls:
+            best = max(controls, key=controls.__getitem__)
+            print(f"; best control ({best.replace('_', ' ')}) {controls[best]:.1f}", end="")
+        print(
+            f"\nreport: {self.run_path}/report.html\nall of it took {clock(time.monotonic() - self.started)}",
+            flush=True,
+        )
