@@ -1,0 +1,16 @@
+"""Text: languages, pseudo-glosses, tokenizers and trimmed vocabularies."""
+
+from sage_scale.text.languages import MBART50_CODES, UNSPACED, language_code, primary_subtag
+from sage_scale.text.pseudogloss import PseudoGlosser, TextSettings, glosser, pseudo_glosses, words
+
+__all__ = [
+    "MBART50_CODES",
+    "UNSPACED",
+    "PseudoGlosser",
+    "TextSettings",
+    "glosser",
+    "language_code",
+    "primary_subtag",
+    "pseudo_glosses",
+    "words",
+]

@@ -1,0 +1,98 @@
+"""Pseudo-glosses: content lemmas of a sentence, in sentence order (Sign2GPT, section 3.2; SAGE, 3.1.2)."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Protocol
+
+from sage_scale.errors import RecipeError
+from sage_scale.text.languages import UNSPACED, primary_subtag
+
+
+class TextSettings(Protocol):
+    """What is read of the recipe's section `text` (config.Text)."""
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def tagger(self) -> str: ...
+    @property
+    def keep_pos(self) -> tuple[str, ...]: ...
+    @property
+    def drop_lemmas(self) -> tuple[str, ...]: ...
+    @property
+    def lowercase(self) -> bool: ...
+
+
+class PseudoGlosser:
+    """Sentence to pseudo-glosses: lemmas of the kept parts of speech, repeats kept.
+
+    A sentence with no content lemma gives its words, so that every clip with a sentence has at least one.
+    Where a language has no tagger, `text.target=sentence` is needed (RecipeError otherwise) and every word is
+    given.
+    """
+
+    def __init__(self, language: str, settings: TextSettings) -> None:
+        self.language = primary_subtag(language)
+        self.settings = settings
+        self.name: str
+        """Tagger and version, for the dataset's own description."""
+        self.reason = ""
+        """Why there is no tagger; empty where there is one."""
+        self._nlp = None
+        if settings.tagger == "none":
+            self.reason = "text.tagger=none"
+        else:
+            from sage_scale.text.taggers import load_pipeline  # spaCy takes seconds to import
+
+            found = load_pipeline(self.language, settings.tagger)
+            if found is None:
+                self.reason = f"no tagger for '{language}'"
+            else:
+                self._nlp, self.name = found
+        if self._nlp is None:
+            if settings.target != "sentence":
+                raise RecipeError(
+                    f"{self.reason}, so there are no pseudo-glosses: set text.target=sentence, or install "
+                    f"a spaCy pipeline for '{language}'"
+                )
+            self.name = f"none ({self.reason}): every word of the sentence"
+        self._drop = {lemma.lower() for lemma in settings.drop_lemmas}
+
+    def __call__(self, sentence: str) -> list[str]:
+        """The pseudo-glosses of a sentence; empty only for an empty sentence."""
+        sentence = sentence.strip()
+        if self._nlp is None:
+            return self._cased(words(sentence, self.language))
+        doc = self._nlp(sentence)
+        lemmas = [
+            token.lemma_.strip() or token.text
+            for token in doc
+            if token.pos_ in self.settings.keep_pos and not token.is_space
+        ]
+        lemmas = [lemma for lemma in lemmas if lemma.lower() not in self._drop]
+        if not lemmas:
+            lemmas = [token.text for token in doc if any(c.isalnum() for c in token.text)] or sentence.split()
+        return self._cased(lemmas)
+
+    def _cased(self, lemmas: list[str]) -> list[str]:
+        # str.lower, not casefold: casefold would turn ß into ss, which the sentence's subwords never show.
+        return [lemma.lower() for lemma in lemmas] if self.settings.lowercase else lemmas
+
+
+def words(sentence: str, language: str) -> list[str]:
+    """The words of a sentence without punctuation; its characters where words are not spaced."""
+    pattern = r"[^\W_]" if primary_subtag(language) in UNSPACED else r"[^\W_]+(?:[-'’.,][^\W_]+)*"
+    return re.findall(pattern, sentence) or sentence.split()
+
+
+@functools.lru_cache(maxsize=16)
+def glosser(language: str, settings: TextSettings) -> PseudoGlosser:
+    """The PseudoGlosser of a language and recipe, made once a process."""
+    return PseudoGlosser(language, settings)
+
+
+def pseudo_glosses(sentence: str, language: str, settings: TextSettings) -> list[str]:
+    """The pseudo-glosses of a sentence, by the cached PseudoGlosser of its language."""
+    return glosser(language, settings)(sentence)
