@@ -25,23 +25,23 @@ from sage_scale.corpora.clip import Clip, Manifest, Rejected
 from sage_scale.corpora.folders import corpus_folder, read_text
 
 VIDEOS = frozenset(
-    (
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".flv",
-        ".wmv",
-        ".ogv",
+    f".{ending}"
+    for ending in (
+        "mp4",
+        "m4v",
+        "mov",
+        "mkv",
+        "webm",
+        "avi",
+        "mpg",
+        "mpeg",
+        "ts",
+        "mts",
+        "flv",
+        "wmv",
+        "npz",
+        "pose",
     )
-    + (".3gp", ".npz", ".pose")
 )
 """Endings, in lower case, of the files that are taken for videos."""
 SPLITS = ("train", "dev", "test")
