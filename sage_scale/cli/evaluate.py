@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sage_scale.errors import UsageError
+
 
 def evaluate(
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
@@ -14,8 +16,22 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", help="Split to score: test, dev, or another name.")
     ] = "test",
+    controls: Annotated[bool, typer.Option(help="Score what a translator must beat as well.")] = True,
 ) -> None:
-    """Translate a split and write scores.json and predictions/SPLIT.jsonl into the run."""
+    """Translate a split; write scores.json and predictions/SPLIT.jsonl into the run and print the scores."""
+    if not run.is_dir():
+        raise UsageError(f"there is no run {run}")
+
     from sage_scale.training import evaluate_run
 
-    evaluate_run.run(run, data, split=split)
+    scores = evaluate_run.run(
+        run, data, split=split, controls=controls, say=lambda line: typer.echo(line, err=True)
+    )
+    figures = f"BLEU-4 {scores['bleu4']:.2f}  ROUGE-L {scores['rouge_l']:.2f}  ({scores['signature']})"
+    typer.echo(f"{split}: {figures}, {scores['clips']} clips")
+    if "heldout" in scores:
+        typer.echo(
+            f"{split}_heldout: BLEU-4 {scores['heldout']['bleu4']:.2f}, {scores['heldout']['clips']} clips"
+        )
+    for name, values in scores.get("controls", {}).items():
+        typer.echo(f"  control {name.replace('_', ' ')}: BLEU-4 {values['bleu4']:.2f}")

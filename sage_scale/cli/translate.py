@@ -1,29 +1,62 @@
-"""`sage-scale translate`: a video in, a sentence out."""
+"""`sage-scale translate`: a video in, a sentence out.
+
+sage-scale translate weather.mp4 --model runs/demo --figure weather.png
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sage_scale.errors import ClipRejected, SageError, UsageError
+
 
 def translate(
-    videos: Annotated[list[str], typer.Argument(metavar="VIDEO", help="One or more video files.")],
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO", help="One or more video files.")],
     model: Annotated[Path, typer.Option("--model", help="Folder of a run, or its exported model/ folder.")],
     figure: Annotated[
-        Path | None,
-        typer.Option("--figure", help="Timeline to write, .png, .svg or .pdf; a folder for several videos."),
+        Path | None, typer.Option("--figure", help="Timeline to write, .png, .svg or .pdf; for one video.")
     ] = None,
-    language: Annotated[
-        str, typer.Option("--language", help="Spoken language, BCP 47; else the model's own.")
-    ] = "",
+    language: Annotated[str, typer.Option("--language", help="Spoken language; else the model's own.")] = "",
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; else the best there is.")] = "",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change to the model's recipe.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a video, with segment times.")
     ] = False,
 ) -> None:
     """Print the sentence of each signing video; with several videos each line starts with the file's name."""
-    from sage_scale.translation import translate as translation
+    missing = [video for video in videos if not video.exists()]
+    if missing:
+        raise UsageError(f"there is no video {missing[0]}")
+    if figure and len(videos) > 1:
+        raise UsageError("--figure shows one video: translate them one by one")
 
-    translation.run(videos, model, figure=figure, language=language, device=device, as_json=as_json)
+    from sage_scale.translation.timeline import check_target, write_timeline
+    from sage_scale.translation.translate import VideoTranslator
+
+    if figure:
+        check_target(figure)
+    translator = VideoTranslator(model, device, changes or [])
+    failed = 0
+    for video in videos:
+        try:
+            translation = translator.translate(video, language)
+        except ClipRejected as reason:
+            typer.echo(f"sage-scale: {video} cannot be translated: {reason}", err=True)
+            failed += 1
+            continue
+        if as_json:
+            typer.echo(json.dumps(translation.as_mapping(), ensure_ascii=False))
+        else:
+            typer.echo(f"{video.name}: {translation.sentence}" if len(videos) > 1 else translation.sentence)
+        if figure:
+            write_timeline(translation, figure)
+    if failed and len(videos) > 1:
+        raise SageError(f"{failed} of {len(videos)} videos could not be translated")
+    if failed:
+        raise typer.Exit(1)
