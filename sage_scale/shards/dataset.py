@@ -1,9 +1,8 @@
-"""A dataset: shards, markers, and the two files that begin and end it.
+"""A dataset as a reader sees it: opened by one GET of `index.json`.
 
-`dataset.json` is written first, put if absent: a second run over the same place must mean the same dataset.
-`index.json` is written last and holds everything a trainer needs before its first sample (dataset.json, all markers,
-all index records), so a finished dataset is recognised, and a trainer starts, with one GET. It is one line of JSON
-whose first field, `xxh3`, is the xxh3-128 of the bytes after that field: a damaged index is never believed.
+`dataset.json` is written first and `index.json` last. The latter holds everything a trainer needs before its first
+sample: dataset.json, all markers, all index records. It is one line of JSON whose first field, `xxh3`, is the
+xxh3-128 of the bytes after that field, so that a damaged index is never believed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +21,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from sage_scale.errors import DatasetError, UnitsOpen
-from sage_scale.shards.index import RECORD, ShardIndex, build_index, make_marker, parse_index
+from sage_scale.errors import DatasetError
+from sage_scale.shards.index import RECORD, parse_index, parse_rejects
 from sage_scale.shards.layout import (
     DATASET_JSON,
     FORMAT,
     INDEX_JSON,
+    REJECTS_MEMBER,
     VERSION,
     DatasetInfo,
     Reject,
@@ -40,8 +40,10 @@ from sage_scale.shards.layout import (
     parse_info,
     parse_marker,
     unit_from,
+    unit_of,
 )
 from sage_scale.shards.sample import read_sample
+from sage_scale.shards.tar import walk
 from sage_scale.storage import NotFound, Store, open_store
 
 THREADS = 16
@@ -112,9 +114,8 @@ class Dataset:
         known = {unit.split for unit in self.units}
         for split in splits:
             if split not in known:
-                raise DatasetError(
-                    f"{self.url} has no split '{split}'; it has {', '.join(sorted(known)) or 'none'}"
-                )
+                has = ", ".join(sorted(known)) or "none"
+                raise DatasetError(f"{self.url} has no split '{split}'; it has {has}")
         counts = np.array([unit.samples for unit in self.units], np.int64)
         ordinals = np.repeat(np.arange(len(self.units), dtype=np.int32), counts)
         chosen = np.array([not splits or unit.split in splits for unit in self.units], bool)
@@ -140,60 +141,20 @@ class Dataset:
         return read_sample(data, key=key, digest=digest, where=f"{self.url}/{tar}")
 
 
-def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
-    """Write dataset.json unless it is there, and return the one that is.
-
-    Raises DatasetError, naming the keys that differ, where another dataset was begun at this place.
-    """
-    if store.put_if_absent(DATASET_JSON, info.to_bytes()):
-        return info
-    where = f"{store.url}/{DATASET_JSON}"
-    there = parse_info(store.get(DATASET_JSON), where)
-    if there.to_bytes() != info.to_bytes():
-        names = ", ".join(_differences(there.to_mapping(), info.to_mapping())[:6])
-        raise DatasetError(
-            f"{store.url} holds another dataset (different: {names}): choose another place to write to"
-        )
-    return there
-
-
-def publish_shard(store: Store, tar: Path) -> Unit:
-    """Commit the local tar of a unit: tar, then index, then marker. Returns the marker of what is stored.
-
-    Where a tar of this unit is there already it is the truth, and the local one is dropped.
-    """
-    index = build_index(tar)
-    unit = index.header.unit
-    name = make_marker(index).tar
-    if not store.put_if_absent(name, tar):
-        return restore_marker(store, unit)
-    return _put_marker(store, index)
-
-
-def restore_marker(store: Store, unit: int) -> Unit:
-    """Make index and marker of a stored tar again, from the tar alone. Raises NotFound, DatasetError."""
-    from sage_scale.shards.verify import stored_tar
-
-    with stored_tar(store, unit) as view:
-        index = build_index(view, f"{store.url}/{unit:06d}.tar")
-    if index.header.unit != unit:
-        raise DatasetError(
-            f"{store.url}/{unit:06d}.tar is the shard of unit {index.header.unit}: delete it and run again"
-        )
-    return _put_marker(store, index)
-
-
-def finish_dataset(store: Store) -> Dataset:
-    """Write index.json from dataset.json, all markers and all index files, and open the dataset.
-
-    Raises UnitsOpen, naming them, where units are missing.
-    """
-    dataset = _open_unfinished(store)
-    missing = open_units(dataset)
-    if missing:
-        raise UnitsOpen(_still_open(store.url, missing, len(dataset.info.units)))
-    store.put(INDEX_JSON, index_json(dataset.info, dataset.units, dataset.records))
-    return open_dataset(store)
+def read_rejects(store: Store, unit: Unit) -> tuple[Reject, ...]:
+    """The clips that a unit left out, and why, from the end of its tar. Raises DatasetError where it is damaged."""
+    if not unit.rejects:
+        return ()
+    where = f"{store.url}/{unit.tar}"
+    records = parse_index(store.get(index_name(unit.unit)), f"{store.url}/{index_name(unit.unit)}")
+    start = int(records[-1]["offset"]) + int(records[-1]["length"]) if len(records) else 0
+    data = store.get_range(unit.tar, start, unit.bytes - start)
+    for member in walk(data, where):
+        if member.name == REJECTS_MEMBER:
+            return parse_rejects(data[member.offset : member.offset + member.size], where)
+    raise DatasetError(
+        f"{where}: member '{REJECTS_MEMBER}' is missing: run `sage-scale shards verify {store.url}`"
+    )
 
 
 def open_dataset(place: str | Path | Store, *, unfinished: bool = False) -> Dataset:
@@ -207,32 +168,49 @@ def open_dataset(place: str | Path | Store, *, unfinished: bool = False) -> Data
     try:
         data = store.get(INDEX_JSON)
     except NotFound:
-        dataset = _open_unfinished(store)
+        dataset = open_unfinished(store)
         if unfinished:
             return dataset
         missing = open_units(dataset)
         if missing:
-            raise DatasetError(_still_open(store.url, missing, len(dataset.info.units))) from None
+            raise DatasetError(still_open(store.url, missing, len(dataset.info.units))) from None
         raise DatasetError(
-            f"{store.url}: all units are done but {INDEX_JSON} is missing: run `sage-scale shards index {store.url}`"
+            f"{store.url}: all units are done, {INDEX_JSON} is missing: run `sage-scale shards index {store.url}`"
         ) from None
     return _parse_index_json(store, data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitListing:
+    """What one bare listing says about the units of a dataset."""
+
+    done: frozenset[int]
+    """Units with tar, index and marker."""
+    unmarked: frozenset[int]
+    """Units whose tar is stored but whose index or marker is not: `restore_marker` makes them."""
+    tar_bytes: dict[int, int]
+    """Size of each stored tar."""
+    finished: bool
+    """index.json is there."""
+
+
+def list_units(store: Store) -> UnitListing:
+    """The units of a dataset by one listing, without reading an object."""
+    sizes = {entry.name: entry.size for entry in store.list()}
+    tars = {unit: size for name, size in sizes.items() if (unit := unit_of(name)) is not None}
+    done = {unit for unit in tars if index_name(unit) in sizes and marker_name(unit) in sizes}
+    return UnitListing(
+        done=frozenset(done),
+        unmarked=frozenset(tars.keys() - done),
+        tar_bytes=tars,
+        finished=INDEX_JSON in sizes,
+    )
 
 
 def open_units(dataset: Dataset) -> list[int]:
     """Numbers of the planned units that have no marker."""
     done = {unit.unit for unit in dataset.units}
     return [unit for unit in range(len(dataset.info.units)) if unit not in done]
-
-
-def read_rejects(store: Store, unit: Unit) -> tuple[Reject, ...]:
-    """The rejected clips of a unit and why, from the end of its tar."""
-    from sage_scale.shards.verify import stored_tar
-
-    if not unit.rejects:
-        return ()
-    with stored_tar(store, unit.unit) as view:
-        return build_index(view, f"{store.url}/{unit.tar}").rejects
 
 
 def index_json(info: DatasetInfo, units: Iterable[Unit], records: np.ndarray) -> bytes:
@@ -292,57 +270,41 @@ def _parse_index_json(store: Store, data: bytes) -> Dataset:
     )
 
 
-def _open_unfinished(store: Store) -> Dataset:
+def open_unfinished(store: Store) -> Dataset:
+    """The dataset from dataset.json and the markers that are there."""
     try:
         info = parse_info(store.get(DATASET_JSON), f"{store.url}/{DATASET_JSON}")
     except NotFound:
         raise DatasetError(
             f"{store.url} is not a dataset ({DATASET_JSON} is missing): give the place that precompute wrote to"
         ) from None
-    names = {entry.name for entry in store.list()}
-    done = [unit for unit in range(len(info.units)) if marker_name(unit) in names]
+    listing = list_units(store)
 
     def load(unit: int) -> tuple[Unit, np.ndarray]:
         where = f"{store.url}/{marker_name(unit)}"
         marker = parse_marker(store.get(marker_name(unit)), where)
         if (marker.unit, marker.dataset) != (unit, info.digest):
             raise DatasetError(
-                f"{where} belongs to another unit or dataset: delete it and run precompute again"
+                f"{where} belongs to another unit or dataset: delete it, then run precompute again"
             )
         records = parse_index(store.get(index_name(unit)), f"{store.url}/{index_name(unit)}")
-        if len(records) != marker.samples:
-            raise DatasetError(f"{where} and its .idx differ: run `sage-scale shards index {store.url}`")
+        if len(records) != marker.samples or marker.bytes != listing.tar_bytes[unit]:
+            raise DatasetError(
+                f"{where} differs from its tar or .idx: run `sage-scale shards index {store.url}`"
+            )
         return marker, records
 
-    loaded = in_parallel(load, done)
+    loaded = in_parallel(load, sorted(listing.done))
     records = np.concatenate([np.zeros(0, RECORD), *(records for _, records in loaded)])
     units = tuple(marker for marker, _ in loaded)
     digest = index_json(info, units, records)[9:41].decode("ascii")
     return Dataset(store=store, info=info, units=units, records=records, finished=False, digest=digest)
 
 
-def _put_marker(store: Store, index: ShardIndex) -> Unit:
-    """Index and marker, replacing older ones: they follow from the tar, so any writer writes the same bytes."""
-    marker = make_marker(index)
-    store.put(index_name(marker.unit), index.to_bytes())
-    store.put(marker_name(marker.unit), marker.to_bytes())
-    return marker
-
-
-def _still_open(url: str, missing: list[int], planned: int) -> str:
+def still_open(url: str, missing: list[int], planned: int) -> str:
+    """The message of an unfinished dataset."""
     named = ", ".join(f"{unit:06d}" for unit in missing[:5]) + (", ..." if len(missing) > 5 else "")
     return (
         f"{url} is not finished: {len(missing)} of {planned} units are open ({named}); "
         "run the same precompute command again"
     )
-
-
-def _differences(there: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    found = []
-    for key in sorted({*there, *new}):
-        old, fresh = there.get(key), new.get(key)
-        if isinstance(old, Mapping) and isinstance(fresh, Mapping):
-            found += _differences(old, fresh, f"{path}{key}.")
-        elif json.dumps(old, sort_keys=True) != json.dumps(fresh, sort_keys=True):
-            found.append(f"{path}{key}")
-    return found

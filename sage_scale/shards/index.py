@@ -2,9 +2,10 @@
 
 An index file is 32 bytes of header and 48 bytes a sample, little-endian:
 
-    header  8 bytes magic "SAGEIDX1" · u32 version 1 · u32 bytes a record (48) · u64 samples · u64 bytes of
-    the tar record  u64 key (its 16 hex digits as a number) · u64 offset · u32 length · u32 frames · u16 segments · u16
-    pseudo-glosses · u32 flags · 16 bytes xxh3-128 (canonical order)
+    header  8 bytes magic "SAGEIDX1" · u32 version 1 · u32 bytes a record (48) · u64 samples
+            · u64 bytes of the tar
+    record  u64 key (its 16 hex digits as a number) · u64 offset · u32 length · u32 frames · u16 segments
+            · u16 pseudo-glosses · u32 flags · 16 bytes xxh3-128 (canonical order)
 
 `offset` and `length` cover all members of the sample with their tar headers and padding. u16 counts stop at
 65,535. Flag bit 0: the sample has a sentence.
@@ -14,17 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sage_scale.errors import DatasetError, StorageError
+from sage_scale.errors import DatasetError
 from sage_scale.shards.layout import (
     FORMAT,
     REJECTS_MEMBER,
@@ -35,6 +34,7 @@ from sage_scale.shards.layout import (
     Unit,
 )
 from sage_scale.shards.sample import read_sample, sample_hash
+from sage_scale.shards.stored import mapped
 from sage_scale.shards.tar import Member, walk
 
 RECORD = np.dtype(
@@ -122,22 +122,12 @@ def parse_index(data: bytes, where: str) -> np.ndarray:
     return np.frombuffer(data, RECORD, count, _HEADER.size)
 
 
-@contextmanager
-def mapped(path: Path) -> Iterator[memoryview]:
-    """The file's bytes, mapped read-only."""
+def parse_rejects(data: bytes, where: str) -> tuple[Reject, ...]:
+    """The member `__rejects__` from its bytes. Raises DatasetError where it is damaged."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as area:
-            view = memoryview(area)
-            try:
-                yield view
-            finally:
-                view.release()
-    except FileNotFoundError:
-        raise DatasetError(f"{path} does not exist") from None
-    except ValueError:  # mmap refuses an empty file
-        raise DatasetError(f"{path} is empty: it was cut off") from None
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from None
+        return tuple(Reject(**values) for values in json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"{where}: member '{REJECTS_MEMBER}' is damaged ({error})") from None
 
 
 def _build(view: memoryview, where: str) -> ShardIndex:
@@ -150,7 +140,7 @@ def _build(view: memoryview, where: str) -> ShardIndex:
         if first.name == SHARD_MEMBER and header is None and first.start == 0:
             header = _header(bytes(view[first.offset : first.offset + first.size]), where)
         elif first.name == REJECTS_MEMBER and rejects is None:
-            rejects = _rejects(bytes(view[first.offset : first.offset + first.size]), where)
+            rejects = parse_rejects(bytes(view[first.offset : first.offset + first.size]), where)
         elif header is None or rejects is not None:
             raise DatasetError(f"{where}: member '{first.name}' is not where it belongs")
         else:
@@ -211,10 +201,3 @@ def _header(data: bytes, where: str) -> ShardHeader:
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{where}: member '{SHARD_MEMBER}' is damaged ({error})") from None
     return header
-
-
-def _rejects(data: bytes, where: str) -> tuple[Reject, ...]:
-    try:
-        return tuple(Reject(**values) for values in json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise DatasetError(f"{where}: member '{REJECTS_MEMBER}' is damaged ({error})") from None

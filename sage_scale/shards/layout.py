@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -166,7 +167,7 @@ class DatasetInfo:
     def to_bytes(self) -> bytes:
         return (json.dumps(self.to_mapping(), sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """16 hex digits of sha256 over the file's bytes; every shard and marker carries it."""
         return hashlib.sha256(self.to_bytes()).hexdigest()[:16]

@@ -1,42 +1,37 @@
 """Checking a dataset whole: every hash, every member, every count, in parallel.
 
 Index and marker are rebuilt from each tar and compared byte for byte with what is stored beside it and with
-index.json, so nothing that differs from what the writer left goes unnoticed; a message names shard and sample.
+index.json: nothing that differs from what the writer left goes unnoticed, and a message names shard and sample.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sage_scale.errors import DatasetError, StorageError
+from sage_scale.errors import DatasetError
 from sage_scale.shards.dataset import (
     Dataset,
     index_json,
     open_dataset,
     open_units,
 )
-from sage_scale.shards.index import build_index, make_marker, mapped
+from sage_scale.shards.index import build_index, make_marker
 from sage_scale.shards.layout import (
     DATASET_JSON,
     INDEX_JSON,
     Unit,
     index_name,
     marker_name,
-    sample_key,
-    tar_name,
     unit_of,
 )
 from sage_scale.shards.sample import check_sample, read_sample
+from sage_scale.shards.stored import stored_tar
 from sage_scale.storage import NotFound, Store, open_store
-
-_PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,30 +120,6 @@ def check_unit(dataset: Dataset, unit: Unit, records: np.ndarray) -> list[str]:
     return problems
 
 
-@contextmanager
-def stored_tar(store: Store, unit: int) -> Iterator[memoryview]:
-    """The bytes of a stored tar: mapped where it is a local file, else fetched in pieces to a temporary one."""
-    name = tar_name(unit)
-    path = store.local_path(name)
-    if path is not None:
-        store.size(name)  # NotFound rather than an error of the mapping
-        with mapped(path) as view:
-            yield view
-        return
-    total = store.size(name)
-    with tempfile.NamedTemporaryFile(prefix="sage-scale-", suffix=".tar") as file:
-        try:
-            for offset in range(0, total, _PIECE_BYTES):
-                file.write(store.get_range(name, offset, min(_PIECE_BYTES, total - offset)))
-            file.flush()
-        except OSError as error:
-            raise StorageError(
-                f"{file.name} cannot be written: {error.strerror}; set TMPDIR to a larger disk"
-            ) from None
-        with mapped(Path(file.name)) as view:
-            yield view
-
-
 def _check_frame(dataset: Dataset) -> list[str]:
     """Problems of the dataset as a whole: dataset.json, index.json, objects too many."""
     store, problems = dataset.store, []
@@ -188,8 +159,6 @@ def _check_samples(view: memoryview, records: np.ndarray, where: str) -> list[st
         try:
             sample = read_sample(data, key=key, digest=record["hash"].tobytes(), where=where)
             check_sample(sample, where)
-            if sample.key != sample_key(sample.meta["id"]):
-                problems.append(f"{where}, sample {key}: its key is not that of its clip")
         except DatasetError as error:
             problems.append(str(error).split("; run `")[0])
     return problems

@@ -1,0 +1,57 @@
+"""The bytes of a shard that lies somewhere: mapped where it is a file, fetched where it is remote."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sage_scale.errors import DatasetError, StorageError
+from sage_scale.shards.layout import tar_name
+from sage_scale.storage import Store
+
+_PIECE_BYTES = 16 << 20
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """The file's bytes, mapped read-only."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as area:
+            view = memoryview(area)
+            try:
+                yield view
+            finally:
+                view.release()
+    except FileNotFoundError:
+        raise DatasetError(f"{path} does not exist") from None
+    except ValueError:  # mmap refuses an empty file
+        raise DatasetError(f"{path} is empty: it was cut off") from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def stored_tar(store: Store, unit: int) -> Iterator[memoryview]:
+    """The bytes of a stored tar: mapped where it is a local file, else fetched in pieces to a temporary one."""
+    name = tar_name(unit)
+    path = store.local_path(name)
+    if path is not None:
+        store.size(name)  # NotFound rather than an error of the mapping
+        with mapped(path) as view:
+            yield view
+        return
+    total = store.size(name)
+    with tempfile.NamedTemporaryFile(prefix="sage-scale-", suffix=".tar") as file:
+        try:
+            for offset in range(0, total, _PIECE_BYTES):
+                file.write(store.get_range(name, offset, min(_PIECE_BYTES, total - offset)))
+            file.flush()
+        except OSError as error:
+            raise StorageError(
+                f"{file.name} cannot be written: {error.strerror}; set TMPDIR to a larger disk"
+            ) from None
+        with mapped(Path(file.name)) as view:
+            yield view
