@@ -1,0 +1,113 @@
+"""`sage-scale corpus`: make the synthetic corpus, and look at any corpus before work begins.
+
+sage-scale corpus make --root data/made
+sage-scale corpus inspect --corpus videos --root my/videos
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sage_scale import config
+from sage_scale.errors import ClipRejected, UsageError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make or inspect a corpus.")
+
+Name = Annotated[str, typer.Option("--corpus", help="Corpus reader; else the recipe's (corpus.name).")]
+Root = Annotated[str, typer.Option("--root", help="The corpus' folder; else the recipe's (corpus.root).")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="Recipe name or YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, section.key=value."),
+]
+
+
+@app.command()
+def make(
+    root: Root = "", recipe: RecipeName = "demo", corpus: Name = "synthetic", overrides: Overrides = None
+) -> None:
+    """Render the synthetic corpus into --root: videos, sentences and gold files; the same seed, the same
+    bytes."""
+    chosen = _recipe(recipe, corpus, root, overrides)
+    if chosen.corpus.name != "synthetic":
+        raise UsageError(
+            f"only the synthetic corpus is made; {chosen.corpus.name} is downloaded from its publisher"
+        )
+    if not chosen.corpus.root:
+        raise UsageError("say where to make the corpus: --root PATH")
+    from sage_scale.corpora.synthetic import make_corpus
+
+    make_corpus(chosen.corpus)
+
+
+@app.command()
+def inspect(
+    root: Root = "",
+    corpus: Name = "",
+    recipe: RecipeName = "demo",
+    lengths: Annotated[bool, typer.Option(help="Open each video's header for its length.")] = True,
+    overrides: Overrides = None,
+) -> None:
+    """Count clips, hours, signers, words and languages of a corpus, and list what is odd about it."""
+    from sage_scale.corpora.census import count
+    from sage_scale.corpora.registry import read_corpus
+
+    chosen = _recipe(recipe, corpus, root, overrides)
+    manifest = read_corpus(chosen.corpus)
+    durations_s, unreadable = _durations([clip.video for clip in manifest.clips]) if lengths else ({}, {})
+    census = count(manifest, durations_s, chosen.vision.fps)
+    print(f"corpus {chosen.corpus.name}, manifest {manifest.digest()}, {len(manifest.clips)} clips")
+    row = "{:<14}{:>8}{:>8}{:>9}{:>9}{:>11}{:>8}  {}"
+    print(row.format("split", "clips", "videos", "signers", "hours", "sentences", "words", "languages"))
+    for split in census.splits:
+        hours = "?" if split.hours is None else f"{split.hours:.2f}{'+' if split.unknown_lengths else ''}"
+        values = (
+            split.split,
+            split.clips,
+            split.videos,
+            split.signers or "?",
+            hours,
+            split.sentences,
+            split.words,
+        )
+        print(row.format(*values, ", ".join(split.languages)))
+    for what, (number, first) in census.defects.items():
+        print(f"  {number} x {what}, first: {first}")
+    for video, error in list(unreadable.items())[:10]:
+        print(f"  video {video}: {error}")
+    if len(unreadable) > 10:
+        print(f"  ... and {len(unreadable) - 10} more videos that cannot be opened")
+    if not census.defects and not unreadable:
+        print("  no defect found")
+
+
+def _recipe(recipe: str, corpus: str, root: str, overrides: list[str] | None) -> config.Recipe:
+    named = [f"corpus.{key}={value}" for key, value in (("name", corpus), ("root", root)) if value]
+    return config.load_recipe(recipe, [*named, *(overrides or [])])
+
+
+def _durations(videos: list[str]) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds of each video file whose header says them, and what is wrong with those that do not open."""
+    from pathlib import Path
+
+    from sage_scale.vision.decode import KEYPOINT_SUFFIXES
+    from sage_scale.vision.video_files import probe_video
+
+    durations_s: dict[str, float] = {}
+    unreadable: dict[str, str] = {}
+    for video in dict.fromkeys(videos):
+        path = Path(video.removeprefix("file://"))
+        if path.is_dir() or path.suffix.lower() in KEYPOINT_SUFFIXES:
+            continue
+        try:
+            seconds, _ = probe_video(path)
+        except ClipRejected as rejected:
+            unreadable[video] = str(rejected)
+        except OSError as error:
+            unreadable[video] = error.strerror or str(error)
+        else:
+            if seconds > 0:
+                durations_s[video] = seconds
+    return durations_s, unreadable

@@ -1,0 +1,111 @@
+"""Counting a manifest: clips, signers, words, hours, and the defects that a look at the rows alone can
+show."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sage_scale.corpora.clip import Clip, Manifest
+
+SHORT_S = 1.0
+"""Clips under this many seconds are counted as short."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCount:
+    """What one split holds."""
+
+    split: str
+    clips: int
+    videos: int
+    signers: int
+    hours: float | None
+    """Hours of signing; None where no clip's length is known."""
+    unknown_lengths: int
+    """Clips whose length is not known and not in `hours`."""
+    sentences: int
+    """Different sentences, empty ones left out."""
+    words: int
+    """Different blank-separated words."""
+    languages: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census:
+    """The whole manifest."""
+
+    splits: tuple[SplitCount, ...]
+    defects: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """What is odd -> how often, and the first clip or row."""
+
+
+def count(manifest: Manifest, durations_s: Mapping[str, float] | None = None, fps: float = 25.0) -> Census:
+    """Count `manifest`; `durations_s` gives the length of whole videos by `Clip.video`, seconds."""
+    durations_s = durations_s or {}
+    by_split: dict[str, list[Clip]] = defaultdict(list)
+    for clip in manifest.clips:
+        by_split[clip.split].append(clip)
+    splits = tuple(_count_split(name, clips, durations_s, fps) for name, clips in by_split.items())
+    return Census(splits=splits, defects=_defects(manifest, durations_s, fps))
+
+
+def clip_seconds(clip: Clip, durations_s: Mapping[str, float], fps: float) -> float | None:
+    """The clip's length in seconds from its interval, its video or its expected frames; None if unknown."""
+    end_s = clip.end_s if clip.end_s is not None else durations_s.get(clip.video)
+    if end_s is not None:
+        return max(0.0, end_s - clip.start_s)
+    return clip.frames / fps if clip.frames else None
+
+
+def _count_split(name: str, clips: list[Clip], durations_s: Mapping[str, float], fps: float) -> SplitCount:
+    lengths = [clip_seconds(clip, durations_s, fps) for clip in clips]
+    known = [length for length in lengths if length is not None]
+    sentences = {clip.sentence for clip in clips if clip.sentence}
+    return SplitCount(
+        split=name,
+        clips=len(clips),
+        videos=len({clip.video for clip in clips}),
+        signers=len({clip.signer for clip in clips if clip.signer}),
+        hours=sum(known) / 3600 if known else None,
+        unknown_lengths=len(lengths) - len(known),
+        sentences=len(sentences),
+        words=len({word for sentence in sentences for word in sentence.split()}),
+        languages=tuple(sorted({clip.language for clip in clips})),
+    )
+
+
+def _defects(manifest: Manifest, durations_s: Mapping[str, float], fps: float) -> dict[str, tuple[int, str]]:
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+
+    def note(what: str, where: str) -> None:
+        counts[what] += 1
+        first.setdefault(what, where)
+
+    for row in manifest.rejected:
+        note(f"set aside: {row.reason}", f"{row.id} ({row.detail})" if row.detail else row.id)
+    trained = {clip.sentence for clip in manifest.clips if clip.split == "train" and clip.sentence}
+    for clip in manifest.clips:
+        length = clip_seconds(clip, durations_s, fps)
+        whole = durations_s.get(clip.video)
+        if not clip.sentence:
+            note("no sentence (can be translated, not trained on)", clip.id)
+        elif clip.split != "train" and clip.sentence in trained:
+            note("sentence also in train", clip.id)
+        if length is not None and length < SHORT_S:
+            note(f"shorter than {SHORT_S:g} s", clip.id)
+        if whole is not None and clip.start_s >= whole:
+            note("starts after the video's end", clip.id)
+        elif whole is not None and clip.end_s is not None and clip.end_s > whole + 1 / fps:
+            note("ends after the video's end (will be cut there)", clip.id)
+    for before, after in _neighbours(manifest):
+        if before.end_s is not None and after.start_s < before.end_s:
+            note("overlaps the clip before", after.id)
+    return {what: (number, first[what]) for what, number in counts.most_common()}
+
+
+def _neighbours(manifest: Manifest) -> list[tuple[Clip, Clip]]:
+    ordered = sorted(manifest.clips, key=lambda clip: (clip.video, clip.start_s))
+    return [(a, b) for a, b in zip(ordered, ordered[1:]) if a.video == b.video]
