@@ -1,0 +1,8 @@
+"""Streaming: one global order of samples whatever the layout of the job, and a state of two numbers."""
+
+from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
+from sage_scale.streaming.opening import open_evaluation, open_stream
+from sage_scale.streaming.readers import DamagedSample
+from sage_scale.streaming.stream import Stream
+
+__all__ = ["Batch", "DamagedSample", "ReadCounts", "SampleShape", "Stream", "open_evaluation", "open_stream"]

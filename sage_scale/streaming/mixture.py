@@ -64,6 +64,13 @@ class Mixture:
         """Lanes of every source."""
         return self.orders[0].lanes
 
+    def describe(self) -> str:
+        """What makes this order another one, for the digest of a stream's state."""
+        sources = " + ".join(
+            f"{weight!r} of {order.describe()}" for weight, order in zip(self.weights, self.orders)
+        )
+        return f"{self.length} of ({sources})"
+
     def epoch(self, epoch: int) -> tuple[Integers, Integers]:
         """Sample (E,) and lane (E,) of each position; samples are numbered through all sources."""
         if len(self.orders) == 1 and self.length == self.orders[0].samples:

@@ -22,6 +22,7 @@ Shape letters: S samples of a dataset, K blocks, P positions of an epoch, B samp
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +113,12 @@ class Order:
                 order_P[lane :: self.lanes] = part[self._shuffle(length, epoch, lane)]
             begin += length
         return order_P
+
+    def describe(self) -> str:
+        """What makes this order another one, for the digest of a stream's state."""
+        cuts = hashlib.sha256(self.cuts.astype("<i8").tobytes()).hexdigest()
+        constants = f"seed={self.seed} lanes={self.lanes} window={self.window} source={self.source}"
+        return f"order 1 {constants} cuts={cuts}"
 
     def _blocks_permuted(self, epoch: int) -> Integers:
         words = random_words(

@@ -1,0 +1,154 @@
+"""A map-style torch dataset of steps: give it a step's request, and it reads, checks, decodes and packs it.
+
+Because a request names its samples, workers cannot change the order: a DataLoader with any number of them
+gives the same batches. Used with a `batch_sampler` of requests, through `__getitems__`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch.utils.data
+from numpy.typing import NDArray
+
+from sage_scale.shards import read_sample
+from sage_scale.streaming.batches import (
+    Batch,
+    DecodedSample,
+    ReadCounts,
+    SampleShape,
+    collate,
+    decode_sample,
+)
+from sage_scale.streaming.catalog import Catalog
+from sage_scale.streaming.readers import DamagedSample, FileFetcher, open_fetcher, read_verified
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRequest:
+    """One rank's part of one step."""
+
+    epoch: int
+    samples_B: NDArray[np.int64]
+    """Numbers of the samples in the catalog."""
+    positions_B: NDArray[np.int64]
+    """Their places in the epoch."""
+    global_batch: int
+    """Clips of the step over all ranks."""
+    position: int
+    """Position in the epoch after the step."""
+
+
+class DecodedCache:
+    """Decoded samples in at most `limit` bytes, the least recently used dropped first. Threads may share it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._samples: OrderedDict[int, DecodedSample] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, number: int) -> DecodedSample | None:
+        """The sample, if it is there."""
+        with self._lock:
+            if number in self._samples:
+                self._samples.move_to_end(number)
+            return self._samples.get(number)
+
+    def put(self, number: int, sample: DecodedSample) -> None:
+        """Keep the sample; one larger than the whole cache is not kept."""
+        if sample.nbytes > self.limit:
+            return
+        with self._lock:
+            if number in self._samples:
+                return
+            self._samples[number] = sample
+            self.size += sample.nbytes
+            while self.size > self.limit:
+                self.size -= self._samples.popitem(last=False)[1].nbytes
+
+
+class SampleDataset(torch.utils.data.Dataset):
+    """The samples of a catalog, by request. Reentrant and picklable; descriptors and caches stay in the
+    process.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        shape: SampleShape,
+        *,
+        seed: int,
+        on_corrupt: Literal["raise", "skip"] = "raise",
+        cache_bytes: int = 0,
+    ) -> None:
+        self.catalog = catalog
+        self.shape = shape
+        self.seed = seed
+        self.on_corrupt = on_corrupt
+        self.cache_bytes = cache_bytes
+        self._start()
+
+    def _start(self) -> None:
+        self._fetcher = open_fetcher(self.catalog)
+        self._cache = DecodedCache(self.cache_bytes)
+
+    @property
+    def remote(self) -> bool:
+        """Whether samples come over a network."""
+        return not isinstance(self._fetcher, FileFetcher)
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    def __getitem__(self, request: StepRequest) -> Batch:
+        return self.__getitems__(request)
+
+    def __getitems__(self, request: StepRequest) -> Batch:
+        """The batch of a request. Raises DamagedSample, naming shard and sample, unless damage is skipped."""
+        numbers = request.samples_B.tolist()
+        decoded: list[DecodedSample | None] = [self._cache.get(number) for number in numbers]
+        missing = [place for place, sample in enumerate(decoded) if sample is None]
+        found, retries = read_verified(self._fetcher, self.catalog, [numbers[place] for place in missing])
+        read, skipped = 0, []
+        for place, data in zip(missing, found):
+            if isinstance(data, DamagedSample):
+                if self.on_corrupt == "raise":
+                    raise data
+                skipped.append(str(data))
+                continue
+            read += len(data)
+            number = numbers[place]
+            sample = read_sample(
+                data, key=self.catalog.key(number), where=f"{self.catalog.url}/{self.catalog.shard(number)}"
+            )
+            decoded[place] = fresh = decode_sample(sample, self.shape)
+            self._cache.put(number, fresh)
+        kept = [place for place, sample in enumerate(decoded) if sample is not None]
+        return collate(
+            [sample for sample in decoded if sample is not None],
+            self.shape,
+            seed=self.seed,
+            positions_B=request.positions_B[kept],
+            global_batch=request.global_batch,
+            epoch=request.epoch,
+            position=request.position,
+            counts=ReadCounts(
+                samples=len(kept),
+                bytes=read,
+                cache_hits=len(numbers) - len(missing),
+                retries=retries,
+                skipped=tuple(skipped),
+            ),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_fetcher", "_cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()

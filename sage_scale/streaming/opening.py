@@ -1,0 +1,133 @@
+"""Opening a dataset for training or evaluation, by one GET of its index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sage_scale.config import Recipe, Vision
+from sage_scale.errors import DatasetError, UsageError
+from sage_scale.shards import Dataset, open_dataset
+from sage_scale.streaming.batches import SampleShape
+from sage_scale.streaming.catalog import Catalog
+from sage_scale.streaming.dataset import SampleDataset
+from sage_scale.streaming.mixture import Mixture
+from sage_scale.streaming.order import dataset_order
+from sage_scale.streaming.stream import Sequence, Stream
+
+REMOTE_READ_AHEAD = 4
+"""Batches read ahead by threads from an object store, where there are no workers."""
+
+
+def open_stream(
+    dataset_url: str | Path,
+    recipe: Recipe,
+    split: str = "train",
+    *,
+    rank: int = 0,
+    world: int = 1,
+    batch_size: int,
+    seed: int | None = None,
+    epochs: int | None = None,
+    require_text: bool = True,
+    workers: int | None = None,
+    pin_memory: bool = False,
+) -> Stream:
+    """The training stream of one rank: the recipe's global order over the samples of a split.
+
+    `batch_size` counts the clips of all ranks. `seed` and `workers` are the recipe's unless given. Without
+    `epochs` the stream does not end. Samples without a sentence are left out unless `require_text` is false.
+    Raises DatasetError where the dataset has no such split, no usable sample, or was made by a recipe whose
+    frames are other ones; UsageError for more ranks than lanes.
+    """
+    dataset = _open(dataset_url, recipe)
+    catalog = Catalog.of(dataset, split, require_text=require_text)
+    if not len(catalog):
+        what = "sample with a sentence" if require_text else "sample"
+        raise DatasetError(f"{dataset.url} has no {what} in split '{split}': there is nothing to train on")
+    order = dataset_order(
+        catalog.samples.unit,
+        catalog.samples.length,
+        lanes=recipe.stream.lanes,
+        window=recipe.stream.window,
+        block_bytes=int(recipe.stream.block_mb * (1 << 20)),
+        seed=recipe.stream.seed if seed is None else seed,
+    )
+    workers = recipe.stream.workers if workers is None else workers
+    samples = SampleDataset(
+        catalog,
+        SampleShape.of(recipe),
+        seed=order.seed,
+        on_corrupt=recipe.stream.on_corrupt,
+        cache_bytes=recipe.stream.cache_decoded_mb * 1_000_000 // max(1, workers),
+    )
+    return Stream(
+        samples,
+        Mixture(orders=(order,), weights=(1.0,), length=order.samples),
+        rank=rank,
+        world=world,
+        batch_size=_positive(batch_size),
+        workers=workers,
+        read_ahead=REMOTE_READ_AHEAD if samples.remote else 0,
+        pin_memory=pin_memory,
+        epochs=epochs,
+    )
+
+
+def open_evaluation(
+    dataset_url: str | Path,
+    recipe: Recipe,
+    split: str,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    batch_size: int,
+    require_text: bool = False,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Stream:
+    """Every sample of a split exactly once, in dataset order; each iteration begins anew.
+
+    `batch_size` counts the clips of all ranks; rank r takes the places p with p mod W = r, and every rank sees
+    as many batches. A damaged sample raises, whatever the recipe says: a score must not leave clips out.
+    """
+    dataset = _open(dataset_url, recipe)
+    catalog = Catalog.of(dataset, split, require_text=require_text)
+    samples = SampleDataset(catalog, SampleShape.of(recipe), seed=recipe.stream.seed)
+    return Stream(
+        samples,
+        Sequence(len(catalog), world),
+        rank=rank,
+        world=world,
+        batch_size=_positive(batch_size),
+        workers=workers,
+        read_ahead=REMOTE_READ_AHEAD if samples.remote else 0,
+        pin_memory=pin_memory,
+        epochs=1,
+        restart=True,
+    )
+
+
+def _open(url: str | Path, recipe: Recipe) -> Dataset:
+    dataset = open_dataset(url)
+    made = dict(dataset.info.recipe_part).get("vision", {})
+    wanted = recipe.vision
+    names = ["kind", "fps", "frame_stride", *(["size"] if wanted.kind == "frames" else [])]
+    if _has_background(wanted):
+        names.append("background")
+    for name in names:
+        if name in made and made[name] != getattr(wanted, name):
+            raise DatasetError(
+                f"{dataset.url} was made with vision.{name}={made[name]}, the recipe says "
+                f"{getattr(wanted, name)}: use the dataset's recipe, or precompute with this one"
+            )
+    return dataset
+
+
+def _has_background(vision: Vision) -> bool:
+    return vision.kind == "frames" and vision.background == "median"
+
+
+def _positive(batch_size: int) -> int:
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size}: must be at least 1")
+    return batch_size

@@ -1,0 +1,245 @@
+"""The stream of batches that a rank trains on: the order, read ahead, with a state of two numbers and a
+digest.
+
+The state is (epoch, position in samples, digest of dataset and order). It moves when a batch is handed out,
+so that a checkpoint written after a step names the next one; what was read ahead is not counted. Resuming
+computes the epoch's order again (0.1 s for 10^6 samples) and starts in the middle: nothing is replayed. Batch
+size, ranks and workers may all be other than before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch.utils.data
+
+from sage_scale.errors import CheckpointError, SageError
+from sage_scale.streaming.batches import Batch, ReadCounts
+from sage_scale.streaming.dataset import SampleDataset, StepRequest
+from sage_scale.streaming.order import Integers, check_world, rank_part
+
+log = logging.getLogger("sage_scale.streaming")
+
+READ_AHEAD = 2
+"""Batches that each worker reads ahead."""
+
+
+class EpochOrder(Protocol):
+    """What a stream needs of an order: a `Mixture`, or the sequence of an evaluation."""
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def lanes(self) -> int: ...
+    def epoch(self, epoch: int) -> tuple[Integers, Integers]: ...
+    def describe(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The order of an evaluation: every sample once, as they lie in the dataset, dealt out in turn."""
+
+    length: int
+    lanes: int
+
+    def epoch(self, epoch: int) -> tuple[Integers, Integers]:
+        """Sample and lane of each position."""
+        positions = np.arange(self.length)
+        return positions, positions % self.lanes
+
+    def describe(self) -> str:
+        """What makes this order another one."""
+        return f"sequence of {self.length}"
+
+
+class _Forwarding(torch.utils.data.Dataset):
+    """In a worker, an error for a person is a result: a DataLoader would bury its one line in a traceback."""
+
+    def __init__(self, dataset: SampleDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, request: StepRequest) -> Batch | SageError:
+        try:
+            return self.dataset.__getitems__(request)
+        except SageError as error:
+            return error
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _ignore_interrupts(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal; what happens then is the trainer's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Stream:
+    """Batches of one rank, epoch after epoch. Iterating goes on from the state; a new iterator reads anew."""
+
+    def __init__(
+        self,
+        dataset: SampleDataset,
+        order: EpochOrder,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        batch_size: int,
+        workers: int = 0,
+        read_ahead: int = 0,
+        pin_memory: bool = False,
+        epochs: int | None = None,
+        restart: bool = False,
+    ) -> None:
+        """`batch_size` counts the clips of all ranks. `epochs` ends the stream, None never does. `read_ahead`
+        batches are read by threads where `workers` is 0. With `restart` every iterator begins at the
+        beginning.
+        """
+        check_world(rank, world, order.lanes)
+        self.dataset = dataset
+        self.order = order
+        self.rank, self.world = rank, world
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.counts = ReadCounts()
+        self.wait_seconds = 0.0
+        self._workers = workers
+        self._read_ahead = read_ahead
+        self._pin_memory = pin_memory
+        self._restart = restart
+        self._epoch = 0
+        self._position = 0
+        self._digests = (dataset.catalog.digest(), _digest(order.describe()))
+
+    @property
+    def samples(self) -> int:
+        """Clips of an epoch, over all ranks."""
+        return self.order.length
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a whole epoch; the last one may be short."""
+        return math.ceil(self.samples / self.batch_size)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next batch, from 0."""
+        return self._epoch
+
+    @property
+    def position(self) -> int:
+        """Place of the next batch in its epoch, in samples."""
+        return self._position
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, after the batches handed out so far; the same on every rank."""
+        return {"epoch": self._epoch, "position": self._position, "digest": "-".join(self._digests)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to that place. Raises CheckpointError where it is of another dataset or another order."""
+        try:
+            epoch, position = int(state["epoch"]), int(state["position"])
+            dataset, _, order = str(state["digest"]).partition("-")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's stream state is damaged ({error})") from None
+        if dataset != self._digests[0]:
+            raise CheckpointError(
+                f"the checkpoint was made on another dataset ({dataset}) than {self.dataset.catalog.url} "
+                f"({self._digests[0]}): give the one it was trained on, or start a new run"
+            )
+        if order != self._digests[1]:
+            raise CheckpointError(
+                "the checkpoint was made with another order of the samples: restore stream.seed, "
+                "stream.lanes, stream.window and stream.block_mb of its recipe, or start a new run"
+            )
+        if epoch < 0 or not 0 <= position <= self.samples:
+            raise CheckpointError(f"the checkpoint's stream position {position} lies outside the dataset")
+        self._epoch, self._position = epoch, position
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._restart:
+            self._epoch = self._position = 0
+        batches = self._batches(self._requests(self._epoch, self._position))
+        try:
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                self.wait_seconds += time.perf_counter() - started
+                if batch is None:
+                    return
+                if isinstance(batch, SageError):
+                    raise batch
+                for line in batch.counts.skipped:
+                    log.warning("skipped %s", line)
+                self.counts += batch.counts
+                self._epoch, self._position = batch.epoch, batch.position
+                if self._position >= self.samples:
+                    self._epoch, self._position = self._epoch + 1, 0
+                yield batch
+        finally:
+            batches.close()
+
+    def _requests(self, epoch: int, position: int) -> Iterator[StepRequest]:
+        while self.epochs is None or epoch < self.epochs:
+            sample_P, lane_P = self.order.epoch(epoch)
+            while position < len(sample_P):
+                mine = rank_part(lane_P, position, self.batch_size, self.rank, self.world)
+                end = min(position + self.batch_size, len(sample_P))
+                yield StepRequest(
+                    epoch=epoch,
+                    samples_B=sample_P[mine],
+                    positions_B=mine,
+                    global_batch=end - position,
+                    position=end,
+                )
+                position = end
+            epoch, position = epoch + 1, 0
+
+    def _batches(self, requests: Iterator[StepRequest]) -> Generator[Batch | SageError, None, None]:
+        if self._workers:
+            return self._by_workers(requests)
+        if self._read_ahead:
+            return self._by_threads(requests)
+        return (self._pinned(self.dataset.__getitems__(request)) for request in requests)
+
+    def _by_workers(self, requests: Iterator[StepRequest]) -> Generator[Batch | SageError, None, None]:
+        loader = torch.utils.data.DataLoader(
+            _Forwarding(self.dataset),
+            batch_sampler=requests,  # type: ignore[arg-type]
+            num_workers=self._workers,
+            collate_fn=_same,
+            prefetch_factor=READ_AHEAD,
+            pin_memory=self._pin_memory,
+            worker_init_fn=_ignore_interrupts,
+        )
+        yield from loader
+
+    def _by_threads(self, requests: Iterator[StepRequest]) -> Generator[Batch, None, None]:
+        pool = ThreadPoolExecutor(self._read_ahead, thread_name_prefix="read-ahead")
+        ahead: deque[Future[Batch]] = deque()
+        try:
+            for request in requests:
+                ahead.append(pool.submit(self.dataset.__getitems__, request))
+                if len(ahead) > self._read_ahead:
+                    yield self._pinned(ahead.popleft().result())
+            while ahead:
+                yield self._pinned(ahead.popleft().result())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _pinned(self, batch: Batch) -> Batch:
+        return batch.pin_memory() if self._pin_memory else batch
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

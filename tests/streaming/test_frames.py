@@ -1,0 +1,30 @@
+"""Which stored frames a segment is made of, against the definition, frame by frame."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_scale.streaming.frames import grid_rows
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=12), st.integers(1, 6), st.integers(0, 9))
+def test_a_segment_holds_its_grid_frames_or_the_nearest_one(lengths, stride, tail):
+    edges = np.cumsum([0, *lengths])
+    total = int(edges[-1]) + tail
+    grid = list(range(0, total, stride))
+    segments = np.stack([edges[:-1], edges[1:]], axis=1).astype(np.int32)[::2]
+    rows, counts = grid_rows(segments, stride, len(grid))
+    expected_rows, expected_counts = [], []
+    for start, end in segments.tolist():
+        inside = [row for row, frame in enumerate(grid) if start <= frame < end]
+        if not inside:
+            away = [max(start - frame, frame - (end - 1)) for frame in grid]
+            inside = [int(np.argmin(away))]
+        expected_rows += inside
+        expected_counts.append(len(inside))
+    assert rows.tolist() == expected_rows and counts.tolist() == expected_counts
+
+
+def test_a_segment_behind_the_last_stored_frame_takes_it():
+    rows, counts = grid_rows(np.array([[0, 4], [4, 6]], dtype=np.int32), 4, 1)
+    assert rows.tolist() == [0, 0] and counts.tolist() == [1, 1]
