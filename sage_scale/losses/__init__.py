@@ -1,0 +1,12 @@
+"""Contrastive losses over packed tokens.
+
+Shape letters: B clips (v: of the videos, t: of the texts), N visual tokens, M text tokens, D width, W ranks. Packed
+means that the tokens of all clips stand one after the other, without padding: (sum of lengths, D).
+"""
+
+from sage_scale.losses.clcl import clcl_loss, clcl_similarity
+from sage_scale.losses.clip import clip_loss, clip_similarity
+from sage_scale.losses.contrastive import info_nce
+from sage_scale.losses.sharded import sharded_clcl_loss
+
+__all__ = ["clcl_loss", "clcl_similarity", "clip_loss", "clip_similarity", "info_nce", "sharded_clcl_loss"]

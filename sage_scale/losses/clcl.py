@@ -1,0 +1,75 @@
+"""CLCL, the token-level contrastive similarity of SAGE (section 3.1.5, after CiCo): the readable reference.
+
+For video a with tokens v[a,i] and text b with tokens t[b,j], all of length one, s[a,b,i,j] = v[a,i] . t[b,j] and
+
+    video to text   r[a,b,i] = sum_j s softmax_j(s / tau)     Zv[a,b] = mean over i of r[a,b,i]
+    text to video   c[a,b,j] = sum_i s softmax_i(s / tau)     Zt[a,b] = mean over j of c[a,b,j]
+
+Faster versions are proved equal to this one. It holds four-dimensional tensors of B * B * N * M values: about a
+gigabyte in training for 256 clips of 16 tokens on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sage_scale.losses.contrastive import info_nce, matches
+from sage_scale.losses.padding import pad_packed
+
+Variant = Literal["paper", "released"]
+
+
+def clcl_similarity(
+    visual: Tensor,
+    text: Tensor,
+    visual_lengths: Tensor,
+    text_lengths: Tensor,
+    tau: float = 0.07,
+    variant: Variant = "paper",
+    padded_to: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Zv and Zt, both (Bv, Bt), before the logit scale.
+
+    `visual` (sum of visual_lengths, D) and `text` (sum of text_lengths, D) are packed and need not be normalised.
+    `variant="released"` lets the inner softmax run over padding as the published code does: every clip is filled
+    with zero tokens (s = 0) up to `padded_to` = (N, M), by default the longest clip and text given here; the
+    outer means leave padding out in both variants. Values from -1 to 1; a row depends on its own video only.
+    """
+    N, M = padded_to or (None, None)
+    v_aiD, valid_ai = pad_packed(F.normalize(visual, dim=-1), visual_lengths, N)
+    t_bjD, valid_bj = pad_packed(F.normalize(text, dim=-1), text_lengths, M)
+    s_abij = torch.einsum("aid,bjd->abij", v_aiD, t_bjD)
+    logits_i = logits_j = s_abij / tau
+    if variant == "paper":
+        logits_j = logits_j.masked_fill(~valid_bj[None, :, None, :], torch.finfo(s_abij.dtype).min)
+        logits_i = logits_i.masked_fill(~valid_ai[:, None, :, None], torch.finfo(s_abij.dtype).min)
+    r_abi = (s_abij * logits_j.softmax(dim=3)).sum(dim=3)
+    c_abj = (s_abij * logits_i.softmax(dim=2)).sum(dim=2)
+    Zv_ab = (r_abi * valid_ai[:, None, :]).sum(dim=2) / visual_lengths.to(r_abi)[:, None]
+    Zt_ab = (c_abj * valid_bj[None, :, :]).sum(dim=2) / text_lengths.to(c_abj)[None, :]
+    return Zv_ab, Zt_ab
+
+
+def clcl_loss(
+    Zv: Tensor,
+    Zt: Tensor,
+    scale: Tensor | float,
+    alpha: float = 0.5,
+    variant: Variant = "paper",
+    text_ids: Tensor | None = None,
+    same_text: Literal["negative", "masked"] = "negative",
+) -> Tensor:
+    """The loss of one level over B clips in one process: a tensor of no dimension.
+
+    paper: alpha InfoNCE(scale Zv) + (1 - alpha) InfoNCE(scale Zt), each symmetric (equations 3 and 4); released:
+    rows of Zv and columns of Zt only, a half each. `same_text="masked"` takes the pairs of different clips with equal
+    `text_ids` (B,) out of the denominators.
+    """
+    other_BB = matches(text_ids, text_ids) if same_text == "masked" and text_ids is not None else None
+    if variant == "released":
+        return 0.5 * (info_nce(scale * Zv, other_BB, "rows") + info_nce(scale * Zt, other_BB, "columns"))
+    return alpha * info_nce(scale * Zv, other_BB) + (1 - alpha) * info_nce(scale * Zt, other_BB)

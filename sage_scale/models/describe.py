@@ -1,0 +1,91 @@
+"""Parameter counts of a recipe's model, from the meta device: no weight is made or downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import MBartConfig, MBartForConditionalGeneration
+
+from sage_scale.config import Recipe
+from sage_scale.errors import CheckpointError
+from sage_scale.models.context import ContextEncoder
+from sage_scale.models.mapper import Mapper
+from sage_scale.models.visual import VisualEncoder
+
+_LARGE_VOCABULARY = {
+    "facebook/mbart-large-50": 250_054,
+    "facebook/mbart-large-50-many-to-many-mmt": 250_054,
+    "facebook/mbart-large-50-many-to-one-mmt": 250_054,
+    "facebook/mbart-large-50-one-to-many-mmt": 250_054,
+    "facebook/mbart-large-cc25": 250_027,
+}
+"""Subwords of the published checkpoints, all of one shape otherwise (mBART, Liu et al. 2020, section 2.2)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the model: its parameters, and how many of them each stage trains."""
+
+    name: str
+    parameters: int
+    stage1: int
+    stage2: int
+
+
+def describe(recipe: Recipe) -> list[Part]:
+    """The parts in the order of the data. A text vocabulary is counted as it is before trimming.
+
+    Raises CheckpointError where `model.language_model` is neither a known name nor a folder with a config.json.
+    """
+    with torch.device("meta"):
+        config = language_model_config(recipe)
+        visual = VisualEncoder(recipe)
+        mapper = Mapper(recipe.model, config.d_model)
+        language_model = MBartForConditionalGeneration(config)
+        layers = recipe.model.context_layers
+        context = ContextEncoder(config, layers, recipe.model.dropout) if layers else None
+    freeze = recipe.finetune.freeze
+    parts = []
+    if visual.backbone is not None:
+        parts.append(_part("frame encoder", visual.backbone, True, freeze == "none"))
+    parts.append(
+        _part("temporal convolution", nn.ModuleList([visual.temporal, visual.norm]), True, freeze != "visual")
+    )
+    parts.append(_part("vision-to-language mapper", mapper, True, freeze != "visual"))
+    if context is not None:
+        parts.append(_part("context encoder (stage 1)", context, True, False))
+    parts.append(Part("logit scales (stage 1)", 2, 2, 0))
+    parts.append(_part("language model", language_model, False, True))
+    return parts
+
+
+def language_model_config(recipe: Recipe) -> MBartConfig:
+    """The configuration of the recipe's language model, without a download."""
+    name = recipe.model.language_model
+    if recipe.denoise.enabled:
+        small = recipe.denoise
+        return MBartConfig(
+            vocab_size=small.vocabulary, d_model=small.width, encoder_layers=small.layers, decoder_layers=small.layers,
+            encoder_attention_heads=small.heads, decoder_attention_heads=small.heads, encoder_ffn_dim=4 * small.width,
+            decoder_ffn_dim=4 * small.width,
+        )  # fmt: skip
+    if name in _LARGE_VOCABULARY:
+        return MBartConfig(
+            vocab_size=_LARGE_VOCABULARY[name], d_model=1024, encoder_layers=12, decoder_layers=12,
+            encoder_attention_heads=16, decoder_attention_heads=16, encoder_ffn_dim=4096, decoder_ffn_dim=4096,
+            max_position_embeddings=1024, scale_embedding=True,
+        )  # fmt: skip
+    if not (Path(name) / "config.json").is_file():
+        known = ", ".join(_LARGE_VOCABULARY)
+        raise CheckpointError(
+            f"model.language_model='{name}' is no folder with a config.json and none of {known}"
+        )
+    return MBartConfig.from_pretrained(name)
+
+
+def _part(name: str, module: nn.Module, stage1: bool, stage2: bool) -> Part:
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return Part(name, count, count * stage1, count * stage2)

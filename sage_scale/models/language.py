@@ -1,0 +1,179 @@
+"""The language model and its frozen text side (SAGE, section 3.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, MBartForConditionalGeneration, PreTrainedTokenizerBase
+
+from sage_scale.errors import CheckpointError
+from sage_scale.losses.padding import pad_packed
+from sage_scale.text import language_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTargets:
+    """What the visual tokens of B clips are aligned with, packed; M text tokens of all clips."""
+
+    embeddings_MD: Tensor
+    """(M, d_model): input embeddings E[t] (equation 1), unscaled."""
+    hidden_MD: Tensor
+    """(M, d_model): last hidden states of the encoder for the same tokens (equation 2)."""
+    lengths_B: Tensor
+    """int64 (B,): text tokens of each clip, at least 1."""
+
+    def to(self, device: torch.device | str) -> TextTargets:
+        """The same targets on another device."""
+        return TextTargets(
+            **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+        )
+
+
+def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGeneration, PreTrainedTokenizerBase]:
+    """An mBART model in float32 and its tokenizer, from a Hugging Face folder, or a name in the local cache or hub.
+
+    Raises CheckpointError, with one line, where it is missing, incomplete or no mBART.
+    """
+    if isinstance(folder, Path) or "/" not in str(folder) or str(folder).startswith((".", "/")):
+        if not Path(folder).is_dir():
+            raise CheckpointError(
+                f"no language model at '{folder}': give a Hugging Face folder with an mBART"
+            )
+        if not (Path(folder) / "config.json").is_file():
+            raise CheckpointError(f"'{folder}' has no config.json: it is no Hugging Face model folder")
+    try:
+        model, report = MBartForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"language model '{folder}' cannot be loaded: {reason}") from None
+    if report["missing_keys"]:
+        first = sorted(report["missing_keys"])[0]
+        raise CheckpointError(
+            f"language model '{folder}' lacks {len(report['missing_keys'])} weights, such as {first}"
+        )
+    return model, tokenizer
+
+
+def language_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
+    """Token id of a language, given as mBART's code (de_DE) or as BCP 47 (de)."""
+    found = tokenizer.convert_tokens_to_ids(language)
+    if found is None or found == tokenizer.unk_token_id:
+        found = tokenizer.convert_tokens_to_ids(language_code(language))
+    if found is None or found == tokenizer.unk_token_id:
+        raise CheckpointError(f"the language model's tokenizer has no language code for '{language}'")
+    return int(found)
+
+
+def language_first(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True for mBART-50's form "lang X </s>", false for cc25's "X </s> lang"."""
+    return tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def make_labels(
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    languages: Sequence[str],
+    max_tokens: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """Labels, -100 on padding, and decoder inputs, both int64 (B, L); sentences are cut after `max_tokens` subwords.
+
+    mBART-50: labels "lang X </s>", the decoder starts with </s>; cc25: "X </s> lang", it starts with lang. The language
+    code is a target in both. Inputs are made here since mBART's own shift wraps a label's last token round.
+    """
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    rows, starts = [], []
+    for ids, language in zip(subwords(tokenizer, sentences, max_tokens), languages, strict=True):
+        code = language_id(tokenizer, language)
+        first = language_first(tokenizer)
+        rows.append([code, *ids, eos] if first else [*ids, eos, code])
+        starts.append(eos if first else code)
+    width = max(map(len, rows), default=0)
+    labels_BL = torch.tensor([row + [-100] * (width - len(row)) for row in rows], dtype=torch.int64)
+    inputs_BL = torch.tensor(
+        [[start, *row[:-1]] + [pad] * (width - len(row)) for start, row in zip(starts, rows)],
+        dtype=torch.int64,
+    )
+    return labels_BL.reshape(len(rows), width), inputs_BL.reshape(len(rows), width)
+
+
+def subwords(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Subword ids of each text without special tokens; a text without any gives the unknown token."""
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [ids[:max_tokens] or [tokenizer.unk_token_id] for ids in encoded]
+
+
+class TextEncoder:
+    """The frozen text side: embeddings and hidden states of texts, each computed once and kept on the CPU.
+
+    It is no nn.Module, so that no optimizer, checkpoint or parameter count meets it.
+    """
+
+    def __init__(
+        self,
+        model: MBartForConditionalGeneration | str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        batch: int = 32,
+    ) -> None:
+        """`model` is a loaded mBART with its tokenizer, or a folder. The model's weights are not copied, so a model
+        that is trained must not be given."""
+        if isinstance(model, str | Path):
+            model, tokenizer = load_language_model(model)
+        if tokenizer is None:
+            raise ValueError("a loaded model needs its tokenizer")
+        self.tokenizer = tokenizer
+        self.encoder = model.model.encoder.eval().requires_grad_(False)
+        self.language_first = language_first(tokenizer)
+        self.max_tokens = model.config.max_position_embeddings - 2
+        self.batch = batch
+        self._known: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+
+    def to(self, device: torch.device | str) -> TextEncoder:
+        """Compute on another device from now on."""
+        self.encoder.to(device)
+        return self
+
+    def encode(
+        self, texts: Sequence[str], languages: Sequence[str], device: torch.device | str = "cpu"
+    ) -> TextTargets:
+        """Targets of each text in order; language code and end of sentence took part and are stripped."""
+        keys = list(zip(texts, languages, strict=True))
+        missing = sorted({key for key in keys if key not in self._known}, key=lambda key: (len(key[0]), key))
+        for start in range(0, len(missing), self.batch):
+            self._compute(missing[start : start + self.batch])
+        D = self.encoder.config.d_model
+        pairs = [self._known[key] for key in keys]
+        nothing = torch.zeros(0, D)
+        return TextTargets(
+            embeddings_MD=torch.cat([nothing, *(pair[0] for pair in pairs)]),
+            hidden_MD=torch.cat([nothing, *(pair[1] for pair in pairs)]),
+            lengths_B=torch.tensor([len(pair[0]) for pair in pairs], dtype=torch.int64),
+        ).to(device)
+
+    @torch.no_grad()
+    def _compute(self, keys: list[tuple[str, str]]) -> None:
+        self.encoder.eval()
+        weight = self.encoder.embed_tokens.weight
+        ids = subwords(self.tokenizer, [text for text, _ in keys], self.max_tokens)
+        rows = []
+        for row, (_, language) in zip(ids, keys):
+            code, eos = language_id(self.tokenizer, language), self.tokenizer.eos_token_id
+            rows.append([code, *row, eos] if self.language_first else [*row, eos, code])
+        lengths_B = torch.tensor([len(row) for row in rows], device=weight.device)
+        packed = torch.tensor([token for row in rows for token in row], device=weight.device)
+        ids_BL, mask_BL = pad_packed(packed, lengths_B)
+        ids_BL = ids_BL.masked_fill(~mask_BL, self.tokenizer.pad_token_id)
+        hidden_BLD = self.encoder(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
+        first = 1 if self.language_first else 0
+        for number, (key, row) in enumerate(zip(keys, ids)):
+            embeddings = weight[torch.tensor(row, device=weight.device)]
+            hidden = hidden_BLD[number, first : first + len(row)]
+            self._known[key] = (embeddings.float().cpu(), hidden.float().cpu())

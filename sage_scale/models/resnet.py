@@ -1,0 +1,84 @@
+"""The frame encoder: a ResNet of basic blocks (SAGE, section 3.1.3), from transformers, with our BatchNorm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel
+
+from sage_scale.config import Backbone
+from sage_scale.errors import CheckpointError
+from sage_scale.models.batchnorm import Mode, convert_batchnorm
+from sage_scale.vision.resnet_weights import read_resnet_weights
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class FrameEncoder(nn.Module):
+    """Frames (F, 3, crop, crop) to features (F, widths[-1]); F may be 0."""
+
+    def __init__(self, backbone: Backbone, crop: int, batchnorm: Mode = "sync") -> None:
+        super().__init__()
+        self.width = backbone.widths[-1]
+        self.resnet = ResNetModel(
+            ResNetConfig(
+                embedding_size=backbone.widths[0],
+                hidden_sizes=list(backbone.widths),
+                depths=list(backbone.depths),
+                layer_type="basic",
+            )
+        )
+        convert_batchnorm(self.resnet, batchnorm)
+        self.flatten: nn.Linear | None = None
+        if backbone.pool == "flatten":
+            side = last_map_side(crop, len(backbone.widths))
+            self.flatten = nn.Linear(self.width * side * side, self.width)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def forward(self, frames_FCHW: Tensor, centred: bool = False) -> Tensor:
+        """`frames_FCHW` are floats from 0 to 1, or, `centred`, their difference to a background."""
+        x = frames_FCHW.to(self.std.dtype)
+        x = (x / self.std if centred else (x - self.mean) / self.std).contiguous(
+            memory_format=torch.channels_last
+        )
+        x = self.resnet.embedder(x)
+        for stage in self.resnet.encoder.stages:
+            x = stage(x)
+        if self.flatten is None:
+            return x.mean(dim=(-2, -1))
+        return self.flatten(x.flatten(1))
+
+
+def load_backbone(encoder: FrameEncoder, path: str) -> None:
+    """Initial weights of the ResNet from a torchvision or transformers file or folder (`model.backbone.weights`).
+
+    Raises CheckpointError where one is missing or of another shape, naming it.
+    """
+    state = read_resnet_weights(path)
+    own = encoder.resnet.state_dict()
+    for name, value in own.items():
+        if name not in state:
+            raise CheckpointError(
+                f"'{path}' lacks the weight {name}: model.backbone.depths wants another ResNet"
+            )
+        if state[name].shape != value.shape:
+            raise CheckpointError(
+                f"'{path}': {name} is {tuple(state[name].shape)}, model.backbone wants {tuple(value.shape)}"
+            )
+    # torch's num_batches_tracked and a classifier are all that may be left over.
+    beside = [name for name in state if name not in own and not name.endswith("num_batches_tracked")]
+    if beside:
+        raise CheckpointError(
+            f"'{path}' has {len(beside)} weights too many, such as {beside[0]}: another ResNet"
+        )
+    encoder.resnet.load_state_dict({name: state[name] for name in own})
+
+
+def last_map_side(crop: int, stages: int) -> int:
+    """Side of the last feature map: the stem, its pooling and every stage but the first halve it, rounding up."""
+    side = crop
+    for _ in range(stages + 1):
+        side = (side + 1) // 2
+    return side

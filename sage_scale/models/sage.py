@@ -1,0 +1,271 @@
+"""SAGE: the aligner of stage 1 and the translator of stage 2 (SAGE, sections 3.1 and 3.2).
+
+video -> VisualEncoder -> Mapper -> L     stage 1: L against text embeddings (CE), ContextEncoder(L) against
+                                          the text encoder's hidden states (HS)
+                                          stage 2: L into mBART, a sentence out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
+
+from sage_scale.config import Recipe
+from sage_scale.errors import CheckpointError
+from sage_scale.losses.padding import pad_packed
+from sage_scale.losses.sharded import sharded_clcl_loss
+from sage_scale.models.context import ContextEncoder, position_mask
+from sage_scale.models.dropout import token_draws
+from sage_scale.models.language import TextTargets, language_first, language_id
+from sage_scale.models.mapper import Mapper
+from sage_scale.models.resnet import load_backbone
+from sage_scale.models.visual import VisualEncoder
+from sage_scale.vision.packed import PackedVideo
+
+
+class SageAligner(nn.Module):
+    """Stage 1. The frozen text side is outside of it (`TextEncoder`)."""
+
+    def __init__(self, recipe: Recipe, language_model: MBartForConditionalGeneration) -> None:
+        """`language_model` gives the width and, for `context_init=language_model`, the context encoder's start."""
+        super().__init__()
+        self.clcl = recipe.clcl
+        self.visual = VisualEncoder(recipe, recipe.pretrain.augment)
+        if self.visual.backbone is not None and recipe.model.backbone.weights:
+            load_backbone(self.visual.backbone, recipe.model.backbone.weights)
+        self.mapper = Mapper(recipe.model, language_model.config.d_model)
+        self.context: ContextEncoder | None = None
+        if recipe.model.context_layers:
+            available = language_model.config.encoder_layers
+            if recipe.model.context_init == "language_model" and recipe.model.context_layers > available:
+                raise CheckpointError(
+                    f"model.context_layers={recipe.model.context_layers}, but the language model's encoder has "
+                    f"{available} layers to copy: lower it, or set model.context_init=random"
+                )
+            self.context = ContextEncoder(
+                language_model.config, recipe.model.context_layers, recipe.model.dropout
+            )
+            if recipe.model.context_init == "language_model":
+                self.context.copy_from(language_model)
+        # Of shape (1,): a parameter of no dimension crashes DeepSpeed over gloo.
+        self.scale_embedding = nn.Parameter(torch.tensor([recipe.clcl.scale_init]))
+        self.scale_hidden = nn.Parameter(torch.tensor([recipe.clcl.scale_init]))
+
+    def encode(self, video: PackedVideo) -> tuple[Tensor, Tensor | None]:
+        """L (N, d_model), and the context encoder's hidden states (N, d_model) or None without one."""
+        draws_N = None if video.draws_B is None else token_draws(video.draws_B, video.clip_segments_B)
+        tokens_ND = self.mapper(self.visual(video), draws_N)
+        hidden_ND = None if self.context is None else self.context(tokens_ND, video.clip_segments_B, draws_N)
+        return tokens_ND, hidden_ND
+
+    def forward(
+        self,
+        video: PackedVideo,
+        text: TextTargets,
+        text_ids_B: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """This rank's share of beta CE + (1 - beta) HS (equation 5), and its parts, detached.
+
+        Shares sum to the loss of the whole batch over the ranks of `group`; so do `loss_embedding` and `loss_hidden`.
+        """
+        tokens_ND, hidden_ND = self.encode(video)
+        return self.loss(tokens_ND, hidden_ND, video.clip_segments_B, text, text_ids_B, group)
+
+    def loss(
+        self,
+        tokens_ND: Tensor,
+        hidden_ND: Tensor | None,
+        clip_segments_B: Tensor,
+        text: TextTargets,
+        text_ids_B: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `forward`, from what `encode` gave."""
+        beta = self.clcl.beta
+        scale_embedding = self.scale_embedding.clamp(max=self.clcl.scale_max)
+        scale_hidden = self.scale_hidden.clamp(max=self.clcl.scale_max)
+        # Both scales and both outputs stay in the graph at any beta: ZeRO waits for every parameter's gradient.
+        share = (scale_embedding * 0).sum() + (scale_hidden * 0).sum() + tokens_ND.sum() * 0
+        parts = {"scale_embedding": scale_embedding.detach()[0], "scale_hidden": scale_hidden.detach()[0]}
+        levels = [("loss_embedding", beta, tokens_ND, text.embeddings_MD, scale_embedding)]
+        if hidden_ND is not None:
+            share = share + hidden_ND.sum() * 0
+            levels.append(("loss_hidden", 1 - beta, hidden_ND, text.hidden_MD, scale_hidden))
+        for name, weight, visual_ND, text_MD, scale in levels:
+            if weight == 0:
+                continue
+            part = sharded_clcl_loss(
+                visual_ND, text_MD, clip_segments_B, text.lengths_B, scale,
+                clcl=self.clcl, text_ids_B=text_ids_B, group=group,
+            )  # fmt: skip
+            parts[name] = part.detach()
+            share = share + weight * part
+        return share, parts
+
+
+class Tokens(Protocol):
+    """Visual tokens that were computed before: packed (N, d_model), with the tokens of each clip."""
+
+    @property
+    def tokens_ND(self) -> Tensor: ...
+    @property
+    def clip_segments_B(self) -> Tensor: ...
+
+
+class SageTranslator(nn.Module):
+    """Stage 2, and what is used afterwards: a video in, a sentence out."""
+
+    def __init__(self, recipe: Recipe, language_model: MBartForConditionalGeneration) -> None:
+        super().__init__()
+        self.visual = VisualEncoder(recipe, recipe.finetune.augment)
+        self.mapper = Mapper(recipe.model, language_model.config.d_model)
+        self.language_model = language_model
+
+    def encode_tokens(self, video: PackedVideo) -> Tensor:
+        """L (N, d_model): what enters the language model; may be kept where the visual side is frozen."""
+        draws_N = None if video.draws_B is None else token_draws(video.draws_B, video.clip_segments_B)
+        return self.mapper(self.visual(video), draws_N)
+
+    def forward(
+        self,
+        video: PackedVideo | Tokens,
+        labels_BL: Tensor,
+        decoder_input_ids_BL: Tensor,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64).
+
+        `video` may be tokens computed before. No clips give 0, still connected to every parameter.
+        """
+        tokens_ND = self.encode_tokens(video) if isinstance(video, PackedVideo) else video.tokens_ND
+        return self.forward_tokens(
+            tokens_ND, video.clip_segments_B, labels_BL, decoder_input_ids_BL, label_smoothing
+        )
+
+    def forward_tokens(
+        self,
+        tokens_ND: Tensor,
+        clip_segments_B: Tensor,
+        labels_BL: Tensor,
+        decoder_input_ids_BL: Tensor,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, from the tokens."""
+        count = (labels_BL != -100).sum()
+        if clip_segments_B.numel() == 0:
+            # One clip of one token of zeros without a target: finite, no loss, and a zero gradient everywhere.
+            start = self.language_model.config.eos_token_id
+            decoder_input_ids_BL = labels_BL.new_full((1, 1), start)
+            labels_BL = labels_BL.new_full((1, 1), -100)
+            embeds_BLD = tokens_ND.sum(0).expand(1, 1, -1)
+            mask_BL = torch.ones(1, 1, dtype=torch.bool, device=tokens_ND.device)
+        else:
+            embeds_BLD, mask_BL = self._pad(tokens_ND, clip_segments_B)
+        logits_BLV = self.language_model(
+            inputs_embeds=embeds_BLD, attention_mask=mask_BL.long(), decoder_input_ids=decoder_input_ids_BL
+        ).logits
+        loss = F.cross_entropy(
+            logits_BLV.float().flatten(0, 1)
+            if logits_BLV.dtype != torch.float64
+            else logits_BLV.flatten(0, 1),
+            labels_BL.flatten(),
+            ignore_index=-100,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+        )
+        return loss, count
+
+    def _pad(self, tokens_ND: Tensor, clip_segments_B: Tensor) -> tuple[Tensor, Tensor]:
+        # transformers scales token ids by sqrt(d_model) inside its embedding; inputs_embeds enter as they are, as
+        # the released SAGE has it.
+        mask_BL = position_mask(clip_segments_B, self.language_model.config.max_position_embeddings)
+        return pad_packed(tokens_ND, clip_segments_B, mask_BL.shape[1])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        video: PackedVideo,
+        tokenizer: PreTrainedTokenizerBase,
+        languages: Sequence[str],
+        beams: int = 4,
+        max_tokens: int = 150,
+        length_penalty: float = 1.0,
+    ) -> list[str]:
+        """A sentence for each clip, in its own language (an mBART code or BCP 47), by beam search."""
+        return self.generate_tokens(
+            self.encode_tokens(video),
+            video.clip_segments_B,
+            tokenizer,
+            languages,
+            beams,
+            max_tokens,
+            length_penalty,
+        )
+
+    @torch.no_grad()
+    def generate_tokens(
+        self,
+        tokens_ND: Tensor,
+        clip_segments_B: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        languages: Sequence[str],
+        beams: int = 4,
+        max_tokens: int = 150,
+        length_penalty: float = 1.0,
+    ) -> list[str]:
+        """As `generate`, from the tokens."""
+        if len(languages) != clip_segments_B.numel():
+            raise ValueError(f"{len(languages)} languages for {clip_segments_B.numel()} clips")
+        if not languages:
+            return []
+        embeds_BLD, mask_BL = self._pad(tokens_ND, clip_segments_B)
+        embeds_BLD = embeds_BLD.to(self.language_model.dtype)
+        limit = min(max_tokens, self.language_model.config.max_position_embeddings - 2)
+        sentences = [""] * len(languages)
+        for language in sorted(set(languages)):
+            rows = [row for row, other in enumerate(languages) if other == language]
+            code = language_id(tokenizer, language)
+            if language_first(tokenizer):
+                start = {"decoder_start_token_id": tokenizer.eos_token_id, "forced_bos_token_id": code}
+            else:
+                start = {"decoder_start_token_id": code, "forced_bos_token_id": None}
+            ids = self.language_model.generate(
+                inputs_embeds=embeds_BLD[rows],
+                attention_mask=mask_BL[rows].long(),
+                num_beams=beams,
+                max_new_tokens=limit,
+                length_penalty=length_penalty,
+                do_sample=False,
+                **start,
+            )
+            for row, sentence in zip(rows, tokenizer.batch_decode(ids, skip_special_tokens=True)):
+                sentences[row] = sentence.strip()
+        return sentences
+
+
+def load_visual(module: SageTranslator | SageAligner, state: Mapping[str, Tensor]) -> None:
+    """Take visual encoder and mapper over from a state dict of stage 1; the rest of it is left aside.
+
+    Raises CheckpointError where a weight is missing or of another shape.
+    """
+    own = {
+        name: value for name, value in module.state_dict().items() if name.startswith(("visual.", "mapper."))
+    }
+    missing = sorted(name for name in own if name not in state)
+    if missing:
+        raise CheckpointError(
+            f"stage 1 lacks {len(missing)} weights, such as {missing[0]}: was its recipe another?"
+        )
+    for name, value in own.items():
+        if state[name].shape != value.shape:
+            raise CheckpointError(
+                f"stage 1's {name} is {tuple(state[name].shape)}, the recipe's {tuple(value.shape)}: use one recipe"
+            )
+    module.load_state_dict({name: state[name] for name in own}, strict=False)
