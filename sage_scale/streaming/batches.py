@@ -72,6 +72,8 @@ class Batch:
     metas: list[dict[str, Any]]
     """B mappings: id, sentence, pseudo_glosses, language, fps, frame_stride, frames, source, signer, split.
     """
+    segments: list[NDArray[np.int32]]
+    """B arrays (N, 2): half-open intervals of frames at the recipe's rate."""
     video: PackedVideo
     """The frames or features of the clips' segments."""
     weights_B: Tensor
@@ -95,6 +97,20 @@ class Batch:
             position=position,
         )  # fmt: skip
 
+    def select(self, rows: slice | Sequence[int]) -> Batch:
+        """The clips of these rows, in this order, as a batch of the same step."""
+        chosen = list(range(len(self.keys))[rows]) if isinstance(rows, slice) else list(rows)
+        rows_B = torch.tensor(chosen, dtype=torch.int64)
+        return replace(
+            self,
+            keys=[self.keys[row] for row in chosen],
+            metas=[self.metas[row] for row in chosen],
+            segments=[self.segments[row] for row in chosen],
+            video=_select_clips(self.video, rows_B),
+            weights_B=self.weights_B[rows_B],
+            positions_B=self.positions_B[chosen],
+        )
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (what a DataLoader calls for pin_memory=True)."""
         pinned = {n: value.pin_memory() for n, value in vars(self.video).items() if isinstance(value, Tensor)}
@@ -107,6 +123,8 @@ class DecodedSample:
 
     key: str
     meta: dict[str, Any]
+    segments_N2: NDArray[np.int32]
+    """Half-open intervals of frames."""
     segment_frames_N: Tensor
     """int64 (N,): stored frames of each segment."""
     frames_FCHW: Tensor | None = None
@@ -138,7 +156,7 @@ def decode_sample(sample: Sample, shape: SampleShape) -> DecodedSample:
         rows_F, segment_frames = grid_rows(sample.segments, stride, len(sample.features))
         features_FC = torch.from_numpy(sample.features[rows_F])
         return DecodedSample(
-            key=sample.key, meta=sample.meta, segment_frames_N=torch.from_numpy(segment_frames),
+            key=sample.key, meta=sample.meta, segments_N2=sample.segments, segment_frames_N=torch.from_numpy(segment_frames),
             features_FC=features_FC,
         )  # fmt: skip
     if not sample.frames:
@@ -149,6 +167,7 @@ def decode_sample(sample: Sample, shape: SampleShape) -> DecodedSample:
     return DecodedSample(
         key=sample.key,
         meta=sample.meta,
+        segments_N2=sample.segments,
         segment_frames_N=torch.from_numpy(segment_frames),
         frames_FCHW=_decode_frames(sample, (rows_F * stride).tolist(), shape.size),
         background_CHW=_decode_background(sample, shape) if shape.background else None,
@@ -232,6 +251,7 @@ def collate(
     return Batch(
         keys=[sample.key for sample in samples],
         metas=[sample.meta for sample in samples],
+        segments=[sample.segments_N2 for sample in samples],
         video=video,
         weights_B=torch.ones(len(samples)),
         positions_B=positions_B,
@@ -244,3 +264,26 @@ def collate(
 
 def _given(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
+
+
+def _select_clips(video: PackedVideo, rows_B: Tensor) -> PackedVideo:
+    segment_N = _runs(video.clip_segments_B, rows_B)
+    frame_F = _runs(video.segment_frames_N, segment_N)
+    along = {
+        "clip_segments_B": rows_B,
+        "background_BCHW": rows_B,
+        "draws_B": rows_B,
+        "segment_frames_N": segment_N,
+        "frames_FCHW": frame_F,
+        "features_FC": frame_F,
+    }
+    picked = {name: value[along[name]] for name, value in vars(video).items() if isinstance(value, Tensor)}
+    return replace(video, **picked)
+
+
+def _runs(lengths: Tensor, rows: Tensor) -> Tensor:
+    """Places of the elements of the given rows, where row i is a run of lengths[i] elements."""
+    chosen = lengths[rows]
+    begins = torch.cumsum(lengths, 0)[rows] - chosen
+    before = torch.cumsum(chosen, 0) - chosen
+    return torch.repeat_interleave(begins - before, chosen) + torch.arange(int(chosen.sum()))

@@ -167,3 +167,22 @@ def test_an_evaluation_gives_each_sample_once_in_dataset_order(frames_dataset):
                         found.update(zip(batch.positions_B.tolist(), batch.keys))
                 assert [found[place] for place in range(len(order))] == order
                 assert sum(len(batch.keys) for rank in steps for batch in rank) == len(order)
+
+
+@pytest.mark.parametrize("kind", ["frames", "features"])
+@pytest.mark.parametrize("rows", [[], [4], [5, 0, 5, 3], slice(2, 5), slice(7, 7)])
+def test_chosen_clips_of_a_batch_are_those_clips(kind, rows, request):
+    url, recipe, made = request.getfixturevalue(f"{kind}_dataset")
+    batch = next(iter(open_stream(url, recipe, batch_size=7)))
+    content = {key: (runs, number) for number, key, runs in clips(batch)}
+    keys = batch.keys[rows] if isinstance(rows, slice) else [batch.keys[row] for row in rows]
+    part = batch.select(rows)
+    assert part.keys == keys == [key for _, key, _ in clips(part)]
+    for number, key, runs in clips(part):
+        wanted, before = content[key]
+        assert all(np.array_equal(run, want) for run, want in zip(runs, wanted, strict=True))
+        assert part.video.draws_B[number] == batch.video.draws_B[before]
+        assert part.positions_B[number] == batch.positions_B[before]
+        assert np.array_equal(part.segments[number], made[key].segments)
+        if kind == "frames":
+            assert torch.equal(part.video.background_BCHW[number], batch.video.background_BCHW[before])
