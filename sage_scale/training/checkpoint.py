@@ -147,7 +147,7 @@ def _dealt_tensors(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]
             weights[name] = weight.cpu().contiguous().clone()
         for kind in state_names(engine.stage):
             value = engine.optimizer_state(parameter, kind)
-            if mine and value is not None:
+            if mine:
                 states[f"{kind}/{name}"] = value.cpu().contiguous().clone()
     if rank == 0:
         for name, buffer in _stored_buffers(engine):

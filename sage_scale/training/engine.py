@@ -92,6 +92,7 @@ class Engine:
             config=deepspeed_config(stage, ranks.world),
             dist_init_required=False,
         )
+        self.prepare_optimizer_state(0)
 
     def precision(self) -> AbstractContextManager:
         """The autocast context of forward passes, training or not."""
@@ -134,17 +135,15 @@ class Engine:
         value = safe_get_full_fp32_param(parameter)
         return (parameter if value is None else value).detach().float().reshape(self.shape(parameter))
 
-    def optimizer_state(self, parameter: nn.Parameter, name: str) -> Tensor | None:
-        """One whole optimizer state tensor of a parameter, on every rank; None before the first step."""
+    def optimizer_state(self, parameter: nn.Parameter, name: str) -> Tensor:
+        """One whole optimizer state tensor of a parameter, on every rank."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if self.stage.zero_stage == 0:
-            value = self._torch_optimizer().state.get(parameter, {}).get(name)
-        elif not self._torch_optimizer().state:
-            value = None
+            value = self._torch_optimizer().state[parameter][name]
         else:
             value = safe_get_full_optimizer_state(parameter, name)
-        return None if value is None else value.detach().float().reshape(self.shape(parameter))
+        return value.detach().float().reshape(self.shape(parameter))
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Overwrite a whole weight, and the low-precision or sharded copies of it."""
@@ -174,7 +173,10 @@ class Engine:
             safe_set_full_optimizer_state(parameter, value.reshape(parameter.shape), name)
 
     def prepare_optimizer_state(self, step: int) -> None:
-        """Make the optimizer's tensors, which it otherwise makes in its first step, so that they can be set."""
+        """Make the optimizer's tensors, which it otherwise makes in its first step, so that they can be set and read.
+
+        Zeros are what the first step starts from, in every optimizer here.
+        """
         optimizer = self._torch_optimizer()
         if self.stage.zero_stage == 3:
             holders = list(self._optimizer.fp32_partitioned_groups_flat)

@@ -7,6 +7,7 @@ request to every rank, so that all of them do the same next.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -52,10 +53,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+            # Outside of the main thread there are no signals: the caller has its own way to stop.
+            with contextlib.suppress(ValueError):
                 self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: the caller has its own way to stop
-                pass
         return self
 
     def __exit__(self, *_: object) -> None:
