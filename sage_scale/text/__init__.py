@@ -1,4 +1,4 @@
-"""Text: languages, pseudo-glosses, tokenizers and trimmed vocabularies."""
+"""Text: languages and pseudo-glosses; `text.tokenizer` and `text.vocabulary` bring transformers and torch with them."""
 
 from sage_scale.text.languages import MBART50_CODES, UNSPACED, language_code, primary_subtag
 from sage_scale.text.pseudogloss import PseudoGlosser, TextSettings, glosser, pseudo_glosses, words

@@ -77,7 +77,7 @@ def _hanta(model: str) -> Any:
     from HanTa import HanoverTagger
 
     class Tagger(HanoverTagger.HanoverTagger):
-        """HanTa with a memory: it analyses each word anew, and a corpus repeats its words (4 times faster)."""
+        """HanTa with a memory: it analyses each word anew, but a corpus repeats its words (4x faster)."""
 
         @functools.lru_cache(maxsize=100_000)  # noqa: B019  (one tagger a process, kept for its lifetime)
         def analyze_forward(self, word: str) -> Any:

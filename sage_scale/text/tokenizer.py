@@ -1,0 +1,144 @@
+"""mBART tokenizers: loading the forms in which they are found, and training a small one in mBART-50's form.
+
+Two traps of transformers 5 are dealt with here and nowhere else: `MBart50Tokenizer(vocab_file=...)` ignores the
+file, so the pieces are handed over; and `MBartTokenizer` (mbart-large-cc25) drops the normaliser of whatever
+file it reads, so that ligatures and full-width digits become `<unk>`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Regex, Tokenizer, normalizers
+from transformers import AutoTokenizer, MBart50Tokenizer, MBartTokenizer
+
+from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.text.languages import language_code
+
+MODEL_FILE = "sentencepiece.bpe.model"
+FAST_FILE = "tokenizer.json"
+_CC25_LANGUAGES = 25
+
+
+def load_tokenizer(folder: str | Path, language: str = "") -> Any:
+    """The tokenizer of a Hugging Face folder (or hub name), set to `language` (BCP 47) on both sides.
+
+    A folder with nothing but `sentencepiece.bpe.model` is read as mBART-50's, or as cc25's where `config.json`
+    has that size. Raises CheckpointError where there is no tokenizer or it has not the language.
+    """
+    path = Path(folder)
+    if path.is_dir() and not any((path / name).is_file() for name in (FAST_FILE, MODEL_FILE)):
+        raise CheckpointError(f"{path} holds no tokenizer: {FAST_FILE} or {MODEL_FILE} is needed")
+    described = any((path / name).is_file() for name in (FAST_FILE, "tokenizer_config.json"))
+    if path.is_dir() and not described:
+        model = _read_model(path / MODEL_FILE)
+        tokenizer = _from_model(model, _form(path, len(model.pieces)))
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"no tokenizer can be read from '{folder}': {reason}") from None
+    if tokenizer.backend_tokenizer.normalizer is None:
+        tokenizer.backend_tokenizer.normalizer = _stored_normalizer(path)
+    if language:
+        set_language(tokenizer, language)
+    return tokenizer
+
+
+def set_language(tokenizer: Any, language: str) -> int:
+    """Set source and target language (BCP 47); gives the id of the language's code. Raises CheckpointError."""
+    code = language_code(language)
+    number = tokenizer.convert_tokens_to_ids(code)
+    if number is None or number == tokenizer.unk_token_id:
+        raise CheckpointError(f"the tokenizer has no code {code} for language '{language}'")
+    tokenizer.src_lang = code
+    tokenizer.tgt_lang = code
+    return int(number)
+
+
+def train_sentencepiece(sentences: Iterable[str], vocabulary: int, language: str = "de") -> MBart50Tokenizer:
+    """A tokenizer in mBART-50's form over a unigram model of at most `vocabulary` pieces.
+
+    Same sentences, same tokenizer. Ids as in mBART-50: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the pieces, the
+    52 language codes, `<mask>`. Raises RecipeError where the vocabulary is too small for the characters or there
+    is no text.
+    """
+    lines = [line for sentence in sentences if (line := " ".join(sentence.split()))]
+    if not lines:
+        raise RecipeError("a vocabulary needs sentences: there is no text to train it on")
+    buffer = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=buffer,
+            model_type="unigram",
+            vocab_size=vocabulary,
+            hard_vocab_limit=False,  # a small corpus may have fewer pieces
+            character_coverage=1.0,
+            num_threads=1,  # sums of several threads depend on their order
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise RecipeError(
+            f"no vocabulary of {vocabulary} pieces: {str(error).split('] ')[-1].strip()}"
+        ) from None
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    model.ParseFromString(buffer.getvalue())
+    tokenizer = _from_model(model, MBart50Tokenizer)
+    set_language(tokenizer, language)
+    return tokenizer
+
+
+def _read_model(path: Path) -> Any:
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        model.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's own DecodeError, which it does not export from a stable place
+        raise CheckpointError(f"{path} is not a SentencePiece model: {error}") from None
+    return model
+
+
+def _form(folder: Path, pieces: int) -> type:
+    try:
+        size = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size", 0)
+    except (OSError, ValueError):
+        return MBart50Tokenizer
+    return MBartTokenizer if size == pieces + 1 + _CC25_LANGUAGES + 1 else MBart50Tokenizer
+
+
+def _from_model(model: Any, form: type) -> Any:
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    if form is MBart50Tokenizer:
+        charsmap = model.normalizer_spec.precompiled_charsmap or None
+        return MBart50Tokenizer(vocab=pieces, _spm_precompiled_charsmap=charsmap)
+    from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
+
+    specials = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    codes = [(code, 0.0) for code in FAIRSEQ_LANGUAGE_CODES]
+    tokenizer = MBartTokenizer(vocab=[*specials, *pieces[3:], *codes, ("<mask>", 0.0)])
+    tokenizer.backend_tokenizer.normalizer = _normalizer(model)
+    return tokenizer
+
+
+def _stored_normalizer(folder: Path) -> Any:
+    """The normaliser that the folder's own files describe; of mBART's usual kind where there is no such file."""
+    if (folder / FAST_FILE).is_file():
+        stored = Tokenizer.from_file(str(folder / FAST_FILE)).normalizer
+        if stored is not None:
+            return stored
+    if (folder / MODEL_FILE).is_file():
+        return _normalizer(_read_model(folder / MODEL_FILE))
+    return normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+
+
+def _normalizer(model: Any) -> Any:
+    spaces = normalizers.Replace(Regex(" {2,}"), " ")
+    charsmap = model.normalizer_spec.precompiled_charsmap
+    return normalizers.Sequence([normalizers.Precompiled(charsmap), spaces] if charsmap else [spaces])
