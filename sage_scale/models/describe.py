@@ -23,6 +23,8 @@ _LARGE_VOCABULARY = {
     "facebook/mbart-large-cc25": 250_027,
 }
 """Subwords of the published checkpoints, all of one shape otherwise (mBART, Liu et al. 2020, section 2.2)."""
+_CODES = 54
+"""What mBART-50's tokenizer has beside the pieces: a padding token, 52 language codes and the mask."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def language_model_config(recipe: Recipe) -> MBartConfig:
     if recipe.denoise.enabled:
         small = recipe.denoise
         return MBartConfig(
-            vocab_size=small.vocabulary, d_model=small.width, encoder_layers=small.layers, decoder_layers=small.layers,
+            vocab_size=small.vocabulary + _CODES, d_model=small.width, encoder_layers=small.layers, decoder_layers=small.layers,
             encoder_attention_heads=small.heads, decoder_attention_heads=small.heads, encoder_ffn_dim=4 * small.width,
             decoder_ffn_dim=4 * small.width,
         )  # fmt: skip

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, MBartForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
-from sage_scale.text import language_code
+from sage_scale.text.languages import language_code
+from sage_scale.text.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
         model, report = MBartForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"language model '{folder}' cannot be loaded: {reason}") from None
@@ -63,9 +64,8 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
 
 def language_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
     """Token id of a language, given as mBART's code (de_DE) or as BCP 47 (de)."""
-    found = tokenizer.convert_tokens_to_ids(language)
-    if found is None or found == tokenizer.unk_token_id:
-        found = tokenizer.convert_tokens_to_ids(language_code(language))
+    # Never the tag itself: "de" and "en" are ordinary subwords as well.
+    found = tokenizer.convert_tokens_to_ids(language_code(language))
     if found is None or found == tokenizer.unk_token_id:
         raise CheckpointError(f"the language model's tokenizer has no language code for '{language}'")
     return int(found)

@@ -35,18 +35,22 @@ class VisualEncoder(nn.Module):
 
     def forward(self, video: PackedVideo) -> Tensor:
         """Tokens (N, token_dim). Raises ValueError where the recipe has stored features and the video has none."""
-        x_FD = self.temporal(self.frame_features(video), video.segment_frames_N)
-        x_FD = torch.relu(self.norm(x_FD))
-        return torch.segment_reduce(x_FD, "mean", lengths=video.segment_frames_N, axis=0, unsafe=True)
+        return self.tokens(self.frame_features(video), video.segment_frames_N)
 
-    def frame_features(self, video: PackedVideo) -> Tensor:
+    def tokens(self, features_FC: Tensor, segment_frames_N: Tensor) -> Tensor:
+        """Tokens (N, token_dim) of frame features (F, C): temporal convolution, BatchNorm, ReLU, mean."""
+        x_FD = torch.relu(self.norm(self.temporal(features_FC, segment_frames_N)))
+        return torch.segment_reduce(x_FD, "mean", lengths=segment_frames_N, axis=0, unsafe=True)
+
+    def frame_features(self, video: PackedVideo, augmented: bool | None = None) -> Tensor:
         """(F, C): the video's features where it has them (stored, or kept from a frozen backbone), else the backbone's
-        of its frames. Frames are augmented in training where the video has draws."""
+        of its frames. Frames are augmented in training (or where `augmented` says so) where the video has draws."""
         if video.features_FC is not None:
             return video.features_FC.to(self.norm.weight.dtype)
         if self.backbone is None or video.frames_FCHW is None:
             raise ValueError("the recipe has vision.kind=features, but the video holds frames")
-        active = self.training and video.draws_B is not None and is_active(self.settings)
+        wanted = self.training if augmented is None else augmented
+        active = wanted and video.draws_B is not None and is_active(self.settings)
         frames_FCHW = video.frames_FCHW if active else centre_crop(video.frames_FCHW, self.crop)
         x_FCHW = frames_FCHW.to(self.norm.weight.dtype) / 255
         if video.background_BCHW is not None:

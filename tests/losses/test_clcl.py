@@ -1,0 +1,161 @@
+"""CLCL and InfoNCE against the equations, computed value by value with Python's own floats."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sage_scale.losses import clcl_loss, clcl_similarity, clip_loss, clip_similarity, info_nce
+
+TAU = 0.07
+
+
+def packed(lengths: list[int], width: int = 5, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(sum(lengths), width, dtype=torch.float64, generator=generator)
+
+
+def lists(tokens: torch.Tensor, lengths: list[int]) -> list[list[list[float]]]:
+    """Tokens of each clip as lists of unit vectors."""
+    clips, start = [], 0
+    for length in lengths:
+        rows = tokens[start : start + length].tolist()
+        clips.append([[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in rows])
+        start += length
+    return clips
+
+
+def weighted(values: list[float], zeros: int) -> float:
+    """sum of s softmax(s / tau), with `zeros` more values of 0 in the softmax."""
+    powers = [math.exp(value / TAU) for value in values]
+    return sum(value * power for value, power in zip(values, powers)) / (sum(powers) + zeros)
+
+
+def by_hand(v, t, padded_to=None):
+    Zv = [[0.0] * len(t) for _ in v]
+    Zt = [[0.0] * len(t) for _ in v]
+    for a, video in enumerate(v):
+        for b, text in enumerate(t):
+            s = [[sum(x * y for x, y in zip(vi, tj)) for tj in text] for vi in video]
+            rest_i = padded_to[0] - len(video) if padded_to else 0
+            rest_j = padded_to[1] - len(text) if padded_to else 0
+            r = [weighted(row, rest_j) for row in s]
+            c = [weighted([row[j] for row in s], rest_i) for j in range(len(text))]
+            Zv[a][b] = sum(r) / len(r)
+            Zt[a][b] = sum(c) / len(c)
+    return torch.tensor(Zv, dtype=torch.float64), torch.tensor(Zt, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("visual_lengths, text_lengths", [([3, 1, 4], [2, 5, 1]), ([1], [1]), ([2, 6], [3, 1, 1, 4])])
+def test_similarity_follows_the_equations(variant, visual_lengths, text_lengths):
+    v, t = packed(visual_lengths), packed(text_lengths, seed=1)
+    padded_to = (7, 9) if variant == "released" else None
+    found = clcl_similarity(v, t, torch.tensor(visual_lengths), torch.tensor(text_lengths), TAU, variant, padded_to)
+    wanted = by_hand(lists(v, visual_lengths), lists(t, text_lengths), padded_to)
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-12, atol=1e-13)
+
+
+def test_similarity_equals_one_pair_at_a_time():
+    """Nothing of another pair, and no padding, is in a value: each pair alone gives the same."""
+    n, m = [4, 2, 7], [3, 6, 1]
+    v, t = packed(n, 8), packed(m, 8, seed=3)
+    Zv, Zt = clcl_similarity(v, t, torch.tensor(n), torch.tensor(m), TAU)
+    for a, video in enumerate(v.split(n)):
+        for b, text in enumerate(t.split(m)):
+            s = F.normalize(video, dim=1) @ F.normalize(text, dim=1).T
+            torch.testing.assert_close(Zv[a, b], (s * (s / TAU).softmax(1)).sum(1).mean())
+            torch.testing.assert_close(Zt[a, b], (s * (s / TAU).softmax(0)).sum(0).mean())
+
+
+def test_padding_matters_in_the_released_variant_only():
+    n, m = torch.tensor([2, 3]), torch.tensor([4, 1])
+    v, t = packed([2, 3]), packed([4, 1], seed=1)
+    near = clcl_similarity(v, t, n, m, TAU, "paper")
+    far = clcl_similarity(v, t, n, m, TAU, "paper", (30, 40))
+    torch.testing.assert_close(near, far, rtol=1e-13, atol=1e-14)
+    released = [clcl_similarity(v, t, n, m, TAU, "released", size)[0] for size in ((3, 4), (30, 40))]
+    assert (released[0] - released[1]).abs().max() > 1e-3
+    longest = clcl_similarity(v, t, n, m, TAU, "released")
+    torch.testing.assert_close(longest[0], released[0])
+
+
+def test_swapping_the_sides_swaps_the_matrices_and_order_moves_with_the_clips():
+    n, m = [3, 1, 2], [2, 4, 3]
+    v, t = packed(n), packed(m, seed=1)
+    Zv, Zt = clcl_similarity(v, t, torch.tensor(n), torch.tensor(m), TAU)
+    back = clcl_similarity(t, v, torch.tensor(m), torch.tensor(n), TAU)
+    torch.testing.assert_close(back[0], Zt.T)
+    torch.testing.assert_close(back[1], Zv.T)
+    order = [2, 0, 1]
+    moved = clcl_similarity(
+        torch.cat([v.split(n)[i] for i in order]), t, torch.tensor([n[i] for i in order]), torch.tensor(m), TAU
+    )
+    torch.testing.assert_close(moved[0], Zv[order])
+    torch.testing.assert_close(clcl_similarity(17 * v, t / 3, torch.tensor(n), torch.tensor(m), TAU)[0], Zv)
+
+
+def test_gradients_of_similarity_and_loss():
+    n, m = torch.tensor([2, 1]), torch.tensor([1, 3])
+    v, t = packed([2, 1], 3).requires_grad_(), packed([1, 3], 3, seed=1).requires_grad_()
+    scale = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    for variant in ("paper", "released"):
+
+        def loss(v, t, scale, variant=variant):
+            return clcl_loss(*clcl_similarity(v, t, n, m, 0.3, variant), scale, 0.3, variant)
+
+        assert torch.autograd.gradcheck(loss, (v, t, scale))
+
+
+def nce_by_hand(Z, scale):
+    """Equation 3."""
+    B = len(Z)
+    rows = sum(math.log(sum(math.exp(scale * z) for z in row)) - scale * row[i] for i, row in enumerate(Z))
+    columns = sum(
+        math.log(sum(math.exp(scale * Z[i][j]) for i in range(B))) - scale * Z[j][j] for j in range(B)
+    )
+    return rows / (2 * B), columns / (2 * B)
+
+
+def test_loss_follows_equations_3_and_4():
+    Zv, Zt = packed([4], 4, 5), packed([4], 4, 6)
+    left, right = sum(nce_by_hand(Zv.tolist(), 2.5)), sum(nce_by_hand(Zt.tolist(), 2.5))
+    assert clcl_loss(Zv, Zt, 2.5, alpha=0.3).item() == pytest.approx(0.3 * left + 0.7 * right, rel=1e-12)
+    released = nce_by_hand(Zv.tolist(), 2.5)[0] + nce_by_hand(Zt.tolist(), 2.5)[1]
+    assert clcl_loss(Zv, Zt, 2.5, variant="released").item() == pytest.approx(released, rel=1e-12)
+    targets = torch.arange(4)
+    assert info_nce(Zv, direction="rows").item() == pytest.approx(F.cross_entropy(Zv, targets).item(), rel=1e-12)
+    assert info_nce(Zv[:1, :1]).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_same_text_is_no_negative_when_masked():
+    """With clips 0 and 2 of one text, row 0 is a softmax over columns 0, 1, 3 and so on."""
+    Z = packed([4], 4, 7)
+    ids = torch.tensor([11, 12, 11, 13])
+    kept = {0: [0, 1, 3], 1: [0, 1, 2, 3], 2: [1, 2, 3], 3: [0, 1, 2, 3]}
+    rows = sum((Z[i, kept[i]].logsumexp(0) - Z[i, i]) for i in range(4)) / 8
+    columns = sum((Z[kept[i], i].logsumexp(0) - Z[i, i]) for i in range(4)) / 8
+    found = clcl_loss(Z, Z, 1.0, text_ids=ids, same_text="masked")
+    torch.testing.assert_close(found, rows + columns)
+    plain = clcl_loss(Z, Z, 1.0, text_ids=ids)
+    torch.testing.assert_close(plain, clcl_loss(Z, Z, 1.0))
+    assert found < plain
+
+
+def test_clip_is_the_cosine_of_means():
+    n, m = [3, 1], [2, 4]
+    v, t = packed(n), packed(m, seed=1)
+    Z = clip_similarity(v, t, torch.tensor(n), torch.tensor(m))
+    for a, video in enumerate(v.split(n)):
+        for b, text in enumerate(t.split(m)):
+            torch.testing.assert_close(Z[a, b], F.cosine_similarity(video.mean(0), text.mean(0), dim=0))
+    assert clip_loss(Z, 4.0).item() == pytest.approx(sum(nce_by_hand(Z.tolist(), 4.0)), rel=1e-12)
+
+
+def test_wrong_lengths_are_refused():
+    with pytest.raises(ValueError, match="lengths sum to 4, but there are 5 rows"):
+        clcl_similarity(packed([5]), packed([2]), torch.tensor([4]), torch.tensor([2]))
