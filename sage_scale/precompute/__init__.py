@@ -1,0 +1,58 @@
+"""From a corpus to a finished dataset on Ray: plan of work units, actors, commit protocol, driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sage_scale.precompute.driver import Summary
+
+__all__ = ["precompute_corpus"]
+
+
+def precompute_corpus(
+    *,
+    corpus: str,
+    root: str | Path,
+    out: str | Path,
+    recipe: str | Path = "demo",
+    overrides: Iterable[str] = (),
+    overwrite: bool = False,
+    give_up: Iterable[str] = (),
+    retry_rejects: bool = False,
+    events: Path | None = None,
+    address: str = "",
+    quiet: bool = False,
+) -> Summary:
+    """Do what `sage-scale precompute` does and give what the dataset holds at the end.
+
+    `address` joins that Ray cluster unless the recipe names one. Raises UsageError (also for another recipe or
+    manifest in `out`), StorageError, TooManyRejects, UnitsOpen.
+    """
+    import dataclasses
+    import os
+
+    from sage_scale.config import load_recipe
+    from sage_scale.corpora.registry import read_corpus
+    from sage_scale.precompute.driver import Run
+
+    chosen = load_recipe(recipe, overrides)
+    # Actors have other working folders, and other machines other homes.
+    place = str(root) if "://" in str(root) else os.path.abspath(os.path.expanduser(root))
+    changes = {
+        "corpus": dataclasses.replace(chosen.corpus, name=corpus, root=place),
+        "precompute": dataclasses.replace(chosen.precompute, address=chosen.precompute.address or address),
+    }
+    chosen = dataclasses.replace(chosen, **changes)
+    return Run(
+        recipe=chosen,
+        manifest=read_corpus(chosen.corpus),
+        url=str(out),
+        overwrite=overwrite,
+        give_up=frozenset(give_up),
+        retry_rejects=retry_rejects,
+        events=events,
+        quiet=quiet,
+    ).execute()

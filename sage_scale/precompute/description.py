@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +19,53 @@ from sage_scale.config import Recipe, Vision
 from sage_scale.corpora.clip import Manifest
 from sage_scale.errors import UsageError
 from sage_scale.precompute.plan import Unit
-
-ENVIRONMENT_KEYS = ("versions", "device", "tagger")
-"""Keys of dataset.json that come from an actor's machine rather than from recipe and manifest."""
+from sage_scale.shards.layout import DatasetInfo, PlannedUnit
 
 
-def plan_part(recipe: Recipe, manifest: Manifest, units: Sequence[Unit]) -> dict[str, Any]:
-    """The keys of dataset.json that recipe and manifest decide."""
-    clips: Counter[str] = Counter(clip.split for clip in manifest.clips)
-    shards: Counter[str] = Counter(unit.split for unit in units)
-    return {
-        "recipe_fingerprint": recipe.dataset_fingerprint(),
-        "recipe": recipe.dataset_part(),
-        "manifest_digest": manifest.digest(),
-        "clips": len(manifest.clips),
-        "rows_rejected": len(manifest.rejected),
-        "units": len(units),
-        "splits": {name: {"clips": clips[name], "units": shards[name]} for name in clips},
-    }
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What of an actor's process can change a byte."""
+
+    versions: dict[str, str]
+    """Versions of the programs that decode, encode and tag, and the hash of a frozen backbone's weights."""
+    device: str
+    """Kind of device."""
+    tagger: str
+    """Part-of-speech tagger and its version."""
 
 
-def environment(recipe: Recipe, tagger: str) -> dict[str, Any]:
-    """Versions and kind of device of this process, as far as they can change a byte. Raises UsageError for missing weights."""
+def describe(
+    recipe: Recipe, manifest: Manifest, units: Sequence[Unit], environment: Environment
+) -> DatasetInfo:
+    """dataset.json of a run that begins an output."""
+    return DatasetInfo(
+        kind=recipe.vision.kind,
+        recipe=recipe.dataset_fingerprint(),
+        manifest=manifest.digest(),
+        units=tuple(PlannedUnit(split=unit.split, clips=len(unit.clips)) for unit in units),
+        recipe_part=recipe.dataset_part(),
+        versions=environment.versions,
+        device=environment.device,
+        notes={"tagger": environment.tagger, "rows_rejected": len(manifest.rejected)},
+    )
+
+
+def environment_here(recipe: Recipe, tagger: str) -> Environment:
+    """The environment of this process. Raises UsageError for missing weights."""
     vision = recipe.vision
-    packages = ["av", "numpy", "pillow"]
-    device = f"cpu-{platform.machine()}"
-    extra: dict[str, Any] = {}
+    versions = {"sage_scale": _own_version(), "av": _libraries()}
+    versions |= {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
+    device = f"cpu {platform.machine()}"
     if vision.kind == "features" and vision.backbone != "keypoints":
         import torch
 
-        packages.append("torch")
+        versions["torch"] = torch.__version__
+        versions["backbone_sha256"] = weights_sha256(vision)
         if recipe.precompute.gpus_per_actor > 0 and torch.cuda.is_available():
             device = torch.cuda.get_device_name()
         else:
-            device += f"-{torch.backends.cpu.get_cpu_capability().lower()}"
-        extra["backbone_sha256"] = weights_sha256(vision)
-    package = tagger.partition(" ")[0]
-    packages += [name for name in ("spacy", "HanTa", "jieba") if name.lower() == package.lower()]
-    versions = {"sage_scale": _own_version(), "libav": _libraries()}
-    versions |= {name.lower(): importlib.metadata.version(name) for name in packages}
-    return {"versions": dict(sorted(versions.items())) | extra, "device": device, "tagger": tagger}
+            device += f" {torch.backends.cpu.get_cpu_capability().lower()}"
+    return Environment(versions=dict(sorted(versions.items())), device=device, tagger=tagger)
 
 
 def weights_sha256(vision: Vision) -> str:
@@ -77,30 +84,30 @@ def weights_sha256(vision: Vision) -> str:
     return sha.hexdigest()
 
 
-def check_same_plan(url: str, stored: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def check_same_plan(url: str, stored: DatasetInfo, recipe: Recipe, manifest: Manifest) -> None:
     """Raise UsageError where the output belongs to another recipe or manifest, naming what differs."""
-    if stored.get("recipe") != ours["recipe"]:
-        changes = list(_differences(stored.get("recipe", {}), ours["recipe"], ""))
+    if stored.recipe != recipe.dataset_fingerprint():
+        changes = list(_differences(stored.recipe_part, recipe.dataset_part(), ""))
         shown = "; ".join(f"{key} is {_show(old)} there, {_show(new)} here" for key, old, new in changes[:6])
         more = f"; and {len(changes) - 6} more" if len(changes) > 6 else ""
         raise UsageError(
             f"{url} holds a dataset of another recipe: {shown}{more}. Use those values, another --out, or "
             "--overwrite to start again"
         )
-    if stored.get("manifest_digest") != ours["manifest_digest"]:
+    if stored.manifest != manifest.digest():
+        there = sum(unit.clips for unit in stored.units)
         raise UsageError(
-            f"{url} holds a dataset of another manifest ({stored.get('clips', '?')} clips there, {ours['clips']} here; "
-            "digests differ): an output cannot be extended by new clips. Use another --out, or --overwrite to "
-            "start again with all of them"
+            f"{url} holds a dataset of another manifest ({there} clips there, {len(manifest.clips)} here; the digests "
+            "differ). Clips cannot be added to it: use another --out, or --overwrite to start again with all of them"
         )
 
 
-def check_same_environment(stored: Mapping[str, Any], ours: Mapping[str, Any], allow_mixed: bool) -> str:
+def check_same_environment(stored: DatasetInfo, ours: Environment, allow_mixed: bool) -> str:
     """One line on versions or devices that differ, empty where none do. Raises UsageError unless they may be mixed."""
     changes = [
-        difference
-        for key in ENVIRONMENT_KEYS
-        for difference in _differences(stored.get(key), ours.get(key), key)
+        *_differences(dict(stored.versions), ours.versions, "versions"),
+        *_differences(stored.device, ours.device, "device"),
+        *_differences(stored.notes.get("tagger"), ours.tagger, "tagger"),
     ]
     if not changes:
         return ""
@@ -136,4 +143,5 @@ def _libraries() -> str:
     import av
 
     names = ("libavcodec", "libswscale")
-    return " ".join(f"{name}-{'.'.join(map(str, av.library_versions.get(name, ())))}" for name in names)
+    parts = (f"{name} {'.'.join(map(str, av.library_versions.get(name, ())))}" for name in names)
+    return f"{av.__version__} ({', '.join(parts)})"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-STAGES = ("decode", "segment", "text", "features", "encode", "commit")
+from sage_scale.shards.layout import Unit as Marker
+
+STAGES = ("decode", "segment", "text", "features", "encode", "write", "commit")
 """The parts of an actor's time that progress reports, in the order in which a clip passes them."""
 
 
@@ -31,10 +33,8 @@ class ClipDone:
 class UnitDone:
     """The unit's tar, index and marker are stored."""
 
-    marker: dict[str, Any]
+    marker: Marker
     """The marker, as stored."""
-    ours: bool
-    """False where another driver's tar was there first and the work was dropped."""
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds spent in stages that belong to no single clip."""
 
@@ -43,8 +43,8 @@ class UnitDone:
 class UnitFailed:
     """The unit could not be finished; nothing of it is half-written."""
 
-    kind: Literal["full", "storage", "memory", "error", "killed", "time-out"]
-    """full: no space left, so no other unit will fare better; the others may pass when tried again."""
+    kind: Literal["full", "usage", "storage", "memory", "error", "killed", "time-out"]
+    """full and usage: no other unit will fare better, so the run ends; the others may pass when tried again."""
     message: str
     """One line: what happened."""
     clip: str = ""

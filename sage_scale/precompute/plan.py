@@ -68,6 +68,18 @@ def plan_units(manifest: Manifest, limits: Limits, first: int = 0) -> tuple[Unit
     return tuple(units)
 
 
+def without_repeats(manifest: Manifest) -> Manifest:
+    """The manifest with each id once: a later clip of the same id is set aside, since ids name samples."""
+    kept: dict[str, Clip] = {}
+    rejected = list(manifest.rejected)
+    for clip in manifest.clips:
+        if clip.id in kept:
+            rejected.append(Rejected(clip.id, "repeated-id", "an earlier clip of the manifest has this id"))
+        else:
+            kept[clip.id] = clip
+    return Manifest(tuple(kept.values()), tuple(rejected))
+
+
 def _by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
     groups: dict[str, list[Clip]] = {}
     for clip in clips:

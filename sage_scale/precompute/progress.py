@@ -13,8 +13,10 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
+from sage_scale.errors import UsageError
 from sage_scale.precompute.events import STAGES, ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
+from sage_scale.shards.layout import Unit as Marker
 
 PLAIN_EVERY_S = 5.0
 
@@ -32,6 +34,7 @@ class Progress:
         stream: IO[str] | None = None,
         events: Path | None = None,
         every_s: float = PLAIN_EVERY_S,
+        quiet: bool = False,
     ) -> None:
         """`clips` and `units` are the whole plan; `..._before` were committed by earlier runs."""
         self.clips, self.units = clips, units
@@ -44,11 +47,12 @@ class Progress:
         self.seconds = 0.0
         self.stages: Counter[str] = Counter()
         self._stream = stream or sys.stderr
-        self._events: IO[str] | None = open(events, "a", encoding="utf-8") if events else None
+        self._events: IO[str] | None = _append(events) if events else None
         self._started = time.monotonic()
         self._every_s = every_s
         self._last = self._started
-        self._bar = _bar(self._stream, clips) if _is_terminal(self._stream) else None
+        self._quiet = quiet
+        self._bar = _bar(self._stream, clips) if _is_terminal(self._stream) and not quiet else None
 
     def __enter__(self) -> Progress:
         if self._bar:
@@ -68,6 +72,11 @@ class Progress:
         return self.clips_before + self.clips_committed + self.clips_in_flight.total()
 
     @property
+    def units_left(self) -> int:
+        """Units without a marker."""
+        return self.units - self.units_before - self.units_done
+
+    @property
     def elapsed_s(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self._started
@@ -79,7 +88,9 @@ class Progress:
         self.seconds += event.seconds
         self._spend(event.stages)
         if event.reason:
-            self._record("reject", unit=unit.number, clip=event.clip, reason=event.reason, detail=event.detail)
+            self._record(
+                "reject", unit=unit.number, clip=event.clip, reason=event.reason, detail=event.detail
+            )
         self._tick()
 
     def unit(self, unit: Unit, event: UnitDone) -> None:
@@ -88,19 +99,23 @@ class Progress:
         self.clips_committed += len(unit.clips)
         self.units_done += 1
         self._spend(event.stages)
-        self._record("unit", unit=unit.number, ours=event.ours, **_counts(event.marker))
+        self._record("unit", **_counts(event.marker))
         self._tick()
 
     def failure(self, unit: Unit, event: UnitFailed, again: bool) -> None:
         """A unit was lost; its clips no longer count as done."""
         self.clips_in_flight.pop(unit.number, None)
-        self._record("failure", unit=unit.number, kind=event.kind, clip=event.clip, message=event.message, again=again)
+        self._record(
+            "failure", unit=unit.number, kind=event.kind, clip=event.clip, message=event.message, again=again
+        )
         where = f" at clip '{event.clip}'" if event.clip else ""
         then = "trying again" if again else "left open"
         self.say(f"unit {unit.name}{where}: {event.message}; {then}")
 
     def say(self, text: str) -> None:
         """One line of its own."""
+        if self._quiet:
+            return
         if self._bar:
             self._bar[0].console.print(text, markup=False, highlight=False)
         else:
@@ -115,8 +130,12 @@ class Progress:
         total = self.stages.total()
         if total <= 0:
             return ""
-        order = sorted((name for name in STAGES if self.stages[name] > 0), key=lambda name: -self.stages[name])
-        return ", ".join(f"{name} {self.stages[name]:.1f} s ({self.stages[name] / total:.0%})" for name in order)
+        order = sorted(
+            (name for name in STAGES if self.stages[name] > 0), key=lambda name: -self.stages[name]
+        )
+        return ", ".join(
+            f"{name} {self.stages[name]:.1f} s ({self.stages[name] / total:.0%})" for name in order
+        )
 
     def line(self) -> str:
         """The whole state in one line."""
@@ -159,7 +178,8 @@ class Progress:
                 self._refresh()
         elif now - self._last >= self._every_s:
             self._last = now
-            print(self.line(), file=self._stream, flush=True)
+            if not self._quiet:
+                print(self.line(), file=self._stream, flush=True)
             self._record("progress", clips=self.clips_done, frames=self.frames, stages=_rounded(self.stages))
 
     def _refresh(self) -> None:
@@ -178,8 +198,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _counts(marker: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in marker.items() if isinstance(value, int) and key != "unit"}
+def _counts(marker: Marker) -> dict[str, Any]:
+    names = ("unit", "samples", "rejects", "frames", "segments", "bytes")
+    return {name: getattr(marker, name) for name in names}
+
+
+def _append(path: Path) -> IO[str]:
+    try:
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--events {path}: {error.strerror}") from None
 
 
 def _rounded(stages: Counter[str]) -> dict[str, float]:

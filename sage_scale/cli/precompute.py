@@ -1,0 +1,50 @@
+"""`sage-scale precompute`: a corpus in, a finished dataset of shards out; killed, it goes on where it was.
+
+sage-scale precompute --corpus phoenix14t --root data/phoenix --out s3://bucket/phoenix --recipe sage-phoenix14t
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+CORPUS = typer.Option(..., "--corpus", help="Corpus reader: synthetic, phoenix14t, videos, manifest.")
+ROOT = typer.Option(..., "--root", help="Folder of the corpus.")
+OUT = typer.Option(..., "--out", help="Where the dataset goes: a folder, file:// or s3://bucket/prefix.")
+RECIPE = typer.Option("demo", "--recipe", help="Recipe by name or YAML file.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Delete what the output holds and start again.")
+GIVE_UP = typer.Option([], "--give-up", metavar="CLIP", help="Reject a clip by hand; may be repeated.")
+RETRY = typer.Option(False, "--retry-rejects", help="Try rejected clips once more, in new shards.")
+EVENTS = typer.Option(None, "--events", help="File to which progress is appended as JSON Lines.")
+OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Changes to the recipe, section.key=value.")
+
+
+def precompute(
+    corpus: str = CORPUS,
+    root: str = ROOT,
+    out: str = OUT,
+    recipe: str = RECIPE,
+    overwrite: bool = OVERWRITE,
+    give_up: list[str] = GIVE_UP,
+    retry_rejects: bool = RETRY,
+    events: Path = EVENTS,
+    overrides: list[str] = OVERRIDES,
+) -> None:
+    """Decode, segment and tag a corpus into shards on Ray. Repeat the command to go on after whatever stopped it."""
+    from sage_scale.precompute import precompute_corpus
+
+    summary = precompute_corpus(
+        corpus=corpus,
+        root=root,
+        out=out,
+        recipe=recipe,
+        overrides=overrides or [],
+        overwrite=overwrite,
+        give_up=give_up or [],
+        retry_rejects=retry_rejects,
+        events=events,
+    )
+    if summary.stages:
+        typer.echo(f"seconds of all actors: {summary.stages}")
+    typer.echo(summary.line())

@@ -1,0 +1,180 @@
+"""The Ray actor: it owns one work unit at a time, from the first clip to the marker, and reports each clip.
+
+Torch and the backbone are imported only where the recipe asks for features, with one thread, so that an actor starts
+fast and its results do not depend on the machine's cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sage_scale.config import Recipe
+from sage_scale.corpora.clip import Rejected
+from sage_scale.errors import ClipRejected, SageError, StorageError, UsageError
+from sage_scale.precompute.commit import commit_unit
+from sage_scale.precompute.description import Environment, environment_here
+from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
+from sage_scale.precompute.plan import Unit
+from sage_scale.shards import Sample
+from sage_scale.shards.writer import write_shard
+from sage_scale.storage import open_store
+
+GIVEN_UP = "given-up"
+"""Reason of a clip that was rejected by hand."""
+
+
+class UnitWorker:
+    """Turns work units into committed shards. A plain class: tests call it without Ray."""
+
+    def __init__(
+        self, recipe: Recipe, url: str, give_up: frozenset[str] = frozenset(), folder: str | None = None
+    ) -> None:
+        """`url` is the output; `give_up` are ids of clips to reject unseen; `folder` is where relative paths begin."""
+        if folder:
+            with contextlib.suppress(OSError):  # another machine may lack it; then all paths must be absolute
+                os.chdir(folder)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        if recipe.vision.kind == "features" and recipe.vision.backbone != "keypoints":
+            import torch
+
+            torch.set_num_threads(1)
+        from sage_scale.precompute.sample import SampleMaker
+
+        self.recipe = recipe
+        self.store = open_store(url)
+        self.give_up = give_up
+        self.maker = SampleMaker(recipe)
+        self.scratch = scratch_folder()
+
+    def hello(self) -> Environment:
+        """Versions and device of this actor. Raises SageError where it could not work here."""
+        root = self.recipe.corpus.root
+        if root and "://" not in root and not Path(root).expanduser().exists():
+            raise UsageError(
+                f"{root} is not to be seen from {os.uname().nodename}: mount the corpus on every node"
+            )
+        self.maker.load()
+        return environment_here(self.recipe, self.maker.tagger)
+
+    def work(self, unit: Unit, digest: str, tar_stored: bool = False) -> Iterator[Event]:
+        """Make and commit `unit`'s shard; the last event is UnitDone or UnitFailed.
+
+        `digest` is that of dataset.json; with `tar_stored` only index and marker are made, from the stored tar.
+        """
+        # The shard writer pulls samples while Ray pulls events: the writer gets a thread of its own, and each of its
+        # events waits until Ray has taken it, so that the driver knows which clip an actor died in.
+        events: queue.Queue[Event] = queue.Queue()
+
+        def report(event: Event) -> None:
+            events.put(event)
+            events.join()
+
+        def run() -> None:
+            events.put(self._run(unit, digest, tar_stored, report))
+
+        thread = threading.Thread(target=run, name=f"unit {unit.name}", daemon=True)
+        thread.start()
+        while True:
+            event = events.get()
+            yield event
+            events.task_done()
+            if not isinstance(event, ClipDone):
+                break
+        thread.join()
+
+    def _run(self, unit: Unit, digest: str, tar_stored: bool, report: Callable[[Event], None]) -> Event:
+        current: list[str] = [""]
+        tar = self.scratch / f"{os.getpid()}-{unit.name}.tar"
+        try:
+            ours = False
+            if not tar_stored:
+                rejects = [Rejected(row.id, row.reason, self._placeless(row.detail)) for row in unit.rejected]
+                samples = self._samples(unit, rejects, current, report)
+                write_shard(tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest)
+                current[0] = ""
+                ours = True
+            begun = time.perf_counter()
+            marker = commit_unit(self.store, unit.number, digest, tar if ours else None)
+            return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})
+        except UsageError as error:
+            return UnitFailed(kind="usage", message=str(error), clip=current[0])
+        except MemoryError:
+            return UnitFailed(kind="memory", message="out of memory", clip=current[0])
+        except (SageError, OSError) as error:
+            kind = (
+                "full" if is_disk_full(error) else "storage" if isinstance(error, StorageError) else "error"
+            )
+            return UnitFailed(kind=kind, message=" ".join(str(error).split()), clip=current[0])
+        except Exception as error:  # a defect, ours or a library's: the unit stays open and names the clip
+            return UnitFailed(kind="error", message=f"{type(error).__name__}: {error}", clip=current[0])
+        finally:
+            with contextlib.suppress(OSError):
+                tar.unlink(missing_ok=True)
+
+    def _samples(
+        self, unit: Unit, rejects: list[Any], current: list[str], report: Callable[[Event], None]
+    ) -> Iterator[Sample]:
+        """The unit's samples one by one; a rejected clip goes to `rejects` and gives none."""
+        self.maker.take_stages()
+        for clip in unit.clips:
+            current[0] = clip.id
+            try:
+                if clip.id in self.give_up:
+                    raise ClipRejected(GIVEN_UP, "rejected by hand with --give-up")
+                sample = self.maker.make(clip)
+            except ClipRejected as error:
+                reject = Rejected(clip.id, error.reason, self._placeless(error.detail))
+                rejects.append(reject)
+                stages = self.maker.take_stages()
+                report(ClipDone(clip=clip.id, reason=reject.reason, detail=reject.detail, stages=stages))
+                continue
+            begun = time.perf_counter()
+            yield sample
+            stages = {**self.maker.take_stages(), "write": time.perf_counter() - begun}
+            frames = int(sample.meta["frames"])
+            seconds = frames / self.recipe.vision.fps
+            report(ClipDone(clip=clip.id, frames=frames, seconds=seconds, stages=stages))
+
+    def _placeless(self, detail: str) -> str:
+        """A reject's detail without the corpus' place, which would make the shard depend on the machine."""
+        root = self.recipe.corpus.root.rstrip("/")
+        return detail.replace(f"{root}/", "") if root else detail
+
+
+def scratch_folder() -> Path:
+    """Where this machine's actors write tars before they are stored; files of dead actors are removed."""
+    folder = Path(tempfile.gettempdir()) / f"sage-scale-precompute-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for file in folder.glob("*.tar"):
+        with contextlib.suppress(ValueError, OSError):
+            if not _is_alive(int(file.name.partition("-")[0])):
+                file.unlink()
+    return folder
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether `error`, or what it was raised from or in place of, is a full disk or an exceeded quota."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

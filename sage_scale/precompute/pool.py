@@ -1,0 +1,280 @@
+"""Ray: starting or joining a cluster, and a pool of actors that each own one work unit at a time.
+
+An actor that dies (killed, out of memory, its node lost) is restarted by Ray up to `precompute.max_restarts` times and
+replaced by a new one after that; its unit comes back as `UnitFailed`, and the driver decides what becomes of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sage_scale.config import Recipe
+from sage_scale.errors import SageError, StorageError, UsageError
+from sage_scale.precompute.description import Environment
+from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
+from sage_scale.precompute.plan import Unit
+
+LOST_IN_A_ROW = 20
+"""Actors that may fail to start, one after the other without any clip done in between, before the run ends."""
+
+
+@contextlib.contextmanager
+def ray_session(recipe: Recipe, actors: int) -> Iterator[int]:
+    """Ray for the time of a run, started here or joined; gives the number of actors to use.
+
+    `actors` is the most that make sense (units to do). Joined is what `precompute.address` or RAY_ADDRESS names, or
+    the session this process has already; anything else is started on the loopback interface and ended with the run.
+    """
+    # Ray warns about these at each start; neither changes anything here.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    settings = recipe.precompute
+    started = False
+    if not ray.is_initialized():
+        address = settings.address or os.environ.get("RAY_ADDRESS", "")
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address:
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                first = str(error).strip().splitlines()[0]
+                raise UsageError(
+                    f"no Ray cluster at '{address}' ({first}); start one, or leave precompute.address empty"
+                ) from None
+        else:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            ray.init(
+                address="local",
+                num_cpus=max(settings.actors, cores) if settings.actors else None,
+                object_store_memory=max(settings.object_store_mb, 80) * 2**20,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+        started = True
+    try:
+        yield max(1, min(actors, settings.actors or _slots(ray.cluster_resources(), settings.gpus_per_actor)))
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _slots(resources: dict[str, float], gpus_per_actor: float) -> int:
+    slots = int(resources.get("CPU", 1))
+    if gpus_per_actor > 0:
+        slots = min(slots, int(resources.get("GPU", 0) / gpus_per_actor))
+        if slots < 1:
+            raise UsageError(
+                f"precompute.gpus_per_actor={gpus_per_actor:g}, but the cluster has no GPU; set it to 0 to use CPUs"
+            )
+    return slots
+
+
+@dataclass
+class _Worker:
+    handle: Any
+    hello: Any = None
+    """Pending answer to the first call, None once the actor is known to run."""
+    unit: Unit | None = None
+    events: Any = None
+    """Ray's generator of the unit's events."""
+    started: float = 0.0
+    clips_done: int = 0
+    timed_out: bool = False
+
+    @property
+    def waits_for(self) -> Any:
+        return self.hello if self.hello is not None else self.events
+
+
+class Pool:
+    """Actors of one run. Use as a context manager; leaving it ends every actor, whatever it is doing."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        make: Callable[[], Any],
+        size: int,
+        greet: Callable[[Environment], str],
+    ) -> None:
+        """`make` gives a new actor handle (of actor.UnitWorker); `greet` takes each actor's environment, may refuse it,
+        and gives the digest of dataset.json."""
+        self.recipe, self._make, self._greet = recipe, make, greet
+        self._digest = ""
+        self._lost_in_a_row = 0
+        self._workers: list[_Worker] = []
+        self._size = size
+
+    def __enter__(self) -> Pool:
+        for _ in range(self._size):
+            worker = _Worker(self._make())
+            self._call_hello(worker)
+            self._workers.append(worker)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for worker in self._workers:
+            with contextlib.suppress(Exception):  # a session that is gone already has no actors
+                ray.kill(worker.handle, no_restart=True)
+        self._workers.clear()
+
+    @property
+    def idle(self) -> int:
+        """Actors that are ready for a unit."""
+        return sum(worker.hello is None and worker.unit is None for worker in self._workers)
+
+    @property
+    def busy(self) -> int:
+        """Units being worked on."""
+        return sum(worker.unit is not None for worker in self._workers)
+
+    def start(self, unit: Unit, tar_stored: bool, exact: bool = False) -> None:
+        """Give the unit to an idle actor. `exact` makes the actor wait until each of its events was seen."""
+        worker = next(worker for worker in self._workers if worker.hello is None and worker.unit is None)
+        options: dict[str, Any] = {"num_returns": "streaming"}
+        if exact:
+            options["_generator_backpressure_num_objects"] = 1
+        worker.events = worker.handle.work.options(**options).remote(unit, self._digest, tar_stored)
+        worker.unit, worker.started, worker.clips_done, worker.timed_out = unit, time.monotonic(), 0, False
+
+    def wait(self, timeout_s: float) -> list[tuple[Unit, Event]]:
+        """What the actors have to tell; waits for at most `timeout_s`. The last event of a unit frees its actor."""
+        import ray
+
+        self._end_overdue()
+        by_source = {worker.waits_for: worker for worker in self._workers if worker.waits_for is not None}
+        if not by_source:
+            return []
+        ready, _ = ray.wait(list(by_source), num_returns=1, timeout=timeout_s, fetch_local=False)
+        told: list[tuple[Unit, Event]] = []
+        for source in ready:
+            worker = by_source[source]
+            if worker.hello is not None:
+                self._greeted(worker)
+            else:
+                told.extend(self._next(worker))
+        return told
+
+    def _next(self, worker: _Worker) -> Iterator[tuple[Unit, Event]]:
+        import ray
+
+        unit = worker.unit
+        assert unit is not None
+        try:
+            event = ray.get(next(worker.events))
+        except StopIteration:  # every unit ends with UnitDone or UnitFailed, which was seen before
+            raise AssertionError(f"the actor of unit {unit.name} ended without a word") from None
+        except ray.exceptions.RayTaskError as error:
+            event = UnitFailed(kind="error", message=_first_line(error), clip=self._clip(worker))
+        except ray.exceptions.RayError as error:
+            seconds = time.monotonic() - worker.started
+            if worker.timed_out:
+                limit = self.recipe.precompute.unit_timeout_s
+                event = UnitFailed(
+                    kind="time-out", message=f"took more than {limit:g} s", clip=self._clip(worker)
+                )
+            else:
+                event = UnitFailed(
+                    kind="killed",
+                    message=f"its actor died after {seconds:.1f} s ({_cause(error)})",
+                    clip=self._clip(worker),
+                )
+            worker.unit = worker.events = None
+            self._revive(worker)
+            yield unit, event
+            return
+        if isinstance(event, ClipDone):
+            worker.clips_done += 1
+            self._lost_in_a_row = 0
+        elif isinstance(event, UnitDone | UnitFailed):
+            worker.unit = worker.events = None
+        yield unit, event
+
+    @staticmethod
+    def _clip(worker: _Worker) -> str:
+        assert worker.unit is not None
+        clips = worker.unit.clips
+        return clips[worker.clips_done].id if worker.clips_done < len(clips) else ""
+
+    def _end_overdue(self) -> None:
+        import ray
+
+        limit = self.recipe.precompute.unit_timeout_s
+        for worker in self._workers:
+            if worker.unit and not worker.timed_out and time.monotonic() - worker.started > limit:
+                worker.timed_out = True
+                with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                    ray.kill(worker.handle, no_restart=False)
+
+    def _call_hello(self, worker: _Worker) -> None:
+        worker.hello = worker.handle.hello.remote()
+
+    def _greeted(self, worker: _Worker) -> None:
+        import ray
+
+        reference, worker.hello = worker.hello, None
+        try:
+            environment = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise _own(error) from None
+        except ray.exceptions.ActorDiedError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, SageError):
+                raise cause from None
+            self._revive(worker, error)
+        except ray.exceptions.RayError as error:
+            self._revive(worker, error)
+        else:
+            self._digest = self._greet(environment)
+
+    def _revive(self, worker: _Worker, error: Exception | None = None) -> None:
+        """Wait for Ray's restart of an actor, or put a new one in its place where Ray has given it up."""
+        import ray
+
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row > LOST_IN_A_ROW:
+            raise StorageError(
+                f"{self._lost_in_a_row} actors in a row died before finishing a clip"
+                + (f" (last: {_cause(error)})" if error else "")
+                + "; look at the machine's memory and Ray's logs, then run the same command again"
+            )
+        if isinstance(error, ray.exceptions.ActorDiedError):
+            worker.handle = self._make()
+        self._call_hello(worker)
+
+
+def _own(error: Exception) -> Exception:
+    cause = getattr(error, "cause", None)
+    return (
+        cause
+        if isinstance(cause, SageError)
+        else SageError(f"an actor could not start: {_first_line(error)}")
+    )
+
+
+def _first_line(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    text = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {text[0] if text else 'no message'}"
+
+
+def _cause(error: Exception | None) -> str:
+    text = str(error)
+    for sign, words in (
+        ("OutOfMemory", "out of memory"),
+        ("memory usage threshold", "out of memory"),
+        ("node", "its node or process was lost"),
+    ):
+        if sign in text or sign in type(error).__name__:
+            return words
+    return "killed or crashed"

@@ -1,0 +1,121 @@
+"""One clip to one Sample: decode, segment, tag the sentence, then JPEG frames or features of a frozen backbone.
+
+A pure function of the clip's bytes and the recipe (and the versions in dataset.json): nothing of the machine, of the
+clock or of neighbouring clips reaches a byte of the sample.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from sage_scale.config import Recipe
+from sage_scale.corpora.clip import Clip
+from sage_scale.errors import ClipRejected
+from sage_scale.segmentation import segment_clip
+from sage_scale.shards import Sample
+from sage_scale.text.pseudogloss import glosser
+from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg, median_frame
+
+
+class SampleMaker:
+    """Makes samples by one recipe; keeps what is expensive to load (tagger, backbone)."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.stages: dict[str, float] = {}
+        """Seconds spent in each stage since `take_stages`."""
+        self._backbone: Callable[[DecodedClip], np.ndarray] | None = None
+
+    @property
+    def tagger(self) -> str:
+        """Name and version of the tagger of the corpus' language. Raises RecipeError where none is there."""
+        return glosser(self.recipe.corpus.language, self.recipe.text).name
+
+    def load(self) -> None:
+        """Load the frozen backbone, if the recipe has one. Raises RecipeError or CheckpointError for wrong weights."""
+        if self._backbone is None and self.recipe.vision.kind == "features":
+            from sage_scale.vision.backbones import load_backbone  # imports torch
+
+            device = "cuda" if self.recipe.precompute.gpus_per_actor > 0 else "cpu"
+            self._backbone = load_backbone(self.recipe.vision, device)
+
+    def take_stages(self) -> dict[str, float]:
+        """Seconds by stage since the last call."""
+        stages, self.stages = self.stages, {}
+        return stages
+
+    def make(self, clip: Clip) -> Sample:
+        """The sample of `clip`. Raises ClipRejected for what lies in its bytes, other errors for the rest."""
+        vision = self.recipe.vision
+        with self._stage("decode"):
+            decoded = decode_clip(clip, vision)
+        with self._stage("segment"):
+            segments_N2 = segment_clip(decoded, self.recipe.segmentation)
+        with self._stage("text"):
+            glosses = glosser(clip.language, self.recipe.text)(clip.sentence)
+        frames: dict[int, bytes] | None = None
+        background = features_RC = None
+        if vision.kind == "features":
+            with self._stage("features"):
+                features_RC = self._features(decoded)
+        else:
+            if not len(decoded.frames):
+                raise ClipRejected("no-pictures", "the source has no pictures to store")
+            with self._stage("encode"):
+                frames = {
+                    row * vision.frame_stride: encode_jpeg(picture, vision.jpeg_quality)
+                    for row, picture in enumerate(decoded.frames)
+                }
+                if vision.background == "median":
+                    background = encode_jpeg(median_frame(decoded.frames), vision.jpeg_quality)
+        return Sample(
+            key=clip.key,
+            meta=metadata(clip, glosses, decoded),
+            segments=segments_N2,
+            frames=frames,
+            background=background,
+            features=features_RC,
+        )
+
+    def _features(self, decoded: DecodedClip) -> np.ndarray:
+        """float16 (T / stride, C): one row a frame of the stride grid."""
+        self.load()
+        assert self._backbone is not None
+        return np.asarray(self._backbone(decoded), np.float16)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - begun
+
+
+def metadata(clip: Clip, glosses: list[str], decoded: DecodedClip) -> dict[str, Any]:
+    """The sample's JSON member."""
+    return {
+        "id": clip.id,
+        "sentence": clip.sentence,
+        "pseudo_glosses": glosses,
+        "language": clip.language,
+        "fps": decoded.fps,
+        "frame_stride": decoded.stride,
+        "frames": decoded.total_frames,
+        "source": source_name(clip),
+        "signer": clip.signer,
+        "split": clip.split,
+    }
+
+
+def source_name(clip: Clip) -> str:
+    """File name and interval as a media fragment (`talk.mp4#t=1.5,4.25`); no path, since paths differ by machine."""
+    name = clip.video.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    if clip.start_s == 0 and clip.end_s is None:
+        return name
+    return f"{name}#t={clip.start_s:g}" + ("" if clip.end_s is None else f",{clip.end_s:g}")

@@ -1,0 +1,170 @@
+"""Which unit runs next, and what becomes of one that failed.
+
+Knows nothing of Ray: tests drive it with a made-up pool.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sage_scale.errors import StorageError, TooManyRejects, UnitsOpen, UsageError
+from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
+from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.progress import Progress
+
+NAMED = 5
+"""Units or clips named in one message."""
+EARLY_REJECTS = 20
+"""A run stops before its end only after more rejects than this; a small corpus is judged when it is done."""
+DEATHS_BEFORE_ALONE = 2
+"""A unit in which the same clip was in work at this many failures is run with nothing beside it."""
+
+
+class Actors(Protocol):
+    """What a schedule needs of a pool (`pool.Pool`)."""
+
+    @property
+    def idle(self) -> int: ...
+    @property
+    def busy(self) -> int: ...
+    def start(self, unit: Unit, tar_stored: bool, exact: bool = False) -> None: ...
+    def wait(self, timeout_s: float) -> list[tuple[Unit, Event]]: ...
+
+
+@dataclass(frozen=True)
+class RejectLimit:
+    """`shards.max_reject_rate` over a whole manifest."""
+
+    rate: float
+    clips: int
+    """Clips and rows of the manifest."""
+
+    def exceeded(self, rejects: int) -> bool:
+        """Whether that many rejects are too many."""
+        return rejects > self.rate * self.clips
+
+    def error(self, rejects: int, reasons: Counter[str], first: str = "") -> TooManyRejects:
+        """The error that ends the run."""
+        named = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        return TooManyRejects(
+            f"{rejects} of {self.clips} clips were rejected ({named}), more than shards.max_reject_rate={self.rate:g}"
+            + (f"; the first: {first}" if first else "")
+            + "; repair them and give --retry-rejects, or raise shards.max_reject_rate"
+        )
+
+
+class Schedule:
+    """Runs units through a pool until none is left, or none can be done any more."""
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        *,
+        unmarked: Iterable[int] = (),
+        tries: int,
+        progress: Progress,
+        limit: RejectLimit,
+        rejects_before: int = 0,
+        pause_s: Callable[[int], float] = lambda attempt: min(10.0, 0.5 * 2**attempt),
+    ) -> None:
+        """`units` are to be done; of `unmarked` ones the tar is stored. Each may fail `tries` times and once more."""
+        self._pending: deque[Unit] = deque(units)
+        self._total = len(units)
+        self._unmarked = set(unmarked)
+        self._tries, self._progress, self._limit, self._pause_s = tries, progress, limit, pause_s
+        self._rejects = rejects_before
+        self._later: list[tuple[float, Unit]] = []
+        self._alone: deque[Unit] = deque()
+        self._running_alone: int | None = None
+        self._failures: Counter[int] = Counter()
+        self._suspects: Counter[tuple[int, str]] = Counter()
+        self._clip_rejects: dict[int, list[ClipDone]] = {}
+        self.open: dict[int, UnitFailed] = {}
+        """Units left open, with their last failure."""
+
+    def run(self, pool: Actors) -> None:
+        """Work until every unit is done or left open. Raises UnitsOpen, TooManyRejects, UsageError."""
+        while self._pending or self._later or self._alone or pool.busy:
+            self._start(pool)
+            for unit, event in pool.wait(0.5):
+                self._take(unit, event)
+            self._progress.idle()
+        if self.open:
+            raise UnitsOpen(self._still_open())
+
+    def _start(self, pool: Actors) -> None:
+        now = time.monotonic()
+        due = [unit for when, unit in self._later if when <= now]
+        self._later = [(when, unit) for when, unit in self._later if when > now]
+        self._pending.extend(due)
+        if self._running_alone is not None:
+            return
+        while self._pending and pool.idle:
+            unit = self._pending.popleft()
+            pool.start(unit, unit.number in self._unmarked)
+        if self._alone and pool.idle and not (self._pending or self._later or pool.busy):
+            unit = self._alone.popleft()
+            self._running_alone = unit.number
+            pool.start(unit, unit.number in self._unmarked, exact=True)
+
+    def _take(self, unit: Unit, event: Event) -> None:
+        if isinstance(event, ClipDone):
+            self._progress.clip(unit, event)
+            if event.reason:
+                self._reject(unit, event)
+            return
+        alone = self._running_alone == unit.number
+        if alone:
+            self._running_alone = None
+        if isinstance(event, UnitDone):
+            self._progress.unit(unit, event)
+        else:
+            # Its rejects are met again when it is done again.
+            self._rejects -= len(self._clip_rejects.pop(unit.number, ()))
+            self._fail(unit, event, alone)
+
+    def _reject(self, unit: Unit, event: ClipDone) -> None:
+        self._clip_rejects.setdefault(unit.number, []).append(event)
+        self._rejects += 1
+        if self._rejects > EARLY_REJECTS and self._limit.exceeded(self._rejects):
+            first = f"clip '{event.clip}': {event.reason} ({event.detail})"
+            raise self._limit.error(self._rejects, self._progress.rejects, first)
+
+    def _fail(self, unit: Unit, event: UnitFailed, alone: bool) -> None:
+        self._failures[unit.number] += 1
+        failures = self._failures[unit.number]
+        if event.clip:
+            self._suspects[unit.number, event.clip] += 1
+        suspected = event.clip and self._suspects[unit.number, event.clip] >= DEATHS_BEFORE_ALONE
+        ends_run = event.kind in ("full", "usage")
+        again = not (ends_run or alone or event.kind == "time-out" or failures > self._tries)
+        self._progress.failure(unit, event, again)
+        if again and suspected:
+            self._alone.append(unit)
+        elif again and event.kind == "storage":
+            self._later.append((time.monotonic() + self._pause_s(failures), unit))
+        elif again:
+            self._pending.append(unit)
+        else:
+            self.open[unit.number] = event
+        if event.kind == "usage":
+            raise UsageError(event.message)
+        if event.kind == "full":
+            raise StorageError(
+                f"{event.message} (unit {unit.name}; {self._progress.units_left} units are left)"
+            )
+
+    def _still_open(self) -> str:
+        named = [
+            f"{number:06d}" + (f" at clip '{failure.clip}'" if failure.clip else "") + f": {failure.message}"
+            for number, failure in sorted(self.open.items())
+        ]
+        more = f"; and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        return (
+            f"{len(named)} of {self._progress.units} units are open ({'; '.join(named[:NAMED])}{more}): run the same "
+            "command again; a clip that fails each time is rejected by hand with --give-up CLIP"
+        )
