@@ -156,7 +156,8 @@ def decode_sample(sample: Sample, shape: SampleShape) -> DecodedSample:
         rows_F, segment_frames = grid_rows(sample.segments, stride, len(sample.features))
         features_FC = torch.from_numpy(sample.features[rows_F])
         return DecodedSample(
-            key=sample.key, meta=sample.meta, segments_N2=sample.segments, segment_frames_N=torch.from_numpy(segment_frames),
+            key=sample.key, meta=sample.meta, segments_N2=sample.segments,
+            segment_frames_N=torch.from_numpy(segment_frames),
             features_FC=features_FC,
         )  # fmt: skip
     if not sample.frames:

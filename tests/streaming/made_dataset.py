@@ -4,6 +4,7 @@ import dataclasses
 import io
 
 import numpy as np
+from hypothesis import given, settings
 from PIL import Image
 
 from sage_scale.config import Recipe, Stream, Vision
@@ -20,6 +21,11 @@ from sage_scale.shards import (
 from sage_scale.storage import open_store
 
 SIZE, STRIDE, WIDTH = 16, 2, 24
+
+
+def many(*strategies):
+    """Sixty examples of a property, without a deadline: other tests share the cores."""
+    return lambda test: settings(max_examples=60, deadline=None)(given(*strategies)(test))
 
 
 def jpeg(rng):

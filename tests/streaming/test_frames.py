@@ -1,13 +1,13 @@
 """Which stored frames a segment is made of, against the definition, frame by frame."""
 
 import numpy as np
-from hypothesis import given
 from hypothesis import strategies as st
+from made_dataset import many
 
 from sage_scale.streaming.frames import grid_rows
 
 
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=12), st.integers(1, 6), st.integers(0, 9))
+@many(st.lists(st.integers(1, 12), min_size=1, max_size=12), st.integers(1, 6), st.integers(0, 9))
 def test_a_segment_holds_its_grid_frames_or_the_nearest_one(lengths, stride, tail):
     edges = np.cumsum([0, *lengths])
     total = int(edges[-1]) + tail

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
+from made_dataset import many
 
 from sage_scale.errors import UsageError
 from sage_scale.streaming.mixture import Mixture, quotas, schedule, temperature_weights
@@ -24,7 +24,7 @@ def source(samples, number, lanes=4):
     )
 
 
-@given(weights, st.integers(1, 500))
+@many(weights, st.integers(1, 500))
 def test_quotas_are_the_largest_remainders(weights, length):
     shares = quotas(weights, length)
     exact = np.array(weights) / sum(weights) * length
@@ -32,7 +32,7 @@ def test_quotas_are_the_largest_remainders(weights, length):
     assert np.all(np.abs(shares - exact) < 1 + 1e-9)
 
 
-@given(weights, st.integers(1, 300))
+@many(weights, st.integers(1, 300))
 def test_any_stretch_of_the_epoch_holds_its_share(weights, length):
     shares = quotas(weights, length)
     turns = schedule(shares)

@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_dataset import many
 
 from sage_scale.errors import UsageError
 from sage_scale.streaming.order import (
@@ -31,7 +31,7 @@ def make_order(sizes, lanes=8, window=16, seed=0, block_bytes=500):
     return dataset_order(shard_S, bytes_S, lanes=lanes, window=window, block_bytes=block_bytes, seed=seed)
 
 
-@given(shards, st.integers(1, 900))
+@many(shards, st.integers(1, 900))
 def test_blocks_are_the_greedy_runs_of_each_shard(sizes, limit):
     expected, start = [0], 0
     for shard in sizes:  # the definition, one sample after another
@@ -46,13 +46,13 @@ def test_blocks_are_the_greedy_runs_of_each_shard(sizes, limit):
     assert cut_blocks(*columns(sizes), limit).tolist() == expected
 
 
-@given(shards, st.integers(1, 70), st.integers(1, 40), st.integers(0, 2**63), st.integers(0, 5))
+@many(shards, st.integers(1, 70), st.integers(1, 40), st.integers(0, 2**63), st.integers(0, 5))
 def test_each_sample_once_an_epoch(sizes, lanes, window, seed, epoch):
     order = make_order(sizes, lanes, window, seed)
     assert sorted(order.epoch(epoch).tolist()) == list(range(sum(map(len, sizes))))
 
 
-@given(st.integers(0, 500), st.integers(1, 70))
+@many(st.integers(0, 500), st.integers(1, 70))
 def test_lanes_are_equal_to_within_one_and_position_p_is_sample_p_div_L_of_lane_p_mod_L(samples, lanes):
     lengths = lane_lengths(samples, lanes)
     assert lengths.sum() == samples and lengths.max() - lengths.min() <= 1
@@ -61,7 +61,7 @@ def test_lanes_are_equal_to_within_one_and_position_p_is_sample_p_div_L_of_lane_
     assert places == {(lane, i) for lane, length in enumerate(lengths) for i in range(length)}
 
 
-@given(shards, st.integers(1, 40), st.integers(0, 3))
+@many(shards, st.integers(1, 40), st.integers(0, 3))
 def test_no_sample_moves_by_a_window_within_its_lane(sizes, window, epoch):
     lanes = 3
     order = make_order(sizes, lanes, window)
@@ -75,7 +75,7 @@ def test_no_sample_moves_by_a_window_within_its_lane(sizes, window, epoch):
         begin += length
 
 
-@given(shards, st.integers(1, 40), st.integers(0, 400))
+@many(shards, st.integers(1, 40), st.integers(0, 400))
 def test_the_ranks_partition_every_global_batch(sizes, batch_size, position):
     order = make_order(sizes)
     epoch = order.epoch(0)
@@ -112,7 +112,7 @@ def test_the_random_words_are_philox_4x64_10():
     assert random_words(4, seed=11, epoch=5, purpose=2, lane=3, source=4).tolist() == c
 
 
-@given(shards, st.integers(1, 9), st.integers(1, 40), st.integers(0, 9), st.integers(0, 3))
+@many(shards, st.integers(1, 9), st.integers(1, 40), st.integers(0, 9), st.integers(0, 3))
 def test_the_order_is_the_construction_of_its_docstring(sizes, lanes, window, seed, epoch):
     order = make_order(sizes, lanes, window, seed)
     blocks = [list(range(a, b)) for a, b in zip(order.cuts[:-1].tolist(), order.cuts[1:].tolist())]
@@ -168,7 +168,3 @@ def test_a_small_dataset_has_small_blocks():
     assert block_limit(1 << 40, 64, 8 << 20) == 8 << 20
     assert block_limit(64 * 4 * 1000, 64, 8 << 20) == 1000
     assert block_limit(0, 64, 8 << 20) == 1
-
-
-settings.register_profile("order", max_examples=60, deadline=None)
-settings.load_profile("order")

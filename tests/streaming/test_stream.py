@@ -12,7 +12,6 @@ from made_dataset import make_dataset
 
 from sage_scale.errors import CheckpointError, DatasetError, UsageError
 from sage_scale.streaming import open_stream
-from sage_scale.streaming.readers import coalesce
 
 
 def joined(steps):
@@ -190,19 +189,3 @@ def test_a_dataset_of_steps_is_pickled_without_its_descriptors(features_dataset)
     first = stream.dataset[request]
     again = pickle.loads(pickle.dumps(stream.dataset))[request]
     assert again.keys == first.keys and torch.equal(again.video.features_FC, first.video.features_FC)
-
-
-def test_neighbours_share_a_request_and_all_are_covered():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        n = int(rng.integers(1, 30))
-        shard, length = rng.integers(0, 3, n), rng.integers(1, 50, n)
-        offset = rng.integers(0, 1000, n)
-        spans = coalesce(shard, offset, length, gap=10, limit=200)
-        assert sorted(member for span in spans for member in span.members) == list(range(n))
-        for span in spans:
-            assert span.end - span.begin <= 200
-            for member in span.members:
-                assert shard[member] == span.shard
-                assert span.begin <= offset[member] and offset[member] + length[member] <= span.end
-    assert len(coalesce(np.zeros(4, int), np.array([0, 60, 10, 131]), np.full(4, 50), 10, 200)) == 2
