@@ -7,7 +7,15 @@ from sage_scale.shards.commit import (
     restore_marker,
     start_dataset,
 )
-from sage_scale.shards.dataset import Dataset, SampleTable, UnitListing, list_units, open_dataset, open_units
+from sage_scale.shards.dataset import (
+    Dataset,
+    SampleTable,
+    UnitListing,
+    list_units,
+    open_dataset,
+    open_units,
+    read_rejects,
+)
 from sage_scale.shards.index import HAS_SENTENCE, build_index, make_marker
 from sage_scale.shards.layout import DatasetInfo, PlannedUnit, Reject, Sample, Unit, sample_key
 from sage_scale.shards.sample import read_sample, sample_hash

@@ -165,18 +165,26 @@ def open_dataset(place: str | Path | Store, *, unfinished: bool = False) -> Data
     damaged index.
     """
     store = place if isinstance(place, Store) else open_store(place)
+    finished = open_finished(store)
+    if finished is not None:
+        return finished
+    dataset = open_unfinished(store)
+    if unfinished:
+        return dataset
+    missing = open_units(dataset)
+    if missing:
+        raise DatasetError(still_open(store.url, missing, len(dataset.info.units)))
+    raise DatasetError(
+        f"{store.url}: all units are done, {INDEX_JSON} is missing: run `sage-scale shards index {store.url}`"
+    )
+
+
+def open_finished(store: Store) -> Dataset | None:
+    """The dataset in `store` by one GET of index.json, or None where there is none (yet)."""
     try:
         data = store.get(INDEX_JSON)
     except NotFound:
-        dataset = open_unfinished(store)
-        if unfinished:
-            return dataset
-        missing = open_units(dataset)
-        if missing:
-            raise DatasetError(still_open(store.url, missing, len(dataset.info.units))) from None
-        raise DatasetError(
-            f"{store.url}: all units are done, {INDEX_JSON} is missing: run `sage-scale shards index {store.url}`"
-        ) from None
+        return None
     return _parse_index_json(store, data)
 
 

@@ -1,0 +1,252 @@
+"""`sage-scale shards`: look at a dataset of shards, check it, and make its index again.
+
+sage-scale shards ls URL                 the splits and shards
+sage-scale shards ls URL --samples       one line a clip
+sage-scale shards cat URL KEY            one clip: description, segments, what is stored of it
+sage-scale shards stats URL              figures of each split
+sage-scale shards verify URL             every hash, every member
+sage-scale shards index URL              indexes, markers and index.json again, from the tars
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sage_scale.errors import DatasetError, UsageError
+
+if TYPE_CHECKING:
+    from sage_scale.shards import Dataset
+    from sage_scale.shards.statistics import SplitStatistics
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Look at a dataset of shards, and check it."
+)
+Url = Annotated[str, typer.Argument(metavar="URL", help="Folder, or s3://bucket/prefix, of the dataset.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SHOWN = 20
+"""Problems printed; the rest is counted."""
+
+
+@app.command("verify")
+def verify(
+    url: Url, threads: Annotated[int, typer.Option(help="Shards checked at once.", min=1)] = 4
+) -> None:
+    """Read every byte and compare it with hashes, markers and index.json; exit code 1 where something differs."""
+    from sage_scale.shards import verify_dataset
+
+    with _Progress("verify") as show:
+        report = verify_dataset(url, threads=threads, progress=show)
+    for problem in report.problems[:SHOWN]:
+        typer.echo(problem)
+    if report.problems:
+        more = len(report.problems) - SHOWN
+        rest = f" ({more} more are not shown)" if more > 0 else ""
+        raise DatasetError(
+            f"{report.url}: {len(report.problems)} problems{rest}; delete the damaged shard with its .idx and .json "
+            "and index.json, then run the same precompute command again"
+        )
+    typer.echo(
+        f"{report.url}: {report.units} shards, {report.samples:,} samples, {_size(report.bytes)}: all is as written"
+    )
+
+
+@app.command("index")
+def index(url: Url) -> None:
+    """Make every .idx, every marker and index.json again from the tars, which stay as they are."""
+    from sage_scale.shards import rebuild_index
+    from sage_scale.storage import open_store
+
+    with _Progress("index") as show:
+        dataset = rebuild_index(open_store(url), progress=lambda done, total: show(done, total, 0))
+    typer.echo(
+        f"{dataset.url}: index of {len(dataset.units)} shards, {len(dataset.records):,} samples written"
+    )
+
+
+@app.command("ls")
+def ls(
+    url: Url,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="One line a clip instead of one a shard.")
+    ] = False,
+    split: Annotated[str, typer.Option(help="Only this split.")] = "",
+    rejects: Annotated[bool, typer.Option("--rejects", help="The clips left out, and why.")] = False,
+) -> None:
+    """List splits and shards, or clips, or the clips that were left out. Open units are named."""
+    from sage_scale.shards import open_dataset, open_units, read_rejects, read_texts
+
+    dataset = open_dataset(url, unfinished=True)
+    chosen = (split,) if split else ()
+    table = dataset.samples(*chosen)  # refuses an unknown split
+    if rejects:
+        for unit in dataset.units:
+            for reject in read_rejects(dataset.store, unit) if not split or unit.split == split else ():
+                typer.echo(f"{unit.tar}  {reject.id}  {reject.reason}  {reject.detail}".rstrip())
+        return
+    if samples:
+        for row, meta in enumerate(read_texts(dataset, *chosen)):
+            unit = dataset.units[int(table.unit[row])]
+            typer.echo(
+                f"{int(table.key[row]):016x}  {unit.tar}  {unit.split:<12}  {meta['frames']:>5} frames  "
+                f"{int(table.segments[row]):>3} segments  {meta['id']}  {meta['sentence']}"
+            )
+        return
+    for unit in dataset.units:
+        if not split or unit.split == split:
+            typer.echo(
+                f"{unit.tar}  {unit.split:<12}  {unit.samples:>5} clips  {unit.rejects:>3} rejects  "
+                f"{unit.frames:>8} frames  {_size(unit.bytes):>9}"
+            )
+    missing = open_units(dataset)
+    for number in missing[:SHOWN]:
+        typer.echo(f"{number:06d}.tar  {dataset.info.units[number].split:<12}  open")
+    if len(missing) > SHOWN:
+        typer.echo(f"... and {len(missing) - SHOWN} more open units")
+    state = "finished" if dataset.finished else f"{len(missing)} of {len(dataset.info.units)} units open"
+    parts = ", ".join(f"{name} {count:,}" for name, count in dataset.splits.items()) or "no clips yet"
+    typer.echo(f"{dataset.url}: {dataset.info.kind}; {parts}; {state}")
+
+
+@app.command("cat")
+def cat(
+    url: Url,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A clip's key (16 hex digits) or its id.")],
+    out: Annotated[str, typer.Option(help="Folder into which the clip's members are written.")] = "",
+) -> None:
+    """Print one clip: its description, its segments and what is stored of it."""
+    from sage_scale.shards import open_dataset
+    from sage_scale.shards.writer import sample_members
+
+    dataset = open_dataset(url, unfinished=True)
+    row = _find(dataset, key)
+    table = dataset.samples()
+    sample = dataset.read(table, row)
+    typer.echo(
+        json.dumps(
+            {
+                "key": sample.key,
+                "shard": dataset.units[int(table.unit[row])].tar,
+                "offset": int(table.offset[row]),
+                "length": int(table.length[row]),
+                "xxh3": table.hash[row].tobytes().hex(),
+                **sample.meta,
+                "segments": sample.segments.tolist(),
+                "stored_frames": sorted(sample.frames) if sample.frames is not None else None,
+                "features": list(sample.features.shape) if sample.features is not None else None,
+                "background": sample.background is not None,
+            },
+            ensure_ascii=False,
+        )
+    )
+    if out:
+        from sage_scale.storage import open_store
+
+        folder = open_store(out)
+        for name, data in sample_members(sample):
+            folder.put(name, data)
+        typer.echo(f"members written to {folder.url}", err=True)
+
+
+@app.command("stats")
+def stats(url: Url, as_json: AsJson = False) -> None:
+    """Figures of each split: clips, hours, frames, segments, lengths, languages, signers, rejects."""
+    import dataclasses
+
+    from sage_scale.shards import open_dataset
+    from sage_scale.shards.statistics import statistics
+
+    dataset = open_dataset(url, unfinished=True)
+    found = statistics(dataset)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(part) for part in found], ensure_ascii=False, indent=1))
+        return
+    for part in found:
+        typer.echo(_paragraph(part))
+    if not found:
+        typer.echo(f"{dataset.url}: no clips yet")
+
+
+def _paragraph(part: SplitStatistics) -> str:
+    lines = [
+        f"{part.split}: {part.clips:,} clips in {part.shards} shards, {_size(part.bytes)}, {part.hours:.2f} hours",
+        f"  frames         {_line(part.frames)}",
+        f"  segments       {_line(part.segments)}   {part.token_ratio:.3f} a frame",
+        f"  pseudo-glosses {_line(part.pseudo_glosses)}   {part.gloss_types:,} types",
+        f"  words          {_line(part.words)}   {part.sentences:,} distinct sentences",
+        f"  languages      {_top(part.languages)}",
+        f"  signers        {_top(part.signers)}",
+    ]
+    if part.without_sentence:
+        lines.append(f"  without a sentence (can be translated, not trained on): {part.without_sentence:,}")
+    if part.rejects:
+        lines.append(f"  rejects        {part.rejects:,}: {_top(part.reasons)}")
+    return "\n".join(lines)
+
+
+def _line(spread: dict[str, float]) -> str:
+    return (
+        f"mean {spread['mean']:.1f}  10/50/90%: {spread['p10']:.0f} / {spread['p50']:.0f} / {spread['p90']:.0f}"
+        f"  max {spread['max']:.0f}  total {spread['total']:,.0f}"
+    )
+
+
+def _top(counts: dict[str, int], most: int = 12) -> str:
+    shown = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in list(counts.items())[:most])
+    return shown + (f", and {len(counts) - most} more" if len(counts) > most else "")
+
+
+def _find(dataset: Dataset, wanted: str) -> int:
+    from sage_scale.shards import sample_key
+
+    keys = dataset.records["key"]
+    for key in (wanted.lower(), sample_key(wanted)):
+        try:
+            rows = (keys == int(key, 16)).nonzero()[0] if len(key) == 16 else ()
+        except ValueError:
+            continue
+        if len(rows):
+            return int(rows[0])
+    raise UsageError(
+        f"{dataset.url} has no clip '{wanted}'; `sage-scale shards ls {dataset.url} --samples` lists them"
+    )
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    raise AssertionError("the last unit returns")
+
+
+class _Progress:
+    """Done, total, rate and time left: one moving line on a terminal, else a plain line every few seconds."""
+
+    def __init__(self, what: str, every_s: float = 5.0) -> None:
+        self.what = what
+        self.every_s = 0.2 if sys.stderr.isatty() else every_s
+        self.start = self.shown = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\033[K")
+
+    def __call__(self, done: int, total: int, read: int) -> None:
+        now = time.monotonic()
+        if now - self.shown < self.every_s:
+            return
+        self.shown = now
+        elapsed = now - self.start
+        rate = f", {_size(int(read / elapsed))}/s" if read else ""
+        left = elapsed / done * (total - done)
+        line = f"{self.what}: {done} of {total} shards{rate}, {left:.0f} s left"
+        sys.stderr.write(f"\r\033[K{line}" if sys.stderr.isatty() else f"{line}\n")
+        sys.stderr.flush()

@@ -1,0 +1,101 @@
+"""What a dataset holds, in figures: clips, frames, hours, segments, lengths, languages, signers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sage_scale.shards.dataset import Dataset
+from sage_scale.shards.texts import read_texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitStatistics:
+    """Figures of one split."""
+
+    split: str
+    shards: int
+    clips: int
+    rejects: int
+    reasons: dict[str, int]
+    """Rejected clips by reason."""
+    bytes: int
+    """Size of the tars."""
+    hours: float
+    """Duration of the clips: frames by frames per second, both as stored."""
+    frames: dict[str, float]
+    """Frames a clip at the recipe's rate: total, mean, p10, p50, p90, max."""
+    segments: dict[str, float]
+    """Segments a clip: total, mean, p10, p50, p90, max."""
+    pseudo_glosses: dict[str, float]
+    """Pseudo-glosses a clip: total, mean, p10, p50, p90, max."""
+    words: dict[str, float]
+    """Words of the sentence, parted by spaces: total, mean, p10, p50, p90, max."""
+    token_ratio: float
+    """Segments per frame (SAGE: .129)."""
+    sentences: int
+    """Distinct sentences."""
+    without_sentence: int
+    """Clips that can be translated but not trained on."""
+    gloss_types: int
+    """Distinct pseudo-glosses."""
+    languages: dict[str, int]
+    """Clips by language."""
+    signers: dict[str, int]
+    """Clips by signer."""
+
+
+def statistics(dataset: Dataset, *splits: str) -> list[SplitStatistics]:
+    """Figures of the named splits (all where none is named), from the index and the samples' descriptions."""
+    return [_of_split(dataset, split) for split in splits or tuple(dataset.splits)]
+
+
+def _of_split(dataset: Dataset, split: str) -> SplitStatistics:
+    table = dataset.samples(split)
+    texts = read_texts(dataset, split)
+    units = [unit for unit in dataset.units if unit.split == split]
+    reasons: Counter[str] = Counter()
+    for unit in units:
+        reasons.update(unit.reasons)
+    frames, segments = _spread(table.frames), _spread(table.segments)
+    return SplitStatistics(
+        split=split,
+        shards=len(units),
+        clips=len(table),
+        rejects=sum(unit.rejects for unit in units),
+        reasons=dict(reasons.most_common()),
+        bytes=sum(unit.bytes for unit in units),
+        hours=round(sum(meta["frames"] / meta["fps"] for meta in texts) / 3600, 4),
+        frames=frames,
+        segments=segments,
+        pseudo_glosses=_spread(table.glosses),
+        words=_spread([len(meta["sentence"].split()) for meta in texts]),
+        token_ratio=round(segments["total"] / frames["total"], 4) if frames["total"] else 0.0,
+        sentences=len({meta["sentence"] for meta in texts if meta["sentence"]}),
+        without_sentence=sum(not meta["sentence"] for meta in texts),
+        gloss_types=len({gloss for meta in texts for gloss in meta["pseudo_glosses"]}),
+        languages=_counts(meta["language"] for meta in texts),
+        signers=_counts(meta["signer"] for meta in texts),
+    )
+
+
+def _spread(values: Any) -> dict[str, float]:
+    array = np.asarray(values, float)
+    if not len(array):
+        return dict.fromkeys(("total", "mean", "p10", "p50", "p90", "max"), 0.0)
+    low, middle, high = np.percentile(array, [10, 50, 90])
+    return {
+        "total": float(array.sum()),
+        "mean": round(float(array.mean()), 2),
+        "p10": round(float(low), 2),
+        "p50": round(float(middle), 2),
+        "p90": round(float(high), 2),
+        "max": float(array.max()),
+    }
+
+
+def _counts(values: Any) -> dict[str, int]:
+    return dict(Counter(values).most_common())

@@ -1,0 +1,88 @@
+"""Fixtures that several packages share: real S3 servers and the proxy that breaks requests.
+
+`s3` gives a fresh bucket on moto's server, `ceph` one on a real Ceph gateway (skipped where it is not installed); both
+set the AWS_* environment, so that `open_store(bucket.url)` reaches it.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from servers.ceph import ceph_gateway, missing_programs
+from servers.faults import FaultProxy, fault_proxy
+from servers.moto import S3Server, moto_server
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A fresh bucket of a running server."""
+
+    server: S3Server
+    name: str
+    url: str
+
+
+@pytest.fixture(scope="session")
+def moto_s3() -> Iterator[S3Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph_s3() -> Iterator[S3Server]:
+    missing = missing_programs()
+    if missing:
+        pytest.skip(
+            f"no Ceph gateway: {', '.join(missing)} not installed (Debian: radosgw ceph-mon ceph-osd)"
+        )
+    with ceph_gateway() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(moto_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A fresh bucket on moto."""
+    return _bucket(moto_s3, monkeypatch)
+
+
+@pytest.fixture
+def ceph(ceph_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A fresh bucket on a Ceph gateway."""
+    return _bucket(ceph_s3, monkeypatch)
+
+
+@pytest.fixture
+def behind_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Bucket], FaultProxy]]:
+    """Puts a fault proxy between the stores that the test opens from then on and the bucket's server."""
+    running = []
+
+    def put(bucket: Bucket) -> FaultProxy:
+        context = fault_proxy(bucket.server.host, bucket.server.port)
+        proxy = context.__enter__()
+        running.append(context)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        return proxy
+
+    yield put
+    for context in running:
+        context.__exit__(None, None, None)
+
+
+def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    import boto3
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    boto3.session.Session().client("s3").create_bucket(Bucket=name)
+    return Bucket(server, name, f"s3://{name}/data")
