@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sage_scale.config import Segmentation
-from sage_scale.segmentation.motion import grey_speed, keypoint_speed, motion_labels
+from sage_scale.segmentation.motion import grey_movement, keypoint_movement, motion_labels
 from sage_scale.segmentation.precomputed import precomputed_labels
 from sage_scale.segmentation.rules import RULE_FPS, B, I, apply_rule
 from sage_scale.vision.decode import DecodedClip
@@ -25,9 +25,9 @@ def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> np
     if segmentation.tagger == "uniform":
         return uniform_labels(total, segmentation.uniform_frames * fps / RULE_FPS)
     if decoded.keypoints_TKC is not None:
-        return motion_labels(keypoint_speed(decoded.keypoints_TKC, fps), fps)
+        return motion_labels(keypoint_movement(decoded.keypoints_TKC, fps), fps)
     assert decoded.grey_THW is not None, "a decoded clip has grey frames or keypoints"
-    return motion_labels(grey_speed(decoded.grey_THW, fps), fps)
+    return motion_labels(grey_movement(decoded.grey_THW, fps), fps)
 
 
 def uniform_labels(total: int, frames: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from sage_scale.errors import ClipRejected, UsageError
 POINTS = 67
 LEFT_HAND = slice(25, 46)
 RIGHT_HAND = slice(46, 67)
-LEFT_SHOULDER, RIGHT_SHOULDER = 5, 2
+NECK, LEFT_SHOULDER, RIGHT_SHOULDER = 1, 5, 2
 LEFT_WRIST, RIGHT_WRIST = 7, 4
 
 _LARGEST_BYTES = 256 * 2**20
