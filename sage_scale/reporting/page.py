@@ -1,0 +1,103 @@
+"""`write_report`: one self-contained HTML page of a run.
+
+The page loads nothing: style is inline, figures are SVG in the page, thumbnails are data URIs, and a content policy
+forbids the rest. It needs no JavaScript.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from html import escape
+from pathlib import Path
+
+from sage_scale.config import from_mapping
+from sage_scale.errors import RecipeError, StorageError
+from sage_scale.reporting import sections
+from sage_scale.reporting.runlog import RunRecord, read_run
+from sage_scale.reporting.style import CSS
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+PARTS = (
+    ("scores", "Scores", sections.scores_table),
+    ("examples", "Examples", sections.examples),
+    ("curves", "Training", sections.curves),
+    ("alignment", "Token similarity", sections.alignments),
+    ("timelines", "Segments", sections.timelines),
+    ("cost", "Time and memory", sections.cost),
+    ("recipe", "Recipe", sections.recipe),
+    ("absent", "Not in this report", sections.absent),
+)
+"""Anchor, name in the table of contents, and maker of each section, in the order of the page."""
+
+
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a run to `out` (RUN/report.html unless given), atomically; returns where it lies.
+
+    Raises UsageError where `run` is no run folder, StorageError where the page cannot be written.
+    """
+    record = read_run(run)
+    path = Path(out) if out else record.folder / "report.html"
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(render(record), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def render(record: RunRecord) -> str:
+    """The whole page as text."""
+    made = [(anchor, name, make(record)) for anchor, name, make in PARTS]
+    links = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for anchor, name, html in made if html)
+    title = escape(record.name)
+    version = importlib.metadata.version("sage-scale")
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{escape(POLICY, quote=False)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title} · sage-scale report</title>
+<style>{CSS}</style>
+</head>
+<body>
+<a class="skip" href="#content">To the content</a>
+<header class="top">
+<p class="kicker">sage-scale report</p>
+<h1>{title}</h1>
+<p class="sub">{_about(record)}</p>
+{sections.tiles(record)}
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+</header>
+<main id="content">
+{"".join(html for _, _, html in made)}
+</main>
+<footer>Made by sage-scale {escape(version)}. This page is one file and loads nothing.</footer>
+</body>
+</html>
+"""
+
+
+def _about(record: RunRecord) -> str:
+    """What was run, in one line."""
+    parts = []
+    if name := record.setting("name"):
+        parts.append(f"recipe <b>{escape(str(name))}</b>")
+    try:
+        parts.append(
+            f"fingerprint <code>{from_mapping(record.recipe).fingerprint()}</code>" if record.recipe else ""
+        )
+    except RecipeError:
+        parts.append("recipe of another version")
+    for path, words in (
+        ("corpus.name", "corpus {}"),
+        ("corpus.language", "language {}"),
+        ("segmentation.tagger", "segments by {}"),
+    ):
+        if value := record.setting(path):
+            parts.append(escape(words.format(value)))
+    return " · ".join(part for part in parts if part)

@@ -1,0 +1,200 @@
+"""Reading a run folder back. Every part is optional: a run that was stopped, or has only stage 1, has a record too.
+
+recipe.yaml                    the recipe, whole
+pretrain/log.jsonl             one JSON object a line: {"event": "step" | "dev", "step": ..., ...}
+finetune/log.jsonl             the same
+scores.json                    scores of a split, with "controls" and "heldout" beside them
+predictions/<split>.jsonl      {"hypothesis", "reference", "pseudo_glosses", ...}
+alignment.json                 [{"sentence", "tokens" (M), "similarity" (N, M), "segments" (N, 2)}]
+timelines/timelines.json       [{"sentence", "hypothesis", "fps", "frames", "segments", "gold", "thumbnails"}]
+timing.json                    [{"stage", "seconds", "memory_mb"}]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sage_scale.errors import UsageError
+
+STAGES = ("pretrain", "finetune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLog:
+    """What one training stage logged, each step once, in order."""
+
+    steps: list[dict[str, Any]]
+    """Rows of the event `step`."""
+    dev: list[dict[str, Any]]
+    """Rows of the event `dev`."""
+    unread: int = 0
+    """Lines that are no JSON object (a killed process leaves half a line)."""
+
+    def curve(self, key: str, event: str = "step") -> list[tuple[float, float]]:
+        """(step, value) wherever `key` was logged as a finite number."""
+        rows = self.dev if event == "dev" else self.steps
+        return [(float(row["step"]), float(row[key])) for row in rows if _finite(row.get(key))]
+
+    def last(self, key: str, event: str = "step") -> float | None:
+        """The last logged value of `key`."""
+        curve = self.curve(key, event)
+        return curve[-1][1] if curve else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """All that a run folder holds, as far as it is there."""
+
+    folder: Path
+    recipe_text: str = ""
+    """recipe.yaml as it stands."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The same as nested mappings; empty where it is no YAML."""
+    logs: Mapping[str, StageLog] = field(default_factory=dict)
+    """By stage: `pretrain`, `finetune`; a stage without a log is absent."""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    predictions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By split."""
+    alignment: list[dict[str, Any]] = field(default_factory=list)
+    timelines: list[dict[str, Any]] = field(default_factory=list)
+    timing: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    """(what, why): parts that are not there or cannot be read."""
+
+    @property
+    def name(self) -> str:
+        """The run's name: its folder's."""
+        return self.folder.resolve().name
+
+    def setting(self, path: str, default: Any = None) -> Any:
+        """A value of the recipe, `section.key`."""
+        node: Any = self.recipe
+        for part in path.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return default
+            node = node[part]
+        return node
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """The record of a run. Raises UsageError where `folder` is no run at all."""
+    run = Path(folder)
+    if not run.is_dir():
+        raise UsageError(f"there is no run folder {run}")
+    missing: list[tuple[str, str]] = []
+    text = _text(run / "recipe.yaml", "recipe", "the run has no recipe.yaml", missing)
+    logs = {
+        stage: read_log(run / stage / "log.jsonl")
+        for stage in STAGES
+        if (run / stage / "log.jsonl").is_file()
+    }
+    logs = {stage: log for stage, log in logs.items() if log.steps or log.dev}
+    for stage, words in (("pretrain", "stage 1 (pretrain)"), ("finetune", "stage 2 (finetune)")):
+        if stage not in logs:
+            missing.append((words, f"not run: there is no {stage}/log.jsonl"))
+    record = RunRecord(
+        folder=run,
+        recipe_text=text,
+        recipe=_yaml(text),
+        logs=logs,
+        scores=_json(
+            run / "scores.json", "scores", "not evaluated: run `sage-scale evaluate`", dict, missing
+        ),
+        predictions=_predictions(run / "predictions", missing),
+        alignment=_rows(run / "alignment.json", "token similarity", "stage 1 has not ended", missing),
+        timelines=_rows(run / "timelines" / "timelines.json", "timelines", "not evaluated", missing),
+        timing=_rows(run / "timing.json", "time and memory", "no stage has ended", missing),
+        missing=missing,
+    )
+    if not (text or logs or record.scores or record.predictions):
+        raise UsageError(f"{run} is no run folder: it has neither recipe.yaml nor logs nor scores")
+    return record
+
+
+def read_log(path: Path) -> StageLog:
+    """A stage's log. Steps that a resumed run trained again count once, as they were trained last."""
+    steps: dict[int, dict[str, Any]] = {}
+    dev: dict[int, dict[str, Any]] = {}
+    unread = 0
+    for row in _lines(path):
+        step = row.get("step") if row is not None else None
+        if row is None or not isinstance(step, int) or isinstance(step, bool):
+            unread += row is None
+            continue
+        if row.get("event") == "step":
+            steps[step] = row
+        elif row.get("event") == "dev":
+            dev[step] = row
+    return StageLog(steps=[steps[s] for s in sorted(steps)], dev=[dev[s] for s in sorted(dev)], unread=unread)
+
+
+def _lines(path: Path) -> list[dict[str, Any] | None]:
+    """JSON objects of a JSON Lines file; None for a line that is none."""
+    found: list[dict[str, Any] | None] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            found.append(row if isinstance(row, dict) else None)
+    return found
+
+
+def _predictions(folder: Path, missing: list[tuple[str, str]]) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = [row for row in _lines(path) if row and "hypothesis" in row and "reference" in row]
+        if rows:
+            found[path.stem] = rows
+    if not found:
+        missing.append(("examples", "not evaluated: there are no predictions"))
+    return found
+
+
+def _rows(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    rows = _json(path, what, why, list, missing)
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _json(path: Path, what: str, why: str, kind: Callable[[], Any], missing: list[tuple[str, str]]) -> Any:
+    text = _text(path, what, why, missing)
+    if not text:
+        return kind()
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):  # type: ignore[arg-type]
+        missing.append((what, f"{path.name} is damaged"))
+        return kind()
+    return value
+
+
+def _text(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        missing.append((what, why))
+    except (OSError, UnicodeDecodeError) as error:
+        missing.append((what, f"{path.name} cannot be read: {error}"))
+    return ""
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

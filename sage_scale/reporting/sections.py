@@ -1,0 +1,447 @@
+"""The sections of the page: each takes the run's record and gives HTML, or nothing where the record has nothing.
+
+Everything that comes from a run (sentences, glosses, names) is escaped here, at the only place where it meets HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from sage_scale.reporting import figures
+from sage_scale.reporting.figures import Line
+from sage_scale.reporting.runlog import RunRecord, StageLog
+
+PAPER_TOKEN_RATIO = 0.129
+"""Segments per frame on PHOENIX14T (SAGE, Table 2)."""
+EXAMPLES = 12
+ALL_EXAMPLES = 400
+CONTROL_NAMES = {
+    "exchanged_videos": "test videos exchanged at random",
+    "blank_videos": "blank videos",
+    "nearest_in_length": "training sentence nearest in length",
+    "prior_sentence": "most typical training sentence",
+}
+STAGE_NAMES = {"pretrain": "Stage 1: alignment", "finetune": "Stage 2: translation"}
+
+
+def tiles(record: RunRecord) -> str:
+    """Figures at a glance."""
+    found: list[tuple[str, str, str]] = []
+    scores = record.scores
+    if _number(scores.get("bleu4")):
+        clips = f"{scores['clips']} clips, " if "clips" in scores else ""
+        rouge = f"ROUGE-L {scores['rouge_l']:.1f}" if _number(scores.get("rouge_l")) else ""
+        split = str(scores.get("split", "test"))
+        found.append((f"BLEU-4 on {split}", f"{scores['bleu4']:.1f}", (clips + rouge).rstrip(", ")))
+        best = best_control(scores)
+        if best:
+            ratio = f"{scores['bleu4'] / best[1]:.1f}×" if best[1] > 0.005 else "–"
+            found.append(("against the best control", ratio, f"{best[1]:.1f}: {best[0]}"))
+    heldout = scores.get("heldout")
+    if isinstance(heldout, Mapping) and _number(heldout.get("bleu4")):
+        clips = f"{heldout['clips']} clips" if "clips" in heldout else ""
+        found.append(("BLEU-4 on unseen signers", f"{heldout['bleu4']:.1f}", clips))
+    if _number(scores.get("token_ratio")):
+        found.append(
+            (
+                "token ratio",
+                f"{scores['token_ratio']:.3f}",
+                f"segments per frame; {PAPER_TOKEN_RATIO} in SAGE",
+            )
+        )
+    if "pretrain" in record.logs:
+        recall = record.logs["pretrain"].last("r1_v2t", "dev")
+        if recall is not None:
+            found.append(("stage 1 finds the text", f"{recall:.0f}%", "R@1, video to text, dev"))
+    seconds = [row["seconds"] for row in record.timing if _number(row.get("seconds"))]
+    if seconds:
+        memory = [row["memory_mb"] for row in record.timing if _number(row.get("memory_mb"))]
+        peak = f"at most {max(memory) / 1000:.1f} GB in a process" if memory else ""
+        found.append(("time of all stages", duration(sum(seconds)), peak))
+    if not found:
+        return ""
+    items = []
+    for place, (name, value, small) in enumerate(found):
+        kind = "tile main" if place == 0 and name.startswith("BLEU") else "tile"
+        items.append(
+            f'<div class="{kind}"><dt>{escape(name)}</dt><dd><div class="value">{escape(value)}</div>'
+            f'<div class="small">{escape(small)}</div></dd></div>'
+        )
+    return f'<dl class="tiles">{"".join(items)}</dl>'
+
+
+def curves(record: RunRecord) -> str:
+    """Training curves of both stages."""
+    parts = []
+    for stage, log in record.logs.items():
+        steps = int(log.steps[-1]["step"]) if log.steps else 0
+        note = [f"{steps:,} steps"] if steps else []
+        if (epochs := log.last("epoch")) is not None:
+            note.append(f"{epochs:.1f} epochs")
+        if (seconds := log.last("time_s")) is not None:
+            note.append(duration(seconds))
+        if wait := _share_waiting(log):
+            note.append(f"{wait:.1%} of it waiting for data")
+        if log.unread:
+            note.append(f"{log.unread} unreadable log lines left out")
+        charts = "".join(_charts(log))
+        parts.append(
+            f'<h3>{STAGE_NAMES[stage]}</h3><p class="note">{", ".join(note)}</p><div class="charts">{charts}</div>'
+        )
+    return section("curves", "Training", "".join(parts)) if parts else ""
+
+
+def _charts(log: StageLog) -> list[str]:
+    wanted: list[tuple[str, list[Line], bool]] = [
+        (
+            "Loss",
+            [Line("training", log.curve("loss"), 0), Line("dev", log.curve("loss", "dev"), 1, True)],
+            False,
+        ),
+        (
+            "Loss of each level",
+            [
+                Line("embeddings", log.curve("loss_embedding"), 0),
+                Line("hidden states", log.curve("loss_hidden"), 2),
+            ],
+            False,
+        ),
+        ("BLEU-4 on dev", [Line("BLEU-4", log.curve("bleu4", "dev"), 1, True)], False),
+        (
+            "R@1 on dev, %",
+            [
+                Line("video to text", log.curve("r1_v2t", "dev"), 0, True),
+                Line("text to video", log.curve("r1_t2v", "dev"), 2, True),
+            ],
+            False,
+        ),
+        (
+            "Logit scales",
+            [
+                Line("embeddings", log.curve("scale_embedding"), 0),
+                Line("hidden states", log.curve("scale_hidden"), 2),
+            ],
+            False,
+        ),
+        ("Learning rate", [Line("rate", log.curve("lr"), 3)], False),
+        ("Gradient norm", [Line("norm", log.curve("grad_norm"), 3)], True),
+        ("Clips a second", [Line("clips/s", log.curve("samples_per_s"), 2)], False),
+    ]
+    drawn = []
+    for title, lines, log_axis in wanted:
+        lines = [line for line in lines if line.points]
+        drawing = figures.line_chart(title, lines, log=log_axis)
+        if drawing:
+            keys = "".join(
+                f'<span class="key"><i style="background:var(--line{line.colour})"></i>{line.name} '
+                f"{figures.short(line.points[-1][1])}</span>"
+                for line in lines
+            )
+            drawn.append(
+                f'<figure class="chart"><figcaption><b>{title}</b>{keys}</figcaption>{drawing}</figure>'
+            )
+    return drawn
+
+
+def _share_waiting(log: StageLog) -> float:
+    total = log.last("time_s") or 0.0
+    return sum(wait for _, wait in log.curve("wait_s")) / total if total > 0 else 0.0
+
+
+def best_control(scores: Mapping[str, Any]) -> tuple[str, float] | None:
+    """(name, BLEU-4) of the control that comes nearest; None where none was scored."""
+    controls = scores.get("controls")
+    if not isinstance(controls, Mapping):
+        return None
+    known = [
+        (CONTROL_NAMES.get(name, str(name).replace("_", " ")), float(values["bleu4"]))
+        for name, values in controls.items()
+        if isinstance(values, Mapping) and _number(values.get("bleu4"))
+    ]
+    return max(known, key=lambda pair: pair[1]) if known else None
+
+
+def scores_table(record: RunRecord) -> str:
+    """Scores of the run, of unseen signers and of dev, and under them the controls."""
+    scores = record.scores
+    if not _number(scores.get("bleu4")):
+        return ""
+    rows: list[tuple[str, Mapping[str, Any], bool]] = [(str(scores.get("split", "test")), scores, True)]
+    for name, words in (("heldout", "unseen signers"), ("dev", "dev")):
+        values = scores.get(name)
+        if isinstance(values, Mapping) and _number(values.get("bleu4")):
+            rows.append((words, values, True))
+    controls = scores.get("controls")
+    listed = controls.items() if isinstance(controls, Mapping) else ()
+    controlled = [
+        (CONTROL_NAMES.get(name, str(name).replace("_", " ")), values, False)
+        for name, values in listed
+        if isinstance(values, Mapping) and _number(values.get("bleu4"))
+    ]
+    most = max(float(values["bleu4"]) for _, values, _ in [*rows, *controlled])
+    body = "".join(_score_row(*row, most=most) for row in rows)
+    if controlled:
+        body += '<tr class="group"><th colspan="7" scope="rowgroup">Controls that a translator must beat</th></tr>'
+        body += "".join(_score_row(*row, most=most) for row in controlled)
+    head = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in ("", "clips", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
+    )
+    further = [
+        f"{words} {scores[key]:.2f}"
+        for key, words in (
+            ("content_f1", "content-word F1"),
+            ("bleu4_none", "BLEU-4 without tokenisation"),
+            ("rouge_l_beta12", "ROUGE-L with beta 1.2"),
+        )
+        if _number(scores.get(key))
+    ]
+    notes = f'<p class="note">On the first line also: {", ".join(further)}.</p>' if further else ""
+    if scores.get("signature"):
+        notes += f'<p class="note">sacrebleu: <code>{escape(str(scores["signature"]))}</code></p>'
+    caption = "Percent. A control is given no chance to look at the right video."
+    table = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return section("scores", "Scores and controls", f'<div class="scroll" tabindex="0">{table}</div>{notes}')
+
+
+def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) -> str:
+    cells = [str(values["clips"]) if "clips" in values else ""]
+    cells += [f"{values[key]:.2f}" if _number(values.get(key)) else "" for key in ("bleu1", "bleu2", "bleu3")]
+    tds = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    drawing = figures.bar(float(values["bleu4"]), most, strong)
+    tds += f'<td class="with-bar"><div><span>{values["bleu4"]:.2f}</span>{drawing}</div></td>'
+    tds += f"<td>{values['rouge_l']:.2f}</td>" if _number(values.get("rouge_l")) else "<td></td>"
+    return f'<tr class="{"strong" if strong else ""}"><th scope="row">{escape(name)}</th>{tds}</tr>'
+
+
+def examples(record: RunRecord) -> str:
+    """Hypotheses beside references, from the best to the worst, with what differs marked."""
+    split = str(record.scores.get("split", "test"))
+    if split not in record.predictions:
+        split = next(iter(record.predictions), "")
+    rows = record.predictions.get(split, [])
+    if not rows:
+        return ""
+    spaced = any(" " in str(row["reference"]) for row in rows)
+    ranked = sorted(rows, key=lambda row: -similarity(str(row["hypothesis"]), str(row["reference"]), spaced))
+    count = min(EXAMPLES, len(ranked))
+    chosen = [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(count)]
+    language = escape(str(record.setting("corpus.language", "")), quote=True)
+    items = "".join(_example(row, spaced, language) for row in chosen)
+    intro = (
+        f"{count} of {len(rows)} clips of <code>{escape(split)}</code>, at even steps from the best to the worst "
+        '(share of common words in order). <mark class="lost">Only in the reference</mark>, '
+        '<mark class="added">only in the hypothesis</mark>.'
+    )
+    everything = "".join(
+        f"<tr><td>{n}</td><td lang='{language}'>{escape(str(row['reference']))}</td>"
+        f"<td lang='{language}'>{escape(str(row['hypothesis']))}</td></tr>"
+        for n, row in enumerate(rows[:ALL_EXAMPLES], start=1)
+    )
+    count_all = (
+        f"All {len(rows)}" if len(rows) <= ALL_EXAMPLES else f"The first {ALL_EXAMPLES} of {len(rows)}"
+    )
+    head = '<tr><th scope="col">clip</th><th scope="col">reference</th><th scope="col">hypothesis</th></tr>'
+    table = f'<div class="scroll" tabindex="0"><table class="all"><thead>{head}</thead><tbody>{everything}</tbody></table></div>'
+    body = f"<p>{intro}</p><ol class='examples'>{items}</ol><details><summary>{count_all} translations</summary>{table}</details>"
+    return section("examples", "Examples", body)
+
+
+def _example(row: Mapping[str, Any], spaced: bool, language: str) -> str:
+    hypothesis, reference = str(row["hypothesis"]), str(row["reference"])
+    reference_html, hypothesis_html = differences(reference, hypothesis, spaced)
+    glosses = row.get("pseudo_glosses")
+    chips = (
+        "".join(f'<span class="chip">{escape(str(g))}</span>' for g in glosses)
+        if isinstance(glosses, list)
+        else ""
+    )
+    notes = [f"{similarity(hypothesis, reference, spaced):.0%} in common"]
+    if row.get("signer"):
+        notes.append(f"signer {escape(str(row['signer']))}")
+    if isinstance(row.get("segments"), list):
+        notes.append(f"{len(row['segments'])} segments")
+    lang = f' lang="{language}"' if language else ""
+    lines = [
+        ("reference", f"<span{lang}>{reference_html}</span>"),
+        ("hypothesis", f"<span{lang}>{hypothesis_html or '<em>no words</em>'}</span>"),
+    ]
+    if chips:
+        lines.append(("pseudo-glosses", f"<span{lang}>{chips}</span>"))
+    inside = "".join(f'<div class="what">{what}</div><div>{html}</div>' for what, html in lines)
+    return f'<li>{inside}<div class="match">{" · ".join(notes)}</div></li>'
+
+
+def similarity(hypothesis: str, reference: str, spaced: bool = True) -> float:
+    """Share of words (characters where a language has no spaces) in common, in order: 2 M / (words of both)."""
+    a, b = _words(hypothesis, spaced), _words(reference, spaced)
+    return difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
+
+
+def differences(reference: str, hypothesis: str, spaced: bool = True) -> tuple[str, str]:
+    """Both sentences as HTML, words that the other lacks in <mark>."""
+    a, b = _words(reference, spaced), _words(hypothesis, spaced)
+    left, right = [], []
+    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        glue = " " if spaced else ""
+        gone, come = escape(glue.join(a[a0:a1])), escape(glue.join(b[b0:b1]))
+        same = kind == "equal"
+        if gone:
+            left.append(gone if same else f'<mark class="lost">{gone}</mark>')
+        if come:
+            right.append(come if same else f'<mark class="added">{come}</mark>')
+    glue = " " if spaced else ""
+    return glue.join(left), glue.join(right)
+
+
+def _words(text: str, spaced: bool) -> list[str]:
+    return text.split() if spaced else list("".join(text.split()))
+
+
+def alignments(record: RunRecord) -> str:
+    """The token similarity matrices (SAGE, Fig. 4)."""
+    fps = float(record.setting("vision.fps", 25.0))
+    parts = []
+    for row in record.alignment:
+        try:
+            drawing = figures.matrix(
+                row["similarity"], [str(t) for t in row["tokens"]], row.get("segments", []), fps
+            )
+        except (KeyError, TypeError, ValueError, IndexError):
+            continue
+        if drawing:
+            values = [value for line in row["similarity"] for value in line]
+            label = escape(str(row.get("sentence", "")))
+            parts.append(
+                f'<figure class="clip"><figcaption class="sentence">{label}</figcaption>'
+                f'<p class="note">cosine from {min(values):.2f} (blank) to {max(values):.2f} (full)</p>'
+                f'<div class="scroll" tabindex="0">{drawing}</div></figure>'
+            )
+    if not parts:
+        return ""
+    intro = (
+        "<p>Cosine of each visual token with each pseudo-gloss subword, after stage 1 (SAGE, Fig. 4). "
+        "The segment nearest to a subword is framed. A subword that was never signed has no good column.</p>"
+    )
+    return section("alignment", "Token similarity", intro + "".join(parts))
+
+
+def timelines(record: RunRecord) -> str:
+    """Segments over time with thumbnails, and the gold signs where they are known."""
+    parts = []
+    for row in record.timelines:
+        try:
+            frames, fps, segments = int(row["frames"]), float(row["fps"]), row["segments"]
+            drawing = figures.timeline(frames, fps, segments, row.get("gold") or ())
+        except (KeyError, TypeError, ValueError, IndexError):
+            continue
+        hypothesis = (
+            f'<p class="note">Translated as: {escape(str(row["hypothesis"]))}</p>'
+            if "hypothesis" in row
+            else ""
+        )
+        parts.append(
+            f'<div class="clip"><p class="sentence">{escape(str(row.get("sentence", "")))}</p>{hypothesis}'
+            f"{_thumbnails(row.get('thumbnails'), segments, fps)}"
+            f'<div class="scroll" tabindex="0"><div class="wide">{drawing}</div></div></div>'
+        )
+    if not parts:
+        return ""
+    intro = "<p>Each coloured bar becomes one visual token; the pictures are from the middle of their segments.</p>"
+    return section("timelines", "Segments", intro + "".join(parts))
+
+
+def _thumbnails(thumbnails: Any, segments: Sequence[Sequence[int]], fps: float) -> str:
+    items = []
+    for n, thumbnail in enumerate(thumbnails if isinstance(thumbnails, list) else []):
+        jpeg, frame = (
+            (thumbnail.get("jpeg"), thumbnail.get("frame"))
+            if isinstance(thumbnail, dict)
+            else (thumbnail, None)
+        )
+        if not _is_jpeg(jpeg):
+            continue
+        inside = (i for i, (start, end) in enumerate(segments) if frame is not None and start <= frame < end)
+        number = next(inside, n)
+        when = f"{frame / fps:.1f} s" if isinstance(frame, int) else ""
+        items.append(
+            f'<li><img alt="segment {number + 1}" src="data:image/jpeg;base64,{jpeg}" '
+            f'style="border-color:var(--seg{number % figures.SEGMENT_COLOURS})">{number + 1} · {when}</li>'
+        )
+    return f'<ul class="thumbs">{"".join(items)}</ul>' if items else ""
+
+
+def _is_jpeg(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and base64.b64decode(text, validate=True)[:2] == b"\xff\xd8"
+    except (binascii.Error, ValueError):
+        return False
+
+
+def cost(record: RunRecord) -> str:
+    """Time and peak memory of each stage."""
+    rows = [row for row in record.timing if _number(row.get("seconds"))]
+    if not rows:
+        return ""
+    most = max(float(row["seconds"]) for row in rows)
+    body = "".join(
+        f'<tr><th scope="row">{escape(str(row.get("stage", "")))}</th>'
+        f'<td class="with-bar"><div><span>{duration(row["seconds"])}</span>'
+        f"{figures.bar(float(row['seconds']), most, True)}</div></td>"
+        f"<td>{row['memory_mb'] / 1000:.2f} GB</td></tr>"
+        if _number(row.get("memory_mb"))
+        else f'<tr><th scope="row">{escape(str(row.get("stage", "")))}</th><td>{duration(row["seconds"])}</td><td></td></tr>'
+        for row in rows
+    )
+    total = duration(sum(float(row["seconds"]) for row in rows))
+    body += f'<tr class="strong"><th scope="row">together</th><td>{total}</td><td></td></tr>'
+    head = '<tr><th scope="col">stage</th><th scope="col">time</th><th scope="col">peak memory of a process</th></tr>'
+    table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return section("cost", "Time and memory", f'<div class="scroll" tabindex="0">{table}</div>')
+
+
+def recipe(record: RunRecord) -> str:
+    """The recipe, whole."""
+    if not record.recipe_text:
+        return ""
+    text = f"<details><summary>Every value of this run</summary><pre>{escape(record.recipe_text)}</pre></details>"
+    again = f"sage-scale recipe show {record.folder / 'recipe.yaml'}"
+    return section("recipe", "Recipe", f'<p class="note">The same as <code>{escape(again)}</code>.</p>{text}')
+
+
+def absent(record: RunRecord) -> str:
+    """What this run has not, and why: no gap is left to be taken for a result."""
+    if not record.missing:
+        return ""
+    items = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in record.missing)
+    return section("absent", "Not in this report", f"<ul>{items}</ul>", kind="absent")
+
+
+def section(anchor: str, title: str, body: str, kind: str = "") -> str:
+    """One section with its heading."""
+    name = f' class="{kind}"' if kind else ""
+    return f'<section id="{anchor}"{name} aria-labelledby="{anchor}-title"><h2 id="{anchor}-title">{title}</h2>{body}</section>'
+
+
+def duration(seconds: float) -> str:
+    """59 s, 4 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and value == value
+        and abs(value) != float("inf")
+    )
