@@ -97,7 +97,10 @@ class UnitWorker:
         try:
             ours = False
             if not tar_stored:
-                rejects = [Rejected(row.id, row.reason, self._placeless(row.detail)) for row in unit.rejected]
+                rejects = [
+                    Rejected(id=row.id, reason=row.reason, detail=self._placeless(row.detail))
+                    for row in unit.rejected
+                ]
                 samples = self._samples(unit, rejects, current, report)
                 write_shard(tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest)
                 current[0] = ""
@@ -132,7 +135,7 @@ class UnitWorker:
                     raise ClipRejected(GIVEN_UP, "rejected by hand with --give-up")
                 sample = self.maker.make(clip)
             except ClipRejected as error:
-                reject = Rejected(clip.id, error.reason, self._placeless(error.detail))
+                reject = Rejected(id=clip.id, reason=error.reason, detail=self._placeless(error.detail))
                 rejects.append(reject)
                 stages = self.maker.take_stages()
                 report(ClipDone(clip=clip.id, reason=reject.reason, detail=reject.detail, stages=stages))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from sage_scale.precompute.progress import Progress, duration
 from sage_scale.precompute.retry import Retry, load_retries, reasons_now, rejects_now, retry_name
 from sage_scale.precompute.schedule import RejectLimit, Schedule
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units
-from sage_scale.shards.dataset import open_finished, open_unfinished
+from sage_scale.shards.dataset import open_finished, open_unfinished, read_rejects
 from sage_scale.shards.layout import DATASET_JSON, DatasetInfo, parse_info
 from sage_scale.storage import NotFound, Store, open_store
 
@@ -64,8 +65,8 @@ class Summary:
         return (
             f"{self.url}: {self.clips:,} clips, {self.rejects:,} rejects{f' ({reasons})' if reasons else ''}, "
             f"{self.segments:,} segments, token ratio {self.token_ratio:.3f}, "
-            f"{self.frames / self.fps / 3600:.2f} hours, "
-            f"{self.bytes / 1e6:,.1f} MB in {self.shards:,} shards, {duration(self.seconds)}"
+            f"{duration(self.frames / self.fps)} of video, "
+            f"{self.bytes / 1e6:,.1f} MB in {self.shards:,} shards, done in {duration(self.seconds)}"
         )
 
 
@@ -141,6 +142,11 @@ class Run:
             check_same_plan(url, info, self.recipe, self.manifest)
         if finished is not None:
             return finished, ""
+        if self.overwrite and info is not None and not self.quiet:
+            print(
+                f"{url} holds an unfinished dataset of this recipe and manifest: going on with it",
+                file=sys.stderr,
+            )
         listing = list_units(self.store)
         if info is None and listing.tar_bytes:
             if not self.overwrite:
@@ -173,15 +179,15 @@ class Run:
         """Ids that are rejected by the last shard that tells of them; every retry's units are done."""
         begins = {retry.first_unit: retry for retry in retries}
         rejected: set[str] = set()
-        for ordinal, unit in enumerate(dataset.units):
+        for unit in dataset.units:
             if unit.unit in begins:
                 rejected -= set(begins[unit.unit].clips)
-            rejected |= {reject.id for reject in dataset.rejects(ordinal)}
+            rejected |= {reject.id for reject in read_rejects(self.store, unit)}
         return rejected
 
     def _first_reject(self, dataset: Dataset) -> str:
-        for ordinal in range(len(dataset.units)):
-            for reject in dataset.rejects(ordinal):
+        for unit in dataset.units:
+            for reject in read_rejects(self.store, unit):
                 return f"clip '{reject.id}': {reject.reason}" + (
                     f" ({reject.detail})" if reject.detail else ""
                 )

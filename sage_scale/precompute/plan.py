@@ -74,7 +74,11 @@ def without_repeats(manifest: Manifest) -> Manifest:
     rejected = list(manifest.rejected)
     for clip in manifest.clips:
         if clip.id in kept:
-            rejected.append(Rejected(clip.id, "repeated-id", "an earlier clip of the manifest has this id"))
+            rejected.append(
+                Rejected(
+                    id=clip.id, reason="repeated-id", detail="an earlier clip of the manifest has this id"
+                )
+            )
         else:
             kept[clip.id] = clip
     return Manifest(tuple(kept.values()), tuple(rejected))

@@ -162,11 +162,11 @@ class Progress:
         for name, seconds in stages.items():
             self.stages[name] += seconds
 
-    def _record(self, kind: str, **values: Any) -> None:
-        if kind == "reject":
+    def _record(self, event: str, /, **values: Any) -> None:
+        if event == "reject":
             self.rejects[values["reason"]] += 1
         if self._events:
-            row = {"event": kind, "at_s": round(self.elapsed_s, 3), **values}
+            row = {"event": event, "at_s": round(self.elapsed_s, 3), **values}
             self._events.write(json.dumps(row, ensure_ascii=False) + "\n")
             self._events.flush()
 
