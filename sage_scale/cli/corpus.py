@@ -6,6 +6,12 @@ sage-scale corpus inspect --corpus videos --root my/videos
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,7 +45,11 @@ def make(
         raise UsageError("say where to make the corpus: --root PATH")
     from sage_scale.corpora.synthetic import make_corpus
 
-    make_corpus(chosen.corpus)
+    root_folder = Path(chosen.corpus.root).expanduser()
+    with _progress("clips rendered") as progress:
+        manifest = make_corpus(chosen.corpus, root_folder, progress=progress)
+    frames = sum(clip.frames for clip in manifest.clips)
+    print(f"{len(manifest.clips)} clips, {frames} frames in {root_folder}")
 
 
 @app.command()
@@ -83,15 +93,45 @@ def inspect(
         print("  no defect found")
 
 
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (done, total) that shows done, total, rate and time left: a bar on a terminal, else lines."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    begun = last = time.monotonic()
+    before: int | None = None
+
+    def say(done: int, total: int) -> None:
+        nonlocal last, before
+        now = time.monotonic()
+        before = done if before is None else before  # what a run before this one had made
+        if now - last < 5 and done < total:
+            return
+        last = now
+        rate = (done - before) / max(now - begun, 1e-9)
+        left = f"{(total - done) / rate:.0f} s left" if rate else "time left unknown"
+        print(f"{what}: {done} of {total}, {rate:.1f}/s, {left}", file=sys.stderr, flush=True)
+
+    yield say
+
+
 def _recipe(recipe: str, corpus: str, root: str, overrides: list[str] | None) -> config.Recipe:
-    named = [f"corpus.{key}={value}" for key, value in (("name", corpus), ("root", root)) if value]
-    return config.load_recipe(recipe, [*named, *(overrides or [])])
+    chosen = config.load_recipe(recipe, overrides or [])
+    # Not as overrides: a folder's name may hold what means something in YAML.
+    named = {key: value for key, value in (("name", corpus), ("root", root)) if value}
+    return dataclasses.replace(chosen, corpus=dataclasses.replace(chosen.corpus, **named))
 
 
 def _durations(videos: list[str]) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds of each video file whose header says them, and what is wrong with those that do not open."""
-    from pathlib import Path
-
     from sage_scale.vision.decode import KEYPOINT_SUFFIXES
     from sage_scale.vision.video_files import probe_video
 

@@ -3,6 +3,7 @@ show."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -108,4 +109,4 @@ def _defects(manifest: Manifest, durations_s: Mapping[str, float], fps: float) -
 
 def _neighbours(manifest: Manifest) -> list[tuple[Clip, Clip]]:
     ordered = sorted(manifest.clips, key=lambda clip: (clip.video, clip.start_s))
-    return [(a, b) for a, b in zip(ordered, ordered[1:]) if a.video == b.video]
+    return [(a, b) for a, b in itertools.pairwise(ordered) if a.video == b.video]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from pathlib import Path
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.clip import Manifest
 from sage_scale.errors import UsageError
 
 READERS = {
-    "synthetic": "sage_scale.corpora.synthetic:read_corpus",
+    "synthetic": "sage_scale.corpora.registry:_read_synthetic",
     "phoenix14t": "sage_scale.corpora.phoenix14t:read_corpus",
     "videos": "sage_scale.corpora.videos:read_corpus",
     "manifest": "sage_scale.corpora.manifest:read_corpus",
@@ -36,3 +37,11 @@ def read_corpus(corpus: Corpus) -> Manifest:
         first = f", the first: {manifest.rejected[0].id}: {manifest.rejected[0].reason}" if set_aside else ""
         raise UsageError(f"corpus {corpus.name}: no clip in {corpus.root}{set_aside}{first}")
     return manifest
+
+
+def _read_synthetic(corpus: Corpus) -> Manifest:
+    from sage_scale.corpora.synthetic import read_corpus as read_made
+
+    if not corpus.root:
+        raise UsageError("corpus synthetic: give the folder it was made in (--root PATH or corpus.root=PATH)")
+    return read_made(corpus, Path(corpus.root).expanduser())
