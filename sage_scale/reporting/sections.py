@@ -62,7 +62,7 @@ def tiles(record: RunRecord) -> str:
     if seconds:
         memory = [row["memory_mb"] for row in record.timing if _number(row.get("memory_mb"))]
         peak = f"at most {max(memory) / 1000:.1f} GB in a process" if memory else ""
-        found.append(("time of all stages", duration(sum(seconds)), peak))
+        found.append(("time of all stages", brief(sum(seconds)), peak))
     if not found:
         return ""
     items = []
@@ -137,15 +137,19 @@ def _charts(log: StageLog) -> list[str]:
         lines = [line for line in lines if line.points]
         drawing = figures.line_chart(title, lines, log=log_axis)
         if drawing:
-            keys = "".join(
-                f'<span class="key"><i style="background:var(--line{line.colour})"></i>{line.name} '
-                f"{figures.short(line.points[-1][1])}</span>"
-                for line in lines
-            )
+            keys = "".join(_key(line, alone=len(lines) == 1) for line in lines)
             drawn.append(
                 f'<figure class="chart"><figcaption><b>{title}</b>{keys}</figcaption>{drawing}</figure>'
             )
     return drawn
+
+
+def _key(line: Line, alone: bool) -> str:
+    """Name and last value of a curve: the smoothed one where the raw one jumps."""
+    points = line.points if line.marks else figures.smooth(line.points)
+    name = "at the end" if alone else line.name
+    value = figures.short(points[-1][1])
+    return f'<span class="key"><i style="background:var(--line{line.colour})"></i>{name} {value}</span>'
 
 
 def _share_waiting(log: StageLog) -> float:
@@ -188,10 +192,9 @@ def scores_table(record: RunRecord) -> str:
     if controlled:
         body += '<tr class="group"><th colspan="7" scope="rowgroup">Controls that a translator must beat</th></tr>'
         body += "".join(_score_row(*row, most=most) for row in controlled)
-    head = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("", "clips", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
-    )
+    names = ("set", "clips", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
+    left = ' class="left"'
+    head = "".join(f'<th scope="col"{left if name == "BLEU-4" else ""}>{name}</th>' for name in names)
     further = [
         f"{words} {scores[key]:.2f}"
         for key, words in (
@@ -206,7 +209,7 @@ def scores_table(record: RunRecord) -> str:
         notes += f'<p class="note">sacrebleu: <code>{escape(str(scores["signature"]))}</code></p>'
     caption = "Percent. A control is given no chance to look at the right video."
     table = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return section("scores", "Scores and controls", f'<div class="scroll" tabindex="0">{table}</div>{notes}')
+    return section("scores", "Scores and controls", _scroll(table) + notes)
 
 
 def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) -> str:
@@ -228,7 +231,8 @@ def examples(record: RunRecord) -> str:
     if not rows:
         return ""
     spaced = any(" " in str(row["reference"]) for row in rows)
-    ranked = sorted(rows, key=lambda row: -similarity(str(row["hypothesis"]), str(row["reference"]), spaced))
+    unlike = {(str(row["reference"]), str(row["hypothesis"])): row for row in reversed(rows)}
+    ranked = sorted(unlike.values(), key=lambda row: -_in_common(row, spaced))
     count = min(EXAMPLES, len(ranked))
     chosen = [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(count)]
     language = escape(str(record.setting("corpus.language", "")), quote=True)
@@ -247,9 +251,9 @@ def examples(record: RunRecord) -> str:
         f"All {len(rows)}" if len(rows) <= ALL_EXAMPLES else f"The first {ALL_EXAMPLES} of {len(rows)}"
     )
     head = '<tr><th scope="col">clip</th><th scope="col">reference</th><th scope="col">hypothesis</th></tr>'
-    table = f'<div class="scroll" tabindex="0"><table class="all"><thead>{head}</thead><tbody>{everything}</tbody></table></div>'
-    body = f"<p>{intro}</p><ol class='examples'>{items}</ol><details><summary>{count_all} translations</summary>{table}</details>"
-    return section("examples", "Examples", body)
+    table = _scroll(f'<table class="all"><thead>{head}</thead><tbody>{everything}</tbody></table>')
+    details = f"<details><summary>{count_all} translations</summary>{table}</details>"
+    return section("examples", "Examples", f'<p>{intro}</p><ol class="examples">{items}</ol>{details}')
 
 
 def _example(row: Mapping[str, Any], spaced: bool, language: str) -> str:
@@ -261,7 +265,7 @@ def _example(row: Mapping[str, Any], spaced: bool, language: str) -> str:
         if isinstance(glosses, list)
         else ""
     )
-    notes = [f"{similarity(hypothesis, reference, spaced):.0%} in common"]
+    notes = [f"{_in_common(row, spaced):.0%} in common"]
     if row.get("signer"):
         notes.append(f"signer {escape(str(row['signer']))}")
     if isinstance(row.get("segments"), list):
@@ -275,6 +279,10 @@ def _example(row: Mapping[str, Any], spaced: bool, language: str) -> str:
         lines.append(("pseudo-glosses", f"<span{lang}>{chips}</span>"))
     inside = "".join(f'<div class="what">{what}</div><div>{html}</div>' for what, html in lines)
     return f'<li>{inside}<div class="match">{" · ".join(notes)}</div></li>'
+
+
+def _in_common(row: Mapping[str, Any], spaced: bool) -> float:
+    return similarity(str(row["hypothesis"]), str(row["reference"]), spaced)
 
 
 def similarity(hypothesis: str, reference: str, spaced: bool = True) -> float:
@@ -320,7 +328,7 @@ def alignments(record: RunRecord) -> str:
             parts.append(
                 f'<figure class="clip"><figcaption class="sentence">{label}</figcaption>'
                 f'<p class="note">cosine from {min(values):.2f} (blank) to {max(values):.2f} (full)</p>'
-                f'<div class="scroll" tabindex="0">{drawing}</div></figure>'
+                f"{_scroll(drawing)}</figure>"
             )
     if not parts:
         return ""
@@ -337,7 +345,8 @@ def timelines(record: RunRecord) -> str:
     for row in record.timelines:
         try:
             frames, fps, segments = int(row["frames"]), float(row["fps"]), row["segments"]
-            drawing = figures.timeline(frames, fps, segments, row.get("gold") or ())
+            gold = [(float(start), float(end), str(gloss)) for start, end, gloss in row.get("gold") or ()]
+            drawing = figures.timeline(frames, fps, segments, gold)
         except (KeyError, TypeError, ValueError, IndexError):
             continue
         hypothesis = (
@@ -345,10 +354,11 @@ def timelines(record: RunRecord) -> str:
             if "hypothesis" in row
             else ""
         )
+        wide = f'<div class="wide">{drawing}</div>'
         parts.append(
             f'<div class="clip"><p class="sentence">{escape(str(row.get("sentence", "")))}</p>{hypothesis}'
             f"{_thumbnails(row.get('thumbnails'), segments, fps)}"
-            f'<div class="scroll" tabindex="0"><div class="wide">{drawing}</div></div></div>'
+            f"{_scroll(wide)}</div>"
         )
     if not parts:
         return ""
@@ -389,20 +399,21 @@ def cost(record: RunRecord) -> str:
     if not rows:
         return ""
     most = max(float(row["seconds"]) for row in rows)
-    body = "".join(
-        f'<tr><th scope="row">{escape(str(row.get("stage", "")))}</th>'
-        f'<td class="with-bar"><div><span>{duration(row["seconds"])}</span>'
-        f"{figures.bar(float(row['seconds']), most, True)}</div></td>"
-        f"<td>{row['memory_mb'] / 1000:.2f} GB</td></tr>"
-        if _number(row.get("memory_mb"))
-        else f'<tr><th scope="row">{escape(str(row.get("stage", "")))}</th><td>{duration(row["seconds"])}</td><td></td></tr>'
-        for row in rows
-    )
+    body = "".join(_cost_row(row, most) for row in rows)
     total = duration(sum(float(row["seconds"]) for row in rows))
     body += f'<tr class="strong"><th scope="row">together</th><td>{total}</td><td></td></tr>'
     head = '<tr><th scope="col">stage</th><th scope="col">time</th><th scope="col">peak memory of a process</th></tr>'
     table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-    return section("cost", "Time and memory", f'<div class="scroll" tabindex="0">{table}</div>')
+    return section("cost", "Time and memory", _scroll(table))
+
+
+def _cost_row(row: Mapping[str, Any], most: float) -> str:
+    seconds = float(row["seconds"])
+    memory = f"{row['memory_mb'] / 1000:.2f} GB" if _number(row.get("memory_mb")) else ""
+    return (
+        f'<tr><th scope="row">{escape(str(row.get("stage", "")))}</th><td class="with-bar"><div>'
+        f"<span>{duration(seconds)}</span>{figures.bar(seconds, most, True)}</div></td><td>{memory}</td></tr>"
+    )
 
 
 def recipe(record: RunRecord) -> str:
@@ -425,7 +436,13 @@ def absent(record: RunRecord) -> str:
 def section(anchor: str, title: str, body: str, kind: str = "") -> str:
     """One section with its heading."""
     name = f' class="{kind}"' if kind else ""
-    return f'<section id="{anchor}"{name} aria-labelledby="{anchor}-title"><h2 id="{anchor}-title">{title}</h2>{body}</section>'
+    heading = f'<h2 id="{anchor}-title">{title}</h2>'
+    return f'<section id="{anchor}"{name} aria-labelledby="{anchor}-title">{heading}{body}</section>'
+
+
+def _scroll(html: str) -> str:
+    """What is wider than a phone scrolls by itself, with the keyboard too."""
+    return f'<div class="scroll" tabindex="0">{html}</div>'
 
 
 def duration(seconds: float) -> str:
@@ -436,6 +453,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def brief(seconds: float) -> str:
+    """59 s, 9.8 min, 2.1 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _number(value: Any) -> bool:

@@ -35,14 +35,17 @@ p { margin: 0 0 .8em; max-width: 72ch; }
 .sub, .note { color: var(--muted); }
 .note { font-size: .9rem; }
 a { color: var(--accent); }
-code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
+code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  overflow-wrap: anywhere; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
 .skip { position: absolute; left: -999px; }
 .skip:focus { left: 12px; top: 12px; background: var(--card); padding: 8px 14px; z-index: 2; }
-nav ul { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0; margin: 18px 0 0; font-size: .93rem; }
+nav ul { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0; margin: 18px 0 0;
+  font-size: .93rem; }
 nav a { text-decoration: none; }
 nav a:hover { text-decoration: underline; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 12px; margin: 26px 0 0; padding: 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 12px;
+  margin: 26px 0 0; padding: 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 16px; margin: 0; }
 .tile dt { color: var(--muted); font-size: .84rem; line-height: 1.3; }
 .tile dd { margin: 0; }
@@ -51,24 +54,30 @@ nav a:hover { text-decoration: underline; }
 .tile .small { color: var(--muted); font-size: .8rem; line-height: 1.35; }
 .tile.main { background: var(--accent); border-color: var(--accent); color: var(--accent-ink); }
 .tile.main dt, .tile.main .small { color: inherit; opacity: .9; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 24px 26px; margin: 22px 0; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 24px 26px;
+  margin: 22px 0; }
 .absent { background: none; border-style: dashed; }
 .absent ul { margin: 0; padding-left: 1.2em; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 18px; }
 figure { margin: 0; min-width: 0; }
-.chart { border: 1px solid var(--line); border-radius: 10px; padding: 12px 12px 6px; }
-.chart figcaption { display: flex; flex-wrap: wrap; gap: 2px 12px; align-items: baseline; font-size: .88rem; margin: 0 2px 6px; }
+.chart { border: 1px solid var(--line); border-radius: 10px; padding: 12px 12px 6px; display: flex;
+  flex-direction: column; justify-content: space-between; }
+.chart figcaption { display: flex; flex-wrap: wrap; gap: 2px 12px; align-items: baseline; font-size: .88rem;
+  margin: 0 2px 6px; }
 .chart figcaption b { font-weight: 600; }
 .key { color: var(--muted); font-size: .8rem; white-space: nowrap; }
-.key i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 5px; vertical-align: middle; }
+.key i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 5px;
+  vertical-align: middle; }
 svg { display: block; max-width: 100%; height: auto; }
-svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif; fill: var(--muted);
+svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif;
+  fill: var(--muted);
   font-variant-numeric: tabular-nums; }
 svg text.axis { font-size: 10.5px; }
 svg text.on { fill: #fff; font-weight: 600; }
 svg text.token { fill: var(--ink); font-size: 12px; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .rule { stroke: var(--muted); stroke-width: 1; }
+svg .ground { fill: var(--faint); }
 svg .cell { fill: var(--accent); }
 svg .best { fill: none; stroke: var(--line1); stroke-width: 2; rx: 2px; }
 svg .gold { fill: var(--faint); stroke: var(--line); }
@@ -84,13 +93,16 @@ thead th { color: var(--muted); font-weight: 550; font-size: .85rem; border-bott
 tbody th { font-weight: 500; }
 tr.strong th, tr.strong td { font-weight: 650; }
 tr.group th { color: var(--muted); font-size: .82rem; font-weight: 550; padding-top: 16px; text-align: left; }
-td.with-bar { min-width: 190px; }
-td.with-bar div { display: grid; grid-template-columns: 3.4em 1fr; gap: 10px; align-items: center; }
+th.left { text-align: left; }
+td.with-bar { min-width: 190px; text-align: left; }
+td.with-bar div { display: grid; grid-template-columns: minmax(3.4em, max-content) 1fr; gap: 10px;
+  align-items: center; }
 .bar { display: block; height: 10px; border-radius: 5px; background: var(--faint); overflow: hidden; }
 .bar i { display: block; height: 100%; border-radius: 5px; background: var(--accent); }
 .bar.weak i { background: var(--muted); opacity: .75; }
 .examples { list-style: none; padding: 0; margin: 18px 0 0; }
-.examples > li { border-top: 1px solid var(--line); padding: 14px 0 12px; display: grid; grid-template-columns: 7.2em 1fr;
+.examples > li { border-top: 1px solid var(--line); padding: 14px 0 12px; display: grid;
+  grid-template-columns: 7.2em 1fr;
   gap: 2px 14px; }
 .examples .what { color: var(--muted); font-size: .84rem; padding-top: .15em; }
 .examples .match { grid-column: 1 / -1; font-size: .8rem; color: var(--muted); }

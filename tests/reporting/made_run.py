@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -50,7 +51,8 @@ def _log(folder: Path, steps: int, start: float, end: float, rng: np.random.Gene
     for step in range(1, steps + 1):
         done = step / steps
         loss = end + (start - end) * math.exp(-4 * done) + float(rng.normal(0, 0.12))
-        row = {"event": "step", "step": step, "epoch": step / 15, "loss": loss, "lr": 1e-3 * (1 + math.cos(math.pi * done)) / 2,
+        row = {"event": "step", "step": step, "epoch": step / 15, "loss": loss,
+               "lr": 1e-3 * (1 + math.cos(math.pi * done)) / 2,
                "grad_norm": float(rng.lognormal(0.3 - done, 0.4)), "samples_per_s": float(rng.normal(84, 6)),
                "wait_s": 0.004, "memory_mb": 2400, "time_s": step * 0.42}  # fmt: skip
         if first:
@@ -72,7 +74,8 @@ def _log(folder: Path, steps: int, start: float, end: float, rng: np.random.Gene
 
 def _scores(folder: Path) -> None:
     def score(bleu4: float, clips: int = 96) -> dict[str, object]:
-        return {"bleu1": bleu4 * 1.8, "bleu2": bleu4 * 1.4, "bleu3": bleu4 * 1.15, "bleu4": bleu4, "rouge_l": bleu4 * 1.7,
+        return {"bleu1": bleu4 * 1.8, "bleu2": bleu4 * 1.4, "bleu3": bleu4 * 1.15, "bleu4": bleu4,
+                "rouge_l": bleu4 * 1.7,
                 "bleu4_none": bleu4, "rouge_l_beta12": bleu4 * 1.68, "clips": clips,
                 "signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"}  # fmt: skip
 
@@ -97,14 +100,15 @@ def _predictions(folder: Path, rng: np.random.Generator) -> None:
     for n in range(24):
         reference, hypothesis, glosses = SENTENCES[n % len(SENTENCES)]
         rows.append({"key": f"{n:016x}", "id": f"test/{n}", "hypothesis": hypothesis, "reference": reference,
-                     "pseudo_glosses": glosses, "segments": [[0, 8], [8, 15]], "frames": 110, "signer": f"s{n % 8}"})  # fmt: skip
+                     "pseudo_glosses": glosses, "segments": [[0, 8], [8, 15]], "frames": 110,
+                     "signer": f"s{n % 8}"})  # fmt: skip
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "predictions" / "test.jsonl").write_text(text, encoding="utf-8")
 
 
 def _segments(total: int, rng: np.random.Generator) -> list[list[int]]:
     edges = [int(edge) for edge in np.cumsum(rng.integers(4, 11, size=60)) if edge < total]
-    return [[a, b] for a, b in zip(edges, edges[1:])]
+    return [[a, b] for a, b in itertools.pairwise(edges)]
 
 
 def _alignment(folder: Path, rng: np.random.Generator) -> None:
@@ -135,8 +139,10 @@ def _timelines(folder: Path, rng: np.random.Generator) -> None:
     for n, (reference, hypothesis, glosses) in enumerate(SENTENCES[:3] + SENTENCES[4:5]):
         total = 100 + 12 * n
         segments = _segments(total, rng)
-        row = {"key": "0" * 16, "id": "x", "sentence": reference, "hypothesis": hypothesis, "fps": 25.0, "frames": total,
-               "segments": segments, "thumbnails": [{"frame": (a + b) // 2, "jpeg": _jpeg(a + b)} for a, b in segments]}  # fmt: skip
+        row = {"key": "0" * 16, "id": "x", "sentence": reference, "hypothesis": hypothesis, "fps": 25.0,
+               "frames": total,
+               "segments": segments,
+               "thumbnails": [{"frame": (a + b) // 2, "jpeg": _jpeg(a + b)} for a, b in segments]}  # fmt: skip
         if n < 2:
             width = total // (len(glosses) + 1)
             row["gold"] = [
