@@ -17,4 +17,5 @@ def pad_packed(rows_ND: Tensor, lengths_B: Tensor, width: int | None = None) -> 
     width = max(lengths, default=0) if width is None else width
     mask_BL = torch.arange(width, device=rows_ND.device) < lengths_B.to(rows_ND.device)[:, None]
     padded_BLD = rows_ND.new_zeros(len(lengths), width, *rows_ND.shape[1:])
-    return padded_BLD.masked_scatter(mask_BL[..., None], rows_ND), mask_BL
+    scattered = mask_BL.reshape(*mask_BL.shape, *[1] * (rows_ND.ndim - 1))
+    return padded_BLD.masked_scatter(scattered, rows_ND), mask_BL

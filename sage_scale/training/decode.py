@@ -11,6 +11,7 @@ import torch
 
 from sage_scale.config import Recipe
 from sage_scale.models.sage import SageTranslator
+from sage_scale.shards import open_dataset
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
@@ -38,6 +39,8 @@ def translate_split(
     model.eval()
     evaluation = recipe.evaluation
     rows: list[dict[str, Any]] = []
+    if not has_split(data, split):
+        return rows
     for batch in open_evaluation(
         data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=evaluation.batch_size
     ):
@@ -56,7 +59,18 @@ def translate_split(
         rows += _rows(batch, hypotheses)
         if progress:
             progress(len(rows))
-    return [row for part in distributed.gather_objects(rows) for row in part]
+    # Ranks take every W-th clip; the dataset's order is put back.
+    rows = sorted(
+        (row for part in distributed.gather_objects(rows) for row in part), key=lambda row: row["place"]
+    )
+    for row in rows:
+        del row["place"]
+    return rows
+
+
+def has_split(data: str, split: str) -> bool:
+    """Whether the dataset holds clips of a split."""
+    return split in open_dataset(data).splits
 
 
 def blank(video: PackedVideo) -> PackedVideo:
@@ -72,6 +86,7 @@ def blank(video: PackedVideo) -> PackedVideo:
 def _rows(batch: Batch, hypotheses: list[str]) -> list[dict[str, Any]]:
     return [
         {
+            "place": int(place),
             "key": key,
             "id": meta["id"],
             "hypothesis": hypothesis,
@@ -81,5 +96,7 @@ def _rows(batch: Batch, hypotheses: list[str]) -> list[dict[str, Any]]:
             "frames": meta["frames"],
             "signer": meta["signer"],
         }
-        for key, meta, hypothesis, segments in zip(batch.keys, batch.metas, hypotheses, batch.segments)
+        for place, key, meta, hypothesis, segments in zip(
+            batch.positions_B, batch.keys, batch.metas, hypotheses, batch.segments
+        )
     ]

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def initialise(timeout_s: float = 600.0) -> Ranks:
         os.environ["MASTER_PORT"] = str(_free_port())
     import deepspeed
 
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     # The shared-memory op is compiled at first use (55 s, needs a C++ compiler); gloo does without it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
@@ -121,6 +123,8 @@ def _quieten() -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="deepspeed|torch.distributed")
     for name in ("DeepSpeed", "deepspeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -93,6 +93,7 @@ class Engine:
             dist_init_required=False,
         )
         self.prepare_optimizer_state(0)
+        self._norm = 0.0
 
     def precision(self) -> AbstractContextManager:
         """The autocast context of forward passes, training or not."""
@@ -114,13 +115,17 @@ class Engine:
         factor = rate(self.stage, progress)
         for group in self._optimizer.param_groups:
             group["lr"] = self.stage.lr * group["lr_scale"] * factor
+        if self.stage.zero_stage == 0:  # DeepSpeed keeps no norm of float32 gradients that it does not shard
+            gradients = [parameter.grad for _, parameter in self.trained() if parameter.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
         return self.stage.lr * factor
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient over all ranks, before clipping."""
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0
+        if self.stage.zero_stage == 0:
+            return self._norm
+        return float(self._engine.get_global_grad_norm() or 0.0)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Trainable parameters by the model's own names, in a fixed order."""

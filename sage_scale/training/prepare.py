@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,19 @@ def _prepare(
             "model.language_model is empty: give a folder with mBART-large-50, or set denoise.enabled=true"
         )
     elif recipe.text.trim_vocabulary:
-        from sage_scale.text.vocabulary import trim_model
+        from sage_scale.text.vocabulary import trim_vocabulary
 
-        others = {split: [m["sentence"] for m in texts if m["split"] == split] for split in ("dev", "test")}
-        report["trimmed"] = trim_model(
-            recipe.model.language_model, partial, sentences, glosses, recipe.corpus.language, held_out=others
+        check = {name: [m["sentence"] for m in texts if m["split"] == name] for name in ("dev", "test")}
+        lemmas = {gloss for clip in glosses for gloss in clip}
+        trimmed = trim_vocabulary(
+            recipe.model.language_model,
+            partial,
+            sentences,
+            sorted(lemmas),
+            recipe.corpus.language,
+            check=check,
         )
+        report["trimmed"] = asdict(trimmed)
     else:
         report["used"] = recipe.model.language_model
     report["seconds"] = round(time.monotonic() - started, 1)

@@ -20,6 +20,7 @@ from sage_scale.models.language import TextEncoder, load_language_model
 from sage_scale.models.sage import SageAligner
 from sage_scale.streaming import Batch, open_evaluation, open_stream
 from sage_scale.training import distributed, export
+from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
 from sage_scale.training.loop import Loop
 from sage_scale.training.prepare import prepare_language_model
@@ -108,6 +109,8 @@ def embed_split(
     """Tokens of every clip of a split, in dataset order, on every rank: key, meta, visual and text tokens."""
     ranks = engine.ranks
     rows: list[dict[str, Any]] = []
+    if not has_split(data, split):
+        return rows
     batch_size = recipe.evaluation.batch_size
     for batch in open_evaluation(
         data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=batch_size
@@ -128,11 +131,14 @@ def embed_split(
         )
         lexical = [part.float().cpu() for part in targets.embeddings_MD.split(words)]
         contextual = [part.float().cpu() for part in targets.hidden_MD.split(words)]
-        for values in zip(batch.keys, batch.metas, texts, visual, contexts, lexical, contextual):
-            rows.append(
-                dict(zip(("key", "meta", "text", "visual", "hidden", "embeddings", "states"), values))
-            )
-    return [row for part in distributed.gather_objects(rows) for row in part]
+        names = ("place", "key", "meta", "text", "visual", "hidden", "embeddings", "states")
+        places = batch.positions_B.tolist()
+        for values in zip(places, batch.keys, batch.metas, texts, visual, contexts, lexical, contextual):
+            rows.append(dict(zip(names, values)))
+    # Ranks take every W-th clip; the dataset's order is put back.
+    return sorted(
+        (row for part in distributed.gather_objects(rows) for row in part), key=lambda row: row["place"]
+    )
 
 
 def dev_figures(
@@ -185,8 +191,9 @@ def write_alignment(
     recipe: Recipe, engine: Engine, text: TextEncoder, tokenizer: Any, data: str, path: Path, clips: int = 6
 ) -> None:
     """Token similarities of a few dev clips, as in the paper's Figure 4, for the report (rank 0 only)."""
-    rows = []
-    for batch in open_evaluation(data, recipe, "dev", rank=0, world=1, batch_size=clips):
+    rows: list[dict[str, Any]] = []
+    split = "dev" if has_split(data, "dev") else "train"
+    for batch in open_evaluation(data, recipe, split, rank=0, world=1, batch_size=clips):
         texts, languages = alignment_texts(recipe, batch.metas)
         with engine.precision():
             tokens, _ = engine.model.encode(batch.video.to(engine.ranks.device))

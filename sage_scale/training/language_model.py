@@ -1,0 +1,194 @@
+"""A small mBART made from the training sentences by denoising, for machines that can download none.
+
+A random frozen text encoder would make both levels of the alignment meaningless, so the demo first pretrains its
+own language model, as mBART was (Liu et al. 2020, section 2: text infilling and permutation), on the training
+split's text alone. One more noise function belongs to it: a sentence reduced to its pseudo-glosses, which drops
+function words and inflection. So the encoder learns to read content lemmas, which is what the visual tokens are
+aligned with, and the decoder learns to make sentences of them.
+
+The result is a Hugging Face folder in mBART-50's form, opened like mBART-large-50: labels "lang X </s>", the
+decoder starts with </s>, and generation is forced to begin with the language code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import MBartConfig, MBartForConditionalGeneration
+
+from sage_scale.config import Denoise
+from sage_scale.errors import RecipeError
+from sage_scale.evaluation import score
+from sage_scale.text.tokenizer import set_language, train_sentencepiece
+from sage_scale.training.engine import fast_bf16
+from sage_scale.training.noise import Noise, units
+
+POSITIONS = 320
+"""Longest input and output, subwords; more than `evaluation.max_tokens`, and than the segments of a demo clip."""
+_SMOOTHING = 0.1
+_WARMUP = 0.06
+_TRIAL_STEPS = 30
+
+
+def make_language_model(
+    sentences: Sequence[str],
+    glosses: Sequence[Sequence[str]],
+    denoise: Denoise,
+    folder: str | Path,
+    language: str = "de",
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    dev: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
+) -> Path:
+    """Train a SentencePiece model and a small mBART on `sentences` and their pseudo-glosses; gives `folder`.
+
+    The folder holds model, tokenizer and `denoise.json`: steps, seconds, final loss and, where `dev` (sentences,
+    glosses) is given, the BLEU-4 of its sentences made from their glosses. The same text and seed give the same
+    weights on the same machine, unless `max_minutes` ended the training early, which the report says. Raises
+    RecipeError where there is nothing to train on.
+    """
+    pairs = [(s.strip(), list(g)) for s, g in zip(sentences, glosses, strict=True) if s.strip()]
+    if not pairs:
+        raise RecipeError("denoise.enabled needs training sentences, and there are none")
+    say = progress or (lambda line: None)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    lemmas = sorted({lemma for _, row in pairs for lemma in row})
+    tokenizer = train_sentencepiece([*(sentence for sentence, _ in pairs), *lemmas], denoise.vocabulary, language)
+    language_id = set_language(tokenizer, language)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MBartForConditionalGeneration(_config(denoise, tokenizer, language_id))
+        say(f"language model: {model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
+        examples = [(units(tokenizer, sentence), [units(tokenizer, lemma) for lemma in row]) for sentence, row in pairs]
+        noise = Noise(examples, language_id, tokenizer, denoise, seed, POSITIONS)
+        report = _train(model, noise, denoise, say)
+    model.eval()
+    if dev is not None and len(dev[0]):
+        hypotheses = sentences_from_glosses(model, tokenizer, dev[1], language_id)
+        report["dev_gloss_to_text_bleu4"] = round(score(hypotheses, list(dev[0]), language)["bleu4"], 2)
+        say(f"language model: BLEU-4 {report['dev_gloss_to_text_bleu4']} from the pseudo-glosses of dev")
+    report["seconds"] = round(time.monotonic() - started, 1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "denoise.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+@torch.no_grad()
+def sentences_from_glosses(
+    model: Any, tokenizer: Any, glosses: Sequence[Sequence[str]], language_id: int, beams: int = 4, batch: int = 32
+) -> list[str]:
+    """What the language model makes of pseudo-glosses alone: the ceiling of a translator that finds them all."""
+    texts: list[str] = []
+    for start in range(0, len(glosses), batch):
+        rows = [" ".join(row) for row in glosses[start : start + batch]]
+        inputs = tokenizer(rows, padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt")
+        ids = model.generate(
+            **inputs, num_beams=beams, max_new_tokens=150, forced_bos_token_id=language_id, do_sample=False
+        )
+        texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
+
+
+def _config(denoise: Denoise, tokenizer: Any, language_id: int) -> MBartConfig:
+    width, layers, heads = denoise.width, denoise.layers, denoise.heads
+    return MBartConfig(
+        vocab_size=len(tokenizer), d_model=width, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=heads, decoder_attention_heads=heads, encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width, max_position_embeddings=POSITIONS, dropout=denoise.dropout,
+        attention_dropout=0.0, activation_dropout=0.0, scale_embedding=True, use_cache=True,
+        bos_token_id=tokenizer.bos_token_id or 0, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.eos_token_id,
+        forced_bos_token_id=language_id, forced_eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+
+
+def _train(model: Any, noise: Noise, denoise: Denoise, say: Callable[[str], None]) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    bf16 = fast_bf16(device)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": denoise.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=denoise.lr,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    model.train()
+    budget = 60 * denoise.max_minutes if denoise.max_minutes > 0 else math.inf
+    started = last_word = time.monotonic()
+    recent: list[float] = []
+    shortened = False
+    step = 0
+    while step < denoise.steps:
+        elapsed = time.monotonic() - started
+        done = step / denoise.steps
+        # The schedule counts steps, so that a run repeats exactly. Only where the machine is too slow for all of
+        # them does it follow the clock, so that the rate still comes down to zero before the budget ends.
+        if step >= _TRIAL_STEPS and (shortened or elapsed / step * denoise.steps > budget):
+            shortened = True
+            done = max(done, elapsed / budget)
+            if done >= 1:
+                break
+        rate = denoise.lr * _schedule(done)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = noise.batch(step)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            loss = _loss(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        recent = [*recent[-49:], loss.item()]
+        step += 1
+        if time.monotonic() - last_word > 5:
+            last_word = time.monotonic()
+            left = min((last_word - started) / step * (denoise.steps - step), budget - (last_word - started))
+            say(f"language model: step {step} of {denoise.steps}, loss {_mean(recent):.3f}, {left:.0f} s left")
+    if not math.isfinite(_mean(recent)):
+        raise RecipeError(f"the denoising loss is not finite: lower denoise.lr={denoise.lr}")
+    say(f"language model: {step} steps in {time.monotonic() - started:.0f} s, denoising loss {_mean(recent):.3f}")
+    return {
+        "steps": step,
+        "ended_early_by_max_minutes": shortened,
+        "denoising_loss": round(_mean(recent), 4),
+        "precision": "bf16" if bf16 else "fp32",
+        "parameters": model.num_parameters(),
+    }
+
+
+def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    logits_BLV = model(
+        input_ids=batch["input_ids_BM"],
+        attention_mask=batch["mask_BM"],
+        decoder_input_ids=batch["decoder_input_ids_BL"],
+        use_cache=False,
+    ).logits
+    return F.cross_entropy(
+        logits_BLV.float().flatten(0, 1),
+        batch["labels_BL"].flatten(),
+        ignore_index=-100,
+        label_smoothing=_SMOOTHING,
+    )
+
+
+def _schedule(done: float) -> float:
+    """Linear warm-up, then cosine to zero; `done` is the share of the training that lies behind."""
+    if done < _WARMUP:
+        return (done + 0.002) / (_WARMUP + 0.002)
+    return 0.5 * (1 + math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP)))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))

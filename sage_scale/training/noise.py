@@ -1,0 +1,158 @@
+"""Noise for denoising pretraining: what mBART does to a sentence, and the sentence reduced to its pseudo-glosses.
+
+Every example is a pure function of (seed, step, place in the batch). A sentence is a list of *units*, lists of
+subword ids that make a word; noise works on whole units.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage_scale.config import Denoise
+
+Units = list[list[int]]
+Example = tuple[Units, list[Units]]
+"""A sentence's units, and those of each of its pseudo-glosses."""
+
+_SPAN = 3.5
+"""Mean length of a masked span, words (mBART, section 2.2)."""
+
+
+def units(tokenizer: Any, text: str) -> Units:
+    """Subword ids of each word of a text; of each subword, where words are not spaced."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    found: Units = []
+    for number, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        if piece.startswith("▁") or not found:
+            found.append([number])
+        else:
+            found[-1].append(number)
+    return [[number] for number in found[0]] if len(found) == 1 else found
+
+
+def infill(sentence: Units, share: float, mask_id: int, rng: random.Random) -> Units:
+    """Text infilling: spans of Poisson length are replaced by one mask each until `share` of the words is gone.
+
+    A span of length 0 only inserts a mask, as in mBART.
+    """
+    noisy: list[list[int] | None] = list(sentence)
+    left = round(share * len(sentence))
+    while left > 0:
+        length = min(_poisson(_SPAN, rng), left)
+        start = rng.randint(0, len(noisy) - length)
+        if any(unit is None for unit in noisy[start : start + length]):
+            left -= 1  # two spans would grow together
+            continue
+        noisy[start : start + length] = [None]
+        left -= max(1, length)
+    return [[mask_id] if unit is None else unit for unit in noisy]
+
+
+def shuffle_lightly(items: list[Any], reach: float, rng: random.Random) -> list[Any]:
+    """The items in an order in which none has passed another that was `reach` or more places away."""
+    places = [place + rng.uniform(0, reach) for place in range(len(items))]
+    return [items[place] for place in sorted(range(len(items)), key=places.__getitem__)]
+
+
+class Noise:
+    """Batches of noisy inputs and clean targets, in mBART-50's form."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        language_id: int,
+        tokenizer: Any,
+        denoise: Denoise,
+        seed: int,
+        longest: int,
+    ) -> None:
+        self.examples = examples
+        self.language_id = language_id
+        self.eos, self.pad, self.mask = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id
+        self.denoise = denoise
+        self.seed = seed
+        self.longest = longest
+        self.lemmas = [gloss for _, glosses in examples for gloss in glosses]
+        self._orders: dict[int, list[int]] = {}
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Batch of a step: input_ids_BM, mask_BM, decoder_input_ids_BL and labels_BL (-100 on padding)."""
+        B = self.denoise.batch_size
+        sources, targets = [], []
+        for position in range(step * B, (step + 1) * B):
+            epoch, place = divmod(position, len(self.examples))
+            rng = random.Random(f"{self.seed}/{position}")
+            example = self.examples[self._order(epoch)[place]]
+            sources.append(self.source(example, rng))
+            targets.append(self._target(example))
+        inputs = _padded(sources, self.pad)
+        labels = _padded(targets, -100)
+        shifted = _padded([[self.eos, *row[:-1]] for row in targets], self.pad)
+        return {
+            "input_ids_BM": inputs,
+            "mask_BM": inputs.ne(self.pad).long(),
+            "decoder_input_ids_BL": shifted,
+            "labels_BL": labels,
+        }
+
+    def source(self, example: Example, rng: random.Random) -> list[int]:
+        """A noisy input: masked and permuted sentence, pseudo-glosses, or a single lemma."""
+        sentence, glosses = example
+        kind = rng.random()
+        if kind < self.denoise.glosses and glosses:
+            noisy = self._gloss_noise(glosses, rng)
+        elif kind < self.denoise.glosses + self.denoise.single and glosses:
+            noisy = rng.choice(glosses)
+        else:
+            noisy = infill(sentence, self.denoise.mask, self.mask, rng)
+            if rng.random() < 0.5:
+                noisy = shuffle_lightly(noisy, 3.0, rng)
+        flat = [number for unit in noisy for number in unit][: self.longest - 2]
+        # Visual tokens come without language code and end of sentence, so half of the inputs do too.
+        return [self.language_id, *flat, self.eos] if rng.random() < 0.5 or not flat else flat
+
+    def _gloss_noise(self, glosses: list[Units], rng: random.Random) -> Units:
+        """Glosses missing, doubled and exchanged, in a disturbed order, as a recogniser of signs would give them."""
+        if rng.random() < 0.3:
+            return [unit for gloss in glosses for unit in gloss]
+        level = rng.random() * self.denoise.gloss_noise
+        kept = []
+        for gloss in glosses:
+            chance = rng.random()
+            if chance < level * 0.4:
+                continue
+            if chance < level * 0.6:
+                gloss = rng.choice(self.lemmas)
+            kept += [gloss, gloss] if rng.random() < level * 0.5 else [gloss]
+        reach = 1.0 + 4.0 * rng.random()
+        return [unit for gloss in shuffle_lightly(kept or glosses, reach, rng) for unit in gloss]
+
+    def _target(self, example: Example) -> list[int]:
+        flat = [number for unit in example[0] for number in unit][: self.longest - 2]
+        return [self.language_id, *flat, self.eos]
+
+    def _order(self, epoch: int) -> list[int]:
+        if epoch not in self._orders:
+            order = list(range(len(self.examples)))
+            random.Random(f"{self.seed}/epoch/{epoch}").shuffle(order)
+            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1} | {epoch: order}
+        return self._orders[epoch]
+
+
+def _poisson(mean: float, rng: random.Random) -> int:
+    limit, product, count = math.exp(-mean), rng.random(), 0
+    while product > limit:
+        product *= rng.random()
+        count += 1
+    return count
+
+
+def _padded(rows: list[list[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.int64)
