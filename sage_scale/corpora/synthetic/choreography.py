@@ -1,0 +1,280 @@
+"""From signs to motion: when each sign happens, and where hands, face and head are in every frame.
+
+Timing follows real DGS (50 fps keypoints of public DGS clips, boundaries by a trained segmenter: signs last
+80/180/500 ms at p10/50/90, 200/360/720 ms from onset to onset). Between two signs the hands move without a rest;
+handshape and orientation of the next sign are there before its place is. The weak hand rises early for a sign
+that needs it and lingers after one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from sage_scale.corpora.synthetic.articulation import (
+    ANGLE,
+    CHANNELS,
+    MAP,
+    READY,
+    REST,
+    U,
+    Y,
+    Z,
+    base_hand,
+    trajectory,
+    weak_trajectory,
+)  # fmt: skip
+from sage_scale.corpora.synthetic.grammar import Sign
+from sage_scale.corpora.synthetic.lexicon import LEXICON, Form, form_of
+from sage_scale.corpora.synthetic.signers import Signer
+
+FPS = 25
+LEAST_FRAMES, MOST_FRAMES = 60, 150
+_LENGTHS = {"short": 2.5, "medium": 5.2, "long": 12.0}
+"""Mean duration of a sign, frames."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A sign in time: its hold or movement without the way there, frames [start, end)."""
+
+    sign: Sign
+    start: int
+    end: int
+
+
+@dataclass
+class Motion:
+    """A signed sentence, T frames. Hands in the signer's space (articulation.py), u to the side of each hand."""
+
+    spans: list[Span]
+    strong: np.ndarray
+    """(T, 14)"""
+    weak: np.ndarray
+    """(T, 14)"""
+    mouth: np.ndarray
+    """(T, 2): opening and width of the mouth, 1 is neutral width."""
+    brows: np.ndarray
+    """(T,): -1 drawn together, 1 raised."""
+    cheeks: np.ndarray
+    """(T,): 1 puffed."""
+    head: np.ndarray
+    """(T, 3): turn to the viewer's right, nod (positive down), approach to the viewer."""
+    gaze: np.ndarray
+    """(T, 2): gaze in picture directions, -1 to 1."""
+    blink: np.ndarray
+    """(T,): 1 closed."""
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return len(self.strong)
+
+
+def choreograph(signs: tuple[Sign, ...], signer: Signer, rng: Random) -> Motion:
+    """The motion of a signed sentence; a pure function of its arguments."""
+    forms = [form_of(sign.gloss, signer.dialect) for sign in signs]
+    spans, total = _timing(signs, forms, signer, rng)
+    strong, weak = _hands(spans, forms, total, signer, rng)
+    mouth = _mouth(spans, total)
+    brows, cheeks, head = _marks(spans, total, rng)
+    gaze = _gaze(spans, total)
+    blink = np.zeros(total)
+    for start in _blinks(total, rng):
+        blink[start : start + 3] = 1.0
+    return Motion(spans, strong, weak, mouth, brows, cheeks, head, gaze, blink)
+
+
+def _timing(
+    signs: tuple[Sign, ...], forms: list[Form], signer: Signer, rng: Random
+) -> tuple[list[Span], int]:
+    tempo = signer.tempo * rng.lognormvariate(0.0, 0.06)
+    durations, gaps = [], []
+    for position, (sign, form) in enumerate(zip(signs, forms)):
+        length = _LENGTHS[form.length] * tempo * rng.lognormvariate(0.0, 0.3)
+        if "negation" in sign.marks or "intensity" in sign.marks:
+            length *= 1.3
+        durations.append(max(1.6, length))
+        if position:
+            way = base_hand(form)[[U, Y, Z]] - base_hand(forms[position - 1])[[U, Y, Z]]
+            distance = float(np.linalg.norm(way))
+            gaps.append(max(1.5, (2.4 + 3.2 * distance) * tempo * rng.lognormvariate(0.0, 0.25)))
+    lead_in = 7.0 + 4 * rng.random() + 6.0 * tempo
+    lead_out = 6.0 + 4 * rng.random() + 6.0 * tempo
+    signing = sum(durations) + sum(gaps)
+    # Sentences at either end of the range are paced so that a clip stays within 60 to 150 frames.
+    pace = min(max(1.0, (LEAST_FRAMES + 3 - lead_in - lead_out) / signing),
+               max(1.0, (MOST_FRAMES - 3 - lead_in - lead_out)) / signing)  # fmt: skip
+    now = lead_in
+    spans = []
+    for position, (sign, duration) in enumerate(zip(signs, durations)):
+        start = round(now)
+        end = max(start + 2, round(now + duration * pace))
+        if spans and start <= spans[-1].end:
+            start = spans[-1].end + 1
+            end = max(start + 2, end)
+        spans.append(Span(sign, start, end))
+        now = max(now + duration * pace, end) + (gaps[position] * pace if position < len(gaps) else 0.0)
+    total = min(max(round(spans[-1].end + lead_out), LEAST_FRAMES), MOST_FRAMES)
+    return spans, total
+
+
+def _hands(
+    spans: list[Span], forms: list[Form], total: int, signer: Signer, rng: Random
+) -> tuple[np.ndarray, np.ndarray]:
+    strong_keys: list[tuple[int, np.ndarray]] = []
+    weak_keys: list[tuple[int, np.ndarray]] = []
+    side = 1.0 if signer.left_handed else -1.0  # picture x of the strong hand's side
+    needs = [form.hands != "one" for form in forms]
+    for index, (span, form) in enumerate(zip(spans, forms)):
+        count = span.end - span.start
+        tau = np.linspace(0.0, 1.0, count)
+        path = tuple(np.array([MAP[place][0] * side, MAP[place][1]]) for place in _path(span.sign))
+        shift = 0.35 * np.array([MAP[span.sign.place][0] * side, MAP[span.sign.place][1]])
+        wander = np.array([rng.gauss(0, signer.sloppiness), rng.gauss(0, signer.sloppiness)])
+        reach = (
+            signer.reach * rng.lognormvariate(0.0, 0.1) * (1.35 if "intensity" in span.sign.marks else 1.0)
+        )
+        hand = trajectory(form, tau, reach, path)  # type: ignore[arg-type]
+        weak = weak_trajectory(form, tau, hand, reach)
+        hand[:, [U, Y]] += wander + shift
+        hand[:, ANGLE] += rng.gauss(0, 120 * signer.sloppiness)
+        strong_keys += list(zip(range(span.start, span.end), hand))
+        if weak is not None:
+            weak[:, [U, Y]] += wander * 0.7 + shift * (-1, 1)
+            weak_keys += list(zip(range(span.start, span.end), weak))
+        elif index + 1 < len(spans) and needs[index + 1]:  # rises early for the next sign
+            weak_keys.append((span.end - 1, READY))
+        elif index and needs[index - 1]:  # lingers after the last one
+            weak_keys.append((span.start + 1, READY))
+        elif index + 1 < len(spans):
+            weak_keys.append(((span.start + span.end) // 2, REST))
+    rise = max(2, spans[0].start - 6 - rng.randint(0, 1))
+    fall = min(total - 3, spans[-1].end + 7 + rng.randint(0, 1))
+    for keys in (strong_keys, weak_keys):
+        keys.insert(0, (rise, REST))
+        keys.append((fall, REST))
+        keys.sort(key=lambda key: key[0])
+    return _interpolate(strong_keys, total), _interpolate(weak_keys, total)
+
+
+def _path(sign: Sign) -> tuple[str, str]:
+    movement = LEXICON[sign.gloss].form.movement
+    if movement == "east":
+        return ("", "ost")
+    if movement == "west":
+        return ("", "west")
+    return sign.path
+
+
+def _interpolate(keys: list[tuple[int, np.ndarray]], total: int) -> np.ndarray:
+    """Hands between key frames: minimum jerk for the place, the shape and direction ahead of it."""
+    hands = np.empty((total, len(CHANNELS)))
+    first, last = keys[0], keys[-1]
+    hands[: first[0] + 1] = first[1]
+    hands[last[0] :] = last[1]
+    for (t0, a), (t1, b) in itertools.pairwise(keys):
+        if t1 <= t0:
+            hands[t0] = b
+            continue
+        tau = np.arange(t0, t1 + 1 if t1 < total else t1, dtype=float)
+        tau = (tau - t0) / (t1 - t0)
+        target = b.copy()
+        target[ANGLE] = a[ANGLE] + (b[ANGLE] - a[ANGLE] + 180.0) % 360.0 - 180.0
+        place = _jerk(tau)[:, None]
+        shape = _jerk(np.clip(tau / 0.65, 0.0, 1.0))[:, None]
+        block = a + (target - a) * shape
+        block[:, [U, Y, Z]] = a[[U, Y, Z]] + (b - a)[[U, Y, Z]] * place
+        if t1 - t0 > 3:  # hands travel in shallow arcs
+            block[:, Y] -= 0.06 * np.sin(np.pi * tau) * min(1.0, abs(b[U] - a[U]) + abs(b[Y] - a[Y]))
+        hands[t0 : t0 + len(block)] = block
+    hands[:, ANGLE] = np.rad2deg(np.unwrap(np.deg2rad(hands[:, ANGLE])))
+    return _smooth(hands)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Light low-pass over time: inertia of arms, (T, ...)."""
+    padded = np.concatenate([values[:1], values, values[-1:]])
+    return 0.18 * padded[:-2] + 0.64 * padded[1:-1] + 0.18 * padded[2:]
+
+
+def _jerk(tau: np.ndarray) -> np.ndarray:
+    return tau**3 * (10 - 15 * tau + 6 * tau**2)
+
+
+_MOUTHS = {"closed": (0.0, 0.85), "open": (1.0, 0.95), "wide": (0.4, 1.35), "round": (0.75, 0.5)}
+
+
+def _mouth(spans: list[Span], total: int) -> np.ndarray:
+    mouth = np.tile([0.12, 1.0], (total, 1))
+    for span in spans:
+        shapes = LEXICON[span.sign.gloss].mouthing
+        start, end = max(0, span.start - 1), min(total, span.end + 2)
+        for frame in range(start, end):
+            mouth[frame] = _MOUTHS[
+                shapes[min(len(shapes) - 1, (frame - start) * len(shapes) // (end - start))]
+            ]
+        if "intensity" in span.sign.marks:
+            mouth[start:end] = (0.3, 0.45)
+    return mouth
+
+
+def _marks(spans: list[Span], total: int, rng: Random) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Brows, cheeks and head: the marks spread over the gaps between signs that carry them."""
+    time = np.arange(total)
+    brows, cheeks, head = np.zeros(total), np.zeros(total), np.zeros((total, 3))
+    head[:, 0] = 0.07 * np.sin(2 * np.pi * (time / FPS * 0.31 + rng.random()))
+    head[:, 1] = 0.05 * np.sin(2 * np.pi * (time / FPS * 0.43 + rng.random()))
+    for mark, first, last in marked_spans(spans):
+        start, end = max(0, first - 3), min(total, last + 4)
+        on = slice(start, end)
+        course = np.sin(np.pi * (np.arange(start, end) - start + 0.5) / (end - start)) ** 0.4
+        if mark == "negation":
+            shake = np.sin(2 * np.pi * 2.3 * (np.arange(start, end) - start) / FPS)
+            head[on, 0] = 0.95 * course * shake
+            brows[on] = -0.5 * course
+        elif mark == "question":
+            brows[on] = course
+            head[on, 2] += 0.75 * course
+            head[on, 1] += 0.25 * course
+        else:
+            cheeks[on] = course
+            brows[on] = np.minimum(brows[on], -0.9 * course)
+            head[on, 1] += 0.35 * course
+    return brows, cheeks, head
+
+
+def marked_spans(spans: list[Span]) -> list[tuple[str, int, int]]:
+    """The marks of a sentence in time: kind and frames [start, end) of each run of signs that carry it."""
+    found: list[tuple[str, int, int]] = []
+    for mark in ("negation", "question", "intensity"):
+        previous = False
+        for span in spans:
+            carries = mark in span.sign.marks
+            if carries and previous:
+                found[-1] = (mark, found[-1][1], span.end)
+            elif carries:
+                found.append((mark, span.start, span.end))
+            previous = carries
+    return found
+
+
+def _gaze(spans: list[Span], total: int) -> np.ndarray:
+    """The signer looks at the viewer, and along a movement over the map."""
+    gaze = np.zeros((total, 2))
+    for span in spans:
+        place = _path(span.sign)[1] or span.sign.place
+        if place and (span.sign.path[1] or LEXICON[span.sign.gloss].form.movement in ("east", "west")):
+            gaze[span.start : span.end] = np.array(MAP[place]) * 2
+    return np.clip(gaze, -1, 1)
+
+
+def _blinks(total: int, rng: Random) -> list[int]:
+    starts, frame = [], rng.randint(5, 40)
+    while frame < total - 3:
+        starts.append(frame)
+        frame += rng.randint(30, 80)
+    return starts

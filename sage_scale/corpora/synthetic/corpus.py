@@ -1,0 +1,297 @@
+"""Making and reading the synthetic corpus.
+
+    root/
+      lexicon.json            the signs, written first: it marks the folder as ours
+      videos/<clip id>.mp4    H.264, 25 fps, square
+      gold/<clip id>.json     glosses with [start, end) frames, non-manual marks, the dominant German sentence;
+                              for evaluation only, training never sees it
+      manifest.jsonl          one clip a line, video paths relative to root
+      corpus.json             version, seed and counts; written last, so a folder that has it is finished
+
+The same seed and counts give the same bytes, in whatever order and by however many processes. A run that was
+interrupted is continued: a clip is finished when its gold file is there, names the same plan and fits the video.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from sage_scale import config
+from sage_scale.corpora.clip import Clip, Manifest, from_json_lines, to_json_lines
+from sage_scale.corpora.synthetic.choreography import FPS, choreograph, marked_spans
+from sage_scale.corpora.synthetic.grammar import dominant, signing
+from sage_scale.corpora.synthetic.lexicon import as_json
+from sage_scale.corpora.synthetic.render import SIZE, render
+from sage_scale.corpora.synthetic.signers import HELD_OUT_SIGNERS, SIGNERS, TRAINING_SIGNERS
+from sage_scale.corpora.synthetic.splits import Item, draw_splits
+from sage_scale.corpora.synthetic.video import write_h264
+from sage_scale.errors import SageError, StorageError, UsageError
+
+VERSION = 1
+"""Raised whenever the bytes of a corpus change; part of every clip id, so that no dataset mixes versions."""
+
+_OUR_FILES = re.compile(r"v\d+-s-?\d+-[a-z_]+-\d{4,}\.(mp4|json)(\.part)?")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A clip to be made: what is signed and by whom."""
+
+    id: str
+    item: Item
+    signer: str
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that stand for all that decides the clip's bytes."""
+        plan = (VERSION, SIZE, self.id, self.seed, self.item.sentence, self.signer,
+                [asdict(sign) for sign in signing(self.item.meaning)])  # fmt: skip
+        return hashlib.sha256(json.dumps(plan, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def split_counts(corpus: config.Corpus) -> dict[str, int]:
+    """Clips of each split, train first."""
+    return {"train": corpus.train_clips, "dev": corpus.dev_clips, "test": corpus.test_clips,
+            "test_heldout": corpus.heldout_clips}  # fmt: skip
+
+
+def plan(corpus: config.Corpus) -> list[Task]:
+    """All clips of a corpus, in manifest order; a pure function of seed and counts."""
+    tasks = []
+    for item in draw_splits(corpus.seed, split_counts(corpus)):
+        rng = Random(f"signer/{corpus.seed}/{item.split}/{item.number}")
+        if item.split == "test_heldout":
+            signer = HELD_OUT_SIGNERS[item.number % len(HELD_OUT_SIGNERS)]
+        else:
+            signer = rng.choices(TRAINING_SIGNERS, [signer.share for signer in TRAINING_SIGNERS])[0]
+        tasks.append(
+            Task(f"v{VERSION}-s{corpus.seed}-{item.split}-{item.number:04d}", item, signer.name, corpus.seed)
+        )
+    return tasks
+
+
+def make_corpus(
+    corpus: config.Corpus,
+    root: Path,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Make the corpus in `root`, or what of it is missing, and give its manifest as `read_corpus` does.
+
+    `workers` processes render (all usable cores by default); `progress` is called with (done, total). Raises
+    UsageError where `root` holds something else, StorageError where it cannot be written.
+    """
+    root = Path(root).absolute()
+    workers = workers or len(
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    tasks = plan(corpus)
+    settings = _settings(corpus)
+    _check_ours(root)
+    try:
+        whole = all((root / "videos" / f"{task.id}.mp4").exists() for task in tasks)
+        if whole and _finished(root) == settings and (root / "manifest.jsonl").exists():
+            if progress:
+                progress(len(tasks), len(tasks))
+            return read_corpus(corpus, root)
+        (root / "videos").mkdir(parents=True, exist_ok=True)
+        (root / "gold").mkdir(exist_ok=True)
+        (root / "corpus.json").unlink(missing_ok=True)
+        _write(root / "lexicon.json", _dumps(as_json()))
+        _sweep(root, tasks)
+        gold = _make_clips(root, tasks, workers, progress)
+        clips = [
+            Clip(id=task.id, video=f"videos/{task.id}.mp4", end_s=None, sentence=task.item.sentence, language="de",
+                 signer=task.signer, split=task.item.split, frames=gold[task.id]["frames"])
+            for task in tasks
+        ]  # fmt: skip
+        _write(root / "manifest.jsonl", to_json_lines(clips))
+        _write(root / "corpus.json", _dumps(settings | {"statistics": _statistics(tasks, gold)}))
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the synthetic corpus in {root}: {error.strerror or error}"
+        ) from None
+    return read_corpus(corpus, root)
+
+
+def read_corpus(corpus: config.Corpus, root: Path) -> Manifest:
+    """The manifest of a finished corpus, with absolute video paths.
+
+    Raises UsageError where `root` holds none, or one of other settings.
+    """
+    root = Path(root).absolute()
+    found = _finished(root)
+    if found is None:
+        raise UsageError(
+            f"{root} holds no finished synthetic corpus: make it with `sage-scale corpus make --root {root}`"
+        )
+    wanted = _settings(corpus)
+    if found != wanted:
+        differing = ", ".join(
+            f"{key} {found.get(key)} instead of {wanted[key]}"
+            for key in wanted
+            if found.get(key) != wanted[key]
+        )
+        raise UsageError(
+            f"{root} holds another synthetic corpus ({differing}): make it again or give another folder"
+        )
+    manifest = from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8"))
+    clips = tuple(Clip(**{**asdict(clip), "video": str(root / clip.video)}) for clip in manifest.clips)
+    return Manifest(clips, manifest.rejected)
+
+
+def load_gold(root: Path, clip_id: str) -> dict[str, Any]:
+    """The gold annotation of a clip; for evaluation only.
+
+    Keys: `signs` (gloss, start, end, marks, path, place; frames [start, end)), `non_manuals` (kind, start, end),
+    `dominant` (the most probable German sentence of the meaning), frames, fps, signer, dialect, left_handed.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", clip_id):
+        raise UsageError(f"'{clip_id}' is no clip id of the synthetic corpus")
+    path = Path(root) / "gold" / f"{clip_id}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no gold annotation for clip '{clip_id}' in {root}") from None
+
+
+# -- one clip --------------------------------------------------------------------------------------------------
+
+
+def make_clip(root: Path, task: Task) -> dict[str, Any]:
+    """Render one clip and write its video, then its gold file; both appear whole or not at all."""
+    signer = next(signer for signer in SIGNERS if signer.name == task.signer)
+    motion = choreograph(signing(task.item.meaning), signer, Random(f"motion/{task.seed}/{task.id}"))
+    video = root / "videos" / f"{task.id}.mp4"
+    partial = video.with_name(video.name + ".part")
+    write_h264(partial, render(motion, signer), FPS, SIZE)
+    os.replace(partial, video)
+    gold = {
+        "id": task.id, "plan": task.digest, "bytes": video.stat().st_size, "frames": motion.frames, "fps": FPS,
+        "signer": signer.name, "dialect": signer.dialect, "left_handed": signer.left_handed,
+        "sentence": task.item.sentence, "dominant": dominant(task.item.meaning),
+        "signs": [
+            {"gloss": span.sign.gloss, "start": span.start, "end": span.end, "marks": list(span.sign.marks),
+             "path": list(span.sign.path), "place": span.sign.place}
+            for span in motion.spans
+        ],
+        "non_manuals": [{"kind": kind, "start": start, "end": end} for kind, start, end in marked_spans(motion.spans)],
+    }  # fmt: skip
+    _write(root / "gold" / f"{task.id}.json", _dumps(gold))
+    return gold
+
+
+def _kept(root: Path, task: Task) -> dict[str, Any] | None:
+    """The gold of a clip that was finished earlier by the same plan."""
+    try:
+        gold = json.loads((root / "gold" / f"{task.id}.json").read_text(encoding="utf-8"))
+        size = (root / "videos" / f"{task.id}.mp4").stat().st_size
+    except (OSError, ValueError):
+        return None
+    return gold if gold.get("plan") == task.digest and gold.get("bytes") == size else None
+
+
+def _make_clips(
+    root: Path, tasks: list[Task], workers: int, progress: Callable[[int, int], None] | None
+) -> dict[str, dict[str, Any]]:
+    gold = {task.id: kept for task in tasks if (kept := _kept(root, task))}
+    missing = [task for task in tasks if task.id not in gold]
+    if progress:
+        progress(len(gold), len(tasks))
+    if workers <= 1 or len(missing) < 4:
+        for task in missing:
+            gold[task.id] = make_clip(root, task)
+            if progress:
+                progress(len(gold), len(tasks))
+        return gold
+    # Spawned, not forked: the caller may hold threads (torch, Ray) that a fork would copy in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(missing)), mp_context=context)
+    try:
+        futures = {pool.submit(make_clip, root, task): task for task in missing}
+        for future in as_completed(futures):
+            gold[futures[future].id] = future.result()
+            if progress:
+                progress(len(gold), len(tasks))
+    except BrokenProcessPool:
+        raise SageError(
+            f"a rendering process died after {len(gold)} of {len(tasks)} clips of {root} (out of memory?): "
+            "run the same command again"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return gold
+
+
+# -- the folder ------------------------------------------------------------------------------------------------
+
+
+def _settings(corpus: config.Corpus) -> dict[str, Any]:
+    return {"version": VERSION, "seed": corpus.seed, "fps": FPS, "size": SIZE, "clips": split_counts(corpus)}
+
+
+def _finished(root: Path) -> dict[str, Any] | None:
+    """The settings of a finished corpus in `root`."""
+    try:
+        found = json.loads((root / "corpus.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return (
+        {key: value for key, value in found.items() if key != "statistics"}
+        if isinstance(found, dict)
+        else None
+    )
+
+
+def _check_ours(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is a file: give a folder for the synthetic corpus")
+    theirs = [name for name in ("videos", "gold", "manifest.jsonl", "corpus.json") if (root / name).exists()]
+    if theirs and not (root / "lexicon.json").exists():
+        raise UsageError(
+            f"{root} holds '{theirs[0]}' of another corpus: give an empty folder for the synthetic one"
+        )
+
+
+def _sweep(root: Path, tasks: list[Task]) -> None:
+    """Remove clips that no longer belong to the corpus, and halves left by a killed run."""
+    wanted = {task.id for task in tasks}
+    for folder in ("videos", "gold"):
+        for path in (root / folder).iterdir():
+            ours = _OUR_FILES.fullmatch(path.name)
+            if ours and (ours[2] or path.name.rsplit(".", 1)[0] not in wanted):
+                path.unlink()
+
+
+def _statistics(tasks: list[Task], gold: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    train = Counter(gloss for task in tasks if task.item.split == "train" for gloss in task.item.glosses)
+    tested = {gloss for task in tasks if task.item.split != "train" for gloss in task.item.glosses}
+    return {
+        "frames": sum(entry["frames"] for entry in gold.values()),
+        "signs": sum(len(entry["signs"]) for entry in gold.values()),
+        "train_types": len(train),
+        "least_train_count_of_an_evaluated_sign": min((train[gloss] for gloss in tested), default=0),
+    }
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,320 @@
+"""Drawing the signer: from motion to RGB frames.
+
+The figure is three-dimensional up to the joints (two-bone inverse kinematics bend the elbows) and is drawn as
+shaded polygons, in twice the size and reduced, which smooths the edges. Hands are drawn a fifth too large and
+with every finger outlined, so that handshapes stay apart on frames of 64 pixels. Camera and background are still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sage_scale.corpora.synthetic.articulation import ANGLE, FLIP, LENGTH, SHAPE, U, Y, Z
+from sage_scale.corpora.synthetic.choreography import Motion
+from sage_scale.corpora.synthetic.signers import Colour, Signer
+
+SIZE = 128
+"""Side of a frame, pixels."""
+_OVER = 2
+_PIXELS = SIZE * _OVER / 2
+_HAND = 1.2
+_NECK_Y = 0.30
+
+Part = tuple[np.ndarray, Colour]
+"""A polygon in every frame, (T, P, 2) in picture coordinates (x right, y up, -1 to 1), and its colour."""
+
+
+def render(motion: Motion, signer: Signer) -> Iterator[np.ndarray]:
+    """The frames of a clip, each uint8 (SIZE, SIZE, 3)."""
+    still = _background(signer)
+    parts = _figure(motion, signer)
+    colours = [colour for _, colour in parts]
+    polygons = [_to_pixels(points) for points, _ in parts]
+    for frame in range(motion.frames):
+        picture = still.copy()
+        draw = ImageDraw.Draw(picture)
+        for polygon, colour in zip(polygons, colours):
+            draw.polygon(polygon[frame], fill=colour)
+        yield np.asarray(picture.reduce(_OVER))
+
+
+def _to_pixels(points: np.ndarray) -> list[list[float]]:
+    pixels = np.empty_like(points)
+    pixels[..., 0] = (points[..., 0] + 1) * _PIXELS
+    pixels[..., 1] = (1 - points[..., 1]) * _PIXELS
+    # Whole pixels of the large picture: the last bit of a sine, which differs between machines, rarely reaches them.
+    return np.rint(pixels).reshape(len(points), -1).tolist()
+
+
+def _background(signer: Signer) -> Image.Image:
+    """A plain wall, a little lighter around the signer."""
+    side = SIZE * _OVER
+    y, x = np.mgrid[0:side, 0:side] / side - 0.5
+    light = 1.06 - 0.35 * (x**2 + y**2)[..., None]
+    wall = np.clip(np.array(signer.background) * light, 0, 255).astype(np.uint8)
+    return Image.fromarray(wall)
+
+
+# -- the figure ------------------------------------------------------------------------------------------------
+
+
+def _figure(motion: Motion, signer: Signer) -> list[Part]:
+    """All parts, back to front."""
+    side = 1.0 if signer.left_handed else -1.0
+    body = np.zeros((motion.frames, 2))
+    # The trunk follows the hands a little.
+    body[:, 0] = signer.lean + 0.012 * side * (motion.strong[:, U] - motion.weak[:, U])
+    head = _head_place(motion, signer, body)
+    strong = _picture_hand(motion.strong, side, signer)
+    weak = _picture_hand(motion.weak, -side, signer)
+    parts = _hair_behind(head, signer) + _trunk(motion.frames, body, signer) + _head(motion, head, signer)
+    for hand, hand_side in ((weak, -side), (strong, side)):
+        parts += _arm(hand, hand_side, body, signer) + _hand(hand, hand_side, signer)
+    return parts
+
+
+def _picture_hand(hand: np.ndarray, side: float, signer: Signer) -> np.ndarray:
+    """A hand with u and angle turned into picture coordinates."""
+    turned = hand.copy()
+    turned[:, U] = side * hand[:, U] * (signer.shoulders / 0.34) ** 0.5 + signer.lean
+    turned[:, ANGLE] = hand[:, ANGLE] if side > 0 else 180.0 - hand[:, ANGLE]
+    return turned
+
+
+def _shade(colour: Colour, factor: float) -> Colour:
+    return tuple(int(max(0, min(255, c * factor))) for c in colour)  # type: ignore[return-value]
+
+
+def _ellipse(
+    centre: np.ndarray, rx: np.ndarray | float, ry: np.ndarray | float, points: int = 14
+) -> np.ndarray:
+    turn = np.arange(points) * (2 * np.pi / points)
+    rx, ry = np.broadcast_to(rx, len(centre)), np.broadcast_to(ry, len(centre))
+    return np.stack(
+        [centre[:, :1] + rx[:, None] * np.cos(turn), centre[:, 1:2] + ry[:, None] * np.sin(turn)], -1
+    )
+
+
+def _capsule(a: np.ndarray, b: np.ndarray, ra: np.ndarray | float, rb: np.ndarray | float) -> np.ndarray:
+    """A limb with round ends from a (T, 2) to b (T, 2), radii ra and rb: (T, 10, 2)."""
+    along = b - a
+    angle = np.arctan2(along[:, 1], along[:, 0])[:, None]
+    ra, rb = np.broadcast_to(ra, len(a))[:, None], np.broadcast_to(rb, len(a))[:, None]
+    back = angle + np.deg2rad([90, 135, 180, 225, 270])
+    front = angle + np.deg2rad([-90, -45, 0, 45, 90])
+    first = a[:, None] + np.stack([ra * np.cos(back), ra * np.sin(back)], -1)
+    second = b[:, None] + np.stack([rb * np.cos(front), rb * np.sin(front)], -1)
+    return np.concatenate([first, second], 1)
+
+
+def _trunk(frames: int, body: np.ndarray, signer: Signer) -> list[Part]:
+    w, y = signer.shoulders, _NECK_Y
+    outline = np.array([
+        (-0.085, y), (-0.2, y - 0.035), (-w, y - 0.085), (-w - 0.07, y - 0.2), (-w + 0.06, y - 0.55), (-w + 0.05, -1.1),
+        (w - 0.05, -1.1), (w - 0.06, y - 0.55), (w + 0.07, y - 0.2), (w, y - 0.085), (0.2, y - 0.035), (0.085, y),
+    ])  # fmt: skip
+    neck = np.array(
+        [(-0.075, y + 0.14), (-0.085, y), (-0.05, y - 0.06), (0.05, y - 0.06), (0.085, y), (0.075, y + 0.14)]
+    )
+
+    def placed(points: np.ndarray) -> np.ndarray:
+        return points[None] + body[:, None]
+
+    assert len(body) == frames
+    return [(placed(outline), signer.clothes), (placed(neck), _shade(signer.skin, 0.8))]
+
+
+def _head_place(motion: Motion, signer: Signer, body: np.ndarray) -> np.ndarray:
+    """(T, 5): centre of the head, its radii, and the turn."""
+    scale = 1.12 * signer.head * (1 + 0.07 * motion.head[:, 2])
+    centre = body + np.array([0.0, 0.575])
+    centre[:, 0] += 0.035 * motion.head[:, 0]
+    centre[:, 1] -= 0.05 * motion.head[:, 1] + 0.03 * motion.head[:, 2]
+    return np.column_stack([centre, 0.165 * scale, 0.222 * scale, motion.head[:, 0]])
+
+
+def _hair_behind(head: np.ndarray, signer: Signer) -> list[Part]:
+    centre, rx, ry, turn = head[:, :2], head[:, 2], head[:, 3], head[:, 4]
+    if signer.hair_style == "long":
+        lower = np.column_stack([centre[:, 0], centre[:, 1] - 0.9 * ry])
+        return [
+            (_capsule(centre + np.array([0.0, 0.04]), lower, 1.22 * rx, 1.02 * rx), _shade(signer.hair, 0.8))
+        ]
+    if signer.hair_style == "bun":
+        bun = np.column_stack([centre[:, 0] - 0.25 * rx * turn, centre[:, 1] + 1.12 * ry])
+        return [(_ellipse(bun, 0.5 * rx, 0.38 * rx), signer.hair)]
+    return []
+
+
+def _head(motion: Motion, head: np.ndarray, signer: Signer) -> list[Part]:
+    centre, rx, ry, turn = head[:, :2], head[:, 2], head[:, 3], head[:, 4]
+    nod = motion.head[:, 1]
+    skin = signer.skin
+
+    def at(x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
+        """A point of the face, in radii; it wanders as the head turns and nods."""
+        return np.column_stack([centre[:, 0] + rx * (np.asarray(x) * (1 - 0.18 * np.abs(turn)) + 0.42 * turn),
+                                centre[:, 1] + ry * (np.asarray(y) - 0.14 * nod)])  # fmt: skip
+
+    parts: list[Part] = []
+    if signer.hair_style != "bald":
+        parts.append((_ellipse(centre + np.array([0.0, 0.035]), 1.1 * rx, 1.06 * ry), signer.hair))
+    if signer.hair_style != "long":
+        for s in (-1, 1):
+            ear = np.column_stack([centre[:, 0] + s * rx * 0.98, centre[:, 1] - 0.05 * ry])
+            parts.append((_ellipse(ear, 0.13 * rx, 0.2 * ry, 8), _shade(skin, 0.86)))
+    face = np.column_stack([centre[:, 0], centre[:, 1] - 0.06 * ry])
+    parts.append((_ellipse(face, 0.97 * rx, 0.96 * ry, 18), skin))
+    jaw = np.column_stack([centre[:, 0] + 0.1 * rx * turn, centre[:, 1] - 0.45 * ry])
+    parts.append((_ellipse(jaw, (0.76 + 0.1 * motion.cheeks) * rx, 0.55 * ry), skin))
+    blush = np.clip(motion.cheeks, 0, 1)
+    for s in (-1, 1):
+        parts.append((_ellipse(at(s * 0.62, -0.3), 0.36 * rx * blush, 0.26 * ry * blush, 10),
+                      (min(255, skin[0] + 14), int(skin[1] * 0.72), int(skin[2] * 0.72))))  # fmt: skip
+    opened = 1 - 0.85 * motion.blink
+    squint = 1 - 0.35 * np.clip(-motion.brows, 0, 1) + 0.35 * np.clip(motion.brows, 0, 1)
+    for s in (-1, 1):
+        eye = at(s * 0.42, 0.1)
+        parts.append((_ellipse(eye, 0.21 * rx, 0.1 * ry * opened * squint, 8), (248, 248, 246)))
+        pupil = eye + np.column_stack([0.08 * rx * motion.gaze[:, 0], 0.03 * ry * motion.gaze[:, 1]])
+        parts.append((_ellipse(pupil, 0.1 * rx, 0.095 * ry * opened * squint, 8), (34, 28, 28)))
+        height = 0.3 + 0.2 * np.clip(motion.brows, 0, 1) + 0.08 * np.clip(motion.brows, -1, 0)
+        slope = 0.09 * np.clip(motion.brows, -1, 0)
+        inner, outer = at(s * 0.18, height + slope), at(s * 0.64, height - slope * 0.4)
+        brow = _shade(signer.hair, 0.75) if signer.hair_style != "bald" else (52, 38, 32)
+        parts.append((_capsule(inner, outer, 0.075 * rx, 0.05 * rx), brow))
+    parts.append((_capsule(at(0.0, 0.02), at(0.06, -0.2), 0.05 * rx, 0.1 * rx), _shade(skin, 0.86)))
+    width, gap = 0.36 * rx * motion.mouth[:, 1], 0.2 * ry * motion.mouth[:, 0]
+    mouth = at(0.0, -0.5)
+    parts.append((_ellipse(mouth, width, gap + 0.055 * ry, 12), (172, 66, 68)))
+    parts.append((_ellipse(mouth, 0.78 * width, np.maximum(gap - 0.01, 0.008), 10), (70, 14, 22)))
+    if signer.hair_style != "bald":
+        fringe = np.linspace(np.deg2rad(15), np.deg2rad(165), 9)
+        top = np.stack([centre[:, :1] + 1.04 * rx[:, None] * np.cos(fringe),
+                        centre[:, 1:2] + ry[:, None] * (0.12 + 0.94 * np.sin(fringe))], -1)  # fmt: skip
+        low = np.stack([centre[:, :1] + (0.9 * rx[:, None]) * np.cos(fringe[::-1]),
+                        centre[:, 1:2] + ry[:, None] * (0.2 + 0.44 * np.sin(fringe[::-1]) ** 0.7
+                                                        - 0.12 * nod[:, None])], -1)  # fmt: skip
+        parts.append((np.concatenate([top, low], 1), signer.hair))
+    else:
+        parts.append((_capsule(at(-0.2, 0.62), at(0.1, 0.68), 0.07 * rx, 0.05 * rx), _shade(skin, 1.08)))
+    return parts
+
+
+# -- arms and hands --------------------------------------------------------------------------------------------
+
+
+def _arm(hand: np.ndarray, side: float, body: np.ndarray, signer: Signer) -> list[Part]:
+    """Upper arm, forearm and cuff from the shoulder to the wrist of a hand."""
+    frames = len(hand)
+    shoulder = np.column_stack(
+        [body[:, 0] + side * signer.shoulders, np.full(frames, _NECK_Y - 0.13), np.zeros(frames)]
+    )
+    axis = np.deg2rad(hand[:, ANGLE])
+    back = 0.115 * _HAND * signer.hand * hand[:, LENGTH]
+    wrist = np.column_stack([hand[:, U] - back * np.cos(axis), hand[:, Y] - back * np.sin(axis), hand[:, Z]])
+    elbow = _elbow(shoulder, wrist, signer.arm, 0.95 * signer.arm, side)
+    sleeve = signer.clothes
+    light, dark = _shade(sleeve, 1.28), _shade(sleeve, 0.78)
+    light = tuple(min(255, c + 12) for c in light)  # type: ignore[assignment]
+    near = 1 + 0.12 * hand[:, Z]
+    a, b, c = shoulder[:, :2], elbow[:, :2], wrist[:, :2]
+    parts: list[Part] = [
+        (_capsule(a, b, 0.108, 0.094), dark),
+        (_capsule(a, b, 0.098, 0.084), _shade(sleeve, 1.12)),
+    ]
+    if signer.bare_arms:
+        half = 0.35 * c + 0.65 * b
+        parts += [(_capsule(b, c, 0.08, 0.056 * near), _shade(signer.skin, 0.62)),
+                  (_capsule(b, c, 0.071, 0.047 * near), _shade(signer.skin, 0.9)),
+                  (_capsule(b, half, 0.092, 0.086), light)]  # fmt: skip
+    else:
+        parts += [(_capsule(b, c, 0.092, 0.070 * near), dark), (_capsule(b, c, 0.082, 0.060 * near), light)]
+    return parts
+
+
+def _elbow(shoulder: np.ndarray, wrist: np.ndarray, upper: float, fore: float, side: float) -> np.ndarray:
+    """Two-bone inverse kinematics: the elbow (T, 3), bent downwards and outwards; moves `wrist` into reach."""
+    way = wrist - shoulder
+    distance = np.linalg.norm(way, axis=1, keepdims=True)
+    reach = np.clip(distance, 0.2, 0.995 * (upper + fore))
+    direction = way / np.maximum(distance, 1e-6)
+    wrist[:] = shoulder + direction * np.where(distance > reach, reach, distance)
+    along = (upper**2 - fore**2 + reach**2) / (2 * reach)
+    height = np.sqrt(np.maximum(upper**2 - along**2, 0.0))
+    pole = np.array([0.55 * side, -1.0, -0.35])
+    across = pole - (direction @ pole)[:, None] * direction
+    across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-6)
+    return shoulder + direction * along + across * height
+
+
+_KNUCKLES = (0.062, 0.021, -0.021, -0.060)
+_FINGERS = (0.168, 0.186, 0.172, 0.140)
+
+
+def _hand(hand: np.ndarray, side: float, signer: Signer) -> list[Part]:
+    """Palm and fingers; every finger has a dark outline, and a shade of its own."""
+    scale = _HAND * signer.hand * (0.94 + 0.22 * hand[:, Z])
+    axis = np.deg2rad(hand[:, ANGLE])
+    forward = np.column_stack([np.cos(axis), np.sin(axis)]) * scale[:, None]
+    # The thumb of a palm shown to the viewer points across the body: to the left of the fingers for the hand on
+    # the right of the picture.
+    flip = hand[:, FLIP]
+    flip = np.where(np.abs(flip) < 0.35, np.where(flip < 0, -0.35, 0.35), flip)
+    lateral = np.column_stack([-np.sin(axis), np.cos(axis)]) * (scale * flip * side)[:, None]
+    length = hand[:, LENGTH]
+    centre = hand[:, [U, Y]]
+    thumb, index, middle, ring, pinky, spread, curl, thumb_angle = hand[:, SHAPE].T
+    skin, shadow, edge = signer.skin, _shade(signer.skin, 0.84), _shade(signer.skin, 0.42)
+
+    def point(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
+        """A point of the hand: a along the fingers, b towards the thumb."""
+        a = np.broadcast_to(np.asarray(a, dtype=float) * length, len(hand))[:, None]
+        return centre + forward * a + lateral * np.broadcast_to(b, len(hand))[:, None]
+
+    def finger(a: np.ndarray | float, b: float, extent: np.ndarray, angle: np.ndarray, bend: np.ndarray,
+               width: float, colour: Colour) -> list[Part]:  # fmt: skip
+        first = np.deg2rad(angle)
+        second = np.deg2rad(angle + bend)
+        base = point(a, b)
+        mid = point(a + 0.52 * extent * np.cos(first), b + 0.52 * extent * np.sin(first))
+        tip = point(a + 0.52 * extent * np.cos(first) + 0.48 * extent * np.cos(second),
+                    b + 0.52 * extent * np.sin(first) + 0.48 * extent * np.sin(second))  # fmt: skip
+        outer, inner = width * scale, (width - 0.011) * scale
+        return [(_bent(base, mid, tip, outer), edge), (_bent(base, mid, tip, inner), colour)]
+
+    palm_shape = [(-0.105, -0.05), (-0.03, -0.083), (0.075, -0.085), (0.098, -0.06), (0.105, 0.0),
+                  (0.098, 0.06), (0.075, 0.085), (-0.03, 0.083), (-0.105, 0.05)]  # fmt: skip
+    rim = np.stack([point(a * 1.08, b * 1.13) for a, b in palm_shape], 1)
+    palm = np.stack([point(a, b) for a, b in palm_shape], 1)
+    fingers: list[Part] = []
+    rows = [(pinky, 3, 0.90), (ring, 2, 0.96), (middle, 1, 1.0), (index, 0, 1.05)]
+    for extent, number, tone in rows:
+        reach = np.maximum(extent * _FINGERS[number], 0.025)
+        angle = spread * (1.5 - number)
+        bend = curl * np.where(extent > 0.3, 1.0, 0.0)
+        fingers += finger(0.085, _KNUCKLES[number], reach, angle, bend, 0.029, _shade(skin, tone))
+    thumb_parts = finger(-0.035, 0.066, 0.15 * np.maximum(thumb, 0.3), thumb_angle, -0.35 * (thumb_angle - 20),
+                         0.033, _shade(skin, 1.08))  # fmt: skip
+    # Knuckles of folded fingers: a dark fold over the palm where they lie.
+    folded = np.clip(1 - 2.2 * (index + middle + ring + pinky) / 4, 0, 1)
+    fold = _capsule(point(0.035, -0.065), point(0.035, 0.06), 0.03 * scale * folded, 0.03 * scale * folded)
+    return [(rim, edge), (palm, shadow), *fingers, (fold, _shade(skin, 0.66)), *thumb_parts]
+
+
+def _bent(base: np.ndarray, mid: np.ndarray, tip: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """A finger of two joints as one polygon, (T, 9, 2)."""
+
+    def normal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        along = b - a
+        along = along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-6)
+        return np.column_stack([-along[:, 1], along[:, 0]]) * radius[:, None]
+
+    n1, n2 = normal(base, mid), normal(mid, tip)
+    joint = 0.5 * (n1 + n2)
+    ahead = np.column_stack([n2[:, 1], -n2[:, 0]])
+    return np.stack([base + n1, mid + joint, tip + 0.9 * n2, tip + 0.55 * n2 + 0.8 * ahead, tip + ahead,
+                     tip - 0.55 * n2 + 0.8 * ahead, tip - 0.9 * n2, mid - joint, base - n1], 1)  # fmt: skip
