@@ -59,6 +59,10 @@ class Catalog:
         """Name of the tar that the sample lies in."""
         return self.shards[int(self.samples.unit[sample])]
 
+    def place(self, sample: int) -> str:
+        """URL of that tar."""
+        return f"{self.url}/{self.shard(sample)}"
+
     def describe(self, sample: int) -> str:
         """Shard and sample, for a message."""
         begin = int(self.samples.offset[sample])

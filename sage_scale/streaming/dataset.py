@@ -16,16 +16,10 @@ import torch.utils.data
 from numpy.typing import NDArray
 
 from sage_scale.shards import read_sample
-from sage_scale.streaming.batches import (
-    Batch,
-    DecodedSample,
-    ReadCounts,
-    SampleShape,
-    collate,
-    decode_sample,
-)
+from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.readers import DamagedSample, FileFetcher, open_fetcher, read_verified
+from sage_scale.streaming.packing import DecodedSample, Packer
+from sage_scale.streaming.readers import DamagedSample, FileFetcher, open_fetcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,40 +105,43 @@ class SampleDataset(torch.utils.data.Dataset):
     def __getitems__(self, request: StepRequest) -> Batch:
         """The batch of a request. Raises DamagedSample, naming shard and sample, unless damage is skipped."""
         numbers = request.samples_B.tolist()
-        decoded: list[DecodedSample | None] = [self._cache.get(number) for number in numbers]
-        missing = [place for place, sample in enumerate(decoded) if sample is None]
-        found, retries = read_verified(self._fetcher, self.catalog, [numbers[place] for place in missing])
-        read, skipped = 0, []
-        for place, data in zip(missing, found):
-            if isinstance(data, DamagedSample):
-                if self.on_corrupt == "raise":
-                    raise data
-                skipped.append(str(data))
-                continue
-            read += len(data)
-            number = numbers[place]
-            sample = read_sample(
-                data, key=self.catalog.key(number), where=f"{self.catalog.url}/{self.catalog.shard(number)}"
-            )
-            decoded[place] = fresh = decode_sample(sample, self.shape)
-            self._cache.put(number, fresh)
-        kept = [place for place, sample in enumerate(decoded) if sample is not None]
-        return collate(
-            [sample for sample in decoded if sample is not None],
-            self.shape,
+        cached = [self._cache.get(number) for number in numbers]
+        reading = self._fetcher.read([n for n, sample in zip(numbers, cached) if sample is None])
+        packer = Packer(self.shape, self._expected_rows(request.samples_B))
+        kept, skipped, length = [], [], self.catalog.samples.length
+        read = hits = retries = 0
+        for place, (number, decoded) in enumerate(zip(numbers, cached)):
+            if decoded is not None:
+                packer.add_decoded(decoded)
+                hits += 1
+            else:
+                data, again = next(reading)
+                retries += again
+                if isinstance(data, DamagedSample):
+                    if self.on_corrupt == "raise":
+                        raise data
+                    skipped.append(str(data))
+                    continue
+                read += int(length[number])
+                packer.add(read_sample(data, key=self.catalog.key(number), where=self.catalog.place(number)))
+                if self.cache_bytes:
+                    self._cache.put(number, packer.last())
+            kept.append(place)
+        return packer.batch(
             seed=self.seed,
             positions_B=request.positions_B[kept],
             global_batch=request.global_batch,
             epoch=request.epoch,
             position=request.position,
             counts=ReadCounts(
-                samples=len(kept),
-                bytes=read,
-                cache_hits=len(numbers) - len(missing),
-                retries=retries,
-                skipped=tuple(skipped),
+                samples=len(kept), bytes=read, cache_hits=hits, retries=retries, skipped=tuple(skipped)
             ),
         )
+
+    def _expected_rows(self, samples_B: NDArray[np.int64]) -> int:
+        """At most so many frames do the segments hold, by the index: all of the clip, and one for each lone one."""
+        table = self.catalog.samples
+        return int((-(-table.frames[samples_B] // self.shape.stride) + table.segments[samples_B]).sum())
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_fetcher", "_cache")}

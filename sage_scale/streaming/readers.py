@@ -11,7 +11,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,16 +68,42 @@ def coalesce(
 
 
 class Fetcher(ABC):
-    """Bytes of samples, unchecked. Where a sample's bytes are not there, a DamagedSample stands in their
-    place.
-    """
+    """Reads samples of a catalog. Reentrant."""
 
     attempts = 1
     """How often bytes with a wrong hash are worth fetching."""
 
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
     @abstractmethod
-    def fetch(self, samples: Sequence[int]) -> list[bytes | DamagedSample]:
-        """One entry a sample. Raises StorageError where the store itself fails."""
+    def fetch(self, samples: Sequence[int]) -> Iterator[bytes | DamagedSample]:
+        """The bytes of each sample, unchecked; where they are not there, a DamagedSample in their place.
+
+        Raises StorageError where the store itself fails.
+        """
+
+    def read(self, samples: Sequence[int]) -> Iterator[tuple[bytes | DamagedSample, int]]:
+        """Bytes that have the hash of the index, or a DamagedSample, and how often they were read again.
+
+        One sample after another: those who let go of one before they take the next keep the memory in use small
+        enough for the processor's cache.
+        """
+        hashes = self.catalog.samples.hash[np.asarray(samples, dtype=np.int64)].tobytes()
+        for number, data in enumerate(self.fetch(samples)):
+            expected = hashes[16 * number : 16 * number + 16]
+            if isinstance(data, DamagedSample) or xxhash.xxh3_128_digest(data) == expected:
+                yield data, 0
+            else:
+                yield self._read_again(samples[number], expected)
+
+    def _read_again(self, sample: int, expected: bytes) -> tuple[bytes | DamagedSample, int]:
+        for attempt in range(1, self.attempts):
+            data = next(iter(self.fetch([sample])))
+            if isinstance(data, DamagedSample) or xxhash.xxh3_128_digest(data) == expected:
+                return data, attempt
+        what = f"{self.catalog.describe(sample)}: its bytes do not have the hash of the index; {ADVICE}"
+        return DamagedSample(what), self.attempts - 1
 
 
 class _Descriptor:
@@ -95,18 +121,19 @@ class FileFetcher(Fetcher):
     """Shards in files of this machine. `pread` has no position: threads and forked workers may share it."""
 
     def __init__(self, catalog: Catalog, paths: Sequence[Path]) -> None:
-        self.catalog = catalog
+        super().__init__(catalog)
         self.paths = paths
         self._open: OrderedDict[int, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def fetch(self, samples: Sequence[int]) -> list[bytes | DamagedSample]:
+    def fetch(self, samples: Sequence[int]) -> Iterator[bytes | DamagedSample]:
         table = self.catalog.samples
         picked = np.asarray(samples, dtype=np.int64)
         places = zip(
             samples, table.unit[picked].tolist(), table.offset[picked].tolist(), table.length[picked].tolist()
         )
-        return [self._read(sample, shard, offset, size) for sample, shard, offset, size in places]
+        for place in places:
+            yield self._read(*place)
 
     def _read(self, sample: int, shard: int, offset: int, size: int) -> bytes | DamagedSample:
         try:
@@ -143,13 +170,13 @@ class RangeFetcher(Fetcher):
     attempts = REMOTE_ATTEMPTS
 
     def __init__(self, catalog: Catalog, store: Store) -> None:
-        self.catalog = catalog
+        super().__init__(catalog)
         self.store = store
         self._pool: ThreadPoolExecutor | None = None
         self._process = 0
         self._lock = threading.Lock()
 
-    def fetch(self, samples: Sequence[int]) -> list[bytes | DamagedSample]:
+    def fetch(self, samples: Sequence[int]) -> Iterator[bytes | DamagedSample]:
         table = self.catalog.samples
         picked = np.asarray(samples, dtype=np.int64)
         offset_B, bytes_B = table.offset[picked], table.length[picked]
@@ -162,7 +189,7 @@ class RangeFetcher(Fetcher):
                     found[member] = data[begin : begin + int(bytes_B[member])]
                 else:
                     found[member] = self._get_alone(samples[member])
-        return found
+        yield from found
 
     def _get(self, span: Span) -> bytes | None:
         """The span, or None where the shard is missing or ends before it."""
@@ -215,28 +242,3 @@ def open_fetcher(catalog: Catalog) -> Fetcher:
     if all(path is not None for path in paths):
         return FileFetcher(catalog, [path for path in paths if path is not None])
     return RangeFetcher(catalog, store)
-
-
-def read_verified(
-    fetcher: Fetcher, catalog: Catalog, samples: Sequence[int]
-) -> tuple[list[bytes | DamagedSample], int]:
-    """Bytes that have the hash of the index, or a DamagedSample, for each sample; and how many were read
-    again.
-    """
-    found = fetcher.fetch(samples)
-    retries = 0
-    for number, sample in enumerate(samples):
-        data = found[number]
-        expected = catalog.samples.hash[sample].tobytes()
-        for attempt in range(fetcher.attempts):
-            if isinstance(data, DamagedSample) or xxhash.xxh3_128_digest(data) == expected:
-                break
-            if attempt + 1 < fetcher.attempts:
-                retries += 1
-                data = fetcher.fetch([sample])[0]
-            else:
-                data = DamagedSample(
-                    f"{catalog.describe(sample)}: its bytes do not have the hash of the index; {ADVICE}"
-                )
-        found[number] = data
-    return found, retries

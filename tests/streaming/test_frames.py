@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 from made_dataset import many
 
-from sage_scale.streaming.frames import grid_rows
+from sage_scale.streaming.frames import grid_runs
 
 
 @many(st.lists(st.integers(1, 12), min_size=1, max_size=12), st.integers(1, 6), st.integers(0, 9))
@@ -13,7 +13,9 @@ def test_a_segment_holds_its_grid_frames_or_the_nearest_one(lengths, stride, tai
     total = int(edges[-1]) + tail
     grid = list(range(0, total, stride))
     segments = np.stack([edges[:-1], edges[1:]], axis=1).astype(np.int32)[::2]
-    rows, counts = grid_rows(segments, stride, len(grid))
+    counts, runs = grid_runs(segments, stride, len(grid))
+    assert all(begin < end for begin, end in runs)
+    rows = [row for run in runs for row in range(*run)]
     expected_rows, expected_counts = [], []
     for start, end in segments.tolist():
         inside = [row for row, frame in enumerate(grid) if start <= frame < end]
@@ -22,9 +24,9 @@ def test_a_segment_holds_its_grid_frames_or_the_nearest_one(lengths, stride, tai
             inside = [int(np.argmin(away))]
         expected_rows += inside
         expected_counts.append(len(inside))
-    assert rows.tolist() == expected_rows and counts.tolist() == expected_counts
+    assert rows == expected_rows and counts == expected_counts
 
 
 def test_a_segment_behind_the_last_stored_frame_takes_it():
-    rows, counts = grid_rows(np.array([[0, 4], [4, 6]], dtype=np.int32), 4, 1)
-    assert rows.tolist() == [0, 0] and counts.tolist() == [1, 1]
+    counts, runs = grid_runs(np.array([[0, 4], [4, 6]], dtype=np.int32), 4, 1)
+    assert runs == [(0, 1), (0, 1)] and counts == [1, 1]
