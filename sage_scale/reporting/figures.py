@@ -205,14 +205,14 @@ def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten, or 1, 2 and 5 times them over a short range, from below `low` to above `high`; both positive."""
+    high = max(high, low * 1.5)
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-    last = max(last, first + 1)
-    if last - first <= 2:
-        dense = [factor * 10.0**n for n in range(first, last + 1) for factor in (1, 2, 5)]
-        below = [tick for tick in dense if tick <= low * (1 + 1e-9)]
-        above = [tick for tick in dense if tick >= high * (1 - 1e-9)]
-        return [tick for tick in dense if below[-1] <= tick <= (above or dense)[0 if above else -1]]
-    return [10.0**n for n in range(first, last + 1)]
+    if last - first > 2:
+        return [10.0**n for n in range(first, last + 1)]
+    dense = [factor * 10.0**n for n in range(first, last + 1) for factor in (1, 2, 5)]
+    start = max(tick for tick in dense if tick <= low * (1 + 1e-6))
+    end = min(tick for tick in dense if tick >= high * (1 - 1e-6))
+    return [tick for tick in dense if start <= tick <= end]
 
 
 def smooth(points: Points, share: float = 0.03) -> list[tuple[float, float]]:
@@ -226,6 +226,12 @@ def smooth(points: Points, share: float = 0.03) -> list[tuple[float, float]]:
         first, last = max(i - radius, 0), min(i + radius + 1, len(points))
         result.append((x, (sums[last] - sums[first]) / (last - first)))
     return result
+
+
+def jumps(points: Points) -> bool:
+    """Whether a curve is too noisy to be told by its last point."""
+    values = [y for _, y in points]
+    return bool(values) and abs(smooth(points)[-1][1] - values[-1]) > 0.02 * (max(values) - min(values))
 
 
 def thin(points: Points, most: int) -> list[tuple[float, float]]:

@@ -108,7 +108,12 @@ def read_run(folder: str | Path) -> RunRecord:
             run / "scores.json", "scores", "not evaluated: run `sage-scale evaluate`", dict, missing
         ),
         predictions=_predictions(run / "predictions", missing),
-        alignment=_rows(run / "alignment.json", "token similarity", "stage 1 has not ended", missing),
+        alignment=_rows(
+            run / "alignment.json",
+            "token similarity",
+            "there is no alignment.json; stage 1 writes it at its end",
+            missing,
+        ),
         timelines=_rows(run / "timelines" / "timelines.json", "timelines", "not evaluated", missing),
         timing=_rows(run / "timing.json", "time and memory", "no stage has ended", missing),
         missing=missing,

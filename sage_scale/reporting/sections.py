@@ -146,7 +146,7 @@ def _charts(log: StageLog) -> list[str]:
 
 def _key(line: Line, alone: bool) -> str:
     """Name and last value of a curve: the smoothed one where the raw one jumps."""
-    points = line.points if line.marks else figures.smooth(line.points)
+    points = line.points if line.marks or not figures.jumps(line.points) else figures.smooth(line.points)
     name = "at the end" if alone else line.name
     value = figures.short(points[-1][1])
     return f'<span class="key"><i style="background:var(--line{line.colour})"></i>{name} {value}</span>'
@@ -192,7 +192,7 @@ def scores_table(record: RunRecord) -> str:
     if controlled:
         body += '<tr class="group"><th colspan="7" scope="rowgroup">Controls that a translator must beat</th></tr>'
         body += "".join(_score_row(*row, most=most) for row in controlled)
-    names = ("set", "clips", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
+    names = ("set", "BLEU-4", "ROUGE-L", "BLEU-1", "BLEU-2", "BLEU-3", "clips")
     left = ' class="left"'
     head = "".join(f'<th scope="col"{left if name == "BLEU-4" else ""}>{name}</th>' for name in names)
     further = [
@@ -207,18 +207,17 @@ def scores_table(record: RunRecord) -> str:
     notes = f'<p class="note">On the first line also: {", ".join(further)}.</p>' if further else ""
     if scores.get("signature"):
         notes += f'<p class="note">sacrebleu: <code>{escape(str(scores["signature"]))}</code></p>'
-    caption = "Percent. A control is given no chance to look at the right video."
-    table = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return section("scores", "Scores and controls", _scroll(table) + notes)
+    intro = '<p class="note">Percent. A control is given no chance to look at the right video.</p>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return section("scores", "Scores and controls", intro + _scroll(table) + notes)
 
 
 def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) -> str:
-    cells = [str(values["clips"]) if "clips" in values else ""]
-    cells += [f"{values[key]:.2f}" if _number(values.get(key)) else "" for key in ("bleu1", "bleu2", "bleu3")]
-    tds = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     drawing = figures.bar(float(values["bleu4"]), most, strong)
-    tds += f'<td class="with-bar"><div><span>{values["bleu4"]:.2f}</span>{drawing}</div></td>'
-    tds += f"<td>{values['rouge_l']:.2f}</td>" if _number(values.get("rouge_l")) else "<td></td>"
+    tds = f'<td class="with-bar"><div><span>{values["bleu4"]:.2f}</span>{drawing}</div></td>'
+    for key in ("rouge_l", "bleu1", "bleu2", "bleu3"):
+        tds += f"<td>{values[key]:.2f}</td>" if _number(values.get(key)) else "<td></td>"
+    tds += f"<td>{escape(str(values.get('clips', '')))}</td>"
     return f'<tr class="{"strong" if strong else ""}"><th scope="row">{escape(name)}</th>{tds}</tr>'
 
 

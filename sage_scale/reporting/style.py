@@ -77,7 +77,7 @@ svg text.on { fill: #fff; font-weight: 600; }
 svg text.token { fill: var(--ink); font-size: 12px; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .rule { stroke: var(--muted); stroke-width: 1; }
-svg .ground { fill: var(--faint); }
+svg .ground { fill: var(--card); stroke: var(--line); }
 svg .cell { fill: var(--accent); }
 svg .best { fill: none; stroke: var(--line1); stroke-width: 2; rx: 2px; }
 svg .gold { fill: var(--faint); stroke: var(--line); }
@@ -86,7 +86,6 @@ svg .gold { fill: var(--faint); stroke: var(--line); }
 .scroll svg { max-width: none; }
 .scroll .wide { width: 100%; min-width: 760px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .94rem; }
-caption { text-align: left; color: var(--muted); font-size: .9rem; padding-bottom: 8px; caption-side: top; }
 th, td { padding: 8px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 2px; }
 thead th { color: var(--muted); font-weight: 550; font-size: .85rem; border-bottom-width: 2px; }
@@ -132,6 +131,9 @@ footer { color: var(--muted); font-size: .85rem; padding-top: 4px; padding-botto
   .tiles { grid-template-columns: repeat(2, 1fr); gap: 9px; }
   .tile { padding: 11px 12px; }
   .tile .value { font-size: 1.5rem; }
+  th, td { padding: 7px 7px; }
+  tbody th { white-space: normal; min-width: 8.5em; }
+  td.with-bar { min-width: 150px; }
   .examples > li { grid-template-columns: 1fr; }
   .examples .what { padding-top: .5em; }
 }
