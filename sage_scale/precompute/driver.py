@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from sage_scale.precompute.plan import Limits, Unit, plan_units, without_repeats
 from sage_scale.precompute.pool import Pool, ray_session
 from sage_scale.precompute.progress import Progress, duration
 from sage_scale.precompute.retry import Retry, load_retries, reasons_now, rejects_now, retry_name
-from sage_scale.precompute.schedule import RejectLimit, Schedule
+from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units
 from sage_scale.shards.dataset import open_finished, open_unfinished, read_rejects
 from sage_scale.shards.layout import DATASET_JSON, DatasetInfo, parse_info
@@ -222,10 +222,9 @@ class Run:
                 events=self.events,
                 quiet=self.quiet,
             ) as progress,
-            ray_session(self.recipe, len(left)) as actors,
-            Pool(self.recipe, self._actor, actors, door) as pool,
+            self.pool(len(left), door) as pool,
         ):
-            door.progress = progress
+            door.say = progress.say
             Schedule(
                 left,
                 unmarked=listing.unmarked,
@@ -235,6 +234,12 @@ class Run:
                 rejects_before=len(self.manifest.rejected),
             ).run(pool)
         return open_unfinished(self.store), progress.bottleneck()
+
+    @contextlib.contextmanager
+    def pool(self, units: int, door: Callable[[Environment], str]) -> Iterator[Actors]:
+        """Ray actors for at most `units` units at once; `door` takes each one's environment."""
+        with ray_session(self.recipe), Pool(self.recipe, self._actor, units, door) as pool:
+            yield pool
 
     def _actor(self) -> Any:
         """A handle to a new actor."""
@@ -255,7 +260,7 @@ class _Door:
 
     def __init__(self, run: Run, info: DatasetInfo | None) -> None:
         self.run, self.info = run, info
-        self.progress: Progress | None = None
+        self.say: Callable[[str], None] = lambda line: None
         self._said: set[str] = set()
 
     def __call__(self, here: Environment) -> str:
@@ -269,9 +274,9 @@ class _Door:
                 self.info = parse_info(run.store.get(DATASET_JSON), f"{run.store.url}/{DATASET_JSON}")
                 check_same_plan(run.store.url, self.info, run.recipe, run.manifest)
         mixed = check_same_environment(self.info, here, run.recipe.precompute.allow_mixed)
-        if mixed and mixed not in self._said and self.progress:
+        if mixed and mixed not in self._said:
             self._said.add(mixed)
-            self.progress.say(mixed)
+            self.say(mixed)
         return self.info.digest
 
 

@@ -20,16 +20,18 @@ from sage_scale.precompute.description import Environment
 from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
 
+LOOK_EVERY_S = 10.0
+"""How often the cluster is looked at for room for more actors, seconds."""
 LOST_IN_A_ROW = 20
 """Actors that may fail to start, one after the other without any clip done in between, before the run ends."""
 
 
 @contextlib.contextmanager
-def ray_session(recipe: Recipe, actors: int) -> Iterator[int]:
-    """Ray for the time of a run, started here or joined; gives the number of actors to use.
+def ray_session(recipe: Recipe) -> Iterator[None]:
+    """Ray for the time of a run, started here or joined.
 
-    `actors` is the most that make sense (units to do). Joined is what `precompute.address` or RAY_ADDRESS names, or
-    the session this process has already; anything else is started on the loopback interface and ended with the run.
+    Joined is what `precompute.address` or RAY_ADDRESS names, or the session this process has already; without any
+    of these one is started on the loopback interface and ended with the run. Raises UsageError for a wrong address.
     """
     # Ray warns about these at each start; neither changes anything here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -61,7 +63,7 @@ def ray_session(recipe: Recipe, actors: int) -> Iterator[int]:
             )
         started = True
     try:
-        yield max(1, min(actors, settings.actors or _slots(ray.cluster_resources(), settings.gpus_per_actor)))
+        yield
     finally:
         if started:
             ray.shutdown()
@@ -102,22 +104,20 @@ class Pool:
         self,
         recipe: Recipe,
         make: Callable[[], Any],
-        size: int,
+        most: int,
         greet: Callable[[Environment], str],
     ) -> None:
-        """`make` gives a new actor handle (of actor.UnitWorker); `greet` takes each actor's environment, may refuse it,
-        and gives the digest of dataset.json."""
+        """`make` gives a new actor handle (of actor.UnitWorker); `most` actors make sense at all; `greet` takes each
+        actor's environment, may refuse it, and gives the digest of dataset.json."""
         self.recipe, self._make, self._greet = recipe, make, greet
         self._digest = ""
         self._lost_in_a_row = 0
         self._workers: list[_Worker] = []
-        self._size = size
+        self._most = most
+        self._looked = 0.0
 
     def __enter__(self) -> Pool:
-        for _ in range(self._size):
-            worker = _Worker(self._make())
-            self._call_hello(worker)
-            self._workers.append(worker)
+        self._grow()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,6 +152,7 @@ class Pool:
         import ray
 
         self._end_overdue()
+        self._grow()
         by_source = {worker.waits_for: worker for worker in self._workers if worker.waits_for is not None}
         if not by_source:
             return []
@@ -199,6 +200,20 @@ class Pool:
         elif isinstance(event, UnitDone | UnitFailed):
             worker.unit = worker.events = None
         yield unit, event
+
+    def _grow(self) -> None:
+        """As many actors as the recipe says or the cluster has room for by now: nodes may join during a run."""
+        import ray
+
+        settings = self.recipe.precompute
+        if time.monotonic() - self._looked < LOOK_EVERY_S and self._workers:
+            return
+        self._looked = time.monotonic()
+        room = settings.actors or _slots(ray.cluster_resources(), settings.gpus_per_actor)
+        while len(self._workers) < max(1, min(room, self._most)):
+            worker = _Worker(self._make())
+            self._call_hello(worker)
+            self._workers.append(worker)
 
     @staticmethod
     def _clip(worker: _Worker) -> str:

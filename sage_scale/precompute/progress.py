@@ -49,6 +49,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._events: IO[str] | None = _append(events) if events else None
         self._started = time.monotonic()
+        self._working_since: float | None = None
         self._every_s = every_s
         self._last = self._started
         self._quiet = quiet
@@ -84,6 +85,8 @@ class Progress:
     def clip(self, unit: Unit, event: ClipDone) -> None:
         """A clip of a unit in the making is done."""
         self.clips_in_flight[unit.number] += 1
+        if self._working_since is None:
+            self._working_since = time.monotonic() - sum(event.stages.values())
         self.frames += event.frames
         self.seconds += event.seconds
         self._spend(event.stages)
@@ -139,7 +142,7 @@ class Progress:
 
     def line(self) -> str:
         """The whole state in one line."""
-        elapsed = self.elapsed_s
+        elapsed = time.monotonic() - self._working_since if self._working_since is not None else 0.0
         here = self.clips_done - self.clips_before
         parts = [
             f"{self.clips_done:,} of {self.clips:,} clips",
