@@ -43,10 +43,10 @@ _SHAPES = {
 }  # fmt: skip
 
 _PLACES = {
-    "forehead": (0.10, 0.86, 0.25), "temple": (0.27, 0.76, 0.15), "cheek": (0.25, 0.56, 0.2),
+    "forehead": (0.10, 0.80, 0.25), "temple": (0.27, 0.76, 0.15), "cheek": (0.25, 0.56, 0.2),
     "mouth": (0.08, 0.45, 0.3), "chin": (0.06, 0.33, 0.25), "neck": (0.10, 0.22, 0.2),
     "shoulder": (-0.24, 0.14, 0.25), "chest": (0.10, -0.02, 0.28), "belly": (0.12, -0.36, 0.28),
-    "center": (0.16, -0.22, 0.45), "side": (0.50, 0.08, 0.4), "high": (0.50, 0.56, 0.35),
+    "center": (0.16, -0.22, 0.45), "side": (0.50, 0.08, 0.4), "high": (0.50, 0.48, 0.35),
     "low": (0.36, -0.52, 0.4), "contra": (-0.28, -0.16, 0.35),
 }  # fmt: skip
 
@@ -58,7 +58,7 @@ _ORIENTATIONS = {  # angle, flip, length
 MAP = {"nord": (0.0, 0.42), "süd": (0.0, -0.36), "ost": (0.46, 0.0), "west": (-0.46, 0.0), "": (0.0, 0.0)}
 """Places of the map as the viewer sees them: x to the right, y up, seen from the centre of signing space."""
 
-REST = np.array([0.30, -0.90, 0.12, -80.0, 1.0, 1.0, 0.7, 0.8, 0.8, 0.8, 0.75, 2.0, 25.0, 20.0])
+REST = np.array([0.30, -0.84, 0.12, -80.0, 1.0, 1.0, 0.7, 0.8, 0.8, 0.8, 0.75, 2.0, 25.0, 20.0])
 """The hand hangs down, at the lower edge of the picture."""
 READY = np.array([0.30, -0.66, 0.2, 150.0, -1.0, 0.85, 0.7, 0.8, 0.8, 0.8, 0.75, 4.0, 35.0, 25.0])
 """The weak hand waits for a sign that needs it."""
@@ -153,7 +153,10 @@ def trajectory(form: Form, tau: np.ndarray, reach: float, path: tuple[np.ndarray
 def weak_trajectory(form: Form, tau: np.ndarray, strong: np.ndarray, reach: float) -> np.ndarray | None:
     """The weak hand beside the strong one, (n, 14) with u to its own side, or None where it has no part."""
     if form.hands == "sym":
-        return strong.copy()
+        weak = strong.copy()
+        if form.movement == "path":  # over the map both hands move the same way, not mirrored
+            weak[:, U] = 2 * base_hand(form)[U] - strong[:, U]
+        return weak
     if form.hands == "alt":
         if form.movement == "hold":  # numbers above five: the weak hand shows five, side by side
             hand = strong.copy()

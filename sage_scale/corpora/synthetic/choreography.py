@@ -109,7 +109,7 @@ def _timing(
     pace = min(max(1.0, (LEAST_FRAMES + 3 - lead_in - lead_out) / signing),
                max(1.0, (MOST_FRAMES - 3 - lead_in - lead_out)) / signing)  # fmt: skip
     now = lead_in
-    spans = []
+    spans: list[Span] = []
     for position, (sign, duration) in enumerate(zip(signs, durations)):
         start = round(now)
         end = max(start + 2, round(now + duration * pace))
@@ -234,7 +234,7 @@ def _marks(spans: list[Span], total: int, rng: Random) -> tuple[np.ndarray, np.n
         course = np.sin(np.pi * (np.arange(start, end) - start + 0.5) / (end - start)) ** 0.4
         if mark == "negation":
             shake = np.sin(2 * np.pi * 2.3 * (np.arange(start, end) - start) / FPS)
-            head[on, 0] = 0.95 * course * shake
+            head[on, 0] = 1.05 * course * shake
             brows[on] = -0.5 * course
         elif mark == "question":
             brows[on] = course

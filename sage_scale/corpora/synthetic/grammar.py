@@ -9,7 +9,9 @@ face and head alone; directions are paths of a verb through signing space.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from random import Random
 
@@ -140,15 +142,19 @@ def _predicate_signs(clause: Clause, asked: tuple[str, ...], place: str) -> list
 # -- German ----------------------------------------------------------------------------------------------------
 
 
-def realisations(meaning: Meaning) -> list[tuple[float, str]]:
+@lru_cache(maxsize=4096)
+def realisations(meaning: Meaning) -> tuple[tuple[float, str], ...]:
     """All German sentences of a meaning with their probabilities, the dominant one first; they sum to one."""
     if meaning.opening:
         return _opening_sentences(meaning.opening)
-    options = [[(0.8, 0), (0.2, 1)] for _ in meaning.clauses]  # the predicate's form
+    options: list[list[tuple[float, int]]] = [
+        [(0.8, 0), (0.2, 1)] for _ in meaning.clauses
+    ]  # predicate's form
     first = meaning.clauses[0]
     both = bool(first.region) and not meaning.question
-    order = [(0.85, meaning.topic), (0.15, "time" if meaning.topic == "region" else "region")]
-    options.append(order if both else [(1.0, "time")])  # type: ignore[list-item]
+    options.append(
+        [(0.85, 0), (0.15, 1)] if both else [(1.0, 0)]
+    )  # the first clause in the order of the signs
     joined = len(meaning.clauses) > 1 and not meaning.question
     options.append([(0.82, 0), (0.18, 1)] if joined else [(1.0, 0)])  # "und", or "dagegen" and "dann"
     found: dict[str, float] = {}
@@ -156,11 +162,12 @@ def realisations(meaning: Meaning) -> list[tuple[float, str]]:
         probability = 1.0
         for share, _ in choice:
             probability *= share
-        *forms, topic, joint = (value for _, value in choice)
-        sentence = _sentence(meaning, forms, str(topic), int(joint))
+        *forms, turned, joint = (value for _, value in choice)
+        region_first = both and (meaning.topic == "region") != bool(turned)
+        sentence = _sentence(meaning, forms, region_first, joint)
         found[sentence] = found.get(sentence, 0.0) + probability
-    return sorted(
-        ((share, sentence) for sentence, share in found.items()), key=lambda item: (-item[0], item[1])
+    return tuple(
+        sorted(((share, sentence) for sentence, share in found.items()), key=lambda item: (-item[0], item[1]))
     )
 
 
@@ -180,24 +187,24 @@ def choose_sentence(meaning: Meaning, rng: Random) -> str:
     return options[0][1]
 
 
-def _opening_sentences(o: Opening) -> list[tuple[float, str]]:
+def _opening_sentences(o: Opening) -> tuple[tuple[float, str], ...]:
     weekday = o.weekday.lower()
     date = f"{weekday} den {de.ordinal_words(o.date)} {o.month.lower()}"
     day = f"{o.day.lower()} {date}" if o.day else date
     if o.greeting:
-        return [(0.85, f"guten abend liebe zuschauer und nun das wetter für {day}"),
-                (0.15, f"liebe zuschauer guten abend und jetzt das wetter für {day}")]  # fmt: skip
-    return [(0.85, f"und nun die wettervorhersage für {day}"),
-            (0.15, f"und jetzt das wetter für {day}")]  # fmt: skip
+        return ((0.82, f"guten abend liebe zuschauer und nun das wetter für {day}"),
+                (0.18, f"liebe zuschauer guten abend und jetzt das wetter für {day}"))  # fmt: skip
+    return ((0.82, f"und nun die wettervorhersage für {day}"),
+            (0.18, f"und jetzt das wetter für {day}"))  # fmt: skip
 
 
-def _sentence(meaning: Meaning, forms: list[int], topic: str, joint: int) -> str:
+def _sentence(meaning: Meaning, forms: list[int], region_first: bool, joint: int) -> str:
     first, *rest = meaning.clauses
     verb, middle = _predicate_words(first, forms[0])
     time, region, adverb = _time_words(first), _region_words(first), _adverb_words(first)
     if meaning.question:
         parts = [verb, time, region, adverb, middle]
-    elif topic == "region" and region:
+    elif region_first:
         parts = [region, verb, time, adverb, middle]
     else:
         parts = [time, verb, region, adverb, middle]
@@ -264,7 +271,7 @@ def sample(rng: Random) -> Meaning:
             return meaning
 
 
-def _zipf(rng: Random, items: list[str]) -> str:
+def _zipf(rng: Random, items: Sequence[str]) -> str:
     weights = [(rank + 1.0) ** -ZIPF for rank in range(len(items))]
     return rng.choices(items, weights)[0]
 

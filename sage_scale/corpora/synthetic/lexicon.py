@@ -109,8 +109,8 @@ NOVEMBER     horns   chest    down    one  up    medium
 DEZEMBER     horns   forehead up      one  up    medium
 NORD         index   high     up      one  up    short
 SÜD          index   low      down    one  down  short
-OST          index   side     east    one  up    short
-WEST         index   side     west    one  up    short
+OST          index   center   east    one  up    short
+WEST         index   center   west    one  up    short
 MITTE        flat    center   nod     base down  short
 HÄLFTE       flat    center   down    base in    medium
 KÜSTE        flat    low      out     base in    medium
@@ -156,7 +156,7 @@ DUNST        spread  forehead circle  sym  in    long
 SONNE        beak    high     open    one  down  medium
 WOLKE        claw    high     circle  sym  up    long
 WIND         flat    side     shake   sym  up    medium
-WEHEN        flat    side     path    sym  up    medium
+WEHEN        flat    center   path    sym  up    medium
 STURM        spread  side     circles sym  up    long
 FROST        claw    chest    shake   sym  in    medium
 GLATT        flat    low      forward one  fwd   medium

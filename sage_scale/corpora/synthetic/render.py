@@ -20,6 +20,8 @@ SIZE = 128
 """Side of a frame, pixels."""
 _OVER = 2
 _PIXELS = SIZE * _OVER / 2
+_ZOOM, _DROP = 1.12, -0.06
+"""The signer fills the picture from the waist up."""
 _HAND = 1.2
 _NECK_Y = 0.30
 
@@ -33,9 +35,10 @@ def render(motion: Motion, signer: Signer) -> Iterator[np.ndarray]:
     parts = _figure(motion, signer)
     colours = [colour for _, colour in parts]
     polygons = [_to_pixels(points) for points, _ in parts]
+    picture = still.copy()
+    draw = ImageDraw.Draw(picture)
     for frame in range(motion.frames):
-        picture = still.copy()
-        draw = ImageDraw.Draw(picture)
+        picture.paste(still)  # a tenth of the time of a copy
         for polygon, colour in zip(polygons, colours):
             draw.polygon(polygon[frame], fill=colour)
         yield np.asarray(picture.reduce(_OVER))
@@ -43,8 +46,8 @@ def render(motion: Motion, signer: Signer) -> Iterator[np.ndarray]:
 
 def _to_pixels(points: np.ndarray) -> list[list[float]]:
     pixels = np.empty_like(points)
-    pixels[..., 0] = (points[..., 0] + 1) * _PIXELS
-    pixels[..., 1] = (1 - points[..., 1]) * _PIXELS
+    pixels[..., 0] = (_ZOOM * points[..., 0] + 1) * _PIXELS
+    pixels[..., 1] = (1 - _ZOOM * points[..., 1] - _DROP) * _PIXELS
     # Whole pixels of the large picture: the last bit of a sine, which differs between machines, rarely reaches them.
     return np.rint(pixels).reshape(len(points), -1).tolist()
 
@@ -70,7 +73,7 @@ def _figure(motion: Motion, signer: Signer) -> list[Part]:
     head = _head_place(motion, signer, body)
     strong = _picture_hand(motion.strong, side, signer)
     weak = _picture_hand(motion.weak, -side, signer)
-    parts = _hair_behind(head, signer) + _trunk(motion.frames, body, signer) + _head(motion, head, signer)
+    parts = _hair_behind(head, signer) + _trunk(body, signer) + _head(motion, head, signer)
     for hand, hand_side in ((weak, -side), (strong, side)):
         parts += _arm(hand, hand_side, body, signer) + _hand(hand, hand_side, signer)
     return parts
@@ -79,7 +82,9 @@ def _figure(motion: Motion, signer: Signer) -> list[Part]:
 def _picture_hand(hand: np.ndarray, side: float, signer: Signer) -> np.ndarray:
     """A hand with u and angle turned into picture coordinates."""
     turned = hand.copy()
-    turned[:, U] = side * hand[:, U] * (signer.shoulders / 0.34) ** 0.5 + signer.lean
+    across = side * hand[:, U] * (signer.shoulders / 0.34) ** 0.5 + signer.lean
+    turned[:, U] = np.clip(across, -0.76, 0.76)  # hands stay in the picture
+    turned[:, Y] = np.minimum(hand[:, Y], 0.68)
     turned[:, ANGLE] = hand[:, ANGLE] if side > 0 else 180.0 - hand[:, ANGLE]
     return turned
 
@@ -110,12 +115,14 @@ def _capsule(a: np.ndarray, b: np.ndarray, ra: np.ndarray | float, rb: np.ndarra
     return np.concatenate([first, second], 1)
 
 
-def _trunk(frames: int, body: np.ndarray, signer: Signer) -> list[Part]:
+def _trunk(body: np.ndarray, signer: Signer) -> list[Part]:
     w, y = signer.shoulders, _NECK_Y
-    outline = np.array([
-        (-0.085, y), (-0.2, y - 0.035), (-w, y - 0.085), (-w - 0.07, y - 0.2), (-w + 0.06, y - 0.55), (-w + 0.05, -1.1),
-        (w - 0.05, -1.1), (w - 0.06, y - 0.55), (w + 0.07, y - 0.2), (w, y - 0.085), (0.2, y - 0.035), (0.085, y),
+    half = np.array([
+        (0.08, y), (0.14, y - 0.02), (w - 0.1, y - 0.05), (w - 0.02, y - 0.07), (w + 0.05, y - 0.11),
+        (w + 0.06, y - 0.2), (w + 0.0, y - 0.33), (w - 0.02, y - 0.5), (w - 0.045, y - 0.8),
+        (w - 0.02, y - 1.05), (w, -1.1),
     ])  # fmt: skip
+    outline = np.concatenate([half, (half * (-1, 1))[::-1]])
     neck = np.array(
         [(-0.075, y + 0.14), (-0.085, y), (-0.05, y - 0.06), (0.05, y - 0.06), (0.085, y), (0.075, y + 0.14)]
     )
@@ -123,7 +130,6 @@ def _trunk(frames: int, body: np.ndarray, signer: Signer) -> list[Part]:
     def placed(points: np.ndarray) -> np.ndarray:
         return points[None] + body[:, None]
 
-    assert len(body) == frames
     return [(placed(outline), signer.clothes), (placed(neck), _shade(signer.skin, 0.8))]
 
 
@@ -131,7 +137,7 @@ def _head_place(motion: Motion, signer: Signer, body: np.ndarray) -> np.ndarray:
     """(T, 5): centre of the head, its radii, and the turn."""
     scale = 1.12 * signer.head * (1 + 0.07 * motion.head[:, 2])
     centre = body + np.array([0.0, 0.575])
-    centre[:, 0] += 0.035 * motion.head[:, 0]
+    centre[:, 0] += 0.05 * motion.head[:, 0]
     centre[:, 1] -= 0.05 * motion.head[:, 1] + 0.03 * motion.head[:, 2]
     return np.column_stack([centre, 0.165 * scale, 0.222 * scale, motion.head[:, 0]])
 
@@ -211,20 +217,21 @@ def _arm(hand: np.ndarray, side: float, body: np.ndarray, signer: Signer) -> lis
     """Upper arm, forearm and cuff from the shoulder to the wrist of a hand."""
     frames = len(hand)
     shoulder = np.column_stack(
-        [body[:, 0] + side * signer.shoulders, np.full(frames, _NECK_Y - 0.13), np.zeros(frames)]
+        [body[:, 0] + side * (signer.shoulders - 0.01), np.full(frames, _NECK_Y - 0.16), np.zeros(frames)]
     )
     axis = np.deg2rad(hand[:, ANGLE])
     back = 0.115 * _HAND * signer.hand * hand[:, LENGTH]
     wrist = np.column_stack([hand[:, U] - back * np.cos(axis), hand[:, Y] - back * np.sin(axis), hand[:, Z]])
     elbow = _elbow(shoulder, wrist, signer.arm, 0.95 * signer.arm, side)
     sleeve = signer.clothes
-    light, dark = _shade(sleeve, 1.28), _shade(sleeve, 0.78)
-    light = tuple(min(255, c + 12) for c in light)  # type: ignore[assignment]
+    bright = sum(sleeve) > 420
+    light = _shade(sleeve, 1.14 if bright else 1.4)
+    upper, dark = _shade(sleeve, 1.06 if bright else 1.12), _shade(sleeve, 0.78)
     near = 1 + 0.12 * hand[:, Z]
     a, b, c = shoulder[:, :2], elbow[:, :2], wrist[:, :2]
     parts: list[Part] = [
-        (_capsule(a, b, 0.108, 0.094), dark),
-        (_capsule(a, b, 0.098, 0.084), _shade(sleeve, 1.12)),
+        (_capsule(a, b, 0.102, 0.092), dark),
+        (_capsule(a, b, 0.092, 0.082), upper),
     ]
     if signer.bare_arms:
         half = 0.35 * c + 0.65 * b
@@ -268,7 +275,7 @@ def _hand(hand: np.ndarray, side: float, signer: Signer) -> list[Part]:
     length = hand[:, LENGTH]
     centre = hand[:, [U, Y]]
     thumb, index, middle, ring, pinky, spread, curl, thumb_angle = hand[:, SHAPE].T
-    skin, shadow, edge = signer.skin, _shade(signer.skin, 0.84), _shade(signer.skin, 0.42)
+    skin, shadow, edge = signer.skin, _shade(signer.skin, 0.88), _shade(signer.skin, 0.42)
 
     def point(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
         """A point of the hand: a along the fingers, b towards the thumb."""

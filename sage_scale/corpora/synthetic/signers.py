@@ -53,7 +53,7 @@ SIGNERS: tuple[Signer, ...] = (
            shoulders=0.32, arm=0.44, hand=0.97, dialect="B"),
     Signer("s4", (242, 196, 168), (120, 116, 112), "short", (30, 32, 34), (150, 172, 200), 1.18, 1.0,
            shoulders=0.37, arm=0.47, head=1.04, hand=1.06, sloppiness=0.03, lean=0.02),
-    Signer("s5", (136, 90, 64), (22, 18, 18), "short", (222, 220, 206), (112, 124, 142), 1.0, 1.0,
+    Signer("s5", (136, 90, 64), (22, 18, 18), "short", (200, 194, 176), (112, 124, 142), 1.0, 1.0,
            shoulders=0.36, arm=0.47, reach=1.08, dialect="B"),
     Signer("s6", (246, 198, 172), (150, 62, 30), "long", (28, 54, 36), (204, 190, 190), 0.79, 0.8, left_handed=True,
            shoulders=0.31, arm=0.43, head=0.97, sloppiness=0.025, lean=-0.02),

@@ -8,6 +8,7 @@ training shows at least `LEAST_TRAIN_COUNT` times (where training is large enoug
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -17,7 +18,11 @@ from sage_scale.corpora.synthetic.lexicon import LEXICON
 LEAST_TRAIN_COUNT = 5
 """Each sign of an evaluation sentence is in so many training signs at least."""
 _WANTED = 6
-_CANDIDATES = 48
+_CANDIDATES = 40
+
+Candidate = tuple[Meaning, str]
+Free = Callable[[Meaning, str], bool]
+"""Whether neither sentence nor glosses are taken."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def draw_splits(seed: int, counts: dict[str, int]) -> list[Item]:
     return items
 
 
-def _draw(rng, free):  # type: ignore[no-untyped-def]
+def _draw(rng: Random, free: Free) -> Candidate:
     while True:
         meaning = sample(rng)
         sentence = choose_sentence(meaning, rng)
@@ -73,21 +78,21 @@ def _draw(rng, free):  # type: ignore[no-untyped-def]
             return meaning, sentence
 
 
-def _draw_train(rng, free, counts, left):  # type: ignore[no-untyped-def]
+def _draw_train(rng: Random, free: Free, counts: Counter[str], left: int) -> Candidate:
     lacking = {gloss: _WANTED - counts[gloss] for gloss in LEXICON if counts[gloss] < _WANTED}
     # A candidate chosen for its rare signs brings about two of them: start when that is needed, no earlier.
     if not lacking or sum(lacking.values()) < 0.8 * left:
         return _draw(rng, free)
     candidates = [_draw(rng, free) for _ in range(_CANDIDATES)]
 
-    def gain(candidate: tuple[Meaning, str]) -> int:
+    def gain(candidate: Candidate) -> int:
         return sum(lacking.get(gloss, 0) for gloss in {sign.gloss for sign in signing(candidate[0])})
 
     return max(candidates, key=gain)
 
 
-def _draw_evaluation(rng, free, counts):  # type: ignore[no-untyped-def]
-    best, best_count = None, -1
+def _draw_evaluation(rng: Random, free: Free, counts: Counter[str]) -> Candidate:
+    best, best_count = _draw(rng, free), -1
     for _ in range(400):
         candidate = _draw(rng, free)
         least = min(counts[sign.gloss] for sign in signing(candidate[0]))
