@@ -36,11 +36,14 @@ def translate(
     if figure and len(videos) > 1:
         raise UsageError("--figure shows one video: translate them one by one")
 
+    from transformers.utils import logging
+
     from sage_scale.translation.timeline import check_target, write_timeline
     from sage_scale.translation.translate import VideoTranslator
 
     if figure:
         check_target(figure)
+    logging.disable_progress_bar()  # stderr is for what went wrong
     translator = VideoTranslator(model, device, changes or [])
     failed = 0
     for video in videos:

@@ -7,6 +7,7 @@ JPEG included, and the sentence is the one that `sage-scale evaluate` would have
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from sage_scale.streaming.batches import SampleShape
 from sage_scale.streaming.packing import collate, decode_sample
 from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator
+from sage_scale.vision.packed import PackedVideo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +75,19 @@ class VideoTranslator:
         self.device = choose_device(device)
         self.model, self.tokenizer, recipe = load_translator(run, self.device)
         self.recipe = override(recipe, overrides)
-        self._maker = SampleMaker(self.recipe)
+        on_gpu = dataclasses.replace(self.recipe.precompute, gpus_per_actor=float(self.device.type == "cuda"))
+        self._maker = SampleMaker(dataclasses.replace(self.recipe, precompute=on_gpu))
         self._shape = SampleShape.of(self.recipe)
         self._bf16 = self.recipe.finetune.precision != "fp32" and fast_bf16(self.device)
+
+    def prepare(self, clip: Clip) -> tuple[Sample, PackedVideo]:
+        """The sample that precompute would store of `clip`, and what a trainer would give the model of it (B = 1)."""
+        sample = self._maker.make(clip)
+        batch = collate(
+            [decode_sample(sample, self._shape)], self._shape, seed=0, positions_B=np.zeros(1, np.int64),
+            global_batch=1, epoch=0, position=0,
+        )  # fmt: skip
+        return sample, batch.video
 
     def translate(
         self, video: str | Path, language: str = "", start_s: float = 0.0, end_s: float | None = None
@@ -86,12 +98,9 @@ class VideoTranslator:
         """
         began = time.monotonic()
         spoken = self.recipe.corpus.language
-        clip = Clip(id=str(video), video=str(video), start_s=start_s, end_s=end_s, language=spoken)
-        sample = self._maker.make(clip)
-        packed = collate(
-            [decode_sample(sample, self._shape)], self._shape, seed=0, positions_B=np.zeros(1, np.int64),
-            global_batch=1, epoch=0, position=0,
-        ).video  # fmt: skip
+        sample, packed = self.prepare(
+            Clip(id=str(video), video=str(video), start_s=start_s, end_s=end_s, language=spoken)
+        )
         settings = self.recipe.evaluation
         with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             (sentence,) = self.model.generate(
