@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import struct
 
 import numpy as np
 import xxhash
@@ -19,6 +20,9 @@ from sage_scale.errors import DatasetError
 from sage_scale.shards.layout import META_KEYS, Sample, sample_key
 
 HASH_BYTES = 16
+# ustar: name 0..100, size 124..136 (octal), type 156, magic 257..262, first byte of a long name's prefix 345
+_HEADER_FIELDS = struct.Struct("100s24x11s21xc100x5s83xB166x").unpack_from
+_JSON = json.JSONDecoder().raw_decode
 _KNOWN_HEADERS: dict[bytes, tuple[np.dtype, tuple[int, ...], int, int]] = {}
 _KNOWN_HEADERS_LIMIT = 4096
 _DTYPES = {"<f2": np.dtype("<f2"), "<i4": np.dtype("<i4")}
@@ -94,20 +98,24 @@ def _parse(data: bytes, key: str | None, where: str) -> Sample:
     if skip != 17 or prefix[16:] != b".":
         raise _damaged(where, key, "the first member's name has no key of 16 digits")
     while at < end:
-        # ustar header: name 0..100, size 124..136 (octal), type 156, magic 257..262
         start = at + 512
-        if start > end or data[at + 257 : at + 262] != b"ustar" or data[at + 156] != 48 or data[at + 345]:
+        if start > end:
             raise _damaged(where, key, f"no plain member at its byte {at}")
-        size = int(data[at + 124 : at + 135], 8)
+        name, octal, kind, magic, long_name = _HEADER_FIELDS(data, at)
+        if magic != b"ustar" or kind != b"0" or long_name:
+            raise _damaged(where, key, f"no plain member at its byte {at}")
+        size = int(octal, 8)
         stop = start + size
         if size < 0 or stop > end:
             raise _damaged(where, key, f"the member at its byte {at} is cut off")
-        name = data[at : data.index(0, at, at + 101)]
         if name[:skip] != prefix:
             raise _damaged(where, key, f"a member of another name, {name!r}, at its byte {at}")
-        suffix = name[skip:]
+        suffix = name[skip : name.index(0)]
         if suffix == b"json" and meta is None:
-            meta = json.loads(data[start:stop])
+            text = data[start:stop].decode()
+            meta, read = _JSON(text)  # json.loads would guess the encoding first, for half as much again
+            if read != len(text):
+                raise ValueError("its description goes on behind its end")
         elif suffix == b"segments.npy" and segments is None:
             segments = _array(data, start, size)
         elif suffix == b"features.npy" and features is None:

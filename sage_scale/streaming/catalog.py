@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sage_scale.shards import HAS_SENTENCE, Dataset, SampleTable
 
@@ -51,6 +53,15 @@ class Catalog:
             sha.update(np.ascontiguousarray(column, dtype=kind).tobytes())
         return sha.hexdigest()[:16]
 
+    @cached_property
+    def places(self) -> tuple[str, ...]:
+        """URL of each tar, for messages."""
+        return tuple(f"{self.url}/{shard}" for shard in self.shards)
+
+    def keys(self, samples: NDArray[np.int64]) -> list[str]:
+        """Keys of these samples."""
+        return [f"{key:016x}" for key in self.samples.key[samples].tolist()]
+
     def key(self, sample: int) -> str:
         """The sample's key as in the names of its members."""
         return f"{int(self.samples.key[sample]):016x}"
@@ -58,10 +69,6 @@ class Catalog:
     def shard(self, sample: int) -> str:
         """Name of the tar that the sample lies in."""
         return self.shards[int(self.samples.unit[sample])]
-
-    def place(self, sample: int) -> str:
-        """URL of that tar."""
-        return f"{self.url}/{self.shard(sample)}"
 
     def describe(self, sample: int) -> str:
         """Shard and sample, for a message."""

@@ -105,10 +105,12 @@ class SampleDataset(torch.utils.data.Dataset):
     def __getitems__(self, request: StepRequest) -> Batch:
         """The batch of a request. Raises DamagedSample, naming shard and sample, unless damage is skipped."""
         numbers = request.samples_B.tolist()
-        cached = [self._cache.get(number) for number in numbers]
+        cached = [self._cache.get(number) if self.cache_bytes else None for number in numbers]
         reading = self._fetcher.read([n for n, sample in zip(numbers, cached) if sample is None])
+        places, units = self.catalog.places, self.catalog.samples.unit[request.samples_B].tolist()
+        keys = self.catalog.keys(request.samples_B)
         packer = Packer(self.shape, self._expected_rows(request.samples_B))
-        kept, skipped, length = [], [], self.catalog.samples.length
+        kept, skipped = [], []
         read = hits = retries = 0
         for place, (number, decoded) in enumerate(zip(numbers, cached)):
             if decoded is not None:
@@ -122,8 +124,8 @@ class SampleDataset(torch.utils.data.Dataset):
                         raise data
                     skipped.append(str(data))
                     continue
-                read += int(length[number])
-                packer.add(read_sample(data, key=self.catalog.key(number), where=self.catalog.place(number)))
+                read += len(data)
+                packer.add(read_sample(data, key=keys[place], where=places[units[place]]))
                 if self.cache_bytes:
                     self._cache.put(number, packer.last())
             kept.append(place)

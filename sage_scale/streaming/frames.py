@@ -19,9 +19,12 @@ def grid_runs(segments_N2: NDArray, stride: int, rows: int) -> tuple[list[int], 
     counts: list[int] = []
     runs: list[tuple[int, int]] = []
     last_begin, last_end = 0, 0
+    up = stride - 1
     for start, end in segments_N2.tolist():
-        first = -(-start // stride)
-        after = min(-(-end // stride), rows)
+        first = (start + up) // stride
+        after = (end + up) // stride
+        if after > rows:
+            after = rows
         if after <= first:
             # Between two grid points: the one before is start - before away, the one behind is behind - last away.
             before = start // stride

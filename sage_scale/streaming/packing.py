@@ -81,7 +81,8 @@ class Packer:
                     at += 1
             if self.shape.background:
                 self._backgrounds.append(self._background(sample))
-        self._note(sample.key, sample.meta, sample.segments, counts)
+        # A copy: the view would keep all of the sample's bytes alive for as long as the batch.
+        self._note(sample.key, sample.meta, sample.segments.copy(), counts)
 
     def add_decoded(self, sample: DecodedSample) -> None:
         """Add a clip that was decoded before."""
@@ -96,7 +97,7 @@ class Packer:
         return DecodedSample(
             key=self._keys[-1],
             meta=self._metas[-1],
-            segments_N2=self._segments[-1].copy(),
+            segments_N2=self._segments[-1],
             segment_frames_N=counts,
             content_F=self._content[self._filled - sum(counts) : self._filled].copy(),
             background_CHW=self._backgrounds[-1] if self.shape.background else None,
