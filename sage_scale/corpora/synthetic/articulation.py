@@ -50,6 +50,9 @@ _PLACES = {
     "low": (0.36, -0.52, 0.4), "contra": (-0.28, -0.16, 0.35),
 }  # fmt: skip
 
+_CENTRE = np.array([0.18, 0.1, 0.3])
+"""Signing contracts a little towards the middle of signing space."""
+
 _ORIENTATIONS = {  # angle, flip, length
     "up": (90.0, 1.0, 1.0), "back": (90.0, -1.0, 1.0), "in": (178.0, -1.0, 1.0),
     "out": (15.0, 1.0, 1.0), "down": (-90.0, -1.0, 1.0), "fwd": (118.0, -1.0, 0.5),
@@ -70,7 +73,7 @@ AMPLITUDE = 0.40
 def base_hand(form: Form) -> np.ndarray:
     """The strong hand of a form at rest in its place, (14,)."""
     hand = np.empty(len(CHANNELS))
-    hand[[U, Y, Z]] = _PLACES[form.place]
+    hand[[U, Y, Z]] = _CENTRE + 0.92 * (np.array(_PLACES[form.place]) - _CENTRE)
     hand[[ANGLE, FLIP, LENGTH]] = _ORIENTATIONS[form.orientation]
     hand[SHAPE] = _SHAPES[form.handshape]
     if form.hands in ("sym", "alt") and hand[U] < 0.2:
