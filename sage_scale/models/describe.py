@@ -70,10 +70,16 @@ def language_model_config(recipe: Recipe) -> MBartConfig:
     if recipe.denoise.enabled:
         small = recipe.denoise
         return MBartConfig(
-            vocab_size=small.vocabulary + _CODES, d_model=small.width, encoder_layers=small.layers, decoder_layers=small.layers,
-            encoder_attention_heads=small.heads, decoder_attention_heads=small.heads, encoder_ffn_dim=4 * small.width,
+            vocab_size=small.vocabulary + _CODES,
+            d_model=small.width,
+            encoder_layers=small.layers,
+            decoder_layers=small.layers,
+            encoder_attention_heads=small.heads,
+            decoder_attention_heads=small.heads,
+            encoder_ffn_dim=4 * small.width,
             decoder_ffn_dim=4 * small.width,
-        )  # fmt: skip
+            max_position_embeddings=320,
+        )
     if name in _LARGE_VOCABULARY:
         return MBartConfig(
             vocab_size=_LARGE_VOCABULARY[name], d_model=1024, encoder_layers=12, decoder_layers=12,

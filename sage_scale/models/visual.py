@@ -52,10 +52,10 @@ class VisualEncoder(nn.Module):
         wanted = self.training if augmented is None else augmented
         active = wanted and video.draws_B is not None and is_active(self.settings)
         frames_FCHW = video.frames_FCHW if active else centre_crop(video.frames_FCHW, self.crop)
-        x_FCHW = frames_FCHW.to(self.norm.weight.dtype) / 255
+        x_FCHW = frames_FCHW.to(self.norm.weight.dtype, memory_format=torch.channels_last)
         if video.background_BCHW is not None:
             background = video.background_BCHW if active else centre_crop(video.background_BCHW, self.crop)
-            x_FCHW = x_FCHW - background.to(x_FCHW.dtype)[video.frame_clip_F()] / 255
+            x_FCHW.sub_(background[video.frame_clip_F()])
         if active:
             assert video.draws_B is not None
             x_FCHW = augment(x_FCHW, video.frame_clip_F(), video.draws_B, self.settings, self.crop)

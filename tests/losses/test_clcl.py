@@ -50,11 +50,15 @@ def by_hand(v, t, padded_to=None):
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
-@pytest.mark.parametrize("visual_lengths, text_lengths", [([3, 1, 4], [2, 5, 1]), ([1], [1]), ([2, 6], [3, 1, 1, 4])])
+@pytest.mark.parametrize(
+    "visual_lengths, text_lengths", [([3, 1, 4], [2, 5, 1]), ([1], [1]), ([2, 6], [3, 1, 1, 4])]
+)
 def test_similarity_follows_the_equations(variant, visual_lengths, text_lengths):
     v, t = packed(visual_lengths), packed(text_lengths, seed=1)
     padded_to = (7, 9) if variant == "released" else None
-    found = clcl_similarity(v, t, torch.tensor(visual_lengths), torch.tensor(text_lengths), TAU, variant, padded_to)
+    found = clcl_similarity(
+        v, t, torch.tensor(visual_lengths), torch.tensor(text_lengths), TAU, variant, padded_to
+    )
     wanted = by_hand(lists(v, visual_lengths), lists(t, text_lengths), padded_to)
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-12, atol=1e-13)
@@ -93,7 +97,11 @@ def test_swapping_the_sides_swaps_the_matrices_and_order_moves_with_the_clips():
     torch.testing.assert_close(back[1], Zv.T)
     order = [2, 0, 1]
     moved = clcl_similarity(
-        torch.cat([v.split(n)[i] for i in order]), t, torch.tensor([n[i] for i in order]), torch.tensor(m), TAU
+        torch.cat([v.split(n)[i] for i in order]),
+        t,
+        torch.tensor([n[i] for i in order]),
+        torch.tensor(m),
+        TAU,
     )
     torch.testing.assert_close(moved[0], Zv[order])
     torch.testing.assert_close(clcl_similarity(17 * v, t / 3, torch.tensor(n), torch.tensor(m), TAU)[0], Zv)
@@ -128,7 +136,9 @@ def test_loss_follows_equations_3_and_4():
     released = nce_by_hand(Zv.tolist(), 2.5)[0] + nce_by_hand(Zt.tolist(), 2.5)[1]
     assert clcl_loss(Zv, Zt, 2.5, variant="released").item() == pytest.approx(released, rel=1e-12)
     targets = torch.arange(4)
-    assert info_nce(Zv, direction="rows").item() == pytest.approx(F.cross_entropy(Zv, targets).item(), rel=1e-12)
+    assert info_nce(Zv, direction="rows").item() == pytest.approx(
+        F.cross_entropy(Zv, targets).item(), rel=1e-12
+    )
     assert info_nce(Zv[:1, :1]).item() == pytest.approx(0, abs=1e-12)
 
 

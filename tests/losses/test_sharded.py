@@ -60,7 +60,13 @@ def test_one_process_gives_the_whole_loss(name):
     visual.requires_grad_()
     scale = torch.tensor([14.0], dtype=torch.float64, requires_grad=True)
     share = sharded_clcl_loss(
-        visual, text, torch.tensor(VISUAL), torch.tensor(TEXT), scale, clcl=CASES[name], text_ids_B=torch.tensor(IDS)
+        visual,
+        text,
+        torch.tensor(VISUAL),
+        torch.tensor(TEXT),
+        scale,
+        clcl=CASES[name],
+        text_ids_B=torch.tensor(IDS),
     )
     share.backward()
     wanted = whole(CASES[name])
@@ -76,7 +82,9 @@ def test_masking_needs_ids_and_no_clips_cost_nothing():
     share.backward()
     assert share.item() == 0 and scale.grad.item() == 0 and empty.grad.shape == (0, 6)
     with pytest.raises(ValueError, match="needs text_ids_B"):
-        sharded_clcl_loss(empty, torch.zeros(0, 6), none, none, scale, clcl=replace(Options(), same_text="masked"))
+        sharded_clcl_loss(
+            empty, torch.zeros(0, 6), none, none, scale, clcl=replace(Options(), same_text="masked")
+        )
 
 
 def _rank(rank: int, world: int, parts: list[list[int]], folder: str) -> None:
@@ -89,7 +97,9 @@ def _rank(rank: int, world: int, parts: list[list[int]], folder: str) -> None:
         mine = torch.cat([visual[:0], *(visual.split(VISUAL)[clip] for clip in own)]).clone().requires_grad_()
         words = torch.cat([text[:0], *(text.split(TEXT)[clip] for clip in own)])
         scale = torch.tensor([14.0], dtype=torch.float64, requires_grad=True)
-        lengths = [torch.tensor([values[clip] for clip in own], dtype=torch.int64) for values in (VISUAL, TEXT, IDS)]
+        lengths = [
+            torch.tensor([values[clip] for clip in own], dtype=torch.int64) for values in (VISUAL, TEXT, IDS)
+        ]
         share = sharded_clcl_loss(mine, words, *lengths[:2], scale, clcl=options, text_ids_B=lengths[2])
         share.backward()
         results[name] = (share.detach(), mine.grad, scale.grad)
@@ -107,7 +117,9 @@ def test_shares_and_gradients_of_ranks_sum_to_the_whole(parts, tmp_path: Path):
         loss, visual_grad, scale_grad = whole(options)
         shares = torch.stack([ranks[rank][name][0] for rank in range(world)])
         torch.testing.assert_close(shares.sum(), loss, rtol=0, atol=1e-9)
-        torch.testing.assert_close(sum(ranks[rank][name][2] for rank in range(world)), scale_grad, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            sum(ranks[rank][name][2] for rank in range(world)), scale_grad, rtol=0, atol=1e-9
+        )
         for rank, own in enumerate(parts):
             wanted = torch.cat([visual_grad[:0], *(visual_grad.split(VISUAL)[clip] for clip in own)])
             torch.testing.assert_close(ranks[rank][name][1], wanted, rtol=0, atol=1e-9)

@@ -1,0 +1,120 @@
+"""Augmentation: one draw a clip, a function of the draw alone, and each change what its name says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sage_scale.config import Augment
+from sage_scale.vision.augment import augment, centre_crop, is_active
+from sage_scale.vision.draws import mix, uniform
+
+ALL = Augment(rotation=20, translate=0.1, scale=0.2, brightness=0.3, contrast=0.3, saturation=0.3)
+LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+
+
+def frames(count: int, side: int = 24) -> torch.Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(count)) * 255
+
+
+def test_frames_of_a_clip_change_alike_and_neighbours_do_not_matter():
+    picture = frames(1)
+    clip = torch.tensor([0, 0, 1, 1, 1])
+    draws = torch.tensor([77, 12345])
+    out = augment(picture.expand(5, -1, -1, -1), clip, draws, ALL, 20)
+    assert out.shape == (5, 3, 20, 20)
+    assert torch.equal(out[0], out[1]) and torch.equal(out[2], out[4])
+    assert (out[0] - out[2]).abs().max() > 1
+    alone = augment(picture, torch.tensor([0]), draws[1:], ALL, 20)
+    torch.testing.assert_close(alone[0], out[3])
+
+
+def test_nothing_to_change_is_the_centre_crop():
+    assert not is_active(Augment()) and is_active(Augment(contrast=0.1))
+    x = frames(2, 10)
+    out = augment(x, torch.tensor([0, 0]), torch.tensor([5]), Augment(), 6)
+    assert torch.equal(out, x[:, :, 2:8, 2:8])
+    assert torch.equal(centre_crop(x, 10), x)
+    with pytest.raises(ValueError, match=r"vision\.crop=11 is larger than the stored frames of 10x10"):
+        centre_crop(x, 11)
+
+
+def test_a_shift_moves_the_picture_and_a_rotation_turns_it():
+    """A bright blob, its centre of mass before and after: distance from the middle kept by a rotation."""
+    side = 65
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    blob = torch.exp(-((x - 44.0) ** 2 + (y - 32.0) ** 2) / 18).expand(1, 3, -1, -1)
+
+    def centre(picture: torch.Tensor) -> torch.Tensor:
+        mass = picture[0, 0]
+        return torch.stack([(mass * x).sum(), (mass * y).sum()]) / mass.sum()
+
+    moves, angles = [], []
+    for draw in range(20):
+        draws = torch.tensor([draw * 1_000_003])
+        moved = augment(blob, torch.tensor([0]), draws, Augment(translate=0.15), side)
+        moves.append(centre(moved) - centre(blob))
+        turned = centre(augment(blob, torch.tensor([0]), draws, Augment(rotation=30), side)) - 32
+        assert turned.norm().item() == pytest.approx(12, abs=0.05)
+        angles.append(torch.rad2deg(torch.atan2(turned[1], turned[0])).item())
+    moves = torch.stack(moves)
+    assert moves.abs().max() <= 0.15 * side + 0.05 and moves.abs().max() > 0.1 * side
+    assert (moves > 0).any(0).all() and (moves < 0).any(0).all()
+    assert max(map(abs, angles)) <= 30.2 and min(angles) < -15 and max(angles) > 15
+
+
+def test_scale_changes_the_size_of_what_is_seen():
+    side = 65
+    y, x = torch.meshgrid(torch.arange(side) - 32.0, torch.arange(side) - 32.0, indexing="ij")
+    blob = torch.exp(-(x**2 + y**2) / 50).expand(1, 3, -1, -1)
+    for draw in (3, 4, 5, 6):
+        out = augment(blob, torch.tensor([0]), torch.tensor([draw]), Augment(scale=0.3), side)[0, 0]
+        grown = ((out * (x**2 + y**2)).sum() / out.sum() / 50).sqrt().item()  # deviation, before: 5 * sqrt(2)
+        factor = 1 + 0.3 * (2 * uniform(torch.tensor([draw]), 1).item() - 1)
+        assert grown == pytest.approx(factor, rel=0.02)
+
+
+def test_colours():
+    x, clip = frames(3), torch.tensor([0, 0, 1])
+    draws = torch.tensor([8, 9])
+    bright = augment(x, clip, draws, Augment(brightness=0.4), 24) / x
+    assert (
+        bright[:2].std() < 1e-6
+        and abs(bright[0].mean() - 1) <= 0.4
+        and abs(bright[2].mean() - bright[0].mean()) > 1e-3
+    )
+    contrast = augment(x, clip, draws, Augment(contrast=0.4), 24)
+    luma = lambda pictures: (pictures * LUMA).sum(1).mean((1, 2))  # noqa: E731
+    torch.testing.assert_close(luma(contrast), luma(x), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        contrast[0].std() / x[0].std(), contrast[1].std() / x[1].std(), rtol=0.02, atol=0
+    )
+    saturation = augment(x, clip, draws, Augment(saturation=0.4), 24)
+    torch.testing.assert_close((saturation * LUMA).sum(1), (x * LUMA).sum(1), rtol=1e-5, atol=1e-3)
+    assert (saturation - x).abs().max() > 1
+
+
+def test_changes_commute_with_taking_a_background_away():
+    """Geometry, brightness and saturation of a difference are the difference of the changed pictures."""
+    x, background = frames(2), frames(1)
+    settings = Augment(rotation=20, translate=0.1, scale=0.2, brightness=0.3, saturation=0.3, contrast=0.3)
+    clip, draws = torch.tensor([0, 0]), torch.tensor([4])
+    together = augment(x - background, clip, draws, settings, 20)
+    apart = augment(x, clip, draws, settings, 20) - augment(background, clip[:1], draws, settings, 20)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-2)
+
+
+def test_the_hash_is_splitmix64():
+    """First outputs of SplitMix64 seeded with 1234567, as published with xoshiro's reference code."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    found = mix(torch.tensor([1234567]), torch.arange(3)).tolist()
+    assert [value % 2**64 for value in found] == published
+    assert mix(torch.tensor([1234567]), 2).item() == found[2]
+
+
+def test_draws_are_uniform():
+    values = uniform(torch.arange(20000), 3)
+    assert values.min() >= 0 and values.max() < 1
+    counts = torch.histc(values, 20, 0, 1)
+    assert ((counts - 1000).abs() < 5 * 1000**0.5).all()
+    assert abs(torch.corrcoef(torch.stack([values, uniform(torch.arange(20000), 4)]))[0, 1]) < 0.03
