@@ -61,4 +61,6 @@ def plan_square(
         pixel_ratio = 1.0
     shown = width * pixel_ratio
     scale = size / min(shown, height)
-    return SquarePlan(max(size, round(shown * scale)), max(size, round(height * scale)), size, turns)
+    # An even margin, so that the cut is exactly the middle.
+    margins = [round((side * scale - size) / 2) for side in (shown, height)]
+    return SquarePlan(size + 2 * margins[0], size + 2 * margins[1], size, turns)

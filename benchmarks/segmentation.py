@@ -1,0 +1,96 @@
+"""The motion tagger against human sign boundaries, beside as many equally spaced boundaries.
+
+    python benchmarks/segmentation.py [--dgs FOLDER] [--synthetic FOLDER]
+
+`--dgs`: clips.jsonl and keypoints/ (../shared/data/dgs_motion beside a checkout of this project's workshop),
+50 fps, taken at 25. `--synthetic`: a corpus made by `sage-scale corpus make`. The boundary at frame 0 counts
+on no side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sage_scale.config import Segmentation, Vision
+from sage_scale.corpora.clip import Clip, from_json_lines
+from sage_scale.segmentation.boundary_score import boundary_score, evenly_spaced
+from sage_scale.segmentation.rules import B, apply_rule, segments_to_labels
+from sage_scale.segmentation.segmenter import tag_clip
+from sage_scale.vision.decode import DecodedClip, decode_clip
+
+FPS = 25.0
+Example = tuple[DecodedClip, np.ndarray]
+"""A decoded clip and its signs' [start, end) frames at 25 fps, (N, 2)."""
+
+
+def dgs_examples(folder: Path) -> Iterator[Example]:
+    """Real German Sign Language: keypoints with human boundaries."""
+    vision = Vision(kind="features", backbone="keypoints", source_fps=50.0, min_frames=1)
+    for line in (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        clip = Clip(id=row["id"], video=str(folder / "keypoints" / f"{row['id']}.npz"), sentence=row["text"])
+        signs = [[sign["start_ms"] * FPS / 1000, sign["end_ms"] * FPS / 1000] for sign in row["signs"]]
+        yield decode_clip(clip, vision), np.rint(np.array(signs).reshape(-1, 2)).astype(int)
+
+
+def synthetic_examples(root: Path) -> Iterator[Example]:
+    """The made corpus: videos with gold boundaries."""
+    for clip in from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8")).clips:
+        gold = json.loads((root / "gold" / f"{clip.id}.json").read_text(encoding="utf-8"))
+        signs = np.array([[sign["start"], sign["end"]] for sign in gold["signs"]])
+        video = Clip(id=clip.id, video=str(root / clip.video))
+        yield decode_clip(video, Vision(size=64)), signs
+
+
+def table(name: str, examples: list[Example]) -> list[str]:
+    """Markdown rows: the tagger's onsets and the segments of the rule `sage`, each beside equal spacing."""
+    totals = [decoded.total_frames for decoded, _ in examples]
+    gold = [np.unique(signs[:, 0]) for _, signs in examples]
+    gold = [starts[(starts > 0) & (starts < total)] for starts, total in zip(gold, totals)]
+    segmentation = Segmentation()
+    labels = [tag_clip(decoded, segmentation, FPS) for decoded, _ in examples]
+    human = [segments_to_labels(signs, decoded.total_frames) for decoded, signs in examples]
+    rows = []
+    for what, starts in (
+        ("onsets of `motion`", [np.flatnonzero(label == B) for label in labels]),
+        ("segments, rule `sage`", [apply_rule(label, segmentation, FPS)[:, 0] for label in labels]),
+        (
+            "segments of gold signs, rule `sage`",
+            [apply_rule(label, segmentation, FPS)[:, 0] for label in human],
+        ),
+    ):
+        ratio = sum(map(len, starts)) / sum(totals)
+        inner = [frames[frames > 0] for frames in starts]
+        even = evenly_spaced([len(frames) for frames in inner], totals)
+        scores = []
+        for tolerance in (1, 2, 3):
+            ours, theirs = boundary_score(inner, gold, tolerance).f1, boundary_score(even, gold, tolerance).f1
+            scores.append(f"{ours:.3f} ({theirs:.3f})")
+        rows.append(f"| {name} | {what} | {ratio:.3f} | {' | '.join(scores)} |")
+    return rows
+
+
+def main() -> None:
+    """Print one Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "dgs_motion"
+    parser.add_argument("--dgs", type=Path, default=beside)
+    parser.add_argument("--synthetic", type=Path)
+    arguments = parser.parse_args()
+    print("| data | boundaries | a frame | F1 within 1 (even spacing) | within 2 | within 3 frames |")
+    print("|---|---|---|---|---|---|")
+    if (arguments.dgs / "clips.jsonl").is_file():
+        print("\n".join(table("real DGS, keypoints", list(dgs_examples(arguments.dgs)))))
+    else:
+        print(f"(skipped: there is no {arguments.dgs})")
+    if arguments.synthetic:
+        print("\n".join(table("synthetic, pictures", list(synthetic_examples(arguments.synthetic)))))
+
+
+if __name__ == "__main__":
+    main()
