@@ -1,0 +1,216 @@
+"""Frozen backbones: the pretrained network computed another way, fixed batches, and safe loading."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
+
+from sage_scale.config import Vision
+from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.vision.backbones import FrozenBackbone
+from sage_scale.vision.pretrained_weights import (
+    dinov2_state_dict,
+    load_exactly,
+    read_state_dict,
+    resnet_state_dict,
+    torchvision_to_transformers,
+)
+
+RANDOM = Vision(kind="features", size=40, crop=32, allow_random_backbone=True, backbone_batch=8)
+
+
+def torchvision_like(
+    depths: tuple[int, ...], widths: tuple[int, ...], seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Random weights under the names that torchvision gives a ResNet of basic blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    weights: dict[str, torch.Tensor] = {}
+
+    def conv(name: str, out: int, into: int, kernel: int) -> None:
+        scale = (2 / (into * kernel * kernel)) ** 0.5
+        weights[f"{name}.weight"] = torch.randn(out, into, kernel, kernel, generator=generator) * scale
+
+    def norm(name: str, width: int) -> None:
+        weights[f"{name}.weight"] = torch.rand(width, generator=generator) + 0.5
+        weights[f"{name}.bias"] = torch.randn(width, generator=generator) * 0.1
+        weights[f"{name}.running_mean"] = torch.randn(width, generator=generator) * 0.1
+        weights[f"{name}.running_var"] = torch.rand(width, generator=generator) + 0.5
+        weights[f"{name}.num_batches_tracked"] = torch.tensor(7)
+
+    conv("conv1", widths[0], 3, 7)
+    norm("bn1", widths[0])
+    before = widths[0]
+    for stage, (depth, width) in enumerate(zip(depths, widths), start=1):
+        for block in range(depth):
+            place = f"layer{stage}.{block}"
+            conv(f"{place}.conv1", width, before, 3)
+            norm(f"{place}.bn1", width)
+            conv(f"{place}.conv2", width, width, 3)
+            norm(f"{place}.bn2", width)
+            if block == 0 and stage > 1:
+                conv(f"{place}.downsample.0", width, before, 1)
+                norm(f"{place}.downsample.1", width)
+            before = width
+    weights["fc.weight"] = torch.zeros(1000, widths[-1])
+    weights["fc.bias"] = torch.zeros(1000)
+    return weights
+
+
+def resnet_by_hand(x: torch.Tensor, w: dict[str, torch.Tensor], depths: tuple[int, ...]) -> torch.Tensor:
+    """He et al., 2016, from the weights alone: 7x7 stem, pooling, basic blocks, mean over the last map."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var, weight, bias = (
+            w[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        shape = (1, -1, 1, 1)
+        return (x - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt() * weight.view(shape) + bias.view(
+            shape
+        )
+
+    x = norm(F.conv2d(x, w["conv1.weight"], stride=2, padding=3), "bn1").relu()
+    x = F.max_pool2d(x, 3, 2, 1)
+    for stage, depth in enumerate(depths, start=1):
+        for block in range(depth):
+            place = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            y = norm(F.conv2d(x, w[f"{place}.conv1.weight"], stride=stride, padding=1), f"{place}.bn1").relu()
+            y = norm(F.conv2d(y, w[f"{place}.conv2.weight"], padding=1), f"{place}.bn2")
+            if stride == 2:
+                x = norm(F.conv2d(x, w[f"{place}.downsample.0.weight"], stride=2), f"{place}.downsample.1")
+            x = (x + y).relu()
+    return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("depths", [(1, 1, 1, 1), (2, 2, 2, 2), (3, 4, 6, 3)], ids=["10", "18", "34"])
+def test_torchvision_weights_compute_the_same_network(depths) -> None:
+    widths = (8, 16, 24, 32)
+    weights = torchvision_like(depths, widths)
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=list(widths), depths=list(depths), layer_type="basic"
+    )
+    model = ResNetModel(config).eval()
+    load_exactly(model, torchvision_to_transformers(weights), Path("weights.pth"))
+    x = torch.randn(2, 3, 70, 54)
+    with torch.no_grad():
+        ours, expected = model(x).pooler_output.flatten(1), resnet_by_hand(x, weights, depths)
+    assert torch.allclose(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_frozen_resnet34_from_a_torchvision_file(tmp_path) -> None:
+    depths, widths = (3, 4, 6, 3), (64, 128, 256, 512)
+    weights = torchvision_like(depths, widths)
+    torch.save(weights, tmp_path / "resnet34.pth")
+    vision = Vision(kind="features", size=48, crop=40, backbone_weights=str(tmp_path / "resnet34.pth"))
+    frames = np.random.default_rng(0).integers(0, 255, (3, 48, 48, 3), dtype=np.uint8)
+    features = FrozenBackbone(vision).pictures(frames)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = ((torch.from_numpy(frames[:, 4:44, 4:44]).float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    expected = resnet_by_hand(x, weights, depths)
+    assert features.shape == (3, 512) and features.dtype == np.float16
+    assert np.abs(features - expected.numpy()).max() < 4e-3 * expected.abs().max()
+
+
+def test_a_clips_features_do_not_depend_on_its_neighbours() -> None:
+    backbone = FrozenBackbone(RANDOM)
+    frames = np.random.default_rng(1).integers(0, 255, (19, 40, 40, 3), dtype=np.uint8)
+    whole = backbone.pictures(frames)
+    assert whole.shape == (19, backbone.dim)
+    assert np.array_equal(backbone.pictures(frames[:16]), whole[:16])
+    assert np.array_equal(backbone.pictures(frames[16:]), whole[16:])
+    assert np.array_equal(backbone.pictures(frames[16:17]), whole[16:17])
+    assert np.array_equal(FrozenBackbone(RANDOM).pictures(frames), whole)
+    assert backbone.pictures(frames[:0]).shape == (0, 512)
+
+
+def test_published_dinov2_names(tmp_path) -> None:
+    """The published .pth fuses q, k and v; splitting them back must give the model we started from."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=14, image_size=28
+    )
+    model = Dinov2Model(config).eval()
+    published: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict().items():
+        new = name.replace("encoder.layer.", "blocks.").replace(
+            "embeddings.patch_embeddings.projection", "patch_embed.proj"
+        )
+        new = new.replace("embeddings.position_embeddings", "pos_embed").replace("embeddings.", "")
+        new = new.replace("layernorm.", "norm.").replace("attention.o_proj", "attn.proj")
+        new = new.replace("layer_scale1.lambda1", "ls1.gamma").replace("layer_scale2.lambda1", "ls2.gamma")
+        published[new] = value
+    for layer in range(2):
+        for kind in ("weight", "bias"):
+            parts = [published.pop(f"blocks.{layer}.attention.{part}_proj.{kind}") for part in "qkv"]
+            published[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+    torch.save(published, tmp_path / "dinov2.pth")
+    twin = Dinov2Model(config).eval()
+    load_exactly(twin, dinov2_state_dict(tmp_path / "dinov2.pth"), tmp_path / "dinov2.pth")
+    x = torch.randn(2, 3, 28, 28)
+    assert torch.equal(model(x).pooler_output, twin(x).pooler_output)
+
+
+def test_unfit_weights_are_named_in_one_line(tmp_path) -> None:
+    path = tmp_path / "weights.safetensors"
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic")
+
+    def fails(values: dict[str, torch.Tensor], message: str) -> None:
+        save_file(values, path)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_exactly(ResNetModel(config), resnet_state_dict(path), path)
+        assert "\n" not in str(caught.value)
+
+    good = torchvision_like((1, 1, 1, 1), (8, 8, 8, 8))
+    fails(
+        {name: value for name, value in good.items() if name != "layer4.0.bn2.bias"},
+        "lacks .*layers.0.layer.1",
+    )
+    fails(good | {"layer4.3.conv1.weight": torch.zeros(1)}, "strange")
+    fails(good | {"conv1.weight": torch.zeros(8, 3, 3, 3)}, "another shape")
+    fails(good | {"layer1.0.conv3.weight": torch.zeros(1)}, "bottleneck")
+    with pytest.raises(CheckpointError, match="there is no"):
+        FrozenBackbone(Vision(kind="features", backbone_weights=str(tmp_path / "none")))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_pickle_is_run(tmp_path) -> None:
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "run",))
+
+    (tmp_path / "bad.pth").write_bytes(pickle.dumps({"conv1.weight": Hostile()}))
+    torch.save({"conv1.weight": Hostile()}, tmp_path / "worse.pth")
+    for name in ("bad.pth", "worse.pth"):
+        with pytest.raises(CheckpointError, match=name):
+            read_state_dict(tmp_path / name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_random_weights_and_unknown_backbones_are_refused() -> None:
+    with pytest.raises(RecipeError, match="backbone_weights"):
+        FrozenBackbone(Vision(kind="features"))
+    with pytest.raises(RecipeError, match="resnet34"):
+        FrozenBackbone(Vision(kind="features", backbone="resnet50"))
+    with pytest.raises(RecipeError, match="multiple of 14"):
+        FrozenBackbone(
+            Vision(kind="features", backbone="dinov2-vits14", crop=220, allow_random_backbone=True)
+        )
+
+
+def test_a_transformers_folder_loads(tmp_path) -> None:
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic"
+    )
+    model = ResNetModel(config)
+    model.save_pretrained(tmp_path)
+    values = resnet_state_dict(tmp_path)
+    assert {name: value.shape for name, value in values.items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
