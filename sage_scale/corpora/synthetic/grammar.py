@@ -157,6 +157,7 @@ def realisations(meaning: Meaning) -> tuple[tuple[float, str], ...]:
     )  # the first clause in the order of the signs
     joined = len(meaning.clauses) > 1 and not meaning.question
     options.append([(0.82, 0), (0.18, 1)] if joined else [(1.0, 0)])  # "und", or "dagegen" and "dann"
+    words = [[_predicate_words(clause, form) for form in (0, 1)] for clause in meaning.clauses]
     found: dict[str, float] = {}
     for choice in product(*options):
         probability = 1.0
@@ -164,7 +165,8 @@ def realisations(meaning: Meaning) -> tuple[tuple[float, str], ...]:
             probability *= share
         *forms, turned, joint = (value for _, value in choice)
         region_first = both and (meaning.topic == "region") != bool(turned)
-        sentence = _sentence(meaning, forms, region_first, joint)
+        predicates = [pair[form] for pair, form in zip(words, forms)]
+        sentence = _sentence(meaning, predicates, region_first, joint)
         found[sentence] = found.get(sentence, 0.0) + probability
     return tuple(
         sorted(((share, sentence) for sentence, share in found.items()), key=lambda item: (-item[0], item[1]))
@@ -198,9 +200,9 @@ def _opening_sentences(o: Opening) -> tuple[tuple[float, str], ...]:
             (0.18, f"und jetzt das wetter für {day}"))  # fmt: skip
 
 
-def _sentence(meaning: Meaning, forms: list[int], region_first: bool, joint: int) -> str:
+def _sentence(meaning: Meaning, predicates: list[tuple[str, str]], region_first: bool, joint: int) -> str:
     first, *rest = meaning.clauses
-    verb, middle = _predicate_words(first, forms[0])
+    verb, middle = predicates[0]
     time, region, adverb = _time_words(first), _region_words(first), _adverb_words(first)
     if meaning.question:
         parts = [verb, time, region, adverb, middle]
@@ -208,8 +210,7 @@ def _sentence(meaning: Meaning, forms: list[int], region_first: bool, joint: int
         parts = [region, verb, time, adverb, middle]
     else:
         parts = [time, verb, region, adverb, middle]
-    for clause, form in zip(rest, forms[1:]):
-        verb, middle = _predicate_words(clause, form)
+    for clause, (verb, middle) in zip(rest, predicates[1:]):
         opener = _time_words(clause) if clause.later else _region_words(clause)
         adverb = _adverb_words(clause)
         if meaning.question:

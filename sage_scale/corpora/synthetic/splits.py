@@ -93,7 +93,7 @@ def _draw_train(rng: Random, free: Free, counts: Counter[str], left: int) -> Can
 
 def _draw_evaluation(rng: Random, free: Free, counts: Counter[str]) -> Candidate:
     best, best_count = _draw(rng, free), -1
-    for _ in range(400):
+    for _ in range(60):
         candidate = _draw(rng, free)
         least = min(counts[sign.gloss] for sign in signing(candidate[0]))
         if least >= LEAST_TRAIN_COUNT:
