@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -80,7 +81,14 @@ def command(stage: str, run: Path, data: str, recipe: str, ranks: int, overrides
             f"{script} is missing: several ranks need a checkout of the project, not only the package"
         )
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
+    launcher += ["--master_port", str(_free_port())]  # two runs on one machine must not meet on a fixed port
     return [*launcher, str(script), "--run", str(run), "--data", data, "--recipe", recipe, *overrides]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _launch(arguments: list[str], stage: str) -> None:
@@ -88,6 +96,7 @@ def _launch(arguments: list[str], stage: str) -> None:
     environment = dict(os.environ)
     here = str(Path(sys.executable).parent)  # DeepSpeed looks for ninja on the PATH
     environment["PATH"] = os.pathsep.join([here, environment.get("PATH", "")])
+    environment.setdefault("DS_LOG_LEVEL", "error")
     child = subprocess.Popen(arguments, env=environment, start_new_session=True)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     received: list[int] = []

@@ -408,7 +408,9 @@ def cost(record: RunRecord) -> str:
 
 def _cost_row(row: Mapping[str, Any], most: float) -> str:
     seconds = float(row["seconds"])
-    memory = f"{row['memory_mb'] / 1000:.2f} GB" if _number(row.get("memory_mb")) else ""
+    memory = (
+        f"{row['memory_mb'] / 1000:.2f} GB" if _number(row.get("memory_mb")) and row["memory_mb"] > 0 else ""
+    )
     return (
         f'<tr><th scope="row">{escape(str(row.get("stage", "")))}</th><td class="with-bar"><div>'
         f"<span>{duration(seconds)}</span>{figures.bar(seconds, most, True)}</div></td><td>{memory}</td></tr>"
