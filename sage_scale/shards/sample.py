@@ -25,7 +25,8 @@ _HEADER_FIELDS = struct.Struct("100s24x11s21xc100x5s83xB166x").unpack_from
 _JSON = json.JSONDecoder().raw_decode
 _KNOWN_HEADERS: dict[bytes, tuple[np.dtype, tuple[int, ...], int, int]] = {}
 _KNOWN_HEADERS_LIMIT = 4096
-_DTYPES = {"<f2": np.dtype("<f2"), "<i4": np.dtype("<i4")}
+_FLOAT16, _INT32 = np.dtype("<f2"), np.dtype("<i4")
+_DTYPES = {"<f2": _FLOAT16, "<i4": _INT32}
 
 
 def sample_hash(data: bytes | memoryview) -> bytes:
@@ -117,9 +118,9 @@ def _parse(data: bytes, key: str | None, where: str) -> Sample:
             if read != len(text):
                 raise ValueError("its description goes on behind its end")
         elif suffix == b"segments.npy" and segments is None:
-            segments = _array(data, start, size)
+            segments = _array(data, start, size, _INT32)
         elif suffix == b"features.npy" and features is None:
-            features = _array(data, start, size)
+            features = _array(data, start, size, _FLOAT16)
         elif suffix == b"background.jpg" and background is None:
             background = data[start:stop]
         elif len(suffix) >= 10 and suffix[-4:] == b".jpg" and suffix[:-4].isdigit():
@@ -143,8 +144,8 @@ def _parse(data: bytes, key: str | None, where: str) -> Sample:
     )
 
 
-def _array(data: bytes, start: int, size: int) -> np.ndarray:
-    """The .npy member as a read-only view; its header is parsed once for each distinct one."""
+def _array(data: bytes, start: int, size: int, expected: np.dtype) -> np.ndarray:
+    """The .npy member as a read-only view of two dimensions; its header is parsed once for each distinct one."""
     head = 10 + data[start + 8] + 256 * data[start + 9]
     header = data[start : start + head]
     known = _KNOWN_HEADERS.get(header)
@@ -154,8 +155,8 @@ def _array(data: bytes, start: int, size: int) -> np.ndarray:
             _KNOWN_HEADERS.clear()
         _KNOWN_HEADERS[header] = known
     dtype, shape, count, nbytes = known
-    if head + nbytes != size:
-        raise ValueError("an array's size differs from its header")
+    if head + nbytes != size or dtype is not expected:
+        raise ValueError(f"an array is not {expected}, or its size differs from its header")
     return np.frombuffer(data, dtype, count, start + head).reshape(shape)
 
 
@@ -171,8 +172,8 @@ def _parse_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int, int]:
     if dtype is None or values.get("fortran_order") is not False:
         raise ValueError("an array is not float16 or int32 in C order")
     shape = values.get("shape")
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError("an array has no shape")
+    if not isinstance(shape, tuple) or len(shape) != 2 or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("an array has not two dimensions")
     count = math.prod(shape)
     return dtype, shape, count, count * dtype.itemsize
 

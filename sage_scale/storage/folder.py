@@ -1,8 +1,8 @@
 """A store in a folder of this machine (or a shared file system with hard links).
 
-An object is written to an unnamed file (O_TMPFILE) and appears under its name by one `link`, which fails where
-the name is taken: a writer killed at any moment leaves nothing behind. File systems without unnamed files get a
-named temporary file beside the target instead, hidden by its leading dot.
+An object is written to an unnamed file (O_TMPFILE) and appears under its name by one `link`, which fails
+where the name is taken: a writer killed at any moment leaves nothing behind. File systems without unnamed
+files get a named temporary file beside the target instead, hidden by its leading dot.
 """
 
 from __future__ import annotations

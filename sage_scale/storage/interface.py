@@ -1,8 +1,8 @@
 """The one interface behind which a folder and an object store look the same.
 
-There are two ways to write: `put_if_absent`, on which the whole commit protocol stands (of several writers exactly
-one wins, and whoever is killed leaves nothing half-written), and `put`, which replaces an object as a whole. Names
-are relative, parts joined by `/`.
+There are two ways to write: `put_if_absent`, on which the whole commit protocol stands (of several writers
+exactly one wins, and whoever is killed leaves nothing half-written), and `put`, which replaces an object as
+a whole. Names are relative, parts joined by `/`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A store in an S3 bucket, through boto3.
 
-What a plain client gets wrong and this one does not: a conditional PUT whose answer was lost is repeated by boto3
-and then meets its own object (412), so every PUT carries a random `put-id` in the object's metadata and a 412 is
-checked against it; a body that breaks off in the middle is fetched again; a range is checked for its place and
-length. A flipped byte in a body is not noticed by S3 clients: hashes of what was stored are the caller's business
-(sage_scale.shards).
+What a plain client gets wrong and this one does not: a conditional PUT whose answer was lost is repeated by
+boto3 and then meets its own object (412), so every PUT carries a random `put-id` in the object's metadata
+and a 412 is checked against it; a body that breaks off in the middle is fetched again; a range is checked
+for its place and length. A flipped byte in a body is not noticed by S3 clients: hashes of what was stored
+are the caller's business (sage_scale.shards).
 """
 
 from __future__ import annotations
