@@ -1,0 +1,42 @@
+"""Keyed dropout: a clip's pattern is a function of its number and a token's place in it."""
+
+from __future__ import annotations
+
+import torch
+
+from sage_scale.models.dropout import keyed_dropout, token_draws
+
+
+def pattern(
+    draws: list[int], lengths: list[int], salt: int = 0, p: float = 0.3, width: int = 64
+) -> torch.Tensor:
+    keys = token_draws(torch.tensor(draws), torch.tensor(lengths))
+    return keyed_dropout(torch.ones(sum(lengths), width), keys, p, salt)
+
+
+def test_a_clip_keeps_its_pattern_in_any_batch():
+    together = pattern([7, 9, 11], [2, 3, 4]).split([2, 3, 4])
+    torch.testing.assert_close(pattern([9], [3]), together[1])
+    torch.testing.assert_close(pattern([11, 7], [4, 2]).split([4, 2])[0], together[2])
+
+
+def test_patterns_differ_between_clips_places_and_layers():
+    rows = torch.cat([pattern([7, 8], [3, 3], width=256), pattern([7], [3], salt=1, width=256)]) > 0
+    agree = (rows[:, None] == rows[None]).double().mean(2)
+    off_diagonal = agree[~torch.eye(9, dtype=torch.bool)]
+    chance = 0.7**2 + 0.3**2
+    assert (off_diagonal - chance).abs().max() < 5 * (chance * (1 - chance) / 256) ** 0.5
+
+
+def test_rate_and_mean_are_those_of_dropout():
+    x = pattern(list(range(50)), [20] * 50)
+    dropped = (x == 0).double().mean().item()
+    assert abs(dropped - 0.3) < 5 * (0.21 / x.numel()) ** 0.5
+    torch.testing.assert_close(x[x > 0].unique(), torch.tensor([1 / 0.7]))
+    torch.testing.assert_close((x == 0).double().mean(0), torch.full((64,), 0.3).double(), rtol=0, atol=0.07)
+
+
+def test_evaluation_and_p_0_are_the_identity():
+    x = torch.randn(3, 4)
+    assert keyed_dropout(x, None, 0.5, 0, training=False) is x
+    assert keyed_dropout(x, None, 0.0, 0) is x
