@@ -188,6 +188,7 @@ class _Folder:
                 self._reject(video, "no-sentence", where)
             elif previous and previous.text == cue.text and cue.start_s <= previous.end_s + 0.1:
                 self._reject(video, "repeated-caption", where)
+                previous = cue
             else:
                 yield self._clip(video, cue.text, cue.start_s, cue.end_s, language=language)
                 previous = cue
