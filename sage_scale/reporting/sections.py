@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from sage_scale.reporting import figures
 from sage_scale.reporting.figures import Line
+from sage_scale.reporting.markup import brief, duration, number, scroll, section
 from sage_scale.reporting.runlog import RunRecord, StageLog
 
 PAPER_TOKEN_RATIO = 0.129
 """Segments per frame on PHOENIX14T (SAGE, Table 2)."""
-EXAMPLES = 12
-ALL_EXAMPLES = 400
 CONTROL_NAMES = {
     "exchanged_videos": "test videos exchanged at random",
     "blank_videos": "blank videos",
@@ -33,9 +31,9 @@ def tiles(record: RunRecord) -> str:
     """Figures at a glance."""
     found: list[tuple[str, str, str]] = []
     scores = record.scores
-    if _number(scores.get("bleu4")):
+    if number(scores.get("bleu4")):
         clips = f"{scores['clips']} clips, " if "clips" in scores else ""
-        rouge = f"ROUGE-L {scores['rouge_l']:.1f}" if _number(scores.get("rouge_l")) else ""
+        rouge = f"ROUGE-L {scores['rouge_l']:.1f}" if number(scores.get("rouge_l")) else ""
         split = str(scores.get("split", "test"))
         found.append((f"BLEU-4 on {split}", f"{scores['bleu4']:.1f}", (clips + rouge).rstrip(", ")))
         best = best_control(scores)
@@ -43,10 +41,10 @@ def tiles(record: RunRecord) -> str:
             ratio = f"{scores['bleu4'] / best[1]:.1f}×" if best[1] > 0.005 else "–"
             found.append(("against the best control", ratio, f"{best[1]:.1f}: {best[0]}"))
     heldout = scores.get("heldout")
-    if isinstance(heldout, Mapping) and _number(heldout.get("bleu4")):
+    if isinstance(heldout, Mapping) and number(heldout.get("bleu4")):
         clips = f"{heldout['clips']} clips" if "clips" in heldout else ""
         found.append(("BLEU-4 on unseen signers", f"{heldout['bleu4']:.1f}", clips))
-    if _number(scores.get("token_ratio")):
+    if number(scores.get("token_ratio")):
         found.append(
             (
                 "token ratio",
@@ -58,9 +56,9 @@ def tiles(record: RunRecord) -> str:
         recall = record.logs["pretrain"].last("r1_v2t", "dev")
         if recall is not None:
             found.append(("stage 1 finds the text", f"{recall:.0f}%", "R@1, video to text, dev"))
-    seconds = [row["seconds"] for row in record.timing if _number(row.get("seconds"))]
+    seconds = [row["seconds"] for row in record.timing if number(row.get("seconds"))]
     if seconds:
-        memory = [row["memory_mb"] for row in record.timing if _number(row.get("memory_mb"))]
+        memory = [row["memory_mb"] for row in record.timing if number(row.get("memory_mb"))]
         peak = f"at most {max(memory) / 1000:.1f} GB in a process" if memory else ""
         found.append(("time of all stages", brief(sum(seconds)), peak))
     if not found:
@@ -165,7 +163,7 @@ def best_control(scores: Mapping[str, Any]) -> tuple[str, float] | None:
     known = [
         (CONTROL_NAMES.get(name, str(name).replace("_", " ")), float(values["bleu4"]))
         for name, values in controls.items()
-        if isinstance(values, Mapping) and _number(values.get("bleu4"))
+        if isinstance(values, Mapping) and number(values.get("bleu4"))
     ]
     return max(known, key=lambda pair: pair[1]) if known else None
 
@@ -173,19 +171,19 @@ def best_control(scores: Mapping[str, Any]) -> tuple[str, float] | None:
 def scores_table(record: RunRecord) -> str:
     """Scores of the run, of unseen signers and of dev, and under them the controls."""
     scores = record.scores
-    if not _number(scores.get("bleu4")):
+    if not number(scores.get("bleu4")):
         return ""
     rows: list[tuple[str, Mapping[str, Any], bool]] = [(str(scores.get("split", "test")), scores, True)]
     for name, words in (("heldout", "unseen signers"), ("dev", "dev")):
         values = scores.get(name)
-        if isinstance(values, Mapping) and _number(values.get("bleu4")):
+        if isinstance(values, Mapping) and number(values.get("bleu4")):
             rows.append((words, values, True))
     controls = scores.get("controls")
     listed = controls.items() if isinstance(controls, Mapping) else ()
     controlled = [
         (CONTROL_NAMES.get(name, str(name).replace("_", " ")), values, False)
         for name, values in listed
-        if isinstance(values, Mapping) and _number(values.get("bleu4"))
+        if isinstance(values, Mapping) and number(values.get("bleu4"))
     ]
     most = max(float(values["bleu4"]) for _, values, _ in [*rows, *controlled])
     body = "".join(_score_row(*row, most=most) for row in rows)
@@ -202,112 +200,23 @@ def scores_table(record: RunRecord) -> str:
             ("bleu4_none", "BLEU-4 without tokenisation"),
             ("rouge_l_beta12", "ROUGE-L with beta 1.2"),
         )
-        if _number(scores.get(key))
+        if number(scores.get(key))
     ]
     notes = f'<p class="note">On the first line also: {", ".join(further)}.</p>' if further else ""
     if scores.get("signature"):
         notes += f'<p class="note">sacrebleu: <code>{escape(str(scores["signature"]))}</code></p>'
     intro = '<p class="note">Percent. A control is given no chance to look at the right video.</p>'
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return section("scores", "Scores and controls", intro + _scroll(table) + notes)
+    return section("scores", "Scores and controls", intro + scroll(table) + notes)
 
 
 def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) -> str:
     drawing = figures.bar(float(values["bleu4"]), most, strong)
     tds = f'<td class="with-bar"><div><span>{values["bleu4"]:.2f}</span>{drawing}</div></td>'
     for key in ("rouge_l", "bleu1", "bleu2", "bleu3"):
-        tds += f"<td>{values[key]:.2f}</td>" if _number(values.get(key)) else "<td></td>"
+        tds += f"<td>{values[key]:.2f}</td>" if number(values.get(key)) else "<td></td>"
     tds += f"<td>{escape(str(values.get('clips', '')))}</td>"
     return f'<tr class="{"strong" if strong else ""}"><th scope="row">{escape(name)}</th>{tds}</tr>'
-
-
-def examples(record: RunRecord) -> str:
-    """Hypotheses beside references, from the best to the worst, with what differs marked."""
-    split = str(record.scores.get("split", "test"))
-    if split not in record.predictions:
-        split = next(iter(record.predictions), "")
-    rows = record.predictions.get(split, [])
-    if not rows:
-        return ""
-    spaced = any(" " in str(row["reference"]) for row in rows)
-    unlike = {(str(row["reference"]), str(row["hypothesis"])): row for row in reversed(rows)}
-    ranked = sorted(unlike.values(), key=lambda row: -_in_common(row, spaced))
-    count = min(EXAMPLES, len(ranked))
-    chosen = [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(count)]
-    language = escape(str(record.setting("corpus.language", "")), quote=True)
-    items = "".join(_example(row, spaced, language) for row in chosen)
-    intro = (
-        f"{count} of {len(rows)} clips of <code>{escape(split)}</code>, at even steps from the best to the worst "
-        '(share of common words in order). <mark class="lost">Only in the reference</mark>, '
-        '<mark class="added">only in the hypothesis</mark>.'
-    )
-    everything = "".join(
-        f"<tr><td>{n}</td><td lang='{language}'>{escape(str(row['reference']))}</td>"
-        f"<td lang='{language}'>{escape(str(row['hypothesis']))}</td></tr>"
-        for n, row in enumerate(rows[:ALL_EXAMPLES], start=1)
-    )
-    count_all = (
-        f"All {len(rows)}" if len(rows) <= ALL_EXAMPLES else f"The first {ALL_EXAMPLES} of {len(rows)}"
-    )
-    head = '<tr><th scope="col">clip</th><th scope="col">reference</th><th scope="col">hypothesis</th></tr>'
-    table = _scroll(f'<table class="all"><thead>{head}</thead><tbody>{everything}</tbody></table>')
-    details = f"<details><summary>{count_all} translations</summary>{table}</details>"
-    return section("examples", "Examples", f'<p>{intro}</p><ol class="examples">{items}</ol>{details}')
-
-
-def _example(row: Mapping[str, Any], spaced: bool, language: str) -> str:
-    hypothesis, reference = str(row["hypothesis"]), str(row["reference"])
-    reference_html, hypothesis_html = differences(reference, hypothesis, spaced)
-    glosses = row.get("pseudo_glosses")
-    chips = (
-        "".join(f'<span class="chip">{escape(str(g))}</span>' for g in glosses)
-        if isinstance(glosses, list)
-        else ""
-    )
-    notes = [f"{_in_common(row, spaced):.0%} in common"]
-    if row.get("signer"):
-        notes.append(f"signer {escape(str(row['signer']))}")
-    if isinstance(row.get("segments"), list):
-        notes.append(f"{len(row['segments'])} segments")
-    lang = f' lang="{language}"' if language else ""
-    lines = [
-        ("reference", f"<span{lang}>{reference_html}</span>"),
-        ("hypothesis", f"<span{lang}>{hypothesis_html or '<em>no words</em>'}</span>"),
-    ]
-    if chips:
-        lines.append(("pseudo-glosses", f"<span{lang}>{chips}</span>"))
-    inside = "".join(f'<div class="what">{what}</div><div>{html}</div>' for what, html in lines)
-    return f'<li>{inside}<div class="match">{" · ".join(notes)}</div></li>'
-
-
-def _in_common(row: Mapping[str, Any], spaced: bool) -> float:
-    return similarity(str(row["hypothesis"]), str(row["reference"]), spaced)
-
-
-def similarity(hypothesis: str, reference: str, spaced: bool = True) -> float:
-    """Share of words (characters where a language has no spaces) in common, in order: 2 M / (words of both)."""
-    a, b = _words(hypothesis, spaced), _words(reference, spaced)
-    return difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
-
-
-def differences(reference: str, hypothesis: str, spaced: bool = True) -> tuple[str, str]:
-    """Both sentences as HTML, words that the other lacks in <mark>."""
-    a, b = _words(reference, spaced), _words(hypothesis, spaced)
-    left, right = [], []
-    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        glue = " " if spaced else ""
-        gone, come = escape(glue.join(a[a0:a1])), escape(glue.join(b[b0:b1]))
-        same = kind == "equal"
-        if gone:
-            left.append(gone if same else f'<mark class="lost">{gone}</mark>')
-        if come:
-            right.append(come if same else f'<mark class="added">{come}</mark>')
-    glue = " " if spaced else ""
-    return glue.join(left), glue.join(right)
-
-
-def _words(text: str, spaced: bool) -> list[str]:
-    return text.split() if spaced else list("".join(text.split()))
 
 
 def alignments(record: RunRecord) -> str:
@@ -327,7 +236,7 @@ def alignments(record: RunRecord) -> str:
             parts.append(
                 f'<figure class="clip"><figcaption class="sentence">{label}</figcaption>'
                 f'<p class="note">cosine from {min(values):.2f} (blank) to {max(values):.2f} (full)</p>'
-                f"{_scroll(drawing)}</figure>"
+                f"{scroll(drawing)}</figure>"
             )
     if not parts:
         return ""
@@ -357,7 +266,7 @@ def timelines(record: RunRecord) -> str:
         parts.append(
             f'<div class="clip"><p class="sentence">{escape(str(row.get("sentence", "")))}</p>{hypothesis}'
             f"{_thumbnails(row.get('thumbnails'), segments, fps)}"
-            f"{_scroll(wide)}</div>"
+            f"{scroll(wide)}</div>"
         )
     if not parts:
         return ""
@@ -394,7 +303,7 @@ def _is_jpeg(text: Any) -> bool:
 
 def cost(record: RunRecord) -> str:
     """Time and peak memory of each stage."""
-    rows = [row for row in record.timing if _number(row.get("seconds"))]
+    rows = [row for row in record.timing if number(row.get("seconds"))]
     if not rows:
         return ""
     most = max(float(row["seconds"]) for row in rows)
@@ -403,13 +312,13 @@ def cost(record: RunRecord) -> str:
     body += f'<tr class="strong"><th scope="row">together</th><td>{total}</td><td></td></tr>'
     head = '<tr><th scope="col">stage</th><th scope="col">time</th><th scope="col">peak memory of a process</th></tr>'
     table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-    return section("cost", "Time and memory", _scroll(table))
+    return section("cost", "Time and memory", scroll(table))
 
 
 def _cost_row(row: Mapping[str, Any], most: float) -> str:
     seconds = float(row["seconds"])
     memory = (
-        f"{row['memory_mb'] / 1000:.2f} GB" if _number(row.get("memory_mb")) and row["memory_mb"] > 0 else ""
+        f"{row['memory_mb'] / 1000:.2f} GB" if number(row.get("memory_mb")) and row["memory_mb"] > 0 else ""
     )
     return (
         f'<tr><th scope="row">{escape(str(row.get("stage", "")))}</th><td class="with-bar"><div>'
@@ -432,41 +341,3 @@ def absent(record: RunRecord) -> str:
         return ""
     items = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in record.missing)
     return section("absent", "Not in this report", f"<ul>{items}</ul>", kind="absent")
-
-
-def section(anchor: str, title: str, body: str, kind: str = "") -> str:
-    """One section with its heading."""
-    name = f' class="{kind}"' if kind else ""
-    heading = f'<h2 id="{anchor}-title">{title}</h2>'
-    return f'<section id="{anchor}"{name} aria-labelledby="{anchor}-title">{heading}{body}</section>'
-
-
-def _scroll(html: str) -> str:
-    """What is wider than a phone scrolls by itself, with the keyboard too."""
-    return f'<div class="scroll" tabindex="0">{html}</div>'
-
-
-def duration(seconds: float) -> str:
-    """59 s, 4 min 05 s, 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def brief(seconds: float) -> str:
-    """59 s, 9.8 min, 2.1 h."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
-
-
-def _number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and value == value
-        and abs(value) != float("inf")
-    )

@@ -14,6 +14,8 @@ from sage_scale.errors import UsageError
 from sage_scale.shards import Sample
 from sage_scale.translation.translate import Translation
 
+MOST_PICTURES = 24
+"""More would be too small to see; of a longer video, evenly chosen segments are shown."""
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 FONTS = (
     "DejaVu Sans",
@@ -29,7 +31,7 @@ COLOURS = ("#3b6fd4", "#d9822b", "#2e9e83", "#a94fb8", "#c8453c", "#7a8b2f")
 
 
 def write_timeline(translation: Translation, path: Path) -> None:
-    """Write the figure to `path`; its suffix says the kind. One thumbnail a segment, up to 24.
+    """Write the figure to `path`; its suffix says the kind. One thumbnail a segment, up to MOST_PICTURES.
 
     Raises UsageError for an unknown suffix or a folder that is not there.
     """
@@ -44,11 +46,8 @@ def write_timeline(translation: Translation, path: Path) -> None:
     plt.rcParams["font.family"] = [name for name in FONTS if name in installed] or ["sans-serif"]
     segments, fps = translation.segments, translation.fps
     pictures = segment_pictures(translation.sample)
-    shown = (
-        np.unique(np.linspace(0, len(segments) - 1, min(len(segments), 24)).round().astype(int))
-        if pictures
-        else []
-    )
+    most = min(len(segments), MOST_PICTURES) if pictures else 0
+    shown = sorted({round(place) for place in np.linspace(0, len(segments) - 1, most)})
     rows = math.ceil(len(shown) / 12)
     columns = math.ceil(len(shown) / rows) if rows else 1
     title = textwrap.fill(translation.sentence or "(no words)", 84)
@@ -68,7 +67,7 @@ def write_timeline(translation: Translation, path: Path) -> None:
     for number, (start, end) in enumerate(segments):
         bars.barh(0, (end - start) / fps, left=start / fps, height=0.8, color=COLOURS[number % len(COLOURS)],
                   edgecolor="white", linewidth=1)  # fmt: skip
-        if (end - start) * 60 >= translation.frames or len(segments) <= 24:
+        if (end - start) * 60 >= translation.frames or len(segments) <= MOST_PICTURES:
             bars.text(
                 (start + end) / 2 / fps,
                 0,

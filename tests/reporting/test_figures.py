@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage_scale.reporting import figures
+from sage_scale.reporting.examples import differences, similarity
 from sage_scale.reporting.figures import Line
-from sage_scale.reporting.sections import brief, differences, duration, similarity
+from sage_scale.reporting.markup import brief, duration
 
 finite = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 6))
 
