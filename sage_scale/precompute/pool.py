@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.errors import SageError, StorageError, UsageError
+from sage_scale.errors import SageError, UnitsOpen, UsageError
 from sage_scale.precompute.description import Environment
 from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
@@ -117,7 +117,7 @@ class Pool:
         self._looked = 0.0
 
     def __enter__(self) -> Pool:
-        self._grow()
+        self._add_actors()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,7 +152,7 @@ class Pool:
         import ray
 
         self._end_overdue()
-        self._grow()
+        self._look_round()
         by_source = {worker.waits_for: worker for worker in self._workers if worker.waits_for is not None}
         if not by_source:
             return []
@@ -201,14 +201,23 @@ class Pool:
             worker.unit = worker.events = None
         yield unit, event
 
-    def _grow(self) -> None:
-        """As many actors as the recipe says or the cluster has room for by now: nodes may join during a run."""
+    def _look_round(self) -> None:
+        """Every few seconds: end the run where Ray is no more, add actors where nodes have joined."""
+        import ray
+
+        if time.monotonic() - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        waiting = all(worker.hello is not None for worker in self._workers)
+        if waiting and not any(node["Alive"] for node in ray.nodes()):
+            raise UnitsOpen("Ray has lost its last node (was its raylet killed?): run the same command again")
+        self._add_actors()
+
+    def _add_actors(self) -> None:
+        """As many actors as the recipe says or the cluster has room for by now."""
         import ray
 
         settings = self.recipe.precompute
-        if time.monotonic() - self._looked < LOOK_EVERY_S and self._workers:
-            return
-        self._looked = time.monotonic()
         room = settings.actors or _slots(ray.cluster_resources(), settings.gpus_per_actor)
         while len(self._workers) < max(1, min(room, self._most)):
             worker = _Worker(self._make())
@@ -258,7 +267,7 @@ class Pool:
 
         self._lost_in_a_row += 1
         if self._lost_in_a_row > LOST_IN_A_ROW:
-            raise StorageError(
+            raise UnitsOpen(
                 f"{self._lost_in_a_row} actors in a row died before finishing a clip"
                 + (f" (last: {_cause(error)})" if error else "")
                 + "; look at the machine's memory and Ray's logs, then run the same command again"

@@ -1,0 +1,217 @@
+"""Claim: whatever is killed, whenever, running the same command again gives a byte-identical dataset.
+
+    python benchmarks/precompute_kills.py --kills 200 [--out s3://bucket/prefix]
+
+An undisturbed run is made first. Then rounds: each begins an empty output and lets `sage-scale precompute` run while
+SIGKILL hits the driver, an actor or the raylet at random moments; what dies as a whole is started again with the same
+command until it ends with code 0. After each round every file's sha256 must equal the undisturbed run's. Prints one
+table and ends with code 1 where a byte differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+
+from sage_scale.storage import open_store
+
+MARK = "SAGE_SCALE_KILLS"
+"""Environment variable that all processes of a run inherit: only such processes are killed."""
+KINDS = ("driver", "actor", "actor", "actor", "raylet")
+OVERRIDES = (
+    "vision.size=96",
+    "vision.crop=96",
+    "text.tagger=none",
+    "text.target=sentence",
+    "shards.clips_per_unit=3",
+    "shards.max_reject_rate=0.2",
+    "precompute.actors=2",
+    "precompute.object_store_mb=80",
+    "precompute.max_restarts=50",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills-per-round", type=int, default=8)
+    parser.add_argument("--clips", type=int, default=45)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", default="", help="folder or s3:// prefix for the outputs; temporary unless given"
+    )
+    settings = parser.parse_args()
+    chance = random.Random(settings.seed)
+    with tempfile.TemporaryDirectory(prefix="sage-scale-kills-") as scratch:
+        corpus = Path(scratch) / "corpus"
+        write_corpus(corpus, settings.clips)
+        base = settings.out.rstrip("/") or str(Path(scratch) / "outputs")
+        begun = time.monotonic()
+        if run(corpus, f"{base}/undisturbed").wait() != 0:
+            print("the undisturbed run failed", file=sys.stderr)
+            return 1
+        length_s = time.monotonic() - begun
+        expected = hashes(f"{base}/undisturbed")
+        print(f"undisturbed: {len(expected)} files in {length_s:.1f} s")
+        print(
+            f"{'round':>5} {'kills':>5} {'driver':>6} {'actor':>6} {'raylet':>6} {'starts':>6} {'seconds':>8}  bytes"
+        )
+        killed = rounds = differing = 0
+        while killed < settings.kills:
+            begun = time.monotonic()
+            wanted = min(settings.kills_per_round, settings.kills - killed)
+            out = f"{base}/round-{rounds:03d}"
+            kills, starts = disturbed(corpus, out, wanted, length_s, chance)
+            found = hashes(out)
+            wrong = sorted(
+                name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+            )
+            differing += bool(wrong)
+            killed += kills.total()
+            print(
+                f"{rounds:>5} {kills.total():>5} {kills['driver']:>6} {kills['actor']:>6} {kills['raylet']:>6} "
+                f"{starts:>6} {time.monotonic() - begun:>8.1f}  {'differ: ' + ' '.join(wrong) if wrong else 'equal'}",
+                flush=True,
+            )
+            rounds += 1
+        print(
+            f"{killed} kills in {rounds} rounds: {'every file equal' if not differing else f'{differing} differ'}"
+        )
+    return 1 if differing else 0
+
+
+def disturbed(
+    corpus: Path, out: str, wanted: int, length_s: float, chance: random.Random
+) -> tuple[Counter, int]:
+    """One round: gives what was killed and how often the command was started."""
+    kills: Counter[str] = Counter()
+    starts = 0
+    while True:
+        process = run(corpus, out)
+        starts += 1
+        # One start in four is hit before any actor works; later kills follow each other within a second.
+        early_s = chance.uniform(0, length_s / 2) if chance.random() < 0.25 else 1e9
+        begun = time.monotonic()
+        next_kill: float | None = None
+        while process.poll() is None and kills.total() < wanted:
+            time.sleep(0.05)
+            now = time.monotonic()
+            if next_kill is None and find("actor", process):
+                next_kill = now + chance.uniform(0, 2)
+            if now - begun > early_s or (next_kill is not None and now > next_kill):
+                kind = chance.choice(KINDS)
+                if kill(kind, process, chance):
+                    kills[kind] += 1
+                    next_kill = now + chance.uniform(0, 2)
+        code = process.wait()
+        sweep(process)
+        if code == 0:
+            return kills, starts
+
+
+def run(corpus: Path, out: str) -> subprocess.Popen:
+    """Start the command, its processes marked, its output kept out of the table."""
+    token = secrets.token_hex(8)
+    command = [sys.executable, "-m", "sage_scale.cli.main", "precompute"]
+    command += ["--corpus", "videos", "--root", str(corpus), "--out", out, "--recipe", "demo", *OVERRIDES]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, MARK: token},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    process.token = token  # type: ignore[attr-defined]
+    return process
+
+
+def kill(kind: str, process: subprocess.Popen, chance: random.Random) -> bool:
+    """SIGKILL one process of the kind; False where there is none at the moment."""
+    if kind == "driver":
+        process.kill()
+        return True
+    found = find(kind, process)
+    if not found:
+        return False
+    try:
+        os.kill(chance.choice(found), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def find(kind: str, process: subprocess.Popen) -> list[int]:
+    """Processes of the run that are actors, or the raylet."""
+    title = {"actor": "ray::UnitWorker", "raylet": "raylet/raylet"}[kind]
+    return [pid for pid, command in marked(process.token) if title in command]  # type: ignore[attr-defined]
+
+
+def sweep(process: subprocess.Popen) -> None:
+    """Wait for what a killed driver left behind to end by itself, then end what did not."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until and marked(process.token):  # type: ignore[attr-defined]
+        time.sleep(0.2)
+    for pid, _ in marked(process.token):  # type: ignore[attr-defined]
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def marked(token: str) -> list[tuple[int, str]]:
+    """Processes that carry the run's mark, with their command lines."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            if f"{MARK}={token}".encode() in (folder / "environ").read_bytes():
+                found.append((int(folder.name), (folder / "cmdline").read_bytes().decode(errors="replace")))
+        except OSError:  # gone, or another user's
+            continue
+    return found
+
+
+def hashes(url: str) -> dict[str, str]:
+    """sha256 of every object of an output."""
+    store = open_store(url)
+    return {entry.name: hashlib.sha256(store.get(entry.name)).hexdigest() for entry in store.list()}
+
+
+def write_corpus(root: Path, clips: int) -> None:
+    """Videos of two to four seconds with sentences, and one that is none."""
+    folder = root / "train"
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(clips):
+        name = f"clip{number:03d}.mp4"
+        rows.append(f"{name}\tSatz Nummer {number}\n")
+        if number == clips // 2:
+            (folder / name).write_text("not a video")
+            continue
+        noise = np.random.default_rng(number).integers(0, 60, (128, 128, 3), np.uint8)
+        with av.open(str(folder / name), "w") as container:
+            stream = container.add_stream("libx264", 25, options={"threads": "1", "preset": "ultrafast"})
+            stream.width = stream.height = 128
+            for k in range(50 + number):
+                picture = np.roll(noise, 3 * k, axis=1)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+    (folder / "sentences.tsv").write_text("".join(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
