@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
@@ -51,7 +52,7 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
             folder, dtype=torch.float32, output_loading_info=True
         )
         tokenizer = load_tokenizer(folder)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"language model '{folder}' cannot be loaded: {reason}") from None
     if report["missing_keys"]:

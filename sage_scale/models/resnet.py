@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
 from sage_scale.config import Backbone
-from sage_scale.errors import CheckpointError
 from sage_scale.models.batchnorm import Mode, convert_batchnorm
+from sage_scale.vision.pretrained_weights import load_exactly
 from sage_scale.vision.resnet_weights import read_resnet_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -60,26 +62,12 @@ class FrameEncoder(nn.Module):
 def load_backbone(encoder: FrameEncoder, path: str) -> None:
     """Initial weights of the ResNet from a torchvision or transformers file or folder (`model.backbone.weights`).
 
-    Raises CheckpointError where one is missing or of another shape, naming it.
+    Raises CheckpointError where one is missing, too many or of another shape, naming it.
     """
-    state = read_resnet_weights(path)
-    own = encoder.resnet.state_dict()
-    for name, value in own.items():
-        if name not in state:
-            raise CheckpointError(
-                f"'{path}' lacks the weight {name}: model.backbone.depths wants another ResNet"
-            )
-        if state[name].shape != value.shape:
-            raise CheckpointError(
-                f"'{path}': {name} is {tuple(state[name].shape)}, model.backbone wants {tuple(value.shape)}"
-            )
-    # torch's num_batches_tracked and a classifier are all that may be left over.
-    beside = [name for name in state if name not in own and not name.endswith("num_batches_tracked")]
-    if beside:
-        raise CheckpointError(
-            f"'{path}' has {len(beside)} weights too many, such as {beside[0]}: another ResNet"
-        )
-    encoder.resnet.load_state_dict({name: state[name] for name in own})
+    state = read_resnet_weights(Path(path))
+    # torch counts batches, which nothing needs at a fixed momentum.
+    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    load_exactly(encoder.resnet, state, Path(path))
 
 
 def last_map_side(crop: int, stages: int) -> int:

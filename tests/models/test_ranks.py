@@ -1,0 +1,68 @@
+"""Stage 1 over several ranks equals one process: statistics, loss and every gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_models import SENTENCES, moved_norms, recipe, small_mbart, small_tokenizer, video
+
+from sage_scale.config import Augment
+from sage_scale.models import SageAligner, TextEncoder
+
+MODES = ("sync", "frozen")
+
+
+def run(clips: list[int], mode: str) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Loss, gradients and buffers after one step on some of the clips, in float64, with dropout and augmentation."""
+    torch.manual_seed(0)
+    made = recipe(context_layers=1, dropout=0.3, batchnorm=mode, mapper_norm="batch")
+    made = replace(made, pretrain=replace(made.pretrain, augment=Augment(brightness=0.3, contrast=0.2)))
+    made = replace(made, clcl=replace(made.clcl, same_text="masked"))
+    language_model = small_mbart()
+    text = TextEncoder(language_model, small_tokenizer())
+    model = moved_norms(SageAligner(made, language_model)).double().train()
+    targets = text.encode([SENTENCES[clip] for clip in clips], ["de"] * len(clips))
+    share, _ = model(video(clips, background=True), targets, torch.tensor(clips, dtype=torch.int64))
+    share.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return share.detach(), gradients, dict(model.named_buffers())
+
+
+LAYOUTS = {"unequal": [[1], [0, 2]], "one-empty": [[2, 0], [], [1]]}
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    results = {}
+    for name, parts in LAYOUTS.items():
+        if rank < len(parts):
+            dist.init_process_group(
+                "gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=len(parts)
+            )
+            results[name] = {mode: run(parts[rank], mode) for mode in MODES}
+            dist.destroy_process_group()
+    torch.save(results, f"{folder}/{rank}.pt")
+
+
+@pytest.mark.system
+def test_ranks_equal_one_process(tmp_path: Path):
+    """Two ranks of unequal parts, and three of which one has no clip at all."""
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=3)
+    saved = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    for layout, parts in LAYOUTS.items():
+        for mode in MODES:
+            ranks = [saved[rank][layout][mode] for rank in range(len(parts))]
+            loss, gradients, buffers = run([0, 1, 2], mode)
+            torch.testing.assert_close(sum(rank[0] for rank in ranks), loss, rtol=0, atol=1e-9)
+            for name, gradient in gradients.items():
+                found = sum(rank[1][name] for rank in ranks)
+                note = f"{layout}, {mode}: gradient of {name}"
+                torch.testing.assert_close(found, gradient, rtol=1e-6, atol=1e-9, msg=note)
+            for name, buffer in buffers.items():
+                for rank in ranks:
+                    torch.testing.assert_close(rank[2][name], buffer, rtol=1e-9, atol=1e-11)

@@ -1,0 +1,220 @@
+"""SAGE's two models: their losses against the equations, generation against transformers' own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_models import (
+    CLIPS,
+    SENTENCES,
+    features_recipe,
+    moved_norms,
+    recipe,
+    small_mbart,
+    small_mbart_config,
+    small_tokenizer,
+    video,
+)
+
+from sage_scale.config import Clcl
+from sage_scale.errors import CheckpointError
+from sage_scale.losses import clcl_loss, clcl_similarity
+from sage_scale.losses.padding import pad_packed
+from sage_scale.models import SageAligner, SageTranslator, TextEncoder, load_visual, make_labels
+from sage_scale.models.describe import describe
+
+TOKENS = [len(clip) for clip in CLIPS]
+
+
+def aligner(**clcl: object) -> SageAligner:
+    torch.manual_seed(0)
+    made = replace(recipe(context_layers=1, dropout=0.0), clcl=Clcl(**clcl))
+    return moved_norms(SageAligner(made, small_mbart()))
+
+
+def targets(clips: list[int] | None = None):
+    texts = [SENTENCES[clip] for clip in (range(3) if clips is None else clips)]
+    return TextEncoder(small_mbart(), small_tokenizer()).encode(texts, ["de"] * len(texts))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.6, 1.0])
+def test_the_stage_1_loss_is_equation_5(beta):
+    model = aligner(beta=beta, alpha=0.3, scale_init=200.0).eval()
+    total, parts = model(video(), targets())
+    L, hidden = model.encode(video())
+    n, text = video().clip_segments_B, targets()
+    scale = 100.0  # clamped
+    CE = clcl_loss(*clcl_similarity(L, text.embeddings_MD, n, text.lengths_B), scale, 0.3)
+    HS = clcl_loss(*clcl_similarity(hidden, text.hidden_MD, n, text.lengths_B), scale, 0.3)
+    torch.testing.assert_close(total, beta * CE + (1 - beta) * HS)
+    assert parts["scale_embedding"].item() == 100 and not parts["scale_hidden"].requires_grad
+    assert ("loss_embedding" in parts) == (beta > 0) and ("loss_hidden" in parts) == (beta < 1)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.6, 1.0])
+def test_every_parameter_gets_a_gradient_with_clips_or_without(beta):
+    """ZeRO reduces gradients in buckets: a rank without clips, or a level without weight, must not skip any."""
+    for clips in ([0, 1, 2], []):
+        model = aligner(beta=beta)
+        share, _ = model(video(clips), targets(clips))
+        share.backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+        if not clips:
+            assert share.item() == 0 and all(p.grad.abs().sum() == 0 for p in model.parameters())
+    assert all(p.dim() > 0 for p in model.parameters())
+
+
+def test_no_batch_changes_a_clips_tokens_in_training():
+    """Dropout in mapper and context encoder follows the clip's number (statistics frozen)."""
+    torch.manual_seed(0)
+    made = recipe(context_layers=2, dropout=0.4, batchnorm="frozen")
+    model = moved_norms(SageAligner(made, small_mbart())).train()
+    together = [part.split(TOKENS) for part in model.encode(video())]
+    for order in ([1], [2, 0]):
+        found = [part.split([TOKENS[clip] for clip in order]) for part in model.encode(video(order))]
+        for level in (0, 1):
+            for place, clip in enumerate(order):
+                torch.testing.assert_close(found[level][place], together[level][clip], rtol=1e-4, atol=1e-5)
+    still = model.eval().encode(video())[1]
+    assert (still - torch.cat(together[1])).abs().max() > 0.01
+
+
+def test_the_context_encoder_starts_as_the_language_models():
+    model, language_model = aligner(), small_mbart()
+    own, theirs = model.context.state_dict(), language_model.model.encoder.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in own.items())
+    with pytest.raises(CheckpointError, match="has 2 layers to copy"):
+        SageAligner(recipe(context_layers=3), language_model)
+    without = replace(recipe(), clcl=Clcl(beta=1.0), model=replace(recipe().model, context_layers=0))
+    assert SageAligner(without, language_model).encode(video())[1] is None
+
+
+def translator(made=None) -> SageTranslator:
+    torch.manual_seed(0)
+    return moved_norms(SageTranslator(made or recipe(dropout=0.0), small_mbart())).eval()
+
+
+def test_the_stage_2_loss_is_label_smoothed_and_leaves_padding_out():
+    """(1 - e) times the label's and e times the mean of all subwords' -log p, clip by clip, no padding anywhere."""
+    model = translator()
+    labels, inputs = make_labels(small_tokenizer(), SENTENCES[:3], ["de"] * 3)
+    loss, count = model(video(), labels, inputs, label_smoothing=0.2)
+    tokens = model.encode_tokens(video()).split(TOKENS)
+    total = 0.0
+    for clip in range(3):
+        length = int((labels[clip] != -100).sum())
+        given = inputs[clip : clip + 1, :length]
+        logits = model.language_model(inputs_embeds=tokens[clip][None], decoder_input_ids=given)
+        surprise = -logits.logits[0].log_softmax(-1)
+        for place in range(length):
+            total += 0.8 * surprise[place, labels[clip, place]] + 0.2 * surprise[place].mean()
+    torch.testing.assert_close(loss, total, rtol=1e-4, atol=1e-4)
+    assert count.item() == int((labels != -100).sum())
+
+
+def test_parts_of_a_batch_sum_to_the_batch_and_kept_tokens_are_the_same():
+    model = translator()
+    labels, inputs = make_labels(small_tokenizer(), SENTENCES[:3], ["de"] * 3)
+    whole = model(video(), labels, inputs, 0.1)
+    parts = [model(video([clip]), labels[clip : clip + 1], inputs[clip : clip + 1], 0.1) for clip in range(3)]
+    torch.testing.assert_close(sum(part[0] for part in parts), whole[0], rtol=1e-4, atol=1e-4)
+    assert sum(part[1] for part in parts) == whole[1]
+    kept = model.forward_tokens(model.encode_tokens(video()), video().clip_segments_B, labels, inputs, 0.1)
+    assert torch.equal(kept[0], whole[0])
+
+
+def test_no_clips_cost_nothing_and_leave_zero_gradients():
+    model = translator().train()
+    labels, inputs = make_labels(small_tokenizer(), [], [])
+    loss, count = model(video([]), labels, inputs, 0.1)
+    loss.backward()
+    assert loss.item() == 0 and count.item() == 0
+    assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in model.parameters())
+    assert model.generate(video([]), small_tokenizer(), []) == []
+
+
+@pytest.mark.parametrize("form", ["mbart50", "cc25"])
+def test_generation_is_transformers_own(form):
+    """Visual tokens that equal a text's scaled embeddings give what `generate` gives for the text's ids."""
+    tokenizer, model = small_tokenizer(form), translator()
+    mbart = model.language_model
+    tokenizer.src_lang = "de_DE"
+    ids = [torch.tensor(tokenizer(sentence)["input_ids"]) for sentence in SENTENCES]
+    lengths = torch.tensor([len(row) for row in ids])
+    tokens = torch.cat(
+        [mbart.get_input_embeddings()(row) for row in ids]
+    )  # with mBART's own scale, sqrt(d_model)
+    found = model.generate_tokens(
+        tokens, lengths, tokenizer, ["de"] * 5, beams=4, max_tokens=12, length_penalty=0.7
+    )
+    code = tokenizer.convert_tokens_to_ids("de_DE")
+    start = (
+        {"decoder_start_token_id": tokenizer.eos_token_id, "forced_bos_token_id": code}
+        if form == "mbart50"
+        else {"decoder_start_token_id": code}
+    )
+    padded, mask = pad_packed(torch.cat(ids), lengths)
+    padded = padded.masked_fill(~mask, tokenizer.pad_token_id)
+    wanted = mbart.generate(
+        input_ids=padded,
+        attention_mask=mask.long(),
+        num_beams=4,
+        max_new_tokens=12,
+        length_penalty=0.7,
+        **start,
+    )
+    wanted = [sentence.strip() for sentence in tokenizer.batch_decode(wanted, skip_special_tokens=True)]
+    assert found == wanted and any(wanted)
+
+
+def test_generation_in_several_languages_keeps_the_order():
+    tokenizer, model = small_tokenizer(), translator()
+    one_by_one = [
+        model.generate(video([clip]), tokenizer, [language], max_tokens=10)[0]
+        for clip, language in zip(range(3), ("de", "en", "de"))
+    ]
+    assert model.generate(video(), tokenizer, ["de", "en", "de"], max_tokens=10) == one_by_one
+
+
+def test_stage_1_hands_over_visual_encoder_and_mapper():
+    first, second = aligner(), translator()
+    nothing = {name: value.clone() for name, value in second.language_model.state_dict().items()}
+    load_visual(second, first.state_dict())
+    torch.testing.assert_close(second.encode_tokens(video()), first.eval().encode(video())[0])
+    assert all(
+        torch.equal(value, nothing[name]) for name, value in second.language_model.state_dict().items()
+    )
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights, such as mapper\.linears\.0\.weight"):
+        load_visual(second, {k: v for k, v in first.state_dict().items() if k != "mapper.linears.0.weight"})
+    with pytest.raises(
+        CheckpointError, match=r"visual\.temporal\.weight is \(8, 6, 5\), the recipe's \(8, 6, 3\)"
+    ):
+        load_visual(translator(recipe(conv_kernel=3)), first.state_dict())
+
+
+def test_full_size_has_the_published_counts():
+    """ResNet-34 without its classifier and mBART-large-50 with its whole vocabulary, from the meta device."""
+    from sage_scale.config import load_recipe
+
+    parts = {part.name: part for part in describe(load_recipe("sage-phoenix14t"))}
+    assert parts["frame encoder"].parameters == 21_284_672
+    assert parts["language model"].parameters == 610_879_488
+    assert parts["temporal convolution"].parameters == 5 * 512 * 1024 + 1024 + 2 * 1024
+    assert parts["vision-to-language mapper"].parameters == 3 * (2 * 1024 + 1024 * 1024 + 1024)
+    layer = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 2 * 2 * 1024
+    assert parts["context encoder (stage 1)"].parameters == 3 * layer + 1026 * 1024 + 2 * 2 * 1024
+    assert parts["language model"].stage1 == 0 and parts["context encoder (stage 1)"].stage2 == 0
+
+
+def test_the_description_counts_what_is_built(tmp_path):
+    made = features_recipe(context_layers=1)
+    small_mbart_config().save_pretrained(tmp_path)
+    made = replace(made, model=replace(made.model, language_model=str(tmp_path)))
+    parts = describe(made)
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert sum(part.stage1 for part in parts) == count(SageAligner(made, small_mbart()))
+    assert sum(part.stage2 for part in parts) == count(SageTranslator(made, small_mbart()))
+    with pytest.raises(CheckpointError, match="is no folder with"):
+        describe(replace(made, model=replace(made.model, language_model="nowhere")))
