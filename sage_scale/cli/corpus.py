@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -126,7 +126,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 def _recipe(recipe: str, corpus: str, root: str, overrides: list[str] | None) -> config.Recipe:
     chosen = config.load_recipe(recipe, overrides or [])
     # Not as overrides: a folder's name may hold what means something in YAML.
-    named = {key: value for key, value in (("name", corpus), ("root", root)) if value}
+    named: dict[str, Any] = {key: value for key, value in (("name", corpus), ("root", root)) if value}
     return dataclasses.replace(chosen, corpus=dataclasses.replace(chosen.corpus, **named))
 
 

@@ -18,6 +18,7 @@ import os
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.captions import SUFFIXES, has_words, parse_seconds, read_captions
@@ -127,7 +128,10 @@ class _Folder:
     def _clip(
         self, video: str, sentence: str, start_s: float = 0.0, end_s: float | None = None, **more: str
     ) -> Clip:
-        values = {"language": self.language, "split": self.split if sentence else UNLABELLED} | more
+        values: dict[str, Any] = {
+            "language": self.language,
+            "split": self.split if sentence else UNLABELLED,
+        } | more
         return Clip(
             id=self._id(video, start_s, end_s),
             video=str(self.folder / video),

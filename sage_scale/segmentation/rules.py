@@ -66,7 +66,7 @@ def labels_to_segments(
         pieces = list(zip(onsets.tolist(), ends.tolist())) or [(0, total)]
     elif rule == "sage":
         pieces = _cut(labels_T, onsets, least=min_frames * fps / RULE_FPS) if len(signed) else []
-        pieces = [half for piece in pieces or [(0, total)] for half in halve(*piece, limit)]
+        pieces = [half for piece in pieces or [(0, total)] for half in halve(piece[0], piece[1], limit)]
     else:
         raise ValueError(f"no rule {rule!r}: sage or plain")
     return np.array(pieces, dtype=np.int32)

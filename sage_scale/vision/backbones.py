@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from sage_scale.config import Vision
 from sage_scale.errors import CheckpointError, ClipRejected, RecipeError
 from sage_scale.vision.decode import DecodedClip
+from sage_scale.vision.dinov2_weights import read_dinov2_weights
 from sage_scale.vision.keypoint_features import keypoint_features
 from sage_scale.vision.keypoint_files import POINTS
-from sage_scale.vision.pretrained_weights import dinov2_state_dict, load_exactly, resnet_state_dict
+from sage_scale.vision.pretrained_weights import load_exactly
+from sage_scale.vision.resnet_weights import read_resnet_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -113,7 +115,7 @@ def _resnet34():
     config = ResNetConfig(
         embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[3, 4, 6, 3], layer_type="basic"
     )
-    return ResNetModel(config), resnet_state_dict
+    return ResNetModel(config), read_resnet_weights
 
 
 def _dinov2(vision: Vision):
@@ -129,4 +131,4 @@ def _dinov2(vision: Vision):
         image_size=518,
         mlp_ratio=4,
     )
-    return Dinov2Model(config), dinov2_state_dict
+    return Dinov2Model(config), read_dinov2_weights

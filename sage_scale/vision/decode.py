@@ -89,7 +89,8 @@ def decode_clip(clip: Source, vision: Vision) -> DecodedClip:
         "colour": colour,
     }
     check_interval(clip.start_s, clip.end_s, None)
-    grey_THW = keypoints_TKC = None
+    grey_THW: np.ndarray | None = None
+    keypoints_TKC: np.ndarray | None = None
     frames = np.zeros((0, vision.size, vision.size, 3), np.uint8)
     try:
         if path.suffix.lower() in KEYPOINT_SUFFIXES and path.is_file():
@@ -110,11 +111,12 @@ def decode_clip(clip: Source, vision: Vision) -> DecodedClip:
         raise StorageError(
             f"{path}: {error.strerror or error}; the clip was not rejected, run again"
         ) from None
-    total = len(keypoints_TKC if keypoints_TKC is not None else grey_THW)
+    counted = keypoints_TKC if keypoints_TKC is not None else grey_THW
+    assert counted is not None, "every branch above read one of them or raised"
     return DecodedClip(
         clip=clip,
         frames=frames,
-        total_frames=total,
+        total_frames=len(counted),
         fps=vision.fps,
         stride=vision.frame_stride,
         source_fps=source_fps,

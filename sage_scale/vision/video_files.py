@@ -8,7 +8,7 @@ hand motion. Measured on 2 cores with 210 x 260 H.264 and 256 x 256 output: see 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import av
@@ -177,7 +177,7 @@ class _Timed:
             return False
         return True
 
-    def _decode(self) -> Iterator[tuple[float, float, VideoFrame]]:
+    def _decode(self) -> Generator[tuple[float, float, VideoFrame], None, None]:
         time_base = float(self.stream.time_base)
         origin = self.stream.start_time or 0
         rate = float(self.stream.average_rate or self.stream.guessed_rate or 25)

@@ -15,13 +15,9 @@ from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 from sage_scale.config import Vision
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.vision.backbones import FrozenBackbone
-from sage_scale.vision.pretrained_weights import (
-    dinov2_state_dict,
-    load_exactly,
-    read_state_dict,
-    resnet_state_dict,
-    torchvision_to_transformers,
-)
+from sage_scale.vision.dinov2_weights import read_dinov2_weights
+from sage_scale.vision.pretrained_weights import load_exactly, read_state_dict
+from sage_scale.vision.resnet_weights import read_resnet_weights, torchvision_to_transformers
 
 RANDOM = Vision(kind="features", size=40, crop=32, allow_random_backbone=True, backbone_batch=8)
 
@@ -152,7 +148,7 @@ def test_published_dinov2_names(tmp_path) -> None:
             published[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
     torch.save(published, tmp_path / "dinov2.pth")
     twin = Dinov2Model(config).eval()
-    load_exactly(twin, dinov2_state_dict(tmp_path / "dinov2.pth"), tmp_path / "dinov2.pth")
+    load_exactly(twin, read_dinov2_weights(tmp_path / "dinov2.pth"), tmp_path / "dinov2.pth")
     x = torch.randn(2, 3, 28, 28)
     assert torch.equal(model(x).pooler_output, twin(x).pooler_output)
 
@@ -164,7 +160,7 @@ def test_unfit_weights_are_named_in_one_line(tmp_path) -> None:
     def fails(values: dict[str, torch.Tensor], message: str) -> None:
         save_file(values, path)
         with pytest.raises(CheckpointError, match=message) as caught:
-            load_exactly(ResNetModel(config), resnet_state_dict(path), path)
+            load_exactly(ResNetModel(config), read_resnet_weights(path), path)
         assert "\n" not in str(caught.value)
 
     good = torchvision_like((1, 1, 1, 1), (8, 8, 8, 8))
@@ -210,7 +206,7 @@ def test_a_transformers_folder_loads(tmp_path) -> None:
     )
     model = ResNetModel(config)
     model.save_pretrained(tmp_path)
-    values = resnet_state_dict(tmp_path)
+    values = read_resnet_weights(tmp_path)
     assert {name: value.shape for name, value in values.items()} == {
         name: value.shape for name, value in model.state_dict().items()
     }
