@@ -344,6 +344,18 @@ class Denoise:
     """Peak rate of AdamW."""
     mask: float = 0.35
     """Share of the words masked."""
+    glosses: float = 0.6
+    """Share of the inputs that are a sentence's pseudo-glosses instead of its masked words."""
+    single: float = 0.05
+    """Share of the inputs that are a single lemma of the sentence."""
+    recombined: float = 0.6
+    """Share of the inputs, falling to 0 at the end, that are training sentences with words exchanged."""
+    gloss_noise: float = 0.5
+    """How badly those pseudo-glosses are dropped, doubled and exchanged: 0 not at all, 1 often."""
+    dropout: float = 0.1
+    """Dropout."""
+    weight_decay: float = 0.01
+    """AdamW weight decay of matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,8 @@ from sage_scale.errors import RecipeError
 from sage_scale.evaluation import score
 from sage_scale.text.tokenizer import set_language, train_sentencepiece
 from sage_scale.training.engine import fast_bf16
-from sage_scale.training.noise import Noise, units
+from sage_scale.training.noise import Example, Noise, units
+from sage_scale.training.recombine import recombine
 
 POSITIONS = 320
 """Longest input and output, subwords; more than `evaluation.max_tokens`, and than the segments of a demo clip."""
@@ -63,16 +64,30 @@ def make_language_model(
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     lemmas = sorted({lemma for _, row in pairs for lemma in row})
-    tokenizer = train_sentencepiece([*(sentence for sentence, _ in pairs), *lemmas], denoise.vocabulary, language)
+    tokenizer = train_sentencepiece(
+        [*(sentence for sentence, _ in pairs), *lemmas], denoise.vocabulary, language
+    )
     language_id = set_language(tokenizer, language)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MBartForConditionalGeneration(_config(denoise, tokenizer, language_id))
+        model = MBartForConditionalGeneration(_config(denoise, tokenizer))
+        # On a CPU the backward of torch's fused attention takes longer than all matrix products of this model.
+        model.set_attn_implementation("eager")
         say(f"language model: {model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
-        examples = [(units(tokenizer, sentence), [units(tokenizer, lemma) for lemma in row]) for sentence, row in pairs]
-        noise = Noise(examples, language_id, tokenizer, denoise, seed, POSITIONS)
+        new = recombine(*zip(*pairs), count=8 * len(pairs), seed=seed) if denoise.recombined > 0 else []
+        say(f"language model: {len(pairs):,} sentences, {len(new):,} recombined ones")
+        noise = Noise(
+            _examples(tokenizer, pairs),
+            _examples(tokenizer, new),
+            language_id,
+            tokenizer,
+            denoise,
+            seed,
+            POSITIONS,
+        )
         report = _train(model, noise, denoise, say)
     model.eval()
+    model.generation_config.forced_bos_token_id = language_id
     if dev is not None and len(dev[0]):
         hypotheses = sentences_from_glosses(model, tokenizer, dev[1], language_id)
         report["dev_gloss_to_text_bleu4"] = round(score(hypotheses, list(dev[0]), language)["bleu4"], 2)
@@ -86,7 +101,12 @@ def make_language_model(
 
 @torch.no_grad()
 def sentences_from_glosses(
-    model: Any, tokenizer: Any, glosses: Sequence[Sequence[str]], language_id: int, beams: int = 4, batch: int = 32
+    model: Any,
+    tokenizer: Any,
+    glosses: Sequence[Sequence[str]],
+    language_id: int,
+    beams: int = 4,
+    batch: int = 32,
 ) -> list[str]:
     """What the language model makes of pseudo-glosses alone: the ceiling of a translator that finds them all."""
     texts: list[str] = []
@@ -100,7 +120,13 @@ def sentences_from_glosses(
     return texts
 
 
-def _config(denoise: Denoise, tokenizer: Any, language_id: int) -> MBartConfig:
+def _examples(tokenizer: Any, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[Example]:
+    return [
+        (units(tokenizer, sentence), [units(tokenizer, lemma) for lemma in row]) for sentence, row in pairs
+    ]
+
+
+def _config(denoise: Denoise, tokenizer: Any) -> MBartConfig:
     width, layers, heads = denoise.width, denoise.layers, denoise.heads
     return MBartConfig(
         vocab_size=len(tokenizer), d_model=width, encoder_layers=layers, decoder_layers=layers,
@@ -109,7 +135,7 @@ def _config(denoise: Denoise, tokenizer: Any, language_id: int) -> MBartConfig:
         attention_dropout=0.0, activation_dropout=0.0, scale_embedding=True, use_cache=True,
         bos_token_id=tokenizer.bos_token_id or 0, pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.eos_token_id,
-        forced_bos_token_id=language_id, forced_eos_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
 
 
@@ -155,10 +181,14 @@ def _train(model: Any, noise: Noise, denoise: Denoise, say: Callable[[str], None
         if time.monotonic() - last_word > 5:
             last_word = time.monotonic()
             left = min((last_word - started) / step * (denoise.steps - step), budget - (last_word - started))
-            say(f"language model: step {step} of {denoise.steps}, loss {_mean(recent):.3f}, {left:.0f} s left")
+            say(
+                f"language model: step {step} of {denoise.steps}, loss {_mean(recent):.3f}, {left:.0f} s left"
+            )
     if not math.isfinite(_mean(recent)):
         raise RecipeError(f"the denoising loss is not finite: lower denoise.lr={denoise.lr}")
-    say(f"language model: {step} steps in {time.monotonic() - started:.0f} s, denoising loss {_mean(recent):.3f}")
+    say(
+        f"language model: {step} steps in {time.monotonic() - started:.0f} s, denoising loss {_mean(recent):.3f}"
+    )
     return {
         "steps": step,
         "ended_early_by_max_minutes": shortened,

@@ -37,7 +37,7 @@ def units(tokenizer: Any, text: str) -> Units:
 
 
 def infill(sentence: Units, share: float, mask_id: int, rng: random.Random) -> Units:
-    """Text infilling: spans of Poisson length are replaced by one mask each until `share` of the words is gone.
+    """Text infilling: spans of Poisson length are replaced by one mask each; at most `share` of the words goes.
 
     A span of length 0 only inserts a mask, as in mBART.
     """
@@ -50,7 +50,7 @@ def infill(sentence: Units, share: float, mask_id: int, rng: random.Random) -> U
             left -= 1  # two spans would grow together
             continue
         noisy[start : start + length] = [None]
-        left -= max(1, length)
+        left -= length
     return [[mask_id] if unit is None else unit for unit in noisy]
 
 
@@ -66,6 +66,7 @@ class Noise:
     def __init__(
         self,
         examples: Sequence[Example],
+        recombined: Sequence[Example],
         language_id: int,
         tokenizer: Any,
         denoise: Denoise,
@@ -73,8 +74,13 @@ class Noise:
         longest: int,
     ) -> None:
         self.examples = examples
+        self.recombined = recombined
         self.language_id = language_id
-        self.eos, self.pad, self.mask = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id
+        self.eos, self.pad, self.mask = (
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+            tokenizer.mask_token_id,
+        )
         self.denoise = denoise
         self.seed = seed
         self.longest = longest
@@ -84,11 +90,15 @@ class Noise:
     def batch(self, step: int) -> dict[str, Tensor]:
         """Batch of a step: input_ids_BM, mask_BM, decoder_input_ids_BL and labels_BL (-100 on padding)."""
         B = self.denoise.batch_size
+        # Recombined sentences teach to read lemmas, but some are odd: they give way to the true ones.
+        chance = self.denoise.recombined * max(0.0, 1 - step / self.denoise.steps)
         sources, targets = [], []
         for position in range(step * B, (step + 1) * B):
             epoch, place = divmod(position, len(self.examples))
             rng = random.Random(f"{self.seed}/{position}")
             example = self.examples[self._order(epoch)[place]]
+            if self.recombined and rng.random() < chance:
+                example = rng.choice(self.recombined)
             sources.append(self.source(example, rng))
             targets.append(self._target(example))
         inputs = _padded(sources, self.pad)
