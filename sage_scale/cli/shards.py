@@ -11,6 +11,7 @@ sage-scale shards index URL              indexes, markers and index.json again, 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -205,12 +206,10 @@ def _find(dataset: Dataset, wanted: str) -> int:
 
     keys = dataset.records["key"]
     for key in (wanted.lower(), sample_key(wanted)):
-        try:
-            rows = (keys == int(key, 16)).nonzero()[0] if len(key) == 16 else ()
-        except ValueError:
-            continue
-        if len(rows):
-            return int(rows[0])
+        if re.fullmatch("[0-9a-f]{16}", key):
+            rows = (keys == int(key, 16)).nonzero()[0]
+            if len(rows):
+                return int(rows[0])
     raise UsageError(
         f"{dataset.url} has no clip '{wanted}'; `sage-scale shards ls {dataset.url} --samples` lists them"
     )

@@ -6,6 +6,7 @@ numbers.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import hashlib
 import json
@@ -121,7 +122,7 @@ class Unit:
     index_sha256: str
     """Of the `.idx` file."""
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> builtins.bytes:
         return canonical_json(self.to_mapping())
 
     def to_mapping(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _JSON = json.JSONDecoder().raw_decode
 _KNOWN_HEADERS: dict[bytes, tuple[np.dtype, tuple[int, ...], int, int]] = {}
 _KNOWN_HEADERS_LIMIT = 4096
 _FLOAT16, _INT32 = np.dtype("<f2"), np.dtype("<i4")
-_DTYPES = {"<f2": _FLOAT16, "<i4": _INT32}
+_DTYPES: dict[str, np.dtype] = {"<f2": _FLOAT16, "<i4": _INT32}
 
 
 def sample_hash(data: bytes | memoryview) -> bytes:
@@ -164,11 +164,9 @@ def _parse_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int, int]:
     if header[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError("an array has no .npy header of version 1.0")
     values = ast.literal_eval(header[10:].decode("latin1").strip())
-    dtype = (
-        _DTYPES.get(values["descr"])
-        if isinstance(values, dict) and isinstance(values.get("descr"), str)
-        else None
-    )
+    if not isinstance(values, dict):
+        raise ValueError("an array has no .npy header")
+    dtype = _DTYPES.get(str(values.get("descr")))
     if dtype is None or values.get("fortran_order") is not False:
         raise ValueError("an array is not float16 or int32 in C order")
     shape = values.get("shape")

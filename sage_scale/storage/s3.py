@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import boto3
 from botocore import exceptions as boto
 from botocore.config import Config
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from sage_scale.errors import StorageError
 from sage_scale.storage.interface import MAX_OBJECT_BYTES, Entry, NotFound, Store, check_name
@@ -33,7 +33,6 @@ CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = float(os.environ.get("SAGE_SCALE_S3_READ_TIMEOUT_S", "60"))
 ATTEMPTS = 6
 _CONNECTIONS = 32
-_BROKEN_BODY = (boto.ResponseStreamingError, boto.IncompleteReadError, boto.ReadTimeoutError, HTTPError)
 _REFUSED = (
     "AccessDenied",
     "InvalidAccessKeyId",
@@ -43,6 +42,14 @@ _REFUSED = (
     "UserSuspended",
 )
 _BUSY = ("ConditionalRequestConflict", "OperationAborted", "409")
+
+
+class _BodyBroke(Exception):
+    """An answer's body ended early or stood still, which boto3 leaves to its caller."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class S3Store(Store):
@@ -120,13 +127,12 @@ class S3Store(Store):
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         token: dict[str, str] = {}
+
+        def fetch() -> dict[str, Any]:
+            return self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix + prefix, **token)
+
         while True:
-            page = self._call(
-                prefix,
-                lambda token=token: self.client.list_objects_v2(
-                    Bucket=self.bucket, Prefix=self.prefix + prefix, **token
-                ),
-            )
+            page = self._call(prefix, fetch)
             for item in page.get("Contents", ()):
                 name = item["Key"][len(self.prefix) :]
                 if name and not name.endswith("/"):
@@ -144,18 +150,18 @@ class S3Store(Store):
 
     def _send(self, name: str, data: bytes | Path, token: str, **condition: str) -> None:
         """One PUT. The MD5 makes the server refuse bytes that were damaged on the way."""
+        if not isinstance(data, Path):
+            self._put_object(name, data, hashlib.md5(data).digest(), token, condition)
+            return
         try:
-            if isinstance(data, Path):
-                with open(data, "rb") as file:
-                    if os.fstat(file.fileno()).st_size > MAX_OBJECT_BYTES:
-                        raise StorageError(
-                            f"{data} is larger than 5 GiB, the most one PUT may carry: make smaller shards"
-                        )
-                    md5 = hashlib.file_digest(file, "md5").digest()
-                    file.seek(0)
-                    self._put_object(name, file, md5, token, condition)
-            else:
-                self._put_object(name, data, hashlib.md5(data).digest(), token, condition)
+            with open(data, "rb") as file:
+                if os.fstat(file.fileno()).st_size > MAX_OBJECT_BYTES:
+                    raise StorageError(
+                        f"{data} is larger than 5 GiB, the most one PUT may carry: make smaller shards"
+                    )
+                md5 = hashlib.file_digest(file, "md5").digest()
+                file.seek(0)
+                self._put_object(name, file, md5, token, condition)
         except FileNotFoundError:
             raise NotFound(f"{data} does not exist") from None
 
@@ -177,9 +183,9 @@ class S3Store(Store):
         for attempt in range(ATTEMPTS):
             try:
                 return work()
-            except _BROKEN_BODY as error:
-                if attempt == ATTEMPTS - 1 or isinstance(error, boto.ReadTimeoutError):
-                    raise self._explain(name, error) from None
+            except _BodyBroke as broke:
+                if attempt == ATTEMPTS - 1:
+                    raise self._explain(name, broke.error) from None
             except boto.ClientError as error:
                 if attempt == ATTEMPTS - 1 or _code(error) not in _BUSY:
                     raise self._explain(name, error) from None
@@ -227,7 +233,7 @@ class S3Store(Store):
             error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ConnectionClosedError
         ):
             return StorageError(f"{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network")
-        if isinstance(error, boto.ReadTimeoutError):
+        if isinstance(error, boto.ReadTimeoutError | ReadTimeoutError):
             return StorageError(f"{what}: {where} does not answer; try again, it goes on where it stopped")
         if isinstance(error, boto.ClientError):
             return self._explain_answer(name, what, where, error)
@@ -258,11 +264,14 @@ class S3Store(Store):
 
 
 def _body(answer: dict[str, Any], length: int) -> bytes:
-    with answer["Body"] as stream:
-        data = stream.read()
-    if len(data) != length:
-        raise boto.IncompleteReadError(actual_bytes=len(data), expected_bytes=length)
-    return data
+    try:
+        with answer["Body"] as stream:
+            data = stream.read()
+        if len(data) != length:
+            raise boto.IncompleteReadError(actual_bytes=len(data), expected_bytes=length)
+        return data
+    except (boto.BotoCoreError, HTTPError, OSError) as error:
+        raise _BodyBroke(error) from None
 
 
 def _code(error: boto.ClientError) -> str:
