@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import SageError
+from sage_scale.training.distributed import free_port
 from sage_scale.training.runlog import clock, record_timing
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -116,7 +117,7 @@ def launcher(stage: str, ranks: int, arguments: Sequence[object]) -> list[str]:
         "--num_gpus",
         str(ranks),
         "--master_port",
-        str(29500 + os.getpid() % 1000),
+        str(free_port()),
         str(LAUNCH / f"{stage}.py"),
         *map(str, arguments),
     ]

@@ -76,7 +76,7 @@ def sharded_clcl_loss(
             terms = [(Z, 0.5, "rows"), (Z, 0.5, "columns")]
         else:
             padded_to = None
-            if clcl.variant == "released" and sum(clips):
+            if clcl.variant == "released" and any(clips):
                 padded_to = (max(counts[2] for counts in every), int(all_text_lengths.max()))
             Zv, Zt = clcl_similarity(
                 visual_ND, all_text_MD, visual_lengths_B, all_text_lengths, clcl.tau, clcl.variant, padded_to

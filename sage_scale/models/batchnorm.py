@@ -63,6 +63,7 @@ def convert_batchnorm(module: nn.Module, mode: Mode) -> nn.Module:
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             own = BatchNorm(child.num_features, mode, child.eps, child.momentum or 0.1)
             own.weight, own.bias = child.weight, child.bias
+            assert child.running_mean is not None and child.running_var is not None
             own.running_mean, own.running_var = child.running_mean, child.running_var
             setattr(module, name, own)
         else:

@@ -7,6 +7,7 @@ language model and go back into one. Dropout stands where mBART has it, except o
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class ContextEncoder(nn.Module):
         place_N = mask_BL.nonzero()[:, 1]
         x_ND = x_ND + self.embed_positions(place_N, position_ids=place_N)[0]
         x_ND = self._drop(self.layernorm_embedding(x_ND), draws_N, 0)
+        layer: Any
         for number, layer in enumerate(self.layers, start=1):
             attended_ND = self._attend(layer, layer.self_attn_layer_norm(x_ND), lengths_B, mask_BL)
             x_ND = x_ND + self._drop(attended_ND, draws_N, 2 * number)

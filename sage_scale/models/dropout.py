@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import MBartForConditionalGeneration
 
 from sage_scale.vision.draws import mix
+
+_ODD = -4658895280553007687  # 0xBF58476D1CE4E5B9, of SplitMix64, as a signed integer
 
 
 def token_draws(draws_B: Tensor, clip_segments_B: Tensor) -> Tensor:
@@ -19,12 +24,67 @@ def token_draws(draws_B: Tensor, clip_segments_B: Tensor) -> Tensor:
 def keyed_dropout(x_ND: Tensor, draws_N: Tensor | None, p: float, salt: int, training: bool = True) -> Tensor:
     """Each value is 0 with probability `p`, else divided by 1 - p; a row's pattern follows from its draw and `salt`.
 
-    Outside training, or with p = 0, the input itself. Raises ValueError in training without draws.
+    Any number of dimensions may stand for N. Outside training, or with p = 0, the input itself. Raises ValueError in
+    training without draws.
     """
     if not training or p == 0:
         return x_ND
     if draws_N is None:
         raise ValueError("dropout in training needs PackedVideo.draws_B, the clips' random numbers")
-    bits_ND = mix(mix(draws_N, salt)[:, None], torch.arange(x_ND.shape[1], device=x_ND.device))
-    keep_ND = (bits_ND & 0xFFFFFF) >= round(p * 2**24)
-    return x_ND * keep_ND.to(x_ND.dtype) / (1 - p)
+    # Rows and columns are hashed in full, their sums in one round: the work is per value, and costs memory passes.
+    columns_D = mix(torch.arange(x_ND.shape[-1], device=x_ND.device), salt)
+    bits_ND = mix(draws_N, salt)[..., None] + columns_D
+    bits_ND ^= bits_ND >> 32
+    bits_ND *= _ODD
+    keep_ND = (bits_ND >= round(p * 2**64) - 2**63).to(x_ND.dtype)
+    return x_ND * keep_ND.div_(1 - p)
+
+
+class LanguageModelDropout:
+    """mBART's own dropout, keyed: at the places and the rate of transformers' modules, whose own is switched off.
+
+    Weights and configuration stay as they are, and so does dropout of attention weights, which mBART has none of. After
+    `set_keys`, a value's fate follows from its clip's number, layer, position and column.
+    """
+
+    def __init__(self, language_model: MBartForConditionalGeneration) -> None:
+        self.p = float(language_model.config.dropout)
+        self._draws: dict[str, Tensor] = {}
+        salt = 10_000
+        for side, stack in (
+            ("encoder", language_model.model.encoder),
+            ("decoder", language_model.model.decoder),
+        ):
+            for module in (stack, *stack.layers):
+                module.dropout = 0.0
+            # Each of these stands right before a dropout of MBartEncoder, MBartDecoder or their layers.
+            for name, module in stack.named_modules():
+                if name.endswith(("layernorm_embedding", "attn.out_proj", "fc2")):
+                    module.register_forward_hook(self._hook(side, salt))
+                    salt += 1
+
+    @classmethod
+    def of(cls, language_model: MBartForConditionalGeneration) -> LanguageModelDropout:
+        """The one of this model, made at the first call."""
+        if not hasattr(language_model, "keyed_dropout"):
+            language_model.keyed_dropout = cls(language_model)
+        return language_model.keyed_dropout
+
+    def set_keys(self, draws_B: Tensor | None, encoder: int, decoder: int) -> None:
+        """From now on the clips' numbers decide, over so many positions; None leaves it to torch's generator.
+
+        They stay after the forward pass, for a backward pass that recomputes it.
+        """
+        self._draws = {}
+        if draws_B is not None:
+            for number, (side, length) in enumerate((("encoder", encoder), ("decoder", decoder)), start=1):
+                place_L = torch.arange(length, device=draws_B.device)
+                self._draws[side] = mix(mix(draws_B, number)[:, None], place_L)
+
+    def _hook(self, side: str, salt: int) -> Any:
+        def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            if side in self._draws:
+                return keyed_dropout(output, self._draws[side], self.p, salt, module.training)
+            return nn.functional.dropout(output, self.p, module.training)
+
+        return drop

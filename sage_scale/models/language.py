@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -48,9 +49,10 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
         if not (Path(folder) / "config.json").is_file():
             raise CheckpointError(f"'{folder}' has no config.json: it is no Hugging Face model folder")
     try:
-        model, report = MBartForConditionalGeneration.from_pretrained(
+        loaded: Any = MBartForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
+        model, report = loaded
         tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -69,7 +71,8 @@ def language_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
     found = tokenizer.convert_tokens_to_ids(language_code(language))
     if found is None or found == tokenizer.unk_token_id:
         raise CheckpointError(f"the language model's tokenizer has no language code for '{language}'")
-    return int(found)
+    assert isinstance(found, int)
+    return found
 
 
 def language_first(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -41,6 +41,8 @@ class FrameEncoder(nn.Module):
             if isinstance(module, nn.ReLU):
                 module.inplace = True
         mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+        self.scale: Tensor
+        self.shift: Tensor
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 

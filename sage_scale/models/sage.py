@@ -8,7 +8,7 @@ video -> VisualEncoder -> Mapper -> L     stage 1: L against text embeddings (CE
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
 from sage_scale.losses.sharded import sharded_clcl_loss
 from sage_scale.models.context import ContextEncoder, position_mask
-from sage_scale.models.dropout import token_draws
+from sage_scale.models.dropout import LanguageModelDropout, token_draws
 from sage_scale.models.language import TextTargets, language_first, language_id
 from sage_scale.models.mapper import Mapper
 from sage_scale.models.resnet import load_backbone
@@ -118,6 +118,8 @@ class Tokens(Protocol):
     @property
     def clip_segments_B(self) -> Tensor: ...
 
+    # and, where the language model is trained with dropout, draws_B as PackedVideo has it
+
 
 class SageTranslator(nn.Module):
     """Stage 2, and what is used afterwards: a video in, a sentence out."""
@@ -127,6 +129,7 @@ class SageTranslator(nn.Module):
         self.visual = VisualEncoder(recipe, recipe.finetune.augment)
         self.mapper = Mapper(recipe.model, language_model.config.d_model)
         self.language_model = language_model
+        self._dropout = LanguageModelDropout.of(language_model)
 
     def encode_tokens(self, video: PackedVideo) -> Tensor:
         """L (N, d_model): what enters the language model; may be kept where the visual side is frozen."""
@@ -145,8 +148,9 @@ class SageTranslator(nn.Module):
         `video` may be tokens computed before. No clips give 0, still connected to every parameter.
         """
         tokens_ND = self.encode_tokens(video) if isinstance(video, PackedVideo) else video.tokens_ND
+        draws_B = getattr(video, "draws_B", None)
         return self.forward_tokens(
-            tokens_ND, video.clip_segments_B, labels_BL, decoder_input_ids_BL, label_smoothing
+            tokens_ND, video.clip_segments_B, labels_BL, decoder_input_ids_BL, label_smoothing, draws_B
         )
 
     def forward_tokens(
@@ -156,18 +160,20 @@ class SageTranslator(nn.Module):
         labels_BL: Tensor,
         decoder_input_ids_BL: Tensor,
         label_smoothing: float = 0.0,
+        draws_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, from the tokens."""
+        """As `forward`, from the tokens; `draws_B` (int64) decide the language model's dropout."""
         count = (labels_BL != -100).sum()
         if clip_segments_B.numel() == 0:
             # One clip of one token of zeros without a target: finite, no loss, and a zero gradient everywhere.
-            start = self.language_model.config.eos_token_id
-            decoder_input_ids_BL = labels_BL.new_full((1, 1), start)
+            decoder_input_ids_BL = labels_BL.new_zeros((1, 1))
             labels_BL = labels_BL.new_full((1, 1), -100)
             embeds_BLD = tokens_ND.sum(0).expand(1, 1, -1)
             mask_BL = torch.ones(1, 1, dtype=torch.bool, device=tokens_ND.device)
+            draws_B = None
         else:
             embeds_BLD, mask_BL = self._pad(tokens_ND, clip_segments_B)
+        self._dropout.set_keys(draws_B, embeds_BLD.shape[1], decoder_input_ids_BL.shape[1])
         logits_BLV = self.language_model(
             inputs_embeds=embeds_BLD, attention_mask=mask_BL.long(), decoder_input_ids=decoder_input_ids_BL
         ).logits
@@ -229,6 +235,7 @@ class SageTranslator(nn.Module):
         embeds_BLD = embeds_BLD.to(self.language_model.dtype)
         limit = min(max_tokens, self.language_model.config.max_position_embeddings - 2)
         sentences = [""] * len(languages)
+        generator: Any = self.language_model
         for language in sorted(set(languages)):
             rows = [row for row, other in enumerate(languages) if other == language]
             code = language_id(tokenizer, language)
@@ -236,7 +243,7 @@ class SageTranslator(nn.Module):
                 start = {"decoder_start_token_id": tokenizer.eos_token_id, "forced_bos_token_id": code}
             else:
                 start = {"decoder_start_token_id": code, "forced_bos_token_id": None}
-            ids = self.language_model.generate(
+            ids = generator.generate(
                 inputs_embeds=embeds_BLD[rows],
                 attention_mask=mask_BL[rows].long(),
                 num_beams=beams,

@@ -13,7 +13,7 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,16 @@ class UnitWorker:
     """Turns work units into committed shards. A plain class: tests call it without Ray."""
 
     def __init__(
-        self, recipe: Recipe, url: str, give_up: frozenset[str] = frozenset(), folder: str | None = None
+        self,
+        recipe: Recipe,
+        url: str,
+        give_up: frozenset[str] = frozenset(),
+        folder: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`url` is the output; `give_up` are ids of clips to reject unseen; `folder` is where relative paths begin."""
+        """`url` is the output; `give_up` are ids of clips to reject unseen; `folder` is where relative paths begin;
+        `environment` holds the driver's S3 settings, which a node of a cluster does not have by itself."""
+        os.environ.update(environment or {})
         if folder:
             with contextlib.suppress(OSError):  # another machine may lack it; then all paths must be absolute
                 os.chdir(folder)
@@ -140,6 +147,8 @@ class UnitWorker:
                 stages = self.maker.take_stages()
                 report(ClipDone(clip=clip.id, reason=reject.reason, detail=reject.detail, stages=stages))
                 continue
+            except OSError as error:  # the shard writer would take it for one of its own
+                raise StorageError(f"clip '{clip.id}' cannot be read: {error}") from error
             begun = time.perf_counter()
             yield sample
             stages = {**self.maker.take_stages(), "write": time.perf_counter() - begun}

@@ -252,7 +252,9 @@ class Run:
             max_restarts=settings.max_restarts,
             max_task_retries=0,
         )
-        return actor.remote(self.recipe, self.store.url, self.give_up, os.getcwd())
+        # Handed over as an argument rather than as Ray's runtime environment, which Ray writes to its logs.
+        cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        return actor.remote(self.recipe, self.store.url, self.give_up, os.getcwd(), cloud)
 
 
 class _Door:

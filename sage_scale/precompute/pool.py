@@ -62,11 +62,21 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
                 **quiet,
             )
         started = True
+    _hush()
     try:
         yield
     finally:
         if started:
             ray.shutdown()
+
+
+def _hush() -> None:
+    """Ray prints pages of its own logs whenever a worker dies; the driver says it in one line."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._private import worker
+
+        worker.print_to_stdstream  # noqa: B018  (an AttributeError where a later Ray has none)
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _slots(resources: dict[str, float], gpus_per_actor: float) -> int:

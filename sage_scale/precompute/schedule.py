@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sage_scale.errors import StorageError, TooManyRejects, UnitsOpen, UsageError
+from sage_scale.errors import TooManyRejects, UnitsOpen, UsageError
 from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import Progress
@@ -154,8 +154,9 @@ class Schedule:
         if event.kind == "usage":
             raise UsageError(event.message)
         if event.kind == "full":
-            raise StorageError(
-                f"{event.message} (unit {unit.name}; {self._progress.units_left} units are left)"
+            left = self._progress.units_left
+            raise UnitsOpen(
+                f"{event.message} (in unit {unit.name}; {left} of {self._progress.units} units are open)"
             )
 
     def _still_open(self) -> str:

@@ -49,7 +49,7 @@ def initialise(timeout_s: float = 600.0) -> Ranks:
         os.environ.setdefault(name, value)
     if int(os.environ["WORLD_SIZE"]) == 1:
         # Two runs on one machine must not meet on a fixed port.
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = str(free_port())
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -112,7 +112,8 @@ def barrier() -> None:
         dist.barrier()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -60,6 +61,7 @@ def _prepare(
     if recipe.denoise.enabled:
         from sage_scale.training.language_model import make_language_model
 
+        dev = [meta for meta in texts if meta["split"] == "dev"]
         make_language_model(
             sentences,
             glosses,
@@ -67,7 +69,8 @@ def _prepare(
             partial,
             recipe.corpus.language,
             seed=recipe.pretrain.seed,
-            progress=say,
+            progress=say or (lambda line: print(f"language model: {line}", file=sys.stderr, flush=True)),
+            dev=([meta["sentence"] for meta in dev], [meta["pseudo_glosses"] for meta in dev]) if dev else None,
         )
         report["made"] = "denoising of the training sentences"
     elif not recipe.model.language_model:

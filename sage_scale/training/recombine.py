@@ -64,7 +64,7 @@ def recombine(
     rng = random.Random(f"recombine/{seed}")
     seen = {" ".join(words) for words, _ in rows}
     made: list[Pair] = []
-    for _ in range(4 * count):  # some draws change nothing or repeat one another
+    for _ in range(20 * count if rows else 0):  # some draws change nothing or repeat one another
         if len(made) == count:
             break
         number = rng.randrange(len(rows))

@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 
 
-def run_ranks(script: Path, world: int, arguments: list[object], timeout: float = 240) -> list[str]:
-    """Outputs of `world` processes; fails with the output of the first that failed."""
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
+        return server.getsockname()[1]
+
+
+def run_ranks(script: Path, world: int, arguments: list[object], timeout: float = 240) -> list[str]:
+    """Outputs of `world` processes; fails with the output of the first that failed."""
+    port = free_port()
     processes = []
     for rank in range(world):
         environment = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from launching import free_port
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
@@ -33,7 +34,7 @@ def world(tmp_path_factory):
 def launch(root: Path, run: str, stage: str, ranks: int, *changes: str, code: int = 0) -> str:
     """Run a stage under the launcher with `ranks` processes and return what it printed."""
     program = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks)]
-    program += ["--master_port", str(21000 + os.getpid() % 20000)]
+    program += ["--master_port", str(free_port())]
     if ranks == 1:
         program = [sys.executable]
     finished = subprocess.run(

@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -219,7 +220,7 @@ def _make_clips(
         return gold
     # Spawned, not forked: the caller may hold threads (torch, Ray) that a fork would copy in an unknown state.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(missing)), mp_context=context)
+    pool = ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, initializer=_ignore_interrupts)
     try:
         futures = {pool.submit(make_clip, root, task): task for task in missing}
         for future in as_completed(futures):
@@ -234,6 +235,12 @@ def _make_clips(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return gold
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the parent's: clips in hand are finished, no others begun
 
 
 # -- the folder ------------------------------------------------------------------------------------------------
