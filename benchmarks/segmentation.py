@@ -10,18 +10,20 @@ on no side.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from sage_scale.config import Segmentation, Vision
 from sage_scale.corpora.clip import Clip, from_json_lines
 from sage_scale.segmentation.boundary_score import boundary_score, evenly_spaced
 from sage_scale.segmentation.rules import B, apply_rule, segments_to_labels
 from sage_scale.segmentation.segmenter import tag_clip
-from sage_scale.vision.decode import DecodedClip, decode_clip
+from sage_scale.vision.decode import GREY_SIZE, DecodedClip, decode_clip
 
 FPS = 25.0
 Example = tuple[DecodedClip, np.ndarray]
@@ -36,6 +38,35 @@ def dgs_examples(folder: Path) -> Iterator[Example]:
         clip = Clip(id=row["id"], video=str(folder / "keypoints" / f"{row['id']}.npz"), sentence=row["text"])
         signs = [[sign["start_ms"] * FPS / 1000, sign["end_ms"] * FPS / 1000] for sign in row["signs"]]
         yield decode_clip(clip, vision), np.rint(np.array(signs).reshape(-1, 2)).astype(int)
+
+
+def drawn(example: Example, size: int = GREY_SIZE, shoulders: float = 0.36) -> Example:
+    """The same clip as small grey pictures of a drawn signer, for what the tagger sees of a video of real signing."""
+    decoded, signs = example
+    points = decoded.keypoints_TKC.astype(float)
+    for k in range(points.shape[1]):
+        seen = np.flatnonzero((points[:, k] != 0).any(-1))
+        for axis in (0, 1) if len(seen) else ():
+            points[:, k, axis] = np.interp(np.arange(len(points)), seen, points[seen, k, axis])
+    side = 4 * size
+    width = np.median(np.linalg.norm(points[:, 5] - points[:, 2], axis=1))
+    points = (points - np.median(points[:, 1], axis=0)) * shoulders * side / width + (side / 2, 0.38 * side)
+    pictures = []
+    for body in points:
+        picture = Image.new("L", (side, side), 150)
+        draw = ImageDraw.Draw(picture)
+        left, right, (x, y) = tuple(body[5]), tuple(body[2]), body[0]
+        draw.polygon([right, left, (left[0], side), (right[0], side)], fill=40)
+        draw.ellipse([x - 0.07 * side, y - 0.11 * side, x + 0.07 * side, y + 0.09 * side], fill=200)
+        for a, b in ((2, 3), (3, 4), (5, 6), (6, 7)):
+            draw.line([tuple(body[a]), tuple(body[b])], fill=50, width=side // 20)
+        for hand in (25, 46):
+            draw.polygon([tuple(body[hand + k]) for k in (0, 5, 9, 13, 17)], fill=205)
+            for finger in range(5):
+                joints = [0, *range(4 * finger + 1, 4 * finger + 5)]
+                draw.line([tuple(body[hand + k]) for k in joints], fill=205, width=max(2, side // 80))
+        pictures.append(np.asarray(picture.resize((size, size), Image.Resampling.BOX)))
+    return dataclasses.replace(decoded, keypoints_TKC=None, grey_THW=np.stack(pictures)), signs
 
 
 def synthetic_examples(root: Path) -> Iterator[Example]:
@@ -85,7 +116,9 @@ def main() -> None:
     print("| data | boundaries | a frame | F1 within 1 (even spacing) | within 2 | within 3 frames |")
     print("|---|---|---|---|---|---|")
     if (arguments.dgs / "clips.jsonl").is_file():
-        print("\n".join(table("real DGS, keypoints", list(dgs_examples(arguments.dgs)))))
+        examples = list(dgs_examples(arguments.dgs))
+        print("\n".join(table("real DGS, keypoints", examples)))
+        print("\n".join(table("real DGS, drawn pictures", [drawn(example) for example in examples])))
     else:
         print(f"(skipped: there is no {arguments.dgs})")
     if arguments.synthetic:
