@@ -66,9 +66,10 @@ class LanguageModelDropout:
     @classmethod
     def of(cls, language_model: MBartForConditionalGeneration) -> LanguageModelDropout:
         """The one of this model, made at the first call."""
-        if not hasattr(language_model, "keyed_dropout"):
-            language_model.keyed_dropout = cls(language_model)
-        return language_model.keyed_dropout
+        holder: Any = language_model
+        if not hasattr(holder, "keyed_dropout"):
+            holder.keyed_dropout = cls(language_model)
+        return holder.keyed_dropout
 
     def set_keys(self, draws_B: Tensor | None, encoder: int, decoder: int) -> None:
         """From now on the clips' numbers decide, over so many positions; None leaves it to torch's generator.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from small_models import SENTENCES, small_mbart, small_tokenizer
 
-from sage_scale.models.dropout import keyed_dropout, token_draws
+from sage_scale.models import dropout, make_labels
+from sage_scale.models.dropout import LanguageModelDropout, keyed_dropout, token_draws
 
 
 def pattern(
@@ -40,3 +42,34 @@ def test_evaluation_and_p_0_are_the_identity():
     x = torch.randn(3, 4)
     assert keyed_dropout(x, None, 0.5, 0, training=False) is x
     assert keyed_dropout(x, None, 0.0, 0) is x
+
+
+def test_mbart_drops_where_transformers_does(monkeypatch):
+    """With every dropout replaced by a ReLU, our hooks and transformers' own calls give the same logits."""
+    _, inputs = make_labels(small_tokenizer(), SENTENCES, ["de"] * 5)
+    given = {"inputs_embeds": torch.randn(5, 6, 12), "decoder_input_ids": inputs}
+    plain = small_mbart(dropout=0.3).eval()(**given).logits
+    ours = small_mbart(dropout=0.3).train()
+    keyed = LanguageModelDropout.of(ours)
+    assert LanguageModelDropout.of(ours) is keyed
+    keyed.set_keys(torch.arange(5), 6, inputs.shape[1])
+    rates = []
+
+    def cut(x, draws, p, salt, training):
+        rates.append((p, salt))
+        return x.relu()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dropout, "keyed_dropout", cut)
+        found = ours(**given).logits
+    with monkeypatch.context() as patched:
+        own = lambda x, p=0.5, training=True, inplace=False: x.relu() if p else x  # noqa: E731
+        patched.setattr(torch.nn.functional, "dropout", own)
+        wanted = small_mbart(dropout=0.3).train()(**given).logits
+    torch.testing.assert_close(found, wanted)
+    assert (found - plain).abs().max() > 0.1
+    assert {p for p, _ in rates} == {0.3} and len({salt for _, salt in rates}) == len(
+        rates
+    ) == 2 + 2 * 2 + 2 * 3
+    torch.testing.assert_close(ours.eval()(**given).logits, plain)
+    assert ours.config.dropout == 0.3

@@ -125,6 +125,21 @@ def test_parts_of_a_batch_sum_to_the_batch_and_kept_tokens_are_the_same():
     assert torch.equal(kept[0], whole[0])
 
 
+def test_no_micro_batch_changes_the_loss_in_training():
+    """Dropout in mapper and mBART follows the clip's number: parts of a batch sum to the batch, drop for drop."""
+    made = recipe(dropout=0.3, batchnorm="frozen")
+    torch.manual_seed(0)
+    model = moved_norms(SageTranslator(made, small_mbart(dropout=0.2))).train()
+    labels, inputs = make_labels(small_tokenizer(), SENTENCES[:3], ["de"] * 3)
+    whole = model(video(), labels, inputs, 0.1)[0]
+    parts = [
+        model(video([clip]), labels[clip : clip + 1], inputs[clip : clip + 1], 0.1)[0] for clip in (2, 0, 1)
+    ]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-4)
+    other = model(replace(video(), draws_B=torch.tensor([5, 6, 7])), labels, inputs, 0.1)[0]
+    assert (other - whole).abs() > 0.01
+
+
 def test_no_clips_cost_nothing_and_leave_zero_gradients():
     model = translator().train()
     labels, inputs = make_labels(small_tokenizer(), [], [])
