@@ -40,7 +40,7 @@ from sage_scale.corpora.synthetic.splits import Item, draw_splits
 from sage_scale.corpora.synthetic.video import write_h264
 from sage_scale.errors import SageError, StorageError, UsageError
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the bytes of a corpus change; part of every clip id, so that no dataset mixes versions."""
 
 _OUR_FILES = re.compile(r"v\d+-s-?\d+-[a-z_]+-\d{4,}\.(mp4|json)(\.part)?")

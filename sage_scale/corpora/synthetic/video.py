@@ -23,7 +23,7 @@ def write_h264(path: Path, frames: Iterable[np.ndarray], fps: int, size: int) ->
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, fps)
         stream.codec_context.thread_count = 1
-        stream.options = {"preset": "superfast", "tune": "fastdecode", "crf": "21", "threads": "1", "g": "50"}
+        stream.options = {"preset": "ultrafast", "crf": "21", "threads": "1", "g": "50"}
         reformatter = av.video.reformatter.VideoReformatter()
         for count, array in enumerate(frames, start=1):
             picture = reformatter.reformat(
