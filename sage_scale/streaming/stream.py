@@ -115,9 +115,8 @@ class Stream:
         self.wait_seconds = 0.0
         self._workers = workers
         self._read_ahead = read_ahead
-        self._pin_memory = (
-            pin_memory and torch.cuda.is_available()
-        )  # without CUDA there is nothing to pin for
+        # Without CUDA there is nothing to pin for, and torch refuses.
+        self._pin_memory = pin_memory and torch.cuda.is_available()
         self._restart = restart
         self._epoch = 0
         self._position = 0
