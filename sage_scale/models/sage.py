@@ -8,7 +8,7 @@ video -> VisualEncoder -> Mapper -> L     stage 1: L against text embeddings (CE
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -110,17 +110,6 @@ class SageAligner(nn.Module):
         return share, parts
 
 
-class Tokens(Protocol):
-    """Visual tokens that were computed before: packed (N, d_model), with the tokens of each clip."""
-
-    @property
-    def tokens_ND(self) -> Tensor: ...
-    @property
-    def clip_segments_B(self) -> Tensor: ...
-
-    # and, where the language model is trained with dropout, draws_B as PackedVideo has it
-
-
 class SageTranslator(nn.Module):
     """Stage 2, and what is used afterwards: a video in, a sentence out."""
 
@@ -138,19 +127,22 @@ class SageTranslator(nn.Module):
 
     def forward(
         self,
-        video: PackedVideo | Tokens,
+        video: PackedVideo,
         labels_BL: Tensor,
         decoder_input_ids_BL: Tensor,
         label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64).
 
-        `video` may be tokens computed before. No clips give 0, still connected to every parameter.
+        No clips give 0, still connected to every parameter.
         """
-        tokens_ND = self.encode_tokens(video) if isinstance(video, PackedVideo) else video.tokens_ND
-        draws_B = getattr(video, "draws_B", None)
         return self.forward_tokens(
-            tokens_ND, video.clip_segments_B, labels_BL, decoder_input_ids_BL, label_smoothing, draws_B
+            self.encode_tokens(video),
+            video.clip_segments_B,
+            labels_BL,
+            decoder_input_ids_BL,
+            label_smoothing,
+            video.draws_B,
         )
 
     def forward_tokens(

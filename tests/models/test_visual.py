@@ -102,6 +102,12 @@ def test_training_draws_follow_the_clip_in_any_batch():
     assert not torch.allclose(other, together[0], atol=1e-3)
     plain = encoder(replace(video([0], background=True), draws_B=None))
     torch.testing.assert_close(plain, encoder.eval()(video([0], background=True)))
+    kept = encoder.frame_features(
+        video([0], background=True), augmented=True
+    )  # a view kept from a frozen backbone
+    torch.testing.assert_close(
+        encoder.tokens(kept, video([0]).segment_frames_N), together[0], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_other_kind_of_video_is_refused():
