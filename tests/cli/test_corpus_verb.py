@@ -1,0 +1,62 @@
+"""`sage-scale corpus`: made once, made again without work, and inspected as it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sage_scale.cli import corpus as verb
+from sage_scale.errors import UsageError
+
+COUNTS = ["corpus.train_clips=3", "corpus.dev_clips=1", "corpus.test_clips=1", "corpus.heldout_clips=1"]
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(verb.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("corpus") / "made here: #1"
+    result = invoke("make", "--root", root, *COUNTS)
+    assert result.exit_code == 0, result.output
+    return root
+
+
+def test_make_says_what_it_made_and_inspect_counts_it(made) -> None:
+    again = invoke("make", "--root", made, *COUNTS)
+    assert again.exit_code == 0 and again.stdout.startswith("6 clips, ")
+    lines = invoke("inspect", "--root", made, *COUNTS).stdout.splitlines()
+    assert lines[0].startswith("corpus synthetic, manifest ") and lines[0].endswith(", 6 clips")
+    counts = {line.split()[0]: int(line.split()[1]) for line in lines[2:6]}
+    assert counts == {"train": 3, "dev": 1, "test": 1, "test_heldout": 1}
+    frames = int(again.stdout.split()[2])
+    hours = sum(float(line.split()[4]) for line in lines[2:6])
+    assert hours == pytest.approx(frames / 25 / 3600, abs=0.02)
+
+
+def test_inspect_names_defects(made, tmp_path) -> None:
+    videos = sorted((made / "videos").glob("*.mp4"))
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        shutil.copy(videos[0], tmp_path / name)
+    (tmp_path / "a.txt").write_text("Ein Satz.")
+    (tmp_path / "b.vtt").write_text("WEBVTT\n\n00:59.000 --> 01:00.500\nZu spät.\n")
+    (tmp_path / "c.mp4").write_bytes(b"no video")
+    shown = invoke("inspect", "--corpus", "videos", "--root", tmp_path).stdout
+    assert "1 x starts after the video's end, first: b.mp4@59.000-60.500" in shown
+    assert "1 x no sentence" in shown and "c.mp4: unreadable" in shown
+
+
+def test_wrong_usage_is_one_line(tmp_path) -> None:
+    for arguments, words in (
+        (["make", "--recipe", "demo"], "--root PATH"),
+        (["make", "--corpus", "phoenix14t", "--root", tmp_path], "only the synthetic corpus is made"),
+        (["inspect", "--corpus", "videos", "--root", tmp_path], "is empty"),
+        (["inspect", "--root", tmp_path / "none"], "corpus make"),
+    ):
+        result = invoke(*arguments)
+        assert isinstance(result.exception, UsageError), arguments
+        assert words in str(result.exception) and "\n" not in str(result.exception)
