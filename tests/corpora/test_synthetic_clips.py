@@ -185,7 +185,8 @@ def test_the_signer_stands_out_from_a_still_background(made: Path) -> None:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(
             int
         )
-    assert np.abs(frames[:, :20, :20] - np.median(frames[:, :20, :20], 0)).max() < 12  # a corner of the wall
+    wall = frames[:, 40:, :6]  # beside the signer; only a hand may pass there
+    assert np.quantile(np.abs(wall - np.median(wall, 0)), 0.99) < 10
     signs = load_gold(made, clip.id)["signs"]
     moving = np.abs(frames - np.median(frames, 0)).max(-1) > 40
     share = moving[signs[0]["start"] : signs[-1]["end"]].mean((1, 2))

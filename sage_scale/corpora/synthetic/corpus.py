@@ -40,7 +40,7 @@ from sage_scale.corpora.synthetic.splits import Item, draw_splits
 from sage_scale.corpora.synthetic.video import write_h264
 from sage_scale.errors import SageError, StorageError, UsageError
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the bytes of a corpus change; part of every clip id, so that no dataset mixes versions."""
 
 _OUR_FILES = re.compile(r"v\d+-s-?\d+-[a-z_]+-\d{4,}\.(mp4|json)(\.part)?")
@@ -175,7 +175,9 @@ def load_gold(root: Path, clip_id: str) -> dict[str, Any]:
 def make_clip(root: Path, task: Task) -> dict[str, Any]:
     """Render one clip and write its video, then its gold file; both appear whole or not at all."""
     signer = next(signer for signer in SIGNERS if signer.name == task.signer)
-    motion = choreograph(signing(task.item.meaning), signer, Random(f"motion/{task.seed}/{task.id}"))
+    motion = choreograph(
+        signing(task.item.meaning), signer, Random(f"motion/{task.seed}/{task.item.split}/{task.item.number}")
+    )
     video = root / "videos" / f"{task.id}.mp4"
     partial = video.with_name(video.name + ".part")
     write_h264(partial, render(motion, signer), FPS, SIZE)
