@@ -104,11 +104,10 @@ class Run:
     def execute(self) -> Summary:
         """Do what is left to do. Raises UsageError for another recipe or manifest, UnitsOpen, TooManyRejects."""
         begun = time.monotonic()
-        with _sigterm_as_interrupt():
-            dataset, stages = self._planned()
-            if self.retry_rejects:
-                dataset, again = self._retry(dataset)
-                stages = again or stages
+        dataset, stages = self._planned()
+        if self.retry_rejects:
+            dataset, again = self._retry(dataset)
+            stages = again or stages
         rejects = rejects_now(dataset.units, len(dataset.info.units))
         clips = sum(unit.samples for unit in dataset.units)
         reasons = reasons_now(dataset.units)
@@ -238,7 +237,12 @@ class Run:
     @contextlib.contextmanager
     def pool(self, units: int, door: Callable[[Environment], str]) -> Iterator[Actors]:
         """Ray actors for at most `units` units at once; `door` takes each one's environment."""
-        with ray_session(self.recipe), Pool(self.recipe, self._actor, units, door) as pool:
+        # The handler comes after Ray's start, which sets one of its own.
+        with (
+            ray_session(self.recipe),
+            _sigterm_as_interrupt(),
+            Pool(self.recipe, self._actor, units, door) as pool,
+        ):
             yield pool
 
     def _actor(self) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from sage_scale.precompute.description import Environment
 from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
 
+CONNECT_S = 10.0
+"""How long a cluster's address is tried, seconds."""
 LOOK_EVERY_S = 10.0
 """How often the cluster is looked at for room for more actors, seconds."""
 LOST_IN_A_ROW = 20
@@ -45,8 +48,9 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address:
             try:
+                _knock(address)
                 ray.init(address=address, **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise UsageError(
                     f"no Ray cluster at '{address}' ({first}); start one, or leave precompute.address empty"
@@ -68,6 +72,13 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
 
 
 def _hush() -> None:

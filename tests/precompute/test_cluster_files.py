@@ -1,0 +1,24 @@
+"""The cluster files hold before a cluster does: Ray's own schema, and no actor without what the product needs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+
+@pytest.mark.parametrize("name", ["hosts", "aws"])
+def test_ray_accepts_the_cluster_file(name: str) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster = yaml.safe_load((LAUNCH / "ray" / f"{name}.yaml").read_text(encoding="utf-8"))
+    validate_config(prepare_config(cluster))
+    assert any("pip install" in command for command in cluster["setup_commands"])
+    starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    # Nobody else may start work on the cluster: all nodes check the token, and the dashboard stays on loopback.
+    assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
+    assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
+    assert "~/.ray/auth_token" in cluster["file_mounts"]
+    text = (LAUNCH / "ray" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert "AKIA" not in text and "aws_secret" not in text.lower()
