@@ -88,6 +88,8 @@ class Run:
     """File to which JSON events are appended."""
     quiet: bool = False
     """No progress."""
+    worker: type[UnitWorker] = UnitWorker
+    """Class of the actors."""
 
     def __post_init__(self) -> None:
         shards, vision = self.recipe.shards, self.recipe.vision
@@ -250,7 +252,7 @@ class Run:
         import ray
 
         settings = self.recipe.precompute
-        actor = ray.remote(UnitWorker).options(
+        actor = ray.remote(self.worker).options(
             num_cpus=1,
             num_gpus=settings.gpus_per_actor,
             max_restarts=settings.max_restarts,

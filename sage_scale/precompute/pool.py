@@ -273,9 +273,9 @@ class Pool:
         except ray.exceptions.RayTaskError as error:
             raise _own(error) from None
         except ray.exceptions.ActorDiedError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, SageError):
-                raise cause from None
+            if "creation task" in str(error):  # it would fail in the same way each time
+                last = str(error).strip().splitlines()[-1]
+                raise SageError(f"an actor could not start: {last.strip()}") from None
             self._revive(worker, error)
         except ray.exceptions.RayError as error:
             self._revive(worker, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from small_corpus import CLIPS, hashes, manifest_of, recipe_for, run_here, write
 
 from sage_scale.errors import UnitsOpen
 from sage_scale.precompute import precompute_corpus
+from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.driver import Run
 from sage_scale.shards import open_dataset, verify_dataset
 from sage_scale.storage import open_store
@@ -114,6 +116,43 @@ def test_a_unit_that_takes_too_long_stays_open_and_is_named(ray_here, corpus_roo
     assert caught.value.exit_code == 4
     by_hand = Run(
         recipe=recipe, manifest=manifest_of(recipe), url=out, give_up=frozenset({"test/long.mp4"}), quiet=True
+    )
+    assert by_hand.execute().reasons == {"given-up": 1}
+
+
+def test_a_clip_that_kills_its_actor_is_named_and_only_given_up_by_hand(
+    ray_here, corpus_root, tmp_path
+) -> None:
+    fatal = "train/train03.mp4"
+
+    class Mortal(UnitWorker):  # in here, so that Ray sends its code and not its name
+        def hello(self):
+            make = self.maker.make
+
+            def deadly(clip):
+                if clip.id == fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return make(clip)
+
+            self.maker.make = deadly
+            return super().hello()
+
+    recipe = recipe_for(corpus_root, precompute={"actors": 1, "max_restarts": 2})
+    run = Run(
+        recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True, worker=Mortal
+    )
+    with pytest.raises(
+        UnitsOpen, match=rf"1 of 5 units are open \(\d+ at clip '{fatal}': its actor died"
+    ) as caught:
+        run.execute()
+    assert caught.value.exit_code == 4 and len(list((tmp_path / "out").glob("*.tar"))) == 4
+    allowed = recipe_for(corpus_root, shards={"max_reject_rate": 0.2})
+    by_hand = Run(
+        recipe=allowed,
+        manifest=manifest_of(recipe),
+        url=str(tmp_path / "out"),
+        quiet=True,
+        give_up=frozenset({fatal}),
     )
     assert by_hand.execute().reasons == {"given-up": 1}
 

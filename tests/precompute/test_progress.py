@@ -1,0 +1,88 @@
+"""What a person reads while a run goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from sage_scale.corpora.clip import Clip
+from sage_scale.errors import UsageError
+from sage_scale.precompute.events import ClipDone, UnitDone, UnitFailed
+from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.progress import Progress, duration
+from sage_scale.shards.layout import Unit as Marker
+
+UNIT = Unit(number=3, split="train", clips=tuple(Clip(id=f"c{i}", video=f"{i}.mp4") for i in range(4)))
+MARKER = Marker(
+    unit=3, split="train", dataset="0" * 16, samples=3, frames=300, segments=40, rejects=1,
+    reasons={"unreadable": 1}, bytes=9, sha256="", index_sha256="",
+)  # fmt: skip
+
+
+def done(clip: str, **stages: float) -> ClipDone:
+    return ClipDone(clip=clip, frames=100, seconds=4.0, stages=stages)
+
+
+def test_a_line_counts_clips_video_shards_rejects_and_names_the_bottleneck() -> None:
+    text = io.StringIO()
+    with Progress(clips=10, units=5, clips_before=2, units_before=1, stream=text, every_s=0.0) as progress:
+        for number in range(3):
+            progress.clip(UNIT, done(f"c{number}", decode=0.5, encode=1.5))
+        progress.clip(
+            UNIT, ClipDone(clip="c3", reason="unreadable", detail="no moov", stages={"decode": 0.1})
+        )
+    line = text.getvalue().splitlines()[-1]
+    assert "6 of 10 clips" in line and "1 of 5 shards" in line and "1 rejects" in line and "left" in line
+    assert "bottleneck encode (74% of" in line  # 4.5 of 6.1 seconds
+    assert progress.bottleneck() == "encode 4.5 s (74%), decode 1.6 s (26%)"
+
+
+def test_clips_of_a_lost_unit_no_longer_count() -> None:
+    text = io.StringIO()
+    with Progress(clips=10, units=5, stream=text, every_s=99) as progress:
+        progress.clip(UNIT, done("c0"))
+        progress.clip(UNIT, done("c1"))
+        assert progress.clips_done == 2
+        progress.failure(UNIT, UnitFailed(kind="killed", message="its actor died", clip="c2"), again=True)
+        assert progress.clips_done == 0
+        progress.unit(UNIT, UnitDone(marker=MARKER))
+        assert (progress.clips_done, progress.units_left) == (4, 4)
+    assert text.getvalue() == "unit 000003 at clip 'c2': its actor died; trying again\n"
+
+
+def test_events_are_json_lines_that_tell_the_whole_run(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    with Progress(clips=4, units=1, events=file, quiet=True) as progress:
+        progress.clip(UNIT, ClipDone(clip="c0", reason="unreadable", detail="über"))
+        progress.failure(UNIT, UnitFailed(kind="storage", message="503", clip="c1"), again=True)
+        progress.unit(UNIT, UnitDone(marker=MARKER))
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [row["event"] for row in rows] == ["reject", "failure", "unit"]
+    assert rows[0]["detail"] == "über" and rows[1]["kind"] == "storage" and rows[2]["samples"] == 3
+
+
+def test_an_events_file_that_cannot_be_written_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--events"):
+        Progress(clips=1, units=1, events=tmp_path / "none" / "events.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (18240, "5 h 04 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    text = Terminal()
+    with Progress(clips=4, units=1, stream=text) as progress:
+        progress.clip(UNIT, done("c0", decode=1.0))
+        progress.say("a line of its own")
+    assert "1 of 4 clips" in text.getvalue() and "a line of its own" in text.getvalue()
