@@ -41,11 +41,11 @@ def precompute_corpus(
     chosen = load_recipe(recipe, overrides)
     # Actors have other working folders, and other machines other homes.
     place = str(root) if "://" in str(root) else os.path.abspath(os.path.expanduser(root))
-    changes = {
-        "corpus": dataclasses.replace(chosen.corpus, name=corpus, root=place),
-        "precompute": dataclasses.replace(chosen.precompute, address=chosen.precompute.address or address),
-    }
-    chosen = dataclasses.replace(chosen, **changes)
+    chosen = dataclasses.replace(
+        chosen,
+        corpus=dataclasses.replace(chosen.corpus, name=corpus, root=place),
+        precompute=dataclasses.replace(chosen.precompute, address=chosen.precompute.address or address),
+    )
     return Run(
         recipe=chosen,
         manifest=read_corpus(chosen.corpus),

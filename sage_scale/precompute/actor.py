@@ -22,7 +22,7 @@ from sage_scale.corpora.clip import Rejected
 from sage_scale.errors import ClipRejected, SageError, StorageError, UsageError
 from sage_scale.precompute.commit import commit_unit
 from sage_scale.precompute.description import Environment, environment_here
-from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
+from sage_scale.precompute.events import ClipDone, Event, Failure, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import Sample
 from sage_scale.shards.writer import write_shard
@@ -120,7 +120,7 @@ class UnitWorker:
         except MemoryError:
             return UnitFailed(kind="memory", message="out of memory", clip=current[0])
         except (SageError, OSError) as error:
-            kind = (
+            kind: Failure = (
                 "full" if is_disk_full(error) else "storage" if isinstance(error, StorageError) else "error"
             )
             return UnitFailed(kind=kind, message=" ".join(str(error).split()), clip=current[0])

@@ -39,12 +39,15 @@ class UnitDone:
     """Seconds spent in stages that belong to no single clip."""
 
 
+Failure = Literal["full", "usage", "storage", "memory", "error", "killed", "time-out"]
+"""full and usage: no other unit will fare better, so the run ends; the others may pass when tried again."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitFailed:
     """The unit could not be finished; nothing of it is half-written."""
 
-    kind: Literal["full", "usage", "storage", "memory", "error", "killed", "time-out"]
-    """full and usage: no other unit will fare better, so the run ends; the others may pass when tried again."""
+    kind: Failure
     message: str
     """One line: what happened."""
     clip: str = ""

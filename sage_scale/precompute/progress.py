@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,7 +46,7 @@ class Progress:
         self.rejects: Counter[str] = Counter()
         self.frames = 0
         self.seconds = 0.0
-        self.stages: Counter[str] = Counter()
+        self.stages: defaultdict[str, float] = defaultdict(float)
         self._stream = stream or sys.stderr
         self._events: IO[str] | None = _append(events) if events else None
         self._started = time.monotonic()
@@ -130,7 +131,7 @@ class Progress:
 
     def bottleneck(self) -> str:
         """`decode 3.1 s (62%), ...`: seconds of all actors by stage, the largest first; empty before the first clip."""
-        total = self.stages.total()
+        total = sum(self.stages.values())
         if total <= 0:
             return ""
         order = sorted(
@@ -153,9 +154,11 @@ class Progress:
         ]
         if here and self.clips_done < self.clips:
             parts.append(f"{duration(elapsed / here * (self.clips - self.clips_done))} left")
-        if self.stages.total() > 0:
+        if sum(self.stages.values()) > 0:
             top, seconds = max(self.stages.items(), key=lambda item: item[1])
-            parts.append(f"bottleneck {top} ({seconds / self.stages.total():.0%} of {self._stage_seconds()})")
+            parts.append(
+                f"bottleneck {top} ({seconds / sum(self.stages.values()):.0%} of {self._stage_seconds()})"
+            )
         return ", ".join(parts)
 
     def _stage_seconds(self) -> str:
@@ -213,7 +216,7 @@ def _append(path: Path) -> IO[str]:
         raise UsageError(f"--events {path}: {error.strerror}") from None
 
 
-def _rounded(stages: Counter[str]) -> dict[str, float]:
+def _rounded(stages: Mapping[str, float]) -> dict[str, float]:
     return {name: round(seconds, 2) for name, seconds in stages.items()}
 
 
