@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,13 +26,13 @@ def kills_module():
     return module
 
 
+@pytest.mark.timeout(600)
 def test_eight_kills_of_driver_actors_and_raylet_change_no_byte() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--kills", "8", "--clips", "30", "--seed", "4"],
-        capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+    command = [sys.executable, str(SCRIPT), "--kills", "8", "--clips", "30", "--seed", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "8 kills in 1 rounds: every file equal"
+    # A run may end before it was killed eight times; then another round follows.
+    assert re.fullmatch(r"8 kills in \d+ rounds: every file equal", done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
