@@ -534,7 +534,7 @@ def check(recipe: Recipe) -> None:
         need(stage.lr > 0, f"{name}.lr must be positive")
         need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
     need(recipe.finetune.freeze == "none" or recipe.finetune.init != "none",
-         "finetune.freeze needs a visual encoder from stage 1: set finetune.freeze=none or finetune.init=visual")  # fmt: skip
+         "finetune.freeze needs a visual encoder from stage 1: set finetune.freeze=none or init=visual")  # fmt: skip
     need(recipe.pretrain.micro_batch == 0, "pretrain.micro_batch: stage 1 never accumulates gradients, since "
          "that would change the negatives; leave it 0")  # fmt: skip
 

@@ -6,9 +6,12 @@ one rank. CPU runs use gloo, CUDA runs NCCL.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import socket
+import sys
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +41,8 @@ def initialise(timeout_s: float = 600.0) -> Ranks:
     """Join (or form) the process group and choose the device. Safe to call twice."""
     _quieten()
     cuda = torch.cuda.is_available()
+    if not cuda:
+        _keep_freed_memory()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in (
@@ -117,6 +122,22 @@ def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
+
+
+def return_freed_memory(device: torch.device) -> None:
+    """Give the system back what glibc kept: batches differ in size, and what they leave behind adds up to GBs."""
+    if device.type == "cpu" and sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep large blocks: page faults on fresh tensors cost a quarter of a CPU step (300 MB more)."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: no block from mmap
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing back to the system
 
 
 def _quieten() -> None:

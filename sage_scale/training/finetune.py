@@ -16,6 +16,7 @@ from sage_scale.config import Recipe, to_yaml
 from sage_scale.errors import CheckpointError
 from sage_scale.evaluation.metrics import score
 from sage_scale.models.language import load_language_model, make_labels
+from sage_scale.models.resnet import load_backbone
 from sage_scale.models.sage import SageTranslator, load_visual
 from sage_scale.streaming import Batch, open_stream
 from sage_scale.training import distributed, export
@@ -43,6 +44,9 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
     language_folder = prepare_language_model(recipe, folder, data, ranks)
     language_model, tokenizer = load_language_model(language_folder)
+    if ranks.device.type == "cpu":
+        # The backward of torch's fused attention takes longer on a CPU than all matrix products of a small model.
+        language_model.set_attn_implementation("eager")
     model = SageTranslator(recipe, language_model)
     take_over(model, recipe, folder)
     frozen = FrozenOutputs(model, stage)
@@ -106,6 +110,9 @@ def take_over(model: SageTranslator, recipe: Recipe, run: Path) -> None:
     """Load what stage 1 gives: visual encoder and mapper, and the context encoder where the recipe says so."""
     init = recipe.finetune.init
     if init == "none":
+        weights = recipe.model.backbone.weights
+        if weights and model.visual.backbone is not None:
+            load_backbone(model.visual.backbone, weights)
         return
     state = export.load_visual_file(run / STAGE1)
     load_visual(model, state)

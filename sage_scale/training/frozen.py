@@ -60,7 +60,7 @@ class FrozenOutputs:
             draws_N = None if video.draws_B is None else token_draws(video.draws_B, video.clip_segments_B)
             tokens_ND = model.mapper(model.visual.tokens(kept, video.segment_frames_N), draws_N)
         return model.forward_tokens(
-            tokens_ND, video.clip_segments_B, labels_BL, decoder_input_ids_BL, label_smoothing
+            tokens_ND, video.clip_segments_B, labels_BL, decoder_input_ids_BL, label_smoothing, video.draws_B
         )
 
     def inputs(self, batch: Batch, engine: Engine) -> tuple[PackedVideo, Tensor | None]:

@@ -74,7 +74,7 @@ def make_language_model(
         # On a CPU the backward of torch's fused attention takes longer than all matrix products of this model.
         model.set_attn_implementation("eager")
         say(f"language model: {model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
-        new = recombine(*zip(*pairs), count=8 * len(pairs), seed=seed) if denoise.recombined > 0 else []
+        new = recombine(*zip(*pairs), count=20 * len(pairs), seed=seed) if denoise.recombined > 0 else []
         say(f"language model: {len(pairs):,} sentences, {len(new):,} recombined ones")
         noise = Noise(
             _examples(tokenizer, pairs),

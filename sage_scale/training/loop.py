@@ -23,6 +23,9 @@ from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
 from sage_scale.training.runlog import RunLog, clock, memory_mb
 
+TRIM_EVERY = 16
+"""Steps between two returns of freed memory to the system (CPU only)."""
+
 Compute = Callable[[Any], dict[str, float]]
 Evaluate = Callable[[int], tuple[dict[str, float], float]]
 
@@ -118,6 +121,8 @@ class Loop:
                 stopping = self._share(shares, waited, started, len(batch.keys), rate, stop)
                 self.progress.stream = self.stream.state_dict()
                 step = self.progress.step
+                if step % TRIM_EVERY == 0:
+                    distributed.return_freed_memory(self.engine.ranks.device)
                 over = self.fraction >= 1
                 if not stopping and evaluate_every and step % evaluate_every == 0 and not over:
                     self._evaluate(evaluate)

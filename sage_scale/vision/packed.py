@@ -27,7 +27,7 @@ class PackedVideo:
     features_FC: Tensor | None = None
     """float16 (F, C), or None where frames are given."""
     draws_B: Tensor | None = None
-    """int64 (B,): a number for each clip that decides its augmentation and dropout; a function of (seed, epoch, sample)."""
+    """int64 (B,): a number for each clip, made of (seed, epoch, sample), that decides augmentation and dropout."""
 
     @property
     def clips(self) -> int:
