@@ -334,23 +334,23 @@ class Denoise:
     """Encoder and decoder layers each."""
     heads: int = 4
     """Attention heads."""
-    steps: int = 1200
+    steps: int = 800
     """Optimizer steps."""
     max_minutes: float = 1.5
     """Budget, minutes."""
     batch_size: int = 64
     """Sentences a step."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Peak rate of AdamW."""
     mask: float = 0.35
     """Share of the words masked."""
-    glosses: float = 0.6
+    glosses: float = 0.85
     """Share of the inputs that are a sentence's pseudo-glosses instead of its masked words."""
-    single: float = 0.05
+    single: float = 0.02
     """Share of the inputs that are a single lemma of the sentence."""
-    recombined: float = 0.6
-    """Share of the inputs, falling to 0 at the end, that are training sentences with words exchanged."""
-    gloss_noise: float = 0.5
+    recombined: float = 1.0
+    """Share of the examples, falling to 0 at the end, that are training sentences with words exchanged (GECA)."""
+    gloss_noise: float = 0.1
     """How badly those pseudo-glosses are dropped, doubled and exchanged: 0 not at all, 1 often."""
     dropout: float = 0.1
     """Dropout."""

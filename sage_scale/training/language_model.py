@@ -4,7 +4,8 @@ A random frozen text encoder would make both levels of the alignment meaningless
 own language model, as mBART was (Liu et al. 2020, section 2: text infilling and permutation), on the training
 split's text alone. One more noise function belongs to it: a sentence reduced to its pseudo-glosses, which drops
 function words and inflection. So the encoder learns to read content lemmas, which is what the visual tokens are
-aligned with, and the decoder learns to make sentences of them.
+aligned with, and the decoder learns to make sentences of them. Words exchanged between the training sentences
+(recombine.py) keep it from learning the few hundred sentences by heart. Figures: docs/results/language_model.md.
 
 The result is a Hugging Face folder in mBART-50's form, opened like mBART-large-50: labels "lang X </s>", the
 decoder starts with </s>, and generation is forced to begin with the language code.
@@ -73,9 +74,9 @@ def make_language_model(
         model = MBartForConditionalGeneration(_config(denoise, tokenizer))
         # On a CPU the backward of torch's fused attention takes longer than all matrix products of this model.
         model.set_attn_implementation("eager")
-        say(f"language model: {model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
+        say(f"{model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
         new = recombine(*zip(*pairs), count=20 * len(pairs), seed=seed) if denoise.recombined > 0 else []
-        say(f"language model: {len(pairs):,} sentences, {len(new):,} recombined ones")
+        say(f"{len(pairs):,} sentences, {len(new):,} recombined ones")
         noise = Noise(
             _examples(tokenizer, pairs),
             _examples(tokenizer, new),
@@ -91,7 +92,7 @@ def make_language_model(
     if dev is not None and len(dev[0]):
         hypotheses = sentences_from_glosses(model, tokenizer, dev[1], language_id)
         report["dev_gloss_to_text_bleu4"] = round(score(hypotheses, list(dev[0]), language)["bleu4"], 2)
-        say(f"language model: BLEU-4 {report['dev_gloss_to_text_bleu4']} from the pseudo-glosses of dev")
+        say(f"BLEU-4 {report['dev_gloss_to_text_bleu4']} from the pseudo-glosses of dev")
     report["seconds"] = round(time.monotonic() - started, 1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -183,14 +184,10 @@ def _train(model: Any, noise: Noise, denoise: Denoise, say: Callable[[str], None
         if time.monotonic() - last_word > 5:
             last_word = time.monotonic()
             left = min((last_word - started) / step * (denoise.steps - step), budget - (last_word - started))
-            say(
-                f"language model: step {step} of {denoise.steps}, loss {_mean(recent):.3f}, {left:.0f} s left"
-            )
+            say(f"step {step} of {denoise.steps}, loss {_mean(recent):.3f}, {left:.0f} s left")
     if not math.isfinite(_mean(recent)):
         raise RecipeError(f"the denoising loss is not finite: lower denoise.lr={denoise.lr}")
-    say(
-        f"language model: {step} steps in {time.monotonic() - started:.0f} s, denoising loss {_mean(recent):.3f}"
-    )
+    say(f"{step} steps in {time.monotonic() - started:.0f} s, denoising loss {_mean(recent):.3f}")
     return {
         "steps": step,
         "ended_early_by_max_minutes": shortened,

@@ -29,6 +29,8 @@ CORPUS = [
 ]
 TINY = Denoise(
     enabled=True,
+    glosses=0.6,
+    recombined=0.6,
     vocabulary=90,
     width=64,
     layers=1,
