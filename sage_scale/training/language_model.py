@@ -75,7 +75,7 @@ def make_language_model(
         # On a CPU the backward of torch's fused attention takes longer than all matrix products of this model.
         model.set_attn_implementation("eager")
         say(f"{model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
-        new = recombine(*zip(*pairs), count=20 * len(pairs), seed=seed) if denoise.recombined > 0 else []
+        new = recombine([s for s, _ in pairs], [g for _, g in pairs], count=20 * len(pairs), seed=seed)
         say(f"{len(pairs):,} sentences, {len(new):,} recombined ones")
         noise = Noise(
             _examples(tokenizer, pairs),

@@ -70,9 +70,9 @@ def recombine(
         number = rng.randrange(len(rows))
         words, row = list(rows[number][0]), list(rows[number][1])
         for word, gloss in slots[number]:
-            alike, weights = choices[words[word], row[gloss]]
-            if alike and rng.random() < share:
-                [(words[word], row[gloss])] = rng.choices(alike, weights)
+            candidates, weights = choices[words[word], row[gloss]]
+            if candidates and rng.random() < share:
+                [(words[word], row[gloss])] = rng.choices(candidates, weights)
         sentence = " ".join(words)
         if sentence not in seen:
             seen.add(sentence)
