@@ -114,6 +114,7 @@ def launcher(stage: str, ranks: int, arguments: Sequence[object]) -> list[str]:
     program = shutil.which("deepspeed") or str(Path(sys.executable).with_name("deepspeed"))
     return [
         program,
+        "--quiet",
         "--num_gpus",
         str(ranks),
         "--master_port",
