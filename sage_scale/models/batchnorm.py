@@ -7,6 +7,7 @@ rows alone; `frozen`, the running ones, also in training. Running statistics are
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -86,6 +87,13 @@ def _local_statistics(x: Tensor) -> tuple[float, Tensor, Tensor]:
     return float(count), mean.to(kind), var.to(kind)
 
 
+def _blocks(x: Tensor, values: int = 1 << 17) -> Iterator[slice]:
+    """Runs of rows of about so many values on the CPU; all of them at once elsewhere."""
+    rows = max(1, values // max(1, x[:1].numel())) if x.device.type == "cpu" else max(1, len(x))
+    for start in range(0, len(x), rows):
+        yield slice(start, start + rows)
+
+
 def _combine(count: float, mean: Tensor, var: Tensor) -> tuple[float, Tensor, Tensor]:
     """The statistics of all ranks' rows from each rank's, without the cancellation of sums of squares (Chan)."""
     if world_size() == 1:
@@ -149,5 +157,8 @@ class _Normalise(torch.autograd.Function):
         a = weight / std
         b = -a * mean_dy_xhat / std
         c = -a * mean_dy - b * mean
-        dx = torch.addcmul(c.view(shape) + x * b.view(shape), dy, a.view(shape)).to(x.dtype)
+        dx = torch.empty_like(x)
+        for some in _blocks(x):  # float32 in between stays in the cache: a third of the time of whole maps
+            sum_ = torch.addcmul(c.view(shape), x[some], b.view(shape))
+            dx[some] = sum_.addcmul_(dy[some], a.view(shape))
         return dx, d_weight, d_bias, None, None, None, None, None

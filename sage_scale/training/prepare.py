@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError, RecipeError
@@ -32,10 +35,14 @@ def prepare_language_model(
     folder = run / "language_model"
     failure: Exception | None = None
     if ranks.first and not (folder / DONE).is_file():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(os.cpu_count() or 1)  # the other ranks wait meanwhile
         try:
             _prepare(recipe, run, folder, data, ranks, say)
         except Exception as error:
             failure = error
+        finally:
+            torch.set_num_threads(threads)
     failed = distributed.from_first(str(failure) if failure else None)
     if failure is not None:
         raise failure
