@@ -77,7 +77,9 @@ def _prepare(
             recipe.corpus.language,
             seed=recipe.pretrain.seed,
             progress=say or (lambda line: print(f"language model: {line}", file=sys.stderr, flush=True)),
-            dev=([meta["sentence"] for meta in dev], [meta["pseudo_glosses"] for meta in dev]) if dev else None,
+            dev=([meta["sentence"] for meta in dev], [meta["pseudo_glosses"] for meta in dev])
+            if dev
+            else None,
         )
         report["made"] = "denoising of the training sentences"
     elif not recipe.model.language_model:

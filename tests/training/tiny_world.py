@@ -41,7 +41,14 @@ SIZE = 16
 
 def tiny_recipe(kind: str = "frames", *overrides: str) -> Recipe:
     """Real classes, smallest sizes; float32 and no dropout unless overridden."""
-    stage = {"optimizer": "sgd", "lr": 0.003, "epochs": 4, "batch_size": 6, "evaluate_every": -1, "save_every": -1}
+    stage = {
+        "optimizer": "sgd",
+        "lr": 0.003,
+        "epochs": 4,
+        "batch_size": 6,
+        "evaluate_every": -1,
+        "save_every": -1,
+    }
     recipe = from_mapping(
         {
             "name": "tiny",
