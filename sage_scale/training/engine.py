@@ -82,7 +82,7 @@ class Engine:
 
         self.stage = stage
         self.ranks = ranks
-        self.model = model.to(ranks.device)
+        self.model: Any = model.to(ranks.device)
         self.bf16 = uses_bf16(stage, ranks.device)
         wrapped = _Autocast(self.model, forward or self.model, self.precision)
         optimizer = make_optimizer(parameter_groups(wrapped, stage, PREFIX), stage)
@@ -150,7 +150,7 @@ class Engine:
             value = safe_get_full_optimizer_state(parameter, name)
         return value.detach().float().reshape(self.shape(parameter))
 
-    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def set_weight(self, parameter: Any, value: Tensor) -> None:
         """Overwrite a whole weight, and the low-precision or sharded copies of it."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 

@@ -8,6 +8,7 @@ variety that training on frames would have seen; epoch e sees view e mod views, 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +31,12 @@ class FrozenOutputs:
             self.kind = "none"  # features come from the shards: there is no backbone to freeze
         self.views = max(1, stage.frozen_views)
         self._kept: dict[tuple[str, int], Tensor] = {}
-        self._modules = {
+        parts: dict[str, list[Any]] = {
             "none": [],
             "backbone": [model.visual.backbone],
             "visual": [model.visual, model.mapper],
-        }[self.kind]
+        }
+        self._modules = parts[self.kind]
         for module in self._modules:
             module.requires_grad_(False)
 

@@ -11,13 +11,14 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
+from sage_scale.streaming import Stream
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
@@ -28,17 +29,6 @@ TRIM_EVERY = 16
 
 Compute = Callable[[Any], dict[str, float]]
 Evaluate = Callable[[int], tuple[dict[str, float], float]]
-
-
-class Stream(Protocol):
-    """What the loop needs of `sage_scale.streaming`."""
-
-    steps_per_epoch: int
-    samples: int
-
-    def __iter__(self) -> Iterator[Any]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Interrupted(SageError):

@@ -13,8 +13,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from made_videos import make_video
 from PIL import Image
+from signing_videos import make_video
 from training.tiny_world import make_language_folder, tiny_recipe
 
 from sage_scale.cli import main as command_line
