@@ -119,7 +119,8 @@ def held_out_similarity(recipe, run_folder: Path, data: str):
     ranks = distributed.initialise()
     engine = Engine(aligner.eval(), recipe.pretrain, ranks)
     aligner.eval()
-    rows = pretrain.embed_split(recipe, engine, TextEncoder(model, tokenizer), data, "dev")
+    with engine.evaluating():
+        rows = pretrain.embed_split(recipe, engine, TextEncoder(model, tokenizer), data, "dev")
     video_to_text, text_to_video = pretrain.similarity_matrices(recipe, rows, "visual", "embeddings")
     return ((video_to_text + text_to_video) / 2).numpy()
 

@@ -6,8 +6,8 @@ the whole. So `Engine.backward` multiplies by the number of ranks, and nothing e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -76,13 +76,25 @@ class Engine:
     precision; `backward` takes a share of the loss; `step` clips, updates and clears gradients.
     """
 
-    def __init__(self, model: nn.Module, stage: Stage, ranks: Ranks, forward: Callable | None = None) -> None:
-        """`forward` stands in for the model's own forward pass and may use any part of the model."""
+    def __init__(
+        self,
+        model: nn.Module,
+        stage: Stage,
+        ranks: Ranks,
+        forward: Callable | None = None,
+        build: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        """`forward` stands in for the model's own forward pass and may use any part of the model.
+
+        `build` makes another model of the same form; ZeRO-3 needs it to evaluate (see `evaluating`).
+        """
         import deepspeed
 
         self.stage = stage
         self.ranks = ranks
         self.model: Any = model.to(ranks.device)
+        self.whole: Any = None
+        self._build: Any = build
         self.bf16 = uses_bf16(stage, ranks.device)
         wrapped = _Autocast(self.model, forward or self.model, self.precision)
         optimizer = make_optimizer(parameter_groups(wrapped, stage, PREFIX), stage)
@@ -202,13 +214,27 @@ class Engine:
         """A parameter's whole shape, also where ZeRO-3 holds only a part of it."""
         return getattr(parameter, "ds_shape", parameter.shape)
 
-    def gathered(self) -> AbstractContextManager:
-        """Within it every rank holds all whole weights, for evaluation under ZeRO-3."""
-        if self.stage.zero_stage != 3:
-            return nullcontext()
-        import deepspeed
+    @contextmanager
+    def evaluating(self) -> Iterator[Any]:
+        """Within it `whole` is the model with all its weights, in eval mode, that a rank uses on its own.
 
-        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))
+        Under ZeRO-3 it is a copy: the sharded model gathers its weights module by module, in step with the other
+        ranks, which ranks that translate unlike sentences are not. Entering is a collective.
+        """
+        if self.stage.zero_stage == 3:
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+                state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self.whole = self._build().to(self.ranks.device)
+            self.whole.load_state_dict(state)
+        else:
+            self.whole = self.model
+        self.whole.eval()
+        try:
+            yield self.whole
+        finally:
+            self.whole = None
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return self._optimizer.optimizer if self.stage.zero_stage else self._optimizer

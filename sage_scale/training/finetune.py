@@ -18,6 +18,7 @@ from sage_scale.evaluation.metrics import score
 from sage_scale.models.language import load_language_model, make_labels
 from sage_scale.models.resnet import load_backbone
 from sage_scale.models.sage import SageTranslator, load_visual
+from sage_scale.shards import open_dataset
 from sage_scale.streaming import Batch, open_stream
 from sage_scale.training import distributed, export
 from sage_scale.training.decode import translate_split
@@ -39,6 +40,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
     ranks = distributed.initialise()
     stage = recipe.finetune
     torch.manual_seed(stage.seed)
+    open_dataset(data)  # before anything is written: a wrong place leaves nothing behind
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
@@ -49,6 +51,10 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         language_model.set_attn_implementation("eager")
     model = SageTranslator(recipe, language_model)
     take_over(model, recipe, folder)
+
+    def build() -> SageTranslator:
+        return SageTranslator(recipe, load_language_model(language_folder)[0])
+
     frozen = FrozenOutputs(model, stage)
     stream = open_stream(
         data,
@@ -59,7 +65,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         batch_size=stage.batch_size,
         seed=stage.seed + 1,
     )
-    engine = Engine(model, stage, ranks, forward=frozen.forward)
+    engine = Engine(model, stage, ranks, forward=frozen.forward, build=build)
     loop = Loop("finetune", recipe, folder, engine, stream)
     loop.resume()
 
@@ -87,7 +93,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         return {"loss": loss_sum / max(total_tokens, 1), "tokens": float(tokens)}
 
     def evaluate(step: int) -> tuple[dict[str, float], float]:
-        rows = translate_split(recipe, engine.model, tokenizer, data, "dev", ranks, engine.precision)
+        rows = translate_split(recipe, engine.whole, tokenizer, data, "dev", ranks, engine.precision)
         if not rows:
             return {"clips": 0}, 0.0
         scores = score(
@@ -97,9 +103,9 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         return {"clips": len(rows), **shown}, float(scores["bleu4"])
 
     progress = loop.train(compute, evaluate)
-    with engine.gathered():
+    with engine.evaluating() as whole:
         if ranks.first:
-            export.save_translator(model, tokenizer, recipe, folder / "model")
+            export.save_translator(whole, tokenizer, recipe, folder / "model")
     if ranks.first:
         record_timing(folder, "finetune", progress.seconds, memory_mb(ranks.device))
     distributed.barrier()

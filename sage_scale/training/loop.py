@@ -182,8 +182,7 @@ class Loop:
 
     def _evaluate(self, evaluate: Evaluate) -> None:
         started = time.monotonic()
-        self.engine.model.eval()
-        with self.engine.gathered():
+        with self.engine.evaluating():
             figures, score = evaluate(self.progress.step)
         score = distributed.from_first(score)
         seconds = distributed.from_first(time.monotonic() - started)

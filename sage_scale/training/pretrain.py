@@ -18,6 +18,7 @@ from sage_scale.evaluation.retrieval import retrieval
 from sage_scale.losses import clcl_loss, clcl_similarity, clip_similarity
 from sage_scale.models.language import TextEncoder, load_language_model
 from sage_scale.models.sage import SageAligner
+from sage_scale.shards import open_dataset
 from sage_scale.streaming import Batch, open_evaluation, open_stream
 from sage_scale.training import distributed, export
 from sage_scale.training.decode import has_split
@@ -38,6 +39,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
     folder = Path(run_folder)
     ranks = distributed.initialise()
     torch.manual_seed(recipe.pretrain.seed)
+    open_dataset(data)  # before anything is written: a wrong place leaves nothing behind
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
@@ -56,7 +58,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         batch_size=stage.batch_size,
         seed=stage.seed,
     )
-    engine = Engine(model, stage, ranks)
+    engine = Engine(model, stage, ranks, build=lambda: SageAligner(recipe, language_model))
     loop = Loop("pretrain", recipe, folder, engine, stream)
     loop.resume()
 
@@ -76,10 +78,10 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         return dev_figures(recipe, engine, text, data, "dev")
 
     progress = loop.train(compute, evaluate)
-    with engine.gathered():
+    with engine.evaluating() as whole:
         figures, _ = dev_figures(recipe, engine, text, data, "dev")
         if ranks.first:
-            export.save_visual(model, folder / STAGE1)
+            export.save_visual(whole, folder / STAGE1)
             write_alignment(recipe, engine, text, tokenizer, data, folder / "alignment.json")
     if ranks.first:
         record_timing(folder, "pretrain", progress.seconds, memory_mb(ranks.device))
@@ -119,7 +121,7 @@ def embed_split(
             continue
         texts, languages = alignment_texts(recipe, batch.metas)
         with engine.precision():
-            tokens, hidden = engine.model.encode(batch.video.to(ranks.device))
+            tokens, hidden = engine.whole.encode(batch.video.to(ranks.device))
         targets = text.encode(texts, languages, ranks.device)
         segments = batch.video.clip_segments_B.tolist()
         words = targets.lengths_B.tolist()
@@ -155,7 +157,7 @@ def dev_figures(
         levels.append(("hidden", "hidden", "states", 1 - recipe.clcl.beta))
     for name, visual_key, text_key, weight in levels:
         video_to_text, text_to_video = similarity_matrices(recipe, rows, visual_key, text_key)
-        scale = getattr(engine.model, f"scale_{name}").detach().float().cpu().clamp(max=recipe.clcl.scale_max)
+        scale = getattr(engine.whole, f"scale_{name}").detach().float().cpu().clamp(max=recipe.clcl.scale_max)
         loss = float(
             clcl_loss(
                 video_to_text, text_to_video, scale, alpha=recipe.clcl.alpha, variant=recipe.clcl.variant
@@ -196,7 +198,7 @@ def write_alignment(
     for batch in open_evaluation(data, recipe, split, rank=0, world=1, batch_size=clips):
         texts, languages = alignment_texts(recipe, batch.metas)
         with engine.precision():
-            tokens, _ = engine.model.encode(batch.video.to(engine.ranks.device))
+            tokens, _ = engine.whole.encode(batch.video.to(engine.ranks.device))
         targets = text.encode(texts, languages, engine.ranks.device)
         visual = torch.nn.functional.normalize(tokens.float(), dim=-1).cpu()
         lexical = torch.nn.functional.normalize(targets.embeddings_MD.float(), dim=-1).cpu()

@@ -98,7 +98,7 @@ def test_finetune_losses_equal_one_rank(world, reference, ranks, zero, micro):
 def test_stopped_run_resumes_at_another_size(world, reference):
     """Stopped after 7 steps on one rank, resumed mid-epoch on two: the same losses as undisturbed."""
     launch(world, "resumed", "pretrain", 1, "pretrain.max_steps=20", "pretrain.save_every=7", "pretrain.zero_stage=1",
-           "pretrain.schedule=constant")  # fmt: skip
+           "pretrain.schedule=constant", "pretrain.keep_checkpoints=5")  # fmt: skip
     whole = losses(world, "resumed", "pretrain")
     for step in (14, 20):
         for path in (world / "resumed" / "pretrain" / "checkpoints" / f"step-{step:08d}").glob("*"):

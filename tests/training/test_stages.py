@@ -1,0 +1,147 @@
+"""A stage as its user meets it: what it leaves behind, how it stops, and what it says of a mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_world import make_language_folder, make_shards, tiny_recipe
+
+from sage_scale.errors import CheckpointError, DatasetError, RecipeError
+from sage_scale.training import export, finetune, pretrain
+from sage_scale.training.evaluate_run import derangement
+from sage_scale.training.loop import Interrupted, StopRequest
+from sage_scale.training.optimizer import rate
+
+PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stages")
+    language = make_language_folder(root / "language")
+    recipe = tiny_recipe("features", f"model.language_model={language}")
+    make_shards(root / "shards", root, recipe, PLAN)
+    return root, recipe
+
+
+def losses(run: Path, stage: str) -> list[float]:
+    rows = map(json.loads, (run / stage / "log.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if row["event"] == "step"]
+
+
+def test_interrupted_stage_resumes_to_the_same_losses(world, tmp_path, monkeypatch):
+    """A stop request mid-epoch saves; the repeated command goes on as if nothing had happened."""
+    root, recipe = world
+    pretrain.run(recipe, tmp_path / "whole", str(root / "shards"))
+    whole = losses(tmp_path / "whole", "pretrain")
+
+    asked = iter([False] * 6 + [True])
+
+    def asked_after_six_steps(self):
+        return next(asked, False)
+
+    monkeypatch.setattr(
+        StopRequest, "asked", property(asked_after_six_steps, lambda self, value: None), raising=False
+    )
+    with pytest.raises(Interrupted):
+        pretrain.run(recipe, tmp_path / "parts", str(root / "shards"))
+    monkeypatch.undo()
+    assert len(losses(tmp_path / "parts", "pretrain")) == 7
+    pretrain.run(recipe, tmp_path / "parts", str(root / "shards"))
+    assert losses(tmp_path / "parts", "pretrain") == pytest.approx(whole, rel=1e-5)
+
+
+def test_export_opens_and_translates_as_the_trained_model(world, tmp_path):
+    """The export holds what was trained: `from_pretrained` opens it, and its weights are the run's."""
+    root, recipe = world
+    data = str(root / "shards")
+    pretrain.run(recipe, tmp_path, data)
+    before = export.load_visual_file(tmp_path / pretrain.STAGE1)
+    finetune.run(recipe, tmp_path, data)
+    model, tokenizer, loaded = export.load_translator(tmp_path)
+    assert loaded.fingerprint() == recipe.fingerprint()
+    exported = export.load_visual_file(tmp_path / "model" / "visual.safetensors")
+    trained = [name for name in exported if name.startswith("mapper.") and name.endswith("weight")]
+    assert any(not torch.equal(exported[name], before[name]) for name in trained)
+    from transformers import MBartForConditionalGeneration
+
+    plain = MBartForConditionalGeneration.from_pretrained(tmp_path / "model" / "language_model")
+    ids = tokenizer("rot blau", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(
+            plain.eval()(ids, decoder_input_ids=ids).logits,
+            model.language_model(ids, decoder_input_ids=ids).logits,
+        )
+
+
+def test_frozen_backbone_is_untouched_byte_for_byte(tmp_path):
+    language = make_language_folder(tmp_path / "language")
+    recipe = tiny_recipe(
+        "frames",
+        f"model.language_model={language}",
+        "finetune.freeze=backbone",
+        "finetune.frozen_views=2",
+        "finetune.max_steps=12",
+        "pretrain.max_steps=3",
+    )
+    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    pretrain.run(recipe, tmp_path / "run", data)
+    finetune.run(recipe, tmp_path / "run", data)
+    before = export.load_visual_file(tmp_path / "run" / pretrain.STAGE1)
+    after = export.load_visual_file(tmp_path / "run" / "model" / "visual.safetensors")
+    frozen = [name for name in after if name.startswith("visual.backbone.")]
+    assert frozen
+    for name in frozen:
+        assert torch.equal(before[name], after[name]), name
+    trained = [name for name in after if name.startswith("visual.temporal.") and name.endswith("weight")]
+    assert trained and not torch.equal(before[trained[0]], after[trained[0]])
+
+
+def test_damaged_checkpoint_is_named_and_an_unfinished_one_is_none(world, tmp_path):
+    root, recipe = world
+    pretrain.run(recipe, tmp_path, str(root / "shards"))
+    newest = sorted((tmp_path / "pretrain" / "checkpoints").glob("step-*"))[-1]
+    path = next(newest.glob("weights-*"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=path.name):
+        pretrain.run(recipe, tmp_path, str(root / "shards"))
+    (newest / "state.json").unlink()
+    from sage_scale.training.checkpoint import Checkpoints
+
+    assert int(newest.name.removeprefix("step-")) not in Checkpoints(newest.parent).steps()
+
+
+def test_mistakes_leave_nothing_behind(world, tmp_path):
+    root, recipe = world
+    with pytest.raises(DatasetError, match="nowhere"):
+        pretrain.run(recipe, tmp_path / "run", str(tmp_path / "nowhere"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(CheckpointError, match="pretrain"):
+        finetune.run(recipe, tmp_path / "other", str(root / "shards"))
+    with pytest.raises(RecipeError, match="freeze"):
+        tiny_recipe("frames", "finetune.freeze=backbone", "finetune.init=none")
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 97])
+def test_exchanged_videos_never_keep_their_own(count):
+    order = derangement(count, seed=count)
+    assert sorted(order) == list(range(count))
+    assert all(place != other for place, other in enumerate(order))
+
+
+def test_cosine_schedule_follows_its_formula():
+    from sage_scale.config import Stage
+
+    stage = Stage(schedule="cosine", warmup=0.0, final_lr=0.1)
+    for progress in np.linspace(0, 1, 11):
+        expected = 0.1 + 0.9 * (1 + np.cos(np.pi * progress)) / 2
+        assert rate(stage, float(progress)) == pytest.approx(expected)
