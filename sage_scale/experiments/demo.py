@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import SageError
 from sage_scale.training.distributed import free_port
@@ -149,6 +151,8 @@ class Steps:
         print("  $ " + " ".join(shown), flush=True)
         started = time.monotonic()
         environment = {**os.environ, "DS_LOG_LEVEL": "error", "PYTHONWARNINGS": "ignore"}
+        if not torch.cuda.is_available():
+            environment.setdefault("DS_ACCELERATOR", "cpu")  # the launcher would guess, and say so
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
         code = subprocess.run(command, env=environment, check=False).returncode
         if code:
