@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
+    if not (options.clips / "clips.jsonl").is_file():
+        parser.error(f"{options.clips} holds no clips.jsonl: give the folder of the clips")
     work = options.out or Path(tempfile.mkdtemp(prefix="dgs-"))
     work.mkdir(parents=True, exist_ok=True)
     figures = run(options.clips, work, options.steps)
