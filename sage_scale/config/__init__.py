@@ -1,0 +1,52 @@
+"""The recipe: the only configuration of sage_scale.
+
+A recipe is a tree of frozen dataclasses, read from YAML (`launch/recipes/*.yaml`), changed on the command line
+with `section.key=value`, printed whole by every run and stored with its outputs. An unknown key is refused with
+the nearest known one. Each field's docstring says its unit and, where it comes from a paper, the section.
+"""
+
+from sage_scale.config.checks import check
+from sage_scale.config.reading import RECIPE_FOLDER, from_mapping, load_recipe, override, recipe_names
+from sage_scale.config.recipe import Recipe, to_mapping, to_yaml
+from sage_scale.config.sections import (
+    Augment,
+    Backbone,
+    Clcl,
+    Corpus,
+    Denoise,
+    Evaluation,
+    Model,
+    Precompute,
+    Segmentation,
+    Shards,
+    Stage,
+    Stream,
+    Text,
+    Vision,
+)
+
+__all__ = [
+    "RECIPE_FOLDER",
+    "Augment",
+    "Backbone",
+    "Clcl",
+    "Corpus",
+    "Denoise",
+    "Evaluation",
+    "Model",
+    "Precompute",
+    "Recipe",
+    "Segmentation",
+    "Shards",
+    "Stage",
+    "Stream",
+    "Text",
+    "Vision",
+    "check",
+    "from_mapping",
+    "load_recipe",
+    "override",
+    "recipe_names",
+    "to_mapping",
+    "to_yaml",
+]

@@ -1,0 +1,42 @@
+"""What values of a recipe must not contradict each other, and which range they may have."""
+
+from __future__ import annotations
+
+from sage_scale.config.recipe import Recipe
+from sage_scale.errors import RecipeError
+
+
+def check(recipe: Recipe) -> None:
+    """Raise RecipeError where values contradict each other or leave their range."""
+
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            raise RecipeError(f"recipe '{recipe.name}': {message}")
+
+    v, s, m, c = recipe.vision, recipe.segmentation, recipe.model, recipe.clcl
+    need(0 < v.crop <= v.size, f"vision.crop={v.crop} must be between 1 and vision.size={v.size}")
+    need(v.fps > 0 and v.frame_stride >= 1, "vision.fps and vision.frame_stride must be positive")
+    need(1 <= v.jpeg_quality <= 95, f"vision.jpeg_quality={v.jpeg_quality} must be between 1 and 95")
+    need(0 < s.min_frames <= s.max_frames, "segmentation.min_frames must be at most segmentation.max_frames")
+    need(
+        len(m.backbone.depths) == len(m.backbone.widths), "model.backbone.depths and widths differ in length"
+    )
+    need(m.conv_kernel % 2 == 1, f"model.conv_kernel={m.conv_kernel} must be odd")
+    need(0 <= c.alpha <= 1 and 0 <= c.beta <= 1, "clcl.alpha and clcl.beta must be between 0 and 1")
+    need(c.tau > 0 and c.scale_init > 0, "clcl.tau and clcl.scale_init must be positive")
+    need(c.beta == 1 or m.context_layers > 0, "model.context_layers=0 has no hidden states: set clcl.beta=1")
+    need(0 <= recipe.shards.max_reject_rate <= 1, "shards.max_reject_rate must be between 0 and 1")
+    need(recipe.shards.clips_per_unit >= 1, "shards.clips_per_unit must be at least 1")
+    need(
+        recipe.stream.lanes >= 1 and recipe.stream.window >= 1,
+        "stream.lanes and stream.window must be positive",
+    )
+    for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        need(stage.batch_size >= 1, f"{name}.batch_size must be at least 1")
+        need(stage.zero_stage in (0, 1, 2, 3), f"{name}.zero_stage={stage.zero_stage} must be 0, 1, 2 or 3")
+        need(stage.lr > 0, f"{name}.lr must be positive")
+        need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
+    need(recipe.finetune.freeze == "none" or recipe.finetune.init != "none",
+         "finetune.freeze needs a visual encoder from stage 1: set finetune.freeze=none or init=visual")  # fmt: skip
+    need(recipe.pretrain.micro_batch == 0, "pretrain.micro_batch: stage 1 never accumulates gradients, since "
+         "that would change the negatives; leave it 0")  # fmt: skip

@@ -1,0 +1,155 @@
+"""Reading a recipe: YAML and `section.key=value` overrides, every key and value checked against its field's type."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from sage_scale.config.checks import check
+from sage_scale.config.recipe import Recipe
+from sage_scale.errors import RecipeError
+
+RECIPE_FOLDER = Path(__file__).resolve().parents[2] / "launch" / "recipes"
+
+
+def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
+    """A recipe from nested dictionaries over `base` (the defaults). Raises RecipeError with the key's path."""
+    recipe = _build(Recipe, values, base or Recipe(), "")
+    check(recipe)
+    return recipe
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe by name (`demo`) or by path to a YAML file, with `section.key=value` overrides applied.
+
+    Raises RecipeError for an unknown recipe, key or value; the message names the nearest known one.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPE_FOLDER / f"{name}.yaml"
+        if not path.is_file():
+            known = recipe_names()
+            raise RecipeError(f"no recipe '{name}'{_nearest(str(name), known)}; known: {', '.join(known)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold a mapping of sections")
+    values.setdefault("name", path.stem)
+    return override(from_mapping(values), overrides)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the product."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with `section.key=value` assignments applied; values are read as YAML."""
+    values: dict[str, Any] = {}
+    for assignment in overrides:
+        key, sign, text = assignment.partition("=")
+        if not sign or not key:
+            raise RecipeError(f"'{assignment}' is no override: write section.key=value")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            raise RecipeError(f"the value of '{assignment}' is not YAML") from None
+        node = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise RecipeError(f"'{key}': '{parent}' has been given a value already")
+        node[last] = value
+    return from_mapping(values, recipe)
+
+
+def _build(kind: type, values: Any, base: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"'{path.rstrip('.')}' is a section: write {path}KEY=VALUE")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    changes = {}
+    for key, value in values.items():
+        if key not in known:
+            where = f" in section '{path.rstrip('.')}'" if path else ""
+            raise RecipeError(
+                f"unknown key '{path}{key}'{_nearest(str(key), known) or _elsewhere(str(key))}{where}"
+            )
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            changes[key] = _build(typing.cast(type, hint), value, getattr(base, key), f"{path}{key}.")
+        else:
+            changes[key] = _convert(hint, value, f"{path}{key}")
+    return dataclasses.replace(base, **changes)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin = get_origin(hint)
+    if origin is Literal:
+        if isinstance(value, bool):  # YAML reads a bare `none` as a string, but `off` and `no` as booleans
+            value = str(value).lower()
+        if value is None:
+            value = "none"
+        if value in get_args(hint):
+            return value
+        choices = [str(choice) for choice in get_args(hint)]
+        raise RecipeError(
+            f"{path}={value!r}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
+        )
+    if origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_convert(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        raise RecipeError(f"{path}={value!r}: must be a list")
+    if origin in (types.UnionType, typing.Union):
+        return value
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is float and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 3e-4 as a string
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    if hint is int and isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    if hint is str and not isinstance(value, Mapping | list):
+        return "" if value is None else str(value)
+    raise RecipeError(f"{path}={value!r}: must be {'a number' if hint is float else hint.__name__}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+def _elsewhere(name: str) -> str:
+    paths = list(_paths(Recipe, ""))
+    exact = [path for path in paths if path.rsplit(".", 1)[-1] == name]
+    return f" (did you mean '{exact[0]}'?)" if exact else _nearest(name, paths)
+
+
+def _paths(kind: type, path: str) -> Iterable[str]:
+    hints = typing.get_type_hints(kind)
+    for f in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[f.name]):
+            yield from _paths(typing.cast(type, hints[f.name]), f"{path}{f.name}.")
+        else:
+            yield f"{path}{f.name}"

@@ -1,0 +1,99 @@
+"""A recipe: all sections, as plain values, as YAML, and as fingerprints."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from sage_scale.config.sections import (
+    Clcl,
+    Corpus,
+    Denoise,
+    Evaluation,
+    Model,
+    Precompute,
+    Segmentation,
+    Shards,
+    Stage,
+    Stream,
+    Text,
+    Vision,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run."""
+
+    name: str = "custom"
+    """Name of the recipe."""
+    corpus: Corpus = field(default_factory=Corpus)
+    """Where the clips come from."""
+    text: Text = field(default_factory=Text)
+    """Pseudo-glosses and vocabulary."""
+    vision: Vision = field(default_factory=Vision)
+    """Frames and features."""
+    segmentation: Segmentation = field(default_factory=Segmentation)
+    """Sign segments."""
+    shards: Shards = field(default_factory=Shards)
+    """Work units."""
+    precompute: Precompute = field(default_factory=Precompute)
+    """Resources of preprocessing."""
+    stream: Stream = field(default_factory=Stream)
+    """Order of samples."""
+    model: Model = field(default_factory=Model)
+    """The translator."""
+    clcl: Clcl = field(default_factory=Clcl)
+    """Contrastive objective."""
+    denoise: Denoise = field(default_factory=Denoise)
+    """The demo's language model."""
+    pretrain: Stage = field(default_factory=Stage)
+    """Stage 1."""
+    finetune: Stage = field(
+        default_factory=lambda: Stage(batch_size=8, lr=0.004, weight_decay=0.001, clip=5.0)
+    )
+    """Stage 2."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """Decoding."""
+
+    def fingerprint(self) -> str:
+        """16 hex digits of sha256 over the canonical JSON of every value except the name."""
+        values = {key: value for key, value in to_mapping(self).items() if key != "name"}
+        return _digest(values)
+
+    def dataset_part(self) -> dict[str, Any]:
+        """The sections that decide the bytes of a dataset: text, vision, segmentation and shard size."""
+        values = to_mapping(self)
+        part = {key: values[key] for key in ("vision", "segmentation", "shards")}
+        part["text"] = {key: value for key, value in values["text"].items() if key != "trim_vocabulary"}
+        part["corpus"] = {key: values["corpus"][key] for key in ("name", "language")}
+        del part["shards"]["max_reject_rate"]
+        return part
+
+    def dataset_fingerprint(self) -> str:
+        """16 hex digits of sha256 over `dataset_part`; two recipes that share it may share shards."""
+        return _digest(self.dataset_part())
+
+
+def _digest(values: Any) -> str:
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def to_mapping(value: Any) -> Any:
+    """A recipe (or a part of it) as plain dictionaries, lists and scalars."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [to_mapping(item) for item in value]
+    return value
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as YAML, in the order of its fields."""
+    return yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)
