@@ -8,7 +8,9 @@ import pytest
 from sage_scale.errors import StorageError
 from sage_scale.storage import Store, open_store
 from sage_scale.streaming import open_stream
-from sage_scale.streaming.readers import DamagedSample, FileFetcher, RangeFetcher, coalesce
+from sage_scale.streaming.files import FileFetcher
+from sage_scale.streaming.ranges import RangeFetcher, coalesce
+from sage_scale.streaming.readers import DamagedSample
 
 
 class Network(Store):
