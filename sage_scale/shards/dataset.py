@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 
 from sage_scale.errors import DatasetError
-from sage_scale.shards.index import RECORD, parse_index, parse_rejects
+from sage_scale.shards.index import LANGUAGE_MASK, LANGUAGE_SHIFT, RECORD, parse_index, parse_rejects
 from sage_scale.shards.layout import (
     DATASET_JSON,
     FORMAT,
@@ -74,6 +74,8 @@ class SampleTable:
     """int64: pseudo-glosses (65,535 means at least)."""
     flags: np.ndarray
     """uint32: bit 0, the sample has a sentence."""
+    language: np.ndarray
+    """int32: place of the sample's language in `Dataset.languages`."""
 
     def __len__(self) -> int:
         return len(self.unit)
@@ -109,6 +111,11 @@ class Dataset:
             counts[unit.split] += unit.samples
         return dict(counts)
 
+    @cached_property
+    def languages(self) -> tuple[str, ...]:
+        """Languages of all samples, sorted."""
+        return tuple(sorted({language for unit in self.units for language in unit.languages or ("",)}))
+
     def samples(self, *splits: str) -> SampleTable:
         """The samples of the named splits; of all where none is named. Raises DatasetError for an unknown one."""
         known = {unit.split for unit in self.units}
@@ -121,6 +128,7 @@ class Dataset:
         chosen = np.array([not splits or unit.split in splits for unit in self.units], bool)
         rows = chosen[ordinals] if len(ordinals) else np.zeros(0, bool)
         taken = self.records[rows]
+        flags = taken["flags"].astype(np.uint32)
         return SampleTable(
             unit=ordinals[rows],
             offset=taken["offset"].astype(np.int64),
@@ -130,8 +138,18 @@ class Dataset:
             frames=taken["frames"].astype(np.int64),
             segments=taken["segments"].astype(np.int64),
             glosses=taken["glosses"].astype(np.int64),
-            flags=taken["flags"].astype(np.uint32),
+            flags=flags,
+            language=self._languages_of(ordinals[rows], flags),
         )
+
+    def _languages_of(self, unit_S: np.ndarray, flags_S: np.ndarray) -> np.ndarray:
+        numbers = {language: number for number, language in enumerate(self.languages)}
+        lists = [[numbers[language] for language in unit.languages or ("",)] for unit in self.units]
+        starts = np.cumsum([0, *map(len, lists)])
+        own = np.minimum((flags_S >> LANGUAGE_SHIFT) & LANGUAGE_MASK, np.diff(starts)[unit_S] - 1)
+        return np.array([number for numbers in lists for number in numbers], np.int32)[
+            starts[unit_S] + own.astype(np.int64)
+        ]
 
     def read(self, table: SampleTable, row: int) -> Sample:
         """One sample, fetched, checked against its hash and parsed."""

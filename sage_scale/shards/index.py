@@ -8,7 +8,7 @@ An index file is 32 bytes of header and 48 bytes a sample, little-endian:
             · u16 pseudo-glosses · u32 flags · 16 bytes xxh3-128 (canonical order)
 
 `offset` and `length` cover all members of the sample with their tar headers and padding. u16 counts stop at
-65,535. Flag bit 0: the sample has a sentence.
+65,535. Flag bit 0: the sample has a sentence; bits 8 to 23: its language, by place in the marker's `languages`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ RECORD = np.dtype(
     ]
 )
 HAS_SENTENCE = 1
+LANGUAGE_SHIFT, LANGUAGE_MASK = 8, 0xFFFF
 _MAGIC = b"SAGEIDX1"
 _HEADER = struct.Struct("<8sIIQQ")
 _MAX_COUNT = 65_535
@@ -62,6 +63,8 @@ class ShardIndex:
     header: ShardHeader
     records: np.ndarray
     """RECORD (samples,), in the order of the tar."""
+    languages: tuple[str, ...]
+    """Languages of the samples, sorted."""
     rejects: tuple[Reject, ...]
     tar_bytes: int
     tar_sha256: str
@@ -96,6 +99,7 @@ def make_marker(index: ShardIndex) -> Unit:
         samples=len(index.records),
         frames=int(index.records["frames"].sum()),
         segments=int(index.records["segments"].sum()),
+        languages=index.languages,
         rejects=len(index.rejects),
         reasons=dict(sorted(Counter(reject.reason for reject in index.rejects).items())),
         bytes=index.tar_bytes,
@@ -134,6 +138,7 @@ def _build(view: memoryview, where: str) -> ShardIndex:
     header: ShardHeader | None = None
     rejects: tuple[Reject, ...] | None = None
     records: list[tuple] = []
+    spoken: list[str] = []
     seen: set[str] = set()
     for run in _runs(view, where):
         first = run[0]
@@ -148,13 +153,22 @@ def _build(view: memoryview, where: str) -> ShardIndex:
             if key in seen:
                 raise DatasetError(f"{where}, sample {key}: it occurs twice")
             seen.add(key)
-            records.append(_record(bytes(view[first.start : run[-1].end]), key, first.start, where))
+            record, language = _record(bytes(view[first.start : run[-1].end]), key, first.start, where)
+            records.append(record)
+            spoken.append(language)
     if header is None or rejects is None:
         missing = SHARD_MEMBER if header is None else REJECTS_MEMBER
         raise DatasetError(f"{where}: member '{missing}' is missing; this is not a whole shard of ours")
+    languages = sorted(set(spoken))
+    if len(languages) > LANGUAGE_MASK + 1:
+        raise DatasetError(f"{where}: {len(languages):,} languages are more than an index can number")
+    table = np.array(records, RECORD)
+    numbers = {language: number for number, language in enumerate(languages)}
+    table["flags"] |= np.array([numbers[language] for language in spoken], "<u4") << LANGUAGE_SHIFT
     return ShardIndex(
         header=header,
-        records=np.array(records, RECORD),
+        records=table,
+        languages=tuple(languages),
         rejects=rejects,
         tar_bytes=len(view),
         tar_sha256=hashlib.sha256(view).hexdigest(),
@@ -173,12 +187,13 @@ def _runs(view: memoryview, where: str) -> Iterator[list[Member]]:
         yield run
 
 
-def _record(data: bytes, key: str, offset: int, where: str) -> tuple:
+def _record(data: bytes, key: str, offset: int, where: str) -> tuple[tuple, str]:
+    """The sample's record, without its language, and the language."""
     sample = read_sample(data, key=key, where=where)
     frames, glosses = sample.meta.get("frames"), sample.meta.get("pseudo_glosses")
     if not isinstance(frames, int) or not isinstance(glosses, list) or len(data) >= 2**32:
         raise DatasetError(f"{where}, sample {key}: its description is damaged, or it is larger than 4 GiB")
-    return (
+    record = (
         int(key, 16),
         offset,
         len(data),
@@ -188,6 +203,7 @@ def _record(data: bytes, key: str, offset: int, where: str) -> tuple:
         HAS_SENTENCE if sample.meta.get("sentence") else 0,
         np.frombuffer(sample_hash(data), np.uint8),
     )
+    return record, str(sample.meta.get("language", ""))
 
 
 def _header(data: bytes, where: str) -> ShardHeader:

@@ -121,6 +121,8 @@ class Unit:
     """Of the tar."""
     index_sha256: str
     """Of the `.idx` file."""
+    languages: tuple[str, ...] = ()
+    """Languages of the samples, sorted; the index numbers them."""
 
     def to_bytes(self) -> builtins.bytes:
         return canonical_json(self.to_mapping())
@@ -233,7 +235,9 @@ def parse_marker(data: bytes, where: str) -> Unit:
 def unit_from(values: Mapping[str, Any], where: str) -> Unit:
     """A Unit from the mapping in a marker or index.json."""
     try:
-        unit = Unit(**{f.name: values[f.name] for f in dataclasses.fields(Unit)})
+        known = [f.name for f in dataclasses.fields(Unit) if f.name != "languages"]
+        spoken = tuple(map(str, values.get("languages", ())))
+        unit = Unit(**{name: values[name] for name in known}, languages=spoken)
         if not all(isinstance(getattr(unit, name), int) for name in ("unit", "samples", "bytes")):
             raise TypeError("unit, samples and bytes are numbers")
         return unit
