@@ -31,6 +31,20 @@ def check(recipe: Recipe) -> None:
         recipe.stream.lanes >= 1 and recipe.stream.window >= 1,
         "stream.lanes and stream.window must be positive",
     )
+    stream = recipe.stream
+    need(stream.temperature > 0, f"stream.temperature={stream.temperature} must be positive")
+    need(
+        all(weight > 0 for weight in stream.weights),
+        "stream.weights must be positive: leave a dataset out instead",
+    )
+    need(
+        not stream.weights or stream.mix == "dataset",
+        "stream.weights are shares of datasets: set stream.mix=dataset",
+    )
+    need(stream.epoch_samples >= 0, "stream.epoch_samples must not be negative")
+    need(not stream.epoch_samples or stream.mix != "none",
+         "stream.epoch_samples needs a mixture: set stream.mix=dataset or language")  # fmt: skip
+    need(0 <= stream.warn_wait <= 1, f"stream.warn_wait={stream.warn_wait} must be between 0 and 1")
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(stage.batch_size >= 1, f"{name}.batch_size must be at least 1")
         need(stage.zero_stage in (0, 1, 2, 3), f"{name}.zero_stage={stage.zero_stage} must be 0, 1, 2 or 3")

@@ -156,6 +156,16 @@ class Stream:
     """Loader worker processes a rank."""
     on_corrupt: Literal["raise", "skip"] = "raise"
     """What happens when a sample's hash is wrong; a skip is counted and reported."""
+    mix: Literal["none", "dataset", "language"] = "none"
+    """What is drawn by weight: none, every clip once an epoch; dataset, each dataset given; language, each language."""
+    weights: tuple[float, ...] = ()
+    """Share of each dataset, for mix=dataset; empty: by its clips and the temperature."""
+    temperature: float = 1.0
+    """Sources are drawn in proportion to their clips to the power 1/temperature; 1 is proportional."""
+    epoch_samples: int = 0
+    """Clips of an epoch of a mixture; 0: as many as all sources have."""
+    warn_wait: float = 0.1
+    """Share of the time waiting for data at which the trainer is told, and why; 0 never."""
     cache_decoded_mb: int = 0
     """Decoded samples kept in the memory of a rank, MB; small corpora decode once."""
 

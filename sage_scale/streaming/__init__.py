@@ -3,6 +3,17 @@
 from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.opening import open_evaluation, open_stream
 from sage_scale.streaming.readers import DamagedSample
+from sage_scale.streaming.sources import Data, open_datasets
 from sage_scale.streaming.stream import Stream
 
-__all__ = ["Batch", "DamagedSample", "ReadCounts", "SampleShape", "Stream", "open_evaluation", "open_stream"]
+__all__ = [
+    "Batch",
+    "DamagedSample",
+    "Data",
+    "ReadCounts",
+    "SampleShape",
+    "Stream",
+    "open_datasets",
+    "open_evaluation",
+    "open_stream",
+]

@@ -6,7 +6,8 @@ Shape letter: S samples.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +37,10 @@ class Catalog:
         if require_text:
             samples = samples.take(samples.flags & HAS_SENTENCE != 0)
         return cls(url=dataset.url, shards=tuple(unit.tar for unit in dataset.units), samples=samples)
+
+    def take(self, rows: NDArray[np.int64]) -> Catalog:
+        """The catalog of these rows, in this order."""
+        return replace(self, samples=self.samples.take(rows))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -75,3 +80,49 @@ class Catalog:
         begin = int(self.samples.offset[sample])
         end = begin + int(self.samples.length[sample])
         return f"sample {self.key(sample)} of {self.url}/{self.shard(sample)} (bytes {begin} to {end})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JoinedCatalog(Catalog):
+    """Samples of several datasets, one after another."""
+
+    parts: tuple[Catalog, ...]
+    """The datasets' own catalogs; their samples and shards are numbered through."""
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Catalog]) -> JoinedCatalog:
+        """All samples of the parts; the numbers of their languages stay each dataset's own."""
+        begins = np.cumsum([0, *(len(part.shards) for part in parts)])
+        columns = {
+            name: np.concatenate([getattr(part.samples, name) for part in parts])
+            for name in vars(parts[0].samples)
+        }
+        columns["unit"] = np.concatenate(
+            [part.samples.unit + begin for part, begin in zip(parts, begins.tolist())]
+        ).astype(np.int32)
+        return cls(
+            url=" + ".join(part.url for part in parts),
+            shards=tuple(shard for part in parts for shard in part.shards),
+            samples=SampleTable(**columns),
+            parts=tuple(parts),
+        )
+
+    @cached_property
+    def places(self) -> tuple[str, ...]:
+        """URL of each tar, for messages."""
+        return tuple(place for part in self.parts for place in part.places)
+
+    @cached_property
+    def begins(self) -> NDArray[np.int64]:
+        """(parts + 1,): number of the first sample of each part, and the end."""
+        return np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def describe(self, sample: int) -> str:
+        """Shard and sample, for a message."""
+        part = int(np.searchsorted(self.begins, sample, side="right")) - 1
+        return self.parts[part].describe(sample - int(self.begins[part]))
+
+
+def joined(catalogs: Sequence[Catalog]) -> Catalog:
+    """One catalog of all samples; a single one stays itself."""
+    return catalogs[0] if len(catalogs) == 1 else JoinedCatalog.of_parts(catalogs)

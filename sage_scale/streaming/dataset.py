@@ -16,13 +16,11 @@ import torch.utils.data
 from numpy.typing import NDArray
 
 from sage_scale.shards import read_sample
-from sage_scale.storage import open_store
 from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.files import FileFetcher
+from sage_scale.streaming.fetchers import open_fetcher
 from sage_scale.streaming.packing import DecodedSample, Packer
-from sage_scale.streaming.ranges import RangeFetcher
-from sage_scale.streaming.readers import DamagedSample, Fetcher
+from sage_scale.streaming.readers import DamagedSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +95,7 @@ class SampleDataset(torch.utils.data.Dataset):
     @property
     def remote(self) -> bool:
         """Whether samples come over a network."""
-        return not isinstance(self._fetcher, FileFetcher)
+        return self._fetcher.remote
 
     def __len__(self) -> int:
         return len(self.catalog)
@@ -154,12 +152,3 @@ class SampleDataset(torch.utils.data.Dataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._start()
-
-
-def open_fetcher(catalog: Catalog) -> Fetcher:
-    """The fetcher for the store that the catalog's shards lie in."""
-    store = open_store(catalog.url)
-    paths = [store.local_path(name) for name in catalog.shards]
-    if all(path is not None for path in paths):
-        return FileFetcher(catalog, [path for path in paths if path is not None])
-    return RangeFetcher(catalog, store)

@@ -32,6 +32,8 @@ class _Descriptor:
 class FileFetcher(Fetcher):
     """Shards in files of this machine. `pread` has no position: threads and forked workers may share it."""
 
+    remote = False
+
     def __init__(self, catalog: Catalog, paths: Sequence[Path]) -> None:
         super().__init__(catalog)
         self.paths = paths

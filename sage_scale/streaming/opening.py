@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sage_scale.config import Recipe, Vision
 from sage_scale.errors import DatasetError, UsageError
-from sage_scale.shards import Dataset, open_dataset
+from sage_scale.shards import Dataset
 from sage_scale.streaming.batches import SampleShape
-from sage_scale.streaming.catalog import Catalog
+from sage_scale.streaming.catalog import joined
 from sage_scale.streaming.dataset import SampleDataset
-from sage_scale.streaming.mixture import Mixture
-from sage_scale.streaming.order import dataset_order
+from sage_scale.streaming.sources import Data, catalogs_of, draw_from, open_datasets
 from sage_scale.streaming.stream import Sequence, Stream
 
 REMOTE_READ_AHEAD = 4
@@ -19,7 +16,7 @@ REMOTE_READ_AHEAD = 4
 
 
 def open_stream(
-    dataset_url: str | Path,
+    data: Data,
     recipe: Recipe,
     split: str = "train",
     *,
@@ -34,35 +31,27 @@ def open_stream(
 ) -> Stream:
     """The training stream of one rank: the recipe's global order over the samples of a split.
 
+    `data` is a dataset or several, by URL or opened; what is drawn how often from them says `stream.mix`.
     `batch_size` counts the clips of all ranks. `seed` and `workers` are the recipe's unless given. Without
     `epochs` the stream does not end. Samples without a sentence are left out unless `require_text` is false.
     Raises DatasetError where the dataset has no such split, no usable sample, or was made by a recipe whose
     frames are other ones; UsageError for more ranks than lanes.
     """
-    dataset = _open(dataset_url, recipe)
-    catalog = Catalog.of(dataset, split, require_text=require_text)
-    if not len(catalog):
-        what = "sample with a sentence" if require_text else "sample"
-        raise DatasetError(f"{dataset.url} has no {what} in split '{split}': there is nothing to train on")
-    order = dataset_order(
-        catalog.samples.unit,
-        catalog.samples.length,
-        lanes=recipe.stream.lanes,
-        window=recipe.stream.window,
-        block_bytes=int(recipe.stream.block_mb * (1 << 20)),
-        seed=recipe.stream.seed if seed is None else seed,
+    seed = recipe.stream.seed if seed is None else seed
+    catalog, order = draw_from(
+        _open(data, recipe), split, recipe.stream, seed=seed, require_text=require_text
     )
     workers = recipe.stream.workers if workers is None else workers
     samples = SampleDataset(
         catalog,
         SampleShape.of(recipe),
-        seed=order.seed,
+        seed=seed,
         on_corrupt=recipe.stream.on_corrupt,
         cache_bytes=recipe.stream.cache_decoded_mb * 1_000_000 // max(1, workers),
     )
     return Stream(
         samples,
-        Mixture(orders=(order,), weights=(1.0,), length=order.samples),
+        order,
         rank=rank,
         world=world,
         batch_size=_positive(batch_size),
@@ -74,7 +63,7 @@ def open_stream(
 
 
 def open_evaluation(
-    dataset_url: str | Path,
+    data: Data,
     recipe: Recipe,
     split: str,
     *,
@@ -90,8 +79,8 @@ def open_evaluation(
     `batch_size` counts the clips of all ranks; rank r takes the places p with p mod W = r, and every rank sees
     as many batches. A damaged sample raises, whatever the recipe says: a score must not leave clips out.
     """
-    dataset = _open(dataset_url, recipe)
-    catalog = Catalog.of(dataset, split, require_text=require_text)
+    catalogs = catalogs_of(_open(data, recipe), split, require_text=require_text)
+    catalog = joined(catalogs)
     samples = SampleDataset(catalog, SampleShape.of(recipe), seed=recipe.stream.seed)
     return Stream(
         samples,
@@ -107,10 +96,15 @@ def open_evaluation(
     )
 
 
-def _open(url: str | Path, recipe: Recipe) -> Dataset:
-    dataset = open_dataset(url)
+def _open(data: Data, recipe: Recipe) -> tuple[Dataset, ...]:
+    datasets = open_datasets(data)
+    for dataset in datasets:
+        _check_made_alike(dataset, recipe.vision)
+    return datasets
+
+
+def _check_made_alike(dataset: Dataset, wanted: Vision) -> None:
     made = dict(dataset.info.recipe_part).get("vision", {})
-    wanted = recipe.vision
     names = ["kind", "fps", "frame_stride", *(["size"] if wanted.kind == "frames" else [])]
     if _has_background(wanted):
         names.append("background")
@@ -120,7 +114,6 @@ def _open(url: str | Path, recipe: Recipe) -> Dataset:
                 f"{dataset.url} was made with vision.{name}={made[name]}, the recipe says "
                 f"{getattr(wanted, name)}: use the dataset's recipe, or precompute with this one"
             )
-    return dataset
 
 
 def _has_background(vision: Vision) -> bool:

@@ -27,6 +27,8 @@ class Fetcher(ABC):
 
     attempts = 1
     """How often bytes with a wrong hash are worth fetching."""
+    remote = True
+    """Whether samples come over a network."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog

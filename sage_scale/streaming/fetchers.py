@@ -1,0 +1,56 @@
+"""Which fetcher reads a catalog: files of this machine, an object store, or several datasets in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from sage_scale.storage import open_store
+from sage_scale.streaming.catalog import Catalog, JoinedCatalog
+from sage_scale.streaming.files import FileFetcher
+from sage_scale.streaming.ranges import RangeFetcher
+from sage_scale.streaming.readers import DamagedSample, Fetcher
+
+T = TypeVar("T")
+
+
+def open_fetcher(catalog: Catalog) -> Fetcher:
+    """The fetcher for the store, or the stores, that the catalog's shards lie in."""
+    if isinstance(catalog, JoinedCatalog):
+        return JoinedFetcher(catalog, [open_fetcher(part) for part in catalog.parts])
+    store = open_store(catalog.url)
+    paths = [store.local_path(name) for name in catalog.shards]
+    if all(path is not None for path in paths):
+        return FileFetcher(catalog, [path for path in paths if path is not None])
+    return RangeFetcher(catalog, store)
+
+
+class JoinedFetcher(Fetcher):
+    """Samples of several datasets, each read by its own fetcher."""
+
+    def __init__(self, catalog: JoinedCatalog, parts: Sequence[Fetcher]) -> None:
+        super().__init__(catalog)
+        self.parts = parts
+        self.remote = any(part.remote for part in parts)
+        self._begins = catalog.begins
+
+    def fetch(self, samples: Sequence[int]) -> Iterator[bytes | DamagedSample]:
+        return self._in_turn(samples, [part.fetch for part in self.parts])
+
+    def read(self, samples: Sequence[int]) -> Iterator[tuple[bytes | DamagedSample, int]]:
+        """As each dataset's own fetcher reads them, in the order asked for."""
+        return self._in_turn(samples, [part.read for part in self.parts])
+
+    def _in_turn(
+        self, samples: Sequence[int], reads: Sequence[Callable[[list[int]], Iterator[T]]]
+    ) -> Iterator[T]:
+        picked = np.asarray(samples, dtype=np.int64)
+        owner_B = np.searchsorted(self._begins, picked, side="right") - 1
+        own = [
+            iter(read((picked[owner_B == part] - self._begins[part]).tolist()))
+            for part, read in enumerate(reads)
+        ]
+        for part in owner_B.tolist():
+            yield next(own[part])
