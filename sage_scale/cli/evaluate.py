@@ -12,7 +12,10 @@ from sage_scale.errors import UsageError
 
 def evaluate(
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
-    data: Annotated[str, typer.Option("--data", help="Dataset: a folder, file:// or s3://bucket/prefix.")],
+    data: Annotated[
+        list[str],
+        typer.Option("--data", help="Dataset: a folder, file:// or s3://bucket/prefix. Several: repeat it."),
+    ],
     split: Annotated[
         str, typer.Option("--split", help="Split to score: test, dev, or another name.")
     ] = "test",

@@ -24,7 +24,12 @@ from sage_scale import config
 from sage_scale.errors import SageError, UsageError
 
 Run = Annotated[Path, typer.Option("--run", help="Folder of the run (runs/mine); the same folder resumes.")]
-Data = Annotated[str, typer.Option("--data", help="Dataset: a folder, file:// or s3://bucket/prefix.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data", help="Dataset: a folder, file:// or s3://bucket/prefix. Several: repeat it; see stream.mix."
+    ),
+]
 Name = Annotated[
     str, typer.Option("--recipe", help="Recipe name or YAML file; else the run's own recipe.yaml.")
 ]
@@ -56,7 +61,9 @@ def recipe_of_run(run: Path, recipe: str) -> str:
     raise UsageError(f"{run} has no recipe.yaml yet: name a recipe with --recipe ({known})")
 
 
-def _train(stage: str, run: Path, data: str, recipe: str, ranks: int, overrides: Sequence[str]) -> None:
+def _train(
+    stage: str, run: Path, data: Sequence[str], recipe: str, ranks: int, overrides: Sequence[str]
+) -> None:
     name = recipe_of_run(run, recipe)
     chosen = config.load_recipe(name, overrides)  # a wrong key is refused before any process starts
     if ranks > chosen.stream.lanes:
@@ -73,7 +80,9 @@ def _train(stage: str, run: Path, data: str, recipe: str, ranks: int, overrides:
         stage_2.run(chosen, run, data)
 
 
-def command(stage: str, run: Path, data: str, recipe: str, ranks: int, overrides: Sequence[str]) -> list[str]:
+def command(
+    stage: str, run: Path, data: Sequence[str], recipe: str, ranks: int, overrides: Sequence[str]
+) -> list[str]:
     """The launcher's command line for several ranks on this machine."""
     script = config.RECIPE_FOLDER.parent / f"{stage}.py"
     if not script.is_file():
@@ -82,7 +91,8 @@ def command(stage: str, run: Path, data: str, recipe: str, ranks: int, overrides
         )
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
     launcher += ["--master_port", str(_free_port())]  # two runs on one machine must not meet on a fixed port
-    return [*launcher, str(script), "--run", str(run), "--data", data, "--recipe", recipe, *overrides]
+    given = [part for url in data for part in ("--data", url)]
+    return [*launcher, str(script), "--run", str(run), *given, "--recipe", recipe, *overrides]
 
 
 def _free_port() -> int:

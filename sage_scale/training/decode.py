@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from sage_scale.config import Recipe
 from sage_scale.models.sage import SageTranslator
-from sage_scale.shards import open_dataset
+from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
@@ -25,7 +25,7 @@ def translate_split(
     recipe: Recipe,
     model: SageTranslator,
     tokenizer: Any,
-    data: str,
+    data: Sequence[Dataset],
     split: str,
     ranks: Ranks,
     precision: Callable[[], AbstractContextManager],
@@ -68,9 +68,9 @@ def translate_split(
     return rows
 
 
-def has_split(data: str, split: str) -> bool:
-    """Whether the dataset holds clips of a split."""
-    return split in open_dataset(data).splits
+def has_split(data: Sequence[Dataset], split: str) -> bool:
+    """Whether any of the datasets holds clips of a split."""
+    return any(split in dataset.splits for dataset in data)
 
 
 def blank(video: PackedVideo) -> PackedVideo:

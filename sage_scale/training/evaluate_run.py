@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from sage_scale.config import Recipe
 from sage_scale.errors import DatasetError
 from sage_scale.evaluation.baselines import nearest_in_length, prior_sentence
 from sage_scale.evaluation.metrics import content_f1, score
-from sage_scale.shards import read_texts
-from sage_scale.streaming import open_evaluation
+from sage_scale.shards import Dataset, read_texts
+from sage_scale.streaming import Data, open_datasets, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.decode import blank, translate_split
 from sage_scale.training.engine import fast_bf16
@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 
 def run(
-    run_folder: str | Path, data: str, split: str = "test", controls: bool = True, say: Say = lambda _: None
+    run_folder: str | Path, data: Data, split: str = "test", controls: bool = True, say: Say = lambda _: None
 ) -> dict[str, Any]:
     """Translate `split` with the run's export and score it; returns what `scores.json` holds.
 
@@ -42,6 +42,7 @@ def run(
     """
     folder = Path(run_folder)
     started = time.monotonic()
+    datasets = open_datasets(data)
     ranks = distributed.initialise()
     model, tokenizer, recipe = load_translator(folder, ranks.device)
     language = recipe.corpus.language
@@ -51,12 +52,12 @@ def run(
         return torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=use_bf16)
 
     def translate(name: str, change: Any = None) -> list[dict[str, Any]]:
-        return translate_split(recipe, model, tokenizer, data, name, ranks, precision, change)
+        return translate_split(recipe, model, tokenizer, datasets, name, ranks, precision, change)
 
     say(f"translating {split}")
     rows = translate(split)
     if not rows:
-        raise DatasetError(f"{data} has no clip in split '{split}'")
+        raise DatasetError(f"{datasets[0].url} has no clip in split '{split}'")
     references = [row["reference"] for row in rows]
     scores = score([row["hypothesis"] for row in rows], references, language)
     result: dict[str, Any] = {
@@ -78,23 +79,32 @@ def run(
             write_rows(folder / "predictions" / f"{split}_heldout.jsonl", heldout)
     if controls:
         say("scoring the controls")
-        result["controls"] = _controls(recipe, data, rows, translate(split, blank), language)
+        result["controls"] = _controls(recipe, datasets, rows, translate(split, blank), language)
     if ranks.first:
         (folder / "scores.json").write_text(
             json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        write_timelines(recipe, data, split, rows, folder / "timelines" / "timelines.json")
+        write_timelines(recipe, datasets, split, rows, folder / "timelines" / "timelines.json")
         record_timing(folder, "evaluate", time.monotonic() - started, memory_mb(ranks.device))
     return result
 
 
 def _controls(
-    recipe: Recipe, data: str, rows: list[dict[str, Any]], blind: list[dict[str, Any]], language: str
+    recipe: Recipe,
+    data: Sequence[Dataset],
+    rows: list[dict[str, Any]],
+    blind: list[dict[str, Any]],
+    language: str,
 ) -> dict[str, Any]:
     """What a translator must beat: wrong videos, no video, and training sentences chosen without looking."""
     references = [row["reference"] for row in rows]
     hypotheses = [row["hypothesis"] for row in rows]
-    train = [meta for meta in read_texts(data) if meta["split"] == "train" and meta["sentence"]]
+    train = [
+        meta
+        for dataset in data
+        for meta in read_texts(dataset)
+        if meta["split"] == "train" and meta["sentence"]
+    ]
     sentences = [meta["sentence"] for meta in train]
     lengths = [int(meta["frames"]) for meta in train]
     # A translation depends on its own video alone, so exchanging videos is exchanging hypotheses.
@@ -126,7 +136,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def write_timelines(
     recipe: Recipe,
-    data: str,
+    data: Sequence[Dataset],
     split: str,
     rows: list[dict[str, Any]],
     path: Path,

@@ -6,7 +6,6 @@ deepspeed --num_gpus 8 launch/finetune.py --run runs/NAME --data URL --recipe NA
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from sage_scale.evaluation.metrics import score
 from sage_scale.models.language import load_language_model, make_labels
 from sage_scale.models.resnet import load_backbone
 from sage_scale.models.sage import SageTranslator, load_visual
-from sage_scale.shards import open_dataset
-from sage_scale.streaming import Batch, open_stream
+from sage_scale.streaming import Batch, Data, open_datasets, open_stream
 from sage_scale.training import distributed, export
 from sage_scale.training.decode import translate_split
+from sage_scale.training.embedding_cache import even_slices
 from sage_scale.training.engine import Engine
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.loop import Loop
@@ -30,8 +29,8 @@ from sage_scale.training.pretrain import STAGE1
 from sage_scale.training.runlog import memory_mb, record_timing
 
 
-def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
-    """Train stage 2 to its end (or go on with it) in `run_folder`, from the dataset at URL `data`.
+def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
+    """Train stage 2 to its end (or go on with it) in `run_folder`, from the dataset, or several, of `data`.
 
     Takes over what `finetune.init` says from stage 1 of the same run, writes `finetune/log.jsonl`, checkpoints and
     the export `model/`, and returns the dev scores of the weights kept. Called by every rank.
@@ -40,11 +39,11 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
     ranks = distributed.initialise()
     stage = recipe.finetune
     torch.manual_seed(stage.seed)
-    open_dataset(data)  # before anything is written: a wrong place leaves nothing behind
+    datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-    language_folder = prepare_language_model(recipe, folder, data, ranks)
+    language_folder = prepare_language_model(recipe, folder, datasets, ranks)
     language_model, tokenizer = load_language_model(language_folder)
     if ranks.device.type == "cpu":
         # The backward of torch's fused attention takes longer on a CPU than all matrix products of a small model.
@@ -57,7 +56,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
 
     frozen = FrozenOutputs(model, stage)
     stream = open_stream(
-        data,
+        datasets,
         recipe,
         "train",
         rank=ranks.rank,
@@ -78,7 +77,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         tokens = int((labels != -100).sum())
         total_tokens, chunks = _agree(tokens, len(batch.keys), stage.micro_batch, ranks.device)
         loss_sum = 0.0
-        for number, rows in enumerate(_chunks(len(batch.keys), chunks)):
+        for number, rows in enumerate(even_slices(len(batch.keys), chunks)):
             part = batch.select(rows) if chunks > 1 else batch
             video, kept = frozen.inputs(part, engine)
             summed, _ = engine.forward(
@@ -93,7 +92,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         return {"loss": loss_sum / max(total_tokens, 1), "tokens": float(tokens)}
 
     def evaluate(step: int) -> tuple[dict[str, float], float]:
-        rows = translate_split(recipe, engine.whole, tokenizer, data, "dev", ranks, engine.precision)
+        rows = translate_split(recipe, engine.whole, tokenizer, datasets, "dev", ranks, engine.precision)
         if not rows:
             return {"clips": 0}, 0.0
         scores = score(
@@ -144,9 +143,3 @@ def _agree(tokens: int, clips: int, micro: int, device: torch.device) -> tuple[i
     chunks = -(-clips // micro) if micro else 1
     gathered = distributed.gather_objects((tokens, chunks))
     return sum(part[0] for part in gathered), max(1, *(part[1] for part in gathered))
-
-
-def _chunks(clips: int, chunks: int) -> Iterator[slice]:
-    """`chunks` runs of clips, equal to within one; some may be empty."""
-    for number in range(chunks):
-        yield slice(clips * number // chunks, clips * (number + 1) // chunks)

@@ -14,7 +14,9 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     """Run a stage with the arguments of the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog=f"launch/{stage}.py", allow_abbrev=False)
     parser.add_argument("--run", required=True, help="run folder, for instance runs/phoenix")
-    parser.add_argument("--data", required=True, help="folder or s3:// URL of the shards")
+    parser.add_argument(
+        "--data", required=True, action="append", help="folder or s3:// URL of the shards; several: repeat it"
+    )
     parser.add_argument("--recipe", required=True, help="name of a recipe, or path to a YAML file")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # some launchers add it
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError, RecipeError
-from sage_scale.shards import read_texts
+from sage_scale.shards import Dataset, read_texts
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.runlog import memory_mb, record_timing
@@ -25,7 +25,7 @@ DONE = "prepared.json"
 
 
 def prepare_language_model(
-    recipe: Recipe, run: Path, data: str, ranks: Ranks, say: Callable[[str], None] | None = None
+    recipe: Recipe, run: Path, data: Sequence[Dataset], ranks: Ranks, say: Callable[[str], None] | None = None
 ) -> Path:
     """The Hugging Face folder that both stages load; made by rank 0 where it is not there yet.
 
@@ -52,7 +52,12 @@ def prepare_language_model(
 
 
 def _prepare(
-    recipe: Recipe, run: Path, folder: Path, data: str, ranks: Ranks, say: Callable[[str], None] | None
+    recipe: Recipe,
+    run: Path,
+    folder: Path,
+    data: Sequence[Dataset],
+    ranks: Ranks,
+    say: Callable[[str], None] | None,
 ) -> None:
     started = time.monotonic()
     partial = folder.with_name("language_model.partial")
@@ -60,7 +65,7 @@ def _prepare(
     partial.mkdir(parents=True)
     texts: list[dict[str, Any]] = []
     if recipe.denoise.enabled or recipe.text.trim_vocabulary:
-        texts = [meta for meta in read_texts(data) if meta["sentence"]]
+        texts = [meta for dataset in data for meta in read_texts(dataset) if meta["sentence"]]
     train = [meta for meta in texts if meta["split"] == "train"]
     sentences = [meta["sentence"] for meta in train]
     glosses = [list(meta["pseudo_glosses"]) for meta in train]

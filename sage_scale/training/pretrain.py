@@ -7,6 +7,7 @@ deepspeed --num_gpus 8 launch/pretrain.py --run runs/NAME --data URL --recipe NA
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from sage_scale.evaluation.retrieval import retrieval
 from sage_scale.losses import clcl_loss, clcl_similarity, clip_similarity
 from sage_scale.models.language import TextEncoder, load_language_model
 from sage_scale.models.sage import SageAligner
-from sage_scale.shards import open_dataset
-from sage_scale.streaming import Batch, open_evaluation, open_stream
+from sage_scale.shards import Dataset
+from sage_scale.streaming import Batch, Data, open_datasets, open_evaluation, open_stream
 from sage_scale.training import distributed, export
 from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
@@ -30,8 +31,8 @@ from sage_scale.training.runlog import memory_mb, record_timing
 STAGE1 = "pretrain/visual.safetensors"
 
 
-def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
-    """Train stage 1 to its end (or go on with it) in `run_folder`, from the dataset at URL `data`.
+def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
+    """Train stage 1 to its end (or go on with it) in `run_folder`, from the dataset, or several, of `data`.
 
     Writes `pretrain/log.jsonl`, checkpoints, `pretrain/visual.safetensors` and `alignment.json`, and returns the
     dev figures of the weights kept. Called by every rank.
@@ -39,18 +40,18 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
     folder = Path(run_folder)
     ranks = distributed.initialise()
     torch.manual_seed(recipe.pretrain.seed)
-    open_dataset(data)  # before anything is written: a wrong place leaves nothing behind
+    datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-    language_folder = prepare_language_model(recipe, folder, data, ranks)
+    language_folder = prepare_language_model(recipe, folder, datasets, ranks)
     language_model, tokenizer = load_language_model(language_folder)
     model = SageAligner(recipe, language_model)
     text = TextEncoder(language_model, tokenizer)
     text.to(ranks.device)
     stage = recipe.pretrain
     stream = open_stream(
-        data,
+        datasets,
         recipe,
         "train",
         rank=ranks.rank,
@@ -75,14 +76,14 @@ def run(recipe: Recipe, run_folder: str | Path, data: str) -> dict[str, Any]:
         return figures
 
     def evaluate(step: int) -> tuple[dict[str, float], float]:
-        return dev_figures(recipe, engine, text, data, "dev")
+        return dev_figures(recipe, engine, text, datasets, "dev")
 
     progress = loop.train(compute, evaluate)
     with engine.evaluating() as whole:
-        figures, _ = dev_figures(recipe, engine, text, data, "dev")
+        figures, _ = dev_figures(recipe, engine, text, datasets, "dev")
         if ranks.first:
             export.save_visual(whole, folder / STAGE1)
-            write_alignment(recipe, engine, text, tokenizer, data, folder / "alignment.json")
+            write_alignment(recipe, engine, text, tokenizer, datasets, folder / "alignment.json")
     if ranks.first:
         record_timing(folder, "pretrain", progress.seconds, memory_mb(ranks.device))
     distributed.barrier()
@@ -106,7 +107,7 @@ def text_ids(texts: list[str], device: torch.device) -> torch.Tensor:
 
 @torch.no_grad()
 def embed_split(
-    recipe: Recipe, engine: Engine, text: TextEncoder, data: str, split: str
+    recipe: Recipe, engine: Engine, text: TextEncoder, data: Sequence[Dataset], split: str
 ) -> list[dict[str, Any]]:
     """Tokens of every clip of a split, in dataset order, on every rank: key, meta, visual and text tokens."""
     ranks = engine.ranks
@@ -144,7 +145,7 @@ def embed_split(
 
 
 def dev_figures(
-    recipe: Recipe, engine: Engine, text: TextEncoder, data: str, split: str
+    recipe: Recipe, engine: Engine, text: TextEncoder, data: Sequence[Dataset], split: str
 ) -> tuple[dict[str, float], float]:
     """Loss over the whole split as one batch and retrieval in both directions; the score is minus the loss."""
     rows = embed_split(recipe, engine, text, data, split)
@@ -190,7 +191,13 @@ def similarity_matrices(
 
 @torch.no_grad()
 def write_alignment(
-    recipe: Recipe, engine: Engine, text: TextEncoder, tokenizer: Any, data: str, path: Path, clips: int = 6
+    recipe: Recipe,
+    engine: Engine,
+    text: TextEncoder,
+    tokenizer: Any,
+    data: Sequence[Dataset],
+    path: Path,
+    clips: int = 6,
 ) -> None:
     """Token similarities of a few dev clips, as in the paper's Figure 4, for the report (rank 0 only)."""
     rows: list[dict[str, Any]] = []
