@@ -47,10 +47,12 @@ def check(recipe: Recipe) -> None:
     need(0 <= stream.warn_wait <= 1, f"stream.warn_wait={stream.warn_wait} must be between 0 and 1")
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(stage.batch_size >= 1, f"{name}.batch_size must be at least 1")
+        need(stage.micro_batch >= 0, f"{name}.micro_batch={stage.micro_batch} must not be negative")
         need(stage.zero_stage in (0, 1, 2, 3), f"{name}.zero_stage={stage.zero_stage} must be 0, 1, 2 or 3")
         need(stage.lr > 0, f"{name}.lr must be positive")
         need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
     need(recipe.finetune.freeze == "none" or recipe.finetune.init != "none",
          "finetune.freeze needs a visual encoder from stage 1: set finetune.freeze=none or init=visual")  # fmt: skip
-    need(recipe.pretrain.micro_batch == 0, "pretrain.micro_batch: stage 1 never accumulates gradients, since "
-         "that would change the negatives; leave it 0")  # fmt: skip
+    need(recipe.pretrain.micro_batch == 0 or m.batchnorm != "sync", "pretrain.micro_batch passes clips through the "
+         "encoder in chunks, and model.batchnorm=sync needs all of them at once: set model.batchnorm=group (the "
+         "statistics of a chunk) or frozen, or pretrain.micro_batch=0")  # fmt: skip

@@ -261,7 +261,8 @@ class Stage:
     batch_size: int = 16
     """Clips in a global batch, over all ranks."""
     micro_batch: int = 0
-    """Clips a rank passes forward at once in stage 2 (gradient accumulation); 0 means its whole part."""
+    """Most clips a rank passes forward at once; 0 means its whole part. Stage 1: chunks of the embedding cache, which
+    leave the negatives as they are and want model.batchnorm group or frozen; stage 2: gradient accumulation."""
     epochs: float = 80.0
     """Passes over the training clips; `max_steps` may end earlier."""
     max_steps: int = 0

@@ -3,11 +3,15 @@
 Rows are packed, so padding reaches no statistic; torch's SyncBatchNorm refuses the CPU and empty ranks. Modes
 (`model.batchnorm`): `sync`, statistics of the rows of all ranks, with exact gradients; `group`, of this process's
 rows alone; `frozen`, the running ones, also in training. Running statistics are those of all ranks' rows in every mode.
+
+A step that passes its clips in chunks, twice (the embedding cache), opens `statistics_of_chunks` around the first pass
+and `statistics_kept` around the second: a group is then a chunk, and running statistics move once a step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -18,6 +22,8 @@ from torch import Tensor, nn
 from sage_scale.losses.collectives import world_size
 
 Mode = Literal["sync", "group", "frozen"]
+Statistics = tuple[float, Tensor, Tensor]
+"""Values a channel, and their mean and biased variance, (C,)."""
 
 
 class BatchNorm(nn.Module):
@@ -32,6 +38,8 @@ class BatchNorm(nn.Module):
         self.running_var: Tensor
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
+        self._chunks: list[Statistics] | None = None
+        self._kept = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised rows, in the type of `x`. In `sync` and `group` training every rank must call it."""
@@ -39,20 +47,30 @@ class BatchNorm(nn.Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
+        if self._chunks is not None or self._kept:
+            with torch.no_grad():
+                statistics = _local_statistics(x)
+            if self._chunks is not None:
+                self._chunks.append(statistics)
+            count, mean, var = statistics
+            return _Normalise.apply(x, self.weight, self.bias, mean, var, count, self.eps, False)
         if world_size() == 1 and x.numel() > self.features:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
             )
         with torch.no_grad():
             count, mean, var = _local_statistics(x)
-            all_count, all_mean, all_var = _combine(count, mean, var)
-            if all_count > 0:
-                unbiased = all_var * (all_count / max(all_count - 1, 1))
-                self.running_mean.lerp_(all_mean.to(self.running_mean), self.momentum)
-                self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+            all_count, all_mean, all_var = _over_ranks([(count, mean, var)])[0]
+            self._move(all_count, all_mean, all_var)
         if self.mode == "sync":
             return _Normalise.apply(x, self.weight, self.bias, all_mean, all_var, all_count, self.eps, True)
         return _Normalise.apply(x, self.weight, self.bias, mean, var, count, self.eps, False)
+
+    def _move(self, count: float, mean: Tensor, var: Tensor) -> None:
+        if count > 0:
+            unbiased = var * (count / max(count - 1, 1))
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
 
     def extra_repr(self) -> str:
         return f"{self.features}, mode={self.mode}"
@@ -72,8 +90,8 @@ def convert_batchnorm(module: nn.Module, mode: Mode) -> nn.Module:
     return module
 
 
-def _local_statistics(x: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Values a channel, their mean and biased variance, (C,), in float32 or float64."""
+def _local_statistics(x: Tensor) -> Statistics:
+    """Statistics of these rows, in float32 or float64."""
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     count = x.numel() // x.shape[1]
     if count == 0:
@@ -94,20 +112,69 @@ def _blocks(x: Tensor, values: int = 1 << 17) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _combine(count: float, mean: Tensor, var: Tensor) -> tuple[float, Tensor, Tensor]:
-    """The statistics of all ranks' rows from each rank's, without the cancellation of sums of squares (Chan)."""
+@contextmanager
+def statistics_of_chunks(module: nn.Module) -> Iterator[None]:
+    """Within it, each training pass is a group of its own; at its end running statistics move, once, by the rows of
+    all passes and ranks. A collective at the end, unless every BatchNorm of the module is frozen."""
+    norms = _moving(module)
+    for norm in norms:
+        norm._chunks = []
+    try:
+        yield
+        if norms:
+            with torch.no_grad():
+                pooled = _over_ranks([_pool(norm._chunks or []) for norm in norms])
+                for norm, statistics in zip(norms, pooled, strict=True):
+                    norm._move(*statistics)
+    finally:
+        for norm in norms:
+            norm._chunks = None
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Within it, each training pass is a group of its own and running statistics stay."""
+    norms = _moving(module)
+    for norm in norms:
+        norm._kept = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm._kept = False
+
+
+def _moving(module: nn.Module) -> list[BatchNorm]:
+    return [part for part in module.modules() if isinstance(part, BatchNorm) and part.mode != "frozen"]
+
+
+def _over_ranks(parts: list[Statistics]) -> list[Statistics]:
+    """Each of these statistics, taken over the rows of all ranks: one collective for all of them."""
     if world_size() == 1:
-        return count, mean, var
-    own = torch.cat([mean.new_tensor([count]), mean, var])
+        return parts
+    own = torch.cat([torch.cat([mean.new_tensor([count]), mean, var]) for count, mean, var in parts])
     every = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(every, own)
-    table_WC = torch.stack(every).double()
-    C = mean.numel()
-    counts_W1, means_WC, vars_WC = table_WC[:, :1], table_WC[:, 1 : C + 1], table_WC[:, C + 1 :]
-    total = float(counts_W1.sum())
-    all_mean = (counts_W1 * means_WC).sum(0) / max(total, 1)
-    all_var = (counts_W1 * (vars_WC + (means_WC - all_mean).square())).sum(0) / max(total, 1)
-    return total, all_mean.to(mean.dtype), all_var.to(mean.dtype)
+    widths = [1 + 2 * mean.numel() for _, mean, _ in parts]
+    ranks = [[_split(part) for part in one.split(widths)] for one in every]
+    return [_pool(list(of_ranks)) for of_ranks in zip(*ranks, strict=True)]
+
+
+def _split(row: Tensor) -> Statistics:
+    mean, var = row[1:].chunk(2)
+    return float(row[0]), mean, var
+
+
+def _pool(parts: list[Statistics]) -> Statistics:
+    """The statistics of all rows from those of parts of them, without the cancellation of sums of squares (Chan)."""
+    counts_P1 = torch.tensor([[count] for count, _, _ in parts], dtype=torch.float64)
+    means_PC = torch.stack([mean for _, mean, _ in parts])
+    counts_P1 = counts_P1.to(means_PC.device)
+    means_PC, vars_PC = means_PC.double(), torch.stack([var for _, _, var in parts]).double()
+    total = float(counts_P1.sum())
+    mean = (counts_P1 * means_PC).sum(0) / max(total, 1)
+    var = (counts_P1 * (vars_PC + (means_PC - mean).square())).sum(0) / max(total, 1)
+    return total, mean.to(parts[0][1].dtype), var.to(parts[0][1].dtype)
 
 
 class _Normalise(torch.autograd.Function):

@@ -86,11 +86,12 @@ class SageAligner(nn.Module):
         text: TextTargets,
         text_ids_B: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
+        scales: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `forward`, from what `encode` gave."""
+        """As `forward`, from what `encode` gave; `scales`, each (1,), stand in for the model's own two."""
         beta = self.clcl.beta
-        scale_embedding = self.scale_embedding.clamp(max=self.clcl.scale_max)
-        scale_hidden = self.scale_hidden.clamp(max=self.clcl.scale_max)
+        own = (self.scale_embedding, self.scale_hidden) if scales is None else scales
+        scale_embedding, scale_hidden = (scale.clamp(max=self.clcl.scale_max) for scale in own)
         # Both scales and both outputs stay in the graph at any beta: ZeRO waits for every parameter's gradient.
         share = (scale_embedding * 0).sum() + (scale_hidden * 0).sum() + tokens_ND.sum() * 0
         parts = {"scale_embedding": scale_embedding.detach()[0], "scale_hidden": scale_hidden.detach()[0]}

@@ -122,6 +122,18 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(share * self.ranks.world, scale_wrt_gas=False)
 
+    @contextmanager
+    def reduced_once(self) -> Iterator[None]:
+        """Backward passes within it, one a chunk, leave their sums on the rank; ranks reduce them once, at its end.
+
+        Ranks must make as many of them each. Whole gradients are held meanwhile, also under ZeRO-2 and 3.
+        """
+        if self.stage.zero_stage == 0:  # reduces in the backward pass that is marked as the last
+            yield
+        else:
+            with self._engine.coalesce_grad_reduction():
+                yield
+
     def step(self, progress: float) -> float:
         """One optimizer step at the rate that the schedule gives for `progress`; returns that rate."""
         factor = rate(self.stage, progress)

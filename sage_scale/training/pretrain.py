@@ -17,12 +17,14 @@ import torch
 from sage_scale.config import Recipe, to_yaml
 from sage_scale.evaluation.retrieval import retrieval
 from sage_scale.losses import clcl_loss, clcl_similarity, clip_similarity
+from sage_scale.losses.collectives import gather_counts, gather_rows
 from sage_scale.models.language import TextEncoder, load_language_model
 from sage_scale.models.sage import SageAligner
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, Data, open_datasets, open_evaluation, open_stream
 from sage_scale.training import distributed, export
 from sage_scale.training.decode import has_split
+from sage_scale.training.embedding_cache import EmbeddingCache, run_task
 from sage_scale.training.engine import Engine
 from sage_scale.training.loop import Loop
 from sage_scale.training.prepare import prepare_language_model
@@ -59,17 +61,24 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
         batch_size=stage.batch_size,
         seed=stage.seed,
     )
-    engine = Engine(model, stage, ranks, build=lambda: SageAligner(recipe, language_model))
+    engine = Engine(model, stage, ranks, forward=run_task, build=lambda: SageAligner(recipe, language_model))
+    cache = EmbeddingCache(model, engine)
     loop = Loop("pretrain", recipe, folder, engine, stream)
     loop.resume()
 
     def compute(batch: Batch) -> dict[str, float]:
         texts, languages = alignment_texts(recipe, batch.metas)
         targets = text.encode(texts, languages, ranks.device)
-        share, parts = engine.forward(batch.video.to(ranks.device), targets, text_ids(texts, ranks.device))
-        engine.backward(share)
+        ids = text_ids(texts, ranks.device)
+        clips, repeated = repeated_texts(ids)
+        chunks = max(-(-count // stage.micro_batch) for count in clips) if stage.micro_batch else 1
+        if chunks > 1:
+            share, parts = cache.backward(batch, targets, ids, chunks)
+        else:
+            share, parts = engine.forward(model, batch.video.to(ranks.device), targets, ids)
+            engine.backward(share)
         first = float(ranks.first)
-        figures = {"loss": float(share.detach())}
+        figures = {"loss": float(share.detach()), "same_text_share": repeated / max(sum(clips), 1)}
         for name, value in parts.items():
             # Losses are shares and add up; scales are the same on every rank and are counted once.
             figures[name] = float(value) * (first if name.startswith("scale") else 1.0)
@@ -103,6 +112,14 @@ def text_ids(texts: list[str], device: torch.device) -> torch.Tensor:
 
     ids = [xxhash.xxh3_64_intdigest(text.encode()) >> 1 for text in texts]
     return torch.tensor(ids, dtype=torch.int64, device=device)
+
+
+def repeated_texts(ids_B: torch.Tensor) -> tuple[list[int], int]:
+    """Clips of every rank, and how many of this rank's have the text of another clip of the global batch."""
+    clips = [counts[0] for counts in gather_counts([ids_B.numel()], device=ids_B.device)]
+    all_ids = gather_rows(ids_B, clips)
+    texts, times = torch.unique(all_ids, return_counts=True)
+    return clips, int(torch.isin(ids_B, texts[times > 1]).sum())
 
 
 @torch.no_grad()
