@@ -218,8 +218,8 @@ class Model:
 class Clcl:
     """The contrastive objective (SAGE, section 3.1.5; equations 3 to 5)."""
 
-    loss: Literal["clcl", "clip"] = "clcl"
-    """Token-level CLCL, or the CLIP-style loss of mean-pooled tokens (Table 4a)."""
+    loss: Literal["clcl", "clip", "maxsim"] = "clcl"
+    """Token-level CLCL, the CLIP-style loss of mean-pooled tokens (Table 4a), or ColBERT's MaxSim both ways."""
     variant: Literal["paper", "released"] = "paper"
     """paper: both InfoNCE directions, masked; released: one direction each, softmax over padding."""
     tau: float = 0.07
@@ -234,6 +234,11 @@ class Clcl:
     """Logit scales are clamped to this value (CiCo)."""
     same_text: Literal["negative", "masked"] = "negative"
     """Whether clips of the same sentence in a batch count as negatives."""
+    implementation: Literal["auto", "reference", "tiled", "triton"] = "auto"
+    """How it is computed; all give the same. auto: triton on a GPU that has it, else tiled; reference: the equations as
+    written, with all tokens' similarities in memory, in one process only."""
+    products: Literal["float32", "tfloat32", "bfloat16"] = "float32"
+    """Precision of the factors of its matrix products; sums are float32. bfloat16 is right to 1% and faster."""
 
 
 @dataclass(frozen=True, kw_only=True)

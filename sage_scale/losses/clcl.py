@@ -5,8 +5,9 @@ For video a with tokens v[a,i] and text b with tokens t[b,j], all of length one,
     video to text   r[a,b,i] = sum_j s softmax_j(s / tau)     Zv[a,b] = mean over i of r[a,b,i]
     text to video   c[a,b,j] = sum_i s softmax_i(s / tau)     Zt[a,b] = mean over j of c[a,b,j]
 
-Faster versions are proved equal to this one. It holds four-dimensional tensors of B * B * N * M values: about a
-gigabyte in training for 256 clips of 16 tokens on both sides.
+Faster versions (`clcl_tiled`, `clcl_triton`, `clcl_ring`) are proved equal to this one, and `clcl_similarity` of
+`similarity` chooses among them. This one holds four-dimensional tensors of B * B * N * M values: about a gigabyte in
+training for 256 clips of 16 tokens on both sides.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sage_scale.losses.padding import pad_packed
 Variant = Literal["paper", "released"]
 
 
-def clcl_similarity(
+def reference_similarity(
     visual: Tensor,
     text: Tensor,
     visual_lengths: Tensor,
@@ -38,17 +39,21 @@ def clcl_similarity(
     `variant="released"` lets the inner softmax run over padding as the published code does: every clip is filled
     with zero tokens (s = 0) up to `padded_to` = (N, M), by default the longest clip and text given here; the
     outer means leave padding out in both variants. Values from -1 to 1; a row depends on its own video only.
+    `tau=0` is the limit of the softmax, the maximum over real tokens (ColBERT's MaxSim in both directions).
     """
     N, M = padded_to or (None, None)
     v_aiD, valid_ai = pad_packed(F.normalize(visual, dim=-1), visual_lengths, N)
     t_bjD, valid_bj = pad_packed(F.normalize(text, dim=-1), text_lengths, M)
     s_abij = torch.einsum("aid,bjd->abij", v_aiD, t_bjD)
-    logits_i = logits_j = s_abij / tau
-    if variant == "paper":
+    logits_i = logits_j = s_abij if tau == 0 else s_abij / tau
+    if variant == "paper" or tau == 0:
         logits_j = logits_j.masked_fill(~valid_bj[None, :, None, :], torch.finfo(s_abij.dtype).min)
         logits_i = logits_i.masked_fill(~valid_ai[:, None, :, None], torch.finfo(s_abij.dtype).min)
-    r_abi = (s_abij * logits_j.softmax(dim=3)).sum(dim=3)
-    c_abj = (s_abij * logits_i.softmax(dim=2)).sum(dim=2)
+    if tau == 0:
+        r_abi, c_abj = logits_j.amax(dim=3), logits_i.amax(dim=2)
+    else:
+        r_abi = (s_abij * logits_j.softmax(dim=3)).sum(dim=3)
+        c_abj = (s_abij * logits_i.softmax(dim=2)).sum(dim=2)
     Zv_ab = (r_abi * valid_ai[:, None, :]).sum(dim=2) / visual_lengths.to(r_abi)[:, None]
     Zt_ab = (c_abj * valid_bj[None, :, :]).sum(dim=2) / text_lengths.to(c_abj)[None, :]
     return Zv_ab, Zt_ab

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sage_scale.losses.clcl import clcl_similarity
 from sage_scale.losses.clip import clip_similarity
 from sage_scale.losses.collectives import gather_counts, gather_rows, group_rank
 from sage_scale.losses.contrastive import diagonal_losses, matches
+from sage_scale.losses.similarity import clcl_similarity
 
 
 class Objective(Protocol):

@@ -1,0 +1,198 @@
+"""CLCL's similarities by tiles: exact, without ever holding the similarities of all tokens.
+
+Pairs of blocks of clips (`tokens.Block`) are taken one after the other: one matrix product gives the tile, `clcl_tile`
+both directions from it, and the backward pass computes the tile again. Of E = pairs of tokens, forward and backward
+take 8 E D operations (6 without a gradient of the texts) against the reference's 6 E D with 7 copies of E in memory.
+Memory beside the inputs: the normalised tokens, their gradients, three tiles, and the matrices Bv x Bt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sage_scale.losses.clcl import Variant
+from sage_scale.losses.clcl_tile import Softmax, Tile, TorchTile
+from sage_scale.losses.products import (
+    Precision,
+    accumulate,
+    factor_type,
+    granule,
+    multiply,
+    precision_of_products,
+)
+from sage_scale.losses.tokens import Block, Side, cut
+
+MakeTile = Callable[[Softmax], Tile]
+
+CPU_TILE = (512, 512)
+"""Tokens by tokens: three float32 tiles of it stay in the second-level caches of two cores."""
+CUDA_TILE = (4096, 2048)
+"""Large enough to fill the matrix units, small enough for the second-level cache (33 MB in float32)."""
+
+
+def tiled_clcl_similarity(
+    visual_ND: Tensor,
+    text_MD: Tensor,
+    visual_lengths_B: Tensor,
+    text_lengths_B: Tensor,
+    tau: float = 0.07,
+    variant: Variant = "paper",
+    padded_to: tuple[int, int] | None = None,
+    products: Precision = "float32",
+    tile: MakeTile = TorchTile,
+) -> tuple[Tensor, Tensor]:
+    """Zv and Zt, both (Bv, Bt), as `clcl.reference_similarity` gives them, with exact gradients of both inputs.
+
+    Tokens are packed, of any floating type, and are computed in float32 (float64 in float64). `tau=0` is MaxSim.
+    Raises ValueError where lengths do not fit the tokens or a clip has no token.
+    """
+    visual_lengths, text_lengths = _integers(visual_lengths_B), _integers(text_lengths_B)
+    softmax = Softmax(tau, padding(visual_lengths, text_lengths, tau, variant, padded_to))
+    make = lambda: tile(softmax)  # noqa: E731
+    Zv, Zt = _Similarity.apply(visual_ND, text_MD, visual_lengths, text_lengths, make, products)
+    return Zv, Zt
+
+
+def padding(
+    visual_lengths: list[int],
+    text_lengths: list[int],
+    tau: float,
+    variant: Variant,
+    padded_to: tuple[int, int] | None,
+) -> tuple[int, int] | None:
+    """What the released variant fills up to: `padded_to`, or the longest; None for the paper's and for MaxSim.
+
+    Raises ValueError where a clip is longer than that.
+    """
+    if variant == "paper" or tau == 0:
+        return None
+    longest = max(visual_lengths, default=0), max(text_lengths, default=0)
+    if padded_to is not None and (padded_to[0] < longest[0] or padded_to[1] < longest[1]):
+        raise ValueError(f"padded_to={padded_to} is less than the longest clip and text, {longest}")
+    return padded_to or longest
+
+
+class Sweep:
+    """The tiles of two sides: products in and out of them, with the buffers they need."""
+
+    def __init__(self, compute: torch.dtype, device: torch.device, products: Precision) -> None:
+        self.compute, self.device, self.products = compute, device, products
+        self.factors = factor_type(products, compute, device)
+        self.granule = granule(products, compute, device)
+        self._buffer = torch.empty(0, dtype=compute, device=device)
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """Tokens of a block of rows and of a block of columns."""
+        rows, columns = CPU_TILE if self.device.type == "cpu" else CUDA_TILE
+        return (rows, columns) if self.compute != torch.float64 else (rows, columns // 2)
+
+    def side(self, tokens_ND: Tensor, lengths: list[int]) -> Side:
+        return Side(tokens_ND, lengths, self.compute, spare=self.granule - 1)
+
+    def blocks(self, lengths: list[int], columns: bool = False) -> tuple[Block, ...]:
+        return cut(lengths, self.tile_size[columns])
+
+    def factor(self, unit_ND: Tensor, block: Block) -> Tensor:
+        """The block's tokens as a factor of products, filled up to the granule by the tokens that follow."""
+        return unit_ND[block.token : block.token + self._filled(block)].to(self.factors)
+
+    def tile(self, rows_RD: Tensor, columns_CD: Tensor, rows: Block, columns: Block) -> Tensor:
+        """s of two blocks; it lies in a buffer of this sweep until the next call."""
+        R, C = rows_RD.shape[0], columns_CD.shape[0]
+        if self._buffer.numel() < R * C:
+            self._buffer = torch.empty(R * C, dtype=self.compute, device=self.device)
+        whole_RC = self._buffer[: R * C].view(R, C)
+        multiply(rows_RD, columns_CD.T, whole_RC)
+        return whole_RC[: rows.size, : columns.size]
+
+    def whole(self, tile_RC: Tensor, rows: Block, columns: Block) -> Tensor:
+        """A tile (s or a scratch laid out like it) with zeros in its spare rows and columns, as a factor."""
+        R, C = self._filled(rows), self._filled(columns)
+        whole_RC = torch.as_strided(tile_RC, (R, C), (C, 1))
+        whole_RC[rows.size :] = 0
+        whole_RC[:, columns.size :] = 0
+        return whole_RC.to(self.factors)
+
+    def add(self, grad_ND: Tensor, block: Block, tile_RC: Tensor, other_CD: Tensor) -> None:
+        """Add a tile's part to the gradient of a block's tokens."""
+        accumulate(grad_ND[block.token : block.token + tile_RC.shape[0]], tile_RC, other_CD)
+
+    def _filled(self, block: Block) -> int:
+        return -(-block.size // self.granule) * self.granule
+
+
+class _Similarity(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        visual_ND: Tensor,
+        text_MD: Tensor,
+        visual_lengths: list[int],
+        text_lengths: list[int],
+        make: Callable[[], Tile],
+        products: Precision,
+    ) -> tuple[Tensor, Tensor]:
+        compute = torch.float64 if torch.float64 in (visual_ND.dtype, text_MD.dtype) else torch.float32
+        sweep = Sweep(compute, visual_ND.device, products)
+        visual, text = sweep.side(visual_ND, visual_lengths), sweep.side(text_MD, text_lengths)
+        ctx.sweep, ctx.visual, ctx.text, ctx.make = sweep, visual, text, make
+        ctx.types = visual_ND.dtype, text_MD.dtype
+        Zv_ab = visual.unit_ND.new_empty(len(visual_lengths), len(text_lengths))
+        Zt_ab = torch.empty_like(Zv_ab)
+        tile = make()
+        with precision_of_products(products, sweep.device):
+            for rows, columns, rows_RD, columns_CD in _pairs(sweep, visual, text):
+                s_RC = sweep.tile(rows_RD, columns_CD, rows, columns)
+                Zv, Zt, _ = tile.measure(s_RC, rows, columns)
+                Zv_ab[rows.clips, columns.clips] = Zv
+                Zt_ab[rows.clips, columns.clips] = Zt
+        return _given_order(Zv_ab, visual, text), _given_order(Zt_ab, visual, text)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        sweep, visual, text = ctx.sweep, ctx.visual, ctx.text
+        G_ab, H_ab = (grad[visual.order][:, text.order].to(sweep.compute) for grad in grads)
+        of_visual, of_text = ctx.needs_input_grad[:2]
+        visual_grad_ND = torch.zeros_like(visual.unit_ND) if of_visual else None
+        text_grad_MD = torch.zeros_like(text.unit_ND) if of_text else None
+        tile = ctx.make()
+        with precision_of_products(sweep.products, sweep.device):
+            for rows, columns, rows_RD, columns_CD in _pairs(sweep, visual, text):
+                s_RC = sweep.tile(rows_RD, columns_CD, rows, columns)
+                G, H = G_ab[rows.clips, columns.clips], H_ab[rows.clips, columns.clips]
+                ds_RC = sweep.whole(tile.gradient(s_RC, None, G, H, rows, columns), rows, columns)
+                if visual_grad_ND is not None:
+                    sweep.add(visual_grad_ND, rows, ds_RC, columns_CD)
+                if text_grad_MD is not None:
+                    sweep.add(text_grad_MD, columns, ds_RC.T, rows_RD)
+        return (
+            None if visual_grad_ND is None else visual.gradient(visual_grad_ND, ctx.types[0]),
+            None if text_grad_MD is None else text.gradient(text_grad_MD, ctx.types[1]),
+            None, None, None, None,
+        )  # fmt: skip
+
+
+def _pairs(sweep: Sweep, visual: Side, text: Side) -> Iterator[tuple[Block, Block, Tensor, Tensor]]:
+    texts = sweep.blocks(text.lengths, columns=True)
+    for rows in sweep.blocks(visual.lengths):
+        rows_RD = sweep.factor(visual.unit_ND, rows)
+        for columns in texts:
+            yield rows, columns, rows_RD, sweep.factor(text.unit_ND, columns)
+
+
+def _given_order(Z_ab: Tensor, visual: Side, text: Side) -> Tensor:
+    if visual.index_N is None and text.index_N is None:
+        return Z_ab
+    back = [sorted(range(len(side.order)), key=side.order.__getitem__) for side in (visual, text)]
+    return Z_ab[back[0]][:, back[1]]
+
+
+def _integers(lengths_B: Tensor) -> list[int]:
+    return [int(length) for length in lengths_B.tolist()]

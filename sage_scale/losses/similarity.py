@@ -1,0 +1,69 @@
+"""CLCL's similarities by the fastest way that this machine has: the one place that chooses."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sage_scale.errors import RecipeError
+from sage_scale.losses.clcl import Variant, reference_similarity
+from sage_scale.losses.clcl_tile import Softmax, Tile, TorchTile
+from sage_scale.losses.clcl_tiled import tiled_clcl_similarity
+from sage_scale.losses.products import Precision
+
+Implementation = Literal["auto", "reference", "tiled", "triton"]
+
+
+def clcl_similarity(
+    visual: Tensor,
+    text: Tensor,
+    visual_lengths: Tensor,
+    text_lengths: Tensor,
+    tau: float = 0.07,
+    variant: Variant = "paper",
+    padded_to: tuple[int, int] | None = None,
+    *,
+    implementation: Implementation = "auto",
+    products: Precision = "float32",
+) -> tuple[Tensor, Tensor]:
+    """Zv and Zt, both (Bv, Bt), before the logit scale: `clcl.reference_similarity` says what they are.
+
+    Tokens are packed, (sum of lengths, D), of any floating type; float64 is computed in float64, all others in
+    float32 with matrix products of the precision `products`. Raises ValueError where lengths do not fit the tokens.
+    """
+    chosen = chosen_implementation(visual.device, implementation)
+    if chosen == "reference":
+        return reference_similarity(visual, text, visual_lengths, text_lengths, tau, variant, padded_to)
+    return tiled_clcl_similarity(
+        visual, text, visual_lengths, text_lengths, tau, variant, padded_to, products, tile_maker(chosen)
+    )
+
+
+def chosen_implementation(device: torch.device | str, wanted: Implementation = "auto") -> Implementation:
+    """What `wanted` comes to on a device: reference, tiled or triton.
+
+    Raises RecipeError where triton is demanded but not installed.
+    """
+    has_triton = importlib.util.find_spec("triton") is not None
+    if wanted == "triton" and not has_triton:
+        raise RecipeError(
+            "clcl.implementation=triton, but triton is not installed: take auto, or install triton"
+        )
+    if wanted == "auto":
+        return "triton" if torch.device(device).type == "cuda" and has_triton else "tiled"
+    return wanted
+
+
+def tile_maker(chosen: Implementation) -> type[Tile]:
+    """The class that treats tiles: torch operations or Triton kernels."""
+    if chosen == "triton":
+        from sage_scale.losses.clcl_triton import TritonTile
+
+        return TritonTile
+    return TorchTile
+
+
+__all__ = ["Implementation", "Softmax", "chosen_implementation", "clcl_similarity", "tile_maker"]

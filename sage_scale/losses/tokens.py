@@ -1,0 +1,147 @@
+"""One side of the contrastive loss: packed tokens of unit length, clips sorted by length, cut into blocks.
+
+Packed tokens need no masks: a block holds whole clips, and clips of one length that stand next to each other are a
+*run*, over which sums and broadcasts are plain reshapes. Sorting makes runs long. No padding is ever computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-12
+"""Shorter vectors are divided by this instead of their length, as in torch.nn.functional.normalize."""
+
+ROWS_AT_ONCE = 4096
+"""Tokens that element by element work takes at once, so that its temporaries stay small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`clips` clips of `length` tokens each; the places of the first of them in its block."""
+
+    clip: int
+    token: int
+    clips: int
+    length: int
+
+    @property
+    def tokens(self) -> slice:
+        """The run's tokens inside its block."""
+        return slice(self.token, self.token + self.clips * self.length)
+
+    @property
+    def places(self) -> slice:
+        """The run's clips inside its block."""
+        return slice(self.clip, self.clip + self.clips)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive clips of one side, and so consecutive tokens."""
+
+    clip: int
+    """Place of the first clip on the side."""
+    token: int
+    """Place of the first token on the side."""
+    lengths: tuple[int, ...]
+    """Tokens of each clip, ascending."""
+    runs: tuple[Run, ...]
+
+    @property
+    def clips(self) -> slice:
+        """The block's clips on its side."""
+        return slice(self.clip, self.clip + len(self.lengths))
+
+    @property
+    def size(self) -> int:
+        """Tokens in the block."""
+        return sum(self.lengths)
+
+
+def cut(lengths: Sequence[int], tokens: int) -> tuple[Block, ...]:
+    """Blocks of at most `tokens` tokens (or of one longer clip) from the clips' lengths, in their order."""
+    blocks: list[Block] = []
+    held: list[int] = []
+    clip = token = 0
+    for length in lengths:
+        if held and sum(held) + length > tokens:
+            blocks.append(_block(clip, token, held))
+            clip, token, held = clip + len(held), token + sum(held), []
+        held.append(length)
+    return (*blocks, _block(clip, token, held)) if held else tuple(blocks)
+
+
+def _block(clip: int, token: int, lengths: list[int]) -> Block:
+    runs: list[Run] = []
+    at_clip = at_token = 0
+    for length, group in groupby(lengths):
+        clips = len(list(group))
+        runs.append(Run(at_clip, at_token, clips, length))
+        at_clip, at_token = at_clip + clips, at_token + clips * length
+    return Block(clip, token, tuple(lengths), tuple(runs))
+
+
+class Side:
+    """Tokens of one side as the tiles read them, and the way back to the order they were given in."""
+
+    def __init__(
+        self, tokens_ND: Tensor, lengths: Sequence[int], compute: torch.dtype, spare: int = 0
+    ) -> None:
+        """`tokens_ND` (sum of lengths, D) of any floating type; computed in `compute`, with `spare` rows of zeros.
+
+        Raises ValueError where the lengths do not sum to the rows, or a clip has no token.
+        """
+        if sum(lengths) != tokens_ND.shape[0]:
+            raise ValueError(f"lengths sum to {sum(lengths)}, but there are {tokens_ND.shape[0]} rows")
+        if any(length < 1 for length in lengths):
+            raise ValueError(f"clip {next(b for b, n in enumerate(lengths) if n < 1)} has no tokens")
+        self.order = sorted(range(len(lengths)), key=lambda clip: lengths[clip])
+        """Clip given at each place."""
+        self.lengths = [lengths[clip] for clip in self.order]
+        """Tokens of the clip at each place, ascending."""
+        self.index_N = None if self.order == list(range(len(lengths))) else _token_index(lengths, self.order)
+        """Row given of each token in its new place; None where nothing moved."""
+        if self.index_N is not None:
+            self.index_N = self.index_N.to(tokens_ND.device)
+        count, D = tokens_ND.shape
+        self.unit_ND = torch.empty(count + spare, D, dtype=compute, device=tokens_ND.device)
+        """Normalised tokens in the order of places, then the spare rows."""
+        self.unit_ND[count:] = 0
+        self.norm_N = torch.empty(count, dtype=compute, device=tokens_ND.device)
+        """Length of each token before it was normalised, at least EPSILON."""
+        for start in range(0, count, ROWS_AT_ONCE):
+            part = slice(start, min(start + ROWS_AT_ONCE, count))
+            rows = tokens_ND[part] if self.index_N is None else tokens_ND[self.index_N[part]]
+            rows = rows.to(compute)
+            self.norm_N[part] = torch.linalg.vector_norm(rows, dim=1).clamp_min(EPSILON)
+            torch.div(rows, self.norm_N[part, None], out=self.unit_ND[part])
+
+    def gradient(self, grad_ND: Tensor, dtype: torch.dtype) -> Tensor:
+        """The gradient of the tokens given, in `dtype`, from that of the normalised ones, which is overwritten.
+
+        For v = x / |x|: dL/dx = (g - v (v . g)) / |x| with g = dL/dv.
+        """
+        count = self.norm_N.shape[0]
+        for start in range(0, count, ROWS_AT_ONCE):
+            part = slice(start, min(start + ROWS_AT_ONCE, count))
+            along_N1 = (grad_ND[part] * self.unit_ND[part]).sum(dim=1, keepdim=True)
+            grad_ND[part].addcmul_(self.unit_ND[part], along_N1, value=-1).div_(self.norm_N[part, None])
+        grad_ND = grad_ND[:count]
+        if self.index_N is None:
+            return grad_ND.to(dtype)
+        given_ND = torch.empty_like(grad_ND, dtype=dtype)
+        for start in range(0, count, ROWS_AT_ONCE):
+            part = slice(start, min(start + ROWS_AT_ONCE, count))
+            given_ND[self.index_N[part]] = grad_ND[part].to(dtype)
+        return given_ND
+
+
+def _token_index(lengths: Sequence[int], order: Sequence[int]) -> Tensor:
+    starts = [0, *accumulate(lengths)]
+    parts = [torch.arange(starts[clip], starts[clip + 1]) for clip in order]
+    return torch.cat(parts)
