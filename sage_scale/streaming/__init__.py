@@ -1,6 +1,7 @@
 """Streaming: one global order of samples whatever the layout of the job, and a state of two numbers."""
 
 from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
+from sage_scale.streaming.monitor import WaitMonitor
 from sage_scale.streaming.opening import open_evaluation, open_stream
 from sage_scale.streaming.readers import DamagedSample
 from sage_scale.streaming.sources import Data, open_datasets
@@ -13,6 +14,7 @@ __all__ = [
     "ReadCounts",
     "SampleShape",
     "Stream",
+    "WaitMonitor",
     "open_datasets",
     "open_evaluation",
     "open_stream",

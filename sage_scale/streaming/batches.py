@@ -69,11 +69,20 @@ class ReadCounts:
     """Samples that were in the cache of decoded ones."""
     retries: int = 0
     """Reads that were repeated because the bytes did not have their hash."""
+    read_s: float = 0.0
+    """Seconds in which bytes were fetched and checked, over all threads and workers of the rank."""
+    decode_s: float = 0.0
+    """Seconds in which samples were decoded and packed, counted in the same way."""
     skipped: tuple[str, ...] = ()
     """One line for each damaged sample that was left out (stream.on_corrupt=skip)."""
 
     def __add__(self, other: ReadCounts) -> ReadCounts:
         return ReadCounts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __sub__(self, earlier: ReadCounts) -> ReadCounts:
+        """What was added since `earlier`."""
+        numbers = {n: v - getattr(earlier, n) for n, v in vars(self).items() if n != "skipped"}
+        return ReadCounts(**numbers, skipped=self.skipped[len(earlier.skipped) :])
 
 
 @dataclass(frozen=True, kw_only=True)

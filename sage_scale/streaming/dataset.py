@@ -7,6 +7,7 @@ gives the same batches. Used with a `batch_sampler` of requests, through `__geti
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -113,12 +114,16 @@ class SampleDataset(torch.utils.data.Dataset):
         packer = Packer(self.shape, self._expected_rows(request.samples_B))
         kept, skipped = [], []
         read = hits = retries = 0
+        clock, read_s, decode_s = time.perf_counter, 0.0, 0.0
         for place, (number, decoded) in enumerate(zip(numbers, cached)):
             if decoded is not None:
                 packer.add_decoded(decoded)
                 hits += 1
             else:
+                began = clock()
                 data, again = next(reading)
+                fetched = clock()
+                read_s += fetched - began
                 retries += again
                 if isinstance(data, DamagedSample):
                     if self.on_corrupt == "raise":
@@ -129,6 +134,7 @@ class SampleDataset(torch.utils.data.Dataset):
                 packer.add(read_sample(data, key=keys[place], where=places[units[place]]))
                 if self.cache_bytes:
                     self._cache.put(number, packer.last())
+                decode_s += clock() - fetched
             kept.append(place)
         return packer.batch(
             seed=self.seed,
@@ -137,7 +143,13 @@ class SampleDataset(torch.utils.data.Dataset):
             epoch=request.epoch,
             position=request.position,
             counts=ReadCounts(
-                samples=len(kept), bytes=read, cache_hits=hits, retries=retries, skipped=tuple(skipped)
+                samples=len(kept),
+                bytes=read,
+                cache_hits=hits,
+                retries=retries,
+                read_s=read_s,
+                decode_s=decode_s,
+                skipped=tuple(skipped),
             ),
         )
 

@@ -123,6 +123,11 @@ class Stream:
         self._digests = (dataset.catalog.digest(), _digest(order.describe()))
 
     @property
+    def workers(self) -> int:
+        """Loader processes of this rank."""
+        return self._workers
+
+    @property
     def samples(self) -> int:
         """Clips of an epoch, over all ranks."""
         return self.order.length

@@ -18,7 +18,7 @@ from typing import Any
 
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
-from sage_scale.streaming import Stream
+from sage_scale.streaming import Stream, WaitMonitor
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
@@ -71,6 +71,9 @@ class Loop:
         self.engine = engine
         self.stream = stream
         self.folder = run / name
+        self.waiting = WaitMonitor(
+            recipe.stream.warn_wait, remote=stream.dataset.remote, workers=stream.workers
+        )
         self.log = RunLog(self.folder, name, active=engine.ranks.first)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.stage.keep_checkpoints)
         self.progress = Progress(stage=name, recipe=recipe.fingerprint())
@@ -110,6 +113,9 @@ class Loop:
                 self.progress.step += 1
                 stopping = self._share(shares, waited, started, len(batch.keys), rate, stop)
                 self.progress.stream = self.stream.state_dict()
+                warning = self.waiting.note(waited, time.monotonic() - started, self.stream.counts)
+                if warning:
+                    self.log.line(warning, now=True)
                 step = self.progress.step
                 if step % TRIM_EVERY == 0:
                     distributed.return_freed_memory(self.engine.ranks.device)

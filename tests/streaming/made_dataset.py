@@ -35,17 +35,17 @@ def jpeg(rng):
     return buffer.getvalue()
 
 
-def make_sample(number, split, kind, sentence=None):
-    rng = np.random.default_rng([number, len(split)])
+def make_sample(number, split, kind, sentence=None, prefix="", language="de"):
+    rng = np.random.default_rng([number, len(split), *prefix.encode()])
     total = int(rng.integers(20, 60))
     edges = np.unique(rng.integers(0, total + 1, 12))
     segments = np.stack([edges[:-1], edges[1:]], axis=1)[::2].astype(np.int32)
-    clip = f"{split}-{number}"
+    clip = f"{prefix}{split}-{number}"
     meta = {
         "id": clip,
         "sentence": f"satz {number}" if sentence is None else sentence,
         "pseudo_glosses": ["satz"],
-        "language": "de",
+        "language": language,
         "fps": 25.0,
         "frame_stride": STRIDE,
         "frames": total,
@@ -69,8 +69,11 @@ def make_recipe(kind, **stream):
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, feature_dim=WIDTH))
 
 
-def make_dataset(url, folder, kind, plan, mute=()):
-    """Units of (split, clips); clips whose number is in `mute` have no sentence. Returns samples by key."""
+def make_dataset(url, folder, kind, plan, mute=(), prefix="", languages=("de",)):
+    """Units of (split, clips); clips whose number is in `mute` have no sentence. Returns samples by key.
+
+    `prefix` begins every clip's id; the languages take turns.
+    """
     store = open_store(url)
     recipe = make_recipe(kind)
     info = start_dataset(
@@ -87,7 +90,8 @@ def make_dataset(url, folder, kind, plan, mute=()):
     for unit, (split, clips) in enumerate(plan):
         samples = []
         for _ in range(clips):
-            samples.append(make_sample(number, split, kind, "" if number in mute else None))
+            language = languages[number % len(languages)]
+            samples.append(make_sample(number, split, kind, "" if number in mute else None, prefix, language))
             number += 1
         tar = folder / f"unit-{unit}.tar"
         write_shard(tar, samples, unit=unit, split=split, dataset=info.digest)
