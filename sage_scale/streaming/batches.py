@@ -68,7 +68,17 @@ class ReadCounts:
     cache_hits: int = 0
     """Samples that were in the cache of decoded ones."""
     retries: int = 0
-    """Reads that were repeated because the bytes did not have their hash."""
+    """Reads that were repeated: the bytes did not have their hash, or the store failed."""
+    requests: int = 0
+    """Requests to the object store, repeated ones among them."""
+    hedges: int = 0
+    """Second requests for what was late."""
+    fetched: int = 0
+    """Bytes that came over the network."""
+    node_hits: int = 0
+    """Blocks that a step found in the node-local cache."""
+    node_misses: int = 0
+    """Blocks that it waited for, or did without."""
     read_s: float = 0.0
     """Seconds in which bytes were fetched and checked, over all threads and workers of the rank."""
     decode_s: float = 0.0
@@ -146,6 +156,13 @@ class Batch:
             weights_B=self.weights_B[rows_B],
             positions_B=self.positions_B[chosen],
         )
+
+    def by_length(self) -> Batch:
+        """The same clips, those of like length (in segments) side by side: micro-batches of them pad little.
+
+        Only the order inside this part of the step changes, never which clips are in it.
+        """
+        return self.select(np.argsort(self.video.clip_segments_B.numpy(), kind="stable").tolist())
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (what a DataLoader calls for pin_memory=True)."""

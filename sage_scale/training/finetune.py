@@ -70,6 +70,8 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
 
     def compute(batch: Batch) -> dict[str, float]:
         frozen.set_mode()
+        if stage.micro_batch:
+            batch = batch.by_length()
         sentences = [meta["sentence"] for meta in batch.metas]
         languages = [meta["language"] for meta in batch.metas]
         labels, decoder_input_ids = make_labels(tokenizer, sentences, languages)

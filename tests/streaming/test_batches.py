@@ -186,3 +186,22 @@ def test_chosen_clips_of_a_batch_are_those_clips(kind, rows, request):
         assert np.array_equal(part.segments[number], made[key].segments)
         if kind == "frames":
             assert torch.equal(part.video.background_BCHW[number], batch.video.background_BCHW[before])
+
+
+def test_clips_of_like_length_stand_side_by_side_and_no_clip_is_lost(features_dataset):
+    url, recipe, _ = features_dataset
+    for batch in open_stream(url, recipe, batch_size=12, epochs=1):
+        grouped = batch.by_length()
+        lengths = grouped.video.clip_segments_B.tolist()
+        assert lengths == sorted(lengths) and sorted(grouped.keys) == sorted(batch.keys)
+        before = dict(zip(batch.keys, batch.positions_B.tolist()))
+        assert grouped.positions_B.tolist() == [before[key] for key in grouped.keys]
+        if len(lengths) < 12:
+            continue
+        # Two micro-batches of six, each padded to its longest clip: no split of the clips costs less.
+        padded = [_padded(rows) for rows in (lengths, batch.video.clip_segments_B.tolist())]
+        assert padded[0] <= padded[1]
+
+
+def _padded(lengths):
+    return sum(max(part) * len(part) for part in (lengths[:6], lengths[6:]) if part)
