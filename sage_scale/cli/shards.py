@@ -1,23 +1,29 @@
-"""`sage-scale shards`: look at a dataset of shards, check it, and make its index again.
+"""`sage-scale shards`: look at a dataset of shards, check it, change it, or make others of it.
 
 sage-scale shards ls URL                 the splits and shards
 sage-scale shards ls URL --samples       one line a clip
 sage-scale shards cat URL KEY            one clip: description, segments, what is stored of it
 sage-scale shards stats URL              figures of each split
 sage-scale shards verify URL             every hash, every member
-sage-scale shards index URL              indexes, markers and index.json again, from the tars
+sage-scale shards index URL              indexes, markers and index.json again; or an index for tars of others
+sage-scale shards remove URL --ids FILE  take clips out for good
+sage-scale shards repair URL             keep what is whole, list what is lost
+sage-scale shards merge OUT URL...       one dataset of several
+sage-scale shards split URL --out OUT    parts of a dataset
+
+The last five are in shards_change.py.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sage_scale.cli import shards_change
+from sage_scale.cli.shards_shown import SHOWN, Progress, size
 from sage_scale.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
@@ -25,12 +31,18 @@ if TYPE_CHECKING:
     from sage_scale.shards.statistics import SplitStatistics
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Look at a dataset of shards, and check it."
+    no_args_is_help=True, add_completion=False, help="Look at a dataset of shards, check it, change it."
 )
 Url = Annotated[str, typer.Argument(metavar="URL", help="Folder, or s3://bucket/prefix, of the dataset.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-SHOWN = 20
-"""Problems printed; the rest is counted."""
+for change in (
+    shards_change.remove,
+    shards_change.repair,
+    shards_change.merge,
+    shards_change.split,
+    shards_change.index,
+):
+    app.command(change.__name__)(change)
 
 
 @app.command("verify")
@@ -40,7 +52,7 @@ def verify(
     """Read every byte and compare it with hashes, markers and index.json; exit code 1 where something differs."""
     from sage_scale.shards import verify_dataset
 
-    with _Progress("verify") as show:
+    with Progress("verify") as show:
         report = verify_dataset(url, threads=threads, progress=show)
     for problem in report.problems[:SHOWN]:
         typer.echo(problem)
@@ -48,24 +60,11 @@ def verify(
         more = len(report.problems) - SHOWN
         rest = f" ({more} more are not shown)" if more > 0 else ""
         raise DatasetError(
-            f"{report.url}: {len(report.problems)} problems{rest}; delete the damaged shard with its .idx and .json "
-            "and index.json, then run the same precompute command again"
+            f"{report.url}: {len(report.problems)} problems{rest}; `sage-scale shards repair {report.url} --dry-run` "
+            "says what can be done"
         )
     typer.echo(
-        f"{report.url}: {report.units} shards, {report.samples:,} samples, {_size(report.bytes)}: all is as written"
-    )
-
-
-@app.command("index")
-def index(url: Url) -> None:
-    """Make every .idx, every marker and index.json again from the tars, which stay as they are."""
-    from sage_scale.shards import rebuild_index
-    from sage_scale.storage import open_store
-
-    with _Progress("index") as show:
-        dataset = rebuild_index(open_store(url), progress=lambda done, total: show(done, total, 0))
-    typer.echo(
-        f"{dataset.url}: index of {len(dataset.units)} shards, {len(dataset.records):,} samples written"
+        f"{report.url}: {report.units} shards, {report.samples:,} samples, {size(report.bytes)}: all is as written"
     )
 
 
@@ -101,7 +100,7 @@ def ls(
         if not split or unit.split == split:
             typer.echo(
                 f"{unit.tar}  {unit.split:<12}  {unit.samples:>5} clips  {unit.rejects:>3} rejects  "
-                f"{unit.frames:>8} frames  {_size(unit.bytes):>9}"
+                f"{unit.frames:>8} frames  {size(unit.bytes):>9}"
             )
     missing = open_units(dataset)
     for number in missing[:SHOWN]:
@@ -174,7 +173,7 @@ def stats(url: Url, as_json: AsJson = False) -> None:
 
 def _paragraph(part: SplitStatistics) -> str:
     lines = [
-        f"{part.split}: {part.clips:,} clips in {part.shards} shards, {_size(part.bytes)}, {part.hours:.2f} hours",
+        f"{part.split}: {part.clips:,} clips in {part.shards} shards, {size(part.bytes)}, {part.hours:.2f} hours",
         f"  frames         {_line(part.frames)}",
         f"  segments       {_line(part.segments)}   {part.token_ratio:.3f} a frame",
         f"  pseudo-glosses {_line(part.pseudo_glosses)}   {part.gloss_types:,} types",
@@ -213,39 +212,3 @@ def _find(dataset: Dataset, wanted: str) -> int:
     raise UsageError(
         f"{dataset.url} has no clip '{wanted}'; `sage-scale shards ls {dataset.url} --samples` lists them"
     )
-
-
-def _size(count: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000  # type: ignore[assignment]
-    raise AssertionError("the last unit returns")
-
-
-class _Progress:
-    """Done, total, rate and time left: one moving line on a terminal, else a plain line every few seconds."""
-
-    def __init__(self, what: str, every_s: float = 5.0) -> None:
-        self.what = what
-        self.every_s = 0.2 if sys.stderr.isatty() else every_s
-        self.start = self.shown = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\033[K")
-
-    def __call__(self, done: int, total: int, read: int) -> None:
-        now = time.monotonic()
-        if now - self.shown < self.every_s:
-            return
-        self.shown = now
-        elapsed = now - self.start
-        rate = f", {_size(int(read / elapsed))}/s" if read else ""
-        left = elapsed / done * (total - done)
-        line = f"{self.what}: {done} of {total} shards{rate}, {left:.0f} s left"
-        sys.stderr.write(f"\r\033[K{line}" if sys.stderr.isatty() else f"{line}\n")
-        sys.stderr.flush()

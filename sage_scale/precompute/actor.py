@@ -25,6 +25,8 @@ from sage_scale.precompute.description import Environment, environment_here
 from sage_scale.precompute.events import ClipDone, Event, Failure, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import Sample
+from sage_scale.shards.layout import REMOVED
+from sage_scale.shards.removed import removed_keys, removed_reject
 from sage_scale.shards.writer import write_shard
 from sage_scale.storage import open_store
 
@@ -135,8 +137,13 @@ class UnitWorker:
     ) -> Iterator[Sample]:
         """The unit's samples one by one; a rejected clip goes to `rejects` and gives none."""
         self.maker.take_stages()
+        removed = removed_keys(self.store)
         for clip in unit.clips:
             current[0] = clip.id
+            if clip.key in removed:  # somebody asked to be taken out: the shard does not even keep the id
+                rejects.append(removed_reject(clip.key))
+                report(ClipDone(clip=clip.id, reason=REMOVED, detail="taken out on request"))
+                continue
             try:
                 if clip.id in self.give_up:
                     raise ClipRejected(GIVEN_UP, "rejected by hand with --give-up")

@@ -40,6 +40,7 @@ def erase(store: Store) -> UnitListing:
     """Delete every object of the dataset in `store`, and nothing else; gives the listing that is left.
 
     index.json goes first and dataset.json second, so that a kill in between never leaves an output that looks whole.
+    The record of clips that were taken out on request stays: starting again is no reason to bring them back.
     """
     listing = list_units(store)
     # The last retry goes first: they are found by counting up.
@@ -47,7 +48,8 @@ def erase(store: Store) -> UnitListing:
     names = [INDEX_JSON, DATASET_JSON, *retries]
     for unit in sorted(listing.tar_bytes):
         # The tar goes last: a listing knows its index and marker by it.
-        names += [marker_name(unit), index_name(unit), tar_name(unit)]
-    for name in names:
+        newest = listing.generation[unit]
+        names += [marker_name(unit, newest), index_name(unit, newest), tar_name(unit, newest)]
+    for name in (*names[:2], *listing.superseded, *names[2:]):
         store.delete(name)
     return list_units(store)

@@ -30,9 +30,11 @@ from sage_scale.precompute.pool import Pool, ray_session
 from sage_scale.precompute.progress import Progress, duration
 from sage_scale.precompute.retry import Retry, load_retries, reasons_now, rejects_now, retry_name
 from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
-from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units
+from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, sample_key
 from sage_scale.shards.dataset import open_finished, open_unfinished, read_rejects
-from sage_scale.shards.layout import DATASET_JSON, DatasetInfo, parse_info
+from sage_scale.shards.generations import reject_key
+from sage_scale.shards.layout import DATASET_JSON, REMOVED, DatasetInfo, parse_info
+from sage_scale.shards.removed import removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 
 
@@ -53,6 +55,8 @@ class Summary:
     """Wall-clock seconds of this run."""
     stages: str = ""
     """Seconds of all actors by stage; empty where nothing was left to do."""
+    removed: int = 0
+    """Clips that were taken out on request and are left out for good."""
 
     @property
     def token_ratio(self) -> float:
@@ -64,6 +68,7 @@ class Summary:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
         return (
             f"{self.url}: {self.clips:,} clips, {self.rejects:,} rejects{f' ({reasons})' if reasons else ''}, "
+            f"{f'{self.removed:,} taken out on request, ' if self.removed else ''}"
             f"{self.segments:,} segments, token ratio {self.token_ratio:.3f}, "
             f"{duration(self.frames / self.fps)} of video, "
             f"{self.bytes / 1e6:,.1f} MB in {self.shards:,} shards, done in {duration(self.seconds)}"
@@ -113,6 +118,7 @@ class Run:
         rejects = rejects_now(dataset.units, len(dataset.info.units))
         clips = sum(unit.samples for unit in dataset.units)
         reasons = reasons_now(dataset.units)
+        removed = reasons.pop(REMOVED, 0)
         if clips == 0 or self.limit.exceeded(rejects):
             raise self.limit.error(rejects, reasons, self._first_reject(dataset))
         if not dataset.finished:
@@ -122,6 +128,7 @@ class Run:
             clips=clips,
             rejects=rejects,
             reasons=dict(reasons) if rejects else {},
+            removed=removed,
             segments=sum(unit.segments for unit in dataset.units),
             frames=sum(unit.frames for unit in dataset.units),
             fps=self.recipe.vision.fps,
@@ -165,7 +172,7 @@ class Run:
         done = {unit.unit for unit in dataset.units}
         if all(unit.number in done for unit in units):
             rejected = self._rejected_now(dataset, retries)
-            clips = tuple(clip.id for clip in self.manifest.clips if clip.id in rejected)
+            clips = tuple(clip.id for clip in self.manifest.clips if sample_key(clip.id) in rejected)
             if not clips:
                 return dataset, ""
             retry = Retry(first_unit=len(self.units) + len(units), clips=clips)
@@ -177,18 +184,23 @@ class Run:
         return [unit for retry in retries for unit in retry.units(self.manifest, self.limits)]
 
     def _rejected_now(self, dataset: Dataset, retries: Sequence[Retry]) -> set[str]:
-        """Ids that are rejected by the last shard that tells of them; every retry's units are done."""
+        """Keys of clips rejected by the last shard that tells of them, unless they were taken out on request.
+
+        Every retry's units are done.
+        """
         begins = {retry.first_unit: retry for retry in retries}
         rejected: set[str] = set()
         for unit in dataset.units:
             if unit.unit in begins:
-                rejected -= set(begins[unit.unit].clips)
-            rejected |= {reject.id for reject in read_rejects(self.store, unit)}
-        return rejected
+                rejected -= {sample_key(clip) for clip in begins[unit.unit].clips}
+            rejected |= {reject_key(reject) for reject in read_rejects(self.store, unit)}
+        return rejected - removed_keys(self.store)
 
     def _first_reject(self, dataset: Dataset) -> str:
         for unit in dataset.units:
             for reject in read_rejects(self.store, unit):
+                if reject.reason == REMOVED:
+                    continue
                 return f"clip '{reject.id}': {reject.reason}" + (
                     f" ({reject.detail})" if reject.detail else ""
                 )

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from sage_scale.corpora.clip import Manifest
 from sage_scale.errors import DatasetError
 from sage_scale.precompute.plan import Limits, Unit, plan_units
+from sage_scale.shards.layout import REMOVED, canonical_json
 from sage_scale.shards.layout import Unit as Marker
-from sage_scale.shards.layout import canonical_json
 from sage_scale.storage import NotFound, Store
 
 
@@ -65,15 +65,16 @@ def load_retries(store: Store) -> list[Retry]:
 
 
 def rejects_now(markers: Iterable[Marker], planned: int) -> int:
-    """Clips (and manifest rows) that are rejected as things stand.
+    """Clips (and manifest rows) that are rejected as things stand; those taken out on request are not counted.
 
     A unit beyond the `planned` ones holds clips that some earlier shard rejected: they count by their last outcome.
     """
     total = 0
     for marker in markers:
-        total += marker.rejects
+        rejects = marker.rejects - marker.reasons.get(REMOVED, 0)
+        total += rejects
         if marker.unit >= planned:
-            total -= marker.samples + marker.rejects
+            total -= marker.samples + rejects
     return total
 
 

@@ -15,6 +15,7 @@ from sage_scale.errors import TooManyRejects, UnitsOpen, UsageError
 from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import Progress
+from sage_scale.shards.layout import REMOVED
 
 NAMED = 5
 """Units or clips named in one message."""
@@ -114,7 +115,7 @@ class Schedule:
     def _take(self, unit: Unit, event: Event) -> None:
         if isinstance(event, ClipDone):
             self._progress.clip(unit, event)
-            if event.reason:
+            if event.reason and event.reason != REMOVED:
                 self._reject(unit, event)
             return
         alone = self._running_alone == unit.number

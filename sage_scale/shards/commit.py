@@ -1,13 +1,14 @@
 """Making a dataset: begin it, commit units to it, close it.
 
 Every step is idempotent and may be cut off by a kill at any moment. A unit is committed by one conditional PUT of its
-tar; index and marker follow from the stored tar, whoever writes them; `index.json` follows from the markers.
+tar; index and marker follow from the stored tar, whoever writes them; `index.json` follows from the markers. A shard
+that is to hold less gets a new generation (generations.py), and of several stored ones the newest is the truth.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from sage_scale.shards.dataset import (
     in_parallel,
     index_json,
     list_units,
+    newest_generation,
     open_dataset,
     open_unfinished,
     open_units,
     still_open,
 )
+from sage_scale.shards.generations import Progress, sweep, take_out
 from sage_scale.shards.index import ShardIndex, build_index, make_marker
 from sage_scale.shards.layout import (
     DATASET_JSON,
@@ -31,10 +34,12 @@ from sage_scale.shards.layout import (
     index_name,
     marker_name,
     parse_info,
+    parse_marker,
     tar_name,
 )
+from sage_scale.shards.removed import removed_keys
 from sage_scale.shards.stored import stored_tar
-from sage_scale.storage import Store
+from sage_scale.storage import NotFound, Store
 
 
 def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
@@ -55,66 +60,111 @@ def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
 def publish_shard(store: Store, tar: Path) -> Unit:
     """Commit the local tar of a unit: tar, then index, then marker. Returns the marker of what is stored.
 
-    Where a tar of this unit is there already, it is the truth and the local one is dropped.
+    Where a tar of this unit is there already, it is the truth and the local one is dropped; so it is where a newer
+    generation is there: then a writer that was thought dead has come late, and what it stored is deleted again.
     """
     index = build_index(tar)
-    unit = index.header.unit
-    if not store.put_if_absent(tar_name(unit), tar):
-        return restore_marker(store, unit)
-    return _put_marker(store, index)
+    unit, generation = index.header.unit, index.header.generation
+    stored = store.put_if_absent(tar_name(unit, generation), tar)
+    newer = (newest_generation(store, unit) or 0) > generation
+    if stored and newer:
+        store.delete(tar_name(unit, generation))
+    return _put_marker(store, index) if stored and not newer else restore_marker(store, unit)
 
 
 def restore_marker(store: Store, unit: int) -> Unit:
-    """Make index and marker of a stored tar again, from the tar alone. Raises NotFound, DatasetError."""
-    where = f"{store.url}/{tar_name(unit)}"
-    with stored_tar(store, unit) as view:
-        index = build_index(view, where)
-    if index.header.unit != unit:
-        raise DatasetError(
-            f"{where} is the shard of unit {index.header.unit}: delete it and precompute again"
-        )
+    """Make index and marker of a unit's newest stored tar again, from the tar alone. Raises NotFound, DatasetError."""
+    index = _stored_index(store, unit)
     return _put_marker(store, index)
 
 
-def finish_dataset(store: Store) -> Dataset:
+def finish_dataset(store: Store, progress: Progress | None = None) -> Dataset:
     """Write index.json from dataset.json, the markers and the index files, and open the dataset.
 
-    Markers that a kill has cut off are made from their tars. Raises UnitsOpen, naming them, where units are
-    missing, DatasetError where a marker contradicts its tar.
+    Markers that a kill has cut off are made from their tars. Clips that were taken out on request leave the shards that
+    still hold them (`progress` tells of these), and objects of older generations are deleted at the end. Raises
+    UnitsOpen, naming them, where units are missing, DatasetError where a marker contradicts its tar.
     """
-    in_parallel(lambda unit: restore_marker(store, unit), sorted(list_units(store).unmarked), threads=4)
-    dataset = open_unfinished(store)
-    missing = open_units(dataset)
-    if missing:
-        raise UnitsOpen(still_open(store.url, missing, len(dataset.info.units)))
-    store.put(INDEX_JSON, index_json(dataset.info, dataset.units, dataset.records))
+    while True:
+        dataset = settle(store, progress)
+        missing = open_units(dataset)
+        if missing:
+            raise UnitsOpen(still_open(store.url, missing, len(dataset.info.units)))
+        store.put(INDEX_JSON, index_json(dataset.info, dataset.units, dataset.records))
+        # Of two writers the later one sees what the other did: index.json ends up naming the newest generations.
+        newest = list_units(store).generation
+        if all(newest.get(unit.unit) == unit.generation for unit in dataset.units):
+            break
+    sweep(store)
     return open_dataset(store)
 
 
-def rebuild_index(store: Store, progress: Callable[[int, int], None] | None = None) -> Dataset:
+def settle(store: Store, progress: Progress | None = None) -> Dataset:
+    """The dataset with every stored tar marked, and without the clips that were taken out on request."""
+    removed = removed_keys(store)
+    while True:
+        in_parallel(lambda unit: restore_marker(store, unit), sorted(list_units(store).unmarked), threads=4)
+        dataset = open_unfinished(store)
+        if not take_out(dataset, removed, progress):
+            return dataset
+
+
+def rebuild_index(store: Store, progress: Progress | None = None) -> Dataset:
     """Make every index and marker again from the stored tars, then index.json; the tars are not touched.
 
-    `progress(done, total)` is called after each unit. Raises DatasetError at the first damaged tar.
+    `progress(done, total, bytes)` is called after each unit. Raises DatasetError at the first damaged tar, also where
+    its marker is there and says that it was another one.
     """
     listing = list_units(store)
     units = sorted(listing.done | listing.unmarked)
     finished: list[int] = []
 
     def restore(unit: int) -> None:
-        restore_marker(store, unit)
-        finished.append(unit)
+        index = _stored_index(store, unit)
+        _compare_with_marker(store, index)
+        _put_marker(store, index)
+        finished.append(index.tar_bytes)
         if progress:
-            progress(len(finished), len(units))
+            progress(len(finished), len(units), sum(finished))
 
     in_parallel(restore, units, threads=4)
     return finish_dataset(store)
 
 
+def _stored_index(store: Store, unit: int) -> ShardIndex:
+    generation = newest_generation(store, unit) or 0
+    where = f"{store.url}/{tar_name(unit, generation)}"
+    with stored_tar(store, tar_name(unit, generation)) as view:
+        index = build_index(view, where)
+    if (index.header.unit, index.header.generation) != (unit, generation):
+        raise DatasetError(
+            f"{where} is the shard of unit {index.header.unit}: delete it and precompute again"
+        )
+    return index
+
+
+def _compare_with_marker(store: Store, index: ShardIndex) -> None:
+    """An index made from a damaged tar would give the damage a hash: the marker, where it is there, speaks first."""
+    name = marker_name(index.header.unit, index.header.generation)
+    try:
+        marker = parse_marker(store.get(name), f"{store.url}/{name}")
+    except DatasetError:  # the marker itself is damaged; the tar is whole as far as it can tell
+        return
+    except NotFound:
+        return
+    if marker.sha256 != index.tar_sha256:
+        tar = tar_name(index.header.unit, index.header.generation)
+        raise DatasetError(
+            f"{store.url}/{tar} is not the tar that {name} was made from: it is damaged or was exchanged; run "
+            f"`sage-scale shards repair {store.url}` (or delete {name} if you know the tar to be right)"
+        )
+
+
 def _put_marker(store: Store, index: ShardIndex) -> Unit:
     """Index and marker, replacing older ones: they follow from the tar, so all writers write the same bytes."""
     marker = make_marker(index)
-    store.put(index_name(marker.unit), index.to_bytes())
-    store.put(marker_name(marker.unit), marker.to_bytes())
+    store.put(index_name(marker.unit, marker.generation), index.to_bytes())
+    store.put(marker_name(marker.unit, marker.generation), marker.to_bytes())
     return marker
 
 

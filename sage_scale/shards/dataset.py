@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from sage_scale.errors import DatasetError
 from sage_scale.shards.index import LANGUAGE_MASK, LANGUAGE_SHIFT, RECORD, parse_index, parse_rejects
@@ -33,23 +32,22 @@ from sage_scale.shards.layout import (
     Reject,
     Sample,
     Unit,
-    canonical_json,
     index_name,
     info_from,
     marker_name,
     parse_info,
     parse_marker,
+    tar_name,
     unit_from,
-    unit_of,
+    unit_object,
 )
 from sage_scale.shards.sample import read_sample
+from sage_scale.shards.seal import seal, unseal
 from sage_scale.shards.tar import walk
 from sage_scale.storage import NotFound, Store, open_store
 
 THREADS = 16
 """Small objects fetched at once."""
-_SEAL = b'{"xxh3":"%s",'
-_SEAL_BYTES = len(_SEAL % bytes(32))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,8 +152,14 @@ class Dataset:
     def read(self, table: SampleTable, row: int) -> Sample:
         """One sample, fetched, checked against its hash and parsed."""
         tar = self.units[int(table.unit[row])].tar
-        data = self.store.get_range(tar, int(table.offset[row]), int(table.length[row]))
         key, digest = f"{int(table.key[row]):016x}", table.hash[row].tobytes()
+        try:
+            data = self.store.get_range(tar, int(table.offset[row]), int(table.length[row]))
+        except NotFound:
+            raise DatasetError(
+                f"{self.url}/{tar}, sample {key}: the shard is missing; a newer generation may have taken its place: "
+                f"open the dataset again, or run `sage-scale shards verify {self.url}`"
+            ) from None
         return read_sample(data, key=key, digest=digest, where=f"{self.url}/{tar}")
 
 
@@ -164,7 +168,8 @@ def read_rejects(store: Store, unit: Unit) -> tuple[Reject, ...]:
     if not unit.rejects:
         return ()
     where = f"{store.url}/{unit.tar}"
-    records = parse_index(store.get(index_name(unit.unit)), f"{store.url}/{index_name(unit.unit)}")
+    name = index_name(unit.unit, unit.generation)
+    records = parse_index(store.get(name), f"{store.url}/{name}")
     start = int(records[-1]["offset"]) + int(records[-1]["length"]) if len(records) else 0
     data = store.get_range(unit.tar, start, unit.bytes - start)
     for member in walk(data, where):
@@ -208,14 +213,18 @@ def open_finished(store: Store) -> Dataset | None:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitListing:
-    """What one bare listing says about the units of a dataset."""
+    """What one bare listing says about the units of a dataset. Of several generations the newest tar counts."""
 
     done: frozenset[int]
     """Units with tar, index and marker."""
     unmarked: frozenset[int]
     """Units whose tar is stored but whose index or marker is not: `restore_marker` makes them."""
     tar_bytes: dict[int, int]
-    """Size of each stored tar."""
+    """Size of each unit's newest tar."""
+    generation: dict[int, int]
+    """Newest generation of each unit."""
+    superseded: tuple[str, ...]
+    """Names of objects of older generations, to be deleted once index.json names the newer ones."""
     finished: bool
     """index.json is there."""
 
@@ -223,14 +232,33 @@ class UnitListing:
 def list_units(store: Store) -> UnitListing:
     """The units of a dataset by one listing, without reading an object."""
     sizes = {entry.name: entry.size for entry in store.list()}
-    tars = {unit: size for name, size in sizes.items() if (unit := unit_of(name)) is not None}
-    done = {unit for unit in tars if index_name(unit) in sizes and marker_name(unit) in sizes}
+    objects = [found for name in sizes if (found := unit_object(name)) is not None]
+    newest: dict[int, int] = {}
+    for found in objects:
+        if found.ending == "tar":
+            newest[found.unit] = max(found.generation, newest.get(found.unit, 0))
+    done = {
+        unit
+        for unit, generation in newest.items()
+        if index_name(unit, generation) in sizes and marker_name(unit, generation) in sizes
+    }
     return UnitListing(
         done=frozenset(done),
-        unmarked=frozenset(tars.keys() - done),
-        tar_bytes=tars,
+        unmarked=frozenset(newest.keys() - done),
+        tar_bytes={unit: sizes[tar_name(unit, generation)] for unit, generation in newest.items()},
+        generation=newest,
+        superseded=tuple(
+            found.name for found in objects if found.generation < newest.get(found.unit, found.generation)
+        ),
         finished=INDEX_JSON in sizes,
     )
+
+
+def newest_generation(store: Store, unit: int) -> int | None:
+    """The newest stored generation of a unit, None where it has no tar."""
+    names = (unit_object(entry.name) for entry in store.list(f"{unit:06d}."))
+    stored = [found.generation for found in names if found and found.ending == "tar" and found.unit == unit]
+    return max(stored, default=None)
 
 
 def open_units(dataset: Dataset) -> list[int]:
@@ -241,21 +269,17 @@ def open_units(dataset: Dataset) -> list[int]:
 
 def index_json(info: DatasetInfo, units: Iterable[Unit], records: np.ndarray) -> bytes:
     """The bytes of index.json."""
-    body = (
-        canonical_json(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "dataset": info.to_mapping(),
-                "units": [unit.to_mapping() for unit in units],
-                "samples": len(records),
-                "record_bytes": RECORD.itemsize,
-                "records": base64.b64encode(records.tobytes()).decode("ascii"),
-            }
-        )[1:]
-        + b"\n"
+    return seal(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "dataset": info.to_mapping(),
+            "units": [unit.to_mapping() for unit in units],
+            "samples": len(records),
+            "record_bytes": RECORD.itemsize,
+            "records": base64.b64encode(records.tobytes()).decode("ascii"),
+        }
     )
-    return _SEAL % xxhash.xxh3_128_hexdigest(body).encode() + body
 
 
 def in_parallel(work: Callable[[Any], Any], items: Iterable[Any], threads: int = THREADS) -> list[Any]:
@@ -272,15 +296,16 @@ def in_parallel(work: Callable[[Any], Any], items: Iterable[Any], threads: int =
 def _parse_index_json(store: Store, data: bytes) -> Dataset:
     where = f"{store.url}/{INDEX_JSON}"
     broken = DatasetError(f"{where} is damaged: rebuild it with `sage-scale shards index {store.url}`")
-    digest = data[9:41]
-    if (
-        data[:_SEAL_BYTES] != _SEAL % digest
-        or xxhash.xxh3_128_hexdigest(data[_SEAL_BYTES:]).encode() != digest
-    ):
+    body, digest = unseal(data)
+    if body is None:
         raise broken
     try:
         values = json.loads(data)
-        if values["format"] != FORMAT or values["version"] != VERSION:
+        if values["format"] != FORMAT:
+            raise DatasetError(
+                f"{where} is of the format '{values['format']}', not part of a dataset of ours"
+            )
+        if values["version"] != VERSION:
             raise DatasetError(
                 f"{where} is of format version {values['version']}, this program reads {VERSION}"
             )
@@ -291,9 +316,7 @@ def _parse_index_json(store: Store, data: bytes) -> Dataset:
         raise broken from None
     if len(records) != values["samples"] or len(records) != sum(unit.samples for unit in units):
         raise broken
-    return Dataset(
-        store=store, info=info, units=units, records=records, finished=True, digest=digest.decode("ascii")
-    )
+    return Dataset(store=store, info=info, units=units, records=records, finished=True, digest=digest)
 
 
 def open_unfinished(store: Store) -> Dataset:
@@ -307,13 +330,15 @@ def open_unfinished(store: Store) -> Dataset:
     listing = list_units(store)
 
     def load(unit: int) -> tuple[Unit, np.ndarray]:
-        where = f"{store.url}/{marker_name(unit)}"
-        marker = parse_marker(store.get(marker_name(unit)), where)
-        if (marker.unit, marker.dataset) != (unit, info.digest):
+        generation = listing.generation[unit]
+        name, index = marker_name(unit, generation), index_name(unit, generation)
+        where = f"{store.url}/{name}"
+        marker = parse_marker(store.get(name), where)
+        if (marker.unit, marker.dataset, marker.generation) != (unit, info.digest, generation):
             raise DatasetError(
                 f"{where} belongs to another unit or dataset: delete it, then run precompute again"
             )
-        records = parse_index(store.get(index_name(unit)), f"{store.url}/{index_name(unit)}")
+        records = parse_index(store.get(index), f"{store.url}/{index}")
         if len(records) != marker.samples or marker.bytes != listing.tar_bytes[unit]:
             raise DatasetError(
                 f"{where} differs from its tar or .idx: run `sage-scale shards index {store.url}`"

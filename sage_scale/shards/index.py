@@ -105,6 +105,7 @@ def make_marker(index: ShardIndex) -> Unit:
         bytes=index.tar_bytes,
         sha256=index.tar_sha256,
         index_sha256=hashlib.sha256(index.to_bytes()).hexdigest(),
+        generation=index.header.generation,
     )
 
 
@@ -212,7 +213,10 @@ def _header(data: bytes, where: str) -> ShardHeader:
         if values["format"] != FORMAT or values["version"] != VERSION:
             raise ValueError("another format or version")
         header = ShardHeader(
-            unit=int(values["unit"]), split=str(values["split"]), dataset=str(values["dataset"])
+            unit=int(values["unit"]),
+            split=str(values["split"]),
+            dataset=str(values["dataset"]),
+            generation=int(values.get("generation", 0)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{where}: member '{SHARD_MEMBER}' is damaged ({error})") from None

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,7 +40,9 @@ META_KEYS = (
 )
 """Keys that every `<key>.json` has; others may follow."""
 KINDS = ("frames", "features")
-_TAR_NAME = re.compile(r"(\d{6,})\.tar")
+DAMAGED, REMOVED = "damaged", "removed"
+"""Reasons of rejects that a later generation of a shard records: lost to damage, taken out on request."""
+_UNIT_OBJECT = re.compile(r"(\d{6,})(?:\.g([1-9]\d*))?\.(tar|idx|json)")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,9 +97,11 @@ class ShardHeader:
     split: str
     dataset: str
     """Digest of the dataset.json under which the shard was made."""
+    generation: int = 0
+    """How often the shard was written anew, with clips taken out; the first one is 0."""
 
     def to_bytes(self) -> bytes:
-        return canonical_json({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
+        return canonical_json({"format": FORMAT, "version": VERSION, **_without_zero(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +127,18 @@ class Unit:
     """Of the `.idx` file."""
     languages: tuple[str, ...] = ()
     """Languages of the samples, sorted; the index numbers them."""
+    generation: int = 0
+    """Of the tar; it is part of the names of the unit's objects."""
 
     def to_bytes(self) -> builtins.bytes:
         return canonical_json(self.to_mapping())
 
     def to_mapping(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        return {"format": FORMAT, "version": VERSION, **_without_zero(self)}
 
     @property
     def tar(self) -> str:
-        return tar_name(self.unit)
+        return tar_name(self.unit, self.generation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,25 +194,42 @@ def sample_key(clip_id: str) -> str:
     return hashlib.sha256(clip_id.encode()).hexdigest()[:16]
 
 
-def tar_name(unit: int) -> str:
-    """`000042.tar`."""
-    return f"{unit:06d}.tar"
+class UnitObject(NamedTuple):
+    """What an object's name says: which unit, which generation of it, and `tar`, `idx` or `json`."""
+
+    unit: int
+    generation: int
+    ending: str
+
+    @property
+    def name(self) -> str:
+        """`000042.tar`; with generation 1 `000042.g1.tar`."""
+        generation = f".g{self.generation}" if self.generation else ""
+        return f"{self.unit:06d}{generation}.{self.ending}"
 
 
-def index_name(unit: int) -> str:
-    """`000042.idx`."""
-    return f"{unit:06d}.idx"
+def tar_name(unit: int, generation: int = 0) -> str:
+    """`000042.tar`, `000042.g1.tar`."""
+    return UnitObject(unit, generation, "tar").name
 
 
-def marker_name(unit: int) -> str:
-    """`000042.json`."""
-    return f"{unit:06d}.json"
+def index_name(unit: int, generation: int = 0) -> str:
+    """`000042.idx`, `000042.g1.idx`."""
+    return UnitObject(unit, generation, "idx").name
 
 
-def unit_of(name: str) -> int | None:
-    """The unit of a tar's name, or None for another name."""
-    match = _TAR_NAME.fullmatch(name)
-    return int(match.group(1)) if match else None
+def marker_name(unit: int, generation: int = 0) -> str:
+    """`000042.json`, `000042.g1.json`."""
+    return UnitObject(unit, generation, "json").name
+
+
+def unit_object(name: str) -> UnitObject | None:
+    """What the name of a unit's object says, or None for another name."""
+    match = _UNIT_OBJECT.fullmatch(name)
+    if match is None:
+        return None
+    found = UnitObject(int(match.group(1)), int(match.group(2) or 0), match.group(3))
+    return found if found.name == name else None  # 0000042.tar is no name of ours
 
 
 def parse_info(data: bytes, where: str) -> DatasetInfo:
@@ -235,16 +258,27 @@ def parse_marker(data: bytes, where: str) -> Unit:
 def unit_from(values: Mapping[str, Any], where: str) -> Unit:
     """A Unit from the mapping in a marker or index.json."""
     try:
-        known = [f.name for f in dataclasses.fields(Unit) if f.name != "languages"]
+        known = [f.name for f in dataclasses.fields(Unit) if f.name not in ("languages", "generation")]
         spoken = tuple(map(str, values.get("languages", ())))
-        unit = Unit(**{name: values[name] for name in known}, languages=spoken)
-        if not all(isinstance(getattr(unit, name), int) for name in ("unit", "samples", "bytes")):
-            raise TypeError("unit, samples and bytes are numbers")
+        generation = values.get("generation", 0)
+        unit = Unit(**{name: values[name] for name in known}, languages=spoken, generation=generation)
+        if not all(
+            isinstance(getattr(unit, name), int) for name in ("unit", "samples", "bytes", "generation")
+        ):
+            raise TypeError("unit, samples, bytes and generation are numbers")
         return unit
     except (KeyError, TypeError) as error:
         raise DatasetError(
             f"{where} is damaged ({error}): run `sage-scale shards index` on the folder"
         ) from None
+
+
+def _without_zero(value: ShardHeader | Unit) -> dict[str, Any]:
+    """Its fields; the first generation is not named, so that most shards carry no word of it."""
+    fields = dataclasses.asdict(value)
+    if not value.generation:
+        del fields["generation"]
+    return fields
 
 
 def _document(data: bytes, where: str) -> Mapping[str, Any]:

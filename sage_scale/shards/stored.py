@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sage_scale.errors import DatasetError, StorageError
-from sage_scale.shards.layout import tar_name
 from sage_scale.storage import Store
 
 _PIECE_BYTES = 16 << 20
@@ -34,9 +33,11 @@ def mapped(path: Path) -> Iterator[memoryview]:
 
 
 @contextmanager
-def stored_tar(store: Store, unit: int) -> Iterator[memoryview]:
-    """The bytes of a stored tar: mapped where it is a local file, else fetched in pieces to a temporary one."""
-    name = tar_name(unit)
+def stored_tar(store: Store, name: str) -> Iterator[memoryview]:
+    """The bytes of a stored tar: mapped where it is a local file, else fetched in pieces to a temporary one.
+
+    Raises NotFound, StorageError, and DatasetError for an empty one.
+    """
     path = store.local_path(name)
     if path is not None:
         store.size(name)  # NotFound rather than an error of the mapping

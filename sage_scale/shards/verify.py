@@ -27,8 +27,9 @@ from sage_scale.shards.layout import (
     Unit,
     index_name,
     marker_name,
-    unit_of,
+    unit_object,
 )
+from sage_scale.shards.removed import as_numbers, removed_keys
 from sage_scale.shards.sample import check_sample, read_sample
 from sage_scale.shards.stored import stored_tar
 from sage_scale.storage import NotFound, Store, open_store
@@ -94,7 +95,7 @@ def check_unit(dataset: Dataset, unit: Unit, records: np.ndarray) -> list[str]:
     where = f"{store.url}/{unit.tar}"
     problems = []
     try:
-        with stored_tar(store, unit.unit) as view:
+        with stored_tar(store, unit.tar) as view:
             problems += _check_samples(view, records, where)
             index = build_index(view, where)
     except NotFound:
@@ -109,8 +110,8 @@ def check_unit(dataset: Dataset, unit: Unit, records: np.ndarray) -> list[str]:
     elif marker != unit and not problems:
         problems.append(f"{where} differs from index.json ({_first_difference(marker, unit)})")
     for name, expected in (
-        (index_name(unit.unit), index.to_bytes()),
-        (marker_name(unit.unit), marker.to_bytes()),
+        (index_name(unit.unit, unit.generation), index.to_bytes()),
+        (marker_name(unit.unit, unit.generation), marker.to_bytes()),
     ):
         try:
             if store.get(name) != expected:
@@ -138,13 +139,38 @@ def _check_frame(dataset: Dataset) -> list[str]:
         problems.append(f"{store.url}/{INDEX_JSON} names a unit twice or in disorder")
     if index_json(dataset.info, dataset.units, dataset.records)[9:41].decode() != dataset.digest:
         problems.append(f"{store.url}/{INDEX_JSON} is not as the writer leaves it")
-    listed = set(numbers)
+    problems += _check_generations(dataset)
+    return problems
+
+
+def _check_generations(dataset: Dataset) -> list[str]:
+    """Shards that index.json does not know, and what a removal that was cut off has left."""
+    store = dataset.store
+    generation = {unit.unit: unit.generation for unit in dataset.units}
+    problems = []
+    older = 0
     for entry in store.list():
-        unit = unit_of(entry.name)
-        if unit is not None and unit not in listed:
+        found = unit_object(entry.name)
+        if found is None:
+            continue
+        known = generation.get(found.unit)
+        if found.ending == "tar" and (known is None or found.generation > known):
             problems.append(
                 f"{store.url}/{entry.name} is a shard that {INDEX_JSON} does not know: the index is stale"
             )
+        older += known is not None and found.generation < known
+    if older:
+        problems.append(
+            f"{store.url}: {older} objects of older generations are still there: run `sage-scale shards repair "
+            f"{store.url}`, which deletes them"
+        )
+    removed = removed_keys(store)
+    left = int(np.isin(dataset.records["key"], as_numbers(removed)).sum()) if removed else 0
+    if left:
+        problems.append(
+            f"{store.url}: {left} clips that were to be taken out are still in it: run `sage-scale shards remove "
+            f"{store.url}` to finish that"
+        )
     return problems
 
 

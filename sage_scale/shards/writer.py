@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Iterable, Iterator
@@ -41,23 +42,46 @@ def write_shard(
     DatasetError for a sample that breaks the contract or belongs to another split, StorageError where the
     disk is full; `path` is then gone.
     """
+    header = ShardHeader(unit=unit, split=split, dataset=dataset)
+    with _new_tar(path, header, rejects) as file:
+        seen: set[str] = set()
+        for sample in samples:
+            check_sample(sample, str(path))
+            if sample.meta["split"] != split:
+                raise DatasetError(
+                    f"{path}, sample {sample.key}: split {sample.meta['split']} in a unit of {split}"
+                )
+            if sample.key in seen:
+                raise DatasetError(f"{path}, sample {sample.key}: clip '{sample.meta['id']}' occurs twice")
+            seen.add(sample.key)
+            for name, data in sample_members(sample):
+                _member(file, name, data)
+    return path
+
+
+def write_copies(
+    path: Path,
+    header: ShardHeader,
+    pieces: Iterable[bytes | memoryview],
+    rejects: Iterable[RejectLike] = (),
+) -> Path:
+    """Write a shard's tar from samples as they lie in other tars, each from its first header to its last padding.
+
+    Their bytes are copied as they are, so that nothing is encoded twice. The errors are those of `write_shard`.
+    """
+    with _new_tar(path, header, rejects) as file:
+        for piece in pieces:
+            file.write(piece)
+    return path
+
+
+@contextlib.contextmanager
+def _new_tar(path: Path, head: ShardHeader, rejects: Iterable[RejectLike]) -> Iterator[BinaryIO]:
+    """A tar open for its samples: `__shard__` stands before them, `__rejects__` and the end come after them."""
     try:
         with open(path, "wb") as file:
-            _member(file, SHARD_MEMBER, ShardHeader(unit=unit, split=split, dataset=dataset).to_bytes())
-            seen: set[str] = set()
-            for sample in samples:
-                check_sample(sample, str(path))
-                if sample.meta["split"] != split:
-                    raise DatasetError(
-                        f"{path}, sample {sample.key}: split {sample.meta['split']} in a unit of {split}"
-                    )
-                if sample.key in seen:
-                    raise DatasetError(
-                        f"{path}, sample {sample.key}: clip '{sample.meta['id']}' occurs twice"
-                    )
-                seen.add(sample.key)
-                for name, data in sample_members(sample):
-                    _member(file, name, data)
+            _member(file, SHARD_MEMBER, head.to_bytes())
+            yield file
             refused = [dataclasses.asdict(Reject(id=r.id, reason=r.reason, detail=r.detail)) for r in rejects]
             _member(file, REJECTS_MEMBER, canonical_json(refused))
             file.write(END)
@@ -72,7 +96,6 @@ def write_shard(
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return path
 
 
 def sample_members(sample: Sample) -> Iterator[tuple[str, bytes]]:

@@ -1,0 +1,273 @@
+"""The verbs of `sage-scale shards` that change a dataset or make one: remove, repair, merge, split, index.
+
+All may be stopped at any moment; the same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from sage_scale.cli.shards_shown import Progress, size
+from sage_scale.errors import DatasetError, UnitsOpen, UsageError
+
+if TYPE_CHECKING:
+    from sage_scale.shards.repair import Mode, Repair
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="Folder, or s3://bucket/prefix, of the dataset.")]
+Out = Annotated[str, typer.Option("--out", help="Folder, or s3://bucket/prefix, to write to.")]
+Threads = Annotated[int, typer.Option(help="Shards worked on at once.", min=1)]
+Pairs = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE")]
+T = TypeVar("T")
+
+
+def remove(
+    url: Url,
+    ids: Annotated[
+        str, typer.Option(help="Ids or keys of the clips, ID[,ID], or a file with one id in a line.")
+    ] = "",
+    ignore_unknown: Annotated[
+        bool, typer.Option("--ignore-unknown", help="Pass over ids that the dataset does not have.")
+    ] = False,
+) -> None:
+    """Take clips out for good: their data vanish, and no later precompute brings them back.
+
+    Without --ids a removal that was cut off is finished.
+    """
+    from sage_scale.shards.removal import remove_clips
+    from sage_scale.storage import open_store
+
+    with Progress("remove") as show:
+        report = remove_clips(open_store(url), _ids(ids), ignore_unknown=ignore_unknown, progress=show)
+    if report.absent:
+        unknown = "are in no shard yet" if report.open_units else "are not in the dataset"
+        typer.echo(f"{report.absent} clips {unknown}; should they be made, they are left out")
+    if report.open_units:
+        typer.echo(
+            f"{report.open_units} units are not made yet: what was taken out will be left out there too"
+        )
+    typer.echo(
+        f"{report.url}: {report.samples} clips taken out, {report.shards} shards written anew, {report.objects} older "
+        f"objects deleted; {report.left:,} clips are left"
+    )
+
+
+def repair(
+    url: Url,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
+    ] = False,
+    drop_shards: Annotated[
+        bool,
+        typer.Option(
+            "--drop-shards",
+            help="Delete damaged shards whole, for precompute to make them again byte for byte.",
+        ),
+    ] = False,
+    threads: Threads = 4,
+) -> None:
+    """Find damage as verify does, keep what is whole, and list every clip that is lost.
+
+    A damaged shard is written anew with the clips that are whole; the lost ones become rejects, which `precompute
+    --retry-rejects` makes again. Missing or stale indexes and markers are made from the tars.
+    """
+    from sage_scale.shards.repair import carry_out, diagnose, precompute_command
+    from sage_scale.storage import open_store
+
+    mode: Mode = "drop" if drop_shards else "keep"
+    with Progress("repair: reading") as show:
+        found = diagnose(open_store(url), threads=threads, progress=show)
+    if found.nothing:
+        typer.echo(
+            f"{found.store.url}: {len(found.frame.units)} shards, {size(found.bytes)}: nothing to repair"
+        )
+        return
+    _say_findings(found, mode, done=not dry_run)
+    if dry_run:
+        raise DatasetError(f"{found.store.url}: needs repair; nothing was changed (--dry-run)")
+    finished = carry_out(found, mode)
+    again = precompute_command(found.store.url, found.frame.info, mode if finished else "drop")
+    advice = (
+        f"with the recipe and corpus that made it (recipe {found.frame.info.recipe}, manifest "
+        f"{found.frame.info.manifest}): {again}"
+        if again
+        else "it was made by merge or split: make the source whole and run that again into another place"
+    )
+    if not finished:
+        raise UnitsOpen(f"{found.store.url}: repaired, and units are open now; have them made again {advice}")
+    typer.echo(f"{found.store.url}: repaired; `sage-scale shards verify` finds it whole")
+    if found.lost:
+        typer.echo(f"to have the {len(found.lost)} lost clips made again, {advice}")
+
+
+def _say_findings(found: Repair, mode: Mode, done: bool) -> None:
+    from sage_scale.shards.layout import INDEX_JSON
+    from sage_scale.shards.repair import drops
+
+    for problem in found.frame.problems:
+        typer.echo(problem)
+    for patient in found.patients:
+        typer.echo(patient.problem)
+        if patient.cure == "marker":
+            typer.echo(f"  index and marker {'made' if done else 'to be made'} from the tar")
+            continue
+        if drops(patient, mode):
+            typer.echo(f"  shard {'deleted' if done else 'to be deleted'}, to be made again by precompute")
+        else:
+            typer.echo(
+                f"  {len(patient.kept)} clips kept in a new generation of the shard, {len(patient.lost)} lost"
+            )
+        for lost in patient.lost:
+            typer.echo(f"  lost  {lost.key}  {lost.id or '(id unknown)'}")
+        if patient.rejects is None and not drops(patient, mode):
+            typer.echo("  lost  the list of clips that this shard had left out")
+    if found.stale or found.frame.indexed is None:
+        typer.echo(f"{found.store.url}/{INDEX_JSON} is missing, stale or damaged")
+    if found.frame.listing.superseded:
+        typer.echo(f"{len(found.frame.listing.superseded)} objects of older generations are left over")
+
+
+def merge(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Where the new dataset goes.")],
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="The datasets, in the order wanted.")],
+    duplicates: Annotated[
+        str, typer.Option(help="A clip in two datasets: refuse, or take it from the first.")
+    ] = "refuse",
+) -> None:
+    """Make one dataset of several; the samples' bytes are copied as they are."""
+    from sage_scale.shards import open_dataset
+    from sage_scale.shards.combine import merge_datasets
+    from sage_scale.storage import open_store
+
+    if duplicates not in ("refuse", "first"):
+        raise UsageError(f"--duplicates {duplicates}: must be refuse or first")
+    sources = [open_dataset(url) for url in urls]
+    with Progress("merge") as show:
+        made = merge_datasets(open_store(out), sources, first_wins=duplicates == "first", progress=show)
+    typer.echo(
+        f"{made.url}: {len(made.records):,} clips of {len(sources)} datasets in {len(made.units)} shards"
+    )
+
+
+def split(
+    url: Url,
+    out: Out,
+    share: Pairs = None,
+    count: Pairs = None,
+    signer: Pairs = None,
+    ids: Pairs = None,
+    seed: Annotated[int, typer.Option(help="Another seed draws other clips, for --share and --count.")] = 0,
+    rest: Annotated[str, typer.Option(help="Name of the part with all other clips; '' for none.")] = "rest",
+    as_splits: Annotated[
+        bool,
+        typer.Option(
+            "--as-splits", help="One dataset whose splits the parts are, instead of a dataset each."
+        ),
+    ] = False,
+) -> None:
+    """Make parts of a dataset, OUT/NAME each, without touching a sample's bytes. One of these, any number of times:
+
+    --share NAME=0.1 (of every split), --count NAME=100 (of every split), --signer NAME=A,B, --ids NAME=FILE|ID[,ID].
+    """
+    from sage_scale.shards import open_dataset
+    from sage_scale.shards import parts as by
+    from sage_scale.shards.combine import split_dataset
+    from sage_scale.storage import open_store
+
+    given = [
+        name
+        for name, value in (("share", share), ("count", count), ("signer", signer), ("ids", ids))
+        if value
+    ]
+    if len(given) != 1:
+        raise UsageError("say by what to split: one of --share, --count, --signer, --ids (each NAME=VALUE)")
+    source = open_dataset(url)
+    if share:
+        parts = by.by_share(source, _pairs("share", share, float), seed)
+    elif count:
+        parts = by.by_count(source, _pairs("count", count, int), seed)
+    elif signer:
+        parts = by.by_signer(source, _pairs("signer", signer, lambda text: text.split(",")))
+    else:
+        parts = by.by_ids(source, _pairs("ids", ids or [], _ids))
+    parts = by.with_rest(source, parts, rest)
+    place = open_store(out)
+    outs = {name: place if as_splits else place.child(name) for name in parts}
+    with Progress("split") as show:
+        made = split_dataset(source, outs, parts, as_splits=as_splits, progress=show)
+    for dataset in made.values():
+        splits = ", ".join(f"{name} {clips:,}" for name, clips in dataset.splits.items())
+        typer.echo(f"{dataset.url}: {len(dataset.records):,} clips in {len(dataset.units)} shards ({splits})")
+
+
+def index(
+    url: Url,
+    out: Annotated[
+        str,
+        typer.Option("--out", help="Where the index goes, if not beside the tars (a WebDataset of others)."),
+    ] = "",
+    threads: Threads = 4,
+) -> None:
+    """Make the index again from the tars, which stay as they are; or make one for a WebDataset that others wrote.
+
+    Of our own datasets: every .idx, every marker and index.json. Of any other tars: sage-index.json, there or in --out,
+    with which `sage_scale.streaming.open_webdataset` reads them.
+    """
+    from sage_scale.shards import rebuild_index
+    from sage_scale.shards.layout import DATASET_JSON
+    from sage_scale.shards.webindex import WEB_INDEX_JSON, make_web_index
+    from sage_scale.storage import open_store
+
+    store = open_store(url)
+    if not out and store.exists(DATASET_JSON):
+        with Progress("index") as show:
+            dataset = rebuild_index(store, progress=show)
+        typer.echo(
+            f"{dataset.url}: index of {len(dataset.units)} shards, {len(dataset.records):,} samples written"
+        )
+        return
+    with Progress("index") as show:
+        made, aside = make_web_index(store, open_store(out) if out else None, threads=threads, progress=show)
+    for what, number in sorted(aside.counts.items()):
+        typer.echo(f"set aside: {number:,} x {what}")
+    for name in aside.names:
+        typer.echo(f"  {name}")
+    total = sum(shard.bytes for shard in made.shards)
+    typer.echo(
+        f"{made.url}/{WEB_INDEX_JSON}: {len(made.keys):,} samples in {len(made.shards)} tars, {size(total)}"
+        + (f" of {made.tars}" if out else "")
+    )
+
+
+def _ids(text: str) -> list[str]:
+    """Ids from a file of that name, else the text itself, parted by commas."""
+    from sage_scale.shards.removal import read_ids
+
+    try:
+        is_file = bool(text) and Path(text).is_file()
+    except OSError:  # too long for a name
+        is_file = False
+    if is_file:
+        try:
+            return read_ids(Path(text).read_text(encoding="utf-8"), text)
+        except UnicodeDecodeError:
+            raise UsageError(f"{text} is no text in UTF-8: write one id in a line") from None
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _pairs(option: str, pairs: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier() or not value:
+            raise UsageError(f"--{option} {pair}: write NAME=VALUE, with a name of letters, digits and _")
+        if name in found:
+            raise UsageError(f"--{option} {pair}: the part '{name}' is named twice")
+        try:
+            found[name] = read(value)
+        except ValueError:
+            raise UsageError(f"--{option} {pair}: '{value}' is no number") from None
+    return found
