@@ -44,6 +44,11 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised rows, in the type of `x`. In `sync` and `group` training every rank must call it."""
         if not self.training or self.mode == "frozen":
+            if self.training and not x.numel():
+                # torch takes another way for no rows, whose gradients of weight and bias come in another order than the
+                # other ranks': ZeRO-2 would add the one to the other.
+                mean, var = self.running_mean, self.running_var
+                return _Normalise.apply(x, self.weight, self.bias, mean, var, 0.0, self.eps, False)
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )

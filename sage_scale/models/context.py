@@ -65,10 +65,10 @@ class ContextEncoder(nn.Module):
         return keyed_dropout(x_ND, draws_N, self.dropout, _SALT + salt, self.training)
 
     def _attend(self, layer: MBartEncoderLayer, x_ND: Tensor, lengths_B: Tensor, mask_BL: Tensor) -> Tensor:
-        if (
-            not lengths_B.numel()
-        ):  # a rank without clips: one token of zeros, so that every weight has a gradient
-            return layer.self_attn(x_ND.new_zeros(1, 1, x_ND.shape[1]))[0][0, :0] + x_ND
+        if not lengths_B.numel():
+            # A rank without clips: one token of zeros, made of the input, so that every weight has a gradient and the
+            # backward pass goes through the modules in the other ranks' order, which ZeRO-2 and 3 count on.
+            return layer.self_attn(x_ND.sum(0).expand(1, 1, -1))[0][0, :0]
         padded_BLD, _ = pad_packed(x_ND, lengths_B, mask_BL.shape[1])
         attended_BLD, _ = layer.self_attn(padded_BLD, attention_mask=mask_BL[:, None, None, :])
         return attended_BLD[mask_BL]

@@ -1,16 +1,13 @@
 """Steps of stage 1 for tests, direct and through the embedding cache, on clips made by hand.
 
-Run by each rank: cached_steps.py gradients KIND prints, for each ZeRO stage, how far the gradients of cached and of
-direct steps are from `expected`, and what was reduced; cached_steps.py memory CLIPS CHUNK prints a step's peak.
+Run by each rank: cached_steps.py gradients KIND FOLDER prints, for each ZeRO stage, how far the gradients of cached
+and of direct steps are from those in FOLDER (`write_expected`, in one process), and what was reduced.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +28,13 @@ from sage_scale.training.embedding_cache import EmbeddingCache, even_slices, run
 from sage_scale.training.engine import Engine
 from sage_scale.vision.packed import PackedVideo
 
-LAYOUTS = {"unequal": [20, 9], "one empty": [16, 0]}
-"""Clips of each of two ranks."""
+CASES = [
+    ("unequal, frozen", "frozen", [24, 17], (0, 1, 2, 3)),
+    ("unequal, group", "group", [24, 17], (1, 2, 3)),
+    ("one empty, frozen", "frozen", [16, 0], (2, 3)),
+    ("one empty, group", "group", [16, 0], (3,)),
+]
+"""A name, model.batchnorm, the clips of each of two ranks, and the ZeRO stages."""
 CHUNK = 8
 
 
@@ -76,11 +78,13 @@ def make_aligner(recipe: Recipe, width: int = 256) -> SageAligner:
     return model
 
 
-def make_clips(recipe: Recipe, count: int, width: int = 256) -> tuple[Batch, TextTargets, torch.Tensor]:
-    """Clips of 1 to 4 segments of 1 to 5 frames, their texts, and text ids of which two are equal."""
+def make_clips(
+    recipe: Recipe, count: int, width: int = 256, equal: bool = False
+) -> tuple[Batch, TextTargets, torch.Tensor]:
+    """Clips of 1 to 4 segments of 1 to 5 frames (`equal`: of 4 of 5), texts, and text ids of which two are equal."""
     generator = torch.Generator().manual_seed(7)
-    segments = torch.randint(1, 5, (count,), generator=generator)
-    frames = torch.randint(1, 6, (int(segments.sum()),), generator=generator)
+    segments = torch.randint(4 if equal else 1, 5, (count,), generator=generator)
+    frames = torch.randint(5 if equal else 1, 6, (int(segments.sum()),), generator=generator)
     words = torch.randint(1, 6, (count,), generator=generator)
     total, size = int(frames.sum()), recipe.vision.size
     content: dict[str, Any] = {}
@@ -127,8 +131,9 @@ def part_of(batch: Batch, text: TextTargets, ids: torch.Tensor, rows: slice) -> 
     return batch.select(rows), some, ids[rows]
 
 
-def expected(recipe: Recipe, counts: list[int], chunks: int) -> tuple[float, dict[str, torch.Tensor]]:
+def expected(recipe: Recipe, counts: list[int]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of the whole batch in float64 by plain torch: every group with its graph, one loss."""
+    chunks = chunks_of(counts)
     model = make_aligner(recipe).double().train()
     batch, text, ids = make_clips(recipe, sum(counts))
     text = TextTargets(
@@ -147,32 +152,45 @@ def expected(recipe: Recipe, counts: list[int], chunks: int) -> tuple[float, dic
     return share.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@contextlib.contextmanager
-def reductions() -> Iterator[dict[str, int]]:
-    """Counts calls and bytes of torch.distributed's reductions of more than a kilobyte."""
-    names = ["all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor", "_reduce_scatter_base"]
-    seen = {"calls": 0, "bytes": 0}
-    originals = {name: getattr(dist, name) for name in names}
+def chunks_of(counts: list[int]) -> int:
+    """Chunks that every rank makes."""
+    return max(-(-count // CHUNK) for count in counts)
 
-    def counted(name: str) -> Any:
+
+def recipe_of(kind: str, batchnorm: str) -> Recipe:
+    """The recipe of a case."""
+    return cached_recipe(kind, batchnorm, "clcl.same_text=masked")
+
+
+def write_expected(kind: str, folder: Path) -> None:
+    """One file a case, in this process alone."""
+    for name, batchnorm, counts, _ in CASES:
+        torch.save(expected(recipe_of(kind, batchnorm), counts), folder / f"{kind}, {name}.pt")
+
+
+REDUCED = {"calls": 0, "bytes": 0}
+
+
+def count_reductions() -> None:
+    """From now on torch.distributed's reductions of more than a kilobyte are counted in REDUCED.
+
+    Before DeepSpeed starts, which keeps some of these functions.
+    """
+
+    def counted(original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             given = [*args, *kwargs.values()]
             flat = [part for value in given for part in (value if isinstance(value, list) else [value])]
             size = max(part.numel() * part.element_size() for part in flat if torch.is_tensor(part))
             if size > 1024:
-                seen["calls"] += 1
-                seen["bytes"] += size
-            return originals[name](*args, **kwargs)
+                REDUCED["calls"] += 1
+                REDUCED["bytes"] += size
+            return original(*args, **kwargs)
 
         return call
 
-    for name in names:
-        setattr(dist, name, counted(name))
-    try:
-        yield seen
-    finally:
-        for name in names:
-            setattr(dist, name, originals[name])
+    for name in ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor", "_reduce_scatter_base"):
+        setattr(dist, name, counted(getattr(dist, name)))
 
 
 def whole_gradients(engine: Engine) -> dict[str, torch.Tensor]:
@@ -197,21 +215,21 @@ def one_step(recipe: Recipe, counts: list[int], zero: int, cached: bool) -> dict
     model = engine.model.train()
     start = sum(counts[: ranks.rank])
     batch, text, ids = part_of(*make_clips(recipe, sum(counts)), slice(start, start + counts[ranks.rank]))
-    chunks = max(-(-count // CHUNK) for count in counts)
-    with reductions() as seen:
-        if cached:
-            share, _ = EmbeddingCache(model, engine).backward(batch, text, ids, chunks)
-        else:
-            share, _ = engine.forward(model, batch.video, text, ids)
-            engine.backward(share)
-            share = share.detach()
+    before = dict(REDUCED)
+    if cached:
+        share, _ = EmbeddingCache(model, engine).backward(batch, text, ids, chunks_of(counts))
+    else:
+        share, _ = engine.forward(model, batch.video, text, ids)
+        engine.backward(share)
+        share = share.detach()
+    seen = {name: value - before[name] for name, value in REDUCED.items()}
     gradients = whole_gradients(engine)
     engine.step(0.0)
     loss = distributed.sum_over_ranks([float(share)], ranks.device)[0]
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     weights = {name: engine.weight(parameter) for name, parameter in engine.trained()}
     return {
-        "gradients": gradients, "loss": loss, "buffers": buffers, "weights": weights, "chunks": chunks, **seen,
+        "gradients": gradients, "loss": loss, "buffers": buffers, "weights": weights, **seen,
     }  # fmt: skip
 
 
@@ -228,76 +246,53 @@ def distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) ->
     )
 
 
-def compare(kind: str) -> None:
+def compare(kind: str, folder: Path) -> None:
+    count_reductions()
     ranks = distributed.initialise()
-    for name, counts in LAYOUTS.items():
-        for batchnorm in ("frozen", "group"):
-            recipe = cached_recipe(kind, batchnorm, "clcl.same_text=masked")
-            for zero in (0, 1, 2, 3):
-                cached = one_step(recipe, counts, zero, cached=True)
-                loss, wanted = expected(recipe, counts, cached["chunks"])
-                row = {
-                    "layout": name, "batchnorm": batchnorm, "zero": zero, "chunks": cached["chunks"],
-                    "loss": abs(cached["loss"] - loss) / loss,
-                    "gradients": distance(cached["gradients"], wanted),
-                    "calls": cached["calls"], "bytes": cached["bytes"],
+    for name, batchnorm, counts, stages in CASES:
+        recipe = recipe_of(kind, batchnorm)
+        loss, wanted = torch.load(folder / f"{kind}, {name}.pt")
+        for zero in stages:
+            cached = one_step(recipe, counts, zero, cached=True)
+            row = {
+                "case": name, "zero": zero, "chunks": chunks_of(counts), "loss": abs(cached["loss"] - loss) / loss,
+                "gradients": distance(cached["gradients"], wanted),
+                "calls": cached["calls"], "bytes": cached["bytes"],
+            }  # fmt: skip
+            if batchnorm == "frozen":
+                direct = one_step(recipe, counts, zero, cached=False)
+                row |= {
+                    "direct": distance(cached["gradients"], direct["gradients"]),
+                    "direct_calls": direct["calls"], "direct_bytes": direct["bytes"],
+                    "weights": distance(cached["weights"], direct["weights"]),
                 }  # fmt: skip
-                if batchnorm == "frozen":
-                    direct = one_step(recipe, counts, zero, cached=False)
-                    row |= {
-                        "direct": distance(cached["gradients"], direct["gradients"]),
-                        "direct_calls": direct["calls"], "direct_bytes": direct["bytes"],
-                        "weights": distance(cached["weights"], direct["weights"]),
-                    }  # fmt: skip
-                if ranks.first:
-                    print("RESULT " + json.dumps(row), flush=True)
+            if ranks.first:
+                print("RESULT " + json.dumps(row), flush=True)
     distributed.close()
 
 
-def peak(clips: int, chunk: int) -> None:
-    """Peak of a cached step's memory above what the process held before it (in MB), in a fresh process."""
-    ranks = distributed.initialise()
-    recipe = cached_recipe(
-        "frames", "group", "vision.size=64", "vision.crop=64", "model.backbone.widths=[16,32]"
-    )
-    engine = Engine(make_aligner(recipe), recipe.pretrain, ranks, forward=run_task)
-    engine.model.train()
-    warm = make_clips(recipe, 1)
-    EmbeddingCache(engine.model, engine).backward(*warm, 1)
-    engine.step(0.0)
-    given = make_clips(recipe, clips)
-    before = _resident_mb()
-    _reset_peak()
-    EmbeddingCache(engine.model, engine).backward(*given, -(-clips // chunk))
-    frames = given[0].video.frames_FCHW
-    print("RESULT " + json.dumps({
-        "clips": clips, "chunk": chunk, "peak_mb": _peak_mb() - before,
-        "frames_mb": frames.numel() / 2**20, "frames": len(frames),
-    }))  # fmt: skip
-    distributed.close()
-
-
-def _resident_mb() -> float:
-    return _status("VmRSS")
-
-
-def _peak_mb() -> float:
-    return max(_status("VmHWM"), 0.0)
-
-
-def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_bytes(kind: str, clips: int, chunk: int) -> int:
+    """Most bytes of tensors that a step holds at once, beyond those that were there before it, by torch's own count."""
+    recipe = cached_recipe(kind, "group", "vision.size=32", "vision.crop=32", "pretrain.zero_stage=0")
+    engine = Engine(make_aligner(recipe), recipe.pretrain, distributed.initialise(), forward=run_task)
+    model = engine.model.train()
+    given = make_clips(recipe, clips, equal=True)
+    cache = EmbeddingCache(model, engine)
+    cache.backward(*make_clips(recipe, 1), 1)  # gradients are there before
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        if chunk < clips:
+            cache.backward(*given, -(-clips // chunk))
+        else:
+            share, _ = engine.forward(model, given[0].video, *given[1:])
+            engine.backward(share)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(held.max())
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "gradients":
-        compare(sys.argv[2])
-    else:
-        peak(int(sys.argv[2]), int(sys.argv[3]))
+    # DeepSpeed's launcher adds an option of its own.
+    what, *rest = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    assert what == "gradients"
+    compare(rest[0], Path(rest[1]))
