@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sage_scale.cli import shards_change
+from sage_scale.cli import shards_change, shards_web
 from sage_scale.cli.shards_shown import SHOWN, Progress, size
 from sage_scale.errors import DatasetError, UsageError
 
@@ -52,6 +52,8 @@ def verify(
     """Read every byte and compare it with hashes, markers and index.json; exit code 1 where something differs."""
     from sage_scale.shards import verify_dataset
 
+    if web := shards_web.web_index(url):
+        return shards_web.verify(web, threads)
     with Progress("verify") as show:
         report = verify_dataset(url, threads=threads, progress=show)
     for problem in report.problems[:SHOWN]:
@@ -80,6 +82,8 @@ def ls(
     """List splits and shards, or clips, or the clips that were left out. Open units are named."""
     from sage_scale.shards import open_dataset, open_units, read_rejects, read_texts
 
+    if web := shards_web.web_index(url):
+        return shards_web.ls(web, samples)
     dataset = open_dataset(url, unfinished=True)
     chosen = (split,) if split else ()
     table = dataset.samples(*chosen)  # refuses an unknown split
@@ -122,6 +126,8 @@ def cat(
     from sage_scale.shards import open_dataset
     from sage_scale.shards.writer import sample_members
 
+    if web := shards_web.web_index(url):
+        return shards_web.cat(web, key, out)
     dataset = open_dataset(url, unfinished=True)
     row = _find(dataset, key)
     table = dataset.samples()

@@ -341,7 +341,7 @@ def open_unfinished(store: Store) -> Dataset:
         records = parse_index(store.get(index), f"{store.url}/{index}")
         if len(records) != marker.samples or marker.bytes != listing.tar_bytes[unit]:
             raise DatasetError(
-                f"{where} differs from its tar or .idx: run `sage-scale shards index {store.url}`"
+                f"{where} differs from its tar or .idx: run `sage-scale shards repair {store.url}`"
             )
         return marker, records
 

@@ -135,7 +135,7 @@ def examine(store: Store, frame: Frame, unit: int) -> Patient | None:
         problem = f"{where} is missing"
     except DatasetError as error:  # an empty file cannot be mapped
         problem = str(error)
-    return _damaged(patient, problem, frame, witnesses, b"", None)
+    return _damaged(patient, problem, frame, witnesses, b"", _rejects(memoryview(b""), None, witnesses))
 
 
 @dataclass
@@ -231,7 +231,7 @@ def _examine_tar(
     if not problem and not witnesses.silent and not witnesses.knows(hashlib.sha256(view).hexdigest()):
         problem = f"{where} is not the tar that its marker and {INDEX_JSON} describe"
     if problem or index is None:
-        rejects = None if "exchanged" in problem else _rejects(view, index, witnesses)
+        rejects = _rejects(view, None if "exchanged" in problem else index, witnesses)
         return _damaged(draft, problem, frame, witnesses, view, rejects)
     draft.split = index.header.split
     marker = make_marker(index)
@@ -279,6 +279,8 @@ def _rejects(view: memoryview, index: ShardIndex | None, witnesses: _Witnesses) 
     """`__rejects__` of a damaged tar, found by its place behind the last sample; None where it is not to be read."""
     if index is not None:
         return index.rejects
+    if any(unit is not None and unit.rejects == 0 for unit in (witnesses.indexed, witnesses.marker)):
+        return ()
     records = witnesses.records
     if records is None or not len(records):
         return None

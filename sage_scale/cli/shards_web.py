@@ -1,0 +1,92 @@
+"""The looking verbs of `sage-scale shards` for WebDatasets that others wrote and `shards index` has indexed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+from sage_scale.cli.shards_shown import SHOWN, Progress, size
+from sage_scale.errors import DatasetError, UsageError
+
+if TYPE_CHECKING:
+    from sage_scale.shards.webindex import WebIndex
+
+
+def web_index(url: str) -> WebIndex | None:
+    """The index at a place that is no dataset of ours but has one; else None."""
+    from sage_scale.shards.layout import DATASET_JSON
+    from sage_scale.shards.webindex import WEB_INDEX_JSON, open_web_index
+    from sage_scale.storage import open_store
+
+    store = open_store(url)
+    if store.exists(WEB_INDEX_JSON) and not store.exists(DATASET_JSON):
+        return open_web_index(store)
+    return None
+
+
+def verify(index: WebIndex, threads: int) -> None:
+    """Compare every byte with the index."""
+    from sage_scale.shards.webindex import verify_web_index
+
+    with Progress("verify") as show:
+        problems = verify_web_index(index, threads=threads, progress=show)
+    for problem in problems[:SHOWN]:
+        typer.echo(problem)
+    if problems:
+        raise DatasetError(
+            f"{index.tars}: {len(problems)} problems; fetch those tars again, or `sage-scale shards index` them as "
+            "they are"
+        )
+    total = sum(shard.bytes for shard in index.shards)
+    typer.echo(
+        f"{index.tars}: {len(index.shards)} tars, {len(index.keys):,} samples, {size(total)}: all is as indexed"
+    )
+
+
+def ls(index: WebIndex, samples: bool) -> None:
+    """One line a tar, or a sample."""
+    if samples:
+        for shard, key, record in zip(index.shard_of.tolist(), index.keys, index.records):
+            typer.echo(f"{index.shards[shard].name}  {size(int(record['length'])):>9}  {key}")
+        return
+    for entry in index.shards:
+        typer.echo(f"{entry.name}  {entry.samples:>7} samples  {size(entry.bytes):>9}")
+    typer.echo(f"{index.tars}: WebDataset of {len(index.keys):,} samples in {len(index.shards)} tars")
+
+
+def cat(index: WebIndex, key: str, out: str) -> None:
+    """Where a sample lies and what members it has."""
+    from sage_scale.shards.sample import sample_hash
+    from sage_scale.shards.webindex import read_members
+    from sage_scale.storage import open_store
+
+    if key not in index.keys:
+        raise UsageError(
+            f"{index.url} has no sample '{key}'; `sage-scale shards ls {index.url} --samples` lists them"
+        )
+    row = index.keys.index(key)
+    record, shard = index.records[row], index.shards[int(index.shard_of[row])]
+    data = open_store(index.tars).get_range(shard.name, int(record["offset"]), int(record["length"]))
+    if sample_hash(data) != record["hash"].tobytes():
+        raise DatasetError(f"{index.tars}/{shard.name}, sample {key}: its bytes differ from the index's hash")
+    _, members = read_members(data, shard.name)
+    typer.echo(
+        json.dumps(
+            {
+                "key": key,
+                "shard": shard.name,
+                "offset": int(record["offset"]),
+                "length": int(record["length"]),
+                "xxh3": record["hash"].tobytes().hex(),
+                "members": {extension: len(body) for extension, body in members.items()},
+            },
+            ensure_ascii=False,
+        )
+    )
+    if out:
+        folder = open_store(out)
+        for extension, body in members.items():
+            folder.put(f"{key}.{extension}", body)
+        typer.echo(f"members written to {folder.url}", err=True)
