@@ -45,6 +45,8 @@ def check(recipe: Recipe) -> None:
     need(not stream.epoch_samples or stream.mix != "none",
          "stream.epoch_samples needs a mixture: set stream.mix=dataset or language")  # fmt: skip
     need(0 <= stream.warn_wait <= 1, f"stream.warn_wait={stream.warn_wait} must be between 0 and 1")
+    need(stream.cache_gb >= 0, f"stream.cache_gb={stream.cache_gb} must not be negative")
+    need(stream.give_up_after_s > 0, f"stream.give_up_after_s={stream.give_up_after_s} must be positive")
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(stage.batch_size >= 1, f"{name}.batch_size must be at least 1")
         need(stage.micro_batch >= 0, f"{name}.micro_batch={stage.micro_batch} must not be negative")

@@ -8,7 +8,7 @@ a whole. Names are relative, parts joined by `/`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,6 +21,10 @@ MAX_OBJECT_BYTES = 5 * 1024**3
 
 class NotFound(StorageError):
     """There is no object of this name."""
+
+
+class Unavailable(StorageError):
+    """The store does not answer, or not to the end; the same request may succeed a moment later."""
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +47,15 @@ class Store(ABC):
     @abstractmethod
     def get_range(self, name: str, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`; a shorter object is a StorageError, never a short answer."""
+
+    def try_range(
+        self, name: str, offset: int, length: int, abandoned: Callable[[], bool] = lambda: False
+    ) -> bytes | bytearray:
+        """`get_range` in one attempt with short time-outs, for callers who repeat and hedge requests themselves.
+
+        Raises Unavailable for what may pass, and where `abandoned()` became true meanwhile.
+        """
+        return self.get_range(name, offset, length)
 
     @abstractmethod
     def put_if_absent(self, name: str, data: bytes | Path) -> bool:

@@ -27,11 +27,21 @@ from botocore.config import Config
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from sage_scale.errors import StorageError
-from sage_scale.storage.interface import MAX_OBJECT_BYTES, Entry, NotFound, Store, check_name
+from sage_scale.storage.interface import (
+    MAX_OBJECT_BYTES,
+    Entry,
+    NotFound,
+    Store,
+    Unavailable,
+    check_name,
+)
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = float(os.environ.get("SAGE_SCALE_S3_READ_TIMEOUT_S", "60"))
 ATTEMPTS = 6
+TRY_CONNECT_TIMEOUT_S = 5
+TRY_READ_TIMEOUT_S = 15
+"""Silence after which a single attempt (`try_range`) is given up; its caller repeats it."""
 _CONNECTIONS = 32
 _REFUSED = (
     "AccessDenied",
@@ -41,6 +51,17 @@ _REFUSED = (
     "403",
     "UserSuspended",
 )
+_PASSING = (
+    "SlowDown",
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "RequestLimitExceeded",
+    "429",
+)
+_PIECE_BYTES = 1 << 18
 _BUSY = ("ConditionalRequestConflict", "OperationAborted", "409")
 
 
@@ -60,16 +81,23 @@ class S3Store(Store):
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self._lock = threading.Lock()
-        self._client: Any = None
-        self._process = 0
+        self._clients: dict[bool, Any] = {}
+        self._process = os.getpid()
 
     @property
     def client(self) -> Any:
         """The boto3 client of this process; a forked child makes its own."""
+        return self._client_that(tries_once=False)
+
+    def _client_that(self, *, tries_once: bool) -> Any:
+        if (
+            self._process != os.getpid()
+        ):  # forked: connections are the parent's, and so may the lock's holder be
+            self._lock, self._clients, self._process = threading.Lock(), {}, os.getpid()
         with self._lock:
-            if self._client is None or self._process != os.getpid():
-                self._client, self._process = self._connect(), os.getpid()
-            return self._client
+            if tries_once not in self._clients:
+                self._clients[tries_once] = self._connect(tries_once)
+            return self._clients[tries_once]
 
     def get(self, name: str) -> bytes:
         key = self._key(name)
@@ -86,19 +114,36 @@ class S3Store(Store):
             return b""
 
         def fetch() -> bytes:
-            span = f"bytes={offset}-{offset + length - 1}"
-            answer = self.client.get_object(Bucket=self.bucket, Key=key, Range=span)
-            if not answer.get("ContentRange", "").startswith(f"bytes {offset}-"):
-                raise StorageError(
-                    f"{self.url}/{name}: the server ignores ranged reads; use a real S3 server"
-                )
-            if answer["ContentLength"] != length:
-                raise StorageError(
-                    f"{self.url}/{name} ends before byte {offset + length}: it was cut off or exchanged"
-                )
-            return _body(answer, length)
+            return _body(self._ask_range(self.client, name, key, offset, length), length)
 
         return self._call(name, fetch)
+
+    def try_range(
+        self, name: str, offset: int, length: int, abandoned: Callable[[], bool] = lambda: False
+    ) -> bytes | bytearray:
+        key = self._key(name)
+        if length == 0:
+            return b""
+        try:
+            answer = self._ask_range(self._client_that(tries_once=True), name, key, offset, length)
+            return _body_in_pieces(answer, length, abandoned)
+        except _BodyBroke as broke:
+            raise self._explain(name, broke.error) from None
+        except (boto.BotoCoreError, boto.ClientError) as error:
+            raise self._explain(name, error, attempts=1) from None
+
+    def _ask_range(self, client: Any, name: str, key: str, offset: int, length: int) -> dict[str, Any]:
+        span = f"bytes={offset}-{offset + length - 1}"
+        answer = client.get_object(Bucket=self.bucket, Key=key, Range=span)
+        if not answer.get("ContentRange", "").startswith(f"bytes {offset}-"):
+            answer["Body"].close()
+            raise StorageError(f"{self.url}/{name}: the server ignores ranged reads; use a real S3 server")
+        if answer["ContentLength"] != length:
+            answer["Body"].close()
+            raise StorageError(
+                f"{self.url}/{name} ends before byte {offset + length}: it was cut off or exchanged"
+            )
+        return answer
 
     def put_if_absent(self, name: str, data: bytes | Path) -> bool:
         token = secrets.token_hex(16)
@@ -194,12 +239,12 @@ class S3Store(Store):
             time.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
         raise AssertionError("the last attempt returns or raises")
 
-    def _connect(self) -> Any:
+    def _connect(self, tries_once: bool) -> Any:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         config = Config(
-            retries={"mode": "standard", "max_attempts": ATTEMPTS},
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
+            retries={"mode": "standard", "max_attempts": 1 if tries_once else ATTEMPTS},
+            connect_timeout=TRY_CONNECT_TIMEOUT_S if tries_once else CONNECT_TIMEOUT_S,
+            read_timeout=min(TRY_READ_TIMEOUT_S, READ_TIMEOUT_S) if tries_once else READ_TIMEOUT_S,
             max_pool_connections=_CONNECTIONS,
             # Other servers than Amazon's know no bucket host names and stumble over trailing checksums.
             s3={"addressing_style": "path" if endpoint else "auto"},
@@ -213,8 +258,8 @@ class S3Store(Store):
         except (boto.BotoCoreError, ValueError) as error:
             raise self._explain("", error) from None
 
-    def _explain(self, name: str, error: Exception) -> StorageError:
-        """One line for a person; never a key, a token or a signed URL."""
+    def _explain(self, name: str, error: Exception, attempts: int = ATTEMPTS) -> StorageError:
+        """One line for a person; never a key, a token or a signed URL. Unavailable for what may pass."""
         what = f"{self.url}/{name}" if name else self.url
         where = _public(
             os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
@@ -232,16 +277,18 @@ class S3Store(Store):
         if isinstance(
             error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ConnectionClosedError
         ):
-            return StorageError(f"{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network")
+            return Unavailable(f"{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network")
         if isinstance(error, boto.ReadTimeoutError | ReadTimeoutError):
-            return StorageError(f"{what}: {where} does not answer; try again, it goes on where it stopped")
+            return Unavailable(f"{what}: {where} does not answer; try again, it goes on where it stopped")
         if isinstance(error, boto.ClientError):
-            return self._explain_answer(name, what, where, error)
+            return self._explain_answer(name, what, where, error, attempts)
         if isinstance(error, ValueError):
             return StorageError(f"{what}: AWS_ENDPOINT_URL is no URL; write http://host:port or https://host")
-        return StorageError(f"{what}: the connection to {where} broke ({type(error).__name__}); try again")
+        return Unavailable(f"{what}: the connection to {where} broke ({type(error).__name__}); try again")
 
-    def _explain_answer(self, name: str, what: str, where: str, error: boto.ClientError) -> StorageError:
+    def _explain_answer(
+        self, name: str, what: str, where: str, error: boto.ClientError, attempts: int
+    ) -> StorageError:
         code = _code(error)
         if code in ("NoSuchKey", "404", "NotFound"):
             return NotFound(f"{what} does not exist")
@@ -260,7 +307,10 @@ class S3Store(Store):
             return StorageError(
                 f"{what}: {where} is full ({code}); free some space and run the command again"
             )
-        return StorageError(f"{what}: {where} answered {code} {ATTEMPTS} times; try again later")
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        kind = Unavailable if status >= 500 or status == 429 or code in _PASSING + _BUSY else StorageError
+        times = f" {attempts} times" if attempts > 1 else ""
+        return kind(f"{what}: {where} answered {code}{times}; try again later")
 
 
 def _body(answer: dict[str, Any], length: int) -> bytes:
@@ -269,6 +319,24 @@ def _body(answer: dict[str, Any], length: int) -> bytes:
             data = stream.read()
         if len(data) != length:
             raise boto.IncompleteReadError(actual_bytes=len(data), expected_bytes=length)
+        return data
+    except (boto.BotoCoreError, HTTPError, OSError) as error:
+        raise _BodyBroke(error) from None
+
+
+def _body_in_pieces(answer: dict[str, Any], length: int, abandoned: Callable[[], bool]) -> bytearray:
+    """The body, unless somebody else was faster meanwhile: one that only trickles must not hold its thread."""
+    data, place = bytearray(length), 0
+    try:
+        with answer["Body"] as stream:
+            while place < length and not abandoned():
+                piece = stream.read(min(_PIECE_BYTES, length - place))
+                if not piece:
+                    break
+                data[place : place + len(piece)] = piece
+                place += len(piece)
+        if place != length:
+            raise boto.IncompleteReadError(actual_bytes=place, expected_bytes=length)
         return data
     except (boto.BotoCoreError, HTTPError, OSError) as error:
         raise _BodyBroke(error) from None

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sage_scale.storage import open_store
+from sage_scale.streaming.ahead import Reading
+from sage_scale.streaming.batches import ReadCounts
 from sage_scale.streaming.catalog import Catalog, JoinedCatalog
 from sage_scale.streaming.files import FileFetcher
 from sage_scale.streaming.ranges import RangeFetcher
@@ -16,15 +19,20 @@ from sage_scale.streaming.readers import DamagedSample, Fetcher
 T = TypeVar("T")
 
 
-def open_fetcher(catalog: Catalog) -> Fetcher:
+def open_fetcher(catalog: Catalog, reading: Reading | None = None) -> Fetcher:
     """The fetcher for the store, or the stores, that the catalog's shards lie in."""
+    reading = reading or Reading()
     if isinstance(catalog, JoinedCatalog):
-        return JoinedFetcher(catalog, [open_fetcher(part) for part in catalog.parts])
+        bounds = zip(catalog.begins[:-1].tolist(), catalog.begins[1:].tolist())
+        parts = [
+            open_fetcher(part, reading.part(begin, end)) for part, (begin, end) in zip(catalog.parts, bounds)
+        ]
+        return JoinedFetcher(catalog, parts)
     store = open_store(catalog.url)
     paths = [store.local_path(name) for name in catalog.shards]
     if all(path is not None for path in paths):
         return FileFetcher(catalog, [path for path in paths if path is not None])
-    return RangeFetcher(catalog, store)
+    return RangeFetcher(catalog, store, reading)
 
 
 class JoinedFetcher(Fetcher):
@@ -42,6 +50,18 @@ class JoinedFetcher(Fetcher):
     def read(self, samples: Sequence[int]) -> Iterator[tuple[bytes | DamagedSample, int]]:
         """As each dataset's own fetcher reads them, in the order asked for."""
         return self._in_turn(samples, [part.read for part in self.parts])
+
+    def prefetch(self, samples: NDArray[np.int64]) -> None:
+        owner_A = np.searchsorted(self._begins, samples, side="right") - 1
+        for part in np.unique(owner_A).tolist():
+            self.parts[part].prefetch(samples[owner_A == part] - self._begins[part])
+
+    def rest(self) -> None:
+        for part in self.parts:
+            part.rest()
+
+    def spent(self) -> ReadCounts:
+        return sum((part.spent() for part in self.parts), ReadCounts())
 
     def _in_turn(
         self, samples: Sequence[int], reads: Sequence[Callable[[list[int]], Iterator[T]]]

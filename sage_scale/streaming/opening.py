@@ -5,6 +5,7 @@ from __future__ import annotations
 from sage_scale.config import Recipe, Vision
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.shards import Dataset
+from sage_scale.streaming.ahead import reading_of
 from sage_scale.streaming.batches import SampleShape
 from sage_scale.streaming.catalog import joined
 from sage_scale.streaming.dataset import SampleDataset
@@ -48,6 +49,7 @@ def open_stream(
         seed=seed,
         on_corrupt=recipe.stream.on_corrupt,
         cache_bytes=recipe.stream.cache_decoded_mb * 1_000_000 // max(1, workers),
+        reading=reading_of(recipe.stream, catalog, order, world=world),
     )
     return Stream(
         samples,
@@ -81,7 +83,12 @@ def open_evaluation(
     """
     catalogs = catalogs_of(_open(data, recipe), split, require_text=require_text)
     catalog = joined(catalogs)
-    samples = SampleDataset(catalog, SampleShape.of(recipe), seed=recipe.stream.seed)
+    samples = SampleDataset(
+        catalog,
+        SampleShape.of(recipe),
+        seed=recipe.stream.seed,
+        reading=reading_of(recipe.stream, catalog),
+    )
     return Stream(
         samples,
         Sequence(len(catalog), world),

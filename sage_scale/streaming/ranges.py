@@ -1,29 +1,48 @@
-"""Shards in an object store: ranged GETs, neighbours coalesced, several at a time."""
+"""Shards in an object store: whole blocks through the node-local cache, or single samples, neighbours coalesced.
+
+With blocks (`Reading.cuts`) whoever first needs a sample of a block fetches all of it, and the host's other ranks,
+workers and later steps find it in the cache. `prefetch` starts blocks before they are needed. Where many blocks are
+missing at once (a cold start: the first step of 64 lanes touches 64 of them) nobody waits for all: the step's
+samples are fetched by themselves, and the blocks come in behind. Without a cache, or with one too small for the
+blocks in use, samples are always fetched by themselves.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sage_scale.errors import StorageError
-from sage_scale.storage import NotFound, Store
+from sage_scale.storage import NotFound, Store, Unavailable
+from sage_scale.streaming.ahead import Reading, cut_at_gaps
+from sage_scale.streaming.batches import ReadCounts
+from sage_scale.streaming.cache import PATIENCE_S, BlockCache, CacheFailed, block_name, open_cache
 from sage_scale.streaming.catalog import Catalog
+from sage_scale.streaming.crew import AHEAD, URGENT
+from sage_scale.streaming.flights import Flight, Flights
 from sage_scale.streaming.readers import ADVICE, DamagedSample, Fetcher
 
-PARALLEL_GETS = 16
+log = logging.getLogger("sage_scale.streaming")
+
 COALESCE_GAP = 128 << 10
 """Two ranges nearer than this are fetched with one GET: 128 KiB take about a millisecond, a request tens of
 them.
 """
 COALESCE_BYTES = 8 << 20
 """Largest coalesced GET."""
+COLD_BYTES = 64 << 20
+"""More missing blocks than this are not waited for by one step."""
+MAX_HELD = 64
+"""Descriptors of blocks that one step keeps open; more are opened when they are read."""
 REMOTE_ATTEMPTS = 3
 """How often damaged bytes are fetched: S3 clients do not notice a byte that flipped on the way."""
 
@@ -54,53 +73,247 @@ def coalesce(
     return spans
 
 
+class _Load(Flight):
+    """A block on its way from the store into the cache."""
+
+    def __init__(self, name: str, offset: int, length: int, file: str) -> None:
+        super().__init__(name, offset, length)
+        self.file = file
+        self.taken = False
+        """Whether a thread works on it."""
+        self.urgent = False
+        """Whether somebody waits for it."""
+
+
 class RangeFetcher(Fetcher):
     """Shards in an object store."""
 
     attempts = REMOTE_ATTEMPTS
 
-    def __init__(self, catalog: Catalog, store: Store) -> None:
+    def __init__(self, catalog: Catalog, store: Store, reading: Reading | None = None) -> None:
         super().__init__(catalog)
         self.store = store
-        self._pool: ThreadPoolExecutor | None = None
-        self._process = 0
+        self.reading = reading or Reading()
+        table = catalog.samples
+        self._cuts: NDArray[np.int64] | None = None
+        if self.reading.cuts is not None and self.reading.cache_bytes:
+            self._cuts = cut_at_gaps(self.reading.cuts, table.unit, table.offset, table.length, COALESCE_GAP)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
         self._lock = threading.Lock()
+        self._flights = Flights(self.store, self.reading.give_up_after_s)
+        self._loads: dict[int, _Load] = {}
+        self._cache: BlockCache | None = None
+        self._cache_wanted = self._cuts is not None
+        self._hits = self._misses = 0
 
     def fetch(self, samples: Sequence[int]) -> Iterator[bytes | DamagedSample]:
-        table = self.catalog.samples
+        self._after_fork()
         picked = np.asarray(samples, dtype=np.int64)
-        offset_B, bytes_B = table.offset[picked], table.length[picked]
-        spans = coalesce(table.unit[picked], offset_B, bytes_B, COALESCE_GAP, COALESCE_BYTES)
-        found: list[bytes | DamagedSample] = [b""] * len(samples)
-        for span, data in zip(spans, self._threads().map(self._get, spans)):
-            for member in span.members:
-                if data is not None:
-                    begin = int(offset_B[member]) - span.begin
-                    found[member] = data[begin : begin + int(bytes_B[member])]
-                else:
-                    found[member] = self._get_alone(samples[member])
-        yield from found
-
-    def _get(self, span: Span) -> bytes | None:
-        """The span, or None where the shard is missing or ends before it."""
-        name = self.catalog.shards[span.shard]
+        cache = self._open_cache()
+        if cache is None:
+            yield from self._fetch_alone(picked)
+            return
+        block_B = self._blocks(picked).tolist()
+        held: dict[int, int | None] = {}
         try:
-            return self.store.get_range(name, span.begin, span.end - span.begin)
-        except NotFound:
-            return None
-        except StorageError:
-            if self._size(name) >= span.end:
-                raise
-            return None
+            arrived = self._get_blocks(cache, sorted(set(block_B)), held)
+            alone = np.flatnonzero([block not in held and block not in arrived for block in block_B])
+            fetched = dict(zip(alone.tolist(), self._fetch_alone(picked[alone])))
+            for place, (sample, block) in enumerate(zip(picked.tolist(), block_B)):
+                if place in fetched:
+                    yield fetched.pop(place)
+                    continue
+                begin = int(self.catalog.samples.offset[sample]) - self._span(block)[0]
+                length = int(self.catalog.samples.length[sample])
+                if block in arrived:
+                    yield bytes(memoryview(arrived[block])[begin : begin + length])
+                    continue
+                data = _read_block(cache, self._file(block), held[block], begin, length)
+                yield self._fetch_alone(picked[place : place + 1])[0] if data is None else data
+        finally:
+            for descriptor in held.values():
+                if descriptor is not None:
+                    os.close(descriptor)
 
-    def _get_alone(self, sample: int) -> bytes | DamagedSample:
+    def prefetch(self, samples: NDArray[np.int64]) -> None:
+        self._after_fork()
+        if len(samples) and self._open_cache() is not None:
+            blocks = self._blocks(samples)
+            for block in blocks[np.sort(np.unique(blocks, return_index=True)[1])].tolist():
+                self._start(block, AHEAD)
+
+    def rest(self) -> None:
+        with self._lock:
+            for load in self._loads.values():
+                if not load.urgent:
+                    load.error = load.error or Unavailable("nobody waits for it any more")
+                    load.done.set()
+
+    def spent(self) -> ReadCounts:
+        traffic = self._flights.traffic()
+        with self._lock:
+            hits, misses, self._hits, self._misses = self._hits, self._misses, 0, 0
+        return ReadCounts(
+            requests=traffic.requests,
+            hedges=traffic.hedges,
+            retries=traffic.retries,
+            fetched=traffic.bytes,
+            node_hits=hits,
+            node_misses=misses,
+        )
+
+    def _get_blocks(
+        self, cache: BlockCache, blocks: list[int], held: dict[int, int | None]
+    ) -> dict[int, bytes | bytearray]:
+        """Wait for these blocks: those in the cache get into `held`, those just fetched are the answer.
+
+        Blocks that are in neither are better, or only, read sample by sample. Raises Unavailable.
+        """
+        deadline = time.monotonic() + self.reading.give_up_after_s
+        missing = [block for block in blocks if not self._hold(cache, block, held)]
+        with self._lock:
+            self._hits += len(held)
+            self._misses += len(missing)
+        if sum(end - begin for begin, end in map(self._span, missing)) > COLD_BYTES:
+            return {}
+        loads = {block: self._start(block, URGENT) for block in missing}
+        self._flights.wait(list(loads.values()), deadline)
+        arrived = {}
+        for block, load in loads.items():
+            if isinstance(load.error, Unavailable):
+                raise load.error
+            if load.data is not None:
+                arrived[block] = load.data
+            elif load.error is None:  # another process has put it into the cache
+                self._hold(cache, block, held)
+        return arrived
+
+    def _hold(self, cache: BlockCache, block: int, held: dict[int, int | None]) -> bool:
+        """Note the block in `held` if it is in the cache, with its descriptor as long as there are not too many."""
+        descriptor = cache.open(self._file(block))
+        if descriptor is None:
+            return False
+        if len(held) < MAX_HELD:
+            held[block] = descriptor
+        else:
+            os.close(descriptor)
+            held[block] = None
+        return True
+
+    def _start(self, block: int, urgency: int) -> _Load:
+        """The block's load, under way or started now."""
+        with self._lock:
+            load = self._loads.get(block)
+            if load is None or load.error is not None:
+                begin, end = self._span(block)
+                unit = self.catalog.samples.unit[self._first(block)]
+                load = self._loads[block] = _Load(
+                    self.catalog.shards[unit], begin, end - begin, block_name(int(unit), begin, end)
+                )
+            elif load.taken or urgency != URGENT:
+                load.urgent |= urgency == URGENT
+                return load
+            load.urgent |= urgency == URGENT
+        # One that waits among those for later is asked for once more, ahead of them.
+        self._flights.crew.submit(partial(self._load, block, load), urgency)
+        return load
+
+    def _load(self, block: int, load: _Load) -> None:
+        """Fetch a block into the cache, unless it is there or on its way in another process. Never raises."""
+        with self._lock:
+            if load.taken:
+                return
+            load.taken = True
+        if load.done.is_set():
+            self._forget(block, load)
+            return
+        claim = None
+        cache = self._cache
+        try:
+            if cache is not None:
+                descriptor = cache.open(load.file)
+                if descriptor is None:
+                    # What another process is making is waited for only where somebody waits here.
+                    claim = cache.claim(load.file, PATIENCE_S if load.urgent else 0.0)
+                    descriptor = cache.open(load.file) if claim is None else None
+                if descriptor is not None:
+                    os.close(descriptor)
+                if descriptor is not None or (claim is None and not load.urgent):
+                    load.done.set()
+                    return
+            self._flights.fly(load)
+            if claim is not None and load.data is not None and cache is not None:
+                publish, claim = claim, None
+                cache.publish(publish, load.data)
+        except CacheFailed as error:
+            self._do_without(error)
+            if not load.done.is_set():
+                self._flights.fly(load)
+        finally:
+            if claim is not None and cache is not None:
+                cache.release(claim)
+            self._forget(block, load)
+
+    def _forget(self, block: int, load: _Load) -> None:
+        with self._lock:
+            if self._loads.get(block) is load:
+                del self._loads[block]
+
+    def _fetch_alone(self, picked: NDArray[np.int64]) -> list[bytes | DamagedSample]:
+        """Samples by themselves, neighbours with one GET."""
+        table = self.catalog.samples
+        deadline = time.monotonic() + self.reading.give_up_after_s
+        begin_B, bytes_B = table.offset[picked], table.length[picked]
+        spans = coalesce(table.unit[picked], begin_B, bytes_B, COALESCE_GAP, COALESCE_BYTES)
+        flights = [
+            self._flights.start(self.catalog.shards[span.shard], span.begin, span.end - span.begin)
+            for span in spans
+        ]
+        self._flights.wait(flights, deadline)
+        found: list[bytes | DamagedSample] = [b""] * len(picked)
+        for span, flight in zip(spans, flights):
+            whole = self._answer(flight, span.end)
+            for member in span.members:
+                begin = int(begin_B[member]) - span.begin
+                if whole is not None:
+                    found[member] = bytes(whole[begin : begin + int(bytes_B[member])])
+                else:
+                    found[member] = self._get_one(int(picked[member]), deadline)
+        return found
+
+    def _answer(self, flight: Flight, end: int) -> memoryview | None:
+        """What a flight brought, or None where the shard is missing or ends before it."""
+        if flight.data is not None:
+            return memoryview(flight.data)
+        error = flight.error or StorageError(f"{self.store.url}/{flight.name} gave nothing")
+        if isinstance(error, Unavailable) or (
+            not isinstance(error, NotFound) and self._size(flight.name) >= end
+        ):
+            raise error
+        return None
+
+    def _get_one(self, sample: int, deadline: float) -> bytes | DamagedSample:
         table, name = self.catalog.samples, self.catalog.shard(sample)
         begin, length = int(table.offset[sample]), int(table.length[sample])
         size = self._size(name)
         if size < begin + length:
             fate = "is missing" if size < 0 else "is cut off"
             return DamagedSample(f"{self.catalog.describe(sample)}: the shard {fate}; {ADVICE}")
-        return self.store.get_range(name, begin, length)
+        flight = self._flights.start(name, begin, length)
+        self._flights.wait([flight], deadline)
+        if flight.data is None:
+            raise flight.error or StorageError(f"{self.store.url}/{name} gave nothing")
+        return bytes(flight.data)
+
+    def fetch_again(self, sample: int) -> bytes | DamagedSample:
+        """By itself, and past the cache: its block may have been damaged on the way, or lie damaged on the disk."""
+        if self._cache is not None:
+            block = int(self._blocks(np.array([sample]))[0])
+            self._cache.drop(self._file(block))
+        return self._fetch_alone(np.array([sample]))[0]
 
     def _size(self, name: str) -> int:
         try:
@@ -108,15 +321,72 @@ class RangeFetcher(Fetcher):
         except NotFound:
             return -1
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _blocks(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        assert self._cuts is not None
+        return np.searchsorted(self._cuts, samples, side="right") - 1
+
+    def _first(self, block: int) -> int:
+        assert self._cuts is not None
+        return int(self._cuts[block])
+
+    def _span(self, block: int) -> tuple[int, int]:
+        """The bytes of a block in its shard."""
+        last = self._first(block + 1) - 1
+        table = self.catalog.samples
+        return int(table.offset[self._first(block)]), int(table.offset[last]) + int(table.length[last])
+
+    def _file(self, block: int) -> str:
+        begin, end = self._span(block)
+        return block_name(int(self.catalog.samples.unit[self._first(block)]), begin, end)
+
+    def _open_cache(self) -> BlockCache | None:
+        if self._cache is None and self._cache_wanted:
+            with self._lock:
+                if self._cache is None and self._cache_wanted:
+                    try:
+                        self._cache = open_cache(
+                            self.reading.cache_dir, self.catalog.digest(), self.reading.cache_bytes
+                        )
+                    except CacheFailed as error:
+                        self._cache_wanted = False
+                        _warn(error)
+        return self._cache if self._cache_wanted else None
+
+    def _do_without(self, error: CacheFailed) -> None:
         with self._lock:
-            if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
-                self._pool = ThreadPoolExecutor(PARALLEL_GETS, thread_name_prefix="ranged-get")
-                self._process = os.getpid()
-            return self._pool
+            wanted, self._cache_wanted = self._cache_wanted, False
+        if wanted:
+            _warn(error)
+
+    def _after_fork(self) -> None:
+        if self._process != os.getpid():
+            self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"catalog": self.catalog, "store": self.store}
+        return {"catalog": self.catalog, "store": self.store, "reading": self.reading}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["catalog"], state["store"])  # type: ignore[misc]
+        self.__init__(state["catalog"], state["store"], state["reading"])  # type: ignore[misc]
+
+
+def _read_block(
+    cache: BlockCache, file: str, descriptor: int | None, begin: int, length: int
+) -> bytes | None:
+    """Bytes of a block; None where it was evicted meanwhile."""
+    if descriptor is not None:
+        return os.pread(descriptor, length, begin)
+    descriptor = cache.open(file)
+    if descriptor is None:
+        return None
+    try:
+        return os.pread(descriptor, length, begin)
+    finally:
+        os.close(descriptor)
+
+
+def _warn(error: CacheFailed) -> None:
+    log.warning(
+        "the node-local cache is off: %s. Samples come from the object store one by one, which is slower where they "
+        "are small; free some room, or set stream.cache_dir (or stream.cache_gb=0)",
+        error,
+    )

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from sage_scale.errors import DatasetError
+from sage_scale.streaming.batches import ReadCounts
 from sage_scale.streaming.catalog import Catalog
 
 ADVICE = "run `sage-scale shards verify` on the dataset, then `shards repair`"
@@ -40,6 +42,22 @@ class Fetcher(ABC):
         Raises StorageError where the store itself fails.
         """
 
+    def fetch_again(self, sample: int) -> bytes | DamagedSample:
+        """The bytes of a sample that did not have their hash, from where they come from."""
+        return next(iter(self.fetch([sample])))
+
+    def prefetch(self, samples: NDArray[np.int64]) -> None:
+        """Start fetching what these samples stand for (`ahead.look_ahead`), and do not wait for it."""
+        return
+
+    def rest(self) -> None:
+        """Nobody will ask for what is being fetched ahead: leave it."""
+        return
+
+    def spent(self) -> ReadCounts:
+        """What fetching has cost since this was last called."""
+        return ReadCounts()
+
     def read(self, samples: Sequence[int]) -> Iterator[tuple[bytes | DamagedSample, int]]:
         """Bytes that have the hash of the index, or a DamagedSample, and how often they were read again.
 
@@ -56,7 +74,7 @@ class Fetcher(ABC):
 
     def _read_again(self, sample: int, expected: bytes) -> tuple[bytes | DamagedSample, int]:
         for attempt in range(1, self.attempts):
-            data = next(iter(self.fetch([sample])))
+            data = self.fetch_again(sample)
             if isinstance(data, DamagedSample) or xxhash.xxh3_128_digest(data) == expected:
                 return data, attempt
         what = f"{self.catalog.describe(sample)}: its bytes do not have the hash of the index; {ADVICE}"

@@ -16,8 +16,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ import torch.utils.data
 
 from sage_scale.errors import CheckpointError, SageError
 from sage_scale.streaming.batches import Batch, ReadCounts
+from sage_scale.streaming.crew import Crew
 from sage_scale.streaming.dataset import SampleDataset, StepRequest
 from sage_scale.streaming.order import Integers, check_world, rank_part
 
@@ -175,7 +177,8 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         if self._restart:
             self._epoch = self._position = 0
-        batches = self._batches(self._requests(self._epoch, self._position))
+        requests = self._requests(self._epoch, self._position)
+        batches = self._batches(self.dataset.looking_ahead(requests))
         try:
             while True:
                 started = time.perf_counter()
@@ -194,6 +197,7 @@ class Stream:
                 yield batch
         finally:
             batches.close()
+            self.dataset.rest()
 
     def _requests(self, epoch: int, position: int) -> Iterator[StepRequest]:
         while self.epochs is None or epoch < self.epochs:
@@ -231,17 +235,18 @@ class Stream:
         yield from loader
 
     def _by_threads(self, requests: Iterator[StepRequest]) -> Generator[Batch, None, None]:
-        pool = ThreadPoolExecutor(self._read_ahead, thread_name_prefix="read-ahead")
+        crew = Crew(self._read_ahead, "read-ahead")
         ahead: deque[Future[Batch]] = deque()
         try:
             for request in requests:
-                ahead.append(pool.submit(self.dataset.__getitems__, request))
+                ahead.append(crew.call(partial(self.dataset.__getitems__, request)))
                 if len(ahead) > self._read_ahead:
                     yield self._pinned(ahead.popleft().result())
             while ahead:
                 yield self._pinned(ahead.popleft().result())
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in ahead:
+                future.cancel()
 
     def _pinned(self, batch: Batch) -> Batch:
         return batch.pin_memory() if self._pin_memory else batch

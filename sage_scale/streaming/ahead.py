@@ -1,0 +1,160 @@
+"""What will be needed soon: the order is known, so blocks can be fetched before anyone waits for them.
+
+The samples of a block are needed within a bounded stretch of the epoch (docs/design/order.md), so a block is fetched
+whole, once, if the host has room for all blocks that are in use at a time (`blocks_in_use`). `look_ahead` lets each
+step's request name the blocks that a later step will be the first to need; whichever thread or worker process gets
+the request starts fetching them.
+
+Shape letters: S samples, K blocks, A samples named ahead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from sage_scale.config import Stream
+from sage_scale.streaming.cache import KEEP_SHARE
+from sage_scale.streaming.catalog import Catalog
+from sage_scale.streaming.mixture import Mixture
+from sage_scale.streaming.order import Integers, cut_blocks
+
+LONGEST_LOOK = 256
+"""Steps looked ahead at most."""
+LOOK_AHEAD_BYTES = 128 << 20
+"""Blocks of a rank that are fetched before their first step: as many as a process has requests under way."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """How the samples of a catalog are read from an object store."""
+
+    cuts: Integers | None = None
+    """(K + 1,): block k is the samples [cuts[k], cuts[k + 1]); without, every sample is fetched by itself."""
+    cache_dir: str = ""
+    """Folder of the node-local cache (stream.cache_dir)."""
+    cache_bytes: int = 0
+    """Its bound; 0 for none."""
+    give_up_after_s: float = 300.0
+    """Seconds after which a store that does not answer is an error (stream.give_up_after_s)."""
+
+    def part(self, begin: int, end: int) -> Reading:
+        """The same for the samples [begin, end) alone."""
+        if self.cuts is None:
+            return self
+        inside = self.cuts[(self.cuts > begin) & (self.cuts < end)]
+        return replace(self, cuts=np.r_[begin, inside, end] - begin if end > begin else np.zeros(1, np.int64))
+
+
+def cut_at_gaps(
+    cuts: Integers, shard_S: Integers, offset_S: Integers, bytes_S: Integers, gap: int
+) -> Integers:
+    """Blocks cut further where more than `gap` bytes between two samples are of no use, or a shard ends."""
+    if len(shard_S) == 0:
+        return np.zeros(1, np.int64)
+    apart = (
+        (shard_S[1:] != shard_S[:-1])
+        | (offset_S[1:] > offset_S[:-1] + bytes_S[:-1] + gap)
+        | (offset_S[1:] < offset_S[:-1])
+    )
+    return np.union1d(cuts, np.flatnonzero(apart) + 1).astype(np.int64)
+
+
+def blocks_in_use(cuts: Integers, bytes_S: Integers, *, lanes: int, window: int) -> int:
+    """Bytes of blocks that `lanes` lanes use at a time, with room for what was used a moment ago.
+
+    A lane of m samples a block needs w + m samples' worth of blocks: a block from its first sample to its last one
+    w later. Under least-recently-used eviction a block survives until its next use if the cache holds all that is
+    touched in between, which is at most w places of every lane: twice that.
+    """
+    samples, blocks = len(bytes_S), max(1, len(cuts) - 1)
+    if samples == 0:
+        return 0
+    total = int(bytes_S.sum())
+    return min(total, int(lanes * 2 * (window + samples / blocks) * total / samples))
+
+
+def reading_of(stream: Stream, catalog: Catalog, order: Mixture | None = None, *, world: int = 1) -> Reading:
+    """How a rank reads this catalog from an object store, by the recipe.
+
+    Blocks are those of the order; an evaluation has none and takes the dataset as it lies. Where the cache cannot
+    hold the blocks in use, they would be fetched again and again: then there are none.
+    """
+    table = catalog.samples
+    if order is None:
+        cuts = cut_blocks(table.unit, table.length, int(stream.block_mb * (1 << 20)))
+        in_use = 0
+    else:
+        begins = np.cumsum([0, *(part.samples for part in order.orders)])
+        cuts = np.unique(np.concatenate([part.cuts + begin for part, begin in zip(order.orders, begins)]))
+        in_use = sum(
+            blocks_in_use(
+                part.cuts, table.length[begin : begin + part.samples], lanes=part.lanes, window=part.window
+            )
+            for part, begin in zip(order.orders, begins.tolist())
+        )
+    limit = int(stream.cache_gb * 1e9)
+    fits = in_use * host_share(world) <= KEEP_SHARE * limit
+    return Reading(
+        cuts=cuts if limit and fits else None,
+        cache_dir=stream.cache_dir,
+        cache_bytes=limit,
+        give_up_after_s=stream.give_up_after_s,
+    )
+
+
+def host_share(world: int) -> float:
+    """The part of a job's ranks that run on this host, by the launcher's environment; all where it says nothing."""
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""
+    return min(1.0, int(local) / world) if local.isdigit() and int(local) else 1.0
+
+
+class _Request(Protocol):
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def samples_B(self) -> Integers: ...
+
+
+R = TypeVar("R", bound=_Request)
+
+
+def look_ahead(requests: Iterable[R], cuts: Integers, bytes_S: Integers, horizon: int) -> Iterator[R]:
+    """The requests, each with `ahead_A`: a sample of each block that some step is the first of its epoch to need.
+
+    A request names the blocks of later steps as far as `horizon` bytes of blocks reach, and its own first.
+    """
+    size_K = np.add.reduceat(bytes_S, cuts[:-1]) if len(bytes_S) else np.zeros(0, np.int64)
+    named_K = np.full(len(size_K), -1, np.int64)
+    source = iter(requests)
+    waiting: deque[tuple[R, int]] = deque()
+    unsaid: list[Integers] = []
+    reach = 0
+    ended = False
+    while True:
+        while not ended and (not waiting or (reach < horizon and len(waiting) < LONGEST_LOOK)):
+            request = next(source, None)
+            if request is None:
+                ended = True
+                break
+            block_B = np.searchsorted(cuts, request.samples_B, side="right") - 1
+            # In the order of need: of several samples of a new block, the first stands for it.
+            fresh = np.flatnonzero(named_K[block_B] != request.epoch)
+            fresh = fresh[np.sort(np.unique(block_B[fresh], return_index=True)[1])]
+            named_K[block_B[fresh]] = request.epoch
+            new = int(size_K[block_B[fresh]].sum())
+            reach += new
+            unsaid.append(request.samples_B[fresh])
+            waiting.append((request, new))
+        if not waiting:
+            return
+        request, new = waiting.popleft()
+        reach -= new
+        ahead_A = np.concatenate(unsaid) if unsaid else np.zeros(0, np.int64)
+        unsaid = []
+        yield replace(request, ahead_A=ahead_A)  # type: ignore[type-var]
