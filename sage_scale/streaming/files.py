@@ -18,7 +18,7 @@ from sage_scale.streaming.readers import ADVICE, DamagedSample, Fetcher
 MAX_DESCRIPTORS = 256
 
 
-class _Descriptor:
+class Descriptor:
     """An open file that closes when the last thread lets go of it."""
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +37,7 @@ class FileFetcher(Fetcher):
     def __init__(self, catalog: Catalog, paths: Sequence[Path]) -> None:
         super().__init__(catalog)
         self.paths = paths
-        self._open: OrderedDict[int, _Descriptor] = OrderedDict()
+        self._open: OrderedDict[int, Descriptor] = OrderedDict()
         self._lock = threading.Lock()
 
     def fetch(self, samples: Sequence[int]) -> Iterator[bytes | DamagedSample]:
@@ -51,7 +51,7 @@ class FileFetcher(Fetcher):
 
     def _read(self, sample: int, shard: int, offset: int, size: int) -> bytes | DamagedSample:
         try:
-            data = os.pread(self._descriptor(shard).number, size, offset)
+            data = os.pread(self.descriptor(shard).number, size, offset)
         except FileNotFoundError:
             return DamagedSample(f"{self.catalog.describe(sample)}: the shard is missing; {ADVICE}")
         except OSError as error:
@@ -60,11 +60,12 @@ class FileFetcher(Fetcher):
             return DamagedSample(f"{self.catalog.describe(sample)}: the shard is cut off; {ADVICE}")
         return data
 
-    def _descriptor(self, shard: int) -> _Descriptor:
+    def descriptor(self, shard: int) -> Descriptor:
+        """The shard's open file, open for as long as somebody holds it. Raises OSError where there is none."""
         with self._lock:
             found = self._open.get(shard)
             if found is None:
-                found = self._open[shard] = _Descriptor(self.paths[shard])
+                found = self._open[shard] = Descriptor(self.paths[shard])
                 if len(self._open) > MAX_DESCRIPTORS:
                     self._open.popitem(last=False)
             else:

@@ -1,0 +1,240 @@
+"""Features from files of this machine, read straight into the batch: the fast way for the common case.
+
+The index says how long a sample is, how many frames it has and how many segments; so the place of every member but the
+first is known before a byte is read. One `preadv` a sample puts its description and segments into a small buffer and
+its feature rows into their place in the batch; nothing is copied again unless segments leave rows out. Headers, which
+the general reader walks one by one, are compared with what they must be, for all samples at once.
+
+This reader never judges: where a hash, a header or a length is not what the index promises, it gives None, and the
+general reader (`Packer`), to which it is proved equal, finds out what is wrong and says so.
+
+Shape letters: B samples, N segments of all samples, F stored frames of all segments, C feature width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from sage_scale.shards.writer import npy_bytes
+from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
+from sage_scale.streaming.catalog import Catalog
+from sage_scale.streaming.files import FileFetcher
+from sage_scale.streaming.frames import grid_rows
+from sage_scale.streaming.packing import draw
+from sage_scale.vision.packed import PackedVideo
+
+if TYPE_CHECKING:
+    from sage_scale.streaming.dataset import StepRequest
+
+Integers = NDArray[np.int64]
+
+BLOCK = 512
+"""Bytes of a tar header, and the unit that members are filled up to."""
+NPY_HEADER = 128
+"""Bytes before the numbers of an array of two dimensions whose sizes have up to thirty digits."""
+UNCOUNTED = 65_535
+"""An index that says this many segments means at least as many."""
+_POWERS_OF_8 = 8 ** np.arange(10, -1, -1, dtype=np.int64)
+_JSON = json.JSONDecoder().raw_decode
+
+
+class DirectFeatures:
+    """Batches of a features dataset in local files. Reentrant."""
+
+    def __init__(self, catalog: Catalog, fetcher: FileFetcher, shape: SampleShape, seed: int) -> None:
+        self.catalog = catalog
+        self.fetcher = fetcher
+        self.shape = shape
+        self.seed = seed
+
+    def batch(self, request: StepRequest) -> Batch | None:
+        """The batch of a request, every byte checked; None where the general reader has to look at it."""
+        began = time.perf_counter()
+        table, samples_B = self.catalog.samples, request.samples_B
+        segments_B = table.segments[samples_B]
+        if not len(samples_B) or segments_B.max() >= UNCOUNTED:
+            return None
+        rows_B = -(-table.frames[samples_B] // self.shape.stride)
+        data_B = rows_B * (2 * self.shape.feature_dim)
+        tail_B = -(NPY_HEADER + data_B) % BLOCK
+        head_B = table.length[samples_B] - data_B - tail_B
+        # Before the rows lie the headers of their member; before those the segments; before those the description.
+        features_B = head_B - NPY_HEADER - BLOCK
+        places_B = features_B - BLOCK - _filled(NPY_HEADER + 8 * segments_B)
+        if places_B.min() < 2 * BLOCK:
+            return None
+        content_FC = np.empty(int(rows_B.sum()) * self.shape.feature_dim + BLOCK // 2, np.float16)
+        heads = np.empty((len(samples_B), int(_filled(head_B.max()))), np.uint8)
+        if not self._read(request, heads, head_B, content_FC, data_B + tail_B, data_B):
+            return None
+        read = time.perf_counter()
+        keys = self.catalog.keys(samples_B)
+        sizes_B = self._description_sizes(heads, keys, places_B)
+        if sizes_B is None or not self._headers_agree(heads, keys, places_B, features_B, segments_B, rows_B):
+            return None
+        metas = self._descriptions(heads, sizes_B)
+        if metas is None:
+            return None
+        segments_N2 = _segments(heads, places_B, segments_B)
+        counts_N, chosen_F = grid_rows(segments_N2, segments_B, self.shape.stride, rows_B)
+        features_FC = content_FC[: int(rows_B.sum()) * self.shape.feature_dim].reshape(
+            -1, self.shape.feature_dim
+        )
+        if chosen_F is not None:
+            features_FC = features_FC[chosen_F]
+        video = PackedVideo(
+            segment_frames_N=torch.from_numpy(counts_N),
+            clip_segments_B=torch.from_numpy(segments_B),
+            draws_B=torch.tensor([draw(self.seed, request.epoch, key) for key in keys], dtype=torch.int64),
+            features_FC=torch.from_numpy(features_FC),
+        )
+        ends = np.cumsum(segments_B).tolist()
+        return Batch(
+            keys=keys,
+            metas=metas,
+            segments=[segments_N2[begin:end] for begin, end in zip([0, *ends], ends)],
+            video=video,
+            weights_B=torch.ones(len(keys)),
+            positions_B=request.positions_B,
+            global_batch=request.global_batch,
+            epoch=request.epoch,
+            position=request.position,
+            counts=ReadCounts(
+                samples=len(keys),
+                bytes=int(table.length[samples_B].sum()),
+                read_s=read - began,
+                decode_s=time.perf_counter() - read,
+            ),
+        )
+
+    def _read(
+        self,
+        request: StepRequest,
+        heads: NDArray[np.uint8],
+        head_B: Integers,
+        content: NDArray[np.float16],
+        rest_B: Integers,
+        data_B: Integers,
+    ) -> bool:
+        """Every sample into its two places; false where one is short, missing, or has another hash.
+
+        What follows the rows of a sample is padding, which the rows of the next one overwrite.
+        """
+        table, samples_B = self.catalog.samples, request.samples_B
+        flat, rows = memoryview(heads.reshape(-1)), memoryview(content.view(np.uint8))
+        hashes = table.hash[samples_B].tobytes()
+        width, at, place = heads.shape[1], 0, 0
+        preadv, open_hash = os.preadv, xxhash.xxh3_128
+        try:
+            for shard, offset, head, rest, data in zip(
+                table.unit[samples_B].tolist(),
+                table.offset[samples_B].tolist(),
+                head_B.tolist(),
+                rest_B.tolist(),
+                data_B.tolist(),
+            ):
+                front = flat[width * place : width * place + head]
+                back = rows[at : at + rest]
+                descriptor = self.fetcher.descriptor(shard)
+                if preadv(descriptor.number, (front, back), offset) != head + rest:
+                    return False
+                digest = open_hash(front)
+                digest.update(back)
+                if digest.digest() != hashes[16 * place : 16 * place + 16]:
+                    return False
+                at += data
+                place += 1
+        except OSError:
+            return False
+        return True
+
+    def _description_sizes(
+        self, heads: NDArray[np.uint8], keys: list[str], places_B: Integers
+    ) -> Integers | None:
+        """Bytes of each description; None where it is not the member right before the segments."""
+        names = _as_rows(f"{key}.json\0" for key in keys)
+        digits_B11 = heads[:, 124:135].astype(np.int64) - ord("0")
+        if (heads[:, : names.shape[1]] != names).any() or ((digits_B11 < 0) | (digits_B11 > 7)).any():
+            return None
+        sizes_B = digits_B11 @ _POWERS_OF_8
+        return sizes_B if (BLOCK + _filled(sizes_B) == places_B).all() else None
+
+    def _descriptions(self, heads: NDArray[np.uint8], sizes_B: Integers) -> list[dict[str, Any]] | None:
+        """The JSON of each sample; None where one is damaged or of another stride."""
+        flat, metas = memoryview(heads.reshape(-1)), []
+        try:
+            for begin, size in zip(range(BLOCK, flat.nbytes, heads.shape[1]), sizes_B.tolist()):
+                text = str(flat[begin : begin + size], "utf-8")
+                meta, end = _JSON(text)
+                if end != len(text) or meta["frame_stride"] != self.shape.stride:
+                    return None
+                metas.append(meta)
+        except (ValueError, TypeError, KeyError):
+            return None
+        return metas
+
+    def _headers_agree(
+        self,
+        heads: NDArray[np.uint8],
+        keys: list[str],
+        places_B: Integers,
+        features_B: Integers,
+        segments_B: Integers,
+        rows_B: Integers,
+    ) -> bool:
+        """Whether names, sizes and kinds of the two arrays are those that the index promises."""
+        width = self.shape.feature_dim
+        found = (
+            (places_B, "segments", [_npy_header("<i4", count, 2) for count in segments_B.tolist()]),
+            (features_B, "features", [_npy_header("<f2", count, width) for count in rows_B.tolist()]),
+        )
+        for begin_B, name, headers in found:
+            names = _as_rows(f"{key}.{name}.npy\0" for key in keys)
+            if (_cut(heads, begin_B, names.shape[1]) != names).any():
+                return False
+            wanted = np.frombuffer(b"".join(headers), np.uint8).reshape(len(keys), NPY_HEADER)
+            if (_cut(heads, begin_B + BLOCK, NPY_HEADER) != wanted).any():
+                return False
+        return True
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(kind: str, rows: int, columns: int) -> bytes:
+    """What stands before the numbers of an array, as the writer writes it."""
+    return npy_bytes(np.empty((rows, columns), kind))[:NPY_HEADER]
+
+
+def _filled(sizes: Integers) -> Integers:
+    """Sizes in whole tar blocks, in bytes."""
+    return sizes + -sizes % BLOCK
+
+
+def _as_rows(names: Iterable[str]) -> NDArray[np.uint8]:
+    """(B, length): the bytes of names of one length."""
+    listed = list(names)
+    return np.frombuffer("".join(listed).encode("ascii"), np.uint8).reshape(len(listed), -1)
+
+
+def _cut(heads: NDArray[np.uint8], begin_B: Integers, width: int) -> NDArray[np.uint8]:
+    """(B, width): `width` bytes of each row, from its own place on."""
+    return heads[np.arange(len(heads))[:, None], begin_B[:, None] + np.arange(width)]
+
+
+def _segments(heads: NDArray[np.uint8], places_B: Integers, segments_B: Integers) -> NDArray[np.int32]:
+    """(N, 2) int32: the segments of all samples, one after another."""
+    words = heads.view("<i4").reshape(-1)
+    begins_B = (np.arange(len(heads)) * heads.shape[1] + places_B + BLOCK + NPY_HEADER) // 4
+    counts_B = 2 * segments_B
+    before_B = np.cumsum(counts_B) - counts_B
+    index = np.repeat(begins_B - before_B, counts_B) + np.arange(int(counts_B.sum()))
+    return words[index].reshape(-1, 2)
