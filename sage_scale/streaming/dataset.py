@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch.utils.data
 from numpy.typing import NDArray
 
 from sage_scale.shards import read_sample
+from sage_scale.streaming.ahead import LOOK_AHEAD_BYTES, Reading, look_ahead
 from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.direct import DirectFeatures
@@ -39,6 +41,8 @@ class StepRequest:
     """Clips of the step over all ranks."""
     position: int
     """Position in the epoch after the step."""
+    ahead_A: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Samples of blocks that this step or a later one needs first: fetching them is to begin (streaming/ahead.py)."""
 
 
 class DecodedCache:
@@ -83,8 +87,10 @@ class SampleDataset(torch.utils.data.Dataset):
         seed: int,
         on_corrupt: Literal["raise", "skip"] = "raise",
         cache_bytes: int = 0,
+        reading: Reading | None = None,
     ) -> None:
         self.catalog = catalog
+        self.reading = reading
         self.shape = shape
         self.seed = seed
         self.on_corrupt = on_corrupt
@@ -92,7 +98,7 @@ class SampleDataset(torch.utils.data.Dataset):
         self._start()
 
     def _start(self) -> None:
-        self._fetcher = open_fetcher(self.catalog)
+        self._fetcher = open_fetcher(self.catalog, self.reading)
         self._cache = DecodedCache(self.cache_bytes)
         self._direct = None
         if isinstance(self._fetcher, FileFetcher) and self.shape.feature_dim and not self.cache_bytes:
@@ -106,6 +112,17 @@ class SampleDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.catalog)
 
+    def looking_ahead(self, requests: Iterator[StepRequest]) -> Iterator[StepRequest]:
+        """The requests, each naming what is to be fetched ahead; files of this machine need no such thing."""
+        cuts = self.reading.cuts if self.reading and self.remote else None
+        if cuts is None:
+            return requests
+        return look_ahead(requests, cuts, self.catalog.samples.length, LOOK_AHEAD_BYTES)
+
+    def rest(self) -> None:
+        """What is being fetched ahead is not needed any more."""
+        self._fetcher.rest()
+
     def __getitem__(self, request: StepRequest) -> Batch:
         return self.__getitems__(request)
 
@@ -117,6 +134,8 @@ class SampleDataset(torch.utils.data.Dataset):
                 return batch
         numbers = request.samples_B.tolist()
         cached = [self._cache.get(number) if self.cache_bytes else None for number in numbers]
+        if len(request.ahead_A):
+            self._fetcher.prefetch(request.ahead_A)
         reading = self._fetcher.read([n for n, sample in zip(numbers, cached) if sample is None])
         places, units = self.catalog.places, self.catalog.samples.unit[request.samples_B].tolist()
         keys = self.catalog.keys(request.samples_B)
@@ -159,7 +178,8 @@ class SampleDataset(torch.utils.data.Dataset):
                 read_s=read_s,
                 decode_s=decode_s,
                 skipped=tuple(skipped),
-            ),
+            )
+            + self._fetcher.spent(),
         )
 
     def _expected_rows(self, samples_B: NDArray[np.int64]) -> int:
