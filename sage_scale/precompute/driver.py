@@ -118,7 +118,10 @@ class Run:
         rejects = rejects_now(dataset.units, len(dataset.info.units))
         clips = sum(unit.samples for unit in dataset.units)
         reasons = reasons_now(dataset.units)
-        removed = reasons.pop(REMOVED, 0)
+        removed = 0
+        if reasons.pop(REMOVED, 0):  # more than one shard may tell of the same clip
+            taken = removed_keys(self.store)
+            removed = sum(clip.key in taken for clip in self.manifest.clips)
         if clips == 0 or self.limit.exceeded(rejects):
             raise self.limit.error(rejects, reasons, self._first_reject(dataset))
         if not dataset.finished:

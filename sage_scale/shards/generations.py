@@ -16,7 +16,7 @@ import numpy as np
 
 from sage_scale.errors import DatasetError
 from sage_scale.shards.dataset import Dataset, in_parallel, list_units, newest_generation, read_rejects
-from sage_scale.shards.index import build_index
+from sage_scale.shards.index import ShardIndex, build_index
 from sage_scale.shards.layout import REMOVED, Reject, ShardHeader, Unit, sample_key, tar_name
 from sage_scale.shards.removed import KEY_PREFIX, as_numbers, removed_reject
 from sage_scale.shards.stored import stored_tar
@@ -91,11 +91,7 @@ def _without(store: Store, unit: Unit, keys: frozenset[str]) -> None:
     where = f"{store.url}/{unit.tar}"
     try:
         with stored_tar(store, unit.tar) as view:
-            index = build_index(view, where)
-            if index.tar_sha256 != unit.sha256:
-                raise DatasetError(
-                    f"{where} is damaged: run `sage-scale shards repair {store.url}`, then this command again"
-                )
+            index = _whole(view, where, unit)
             rejects: list[Reject] = []
             for reject in index.rejects:
                 out = reject.reason != REMOVED and reject_key(reject) in keys
@@ -118,4 +114,18 @@ def _without(store: Store, unit: Unit, keys: frozenset[str]) -> None:
             return  # another one was faster, and has already deleted the older generation
         raise DatasetError(
             f"{where} is missing: run `sage-scale shards repair {store.url}`, then this command again"
+        ) from None
+
+
+def _whole(view: memoryview, where: str, unit: Unit) -> ShardIndex:
+    """The tar's index, if it is the tar that `unit` tells of. Raises DatasetError."""
+    try:
+        index = build_index(view, where)
+        if index.tar_sha256 != unit.sha256:
+            raise DatasetError(f"{where} is not the tar that its marker describes")
+        return index
+    except DatasetError as error:
+        url = where.rpartition("/")[0]
+        raise DatasetError(
+            f"{error}: run `sage-scale shards repair {url}`, then this command again"
         ) from None

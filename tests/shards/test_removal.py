@@ -1,0 +1,245 @@
+"""A person asks to be taken out: the data vanish, everything else stays byte for byte, kills do no harm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from made_samples import equal, make_dataset, make_sample
+
+from sage_scale.cli.main import run
+from sage_scale.errors import DatasetError, UsageError
+from sage_scale.shards import (
+    Dataset,
+    finish_dataset,
+    list_units,
+    open_dataset,
+    publish_shard,
+    read_rejects,
+    sample_key,
+    verify_dataset,
+    write_shard,
+)
+from sage_scale.shards.removal import remove_clips
+from sage_scale.shards.removed import removed_keys
+from sage_scale.storage import Store, open_store
+from sage_scale.storage.folder import FolderStore
+
+GONE = ("train-0-2", "dev-2-1")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+class DyingStore(FolderStore):
+    """Dies before its n-th change."""
+
+    def __init__(self, root: Path, at: int) -> None:
+        super().__init__(root)
+        self.left = at
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+    def put(self, name, data):
+        self._count()
+        return super().put(name, data)
+
+    def put_if_absent(self, name, data):
+        self._count()
+        return super().put_if_absent(name, data)
+
+    def delete(self, name):
+        self._count()
+        return super().delete(name)
+
+
+def snapshot(store: Store) -> dict[str, bytes]:
+    return {entry.name: store.get(entry.name) for entry in store.list()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    store = open_store(folder / "data")
+    make_dataset(store, folder)
+    return snapshot(store)
+
+
+@pytest.fixture
+def store(tmp_path: Path, whole: dict[str, bytes]) -> Store:
+    return fill(open_store(tmp_path / "data"), whole)
+
+
+def fill(store: Store, objects: dict[str, bytes]) -> Store:
+    for name, data in objects.items():
+        store.put(name, data)
+    return store
+
+
+def clips_of(dataset: Dataset) -> Iterator[str]:
+    table = dataset.samples()
+    for row in range(len(table)):
+        sample = dataset.read(table, row)
+        assert equal(sample, make_sample(sample.meta["id"], split=sample.meta["split"]))
+        yield sample.meta["id"]
+
+
+def test_the_data_vanish_and_nothing_else_changes(store: Store, whole: dict[str, bytes]) -> None:
+    before = set(clips_of(open_dataset(store)))
+    report = remove_clips(store, GONE)
+    assert (report.samples, report.shards, report.objects, report.left) == (2, 2, 6, 12)
+    assert set(clips_of(open_dataset(store))) == before - set(GONE)
+    after = snapshot(store)
+    assert {name for name in whole if name not in after} == {
+        f"00000{unit}.{ending}" for unit in (0, 2) for ending in ("tar", "idx", "json")
+    }
+    untouched = {name for name in whole if name.startswith("000001")} | {"dataset.json"}
+    assert all(after[name] == whole[name] for name in untouched)
+    everything = b"".join(after.values())
+    for clip in GONE:
+        sample = make_sample(clip, split=clip.partition("-")[0])
+        assert clip.encode() not in everything  # not even the id is kept
+        assert sample.features is not None and sample.features.tobytes() not in everything
+    assert verify_dataset(store).problems == ()
+
+
+def test_a_removal_leaves_a_record_by_key_that_a_rerun_respects(store: Store) -> None:
+    remove_clips(store, [GONE[0]])
+    unit = open_dataset(store).units[0]
+    assert unit.tar == "000000.g1.tar" and unit.reasons == {"removed": 1}
+    (reject,) = read_rejects(store, unit)
+    assert (reject.id, reject.reason) == (f"key:{sample_key(GONE[0])}", "removed")
+    assert removed_keys(store) == {sample_key(GONE[0])}
+    before = snapshot(store)
+    assert remove_clips(store, [GONE[0]]).samples == 0 and remove_clips(store, []).samples == 0
+    assert snapshot(store) == before
+    remove_clips(store, ["train-0-3", GONE[1]])
+    assert open_dataset(store).units[0].tar == "000000.g2.tar"
+    assert removed_keys(store) == {sample_key(clip) for clip in (*GONE, "train-0-3")}
+    assert verify_dataset(store).problems == ()
+
+
+@pytest.mark.parametrize("at", range(14))
+def test_a_kill_at_any_moment_leaves_a_dataset_that_opens(tmp_path: Path, whole, at: int) -> None:
+    done = fill(open_store(tmp_path / "done"), whole)
+    remove_clips(done, GONE)
+    store = fill(open_store(tmp_path / "data"), whole)
+    with pytest.raises(Killed):
+        remove_clips(DyingStore(tmp_path / "data", at), GONE)
+    left = set(clips_of(open_dataset(store)))  # every sample it names can still be read
+    assert len(left) in (12, 14)
+    problems = verify_dataset(store).problems
+    begun = bool(removed_keys(store)) and snapshot(store) != snapshot(done)
+    assert bool(problems) == begun and (not begun or "sage-scale shards re" in " ".join(problems))
+    # the same command, the command without ids, or whatever else finishes the dataset completes it
+    if begun:
+        [lambda: remove_clips(store, GONE), lambda: remove_clips(store, []), lambda: finish_dataset(store)][
+            at % 3
+        ]()
+        assert snapshot(store) == snapshot(done)
+
+
+def test_a_writer_that_was_thought_dead_brings_nothing_back(store: Store, whole, tmp_path: Path) -> None:
+    late = tmp_path / "late.tar"
+    late.write_bytes(whole["000000.tar"])
+    remove_clips(store, GONE)
+    before = snapshot(store)
+    marker = publish_shard(store, late)
+    assert marker.generation == 1 and snapshot(store) == before
+    store.put("000000.tar", late)  # killed between its PUT and its look round
+    assert list_units(store).superseded == ("000000.tar",)
+    assert "older generations" in verify_dataset(store).problems[0]
+    finish_dataset(store)
+    assert snapshot(store) == before
+
+
+def test_two_removals_of_one_shard_at_once_both_hold(store: Store, whole, monkeypatch) -> None:
+    from sage_scale.shards import generations
+
+    first = generations.put_generation
+    other = fill(open_store(Path(store.url).parent / "other"), whole)
+    remove_clips(other, ["train-0-4"])
+    winner = other.get("000000.g1.tar")
+
+    def beaten(to: Store, header, pieces, rejects):
+        if not to.exists("000000.g1.tar"):  # another removal stores its tar of this generation first
+            to.put("000000.g1.tar", winner)
+        return first(to, header, pieces, rejects)
+
+    monkeypatch.setattr(generations, "put_generation", beaten)
+    remove_clips(store, ["train-0-2"])
+    clips = set(clips_of(open_dataset(store)))
+    assert not {"train-0-2", "train-0-4"} & clips and len(clips) == 12
+    assert open_dataset(store).units[0].generation == 2
+
+
+def test_clips_of_units_still_to_be_made_are_left_out_when_they_are_made(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "data")
+    make_dataset(store, tmp_path, finish=False)
+    report = remove_clips(store, ["train-1-0", "dev-2-0"])
+    assert (report.samples, report.absent, report.open_units) == (1, 1, 1)
+    assert list_units(store).generation == {0: 0, 1: 1} and not list_units(store).superseded
+    info = open_dataset(store, unfinished=True).info
+    samples = [make_sample(f"dev-2-{n}", split="dev") for n in range(2)]  # by a writer that does not look
+    publish_shard(store, write_shard(tmp_path / "2.tar", samples, unit=2, split="dev", dataset=info.digest))
+    finish_dataset(store)
+    assert "dev-2-0" not in set(clips_of(open_dataset(store)))
+    assert verify_dataset(store).problems == ()
+
+
+def test_a_damaged_shard_is_not_blessed(store: Store) -> None:
+    data = bytearray(store.get("000000.tar"))
+    data[int(open_dataset(store).records[4]["offset"]) + 2800] ^= 1  # another sample's features
+    store.put("000000.tar", bytes(data))
+    with pytest.raises(DatasetError, match=r"000000\.tar is not the tar.*run `sage-scale shards repair"):
+        remove_clips(store, GONE)
+    assert len(open_dataset(store).records) == 14
+
+
+def test_rejects_of_a_person_are_forgotten_too(store: Store) -> None:
+    report = remove_clips(store, ["dev-x"])
+    assert (report.samples, report.shards) == (0, 1)
+    (reject,) = read_rejects(store, open_dataset(store).units[2])
+    assert (reject.id, reject.reason, reject.detail) == (f"key:{sample_key('dev-x')}", "removed", "")
+
+
+def test_readers_of_an_older_index_are_told_that_the_shard_is_gone(store: Store) -> None:
+    old = open_dataset(store)
+    table = old.samples()
+    remove_clips(store, GONE)
+    with pytest.raises(
+        DatasetError, match=r"000000\.tar, sample .*: the shard is missing.*open the dataset again"
+    ):
+        old.read(table, 0)
+
+
+def test_the_verb(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(*arguments: str, code: int = 0) -> str:
+        assert run(["shards", "remove", store.url, *arguments]) == code
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    before = snapshot(store)
+    assert "has no clip 'nobody' (1 unknown); nothing was done" in call("--ids", f"{GONE[0]},nobody", code=2)
+    assert snapshot(store) == before
+    with pytest.raises(UsageError):
+        remove_clips(store, ["nobody"])
+    (tmp_path / "ids.txt").write_text(f"{GONE[0]}\n\n{sample_key(GONE[1])}\nnobody\n")
+    said = call("--ids", str(tmp_path / "ids.txt"), "--ignore-unknown")
+    assert "2 clips taken out, 2 shards written anew, 6 older objects deleted; 12 clips are left" in said
+    (tmp_path / "empty.txt").write_text("\n")
+    assert "names no clip" in call("--ids", str(tmp_path / "empty.txt"), code=1)
+    assert run(["shards", "remove", str(tmp_path / "nowhere"), "--ids", "x"]) == 1
+
+
+@pytest.mark.system
+def test_a_removal_on_a_ceph_gateway(ceph, whole) -> None:
+    store = fill(open_store(ceph.url), whole)
+    remove_clips(store, GONE)
+    assert len(set(clips_of(open_dataset(store)))) == 12 and verify_dataset(store).problems == ()
+    assert not any(entry.name.startswith("000000.") and ".g1." not in entry.name for entry in store.list())
