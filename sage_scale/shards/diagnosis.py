@@ -7,7 +7,6 @@ describes. Only where nobody wrote anything down does a tar that can be read spe
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 
@@ -29,6 +28,7 @@ from sage_scale.shards.layout import (
     parse_marker,
     sample_key,
     tar_name,
+    unit_object,
 )
 from sage_scale.shards.sample import check_sample, read_sample
 from sage_scale.shards.stored import stored_tar
@@ -78,17 +78,19 @@ class Frame:
     """What is wrong with dataset.json and index.json."""
     restore_info: bool
     """dataset.json is to be written again from its copy in index.json."""
+    orphans: dict[int, int]
+    """Newest generation of units whose index or marker is stored, but no tar."""
 
     @property
     def units(self) -> list[int]:
-        """Units that are stored, or that index.json says were."""
+        """Units that are stored, or of which some object says that they were."""
         known = [unit.unit for unit in self.indexed.units] if self.indexed else []
-        return sorted({*self.listing.generation, *known})
+        return sorted({*self.listing.generation, *self.orphans, *known})
 
     def newest(self, unit: int) -> int:
         """The unit's newest stored generation; where its tar is gone, the one that index.json names."""
         named = {entry.unit: entry.generation for entry in self.indexed.units} if self.indexed else {}
-        return self.listing.generation.get(unit, named.get(unit, 0))
+        return self.listing.generation.get(unit, named.get(unit, self.orphans.get(unit, 0)))
 
 
 def read_frame(store: Store) -> Frame:
@@ -118,8 +120,20 @@ def read_frame(store: Store) -> Frame:
             f"{store.url} is not a dataset, or both {DATASET_JSON} and {INDEX_JSON} are lost: restore one of them, or "
             "precompute into a new place"
         )
+    orphans: dict[int, int] = {}
+    for entry in store.list():
+        found = unit_object(entry.name)
+        if found is not None and found.unit not in listing.generation:
+            orphans[found.unit] = max(found.generation, orphans.get(found.unit, 0))
     restore = indexed is not None and (info is None or info.digest != indexed.info.digest)
-    return Frame(info=known, indexed=indexed, listing=listing, problems=tuple(problems), restore_info=restore)
+    return Frame(
+        info=known,
+        indexed=indexed,
+        listing=listing,
+        problems=tuple(problems),
+        restore_info=restore,
+        orphans=orphans,
+    )
 
 
 def examine(store: Store, frame: Frame, unit: int) -> Patient | None:
@@ -197,8 +211,15 @@ class _Witnesses:
         """The samples that were there, by whoever may be believed most."""
         return self.indexed_records if self.indexed_records is not None else self.idx_records
 
-    def knows(self, sha256: str) -> bool:
-        return any(unit is not None and unit.sha256 == sha256 for unit in (self.indexed, self.marker))
+    def vouch(self, index: ShardIndex) -> bool:
+        """Whether somebody says that this is the tar that was written, or nobody says anything at all.
+
+        With index.json gone and a marker that disagrees, an `.idx` that holds for every sample outweighs the marker.
+        """
+        said = [unit for unit in (self.indexed, self.marker) if unit is not None]
+        if any(unit.sha256 == index.tar_sha256 for unit in said):
+            return True
+        return self.silent or (self.indexed is None and self.idx_bytes == index.to_bytes())
 
     @property
     def silent(self) -> bool:
@@ -228,7 +249,7 @@ def _examine_tar(
             )
     except DatasetError as error:
         problem = str(error).split("; run `")[0]
-    if not problem and not witnesses.silent and not witnesses.knows(hashlib.sha256(view).hexdigest()):
+    if not problem and index is not None and not witnesses.vouch(index):
         problem = f"{where} is not the tar that its marker and {INDEX_JSON} describe"
     if problem or index is None:
         rejects = _rejects(view, None if "exchanged" in problem else index, witnesses)
