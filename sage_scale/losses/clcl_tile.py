@@ -1,26 +1,25 @@
 """What happens to one tile of similarities: the two inner softmaxes of CLCL and their gradient, element by element.
 
-A tile is s = V T^T for the tokens of a few videos (rows) and a few texts (columns), all of length one. Per pair of
-clips (a, b), with n and m tokens, e = exp(s / tau) serves both softmaxes:
+A tile is u = V T^T / tau for the tokens of a few videos (rows) and a few texts (columns), V and T of length one. Per
+pair of clips (a, b), with n and m tokens, one e = exp(u) serves both softmaxes:
 
-    R[i,b] = sum_j e        P[i,b] = sum_j s e        r = P / R        Zv[a,b] = mean over i of r
-    C[a,j] = sum_i e        Q[a,j] = sum_i s e        c = Q / C        Zt[a,b] = mean over j of c
+    R[i,b] = sum_j e        P[i,b] = sum_j u e        r = P / R        Zv[a,b] = tau mean over i of r
+    C[a,j] = sum_i e        Q[a,j] = sum_i u e        c = Q / C        Zt[a,b] = tau mean over j of c
 
-Derivation of the gradient. With p = e / R: r = sum_j p s and dp_j/ds_k = p_j (delta_jk - p_k) / tau, so
+Derivation of the gradient. With p = e / R: r = sum_j p u and dp_j/du_k = p_j (delta_jk - p_k), so
 
-    dr/ds_j = p_j + (s_j p_j - p_j r) / tau = (e_j / R) (1 + (s_j - r) / tau)
+    dr/du_j = p_j + u_j p_j - p_j r = (e_j / R) (1 + u_j - r)
 
-and alike for c. With G = dL/dZv, H = dL/dZt, A = G / (n R), B = H / (m C):
+and alike for c. With G = dL/dZv, H = dL/dZt, A = G / (n R), B = H / (m C), and du/ds = 1 / tau, which takes tau away,
 
-    dL/ds = e [A (1 + (s - r) / tau) + B (1 + (s - c) / tau)]
-          = e [s A / tau + s B / tau + A (1 - r / tau) + B (1 - c / tau)]
+    W = dL/ds = e [A (1 + u - r) + B (1 + u - c)] = e [u A + A (1 - r) + u B + B (1 - c)]
 
-which is four passes over the tile, since A depends on (i, b) and B on (a, j) only. Then dL/dv = dL/ds T and
-dL/dt = dL/ds^T V. Nothing of a tile is kept: s, e and the sums are computed again in the backward pass.
+a few passes over the tile, since A depends on (i, b) and B on (a, j) only. Then dL/dV = W T and dL/dT = W^T V. Nothing
+of a tile is kept: u, e and the sums are computed again in the backward pass.
 
-exp needs no maximum taken off as long as exp(2 / tau) stays inside float32; below tau .025 rows and columns have
-their own maxima and so their own exponentials. tau = 0 stands for the limit, MaxSim: r = max_j s and c = max_i s, where
-equal maxima share the gradient.
+No maximum need be taken off u as long as exp(2 / tau) stays inside float32; below tau .025 rows and columns have
+their own maxima and so their own exponentials. tau = 0 stands for the limit, MaxSim: u = s, r = max_j s, c = max_i s,
+where equal maxima share the gradient.
 
 The released variant runs the softmaxes over padding too, which has s = 0: it adds a count to R and C, and nothing
 to P and Q.
@@ -34,10 +33,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sage_scale.losses.tokens import Block
+from sage_scale.losses.tokens import Block, Run
 
 ONE_EXPONENTIAL = 0.025
-"""From this tau on exp(s / tau) is between 4e-18 and 2e17: no maxima are needed in float32."""
+"""From this tau on exp(u) is between 4e-18 and 2e17: no maxima are needed in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,124 +48,144 @@ class Softmax:
     padded_to: tuple[int, int] | None = None
     """(N, M) of the released variant: clips and texts are filled up with s = 0; None leaves padding out."""
 
+    @property
+    def unit(self) -> float:
+        """What u is counted in: s = unit u."""
+        return self.tau or 1.0
+
 
 class Tile(Protocol):
     """One way to treat tiles; `clcl_triton.TritonTile` is another."""
 
-    def measure(self, s_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
+    measures_first: bool
+    """Whether `gradient` is cheaper after `measure`, of which it then uses what is kept."""
+
+    def __init__(self, softmax: Softmax) -> None: ...
+
+    def measure(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
         """Zv and Zt of the pairs (clips of rows, clips of columns), and what `gradient` can use again."""
         ...
 
     def gradient(
-        self, s_RC: Tensor, kept: Any, G_ab: Tensor, H_ab: Tensor, rows: Block, columns: Block
+        self, u_RC: Tensor, kept: Any, G_ab: Tensor, H_ab: Tensor, rows: Block, columns: Block
     ) -> Tensor:
-        """dL/ds in place of s or of a scratch, from G = dL/dZv and H = dL/dZt; `kept` is `measure`'s or None."""
+        """W = dL/ds, laid out as u, from G = dL/dZv and H = dL/dZt; u is lost. `kept` is `measure`'s or None."""
         ...
 
 
 class TorchTile:
     """Tiles by torch operations, on any device; one object for each sweep, with two scratch tiles."""
 
+    measures_first = True
+
     def __init__(self, softmax: Softmax) -> None:
-        self.tau = softmax.tau
-        self.padded_to = softmax.padded_to
+        self.tau, self.unit, self.padded_to = softmax.tau, softmax.unit, softmax.padded_to
         self._scratch: list[Tensor | None] = [None, None]
 
-    def measure(self, s_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
+    def measure(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
         if self.tau == 0:
-            r_ib, c_aj = row_maxima(s_RC, columns), column_maxima(s_RC, rows)
+            r_ib, c_aj = row_maxima(u_RC, columns), column_maxima(u_RC, rows)
             kept: Any = (r_ib, c_aj)
         elif self.tau >= ONE_EXPONENTIAL:
-            kept = self._with_one_exponential(s_RC, rows, columns)
+            kept = self._with_one_exponential(u_RC, rows, columns)
             r_ib, c_aj = kept[3], kept[4]
         else:
-            kept = self._with_two_exponentials(s_RC, rows, columns)
+            kept = self._with_two_exponentials(u_RC, rows, columns)
             r_ib, c_aj = kept[4], kept[5]
-        return row_means(r_ib, rows), column_means(c_aj, columns), kept
+        return row_means(r_ib, rows) * self.unit, column_means(c_aj, columns) * self.unit, kept
 
     def gradient(
-        self, s_RC: Tensor, kept: Any, G_ab: Tensor, H_ab: Tensor, rows: Block, columns: Block
+        self, u_RC: Tensor, kept: Any, G_ab: Tensor, H_ab: Tensor, rows: Block, columns: Block
     ) -> Tensor:
         if kept is None:
-            kept = self.measure(s_RC, rows, columns)[2]
+            kept = self.measure(u_RC, rows, columns)[2]
         G_ib = spread_rows(G_ab / counts(rows, G_ab)[:, None], rows)
         H_aj = spread_columns(H_ab / counts(columns, H_ab)[None, :], columns)
         if self.tau == 0:
-            return self._gradient_of_maxima(s_RC, kept, G_ib, H_aj, rows, columns)
-        x_RC = self._like(s_RC, 1)
-        tau = self.tau
-        if tau >= ONE_EXPONENTIAL:
+            return self._gradient_of_maxima(u_RC, kept, G_ib, H_aj, rows, columns)
+        x_RC = self._like(u_RC, 1)
+        if self.tau >= ONE_EXPONENTIAL:
             e_RC, R_ib, C_aj, r_ib, c_aj = kept
             A_ib, B_aj = G_ib / R_ib, H_aj / C_aj
-            linear(x_RC, s_RC, A_ib / tau, A_ib * (1 - r_ib / tau), columns)
-            add_linear(x_RC, s_RC, B_aj / tau, B_aj * (1 - c_aj / tau), rows)
+            self._rows_part(x_RC, u_RC, A_ib, r_ib, columns)
+            for run in rows.runs:
+                B_k1C, c_k1C = B_aj[run.places, None], c_aj[run.places, None]
+                by_video(x_RC, run).addcmul_(by_video(u_RC, run), B_k1C).add_(
+                    torch.addcmul(B_k1C, B_k1C, c_k1C, value=-1)
+                )
             return x_RC.mul_(e_RC)
         maximum_ib, maximum_aj, R_ib, C_aj, r_ib, c_aj = kept
         A_ib, B_aj = G_ib / R_ib, H_aj / C_aj
-        linear(x_RC, s_RC, A_ib / tau, A_ib * (1 - r_ib / tau), columns)
-        x_RC.mul_(self._exponential(s_RC, maximum_ib, columns, by_row=True))
-        e_RC = self._exponential(s_RC, maximum_aj, rows, by_row=False)
-        # s is not needed any more: it becomes the columns' part.
+        self._rows_part(x_RC, u_RC, A_ib, r_ib, columns)
+        x_RC.mul_(self._exponential_by_text(u_RC, maximum_ib, columns))
+        e_RC = self._exponential_by_video(u_RC, maximum_aj, rows)
         for run in rows.runs:
-            part_knC = s_RC[run.tokens].unflatten(0, (run.clips, run.length))
-            part_knC.mul_((B_aj / tau)[run.places, None]).add_((B_aj * (1 - c_aj / tau))[run.places, None])
-        return x_RC.add_(s_RC.mul_(e_RC))
+            by_video(u_RC, run).add_((1 - c_aj)[run.places, None]).mul_(B_aj[run.places, None])
+        return x_RC.addcmul_(u_RC, e_RC)
 
-    def _with_one_exponential(self, s_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, ...]:
-        e_RC, x_RC = self._like(s_RC, 0), self._like(s_RC, 1)
-        torch.mul(s_RC, 1 / self.tau, out=e_RC)
-        e_RC.exp_()
-        torch.mul(s_RC, e_RC, out=x_RC)
+    @staticmethod
+    def _rows_part(x_RC: Tensor, u_RC: Tensor, A_ib: Tensor, r_ib: Tensor, columns: Block) -> None:
+        """x = A (1 + u - r): two passes with a factor and a term that stand still inside a text."""
+        offset_ib = torch.addcmul(A_ib, A_ib, r_ib, value=-1)
+        for run in columns.runs:
+            torch.mul(by_text(u_RC, run), A_ib[:, run.places, None], out=by_text(x_RC, run))
+            by_text(x_RC, run).add_(offset_ib[:, run.places, None])
+
+    def _with_one_exponential(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, ...]:
+        e_RC, x_RC = self._like(u_RC, 0), self._like(u_RC, 1)
+        torch.exp(u_RC, out=e_RC)
+        torch.mul(u_RC, e_RC, out=x_RC)
         R_ib, C_aj = row_sums(e_RC, columns), column_sums(e_RC, rows)
         if self.padded_to is not None:
             R_ib += self._padding_of_texts(R_ib, columns)
             C_aj += self._padding_of_videos(C_aj, rows)
-        return e_RC, R_ib, C_aj, row_sums(x_RC, columns) / R_ib, column_sums(x_RC, rows) / C_aj
+        return e_RC, R_ib, C_aj, row_sums(x_RC, columns).div_(R_ib), column_sums(x_RC, rows).div_(C_aj)
 
-    def _with_two_exponentials(self, s_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, ...]:
-        maximum_ib, maximum_aj = row_maxima(s_RC, columns), column_maxima(s_RC, rows)
-        if self.padded_to is not None:
-            maximum_ib = torch.where(
-                self._padding_of_texts(maximum_ib, columns) > 0, maximum_ib.clamp_min(0), maximum_ib
+    def _with_two_exponentials(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, ...]:
+        maximum_ib, maximum_aj = row_maxima(u_RC, columns), column_maxima(u_RC, rows)
+        if self.padded_to is not None:  # the maximum over real tokens and, where there is padding, its zeros
+            has_ib, has_aj = (
+                self._padding_of_texts(maximum_ib, columns) > 0,
+                self._padding_of_videos(maximum_aj, rows) > 0,
             )
-            maximum_aj = torch.where(
-                self._padding_of_videos(maximum_aj, rows) > 0, maximum_aj.clamp_min(0), maximum_aj
-            )
-        e_RC = self._exponential(s_RC, maximum_ib, columns, by_row=True)
-        R_ib, P_ib = row_sums(e_RC, columns), row_sums(e_RC.mul_(s_RC), columns)
-        e_RC = self._exponential(s_RC, maximum_aj, rows, by_row=False)
-        C_aj, Q_aj = column_sums(e_RC, rows), column_sums(e_RC.mul_(s_RC), rows)
+            maximum_ib = torch.where(has_ib, maximum_ib.clamp_min(0), maximum_ib)
+            maximum_aj = torch.where(has_aj, maximum_aj.clamp_min(0), maximum_aj)
+        e_RC = self._exponential_by_text(u_RC, maximum_ib, columns)
+        R_ib, P_ib = row_sums(e_RC, columns), row_sums(e_RC.mul_(u_RC), columns)
+        e_RC = self._exponential_by_video(u_RC, maximum_aj, rows)
+        C_aj, Q_aj = column_sums(e_RC, rows), column_sums(e_RC.mul_(u_RC), rows)
         if self.padded_to is not None:
-            R_ib += self._padding_of_texts(R_ib, columns) * (-maximum_ib / self.tau).exp()
-            C_aj += self._padding_of_videos(C_aj, rows) * (-maximum_aj / self.tau).exp()
-        return maximum_ib, maximum_aj, R_ib, C_aj, P_ib / R_ib, Q_aj / C_aj
+            R_ib += self._padding_of_texts(R_ib, columns) * (-maximum_ib).exp()
+            C_aj += self._padding_of_videos(C_aj, rows) * (-maximum_aj).exp()
+        return maximum_ib, maximum_aj, R_ib, C_aj, P_ib.div_(R_ib), Q_aj.div_(C_aj)
 
-    def _exponential(self, s_RC: Tensor, maximum: Tensor, block: Block, by_row: bool) -> Tensor:
-        e_RC = self._like(s_RC, 0)
-        for run in block.runs:
-            if by_row:
-                part, from_ = _by_text(e_RC, run), _by_text(s_RC, run)
-                torch.sub(from_, maximum[:, run.places, None], out=part)
-            else:
-                part, from_ = _by_video(e_RC, run), _by_video(s_RC, run)
-                torch.sub(from_, maximum[run.places, None], out=part)
-        return e_RC.mul_(1 / self.tau).exp_()
+    def _exponential_by_text(self, u_RC: Tensor, maximum_ib: Tensor, columns: Block) -> Tensor:
+        e_RC = self._like(u_RC, 0)
+        for run in columns.runs:
+            torch.sub(by_text(u_RC, run), maximum_ib[:, run.places, None], out=by_text(e_RC, run))
+        return e_RC.exp_()
+
+    def _exponential_by_video(self, u_RC: Tensor, maximum_aj: Tensor, rows: Block) -> Tensor:
+        e_RC = self._like(u_RC, 0)
+        for run in rows.runs:
+            torch.sub(by_video(u_RC, run), maximum_aj[run.places, None], out=by_video(e_RC, run))
+        return e_RC.exp_()
 
     def _gradient_of_maxima(
-        self, s_RC: Tensor, kept: Any, G_ib: Tensor, H_aj: Tensor, rows: Block, columns: Block
+        self, u_RC: Tensor, kept: Any, G_ib: Tensor, H_aj: Tensor, rows: Block, columns: Block
     ) -> Tensor:
         r_ib, c_aj = kept
-        x_RC, e_RC = self._like(s_RC, 1), self._like(s_RC, 0)
+        x_RC, e_RC = self._like(u_RC, 1), self._like(u_RC, 0)
         for run in columns.runs:
-            torch.eq(_by_text(s_RC, run), r_ib[:, run.places, None], out=_by_text(x_RC, run))
+            torch.eq(by_text(u_RC, run), r_ib[:, run.places, None], out=by_text(x_RC, run))
         A_ib = G_ib / row_sums(x_RC, columns)
         for run in columns.runs:
-            _by_text(x_RC, run).mul_(A_ib[:, run.places, None])
+            by_text(x_RC, run).mul_(A_ib[:, run.places, None])
         for run in rows.runs:
-            torch.eq(_by_video(s_RC, run), c_aj[run.places, None], out=_by_video(e_RC, run))
+            torch.eq(by_video(u_RC, run), c_aj[run.places, None], out=by_video(e_RC, run))
         B_aj = H_aj / column_sums(e_RC, rows)
         for run in rows.runs:
-            _by_video(x_RC, run).addcmul_(_by_video(e_RC, run), B_aj[run.places, None])
+            by_video(x_RC, run).addcmul_(by_video(e_RC, run), B_aj[run.places, None])
         return x_RC
 
     def _padding_of_texts(self, like_ib: Tensor, columns: Block) -> Tensor:
@@ -177,13 +196,13 @@ class TorchTile:
         assert self.padded_to is not None
         return self.padded_to[0] - counts(rows, like_aj)[:, None]
 
-    def _like(self, s_RC: Tensor, which: int) -> Tensor:
+    def _like(self, u_RC: Tensor, which: int) -> Tensor:
         """A scratch tile laid out as s, in as much memory: spare rows and columns have their place too."""
-        room = s_RC.untyped_storage().nbytes() // s_RC.itemsize
+        room = u_RC.untyped_storage().nbytes() // u_RC.itemsize
         held = self._scratch[which]
         if held is None or held.numel() < room:
-            held = self._scratch[which] = torch.empty(room, dtype=s_RC.dtype, device=s_RC.device)
-        return held.as_strided(s_RC.shape, s_RC.stride())
+            held = self._scratch[which] = torch.empty(room, dtype=u_RC.dtype, device=u_RC.device)
+        return held.as_strided(u_RC.shape, u_RC.stride())
 
 
 def counts(block: Block, like: Tensor) -> Tensor:
@@ -191,11 +210,13 @@ def counts(block: Block, like: Tensor) -> Tensor:
     return torch.tensor(block.lengths, dtype=like.dtype, device=like.device)
 
 
-def _by_text(x_RC: Tensor, run: Any) -> Tensor:
+def by_text(x_RC: Tensor, run: Run) -> Tensor:
+    """(R, texts, m): the run's columns, text by text."""
     return x_RC[:, run.tokens].unflatten(1, (run.clips, run.length))
 
 
-def _by_video(x_RC: Tensor, run: Any) -> Tensor:
+def by_video(x_RC: Tensor, run: Run) -> Tensor:
+    """(videos, n, C): the run's rows, video by video."""
     return x_RC[run.tokens].unflatten(0, (run.clips, run.length))
 
 
@@ -203,7 +224,7 @@ def row_sums(x_RC: Tensor, columns: Block) -> Tensor:
     """(R, texts): each row's sum over the tokens of each text."""
     out_ib = x_RC.new_empty(x_RC.shape[0], len(columns.lengths))
     for run in columns.runs:
-        torch.sum(_by_text(x_RC, run), dim=2, out=out_ib[:, run.places])
+        torch.sum(by_text(x_RC, run), dim=2, out=out_ib[:, run.places])
     return out_ib
 
 
@@ -211,7 +232,7 @@ def column_sums(x_RC: Tensor, rows: Block) -> Tensor:
     """(videos, C): each column's sum over the tokens of each video."""
     out_aj = x_RC.new_empty(len(rows.lengths), x_RC.shape[1])
     for run in rows.runs:
-        torch.sum(_by_video(x_RC, run), dim=1, out=out_aj[run.places])
+        torch.sum(by_video(x_RC, run), dim=1, out=out_aj[run.places])
     return out_aj
 
 
@@ -219,7 +240,7 @@ def row_maxima(x_RC: Tensor, columns: Block) -> Tensor:
     """(R, texts): each row's maximum over the tokens of each text."""
     out_ib = x_RC.new_empty(x_RC.shape[0], len(columns.lengths))
     for run in columns.runs:
-        torch.amax(_by_text(x_RC, run), dim=2, out=out_ib[:, run.places])
+        torch.amax(by_text(x_RC, run), dim=2, out=out_ib[:, run.places])
     return out_ib
 
 
@@ -227,7 +248,7 @@ def column_maxima(x_RC: Tensor, rows: Block) -> Tensor:
     """(videos, C): each column's maximum over the tokens of each video."""
     out_aj = x_RC.new_empty(len(rows.lengths), x_RC.shape[1])
     for run in rows.runs:
-        torch.amax(_by_video(x_RC, run), dim=1, out=out_aj[run.places])
+        torch.amax(by_video(x_RC, run), dim=1, out=out_aj[run.places])
     return out_aj
 
 
@@ -245,7 +266,7 @@ def spread_rows(G_ab: Tensor, rows: Block) -> Tensor:
     """(R, texts): each video's row once for each of its tokens."""
     out_ib = G_ab.new_empty(rows.size, G_ab.shape[1])
     for run in rows.runs:
-        _by_video(out_ib, run).copy_(G_ab[run.places, None])
+        by_video(out_ib, run).copy_(G_ab[run.places, None])
     return out_ib
 
 
@@ -253,19 +274,5 @@ def spread_columns(H_ab: Tensor, columns: Block) -> Tensor:
     """(videos, C): each text's column once for each of its tokens."""
     out_aj = H_ab.new_empty(H_ab.shape[0], columns.size)
     for run in columns.runs:
-        _by_text(out_aj, run).copy_(H_ab[:, run.places, None])
+        by_text(out_aj, run).copy_(H_ab[:, run.places, None])
     return out_aj
-
-
-def linear(out_RC: Tensor, s_RC: Tensor, slope_ib: Tensor, offset_ib: Tensor, columns: Block) -> None:
-    """out = s slope + offset, by row and text."""
-    for run in columns.runs:
-        slope_ik1, offset_ik1 = slope_ib[:, run.places, None], offset_ib[:, run.places, None]
-        torch.addcmul(offset_ik1, _by_text(s_RC, run), slope_ik1, out=_by_text(out_RC, run))
-
-
-def add_linear(out_RC: Tensor, s_RC: Tensor, slope_aj: Tensor, offset_aj: Tensor, rows: Block) -> None:
-    """out += s slope + offset, by video and column."""
-    for run in rows.runs:
-        out_knC = _by_video(out_RC, run)
-        out_knC.addcmul_(_by_video(s_RC, run), slope_aj[run.places, None]).add_(offset_aj[run.places, None])

@@ -8,7 +8,7 @@ Memory beside the inputs: the normalised tokens, their gradients, three tiles, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,8 +27,6 @@ from sage_scale.losses.products import (
 )
 from sage_scale.losses.tokens import Block, Side, cut
 
-MakeTile = Callable[[Softmax], Tile]
-
 CPU_TILE = (512, 512)
 """Tokens by tokens: three float32 tiles of it stay in the second-level caches of two cores."""
 CUDA_TILE = (4096, 2048)
@@ -44,7 +42,7 @@ def tiled_clcl_similarity(
     variant: Variant = "paper",
     padded_to: tuple[int, int] | None = None,
     products: Precision = "float32",
-    tile: MakeTile = TorchTile,
+    tile: type[Tile] = TorchTile,
 ) -> tuple[Tensor, Tensor]:
     """Zv and Zt, both (Bv, Bt), as `clcl.reference_similarity` gives them, with exact gradients of both inputs.
 
@@ -53,8 +51,7 @@ def tiled_clcl_similarity(
     """
     visual_lengths, text_lengths = _integers(visual_lengths_B), _integers(text_lengths_B)
     softmax = Softmax(tau, padding(visual_lengths, text_lengths, tau, variant, padded_to))
-    make = lambda: tile(softmax)  # noqa: E731
-    Zv, Zt = _Similarity.apply(visual_ND, text_MD, visual_lengths, text_lengths, make, products)
+    Zv, Zt = _Similarity.apply(visual_ND, text_MD, visual_lengths, text_lengths, softmax, products, tile)
     return Zv, Zt
 
 
@@ -80,8 +77,11 @@ def padding(
 class Sweep:
     """The tiles of two sides: products in and out of them, with the buffers they need."""
 
-    def __init__(self, compute: torch.dtype, device: torch.device, products: Precision) -> None:
-        self.compute, self.device, self.products = compute, device, products
+    def __init__(
+        self, compute: torch.dtype, device: torch.device, products: Precision, unit: float = 1.0
+    ) -> None:
+        """Computed in `compute` by products of the precision `products`; tiles are similarities over `unit`."""
+        self.compute, self.device, self.products, self.unit = compute, device, products, unit
         self.factors = factor_type(products, compute, device)
         self.granule = granule(products, compute, device)
         self._buffer = torch.empty(0, dtype=compute, device=device)
@@ -98,12 +98,13 @@ class Sweep:
     def blocks(self, lengths: list[int], columns: bool = False) -> tuple[Block, ...]:
         return cut(lengths, self.tile_size[columns])
 
-    def factor(self, unit_ND: Tensor, block: Block) -> Tensor:
-        """The block's tokens as a factor of products, filled up to the granule by the tokens that follow."""
-        return unit_ND[block.token : block.token + self._filled(block)].to(self.factors)
+    def factor(self, unit_ND: Tensor, block: Block, scale: float = 1.0) -> Tensor:
+        """The block's tokens times `scale` as a factor, filled up to the granule by the tokens that follow."""
+        tokens_ND = unit_ND[block.token : block.token + self._filled(block)]
+        return (tokens_ND if scale == 1 else tokens_ND * scale).to(self.factors)
 
     def tile(self, rows_RD: Tensor, columns_CD: Tensor, rows: Block, columns: Block) -> Tensor:
-        """s of two blocks; it lies in a buffer of this sweep until the next call."""
+        """The product of two blocks' factors; it lies in a buffer of this sweep until the next call."""
         R, C = rows_RD.shape[0], columns_CD.shape[0]
         if self._buffer.numel() < R * C:
             self._buffer = torch.empty(R * C, dtype=self.compute, device=self.device)
@@ -111,8 +112,22 @@ class Sweep:
         multiply(rows_RD, columns_CD.T, whole_RC)
         return whole_RC[: rows.size, : columns.size]
 
+    def tiles(
+        self, visual: Side, text_MD: Tensor, text_lengths: list[int]
+    ) -> Iterator[tuple[Block, Block, Tensor, Tensor, Tensor]]:
+        """Blocks of both sides, their factors, and the tile u of each pair of blocks.
+
+        `text_MD` are normalised tokens in the order of places, with spare rows, `text_lengths` ascending.
+        """
+        texts = self.blocks(text_lengths, columns=True)
+        for rows in self.blocks(visual.lengths):
+            rows_RD, scaled_RD = (self.factor(visual.unit_ND, rows, scale) for scale in (1.0, 1 / self.unit))
+            for columns in texts:
+                columns_CD = self.factor(text_MD, columns)
+                yield rows, columns, rows_RD, columns_CD, self.tile(scaled_RD, columns_CD, rows, columns)
+
     def whole(self, tile_RC: Tensor, rows: Block, columns: Block) -> Tensor:
-        """A tile (s or a scratch laid out like it) with zeros in its spare rows and columns, as a factor."""
+        """A tile (u or a scratch laid out like it) with zeros in its spare rows and columns, as a factor."""
         R, C = self._filled(rows), self._filled(columns)
         whole_RC = torch.as_strided(tile_RC, (R, C), (C, 1))
         whole_RC[rows.size :] = 0
@@ -135,21 +150,21 @@ class _Similarity(torch.autograd.Function):
         text_MD: Tensor,
         visual_lengths: list[int],
         text_lengths: list[int],
-        make: Callable[[], Tile],
+        softmax: Softmax,
         products: Precision,
+        tile_type: type[Tile],
     ) -> tuple[Tensor, Tensor]:
         compute = torch.float64 if torch.float64 in (visual_ND.dtype, text_MD.dtype) else torch.float32
-        sweep = Sweep(compute, visual_ND.device, products)
+        sweep = Sweep(compute, visual_ND.device, products, softmax.unit)
         visual, text = sweep.side(visual_ND, visual_lengths), sweep.side(text_MD, text_lengths)
-        ctx.sweep, ctx.visual, ctx.text, ctx.make = sweep, visual, text, make
+        ctx.sweep, ctx.visual, ctx.text, ctx.make = sweep, visual, text, lambda: tile_type(softmax)
         ctx.types = visual_ND.dtype, text_MD.dtype
         Zv_ab = visual.unit_ND.new_empty(len(visual_lengths), len(text_lengths))
         Zt_ab = torch.empty_like(Zv_ab)
-        tile = make()
+        tile = ctx.make()
         with precision_of_products(products, sweep.device):
-            for rows, columns, rows_RD, columns_CD in _pairs(sweep, visual, text):
-                s_RC = sweep.tile(rows_RD, columns_CD, rows, columns)
-                Zv, Zt, _ = tile.measure(s_RC, rows, columns)
+            for rows, columns, _, _, u_RC in sweep.tiles(visual, text.unit_ND, text.lengths):
+                Zv, Zt, _ = tile.measure(u_RC, rows, columns)
                 Zv_ab[rows.clips, columns.clips] = Zv
                 Zt_ab[rows.clips, columns.clips] = Zt
         return _given_order(Zv_ab, visual, text), _given_order(Zt_ab, visual, text)
@@ -164,27 +179,18 @@ class _Similarity(torch.autograd.Function):
         text_grad_MD = torch.zeros_like(text.unit_ND) if of_text else None
         tile = ctx.make()
         with precision_of_products(sweep.products, sweep.device):
-            for rows, columns, rows_RD, columns_CD in _pairs(sweep, visual, text):
-                s_RC = sweep.tile(rows_RD, columns_CD, rows, columns)
+            for rows, columns, rows_RD, columns_CD, u_RC in sweep.tiles(visual, text.unit_ND, text.lengths):
                 G, H = G_ab[rows.clips, columns.clips], H_ab[rows.clips, columns.clips]
-                ds_RC = sweep.whole(tile.gradient(s_RC, None, G, H, rows, columns), rows, columns)
+                W_RC = sweep.whole(tile.gradient(u_RC, None, G, H, rows, columns), rows, columns)
                 if visual_grad_ND is not None:
-                    sweep.add(visual_grad_ND, rows, ds_RC, columns_CD)
+                    sweep.add(visual_grad_ND, rows, W_RC, columns_CD)
                 if text_grad_MD is not None:
-                    sweep.add(text_grad_MD, columns, ds_RC.T, rows_RD)
+                    sweep.add(text_grad_MD, columns, W_RC.T, rows_RD)
         return (
             None if visual_grad_ND is None else visual.gradient(visual_grad_ND, ctx.types[0]),
             None if text_grad_MD is None else text.gradient(text_grad_MD, ctx.types[1]),
-            None, None, None, None,
+            None, None, None, None, None,
         )  # fmt: skip
-
-
-def _pairs(sweep: Sweep, visual: Side, text: Side) -> Iterator[tuple[Block, Block, Tensor, Tensor]]:
-    texts = sweep.blocks(text.lengths, columns=True)
-    for rows in sweep.blocks(visual.lengths):
-        rows_RD = sweep.factor(visual.unit_ND, rows)
-        for columns in texts:
-            yield rows, columns, rows_RD, sweep.factor(text.unit_ND, columns)
 
 
 def _given_order(Z_ab: Tensor, visual: Side, text: Side) -> Tensor:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sage_scale.losses.contrastive import info_nce, matches
-from sage_scale.losses.padding import pad_packed
 
 
 def clip_similarity(visual: Tensor, text: Tensor, visual_lengths: Tensor, text_lengths: Tensor) -> Tensor:
     """(Bv, Bt): cosine of the means of each clip's tokens, before the logit scale; inputs packed, (sum, D)."""
-    return _pool(visual, visual_lengths) @ _pool(text, text_lengths).T
+    visual_BD, text_BD = mean_tokens(visual, visual_lengths), mean_tokens(text, text_lengths)
+    return F.normalize(visual_BD, dim=-1) @ F.normalize(text_BD, dim=-1).T
 
 
 def clip_loss(
@@ -27,6 +28,9 @@ def clip_loss(
     return info_nce(scale * Z, other_BB)
 
 
-def _pool(tokens_ND: Tensor, lengths_B: Tensor) -> Tensor:
-    padded_BLD, _ = pad_packed(tokens_ND, lengths_B)
-    return F.normalize(padded_BLD.sum(dim=1) / lengths_B.to(padded_BLD)[:, None], dim=-1)
+def mean_tokens(tokens_ND: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B, D): the mean of each clip's packed tokens; a clip without tokens is refused elsewhere."""
+    lengths_B = lengths_B.to(tokens_ND.device)
+    clip_N = torch.repeat_interleave(lengths_B, output_size=tokens_ND.shape[0])
+    sums_BD = tokens_ND.new_zeros(lengths_B.numel(), tokens_ND.shape[1]).index_add(0, clip_N, tokens_ND)
+    return sums_BD / lengths_B.to(sums_BD)[:, None]

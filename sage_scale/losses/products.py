@@ -53,12 +53,16 @@ def accumulate(sum_RC: Tensor, left_RK: Tensor, right_KC: Tensor) -> None:
 
 @contextmanager
 def precision_of_products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Inside, float32 products on `device` have this precision; afterwards the process's own again."""
+    """Inside, float32 products on `device` have this precision; afterwards the process's own again.
+
+    The switch is the whole process's, and autocast, which would override it, is off.
+    """
     wanted = {"cpu": {"bfloat16": "bf16"}, "cuda": {"tfloat32": "tf32"}}.get(device.type, {})
     backend: Any = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
     before = backend.matmul.fp32_precision
     backend.matmul.fp32_precision = wanted.get(precision, "ieee")
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         backend.matmul.fp32_precision = before

@@ -76,6 +76,11 @@ def cut(lengths: Sequence[int], tokens: int) -> tuple[Block, ...]:
     return (*blocks, _block(clip, token, held)) if held else tuple(blocks)
 
 
+def place_order(lengths: Sequence[int]) -> list[int]:
+    """The clip at each place of a side: short ones first, equal ones in the order given."""
+    return sorted(range(len(lengths)), key=lengths.__getitem__)
+
+
 def _block(clip: int, token: int, lengths: list[int]) -> Block:
     runs: list[Run] = []
     at_clip = at_token = 0
@@ -100,7 +105,7 @@ class Side:
             raise ValueError(f"lengths sum to {sum(lengths)}, but there are {tokens_ND.shape[0]} rows")
         if any(length < 1 for length in lengths):
             raise ValueError(f"clip {next(b for b, n in enumerate(lengths) if n < 1)} has no tokens")
-        self.order = sorted(range(len(lengths)), key=lambda clip: lengths[clip])
+        self.order = place_order(lengths)
         """Clip given at each place."""
         self.lengths = [lengths[clip] for clip in self.order]
         """Tokens of the clip at each place, ascending."""

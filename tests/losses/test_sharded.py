@@ -20,6 +20,8 @@ class Options:
     tau: float = 0.07
     alpha: float = 0.3
     same_text: str = "negative"
+    implementation: str = "auto"
+    products: str = "float32"
 
 
 VISUAL = [3, 1, 4, 2, 5]
