@@ -131,7 +131,7 @@ class DirectFeatures:
         What follows the rows of a sample is padding, which the rows of the next one overwrite.
         """
         table, samples_B = self.catalog.samples, request.samples_B
-        flat, rows = memoryview(heads.reshape(-1)), memoryview(content.view(np.uint8))
+        flat, rows = heads.reshape(-1).data, content.view(np.uint8).data
         hashes = table.hash[samples_B].tobytes()
         width, at, place = heads.shape[1], 0, 0
         preadv, open_hash = os.preadv, xxhash.xxh3_128
@@ -171,7 +171,7 @@ class DirectFeatures:
 
     def _descriptions(self, heads: NDArray[np.uint8], sizes_B: Integers) -> list[dict[str, Any]] | None:
         """The JSON of each sample; None where one is damaged or of another stride."""
-        flat, metas = memoryview(heads.reshape(-1)), []
+        flat, metas = heads.reshape(-1).data, []
         try:
             for begin, size in zip(range(BLOCK, flat.nbytes, heads.shape[1]), sizes_B.tolist()):
                 text = str(flat[begin : begin + size], "utf-8")
