@@ -6,6 +6,7 @@ from sage_scale.streaming.opening import open_evaluation, open_stream
 from sage_scale.streaming.readers import DamagedSample
 from sage_scale.streaming.sources import Data, open_datasets
 from sage_scale.streaming.stream import Stream
+from sage_scale.streaming.webdataset import WebBatch, open_webdataset
 
 __all__ = [
     "Batch",
@@ -15,7 +16,9 @@ __all__ = [
     "SampleShape",
     "Stream",
     "WaitMonitor",
+    "WebBatch",
     "open_datasets",
     "open_evaluation",
     "open_stream",
+    "open_webdataset",
 ]
