@@ -22,6 +22,9 @@ from sage_scale.training import distributed, pretrain
 from sage_scale.training.embedding_cache import EmbeddingCache, even_slices, run_task
 from sage_scale.training.engine import Engine
 
+WORST = 3e-5
+"""A single weight's gradient against float64: small groups make float32 itself lose a digit in BatchNorm."""
+
 
 @pytest.mark.parametrize("kind", ["frames", "features"])
 @pytest.mark.parametrize("batchnorm", ["frozen", "group"])
@@ -32,7 +35,8 @@ def test_gradients_are_those_of_one_graph(kind, batchnorm):
     loss, wanted = cached_steps.expected(recipe, [24])
     assert cached_steps.chunks_of([24]) == 3
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
-    assert cached_steps.distance(found["gradients"], wanted) < 1e-5
+    assert cached_steps.whole_distance(found["gradients"], wanted) < 1e-5
+    assert cached_steps.distance(found["gradients"], wanted) < WORST
 
 
 def test_running_statistics_move_once_and_by_all_clips():
@@ -134,7 +138,7 @@ def test_two_ranks_under_every_zero_stage(tmp_path):
         for value in cached_steps.make_aligner(cached_steps.recipe_of("frames", "group")).parameters()
     )
     for row in rows:
-        assert row["loss"] < 1e-6 and row["gradients"] < 1e-5, row
+        assert row["loss"] < 1e-6 and row["gradients"] < 1e-5 and row["worst"] < WORST, row
         # All gradients once, in float32, and besides them the rows of the loss, a few kilobytes each.
         assert 4 * weights <= row["bytes"] < 4.1 * weights, row
         if "direct" in row:
