@@ -10,6 +10,7 @@ size, ranks and workers may all be other than before.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import signal
@@ -86,8 +87,13 @@ def _ignore_interrupts(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class Stream:
-    """Batches of one rank, epoch after epoch. Iterating goes on from the state; a new iterator reads anew."""
+class Stream(torch.utils.data.IterableDataset):
+    """Batches of one rank, epoch after epoch. Iterating goes on from the state; a new iterator reads anew.
+
+    It has loader processes of its own. A program that wants torch's takes `DataLoader(stream, batch_size=None,
+    num_workers=n)`: worker i then reads the steps i, i + n, i + 2n ..., which such a loader hands out in turn, so that
+    the order is the same. What to save there is `state_after(batch)`: the program's own stream stands still.
+    """
 
     def __init__(
         self,
@@ -120,6 +126,7 @@ class Stream:
         # Without CUDA there is nothing to pin for, and torch refuses.
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._restart = restart
+        self._skip: int | None = None
         self._epoch = 0
         self._position = 0
         self._digests = (dataset.catalog.digest(), _digest(order.describe()))
@@ -151,13 +158,23 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, after the batches handed out so far; the same on every rank."""
-        return {"epoch": self._epoch, "position": self._position, "digest": "-".join(self._digests)}
+        state = {"epoch": self._epoch, "position": self._position, "digest": "-".join(self._digests)}
+        return state if self._skip is None else {**state, "skip": self._skip}
+
+    def state_after(self, batch: Batch) -> dict[str, Any]:
+        """Where the stream stands after this batch, for programs that hand batches out by a loader of their own."""
+        epoch, position = self._after(batch)
+        return {"epoch": epoch, "position": position, "digest": "-".join(self._digests)}
+
+    def _after(self, batch: Batch) -> tuple[int, int]:
+        return (batch.epoch, batch.position) if batch.position < self.samples else (batch.epoch + 1, 0)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to that place. Raises CheckpointError where it is of another dataset or another order."""
         try:
             epoch, position = int(state["epoch"]), int(state["position"])
             dataset, _, order = str(state["digest"]).partition("-")
+            skip = None if state.get("skip") is None else int(state["skip"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint's stream state is damaged ({error})") from None
         if dataset != self._digests[0]:
@@ -172,13 +189,18 @@ class Stream:
             )
         if epoch < 0 or not 0 <= position <= self.samples:
             raise CheckpointError(f"the checkpoint's stream position {position} lies outside the dataset")
-        self._epoch, self._position = epoch, position
+        self._epoch, self._position, self._skip = epoch, position, skip
 
     def __iter__(self) -> Iterator[Batch]:
         if self._restart:
             self._epoch = self._position = 0
         requests = self._requests(self._epoch, self._position)
-        batches = self._batches(self.dataset.looking_ahead(requests))
+        outer = torch.utils.data.get_worker_info()
+        if outer is None:
+            batches = self._batches(self.dataset.looking_ahead(requests))
+        else:  # a worker of somebody else's DataLoader: every n-th step is its own
+            first = outer.id if self._skip is None else self._skip
+            batches = self._in_process(itertools.islice(requests, first, None, outer.num_workers))
         try:
             while True:
                 started = time.perf_counter()
@@ -191,9 +213,9 @@ class Stream:
                 for line in batch.counts.skipped:
                     log.warning("skipped %s", line)
                 self.counts += batch.counts
-                self._epoch, self._position = batch.epoch, batch.position
-                if self._position >= self.samples:
-                    self._epoch, self._position = self._epoch + 1, 0
+                self._epoch, self._position = self._after(batch)
+                if outer is not None:
+                    self._skip = outer.num_workers - 1
                 yield batch
         finally:
             batches.close()
@@ -220,6 +242,9 @@ class Stream:
             return self._by_workers(requests)
         if self._read_ahead:
             return self._by_threads(requests)
+        return self._in_process(requests)
+
+    def _in_process(self, requests: Iterator[StepRequest]) -> Generator[Batch, None, None]:
         return (self._pinned(self.dataset.__getitems__(request)) for request in requests)
 
     def _by_workers(self, requests: Iterator[StepRequest]) -> Generator[Batch | SageError, None, None]:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,3 +190,37 @@ def test_a_dataset_of_steps_is_pickled_without_its_descriptors(features_dataset)
     first = stream.dataset[request]
     again = pickle.loads(pickle.dumps(stream.dataset))[request]
     assert again.keys == first.keys and torch.equal(again.video.features_FC, first.video.features_FC)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_dataloader_of_torch_s_own_keeps_the_order(features_dataset, workers):
+    url, recipe, _ = features_dataset
+    wanted = [batch.keys for batch in open_stream(url, recipe, batch_size=7, epochs=2)]
+    stream = open_stream(url, recipe, batch_size=7, epochs=2)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers)
+    batches = list(loader)
+    assert [batch.keys for batch in batches] == wanted
+    for done in (1, len(wanted) // 2, len(wanted) - 2):
+        resumed = open_stream(url, recipe, batch_size=7, epochs=2)
+        resumed.load_state_dict(stream.state_after(batches[done - 1]))
+        again = torch.utils.data.DataLoader(resumed, batch_size=None, num_workers=workers)
+        assert [batch.keys for batch in again] == wanted[done:]
+
+
+def test_the_states_of_a_dataloader_s_workers_resume_each_worker(features_dataset, monkeypatch):
+    """What a stateful loader does: it keeps each worker's own state and gives it back to a worker of that number."""
+    url, recipe, _ = features_dataset
+    wanted = [batch.keys for batch in open_stream(url, recipe, batch_size=4, epochs=2)]
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: worker)
+    found = {}
+    for number, done in ((0, 2), (1, 1), (2, 0)):
+        worker = SimpleNamespace(id=number, num_workers=3)
+        first = open_stream(url, recipe, batch_size=4, epochs=2)
+        batches = iter(first)
+        for step in range(done):
+            found[number + 3 * step] = next(batches).keys
+        second = open_stream(url, recipe, batch_size=4, epochs=2)
+        second.load_state_dict(first.state_dict())
+        for step, batch in enumerate(second, start=done):
+            found[number + 3 * step] = batch.keys
+    assert [found[step] for step in range(len(found))] == wanted
