@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -19,10 +18,8 @@ import torch
 
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import SageError
-from sage_scale.training.distributed import free_port
+from sage_scale.training import launcher
 from sage_scale.training.runlog import clock, record_timing
-
-LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
 
 def run(
@@ -70,9 +67,9 @@ def run(
         said.step(
             "stage 1", "visual tokens aligned with pseudo-glosses by CLCL, under DeepSpeed", timed=False
         )
-        said.call(launcher("pretrain", ranks, training))
+        said.call(launcher.command("pretrain", ranks, training))
     said.step("stage 2", "mBART learns to translate, under DeepSpeed", timed=False)
-    said.call(launcher("finetune", ranks, training))
+    said.call(launcher.command("finetune", ranks, training))
     said.step("evaluate", "unseen sentences, held-out signers, and the controls to beat", timed=False)
     said.call(sage("evaluate", "--run", run_path, "--data", shards))
     said.step("translate", "one video, one sentence")
@@ -111,21 +108,6 @@ def sage(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "sage_scale.cli.main", *map(str, arguments)]
 
 
-def launcher(stage: str, ranks: int, arguments: Sequence[object]) -> list[str]:
-    """The `deepspeed` launcher's command line for a stage on this machine."""
-    program = shutil.which("deepspeed") or str(Path(sys.executable).with_name("deepspeed"))
-    return [
-        program,
-        "--quiet",
-        "--num_gpus",
-        str(ranks),
-        "--master_port",
-        str(free_port()),
-        str(LAUNCH / f"{stage}.py"),
-        *map(str, arguments),
-    ]
-
-
 class Steps:
     """Runs the commands one after another and says which, how long each took, and where it all is."""
 
@@ -150,10 +132,9 @@ class Steps:
             shown = ["sage-scale", *command[3:]]
         print("  $ " + " ".join(shown), flush=True)
         started = time.monotonic()
-        environment = {**os.environ, "DS_LOG_LEVEL": "error", "PYTHONWARNINGS": "ignore"}
+        environment = launcher.environment()
         if not torch.cuda.is_available():
             environment.setdefault("DS_ACCELERATOR", "cpu")  # the launcher would guess, and say so
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
         code = subprocess.run(command, env=environment, check=False).returncode
         if code:
             error = SageError(

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import logging
 import os
-import socket
 import sys
 import warnings
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+
+from sage_scale.training.launcher import free_port
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,6 @@ def barrier() -> None:
     """Wait until every rank is here."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def return_freed_memory(device: torch.device) -> None:

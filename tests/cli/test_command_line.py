@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import typer
@@ -193,13 +192,18 @@ def test_version_is_the_packages():
 
 
 def test_several_ranks_go_to_the_deepspeed_launcher(tmp_path):
-    from sage_scale.cli.train import command
     from sage_scale.config import RECIPE_FOLDER
 
     if not (RECIPE_FOLDER.parent / "pretrain.py").is_file():
         pytest.skip("launch/pretrain.py is not in this checkout")
-    line = command("pretrain", Path("runs/x"), "s3://b/p", "demo", 2, ["pretrain.lr=0.1"])
-    assert line[1:6] == ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port"]
-    script = str(RECIPE_FOLDER.parent / "pretrain.py")
-    given = ["--run", "runs/x", "--data", "s3://b/p", "--recipe", "demo", "pretrain.lr=0.1"]
-    assert line[7:] == [script, *given]
+    fake = tmp_path / "deepspeed"
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\nexit 3\n')
+    fake.chmod(0o755)
+    data = ["--data", "s3://b/p", "--data", "b"]
+    given = ["--run", "runs/x", *data, "--recipe", "demo", "pretrain.lr=0.1"]
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    result = call("pretrain", "--ranks", "2", *given, PATH=path)
+    line = (tmp_path / "arguments").read_text().splitlines()
+    assert line[:4] == ["--quiet", "--num_gpus", "2", "--master_port"] and line[4].isdigit()
+    assert line[5:] == [str(RECIPE_FOLDER.parent / "pretrain.py"), *given]
+    assert result.returncode == 1 and "pretrain ended with code 3" in result.stderr
