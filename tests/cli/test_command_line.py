@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import typer
@@ -40,15 +39,12 @@ def verb(monkeypatch, tmp_path):
     return mount
 
 
-def test_help_names_every_verb_quickly():
-    started = time.monotonic()
+def test_help_names_every_verb():
     result = call("--help")
-    seconds = time.monotonic() - started
     assert result.returncode == 0
     verbs = "demo corpus precompute shards pretrain finetune evaluate translate report recipe models doctor"
     for name in verbs.split():
         assert re.search(rf"\b{name}\b", result.stdout), name
-    assert seconds < 2.5, f"{seconds:.2f} s: something heavy is imported at start-up"
 
 
 def test_no_verb_imports_heavy_packages_before_it_runs():
