@@ -128,6 +128,8 @@ def _arithmetic() -> Iterator[Check]:
     part = "Arithmetic"
     import torch
 
+    from sage_scale.losses import chosen_implementation, triton_lacks
+
     yield Check(part, "torch", "ok", torch.__version__)
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -141,6 +143,10 @@ def _arithmetic() -> Iterator[Check]:
         units = _cpu_bf16_units()
     cost = "precision: auto computes in float32; bf16 would be slower here, not faster."
     yield _check(part, "bf16 matrix units", units != "none", units, cost)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lacking = triton_lacks(device)
+    found = "Triton kernels" if chosen_implementation(device) == "triton" else "tiled, by torch operations"
+    yield Check(part, "CLCL", "ok", found if not lacking or device == "cpu" else f"{found} ({lacking})")
 
 
 def _cpu_bf16_units() -> str:
@@ -154,7 +160,12 @@ def _packages() -> Iterator[Check]:
     for name, cost in PACKAGES.items():
         yield _package(part, name, f"Without it: {cost}. make setup installs it.")
     yield _package(part, "pose-format", ".pose files are not read: pip install 'sage-scale[pose]'", "note")
-    yield _package(part, "triton", "The fused loss kernels need a GPU build of torch.", "note")
+    yield _package(
+        part,
+        "triton",
+        "On a GPU CLCL is then computed by torch operations, slower: pip install 'sage-scale[triton]'",
+        "note",
+    )
 
 
 def _text() -> Iterator[Check]:

@@ -9,7 +9,7 @@ from sage_scale.losses.clcl_tiled import tiled_clcl_similarity
 from sage_scale.losses.clip import clip_loss, clip_similarity
 from sage_scale.losses.contrastive import info_nce
 from sage_scale.losses.sharded import sharded_clcl_loss
-from sage_scale.losses.similarity import chosen_implementation, clcl_similarity
+from sage_scale.losses.similarity import chosen_implementation, clcl_similarity, triton_lacks
 
 __all__ = [
     "chosen_implementation",
@@ -21,4 +21,5 @@ __all__ = [
     "reference_similarity",
     "sharded_clcl_loss",
     "tiled_clcl_similarity",
+    "triton_lacks",
 ]

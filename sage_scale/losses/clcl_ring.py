@@ -106,7 +106,7 @@ class _Pass:
     ) -> None:
         compute = torch.float64 if torch.float64 in (visual_ND.dtype, text_MD.dtype) else torch.float32
         self.batch, self.rank = batch, group_rank(batch.group)
-        self.sweep = Sweep(compute, visual_ND.device, products, softmax.unit)
+        self.sweep = Sweep(compute, visual_ND.device, products, softmax)
         self.visual = self.sweep.side(visual_ND, batch.visual_lengths[self.rank])
         self.text = self.sweep.side(text_MD, batch.text_lengths[self.rank])
         self.tile = tile_type(softmax)
@@ -120,7 +120,7 @@ class _Pass:
 
     def rounds(self) -> Iterator[tuple[int, Tensor]]:
         """(owner, its normalised texts as factors) as they come round."""
-        return self.ring.rounds(self.text.unit_ND.to(self.sweep.factors))
+        return self.ring.rounds(self.text.unit_ND.to(self.sweep.travels))
 
     def tiles(self, owner: int, text_MD: Tensor) -> Iterator[_Pairs]:
         """Own clips against the texts of `owner`."""

@@ -18,8 +18,8 @@ a few passes over the tile, since A depends on (i, b) and B on (a, j) only. Then
 of a tile is kept: u, e and the sums are computed again in the backward pass.
 
 No maximum need be taken off u as long as exp(2 / tau) stays inside float32; below tau .025 rows and columns have
-their own maxima and so their own exponentials. tau = 0 stands for the limit, MaxSim: u = s, r = max_j s, c = max_i s,
-where equal maxima share the gradient.
+their own maxima and so their own exponentials. tau = 0 stands for the limit, MaxSim: u = s, and e is 1 at a maximum
+and 0 elsewhere, so that r = max_j s, c = max_i s, and equal maxima share the gradient.
 
 The released variant runs the softmaxes over padding too, which has s = 0: it adds a count to R and C, and nothing
 to P and Q.
@@ -83,15 +83,12 @@ class TorchTile:
         self._scratch: list[Tensor | None] = [None, None]
 
     def measure(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
-        if self.tau == 0:
-            r_ib, c_aj = row_maxima(u_RC, columns), column_maxima(u_RC, rows)
-            kept: Any = (r_ib, c_aj)
-        elif self.tau >= ONE_EXPONENTIAL:
+        kept: Any
+        if self.tau >= ONE_EXPONENTIAL:
             kept = self._with_one_exponential(u_RC, rows, columns)
-            r_ib, c_aj = kept[3], kept[4]
         else:
             kept = self._with_two_exponentials(u_RC, rows, columns)
-            r_ib, c_aj = kept[4], kept[5]
+        r_ib, c_aj = kept[-2:]
         return row_means(r_ib, rows) * self.unit, column_means(c_aj, columns) * self.unit, kept
 
     def gradient(
@@ -101,8 +98,6 @@ class TorchTile:
             kept = self.measure(u_RC, rows, columns)[2]
         G_ib = spread_rows(G_ab / counts(rows, G_ab)[:, None], rows)
         H_aj = spread_columns(H_ab / counts(columns, H_ab)[None, :], columns)
-        if self.tau == 0:
-            return self._gradient_of_maxima(u_RC, kept, G_ib, H_aj, rows, columns)
         x_RC = self._like(u_RC, 1)
         if self.tau >= ONE_EXPONENTIAL:
             e_RC, R_ib, C_aj, r_ib, c_aj = kept
@@ -163,30 +158,17 @@ class TorchTile:
         e_RC = self._like(u_RC, 0)
         for run in columns.runs:
             torch.sub(by_text(u_RC, run), maximum_ib[:, run.places, None], out=by_text(e_RC, run))
-        return e_RC.exp_()
+        return self._powers(e_RC)
 
     def _exponential_by_video(self, u_RC: Tensor, maximum_aj: Tensor, rows: Block) -> Tensor:
         e_RC = self._like(u_RC, 0)
         for run in rows.runs:
             torch.sub(by_video(u_RC, run), maximum_aj[run.places, None], out=by_video(e_RC, run))
-        return e_RC.exp_()
+        return self._powers(e_RC)
 
-    def _gradient_of_maxima(
-        self, u_RC: Tensor, kept: Any, G_ib: Tensor, H_aj: Tensor, rows: Block, columns: Block
-    ) -> Tensor:
-        r_ib, c_aj = kept
-        x_RC, e_RC = self._like(u_RC, 1), self._like(u_RC, 0)
-        for run in columns.runs:
-            torch.eq(by_text(u_RC, run), r_ib[:, run.places, None], out=by_text(x_RC, run))
-        A_ib = G_ib / row_sums(x_RC, columns)
-        for run in columns.runs:
-            by_text(x_RC, run).mul_(A_ib[:, run.places, None])
-        for run in rows.runs:
-            torch.eq(by_video(u_RC, run), c_aj[run.places, None], out=by_video(e_RC, run))
-        B_aj = H_aj / column_sums(e_RC, rows)
-        for run in rows.runs:
-            by_video(x_RC, run).addcmul_(by_video(e_RC, run), B_aj[run.places, None])
-        return x_RC
+    def _powers(self, below_RC: Tensor) -> Tensor:
+        """exp of what is at most 0; at tau = 0 its limit, 1 for each maximum and 0 below."""
+        return below_RC.exp_() if self.tau else below_RC.eq_(0)
 
     def _padding_of_texts(self, like_ib: Tensor, columns: Block) -> Tensor:
         assert self.padded_to is not None
@@ -207,7 +189,7 @@ class TorchTile:
 
 def counts(block: Block, like: Tensor) -> Tensor:
     """Tokens of each clip of the block, in the type and on the device of `like`."""
-    return torch.tensor(block.lengths, dtype=like.dtype, device=like.device)
+    return block.places(like.device, like.dtype)[1]
 
 
 def by_text(x_RC: Tensor, run: Run) -> Tensor:

@@ -9,6 +9,7 @@ Memory beside the inputs: the normalised tokens, their gradients, three tiles, a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,10 +28,14 @@ from sage_scale.losses.products import (
 )
 from sage_scale.losses.tokens import Block, Side, cut
 
+SHARP = 0.05
+"""Below this tau products of bfloat16 take the similarities themselves in float32: the rounding of s, over tau, would
+change the softmaxes by more than the 1% that is promised. MaxSim (tau 0) keeps bfloat16, as everyone's MaxSim does: the
+rounding can only choose another of nearly equal tokens."""
 CPU_TILE = (512, 512)
 """Tokens by tokens: three float32 tiles of it stay in the second-level caches of two cores."""
-CUDA_TILE = (4096, 2048)
-"""Large enough to fill the matrix units, small enough for the second-level cache (33 MB in float32)."""
+CUDA_TILE = (8192, 4096)
+"""Large enough that a tile takes longer than starting its kernels; 134 MB in float32."""
 
 
 def tiled_clcl_similarity(
@@ -78,11 +83,14 @@ class Sweep:
     """The tiles of two sides: products in and out of them, with the buffers they need."""
 
     def __init__(
-        self, compute: torch.dtype, device: torch.device, products: Precision, unit: float = 1.0
+        self, compute: torch.dtype, device: torch.device, products: Precision, softmax: Softmax
     ) -> None:
-        """Computed in `compute` by products of the precision `products`; tiles are similarities over `unit`."""
-        self.compute, self.device, self.products, self.unit = compute, device, products, unit
+        """Computed in `compute` by products of the precision `products`; tiles are similarities over softmax.unit."""
+        self.compute, self.device, self.products, self.unit = compute, device, products, softmax.unit
         self.factors = factor_type(products, compute, device)
+        self.sharp = products == "bfloat16" and 0 < softmax.tau < SHARP
+        self.travels = compute if self.sharp else self.factors
+        """The type of the texts' tokens that `tiles` takes."""
         self.granule = granule(products, compute, device)
         self._buffer = torch.empty(0, dtype=compute, device=device)
 
@@ -98,18 +106,14 @@ class Sweep:
     def blocks(self, lengths: list[int], columns: bool = False) -> tuple[Block, ...]:
         return cut(lengths, self.tile_size[columns])
 
-    def factor(self, unit_ND: Tensor, block: Block, scale: float = 1.0) -> Tensor:
-        """The block's tokens times `scale` as a factor, filled up to the granule by the tokens that follow."""
-        tokens_ND = unit_ND[block.token : block.token + self._filled(block)]
-        return (tokens_ND if scale == 1 else tokens_ND * scale).to(self.factors)
-
     def tile(self, rows_RD: Tensor, columns_CD: Tensor, rows: Block, columns: Block) -> Tensor:
         """The product of two blocks' factors; it lies in a buffer of this sweep until the next call."""
         R, C = rows_RD.shape[0], columns_CD.shape[0]
         if self._buffer.numel() < R * C:
             self._buffer = torch.empty(R * C, dtype=self.compute, device=self.device)
         whole_RC = self._buffer[: R * C].view(R, C)
-        multiply(rows_RD, columns_CD.T, whole_RC)
+        with precision_of_products("float32", self.device) if self.sharp else nullcontext():
+            multiply(rows_RD, columns_CD.T, whole_RC)
         return whole_RC[: rows.size, : columns.size]
 
     def tiles(
@@ -117,14 +121,17 @@ class Sweep:
     ) -> Iterator[tuple[Block, Block, Tensor, Tensor, Tensor]]:
         """Blocks of both sides, their factors, and the tile u of each pair of blocks.
 
-        `text_MD` are normalised tokens in the order of places, with spare rows, `text_lengths` ascending.
+        `text_MD` are normalised tokens in the order of places, of type `travels`, with spare rows; their lengths
+        ascend.
         """
         texts = self.blocks(text_lengths, columns=True)
         for rows in self.blocks(visual.lengths):
-            rows_RD, scaled_RD = (self.factor(visual.unit_ND, rows, scale) for scale in (1.0, 1 / self.unit))
+            rows_RD = visual.unit_ND[self._tokens(rows)]
+            scaled_RD, rows_RD = (rows_RD / self.unit).to(self.travels), rows_RD.to(self.factors)
             for columns in texts:
-                columns_CD = self.factor(text_MD, columns)
-                yield rows, columns, rows_RD, columns_CD, self.tile(scaled_RD, columns_CD, rows, columns)
+                columns_CD = text_MD[self._tokens(columns)]
+                u_RC = self.tile(scaled_RD, columns_CD, rows, columns)
+                yield rows, columns, rows_RD, columns_CD.to(self.factors), u_RC
 
     def whole(self, tile_RC: Tensor, rows: Block, columns: Block) -> Tensor:
         """A tile (u or a scratch laid out like it) with zeros in its spare rows and columns, as a factor."""
@@ -137,6 +144,10 @@ class Sweep:
     def add(self, grad_ND: Tensor, block: Block, tile_RC: Tensor, other_CD: Tensor) -> None:
         """Add a tile's part to the gradient of a block's tokens."""
         accumulate(grad_ND[block.token : block.token + tile_RC.shape[0]], tile_RC, other_CD)
+
+    def _tokens(self, block: Block) -> slice:
+        """The block's tokens on its side, filled up to the granule by those that follow."""
+        return slice(block.token, block.token + self._filled(block))
 
     def _filled(self, block: Block) -> int:
         return -(-block.size // self.granule) * self.granule
@@ -155,7 +166,7 @@ class _Similarity(torch.autograd.Function):
         tile_type: type[Tile],
     ) -> tuple[Tensor, Tensor]:
         compute = torch.float64 if torch.float64 in (visual_ND.dtype, text_MD.dtype) else torch.float32
-        sweep = Sweep(compute, visual_ND.device, products, softmax.unit)
+        sweep = Sweep(compute, visual_ND.device, products, softmax)
         visual, text = sweep.side(visual_ND, visual_lengths), sweep.side(text_MD, text_lengths)
         ctx.sweep, ctx.visual, ctx.text, ctx.make = sweep, visual, text, lambda: tile_type(softmax)
         ctx.types = visual_ND.dtype, text_MD.dtype
@@ -163,7 +174,9 @@ class _Similarity(torch.autograd.Function):
         Zt_ab = torch.empty_like(Zv_ab)
         tile = ctx.make()
         with precision_of_products(products, sweep.device):
-            for rows, columns, _, _, u_RC in sweep.tiles(visual, text.unit_ND, text.lengths):
+            for rows, columns, _, _, u_RC in sweep.tiles(
+                visual, text.unit_ND.to(sweep.travels), text.lengths
+            ):
                 Zv, Zt, _ = tile.measure(u_RC, rows, columns)
                 Zv_ab[rows.clips, columns.clips] = Zv
                 Zt_ab[rows.clips, columns.clips] = Zt
@@ -179,7 +192,9 @@ class _Similarity(torch.autograd.Function):
         text_grad_MD = torch.zeros_like(text.unit_ND) if of_text else None
         tile = ctx.make()
         with precision_of_products(sweep.products, sweep.device):
-            for rows, columns, rows_RD, columns_CD, u_RC in sweep.tiles(visual, text.unit_ND, text.lengths):
+            for rows, columns, rows_RD, columns_CD, u_RC in sweep.tiles(
+                visual, text.unit_ND.to(sweep.travels), text.lengths
+            ):
                 G, H = G_ab[rows.clips, columns.clips], H_ab[rows.clips, columns.clips]
                 W_RC = sweep.whole(tile.gradient(u_RC, None, G, H, rows, columns), rows, columns)
                 if visual_grad_ND is not None:

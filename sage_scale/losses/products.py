@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sage_scale.errors import RecipeError
+
 Precision = Literal["float32", "tfloat32", "bfloat16"]
 
 ONEDNN_GRANULE = 64
@@ -30,8 +32,15 @@ def granule(precision: Precision, compute: torch.dtype, device: torch.device) ->
 
 
 def factor_type(precision: Precision, compute: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type in which `multiply` and `accumulate` want their factors."""
+    """The type in which `multiply` and `accumulate` want their factors.
+
+    Raises RecipeError where torch is too old for products of bfloat16 with sums in float32.
+    """
     rounded = precision == "bfloat16" and compute == torch.float32 and device.type != "cpu"
+    if rounded and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        raise RecipeError(
+            f"clcl.products=bfloat16 on a GPU needs torch 2.8, this is {torch.__version__}: take float32"
+        )
     return torch.bfloat16 if rounded else compute
 
 
@@ -40,7 +49,7 @@ def multiply(left_RK: Tensor, right_KC: Tensor, out_RC: Tensor) -> None:
     if left_RK.dtype == out_RC.dtype:
         torch.mm(left_RK, right_KC, out=out_RC)
     else:
-        out_RC.copy_(torch.mm(left_RK, right_KC, out_dtype=out_RC.dtype))
+        torch.mm(left_RK, right_KC, out_dtype=out_RC.dtype, out=out_RC)
 
 
 def accumulate(sum_RC: Tensor, left_RK: Tensor, right_KC: Tensor) -> None:

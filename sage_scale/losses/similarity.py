@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from typing import Literal
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from sage_scale.errors import RecipeError
 from sage_scale.losses.clcl import Variant, reference_similarity
-from sage_scale.losses.clcl_tile import Softmax, Tile, TorchTile
+from sage_scale.losses.clcl_tile import Tile, TorchTile
 from sage_scale.losses.clcl_tiled import tiled_clcl_similarity
 from sage_scale.losses.products import Precision
 
@@ -45,16 +47,26 @@ def clcl_similarity(
 def chosen_implementation(device: torch.device | str, wanted: Implementation = "auto") -> Implementation:
     """What `wanted` comes to on a device: reference, tiled or triton.
 
-    Raises RecipeError where triton is demanded but not installed.
+    Raises RecipeError where triton is demanded but cannot be had.
     """
-    has_triton = importlib.util.find_spec("triton") is not None
-    if wanted == "triton" and not has_triton:
-        raise RecipeError(
-            "clcl.implementation=triton, but triton is not installed: take auto, or install triton"
-        )
+    lacking = triton_lacks(device)
+    if wanted == "triton" and lacking:
+        raise RecipeError(f"clcl.implementation=triton, but {lacking}: take auto")
     if wanted == "auto":
-        return "triton" if torch.device(device).type == "cuda" and has_triton else "tiled"
+        return "tiled" if lacking or torch.device(device).type != "cuda" else "triton"
     return wanted
+
+
+def triton_lacks(device: torch.device | str) -> str:
+    """Why Triton kernels cannot run on a device, or an empty string."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return ""
+    if torch.device(device).type != "cuda":
+        return "triton needs a GPU"
+    compilers = [os.environ.get("CC", ""), "gcc", "clang", "cc"]
+    return "" if any(name and shutil.which(name) for name in compilers) else "triton needs a C compiler (gcc)"
 
 
 def tile_maker(chosen: Implementation) -> type[Tile]:
@@ -64,6 +76,3 @@ def tile_maker(chosen: Implementation) -> type[Tile]:
 
         return TritonTile
     return TorchTile
-
-
-__all__ = ["Implementation", "Softmax", "chosen_implementation", "clcl_similarity", "tile_maker"]

@@ -7,7 +7,7 @@ Packed tokens need no masks: a block holds whole clips, and clips of one length 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 
 import torch
@@ -51,6 +51,17 @@ class Block:
     lengths: tuple[int, ...]
     """Tokens of each clip, ascending."""
     runs: tuple[Run, ...]
+    _held: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def places(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Each clip's first token inside the block, and its number of tokens; made once for a device and type."""
+        if (device, dtype) not in self._held:
+            starts = [0, *accumulate(self.lengths)][:-1]
+            both = torch.tensor([starts, self.lengths], dtype=dtype, device=device)
+            self._held[device, dtype] = (both[0], both[1])
+        return self._held[device, dtype]
 
     @property
     def clips(self) -> slice:

@@ -202,7 +202,8 @@ def similarity_matrices(
         if recipe.clcl.loss == "clip":
             parts.append((z := clip_similarity(visual, text, lengths, text_lengths), z))
         else:
-            parts.append(clcl_similarity(visual, text, lengths, text_lengths, tau=recipe.clcl.tau))
+            tau = 0.0 if recipe.clcl.loss == "maxsim" else recipe.clcl.tau
+            parts.append(clcl_similarity(visual, text, lengths, text_lengths, tau))
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
