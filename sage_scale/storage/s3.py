@@ -10,6 +10,7 @@ are the caller's business (sage_scale.shards).
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 import random
@@ -22,8 +23,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore import exceptions as boto
 from botocore.config import Config
+from botocore.loaders import Loader, create_loader
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from sage_scale.errors import StorageError
@@ -252,7 +255,11 @@ class S3Store(Store):
             response_checksum_validation="when_required",
         )
         try:
-            session = boto3.session.Session()  # the default session is not safe between threads
+            # A session of its own, since the default one is not safe between threads, but the descriptions of S3's
+            # operations read once a process: they are most of the tenth of a second that a client takes.
+            core = botocore.session.Session()
+            core.register_component("data_loader", _models())
+            session = boto3.session.Session(botocore_session=core)
             region = session.region_name or ("us-east-1" if endpoint else None)
             return session.client("s3", config=config, region_name=region)
         except (boto.BotoCoreError, ValueError) as error:
@@ -311,6 +318,11 @@ class S3Store(Store):
         kind = Unavailable if status >= 500 or status == 429 or code in _PASSING + _BUSY else StorageError
         times = f" {attempts} times" if attempts > 1 else ""
         return kind(f"{what}: {where} answered {code}{times}; try again later")
+
+
+@functools.cache
+def _models() -> Loader:
+    return create_loader()
 
 
 def _body(answer: dict[str, Any], length: int) -> bytes:

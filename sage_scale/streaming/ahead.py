@@ -26,8 +26,8 @@ from sage_scale.streaming.order import Integers, cut_blocks
 
 LONGEST_LOOK = 256
 """Steps looked ahead at most."""
-LOOK_AHEAD_BYTES = 128 << 20
-"""Blocks of a rank that are fetched before their first step: as many as a process has requests under way."""
+LOOK_AHEAD_BYTES = 512 << 20
+"""Blocks of a rank, not yet reached, that are fetched: with 64 lanes of 8 MiB blocks, all that an epoch begins with."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,7 +99,9 @@ def reading_of(stream: Stream, catalog: Catalog, order: Mixture | None = None, *
             for part, begin in zip(order.orders, begins.tolist())
         )
     limit = int(stream.cache_gb * 1e9)
-    fits = in_use * host_share(world) <= KEEP_SHARE * limit
+    here = host_share(world)
+    needed = min(int(table.length.sum()), int(in_use * here) + int(here * world) * LOOK_AHEAD_BYTES)
+    fits = needed <= KEEP_SHARE * limit
     return Reading(
         cuts=cuts if limit and fits else None,
         cache_dir=stream.cache_dir,

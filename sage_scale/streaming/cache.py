@@ -37,6 +37,8 @@ log = logging.getLogger("sage_scale.streaming")
 
 KEEP_SHARE = 0.9
 """An eviction makes room down to this share of the bound, so that the files are counted seldom."""
+RENEW_S = 1.0
+"""How exactly the time of a block's last use is kept."""
 PATIENCE_S = 10.0
 """So long is another process waited for that makes the same block; then the store is asked directly."""
 LEDGER_PATIENCE_S = 5.0
@@ -78,6 +80,7 @@ class BlockCache:
         self.folder = folder
         self.limit = limit
         self._blocks = folder / digest
+        self._place = str(self._blocks)
         with _explained(folder):
             self._blocks.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -85,12 +88,14 @@ class BlockCache:
     def open(self, name: str) -> int | None:
         """A descriptor of the block, for the caller to close, or None. Counts as a use."""
         try:
-            descriptor = os.open(self._blocks / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(f"{self._place}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return None
-        with contextlib.suppress(OSError):  # a cache of somebody else's may be readable and no more
-            os.utime(descriptor)
-        if os.fstat(descriptor).st_size != _size(name):
+        status = os.fstat(descriptor)
+        if time.time() - status.st_mtime > RENEW_S:
+            with contextlib.suppress(OSError):  # a cache of somebody else's may be readable and no more
+                os.utime(descriptor)
+        if status.st_size != _size(name):
             os.close(descriptor)
             self.drop(name)
             return None
@@ -145,8 +150,9 @@ class BlockCache:
                 os.ftruncate(claim.descriptor, 0)
                 while place < len(view):
                     place += os.write(claim.descriptor, view[place:])
-                os.rename(part, self._blocks / claim.name)
-                published = True
+                with contextlib.suppress(FileNotFoundError):  # emptied by hand, too
+                    os.rename(part, self._blocks / claim.name)
+                    published = True
         finally:
             if published:
                 _unlock(claim.descriptor)
@@ -203,6 +209,7 @@ class BlockCache:
 
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[int]:
+        self._blocks.mkdir(parents=True, exist_ok=True)  # somebody may have emptied the folder
         descriptor = os.open(self.folder / "ledger", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         end = time.monotonic() + LEDGER_PATIENCE_S
         while not _lock(descriptor):
@@ -263,8 +270,8 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _size(name: str) -> int:
-    match = _BLOCK.fullmatch(name)
-    return int(match[3], 16) - int(match[2], 16) if match else 0
+    _, begin, end = name.removesuffix(_PART).split("-")
+    return int(end, 16) - int(begin, 16)
 
 
 def _number(text: bytes) -> int | None:

@@ -30,7 +30,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """Pauses between the attempts of one flight: the first, doubled each time, and the longest; times 0.5 to 1."""
 HEDGE_SHARE, HEDGE_BURST = 0.05, 2
 """Second requests: at most this share of all requests, and so many beyond it."""
-HEDGE_PERCENTILE, HEDGE_MARGIN = 0.95, 1.5
+HEDGE_PERCENTILE, HEDGE_MARGIN = 0.95, 2.0
 HEDGE_FLOOR_S, HEDGE_UNKNOWN_S = 0.05, 2.0
 """No hedge before the first of these; as long as fewer than `HEDGE_KNOWN` flights are known, the second."""
 HEDGE_KNOWN = 16

@@ -40,7 +40,10 @@ them.
 COALESCE_BYTES = 8 << 20
 """Largest coalesced GET."""
 COLD_BYTES = 64 << 20
-"""More missing blocks than this are not waited for by one step."""
+"""More missing blocks than this are not waited for by one step, as long as such steps are few."""
+COLD_STEPS, COLD_SHARE = 4, 0.02
+"""So many steps of a process may go round the cache, and this share of all: a block costs the processors as much as
+eight samples by themselves, and holds over a hundred."""
 MAX_HELD = 64
 """Descriptors of blocks that one step keeps open; more are opened when they are read."""
 REMOTE_ATTEMPTS = 3
@@ -97,7 +100,11 @@ class RangeFetcher(Fetcher):
         table = catalog.samples
         self._cuts: NDArray[np.int64] | None = None
         if self.reading.cuts is not None and self.reading.cache_bytes:
-            self._cuts = cut_at_gaps(self.reading.cuts, table.unit, table.offset, table.length, COALESCE_GAP)
+            cuts = cut_at_gaps(self.reading.cuts, table.unit, table.offset, table.length, COALESCE_GAP)
+            first, last = cuts[:-1], cuts[1:] - 1
+            self._cuts = cuts
+            self._unit_K = table.unit[first]
+            self._span_K = np.stack([table.offset[first], table.offset[last] + table.length[last]], axis=1)
         self._reset()
 
     def _reset(self) -> None:
@@ -107,7 +114,7 @@ class RangeFetcher(Fetcher):
         self._loads: dict[int, _Load] = {}
         self._cache: BlockCache | None = None
         self._cache_wanted = self._cuts is not None
-        self._hits = self._misses = 0
+        self._hits = self._misses = self._steps = self._cold_steps = 0
 
     def fetch(self, samples: Sequence[int]) -> Iterator[bytes | DamagedSample]:
         self._after_fork()
@@ -117,17 +124,18 @@ class RangeFetcher(Fetcher):
             yield from self._fetch_alone(picked)
             return
         block_B = self._blocks(picked).tolist()
+        begin_B = (self.catalog.samples.offset[picked] - self._span_K[block_B, 0]).tolist()
+        bytes_B = self.catalog.samples.length[picked].tolist()
         held: dict[int, int | None] = {}
         try:
             arrived = self._get_blocks(cache, sorted(set(block_B)), held)
             alone = np.flatnonzero([block not in held and block not in arrived for block in block_B])
             fetched = dict(zip(alone.tolist(), self._fetch_alone(picked[alone])))
-            for place, (sample, block) in enumerate(zip(picked.tolist(), block_B)):
+            for place, block in enumerate(block_B):
                 if place in fetched:
                     yield fetched.pop(place)
                     continue
-                begin = int(self.catalog.samples.offset[sample]) - self._span(block)[0]
-                length = int(self.catalog.samples.length[sample])
+                begin, length = begin_B[place], bytes_B[place]
                 if block in arrived:
                     yield bytes(memoryview(arrived[block])[begin : begin + length])
                     continue
@@ -177,8 +185,11 @@ class RangeFetcher(Fetcher):
         with self._lock:
             self._hits += len(held)
             self._misses += len(missing)
-        if sum(end - begin for begin, end in map(self._span, missing)) > COLD_BYTES:
-            return {}
+            self._steps += 1
+            cold = sum(self._span_K[block, 1] - self._span_K[block, 0] for block in missing) > COLD_BYTES
+            if cold and self._cold_steps < COLD_STEPS + COLD_SHARE * self._steps:
+                self._cold_steps += 1
+                return {}
         loads = {block: self._start(block, URGENT) for block in missing}
         self._flights.wait(list(loads.values()), deadline)
         arrived = {}
@@ -209,10 +220,8 @@ class RangeFetcher(Fetcher):
             load = self._loads.get(block)
             if load is None or load.error is not None:
                 begin, end = self._span(block)
-                unit = self.catalog.samples.unit[self._first(block)]
-                load = self._loads[block] = _Load(
-                    self.catalog.shards[unit], begin, end - begin, block_name(int(unit), begin, end)
-                )
+                name = self.catalog.shards[self._unit_K[block]]
+                load = self._loads[block] = _Load(name, begin, end - begin, self._file(block))
             elif load.taken or urgency != URGENT:
                 load.urgent |= urgency == URGENT
                 return load
@@ -325,19 +334,13 @@ class RangeFetcher(Fetcher):
         assert self._cuts is not None
         return np.searchsorted(self._cuts, samples, side="right") - 1
 
-    def _first(self, block: int) -> int:
-        assert self._cuts is not None
-        return int(self._cuts[block])
-
     def _span(self, block: int) -> tuple[int, int]:
         """The bytes of a block in its shard."""
-        last = self._first(block + 1) - 1
-        table = self.catalog.samples
-        return int(table.offset[self._first(block)]), int(table.offset[last]) + int(table.length[last])
+        begin, end = self._span_K[block].tolist()
+        return begin, end
 
     def _file(self, block: int) -> str:
-        begin, end = self._span(block)
-        return block_name(int(self.catalog.samples.unit[self._first(block)]), begin, end)
+        return block_name(int(self._unit_K[block]), *self._span(block))
 
     def _open_cache(self) -> BlockCache | None:
         if self._cache is None and self._cache_wanted:

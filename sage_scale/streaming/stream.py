@@ -37,6 +37,12 @@ READ_AHEAD = 2
 """Batches that each worker reads ahead."""
 
 
+READ_AHEAD_THREADS = 2
+"""Threads that read ahead where there are no workers: one decodes while another waits. Four of them, with all blocks
+at hand, took twice the processor time of one, for the interpreter's lock.
+"""
+
+
 class EpochOrder(Protocol):
     """What a stream needs of an order: a `Mixture`, or the sequence of an evaluation."""
 
@@ -260,7 +266,7 @@ class Stream(torch.utils.data.IterableDataset):
         yield from loader
 
     def _by_threads(self, requests: Iterator[StepRequest]) -> Generator[Batch, None, None]:
-        crew = Crew(self._read_ahead, "read-ahead")
+        crew = Crew(min(READ_AHEAD_THREADS, self._read_ahead), "read-ahead")
         ahead: deque[Future[Batch]] = deque()
         try:
             for request in requests:

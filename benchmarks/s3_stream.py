@@ -1,0 +1,256 @@
+"""Claim: a stream from S3 gives at least 80% of parallel boto3 GETs of the same bytes, and hides 50 ms of latency.
+
+    python benchmarks/s3_stream.py [--samples 8192] [--rounds 3] [--server ceph|moto] [--skip-latency]
+
+The server is Ceph's RADOS gateway (a production S3 server) where its programs are installed, else moto, which is
+Python and slow. Samples are 64 x 512 float16 features (64 KiB). First an epoch of each way must equal the epoch
+from a folder, byte for byte; then all are timed in turn, round after round, and the best round counts. boto3 fetches the
+same tars with 16 threads, in whole tars and in ranges of 8 MiB, whichever is faster, and throws the bytes away;
+sage_scale fetches them through an empty node-local cache, checks, decodes and packs them in its global order.
+The server runs on the same machine and takes the same cores: both sides pay for it.
+
+Then every request waits 50 ms in a proxy, a step takes 100 ms, and the share of it spent waiting is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import boto3
+import torch
+from botocore.config import Config
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from loaders import BATCH, make_recipe, make_samples, write_ours
+from servers.ceph import Gateway, ceph_gateway, missing_programs
+from servers.faults import fault_proxy
+from servers.moto import S3Server, moto_server
+
+from sage_scale.storage import open_store
+from sage_scale.streaming import Stream, open_stream
+
+BUCKET, PARALLEL, RANGE_BYTES = "bench-stream", 16, 8 << 20
+LATENCY_S, STEP_S = 0.05, 0.1
+
+
+@contextlib.contextmanager
+def server_of(kind: str) -> Iterator[S3Server]:
+    """The chosen server, with the environment that leads to it."""
+    missing = missing_programs()
+    if kind == "moto" or missing:
+        if missing and kind != "moto":
+            print(f"{', '.join(missing)} not installed: moto instead of Ceph, a server in Python, slow")
+        context: contextlib.AbstractContextManager[S3Server] = moto_server()
+    else:
+        context = ceph_gateway()
+    with context as server:
+        os.environ.update(server.environment())
+        print(f"server: {'Ceph RADOS gateway' if isinstance(server, Gateway) else 'moto'} on this machine's cores")
+        yield server
+
+
+def client():
+    """A boto3 client as a careful user makes it."""
+    config = Config(
+        max_pool_connections=PARALLEL,
+        s3={"addressing_style": "path"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return boto3.session.Session().client("s3", config=config)
+
+
+def with_boto3(sizes: dict[str, int], piece: int) -> Callable[[], int]:
+    """All bytes of the tars by parallel ranged GETs of at most `piece` bytes."""
+    s3 = client()
+    ranges = [
+        (name, begin, min(begin + piece, size))
+        for name, size in sizes.items()
+        for begin in range(0, size, piece)
+    ]
+
+    def get(part: tuple[str, int, int]) -> int:
+        name, begin, end = part
+        answer = s3.get_object(Bucket=BUCKET, Key=f"set/{name}", Range=f"bytes={begin}-{end - 1}")
+        return len(answer["Body"].read())
+
+    def run() -> int:
+        with ThreadPoolExecutor(PARALLEL) as threads:
+            return sum(threads.map(get, ranges))
+
+    return run
+
+
+def stream_of(cache: Path, *, workers: int = 0, cached: bool = True, url: str = f"s3://{BUCKET}/set") -> Stream:
+    """One epoch of the global order, through the cache in this folder."""
+    recipe = make_recipe()
+    settings = dataclasses.replace(
+        recipe.stream, cache_gb=recipe.stream.cache_gb if cached else 0.0, cache_dir=str(cache)
+    )
+    recipe = dataclasses.replace(recipe, stream=settings)
+    return open_stream(url, recipe, batch_size=BATCH, epochs=1, workers=workers)
+
+
+def assert_equal(stream: Stream, folder: Path) -> None:
+    """The epoch that the same shards give from a folder."""
+    wanted = open_stream(folder, make_recipe(), batch_size=BATCH, epochs=1)
+    for batch, same in zip(stream, wanted, strict=True):
+        assert batch.keys == same.keys and batch.metas == same.metas
+        assert torch.equal(batch.video.features_FC, same.video.features_FC)
+
+
+@dataclasses.dataclass
+class Timed:
+    """One epoch."""
+
+    seconds: float
+    own_cpu: float
+    server_cpu: float
+    bytes: int
+    note: str = ""
+
+
+def timed(work: Callable[[], tuple[int, str]], server: S3Server) -> Timed:
+    """Wall time, CPU time of this process and its ended children, CPU time of the server."""
+    before, theirs, began = _own_cpu(), _server_cpu(server), time.perf_counter()
+    size, note = work()
+    seconds = time.perf_counter() - began
+    return Timed(seconds, _own_cpu() - before, _server_cpu(server) - theirs, size, note)
+
+
+def _own_cpu() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in used)
+
+
+def _server_cpu(server: S3Server) -> float:
+    if not isinstance(server, Gateway):
+        return float("nan")
+    ticks = 0
+    for process in server.processes.values():
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def epoch(stream: Stream) -> tuple[int, str]:
+    """Read it to its end."""
+    for _ in stream:
+        pass
+    counts = stream.counts
+    over = counts.fetched / counts.bytes if counts.bytes else 0.0
+    return counts.bytes, f"{counts.requests} requests, {over:.2f} bytes fetched a byte delivered, {counts.hedges} hedges"
+
+
+def throughput(server: S3Server, folder: Path, scratch: Path, rounds: int) -> None:
+    """The first table."""
+    store = open_store(f"s3://{BUCKET}/set")
+    sizes = {entry.name: entry.size for entry in store.list() if entry.name.endswith(".tar")}
+    caches = iter(scratch / f"cache-{number}" for number in range(10_000))
+
+    def ours(workers: int = 0, cached: bool = True) -> Callable[[], tuple[int, str]]:
+        def run() -> tuple[int, str]:
+            place = next(caches)
+            result = epoch(stream_of(place, workers=workers, cached=cached))
+            shutil.rmtree(place, ignore_errors=True)
+            return result
+
+        return run
+
+    warm = scratch / "warm"
+    for workers, cached in ((0, True), (2, True), (0, False)):
+        assert_equal(stream_of(next(caches), workers=workers, cached=cached), folder)
+    assert_equal(stream_of(warm), folder)
+    assert_equal(stream_of(warm), folder)
+    print("each way gives the epoch of the folder, byte for byte\n")
+    ways: dict[str, Callable[[], tuple[int, str]]] = {
+        "boto3, whole tars": lambda: (with_boto3(sizes, 1 << 40)(), ""),
+        "boto3, ranges of 8 MiB": lambda: (with_boto3(sizes, RANGE_BYTES)(), ""),
+        "sage_scale, empty cache": ours(),
+        "sage_scale, empty cache, 2 workers": ours(workers=2),
+        "sage_scale, no cache": ours(cached=False),
+        "sage_scale, full cache": lambda: epoch(stream_of(warm)),
+    }
+    runs: dict[str, list[Timed]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            runs[name].append(timed(way, server))
+    best = {name: min(each, key=lambda run: run.seconds) for name, each in runs.items()}
+    ceiling = max(run.bytes / run.seconds for name, run in best.items() if name.startswith("boto3"))
+    print(f"{'best of ' + str(rounds):36s}{'MB/s':>8s}{'of boto3':>10s}{'CPU s/GB':>10s}{'server':>8s}")
+    for name, run in best.items():
+        rate, gigabytes = run.bytes / run.seconds, run.bytes / 1e9
+        print(
+            f"{name:36s}{rate / 1e6:8.0f}{rate / ceiling:10.2f}{run.own_cpu / gigabytes:10.2f}"
+            f"{run.server_cpu / gigabytes:8.2f}  {run.note}"
+        )
+
+
+def latency(server: S3Server, scratch: Path, steps: int) -> None:
+    """The second table: what a trainer waits for behind 50 ms."""
+    print(f"\nevery request waits {LATENCY_S * 1e3:.0f} ms, a step takes {STEP_S * 1e3:.0f} ms, {steps} steps")
+    print(f"{'':36s}{'first batch':>12s}{'waiting':>10s}{'worst':>10s}")
+    with fault_proxy(server.host, server.port) as proxy:
+        os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
+        for name, workers, cached in (
+            ("sage_scale, empty cache", 0, True),
+            ("sage_scale, empty cache, 2 workers", 2, True),
+            ("sage_scale, no cache", 0, False),
+        ):
+            proxy.rules.clear()
+            stream = stream_of(scratch / f"late-{workers}-{cached}", workers=workers, cached=cached)
+            proxy.add("latency", seconds=LATENCY_S, times=1 << 60)
+            batches = iter(stream)
+            began = time.perf_counter()
+            next(batches)
+            first, waits = time.perf_counter() - began, []
+            for _ in range(steps):
+                time.sleep(STEP_S)
+                began = time.perf_counter()
+                next(batches)
+                waits.append(time.perf_counter() - began)
+            batches.close()
+            print(
+                f"{name:36s}{first * 1e3:9.0f} ms{sum(waits) / (steps * STEP_S):10.1%}{max(waits) * 1e3:7.0f} ms"
+                f"  {stream.counts.requests} requests, {stream.counts.hedges} hedges",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--samples", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--server", choices=("ceph", "moto"), default="ceph")
+    parser.add_argument("--skip-latency", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name, server_of(options.server) as server:
+        scratch = Path(name)
+        client().create_bucket(Bucket=BUCKET)
+        folder = write_ours(scratch, make_samples(options.samples))
+        store = open_store(f"s3://{BUCKET}/set")
+        for path in sorted(folder.iterdir()):
+            store.put(path.name, path)
+        throughput(server, folder, scratch, options.rounds)
+        if not options.skip_latency:
+            latency(server, scratch, min(options.steps, options.samples // BATCH - 2))
+
+
+if __name__ == "__main__":
+    main()
