@@ -85,6 +85,8 @@ def curves(record: RunRecord) -> str:
             note.append(duration(seconds))
         if wait := _share_waiting(log):
             note.append(f"{wait:.1%} of it waiting for data")
+        if skipped := sum(number for _, number in log.curve("skipped")):
+            note.append(f"<b>{skipped:,.0f} damaged samples skipped</b> (stream.on_corrupt=skip)")
         if log.unread:
             note.append(f"{log.unread} unreadable log lines left out")
         charts = "".join(_charts(log))

@@ -105,13 +105,15 @@ class Loop:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
             while self.fraction < 1:
                 started = time.monotonic()
+                skipped_before = len(self.stream.counts.skipped)
                 batch = next(batches)
                 waited = time.monotonic() - started
                 self.engine.model.train()
                 shares = compute(batch)
                 rate = self.engine.step(self.fraction)
                 self.progress.step += 1
-                stopping = self._share(shares, waited, started, len(batch.keys), rate, stop)
+                skipped = len(self.stream.counts.skipped) - skipped_before
+                stopping = self._share(shares, waited, started, len(batch.keys), skipped, rate, stop)
                 self.progress.stream = self.stream.state_dict()
                 warning = self.waiting.note(waited, time.monotonic() - started, self.stream.counts)
                 if warning:
@@ -147,15 +149,16 @@ class Loop:
         waited: float,
         started: float,
         clips: int,
+        skipped: int,
         rate: float,
         stop: StopRequest,
     ) -> bool:
         names = sorted(shares)
         first = self.engine.ranks.first
         local = [shares[name] for name in names]
-        local += [float(clips), waited if first else 0.0, float(stop.asked)]
+        local += [float(clips), float(skipped), waited if first else 0.0, float(stop.asked)]
         local += [time.monotonic() - started if first else 0.0]
-        *values, clips_all, waited, asked, seconds = distributed.sum_over_ranks(
+        *values, clips_all, skipped_all, waited, asked, seconds = distributed.sum_over_ranks(
             local, self.engine.ranks.device
         )
         self.progress.seconds += seconds
@@ -174,11 +177,17 @@ class Loop:
             lr=rate,
             grad_norm=self.engine.gradient_norm(),
             clips=clips_all,
+            skipped=skipped_all,
             samples_per_s=clips_all / max(seconds, 1e-9),
             wait_s=waited,
             memory_mb=memory_mb(self.engine.ranks.device),
             time_s=self.progress.seconds,
         )
+        if skipped_all:
+            self.log.line(
+                f"{skipped_all:.0f} damaged samples skipped at step {self.progress.step}; each rank names its own",
+                now=True,
+            )
         left = self.progress.seconds * (1 - self.fraction) / max(self.fraction, 1e-9)
         self.log.line(
             f"step {self.progress.step}/{self.total_steps}  loss {loss:.3f}  lr {rate:.2g}  "
