@@ -18,7 +18,7 @@ from typing import Any
 
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
-from sage_scale.streaming import Stream, WaitMonitor
+from sage_scale.streaming import ReadCounts, Stream, WaitMonitor
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
@@ -26,6 +26,9 @@ from sage_scale.training.runlog import RunLog, clock, memory_mb
 
 TRIM_EVERY = 16
 """Steps between two returns of freed memory to the system (CPU only)."""
+
+READING = ("samples", "bytes", "cache_hits", "node_hits", "requests", "retries", "hedges")
+"""What the log says of reading, summed over the ranks (ReadCounts)."""
 
 Compute = Callable[[Any], dict[str, float]]
 Evaluate = Callable[[int], tuple[dict[str, float], float]]
@@ -105,15 +108,15 @@ class Loop:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
             while self.fraction < 1:
                 started = time.monotonic()
-                skipped_before = len(self.stream.counts.skipped)
+                before = self.stream.counts
                 batch = next(batches)
                 waited = time.monotonic() - started
                 self.engine.model.train()
                 shares = compute(batch)
                 rate = self.engine.step(self.fraction)
                 self.progress.step += 1
-                skipped = len(self.stream.counts.skipped) - skipped_before
-                stopping = self._share(shares, waited, started, len(batch.keys), skipped, rate, stop)
+                spent = self.stream.counts - before
+                stopping = self._share(shares, waited, started, spent, rate, stop)
                 self.progress.stream = self.stream.state_dict()
                 warning = self.waiting.note(waited, time.monotonic() - started, self.stream.counts)
                 if warning:
@@ -148,19 +151,20 @@ class Loop:
         shares: dict[str, float],
         waited: float,
         started: float,
-        clips: int,
-        skipped: int,
+        spent: ReadCounts,
         rate: float,
         stop: StopRequest,
     ) -> bool:
         names = sorted(shares)
         first = self.engine.ranks.first
         local = [shares[name] for name in names]
-        local += [float(clips), float(skipped), waited if first else 0.0, float(stop.asked)]
-        local += [time.monotonic() - started if first else 0.0]
-        *values, clips_all, skipped_all, waited, asked, seconds = distributed.sum_over_ranks(
-            local, self.engine.ranks.device
-        )
+        local += [float(getattr(spent, name)) for name in READING] + [float(len(spent.skipped))]
+        local += [float(stop.asked)]
+        local += [waited, time.monotonic() - started] if first else [0.0, 0.0]
+        summed = distributed.sum_over_ranks(local, self.engine.ranks.device)
+        values, rest = summed[: len(names)], summed[len(names) :]
+        reading = dict(zip(READING, rest))
+        clips_all, (skipped_all, asked, waited, seconds) = reading.pop("samples"), rest[len(READING) :]
         self.progress.seconds += seconds
         figures = dict(zip(names, values))
         loss = figures.get("loss", 0.0)
@@ -180,6 +184,7 @@ class Loop:
             skipped=skipped_all,
             samples_per_s=clips_all / max(seconds, 1e-9),
             wait_s=waited,
+            **reading,
             memory_mb=memory_mb(self.engine.ranks.device),
             time_s=self.progress.seconds,
         )
