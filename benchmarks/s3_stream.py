@@ -4,8 +4,8 @@
 
 The server is Ceph's RADOS gateway (a production S3 server) where its programs are installed, else moto, which is
 Python and slow. Samples are 64 x 512 float16 features (64 KiB). First an epoch of each way must equal the epoch
-from a folder, byte for byte; then all are timed in turn, round after round, and the best round counts. boto3 fetches the
-same tars with 16 threads, in whole tars and in ranges of 8 MiB, whichever is faster, and throws the bytes away;
+from a folder, byte for byte; then all are timed in turn, round after round, and the best round counts. boto3 fetches
+the same tars with 16 threads, in whole tars and in ranges of 8 MiB, whichever is faster, and throws the bytes away;
 sage_scale fetches them through an empty node-local cache, checks, decodes and packs them in its global order.
 The server runs on the same machine and takes the same cores: both sides pay for it.
 
@@ -59,7 +59,9 @@ def server_of(kind: str) -> Iterator[S3Server]:
         context = ceph_gateway()
     with context as server:
         os.environ.update(server.environment())
-        print(f"server: {'Ceph RADOS gateway' if isinstance(server, Gateway) else 'moto'} on this machine's cores")
+        print(
+            f"server: {'Ceph RADOS gateway' if isinstance(server, Gateway) else 'moto'} on this machine's cores"
+        )
         yield server
 
 
@@ -95,7 +97,9 @@ def with_boto3(sizes: dict[str, int], piece: int) -> Callable[[], int]:
     return run
 
 
-def stream_of(cache: Path, *, workers: int = 0, cached: bool = True, url: str = f"s3://{BUCKET}/set") -> Stream:
+def stream_of(
+    cache: Path, *, workers: int = 0, cached: bool = True, url: str = f"s3://{BUCKET}/set"
+) -> Stream:
     """One epoch of the global order, through the cache in this folder."""
     recipe = make_recipe()
     settings = dataclasses.replace(
@@ -153,7 +157,10 @@ def epoch(stream: Stream) -> tuple[int, str]:
         pass
     counts = stream.counts
     over = counts.fetched / counts.bytes if counts.bytes else 0.0
-    return counts.bytes, f"{counts.requests} requests, {over:.2f} bytes fetched a byte delivered, {counts.hedges} hedges"
+    return (
+        counts.bytes,
+        f"{counts.requests} requests, {over:.2f} bytes fetched a byte delivered, {counts.hedges} hedges",
+    )
 
 
 def throughput(server: S3Server, folder: Path, scratch: Path, rounds: int) -> None:
@@ -202,7 +209,9 @@ def throughput(server: S3Server, folder: Path, scratch: Path, rounds: int) -> No
 
 def latency(server: S3Server, scratch: Path, steps: int) -> None:
     """The second table: what a trainer waits for behind 50 ms."""
-    print(f"\nevery request waits {LATENCY_S * 1e3:.0f} ms, a step takes {STEP_S * 1e3:.0f} ms, {steps} steps")
+    print(
+        f"\nevery request waits {LATENCY_S * 1e3:.0f} ms, a step takes {STEP_S * 1e3:.0f} ms, {steps} steps"
+    )
     print(f"{'':36s}{'first batch':>12s}{'waiting':>10s}{'worst':>10s}")
     with fault_proxy(server.host, server.port) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint

@@ -1,50 +1,21 @@
-"""Readers over a network: coalesced ranges, bytes damaged on the way, shards that are not there."""
+"""Readers over a network: blocks and coalesced ranges, bytes damaged on the way, shards and servers that are away."""
 
-import itertools
+import os
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from networks import Network, read
 
 from sage_scale.errors import StorageError
-from sage_scale.storage import Store, open_store
+from sage_scale.storage import open_store
 from sage_scale.streaming import open_stream
+from sage_scale.streaming.ahead import Reading
 from sage_scale.streaming.files import FileFetcher
+from sage_scale.streaming.order import cut_blocks
 from sage_scale.streaming.ranges import RangeFetcher, coalesce
 from sage_scale.streaming.readers import DamagedSample
-
-
-class Network(Store):
-    """A folder that answers like an object store, and flips a byte of every n-th answer."""
-
-    def __init__(self, url, flip_every=0, down=False):
-        self.inner, self.url = open_store(url), "net://set"
-        self.flip_every, self.down, self.requests = flip_every, down, []
-        self.answers = itertools.count(1)  # atomic: requests come from several threads
-
-    def get_range(self, name, offset, length):
-        self.requests.append((name, offset, length))
-        if self.down:
-            raise StorageError("the server is away")
-        data = bytearray(self.inner.get_range(name, offset, length))
-        if self.flip_every and next(self.answers) % self.flip_every == 0:
-            data[length // 3] ^= 1
-        return bytes(data)
-
-    def size(self, name):
-        if self.down:
-            raise StorageError("the server is away")
-        return self.inner.size(name)
-
-    def get(self, name): ...
-    def put(self, name, data): ...
-    def put_if_absent(self, name, data): ...
-    def list(self, prefix=""): ...
-    def delete(self, name): ...
-
-
-def read(fetcher, samples):
-    found, retries = zip(*fetcher.read(samples))
-    return list(found), sum(retries)
 
 
 @pytest.fixture
@@ -59,6 +30,14 @@ def wanted(catalog):
     return read(fetcher, range(len(catalog)))[0]
 
 
+@pytest.fixture
+def reading(catalog, tmp_path):
+    """Blocks of about four samples, with a cache that holds all of them."""
+    table = catalog.samples
+    cuts = cut_blocks(table.unit, table.length, 4 * int(table.length.max()))
+    return Reading(cuts=cuts, cache_dir=str(tmp_path / "cache"), cache_bytes=1 << 30, give_up_after_s=20)
+
+
 def test_ranged_reads_give_the_bytes_of_local_ones_in_fewer_requests(catalog, wanted):
     network = Network(catalog.url)
     picked = np.random.default_rng(0).permutation(len(catalog)).tolist()
@@ -67,19 +46,112 @@ def test_ranged_reads_give_the_bytes_of_local_ones_in_fewer_requests(catalog, wa
     assert len(network.requests) == 4  # one for each shard of the split, since all neighbours are asked for
 
 
-def test_a_byte_flipped_on_the_way_is_fetched_again(catalog, wanted):
-    found, retries = read(RangeFetcher(catalog, Network(catalog.url, flip_every=3)), range(39))
-    assert found == wanted and retries > 0
+def test_every_byte_is_fetched_once_and_never_again(catalog, wanted, reading):
+    network = Network(catalog.url)
+    fetcher = RangeFetcher(catalog, network, reading)
+    order = np.random.default_rng(1).permutation(len(catalog))
+    for samples in np.array_split(order, 12):
+        assert read(fetcher, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
+    blocks = len(reading.cuts) - 1
+    assert len(network.requests) == len(set(network.requests)) == blocks < len(catalog) / 2
+    spent = fetcher.spent()
+    assert spent.requests == blocks and spent.fetched == sum(length for _, _, length in network.requests)
+    assert spent.node_misses >= blocks and spent.node_hits > 0 and fetcher.spent().requests == 0
+    # A second epoch, in another process as far as the fetcher knows, asks for nothing.
+    again = RangeFetcher(catalog, network, reading)
+    assert read(again, order.tolist())[0] == [wanted[sample] for sample in order]
+    assert len(network.requests) == blocks and again.spent().node_misses == 0
 
 
-def test_bytes_that_stay_damaged_are_refused(catalog, wanted):
-    found, _ = read(RangeFetcher(catalog, Network(catalog.url, flip_every=1)), [5])
-    assert isinstance(found[0], DamagedSample) and catalog.key(5) in str(found[0])
+def test_what_is_named_ahead_is_there_before_it_is_needed(catalog, wanted, reading):
+    network = Network(catalog.url)
+    network.slow = dict.fromkeys(range(100), 0.1)
+    fetcher = RangeFetcher(catalog, network, reading)
+    fetcher.prefetch(reading.cuts[:-1])
+    end = time.monotonic() + 10
+    while fetcher._loads and time.monotonic() < end:
+        time.sleep(0.01)
+    asked = len(network.requests)
+    assert read(fetcher, range(len(catalog)))[0] == wanted
+    assert len(network.requests) == asked == len(reading.cuts) - 1
+    assert 1 < network.most_under_way <= 16
 
 
-def test_a_server_that_is_away_is_no_damage(catalog):
-    with pytest.raises(StorageError, match="away"):
-        read(RangeFetcher(catalog, Network(catalog.url, down=True)), [5])
+def test_a_cold_start_does_not_wait_for_all_blocks(catalog, wanted, reading, monkeypatch):
+    monkeypatch.setattr("sage_scale.streaming.ranges.COALESCE_GAP", 0)
+    monkeypatch.setattr("sage_scale.streaming.ranges.COLD_BYTES", 3 * int(catalog.samples.length.max()))
+    network = Network(catalog.url)
+    fetcher = RangeFetcher(catalog, network, reading)
+    first = reading.cuts[:-1].tolist()
+    assert read(fetcher, first)[0] == [wanted[sample] for sample in first]
+    lengths = catalog.samples.length
+    assert sum(length for _, _, length in network.requests) < 1.1 * sum(lengths[first])
+    for _ in range(20):  # but that is an exception: soon blocks are waited for
+        read(fetcher, first)
+    assert fetcher.spent().fetched > lengths.sum()
+
+
+def test_a_byte_flipped_on_the_way_is_fetched_again(catalog, wanted, reading):
+    for how in (None, reading):
+        network = Network(catalog.url, flip_every=3)
+        found, retries = read(RangeFetcher(catalog, network, how), range(39))
+        assert found == wanted and retries > 0
+
+
+def test_bytes_that_stay_damaged_are_refused(catalog, reading):
+    for how in (None, reading):
+        found, _ = read(RangeFetcher(catalog, Network(catalog.url, flip_every=1), how), [5])
+        assert isinstance(found[0], DamagedSample) and catalog.key(5) in str(found[0])
+
+
+def test_a_damaged_file_of_the_cache_is_dropped_and_fetched_again(catalog, wanted, reading):
+    network = Network(catalog.url)
+    fetcher = RangeFetcher(catalog, network, reading)
+    assert read(fetcher, range(39))[0] == wanted
+    files = sorted(os.scandir(fetcher._cache._blocks), key=lambda entry: entry.name)
+    with open(files[0].path, "r+b") as file:  # the disk's fault
+        file.write(b"?" * 600)
+    os.truncate(files[1].path, 5)  # the file system's after a power cut
+    found, retries = read(fetcher, range(39))
+    assert found == wanted and retries >= 1
+    before = len(network.requests)
+    assert read(fetcher, range(39)) == (wanted, 0) and read(fetcher, range(39)) == (wanted, 0)
+    assert len(network.requests) <= before + 1
+
+
+def test_a_cache_that_holds_too_little_is_never_wrong(catalog, wanted, reading):
+    small = replace(reading, cache_bytes=int(3 * catalog.samples.length.max() * 4))
+    fetcher = RangeFetcher(catalog, Network(catalog.url), small)
+    rng = np.random.default_rng(2)
+    for _ in range(15):
+        samples = rng.permutation(39)[:13].tolist()
+        assert read(fetcher, samples) == ([wanted[sample] for sample in samples], 0)
+        inside = sum(entry.stat().st_size for entry in os.scandir(fetcher._cache._blocks))
+        assert inside <= small.cache_bytes
+
+
+def test_a_shard_that_is_missing_or_cut_off_is_named(catalog, reading, tmp_path):
+    for name in ("dataset.json", "index.json", *catalog.shards):
+        (tmp_path / name).write_bytes(open_store(catalog.url).get(name))
+    table = catalog.samples
+    last = int(np.flatnonzero(table.unit == table.unit[-1])[-1])
+    os.truncate(tmp_path / catalog.shard(last), int(table.offset[last]) + 700)
+    (tmp_path / catalog.shard(0)).unlink()
+    for how in (None, reading):
+        found, _ = read(RangeFetcher(catalog, Network(tmp_path), how), [0, last, last - 1])
+        assert isinstance(found[0], DamagedSample) and "missing" in str(found[0])
+        assert isinstance(found[1], DamagedSample) and "cut off" in str(found[1])
+        assert isinstance(found[2], bytes)
+
+
+def test_a_server_that_is_away_is_no_damage_and_ends_in_time(catalog, reading):
+    for how in (Reading(give_up_after_s=0.7), replace(reading, give_up_after_s=0.7)):
+        network = Network(catalog.url, down=True)
+        began = time.monotonic()
+        with pytest.raises(StorageError, match=r"away; given up after 0\.7 s \(stream\.give_up_after_s\)"):
+            read(RangeFetcher(catalog, network, how), [5])
+        assert 0.6 < time.monotonic() - began < 3
+        assert 2 <= len(network.requests) <= 12  # it was asked again, and was left some peace
 
 
 def test_neighbours_share_a_request_and_all_are_covered():
