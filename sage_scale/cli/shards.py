@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sage_scale.cli import shards_change, shards_web
 from sage_scale.cli.shards_shown import SHOWN, Progress, size
-from sage_scale.errors import DatasetError, UsageError
+from sage_scale.errors import DatasetError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from sage_scale.shards import Dataset
@@ -159,15 +160,25 @@ def cat(
 
 
 @app.command("stats")
-def stats(url: Url, as_json: AsJson = False) -> None:
+def stats(
+    url: Url,
+    as_json: AsJson = False,
+    figure: Annotated[str, typer.Option(metavar="PATH.svg", help="Draw the figures into this file.")] = "",
+) -> None:
     """Figures of each split: clips, hours, frames, segments, lengths, languages, signers, rejects."""
     import dataclasses
 
     from sage_scale.shards import open_dataset
     from sage_scale.shards.statistics import statistics
 
+    if figure and not figure.endswith(".svg"):
+        raise UsageError(f"--figure {figure}: the figure is an SVG file, name it PATH.svg")
+    if web := shards_web.web_index(url):
+        return shards_web.stats(web)
     dataset = open_dataset(url, unfinished=True)
     found = statistics(dataset)
+    if figure:
+        _draw(dataset, found, Path(figure))
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(part) for part in found], ensure_ascii=False, indent=1))
         return
@@ -175,6 +186,18 @@ def stats(url: Url, as_json: AsJson = False) -> None:
         typer.echo(_paragraph(part))
     if not found:
         typer.echo(f"{dataset.url}: no clips yet")
+
+
+def _draw(dataset: Dataset, found: list[SplitStatistics], path: Path) -> None:
+    from sage_scale.reporting.dataset_figure import dataset_figure
+
+    if not found:
+        raise UsageError(f"{dataset.url} has no clips yet: there is nothing to draw")
+    try:
+        path.write_text(dataset_figure(dataset, found), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from None
+    typer.echo(f"figure written to {path}", err=True)
 
 
 def _paragraph(part: SplitStatistics) -> str:

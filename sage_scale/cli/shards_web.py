@@ -56,6 +56,22 @@ def ls(index: WebIndex, samples: bool) -> None:
     typer.echo(f"{index.tars}: WebDataset of {len(index.keys):,} samples in {len(index.shards)} tars")
 
 
+def stats(index: WebIndex) -> None:
+    """Samples, bytes and their spread."""
+    import numpy as np
+
+    lengths = index.records["length"].astype(float)
+    low, middle, high = np.percentile(lengths, [10, 50, 90])
+    keys = len(set(index.keys))
+    typer.echo(
+        f"{index.tars}: {len(index.keys):,} samples in {len(index.shards)} tars, {size(float(lengths.sum()))}\n"
+        f"  bytes a sample  mean {size(lengths.mean())}  10/50/90%: {size(low)} / {size(middle)} / {size(high)}  "
+        f"max {size(lengths.max())}"
+    )
+    if keys < len(index.keys):
+        typer.echo(f"  keys that occur more than once: {len(index.keys) - keys:,}")
+
+
 def cat(index: WebIndex, key: str, out: str) -> None:
     """Where a sample lies and what members it has."""
     from sage_scale.shards.sample import sample_hash

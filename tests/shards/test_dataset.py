@@ -31,6 +31,7 @@ from sage_scale.shards import (
 )
 from sage_scale.shards.dataset import index_json
 from sage_scale.shards.index import RECORD
+from sage_scale.shards.removal import remove_clips
 from sage_scale.storage import Store, open_store
 
 INFO = DatasetInfo(
@@ -179,9 +180,13 @@ def test_a_damaged_index_is_never_believed(store: Store, tmp_path: Path) -> None
             open_dataset(store)
 
 
-def test_a_stranger_reads_it_from_the_specification(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [(), ("train-0-3", "dev-2-0")])
+def test_a_stranger_reads_it_from_the_specification(
+    store: Store, tmp_path: Path, gone: tuple[str, ...]
+) -> None:
     """Written from shards/README.md with nothing but the standard library and xxhash."""
     make_dataset(store, tmp_path)
+    remove_clips(store, gone)
     folder = Path(store.url)
     line = (folder / "index.json").read_bytes()
     seal, body = line[:43], line[43:]
@@ -192,7 +197,7 @@ def test_a_stranger_reads_it_from_the_specification(store: Store, tmp_path: Path
     records = base64.b64decode(index["records"])
     seen = 0
     for unit in index["units"]:
-        stem = f"{unit['unit']:06d}"
+        stem = f"{unit['unit']:06d}" + (f".g{unit['generation']}" if "generation" in unit else "")
         assert unit == json.loads((folder / f"{stem}.json").read_bytes())
         tar, idx = ((folder / f"{stem}.{ending}").read_bytes() for ending in ("tar", "idx"))
         magic, version, width, count, size = struct.unpack_from("<8sIIQQ", idx)
@@ -207,7 +212,8 @@ def test_a_stranger_reads_it_from_the_specification(store: Store, tmp_path: Path
             assert piece.startswith(f"{key:016x}.json\0".encode())
             assert frames == 20 and segments >= 1 and glosses == 3 and flags == 1
         seen += count
-    assert seen == index["samples"]
+    assert seen == index["samples"] == 14 - len(gone)
+    assert sum("generation" in unit for unit in index["units"]) == len(gone)
 
 
 def test_one_get_opens_a_finished_dataset(s3, behind_proxy, tmp_path: Path) -> None:

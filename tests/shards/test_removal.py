@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -235,6 +239,28 @@ def test_the_verb(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "empty.txt").write_text("\n")
     assert "names no clip" in call("--ids", str(tmp_path / "empty.txt"), code=1)
     assert run(["shards", "remove", str(tmp_path / "nowhere"), "--ids", "x"]) == 1
+
+
+@pytest.mark.system
+def test_sigkill_at_random_times(tmp_path: Path, whole) -> None:
+    """The command itself, killed by the kernel: what is left opens, and the last call completes it."""
+    done = fill(open_store(tmp_path / "done"), whole)
+    remove_clips(done, GONE)
+    rng = random.Random(0)
+    command = [sys.executable, "-m", "sage_scale.cli.main", "shards", "remove"]
+    killed = 0
+    for turn in range(5):
+        store = fill(open_store(tmp_path / f"data{turn}"), whole)
+        process = subprocess.Popen([*command, store.url, "--ids", ",".join(GONE)], stdout=subprocess.DEVNULL)
+        while process.poll() is None and not removed_keys(store):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.08))
+        process.kill()
+        killed += process.wait() == -9
+        assert len(set(clips_of(open_dataset(store)))) in (12, 14)
+        subprocess.run([*command, store.url], check=True, stdout=subprocess.DEVNULL)
+        assert snapshot(store) == snapshot(done)
+    assert killed >= 2
 
 
 @pytest.mark.system

@@ -218,6 +218,13 @@ def npy(array: np.ndarray, **options: bool) -> bytes:
     return buffer.getvalue()
 
 
+class Trap:
+    """Unpickling it leaves a trace."""
+
+    def __reduce__(self):
+        return (open, ("trap-was-sprung", "w"))
+
+
 KEY = sample_key("clip")
 GOOD = [
     (f"{KEY}.json", json.dumps(make_sample("clip").meta).encode()),

@@ -14,6 +14,7 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_shard import Trap
 from webdataset.tariterators import base_plus_ext
 
 from sage_scale.cli.main import run
@@ -128,13 +129,6 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", **pax: str)
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.pax_headers = kind, link, {k.replace("__", "."): v for k, v in pax.items()}
     return info
-
-
-class Trap:
-    """Unpickling it leaves a trace."""
-
-    def __reduce__(self):
-        return (open, ("trap-was-sprung", "w"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""The figure of a dataset: sound XML, everything inside its picture, and the dataset's own numbers in it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "shards"))
+from made_samples import make_dataset, make_sample
+
+from sage_scale.cli.main import run
+from sage_scale.reporting.dataset_figure import dataset_figure
+from sage_scale.shards import Dataset, DatasetInfo, PlannedUnit, finish_dataset, publish_shard, start_dataset
+from sage_scale.shards.statistics import statistics
+from sage_scale.shards.writer import write_shard
+from sage_scale.storage import open_store
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return make_dataset(open_store(tmp_path / "data"), tmp_path, clips=30)
+
+
+def test_it_is_sound_and_everything_is_inside(dataset: Dataset) -> None:
+    root = ElementTree.fromstring(dataset_figure(dataset, statistics(dataset)))
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    panels = root.findall(f"{SVG}g")
+    assert len(panels) == 6
+    for panel in panels:
+        x, y = map(float, re.findall(r"[-\d.]+", panel.attrib["transform"]))
+        assert x >= 0 and x + 284 <= width and 0 <= y < height
+        for path in panel.iter(f"{SVG}path"):
+            points = [tuple(map(float, pair.split())) for pair in path.attrib["d"].strip("MZ").split("L")]
+            assert all(0 <= px <= 284 and 13 <= py <= 165 for px, py in points)
+        for bar in panel.iter(f"{SVG}rect"):
+            assert float(bar.attrib["x"]) + float(bar.attrib["width"]) <= 284
+            assert y + float(bar.attrib["y"]) + 14 <= height
+    style = root.findtext(f"{SVG}style") or ""
+    assert "prefers-color-scheme: dark" in style
+    used = set(re.findall(r"var\((--\w+)\)", ElementTree.tostring(root, encoding="unicode")))
+    assert all(f"{name}:" in style for name in used)
+
+
+def test_its_numbers_are_those_of_the_dataset(dataset: Dataset) -> None:
+    root = ElementTree.fromstring(dataset_figure(dataset, statistics(dataset)))
+    texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+    assert "train 60" in texts and "dev 2" in texts
+    assert any(text.startswith("62 clips, 0.01 hours, 1,240 frames") for text in texts)
+    assert "62" in texts  # all of one language
+
+
+def test_each_histogram_holds_all_clips_of_a_split(dataset: Dataset) -> None:
+    root = ElementTree.fromstring(dataset_figure(dataset, statistics(dataset)))
+    panel = root.findall(f"{SVG}g")[1]
+    scale = {}
+    for text in panel.iter(f"{SVG}text"):
+        if (text.text or "").endswith("%"):
+            scale[float((text.text or "")[:-1]) / 100] = float(text.attrib["y"]) - 4
+    top, base = max(scale), scale[0.0]
+    per_pixel = top / (base - scale[top])
+    for path in panel.iter(f"{SVG}path"):
+        points = [tuple(map(float, pair.split())) for pair in path.attrib["d"].strip("MZ").split("L")]
+        heights = [points[i][1] for i in range(1, len(points) - 1, 2)]
+        assert sum((base - y) * per_pixel for y in heights) == pytest.approx(1, abs=0.05)
+
+
+def test_names_are_text_never_markup(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "a<b>&'c")
+    info = start_dataset(
+        store,
+        DatasetInfo(kind="features", recipe="r", manifest="m", units=(PlannedUnit(split="<s>", clips=12),)),
+    )
+    samples = []
+    for n in range(12):
+        sample = make_sample(f"clip {n}", split="<s>")
+        samples.append(replace(sample, meta={**sample.meta, "signer": f"<script>{n}", "language": "</svg>"}))
+    publish_shard(store, write_shard(tmp_path / "x.tar", samples, unit=0, split="<s>", dataset=info.digest))
+    dataset = finish_dataset(store)
+    drawn = dataset_figure(dataset, statistics(dataset))
+    root = ElementTree.fromstring(drawn)
+    assert not list(root.iter(f"{SVG}script")) and "5 others" in drawn
+
+
+def test_the_verb(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "figure.svg"
+    assert run(["shards", "stats", dataset.url, "--figure", str(path)]) == 0
+    assert path.read_text().startswith("<svg") and "figure written" in capsys.readouterr().err
+    assert run(["shards", "stats", dataset.url, "--figure", str(tmp_path / "figure.png")]) == 2
+    assert "SVG" in capsys.readouterr().err
+    assert run(["shards", "stats", dataset.url, "--figure", str(tmp_path / "no" / "figure.svg")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
