@@ -174,6 +174,8 @@ def stats(
     if figure and not figure.endswith(".svg"):
         raise UsageError(f"--figure {figure}: the figure is an SVG file, name it PATH.svg")
     if web := shards_web.web_index(url):
+        if figure or as_json:
+            raise UsageError(f"{url} is a WebDataset of others: it has neither --figure nor --json")
         return shards_web.stats(web)
     dataset = open_dataset(url, unfinished=True)
     found = statistics(dataset)
