@@ -40,6 +40,8 @@ class Reading:
     """Folder of the node-local cache (stream.cache_dir)."""
     cache_bytes: int = 0
     """Its bound; 0 for none."""
+    look_ahead_bytes: int = 0
+    """Blocks not yet reached that a rank has fetched: what the cache holds beside the blocks in use."""
     give_up_after_s: float = 300.0
     """Seconds after which a store that does not answer is an error (stream.give_up_after_s)."""
 
@@ -98,14 +100,16 @@ def reading_of(stream: Stream, catalog: Catalog, order: Mixture | None = None, *
             )
             for part, begin in zip(order.orders, begins.tolist())
         )
-    limit = int(stream.cache_gb * 1e9)
+    limit, total = int(stream.cache_gb * 1e9), int(table.length.sum())
     here = host_share(world)
-    needed = min(int(table.length.sum()), int(in_use * here) + int(here * world) * LOOK_AHEAD_BYTES)
-    fits = needed <= KEEP_SHARE * limit
+    room = int(KEEP_SHARE * limit) - min(total, int(in_use * here))
+    if total <= KEEP_SHARE * limit:
+        room = total
     return Reading(
-        cuts=cuts if limit and fits else None,
+        cuts=cuts if limit and room >= 0 else None,
         cache_dir=stream.cache_dir,
         cache_bytes=limit,
+        look_ahead_bytes=min(LOOK_AHEAD_BYTES, max(0, room) // max(1, round(here * world))),
         give_up_after_s=stream.give_up_after_s,
     )
 

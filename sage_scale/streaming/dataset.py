@@ -18,7 +18,7 @@ import torch.utils.data
 from numpy.typing import NDArray
 
 from sage_scale.shards import read_sample
-from sage_scale.streaming.ahead import LOOK_AHEAD_BYTES, Reading, look_ahead
+from sage_scale.streaming.ahead import Reading, look_ahead
 from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.direct import DirectFeatures
@@ -114,10 +114,10 @@ class SampleDataset(torch.utils.data.Dataset):
 
     def looking_ahead(self, requests: Iterator[StepRequest]) -> Iterator[StepRequest]:
         """The requests, each naming what is to be fetched ahead; files of this machine need no such thing."""
-        cuts = self.reading.cuts if self.reading and self.remote else None
-        if cuts is None:
+        if self.reading is None or self.reading.cuts is None or not self.remote:
             return requests
-        return look_ahead(requests, cuts, self.catalog.samples.length, LOOK_AHEAD_BYTES)
+        lengths_S, horizon = self.catalog.samples.length, self.reading.look_ahead_bytes
+        return look_ahead(requests, self.reading.cuts, lengths_S, horizon)
 
     def rest(self) -> None:
         """What is being fetched ahead is not needed any more."""

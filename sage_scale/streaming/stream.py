@@ -263,7 +263,15 @@ class Stream(torch.utils.data.IterableDataset):
             pin_memory=self._pin_memory,
             worker_init_fn=_ignore_interrupts,
         )
-        yield from loader
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise SageError(
+                f"rank {self.rank}: a loader worker was killed ({str(error).strip()}), which is most often a lack of "
+                "memory: lower stream.workers. The run can be resumed from its last checkpoint"
+            ) from None
 
     def _by_threads(self, requests: Iterator[StepRequest]) -> Generator[Batch, None, None]:
         crew = Crew(min(READ_AHEAD_THREADS, self._read_ahead), "read-ahead")
