@@ -55,7 +55,7 @@ def multiply(left_RK: Tensor, right_KC: Tensor, out_RC: Tensor) -> None:
 def accumulate(sum_RC: Tensor, left_RK: Tensor, right_KC: Tensor) -> None:
     """sum += left right."""
     if left_RK.dtype == sum_RC.dtype:
-        sum_RC.addmm_(left_RK, right_KC)
+        torch.addmm(sum_RC, left_RK, right_KC, out=sum_RC)
     else:
         sum_RC.add_(torch.mm(left_RK, right_KC, out_dtype=sum_RC.dtype))
 

@@ -1,0 +1,76 @@
+"""Tokens, lengths and the loss by the reference, for the tests of the faster versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sage_scale.losses import clcl_loss, clip_loss, clip_similarity, reference_similarity
+
+
+@dataclass(frozen=True)
+class Options:
+    """As `config.Clcl`."""
+
+    loss: str = "clcl"
+    variant: str = "paper"
+    tau: float = 0.07
+    alpha: float = 0.3
+    same_text: str = "negative"
+    implementation: str = "auto"
+    products: str = "float32"
+
+
+def random_lengths(count: int, longest: int, seed: int) -> list[int]:
+    """From 1 to `longest`, both of them among the lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
+    return [*lengths[: count - 2], longest, 1] if count > 1 else lengths
+
+
+def random_tokens(rows: int, width: int, seed: int) -> torch.Tensor:
+    """float64, of very different lengths, so that normalising matters."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(rows, width, dtype=torch.float64, generator=generator)
+    return tokens * torch.rand(rows, 1, dtype=torch.float64, generator=generator).add(0.05) * 3
+
+
+def aligned_tokens(visual_lengths: list[int], text_lengths: list[int], width: int, seed: int):
+    """Visual and text tokens of which some are nearly equal to the other side's: sharp softmaxes."""
+    visual = random_tokens(sum(visual_lengths), width, seed)
+    text = random_tokens(sum(text_lengths), width, seed + 1)
+    some = torch.arange(0, min(len(visual), len(text)), 3)
+    visual[some] = text[some] * 2 + 0.1 * visual[some]
+    return visual, text
+
+
+def reference_loss(visual, text, scale, n, m, options, ids=None, padded_to=None):
+    """The loss of a whole batch by the reference."""
+    if options.loss == "clip":
+        return clip_loss(clip_similarity(visual, text, n, m), scale, ids, options.same_text)
+    tau = 0 if options.loss == "maxsim" else options.tau
+    Z = reference_similarity(visual, text, n, m, tau, options.variant, padded_to)
+    return clcl_loss(*Z, scale, options.alpha, options.variant, ids, options.same_text)
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative, in norm."""
+    return float((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-300))
+
+
+class CountedProducts(TorchDispatchMode):
+    """Counts the operations (2 R K C) of the matrix products inside the `with`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        factors = {"mm": args[:2], "bmm": args[:2], "addmm": args[1:3], "addmm_": args[1:3]}.get(name)
+        assert factors or "mm" not in name, f"a product that is not counted: {name}"
+        if factors:
+            self.operations += 2 * factors[0].numel() * factors[1].shape[-1]
+        return func(*args, **(kwargs or {}))

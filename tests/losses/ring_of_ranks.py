@@ -1,0 +1,89 @@
+"""Real processes over gloo, forked from one that has torch loaded, for test_ring.py.
+
+    python ring_of_ranks.py CASES.pt FOLDER
+
+Groups of the first 1, 2, 3, ... ranks compute the loss of each case with their part of the clips and write what they
+find to FOLDER/<group>-<rank>.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from made_tokens import CountedProducts, Options
+
+from sage_scale.losses import clcl_tiled as tiled_module
+from sage_scale.losses import sharded_clcl_loss
+
+
+def compute(case: dict, own: list[int], asked: float, group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
+    """One rank's share, gradients and operations, from its own clips."""
+    dtype = getattr(torch, case["dtype"])
+    options = Options(**case["options"])
+
+    def part(tokens: torch.Tensor, lengths: list[int], trained: bool) -> torch.Tensor:
+        clips = tokens.split(lengths)
+        return torch.cat([tokens[:0], *(clips[clip] for clip in own)]).to(dtype).requires_grad_(trained)
+
+    visual = part(case["visual"], case["n"], True)
+    text = part(case["text"], case["m"], case["text_trained"])
+    scale = torch.tensor([case["scale"]], dtype=dtype, requires_grad=True)
+    n, m, ids = (
+        torch.tensor([case[key][clip] for clip in own], dtype=torch.int64) for key in ("n", "m", "ids")
+    )
+    counter = CountedProducts()
+    with counter if case["counted"] else nullcontext():
+        share = sharded_clcl_loss(visual, text, n, m, scale, clcl=options, text_ids_B=ids, group=group)
+        (asked * share).backward()
+    return {
+        "share": share.detach(),
+        "visual": visual.grad,
+        "text": text.grad if case["text_trained"] else torch.zeros(0),
+        "scale": scale.grad,
+        "operations": torch.tensor(counter.operations),
+    }
+
+
+def work(rank: int, world: int, cases: dict, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    for size in range(1, world + 1):
+        group = dist.new_group(list(range(size)))
+        if rank < size:
+            found = {
+                name: compute(case, case["parts"][size][rank], case["asked"][rank], group)
+                for name, case in cases.items()
+            }
+            torch.save(found, folder / f"{size}-{rank}.pt")
+        dist.barrier()
+
+
+def main(cases_path: str, folder: str, world: int = 4) -> None:
+    cases = torch.load(cases_path)
+    tiled_module.CPU_TILE = (64, 32)
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work(rank, world, cases, Path(folder))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    sys.exit(f"ranks ended with {codes}" if any(codes) else 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
