@@ -36,6 +36,7 @@ VERBS = {
     "report": "sage_scale.cli.report:report",
     "recipe": "sage_scale.cli.recipe:app",
     "models": "sage_scale.cli.models:app",
+    "plan": "sage_scale.cli.plan:plan",
     "doctor": "sage_scale.cli.doctor:doctor",
 }
 """Every verb, in the order of the work, and the function or the Typer application behind it."""

@@ -1,0 +1,120 @@
+"""What a clip costs the visual encoder, mapper and context encoder: bytes kept for the backward pass, and operations.
+
+Counted layer by layer from the recipe (docs/clcl.md, "The encoder"). A convolution with its BatchNorm and ReLU keeps
+two maps: what BatchNorm saw, and what the next layer sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sage_scale.config import Recipe
+from sage_scale.models.describe import language_model_config
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSize:
+    """A mean clip of a corpus."""
+
+    frames: float
+    """Stored frames (on the recipe's stride) in its segments."""
+    visual_tokens: float
+    """Segments, N."""
+    text_tokens: float
+    """Subwords of its pseudo-glosses or sentence, M."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipCost:
+    """What one clip costs."""
+
+    activation_bytes: float
+    """Kept between its forward and backward pass."""
+    operations: float
+    """Of a forward pass; backward takes twice as many."""
+    token_bytes: float
+    """Tokens and hidden states in float32, with their gradients."""
+    input_bytes: float
+    """Frames or features as they come from the loader."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Convolution:
+    inputs: int
+    outputs: int
+    kernel: int
+    side: int
+    kept_maps: int = 2
+
+    @property
+    def map(self) -> int:
+        return self.outputs * self.side**2
+
+    @property
+    def operations(self) -> int:
+        return 2 * self.kernel**2 * self.inputs * self.map
+
+
+def clip_cost(recipe: Recipe, clip: ClipSize, bf16: bool) -> ClipCost:
+    """Counts for one clip of stage 1 under the recipe. Raises CheckpointError where its language model is unknown."""
+    model, value = recipe.model, 2 if bf16 else 4
+    language = language_model_config(recipe)
+    kept = operations = 0.0
+    width, stored = model.feature_dim, 2.0 * model.feature_dim
+    if recipe.vision.kind == "frames":
+        width = model.backbone.widths[-1]
+        pixels = 3 * recipe.vision.crop**2
+        stored = 3.0 * recipe.vision.size**2
+        layers = list(_convolutions(recipe))
+        pooled = model.backbone.widths[0] * _half(layers[0].side) ** 2
+        # Pixels as floats and normalised, the stem's pooled map, and where each maximum stood (int64).
+        kept += clip.frames * (pixels * (4 + 4 + 2 * bf16) + pooled * (value + 8))
+        kept += clip.frames * sum(layer.kept_maps * layer.map for layer in layers) * value
+        operations += clip.frames * sum(layer.operations for layer in layers)
+        if model.backbone.pool == "flatten":
+            flat = width * layers[-1].side ** 2
+            kept += clip.frames * flat * value
+            operations += clip.frames * 2 * flat * width
+    # Temporal convolution as one product over windows, BatchNorm, ReLU, mean.
+    window = model.conv_kernel * width
+    kept += clip.frames * (window * (value + (4 if bf16 else 0)) + 2 * model.token_dim * value)
+    operations += clip.frames * 2 * window * model.token_dim
+    D, inputs = language.d_model, model.token_dim
+    for _ in range(model.mapper_blocks):  # normalised, product, dropout's pattern and what it leaves
+        kept += clip.visual_tokens * (inputs + 3 * D) * 4
+        operations += clip.visual_tokens * 2 * inputs * D
+        inputs = D
+    feed = language.encoder_ffn_dim
+    # Two norms, q, k, v, attention, two dropouts with residuals; two values of the feed-forward part.
+    kept += clip.visual_tokens * model.context_layers * (12 * D + 2 * feed) * 4
+    operations += clip.visual_tokens * model.context_layers * 2 * (4 * D * D + 2 * D * feed)
+    sides = 2 if model.context_layers else 1
+    return ClipCost(
+        activation_bytes=kept,
+        operations=operations,
+        token_bytes=sides * 2 * 4 * D * clip.visual_tokens,
+        input_bytes=clip.frames * stored,
+    )
+
+
+def _convolutions(recipe: Recipe) -> Iterator[_Convolution]:
+    """The ResNet's: the stem, and basic blocks of two, with a third where size or width change."""
+    backbone = recipe.model.backbone
+    side = _half(recipe.vision.crop)
+    yield _Convolution(3, backbone.widths[0], 7, side)
+    side = _half(side)
+    inputs = backbone.widths[0]
+    for stage, (depth, width) in enumerate(zip(backbone.depths, backbone.widths, strict=True)):
+        if stage:
+            side = _half(side)
+        for block in range(depth):
+            yield _Convolution(inputs, width, 3, side)
+            yield _Convolution(width, width, 3, side)
+            if block == 0 and (stage or inputs != width):
+                yield _Convolution(inputs, width, 1, side, kept_maps=1)
+            inputs = width
+
+
+def _half(side: int) -> int:
+    return (side + 1) // 2

@@ -1,0 +1,163 @@
+"""The formulas of docs/clcl.md against what torch counts: bytes by its profiler, operations by its flop counter."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MBartConfig
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from cached_steps import cached_recipe, make_aligner, make_clips
+
+from sage_scale.cli.main import app
+from sage_scale.config import Clcl
+from sage_scale.errors import UsageError
+from sage_scale.losses import clcl_loss, reference_similarity, sharded_clcl_loss, tiled_clcl_similarity
+from sage_scale.planning import ClipSize, LossSize, Stage1, clip_cost, encoder, loss_bytes, loss_operations
+from sage_scale.planning.loss import WAYS
+from sage_scale.planning.stage1 import largest
+
+TOLERANCE = 0.25
+"""Of a formula against the measurement; temporaries of single operations are not in it."""
+ROOM = 4 << 20
+"""Bytes that small sums and copies of a tile may take besides (on the CPU, where a tile is a megabyte)."""
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most bytes of tensors that `work` holds at once, beyond those that were there before it."""
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        work()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
+
+
+def loss_step(way: str, B: int, N: int, M: int, D: int) -> Callable[[], object]:
+    """Forward and backward of one level, text frozen, full lengths."""
+    torch.manual_seed(0)
+    visual, text = torch.randn(B * N, D, requires_grad=True), torch.randn(B * M, D)
+    lengths = torch.full((B,), N), torch.full((B,), M)
+    scale = torch.tensor([14.0], requires_grad=True)
+    given = (visual, text, *lengths)
+
+    def work() -> None:
+        if way == "ring":
+            settings = replace(Clcl(), implementation="tiled")
+            sharded_clcl_loss(*given, scale, clcl=settings).backward()
+        else:
+            similarity = tiled_clcl_similarity if way == "tiled" else reference_similarity
+            clcl_loss(*similarity(*given), scale).backward()
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("way", "size"),
+    [
+        ("naive", (24, 16, 8, 64)),
+        ("naive", (48, 8, 8, 16)),
+        ("tiled", (256, 16, 4, 256)),
+        ("tiled", (1536, 2, 1, 64)),
+        ("ring", (256, 16, 4, 256)),
+        ("ring", (1536, 2, 1, 64)),
+    ],
+)
+def test_memory_of_the_loss(way, size):
+    B, N, M, D = size
+    wanted = loss_bytes(LossSize(B, N, M, D), way, device="cpu")
+    found = peak_bytes(loss_step(way, *size))
+    assert abs(found - wanted) < TOLERANCE * wanted + (0 if way == "naive" else ROOM)
+
+
+def test_memory_of_the_ring_has_no_square():
+    """From 512 to 2,048 clips of one token: the ring grows with the clips, the tiled way with their square."""
+    grown = {}
+    for way in ("tiled", "ring"):
+        small, large = (peak_bytes(loss_step(way, B, 1, 1, 32)) for B in (512, 2048))
+        grown[way] = large - small
+    squares = 4 * (2048**2 - 512**2)
+    assert grown["tiled"] > 3 * squares
+    assert grown["ring"] < 0.5 * squares
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_operations_of_the_loss(way):
+    B, N, M, D = 40, 16, 8, 32
+    with FlopCounterMode(display=False) as counter:
+        loss_step(way, B, N, M, D)()
+    assert counter.get_total_flops() == pytest.approx(loss_operations(LossSize(B, N, M, D), way), rel=0.01)
+
+
+def test_operations_of_a_rank_fall_with_the_ranks():
+    sizes = [LossSize(4096, 16, 12, 512, ranks) for ranks in (1, 4)]
+    assert loss_operations(sizes[0], "ring") == 4 * loss_operations(sizes[1], "ring")
+    assert loss_bytes(sizes[0], "ring", "cpu") > 2.5 * loss_bytes(sizes[1], "ring", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("frames", ["model.backbone.widths=[16,32]"]),
+        (
+            "frames",
+            ["model.backbone.widths=[16,32]", "model.backbone.depths=[2,1]", "model.backbone.pool=flatten"],
+        ),
+        ("features", ["model.context_layers=0", "clcl.beta=1"]),
+        ("features", ["model.token_dim=64"]),
+    ],
+)
+def test_memory_and_operations_of_the_encoder(kind, changes, monkeypatch):
+    recipe = cached_recipe(kind, "frozen", "vision.size=64", "vision.crop=64", *changes)
+    monkeypatch.setattr(
+        encoder, "language_model_config", lambda _: MBartConfig(d_model=256, encoder_ffn_dim=64)
+    )
+    model, clips = make_aligner(recipe).train(), 16
+    batch, _, _ = make_clips(recipe, clips, equal=True)  # of 4 segments of 5 frames
+    cost = clip_cost(recipe, ClipSize(20, 4, 3), bf16=False)
+
+    def step() -> None:
+        sum(values.sum() for values in model.encode(batch.video) if values is not None).backward()
+
+    step()  # gradients are there before
+    with FlopCounterMode(display=False) as counter:
+        model.encode(batch.video)
+    assert counter.get_total_flops() == pytest.approx(clips * cost.operations, rel=0.01)
+    assert peak_bytes(step) == pytest.approx(clips * cost.activation_bytes, rel=TOLERANCE)
+
+
+def test_cached_steps_hold_a_chunk_and_the_tokens():
+    """The published recipe: what grows with the batch are tokens, not activations."""
+    from sage_scale.config import load_recipe
+
+    stage = Stage1(load_recipe("sage-phoenix14t"), ClipSize(58, 16, 12), ranks=8, bf16=True)
+    small, large = (stage.plan(batch, micro_batch=16) for batch in (1024, 16384))
+    assert large.encoder_bytes == small.encoder_bytes == 16 * stage.cost.activation_bytes
+    assert large.tokens_bytes == 16 * small.tokens_bytes
+    assert stage.plan(1024).encoder_bytes == 8 * small.encoder_bytes
+    room = 80e9
+    found = stage.largest_batch(room, "ring", micro_batch=16)
+    assert stage.plan(found, micro_batch=16).device_bytes <= room
+    assert stage.plan(int(1.1 * found), micro_batch=16).device_bytes > 0.92 * room
+    assert found > 100 * stage.largest_batch(room, "ring")
+
+
+def test_largest_finds_the_edge():
+    for edge in (0, 1, 2, 3, 7, 8, 1000):
+        assert largest(lambda number, edge=edge: number <= edge) == edge
+    assert largest(lambda _: True, limit=64) >= 64
+
+
+def test_plan_on_the_command_line():
+    said = CliRunner().invoke(app, ["plan", "demo", "--gpu", "a100", "--batch", "64", "--tokens", "14"])
+    assert said.exit_code == 0, said.output
+    assert "largest batch in 80 GB" in said.output and "64" in said.output
+    wrong = CliRunner().invoke(app, ["plan", "demo", "--gpu", "abacus"])
+    assert isinstance(wrong.exception, UsageError) and "abacus" in str(wrong.exception)
