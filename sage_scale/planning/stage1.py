@@ -26,7 +26,7 @@ class StagePlan:
     tokens_bytes: float
     """Tokens, hidden states and their gradients, of all own clips."""
     loss_bytes: float
-    """One level at a time."""
+    """One level at its peak, and the other's normalised tokens, which wait for their backward pass."""
     host_bytes: float
     """The rank's clips in host memory, once."""
     encoder_operations: float
@@ -68,12 +68,13 @@ class Stage1:
         own = -(-batch // self.ranks)
         cached = 0 < micro_batch < own
         size = LossSize(batch, self.clip.visual_tokens, self.clip.text_tokens, self.width, self.ranks)
+        waiting = 4 * self.width * own * (self.clip.visual_tokens + self.clip.text_tokens)
         return StagePlan(
             batch=batch,
             weights_bytes=self._weights(cached),
             encoder_bytes=(micro_batch if cached else own) * self.cost.activation_bytes,
             tokens_bytes=own * self.cost.token_bytes,
-            loss_bytes=loss_bytes(size, way),
+            loss_bytes=loss_bytes(size, way) + (self.levels - 1) * waiting,
             host_bytes=own * self.cost.input_bytes,
             encoder_operations=own * self.cost.operations * (4 if cached else 3),
             loss_operations=self.levels * loss_operations(size, way),
