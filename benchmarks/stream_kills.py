@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -158,6 +159,8 @@ class Job:
         self.ranks[rank].join(END_S)
         wrong = []
         if self.ranks[rank].is_alive():
+            os.kill(self.ranks[rank].pid or 0, signal.SIGUSR1)  # where it hangs, to stderr
+            time.sleep(1)
             wrong.append(f"rank {rank} hangs after its worker was killed")
             self.ranks[rank].kill()
             self.ranks[rank].join()
@@ -206,6 +209,7 @@ def session(leader: int) -> list[int]:
 def stream_for_ever(scratch: Path, rank: int) -> None:
     """A rank: goes on from its state, notes each batch."""
     os.setsid()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     torch.set_num_threads(1)
     stream = stream_of("s3://kills/set", rank, workers=WORKERS[rank], cache=scratch / "cache")
     state = scratch / f"state-{rank}"

@@ -30,6 +30,7 @@ from sage_scale.streaming.batches import Batch, ReadCounts
 from sage_scale.streaming.crew import Crew
 from sage_scale.streaming.dataset import SampleDataset, StepRequest
 from sage_scale.streaming.order import Integers, check_world, rank_part
+from sage_scale.streaming.workers import batches_of
 
 log = logging.getLogger("sage_scale.streaming")
 
@@ -263,15 +264,7 @@ class Stream(torch.utils.data.IterableDataset):
             pin_memory=self._pin_memory,
             worker_init_fn=_ignore_interrupts,
         )
-        try:
-            yield from loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise SageError(
-                f"rank {self.rank}: a loader worker was killed ({str(error).strip()}), which is most often a lack of "
-                "memory: lower stream.workers. The run can be resumed from its last checkpoint"
-            ) from None
+        yield from batches_of(loader)
 
     def _by_threads(self, requests: Iterator[StepRequest]) -> Generator[Batch, None, None]:
         crew = Crew(min(READ_AHEAD_THREADS, self._read_ahead), "read-ahead")
