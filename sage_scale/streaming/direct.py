@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.utils.data
 import xxhash
 from numpy.typing import NDArray
 
@@ -73,9 +74,10 @@ class DirectFeatures:
         places_B = features_B - BLOCK - _filled(NPY_HEADER + 8 * segments_B)
         if places_B.min() < 2 * BLOCK:
             return None
-        content_FC = np.empty(int(rows_B.sum()) * self.shape.feature_dim + BLOCK // 2, np.float16)
+        width = self.shape.feature_dim
+        content = _room(int(rows_B.sum()) * width + BLOCK // 2)
         heads = np.empty((len(samples_B), int(_filled(head_B.max()))), np.uint8)
-        if not self._read(request, heads, head_B, content_FC, data_B + tail_B, data_B):
+        if not self._read(request, heads, head_B, content.numpy(), data_B + tail_B, data_B):
             return None
         read = time.perf_counter()
         keys = self.catalog.keys(samples_B)
@@ -87,16 +89,14 @@ class DirectFeatures:
             return None
         segments_N2 = _segments(heads, places_B, segments_B)
         counts_N, chosen_F = grid_rows(segments_N2, segments_B, self.shape.stride, rows_B)
-        features_FC = content_FC[: int(rows_B.sum()) * self.shape.feature_dim].reshape(
-            -1, self.shape.feature_dim
-        )
+        features_FC = content[: int(rows_B.sum()) * width].view(-1, width)
         if chosen_F is not None:
-            features_FC = features_FC[chosen_F]
+            features_FC = features_FC[torch.from_numpy(chosen_F)]
         video = PackedVideo(
             segment_frames_N=torch.from_numpy(counts_N),
             clip_segments_B=torch.from_numpy(segments_B),
             draws_B=torch.tensor([draw(self.seed, request.epoch, key) for key in keys], dtype=torch.int64),
-            features_FC=torch.from_numpy(features_FC),
+            features_FC=features_FC,
         )
         ends = np.cumsum(segments_B).tolist()
         return Batch(
@@ -206,6 +206,14 @@ class DirectFeatures:
             if (_cut(heads, begin_B + BLOCK, NPY_HEADER) != wanted).any():
                 return False
         return True
+
+
+def _room(numbers: int) -> torch.Tensor:
+    """float16 (numbers,), uninitialised; in a loader worker where the trainer sees it too, so that it is not copied."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(numbers, dtype=torch.float16)
+    shared = torch.UntypedStorage._new_shared(2 * numbers)  # as torch's own default_collate does
+    return torch.empty(0, dtype=torch.float16).set_(shared, 0, (numbers,), (1,))
 
 
 @lru_cache(maxsize=4096)
