@@ -103,13 +103,23 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def from_first(value: Any) -> Any:
+def from_first(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     """Rank 0's value, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
+
+
+def patient_group(hours: float = 24) -> dist.ProcessGroup | None:
+    """A group whose collectives wait for hours: for the ranks that have nothing to do while one prepares something.
+
+    Every rank makes it before that one begins; an ordinary collective would give up after the run's time-out.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(hours=hours))
 
 
 def barrier() -> None:

@@ -34,6 +34,7 @@ def prepare_language_model(
     """
     folder = run / "language_model"
     failure: Exception | None = None
+    waiting = distributed.patient_group()
     if ranks.first and not (folder / DONE).is_file():
         threads = torch.get_num_threads()
         torch.set_num_threads(os.cpu_count() or 1)  # the other ranks wait meanwhile
@@ -43,7 +44,7 @@ def prepare_language_model(
             failure = error
         finally:
             torch.set_num_threads(threads)
-    failed = distributed.from_first(str(failure) if failure else None)
+    failed = distributed.from_first(str(failure) if failure else None, waiting)
     if failure is not None:
         raise failure
     if failed is not None:

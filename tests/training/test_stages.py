@@ -11,6 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from launching import run_ranks
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError
@@ -145,3 +146,9 @@ def test_cosine_schedule_follows_its_formula():
     for progress in np.linspace(0, 1, 11):
         expected = 0.1 + 0.9 * (1 + np.cos(np.pi * progress)) / 2
         assert rate(stage, float(progress)) == pytest.approx(expected)
+
+
+@pytest.mark.system
+def test_ranks_wait_for_a_first_rank_that_is_slower_than_the_time_out():
+    for output in run_ranks(Path(__file__).with_name("slow_first_rank.py"), 2, []):
+        assert "got it" in output

@@ -1,0 +1,12 @@
+"""Rank 0 takes longer than the run's time-out to prepare something; the others wait for it."""
+
+import time
+
+from sage_scale.training import distributed
+
+ranks = distributed.initialise(timeout_s=3)
+waiting = distributed.patient_group()
+if ranks.first:
+    time.sleep(8)
+print("got", distributed.from_first("it" if ranks.first else None, waiting))
+distributed.close()
