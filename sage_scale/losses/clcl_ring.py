@@ -109,7 +109,7 @@ class _Pass:
         self.sweep = Sweep(compute, visual_ND.device, products, softmax)
         self.visual = self.sweep.side(visual_ND, batch.visual_lengths[self.rank])
         self.text = self.sweep.side(text_MD, batch.text_lengths[self.rank])
-        self.tile = tile_type(softmax)
+        self.tile = tile_type(softmax, self.sweep.factors)
         self.ring = Ring(
             [sum(lengths) for lengths in batch.text_lengths], batch.group, self.sweep.granule - 1
         )

@@ -60,7 +60,9 @@ class Tile(Protocol):
     measures_first: bool
     """Whether `gradient` is cheaper after `measure`, of which it then uses what is kept."""
 
-    def __init__(self, softmax: Softmax) -> None: ...
+    def __init__(self, softmax: Softmax, factors: torch.dtype) -> None:
+        """`factors`: the type in which products want W."""
+        ...
 
     def measure(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
         """Zv and Zt of the pairs (clips of rows, clips of columns), and what `gradient` can use again."""
@@ -69,7 +71,10 @@ class Tile(Protocol):
     def gradient(
         self, u_RC: Tensor, kept: Any, G_ab: Tensor, H_ab: Tensor, rows: Block, columns: Block
     ) -> Tensor:
-        """W = dL/ds, laid out as u, from G = dL/dZv and H = dL/dZt; u is lost. `kept` is `measure`'s or None."""
+        """W = dL/ds, laid out as u, from G = dL/dZv and H = dL/dZt; u is lost. `kept` is `measure`'s or None.
+
+        It is of u's type or already of the products'.
+        """
         ...
 
 
@@ -78,7 +83,7 @@ class TorchTile:
 
     measures_first = True
 
-    def __init__(self, softmax: Softmax) -> None:
+    def __init__(self, softmax: Softmax, factors: torch.dtype | None = None) -> None:
         self.tau, self.unit, self.padded_to = softmax.tau, softmax.unit, softmax.padded_to
         self._scratch: list[Tensor | None] = [None, None]
 

@@ -168,7 +168,12 @@ class _Similarity(torch.autograd.Function):
         compute = torch.float64 if torch.float64 in (visual_ND.dtype, text_MD.dtype) else torch.float32
         sweep = Sweep(compute, visual_ND.device, products, softmax)
         visual, text = sweep.side(visual_ND, visual_lengths), sweep.side(text_MD, text_lengths)
-        ctx.sweep, ctx.visual, ctx.text, ctx.make = sweep, visual, text, lambda: tile_type(softmax)
+        ctx.sweep, ctx.visual, ctx.text, ctx.make = (
+            sweep,
+            visual,
+            text,
+            lambda: tile_type(softmax, sweep.factors),
+        )
         ctx.types = visual_ND.dtype, text_MD.dtype
         Zv_ab = visual.unit_ND.new_empty(len(visual_lengths), len(text_lengths))
         Zt_ab = torch.empty_like(Zv_ab)

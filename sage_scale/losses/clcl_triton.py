@@ -32,7 +32,9 @@ class TritonTile:
 
     measures_first = False
 
-    def __init__(self, softmax: Softmax) -> None:
+    def __init__(self, softmax: Softmax, factors: torch.dtype) -> None:
+        self.factors = factors
+        self._narrow = torch.empty(0, dtype=factors)
         self.unit, self.padded_to = softmax.unit, softmax.padded_to
         self.mode = MAXIMUM if softmax.tau == 0 else ONE if softmax.tau >= ONE_EXPONENTIAL else TWO
         self._torch = TorchTile(softmax)
@@ -50,13 +52,19 @@ class TritonTile:
     def gradient(
         self, u_RC: Tensor, kept: Any, G_ab: Tensor, H_ab: Tensor, rows: Block, columns: Block
     ) -> Tensor:
-        """As `clcl_tile.Tile.gradient`, in place."""
+        """As `clcl_tile.Tile.gradient`: in place, or in a scratch of the products' type, which saves a pass."""
         if self._too_large(rows, columns):
             return self._torch.gradient(u_RC, kept, G_ab, H_ab, rows, columns)
         launch = self._launch(u_RC, rows, columns)
         G_ab, H_ab = G_ab.contiguous(), H_ab.contiguous()
-        _gradient[launch.grid](*launch.pointers, G_ab, H_ab, *launch.sizes, **launch.constants)
-        return u_RC
+        W_RC = u_RC
+        if u_RC.dtype != self.factors:
+            room = u_RC.untyped_storage().nbytes() // u_RC.itemsize
+            if self._narrow.numel() < room or self._narrow.device != u_RC.device:
+                self._narrow = torch.empty(room, dtype=self.factors, device=u_RC.device)
+            W_RC = self._narrow.as_strided(u_RC.shape, u_RC.stride())
+        _gradient[launch.grid](*launch.pointers, W_RC, G_ab, H_ab, *launch.sizes, **launch.constants)
+        return W_RC
 
     @staticmethod
     def _too_large(rows: Block, columns: Block) -> bool:
@@ -167,11 +175,11 @@ def _measure(
 
 @triton.jit
 def _gradient(
-    u_ptr, row_start_ptr, n_ptr, column_start_ptr, m_ptr, G_ptr, H_ptr,
+    u_ptr, row_start_ptr, n_ptr, column_start_ptr, m_ptr, W_ptr, G_ptr, H_ptr,
     stride, texts, padded_n, padded_m,
     n_block: tl.constexpr, texts_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    """W = e A (1 + u - r) + f B (1 + u - c) in place of u, with A = G / (n R) and B = H / (m C)."""
+    """W = e A (1 + u - r) + f B (1 + u - c) in W (which may be u), with A = G / (n R) and B = H / (m C)."""
     a = tl.program_id(0)
     b_K = tl.program_id(1) * texts_block + tl.arange(0, texts_block)
     n = tl.load(n_ptr + a)
@@ -188,4 +196,4 @@ def _gradient(
     B_kj = H_K[:, None] / C_kj
     rows_ikj = e_ikj * A_ik[:, :, None] * (1.0 + u_ikj - r_ik[:, :, None])
     columns_ikj = f_ikj * B_kj[None, :, :] * (1.0 + u_ikj - c_kj[None, :, :])
-    tl.store(u_ptr + place_ikj, rows_ikj + columns_ikj, mask=real_ikj)
+    tl.store(W_ptr + place_ikj, rows_ikj + columns_ikj, mask=real_ikj)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ def test_it_reports_what_other_sources_say():
     checks = found()
     assert checks["torch"].found == torch.__version__
     assert any(name.startswith("gpu ") for name in checks) == torch.cuda.is_available()
+    has_kernels = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+    assert checks["CLCL"].found.startswith("Triton kernels" if has_kernels else "tiled")
     assert float(checks["cores"].found.split()[0]) <= (os.cpu_count() or 1)
     free = float(checks["disk"].found.split()[0]) * 1e9
     assert abs(free - shutil.disk_usage(".").free) < 2e9

@@ -8,7 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sage_scale.losses import clcl_loss, clcl_similarity, clip_loss, clip_similarity, info_nce
+from sage_scale.losses import (
+    clcl_loss,
+    clcl_similarity,
+    clip_loss,
+    clip_similarity,
+    info_nce,
+    reference_similarity,
+    tiled_clcl_similarity,
+)
 
 TAU = 0.07
 
@@ -49,14 +57,15 @@ def by_hand(v, t, padded_to=None):
     return torch.tensor(Zv, dtype=torch.float64), torch.tensor(Zt, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("similarity", [reference_similarity, tiled_clcl_similarity])
 @pytest.mark.parametrize("variant", ["paper", "released"])
 @pytest.mark.parametrize(
     "visual_lengths, text_lengths", [([3, 1, 4], [2, 5, 1]), ([1], [1]), ([2, 6], [3, 1, 1, 4])]
 )
-def test_similarity_follows_the_equations(variant, visual_lengths, text_lengths):
+def test_similarity_follows_the_equations(similarity, variant, visual_lengths, text_lengths):
     v, t = packed(visual_lengths), packed(text_lengths, seed=1)
     padded_to = (7, 9) if variant == "released" else None
-    found = clcl_similarity(
+    found = similarity(
         v, t, torch.tensor(visual_lengths), torch.tensor(text_lengths), TAU, variant, padded_to
     )
     wanted = by_hand(lists(v, visual_lengths), lists(t, text_lengths), padded_to)

@@ -1,28 +1,14 @@
-"""The loss of a batch spread over ranks against the loss of the whole batch in one process."""
+"""What the model asks of the loss, in one process; ranks are in test_ring.py."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from made_tokens import Options, reference_loss
 
-from sage_scale.losses import clcl_loss, clcl_similarity, clip_loss, clip_similarity, sharded_clcl_loss
-
-
-@dataclass(frozen=True)
-class Options:
-    loss: str = "clcl"
-    variant: str = "paper"
-    tau: float = 0.07
-    alpha: float = 0.3
-    same_text: str = "negative"
-    implementation: str = "auto"
-    products: str = "float32"
-
+from sage_scale.losses import sharded_clcl_loss
 
 VISUAL = [3, 1, 4, 2, 5]
 TEXT = [2, 6, 1, 3, 3]
@@ -32,6 +18,7 @@ CASES = {
     "released": Options(variant="released"),
     "masked": Options(same_text="masked"),
     "clip": Options(loss="clip"),
+    "maxsim": Options(loss="maxsim"),
 }
 
 
@@ -47,11 +34,7 @@ def whole(options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     visual.requires_grad_()
     scale = torch.tensor([14.0], dtype=torch.float64, requires_grad=True)
     n, m, ids = torch.tensor(VISUAL), torch.tensor(TEXT), torch.tensor(IDS)
-    if options.loss == "clip":
-        loss = clip_loss(clip_similarity(visual, text, n, m), scale, ids, options.same_text)
-    else:
-        Zv, Zt = clcl_similarity(visual, text, n, m, options.tau, options.variant)
-        loss = clcl_loss(Zv, Zt, scale, options.alpha, options.variant, ids, options.same_text)
+    loss = reference_loss(visual, text, scale, n, m, options, ids)
     loss.backward()
     return loss.detach(), visual.grad, scale.grad
 
@@ -87,41 +70,3 @@ def test_masking_needs_ids_and_no_clips_cost_nothing():
         sharded_clcl_loss(
             empty, torch.zeros(0, 6), none, none, scale, clcl=replace(Options(), same_text="masked")
         )
-
-
-def _rank(rank: int, world: int, parts: list[list[int]], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    visual, text = tokens()
-    results = {}
-    for name, options in CASES.items():
-        own = parts[rank]
-        mine = torch.cat([visual[:0], *(visual.split(VISUAL)[clip] for clip in own)]).clone().requires_grad_()
-        words = torch.cat([text[:0], *(text.split(TEXT)[clip] for clip in own)])
-        scale = torch.tensor([14.0], dtype=torch.float64, requires_grad=True)
-        lengths = [
-            torch.tensor([values[clip] for clip in own], dtype=torch.int64) for values in (VISUAL, TEXT, IDS)
-        ]
-        share = sharded_clcl_loss(mine, words, *lengths[:2], scale, clcl=options, text_ids_B=lengths[2])
-        share.backward()
-        results[name] = (share.detach(), mine.grad, scale.grad)
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("parts", [[[0, 1], [2, 3, 4]], [[3], [], [0, 4, 2, 1]]], ids=["two", "one-empty"])
-def test_shares_and_gradients_of_ranks_sum_to_the_whole(parts, tmp_path: Path):
-    world = len(parts)
-    mp.spawn(_rank, args=(world, parts, str(tmp_path)), nprocs=world)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
-    for name, options in CASES.items():
-        loss, visual_grad, scale_grad = whole(options)
-        shares = torch.stack([ranks[rank][name][0] for rank in range(world)])
-        torch.testing.assert_close(shares.sum(), loss, rtol=0, atol=1e-9)
-        torch.testing.assert_close(
-            sum(ranks[rank][name][2] for rank in range(world)), scale_grad, rtol=0, atol=1e-9
-        )
-        for rank, own in enumerate(parts):
-            wanted = torch.cat([visual_grad[:0], *(visual_grad.split(VISUAL)[clip] for clip in own)])
-            torch.testing.assert_close(ranks[rank][name][1], wanted, rtol=0, atol=1e-9)

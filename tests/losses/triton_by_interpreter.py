@@ -13,15 +13,17 @@ from made_tokens import Options, aligned_tokens, error, random_lengths, referenc
 
 from sage_scale.losses import clcl_tiled as tiled_module
 from sage_scale.losses import reference_similarity, sharded_clcl_loss, tiled_clcl_similarity
+from sage_scale.losses.clcl_tile import Softmax, TorchTile
 from sage_scale.losses.clcl_triton import TritonTile
+from sage_scale.losses.tokens import cut
 
 TAUS = (0, 0.01, 0.07, 1.0)
 
 
 def errors(
-    device: str, tile: tuple[int, int], clips: int, longest: tuple[int, int], dtypes
+    device: str, tile: tuple[int, int], clips: int, longest: tuple[int, int], dtypes, taus
 ) -> dict[str, float]:
-    """By case, for every temperature, variant and type."""
+    """By case, for every temperature and variant; types but the first at the default temperature only."""
     tiled_module.CPU_TILE = tiled_module.CUDA_TILE = tile
     found = {}
     n, m = random_lengths(clips, longest[0], 0), random_lengths(clips + 1, longest[1], 1)
@@ -68,6 +70,18 @@ def loss_error(device: str, options: Options) -> float:
     return worst
 
 
+def narrow_error(device: str) -> float:
+    """Of a tile's gradient that is written as a factor of products of bfloat16, against torch operations."""
+    rows, columns = cut([2, 3, 3, 7], 99)[0], cut([1, 4, 4], 99)[0]
+    generator = torch.Generator().manual_seed(6)
+    u, G, H = (torch.randn(*size, generator=generator).to(device) for size in ((15, 9), (4, 3), (4, 3)))
+    softmax = Softmax(0.07)
+    wanted = TorchTile(softmax).gradient(u.clone(), None, G, H, rows, columns)
+    found = TritonTile(softmax, torch.bfloat16).gradient(u.clone(), None, G, H, rows, columns)
+    assert found.dtype == torch.bfloat16
+    return error(found.cpu(), wanted.double().cpu())
+
+
 def main() -> None:
     dtypes = (torch.float64, torch.float32)
     found = errors("cpu", (24, 20), 3, (13, 9), dtypes, TAUS)
@@ -77,6 +91,7 @@ def main() -> None:
         for name, value in errors("cpu", (24, 20), 2, (130, 129), dtypes[:1], (0.07,)).items()
     }
     found["loss float64"] = loss_error("cpu", Options(implementation="triton"))
+    found["narrow bfloat16"] = narrow_error("cpu")
     json.dump(found, sys.stdout)
 
 
