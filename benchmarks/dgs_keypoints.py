@@ -113,6 +113,7 @@ def held_out_similarity(recipe, run_folder: Path, data: str):
     """(Zv + Zt) / 2 of the held-out recording's clips against their sentences, from the weights of the run."""
     from sage_scale.models.language import TextEncoder, load_language_model
     from sage_scale.models.sage import SageAligner
+    from sage_scale.streaming import open_datasets
     from sage_scale.training.export import load_visual_file
 
     model, tokenizer = load_language_model(run_folder / "language_model")
@@ -122,7 +123,7 @@ def held_out_similarity(recipe, run_folder: Path, data: str):
     engine = Engine(aligner.eval(), recipe.pretrain, ranks)
     aligner.eval()
     with engine.evaluating():
-        rows = pretrain.embed_split(recipe, engine, TextEncoder(model, tokenizer), data, "dev")
+        rows = pretrain.embed_split(recipe, engine, TextEncoder(model, tokenizer), open_datasets(data), "dev")
     video_to_text, text_to_video = pretrain.similarity_matrices(recipe, rows, "visual", "embeddings")
     return ((video_to_text + text_to_video) / 2).numpy()
 

@@ -33,7 +33,7 @@ from sage_scale.shards import (
     write_shard,
 )
 from sage_scale.storage import open_store
-from sage_scale.streaming import open_evaluation
+from sage_scale.streaming import open_datasets, open_evaluation
 from sage_scale.training.decode import translate_split
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.export import save_translator
@@ -102,8 +102,9 @@ def test_the_model_sees_the_bytes_it_would_see_in_a_dataset(translator, dataset,
 
 def test_sentences_are_those_of_evaluation(translator, dataset, videos):
     ranks = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+    datasets = open_datasets(dataset)
     rows = translate_split(
-        RECIPE, translator.model, translator.tokenizer, dataset, "test", ranks, contextlib.nullcontext
+        RECIPE, translator.model, translator.tokenizer, datasets, "test", ranks, contextlib.nullcontext
     )
     expected = {row["id"]: row["hypothesis"] for row in rows}
     assert len(set(expected.values())) > 1, "the sentences depend on the video, or this test shows nothing"
