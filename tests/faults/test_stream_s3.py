@@ -1,0 +1,202 @@
+"""Streaming through a real S3 server that fails: every sample once, equal to a folder's; or one clear error in time.
+
+The dataset has about thirty blocks, so that each epoch is some thirty requests that a fault can strike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "streaming"))
+from made_dataset import make_dataset, make_recipe
+
+from sage_scale.errors import SageError, StorageError
+from sage_scale.storage import open_store, s3
+from sage_scale.streaming import open_stream
+
+pytestmark = pytest.mark.system
+PLAN = [("train", 40), ("train", 3), ("train", 37)]
+BATCH = 7
+WAYS = [
+    pytest.param(0.05, 0, id="cache"),
+    pytest.param(0.05, 2, id="workers"),
+    pytest.param(0.0, 0, id="plain"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("faults")
+    make_dataset(place / "set", place, "features", PLAN)
+    return place / "set"
+
+
+@pytest.fixture
+def remote(folder, monkeypatch):
+    """Copies the dataset into a bucket; time-outs are short, so that silence is noticed within a test."""
+    monkeypatch.setattr(s3, "TRY_READ_TIMEOUT_S", 1)
+    monkeypatch.setattr(s3, "TRY_CONNECT_TIMEOUT_S", 1)
+
+    def upload(bucket):
+        store = open_store(bucket.url)
+        for path in sorted(folder.iterdir()):
+            store.put(path.name, path)
+        return bucket.url
+
+    return upload
+
+
+def recipe_of(tmp_path, cache_gb, give_up_after_s=60.0):
+    return make_recipe(
+        "features",
+        block_mb=0.012,
+        cache_gb=cache_gb,
+        cache_dir=str(tmp_path / "cache"),
+        give_up_after_s=give_up_after_s,
+    )
+
+
+def epochs_of(data, recipe, workers=0, epochs=1):
+    return open_stream(data, recipe, batch_size=BATCH, workers=workers, epochs=epochs)
+
+
+def assert_same(stream, wanted):
+    count = 0
+    for batch, same in zip(stream, wanted, strict=True):
+        assert batch.keys == same.keys and batch.metas == same.metas
+        assert torch.equal(batch.video.features_FC, same.video.features_FC)
+        count += len(batch.keys)
+    return count
+
+
+@pytest.mark.parametrize(("cache_gb", "workers"), WAYS)
+@pytest.mark.parametrize("server", ["s3", "ceph"])
+def test_whatever_fails_on_the_way_each_sample_comes_once(
+    server, cache_gb, workers, remote, folder, behind_proxy, request, tmp_path
+):
+    bucket = request.getfixturevalue(server)
+    url = remote(bucket)
+    proxy = behind_proxy(bucket)
+    recipe = recipe_of(tmp_path, cache_gb)
+    stream = epochs_of(url, recipe, workers)
+    tars = {"path": r"\.tar"}
+    rules = [
+        proxy.add("status", times=3, skip=2, **tars),
+        proxy.add("status", times=2, skip=4, status=500, code="InternalError", **tars),
+        proxy.add("reset", at=900, times=2, skip=1, **tars),
+        proxy.add("refuse", times=2, skip=3, **tars),
+        proxy.add("truncate", at=1500, times=2, skip=1, **tars),
+        proxy.add("corrupt", at=700, times=2, skip=2, **tars),
+        proxy.add("stall", at=600, seconds=3.0, skip=1, **tars),
+        proxy.add("latency", seconds=0.3, times=5, **tars),
+    ]
+    assert assert_same(stream, epochs_of(folder, recipe)) == 80
+    assert all(rule.hits for rule in rules), [(rule.action, rule.hits) for rule in rules]
+    assert (
+        stream.counts.retries + stream.counts.hedges >= 5 and stream.counts.requests > stream.counts.retries
+    )
+    # What came in spite of it is what the cache holds: a second epoch needs the network no more.
+    if cache_gb and not workers:
+        again, seen = epochs_of(url, recipe), len(proxy.seen)
+        assert assert_same(again, epochs_of(folder, recipe)) == 80
+        assert sum(".tar" in path for _, path in proxy.seen[seen:]) == again.counts.requests <= 2
+
+
+@pytest.mark.parametrize(("cache_gb", "workers"), WAYS)
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_dies_or_falls_silent_and_comes_back_costs_time_alone(
+    stop, cache_gb, workers, remote, folder, ceph, tmp_path
+):
+    recipe = recipe_of(tmp_path, cache_gb)
+    stream = epochs_of(remote(ceph), recipe, workers)
+    gateway = ceph.server.processes["rgw"]
+
+    back = threading.Event()
+
+    def come_back():
+        time.sleep(2.0)
+        if stop == signal.SIGSTOP:
+            gateway.send_signal(signal.SIGCONT)
+        else:
+            gateway.wait()
+            ceph.server.start_gateway()
+        back.set()
+        threading.Event().wait()  # the server dies with the thread that started it
+
+    def with_outage():
+        for number, batch in enumerate(stream):
+            if number == 0:
+                gateway.send_signal(stop)
+                threading.Thread(target=come_back, daemon=True).start()
+            yield batch
+
+    try:
+        assert assert_same(with_outage(), epochs_of(folder, recipe)) == 80
+    finally:
+        assert back.wait(60)
+
+
+@pytest.mark.parametrize(("cache_gb", "workers"), WAYS)
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_server_that_stays_away_is_one_clear_error_in_time(
+    silent, cache_gb, workers, remote, s3, behind_proxy, monkeypatch, tmp_path
+):
+    url = remote(s3)
+    proxy = behind_proxy(s3)
+    recipe = recipe_of(tmp_path, cache_gb and 0.0002, give_up_after_s=3.0)  # holds half of the dataset
+    recipe = dataclasses.replace(recipe, stream=dataclasses.replace(recipe.stream, lanes=1, window=4))
+    stream = epochs_of(url, recipe, workers, epochs=50)
+    assert (stream.dataset.reading.cuts is not None) == bool(cache_gb)
+    batches = iter(stream)
+    next(batches)
+    proxy.add("latency" if silent else "refuse", times=1 << 60, seconds=60.0)
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"given up after 3 s \(stream\.give_up_after_s\)") as error:
+        for _ in batches:
+            began = time.monotonic()
+    assert "\n" not in str(error.value) and url in str(error.value)
+    assert isinstance(error.value, SageError) and time.monotonic() - began < 15
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_from_the_cache(
+    remote, folder, s3, behind_proxy, tmp_path
+):
+    url = remote(s3)
+    recipe = recipe_of(tmp_path, 0.05)
+    whole = list(epochs_of(folder, recipe, epochs=2))
+    first = epochs_of(url, recipe, epochs=2)
+    batches = iter(first)
+    assert_same([next(batches) for _ in range(5)], whole[:5])
+    batches.close()
+    proxy = behind_proxy(s3)
+    for workers in (0, 2):  # and as another job, through the same cache
+        resumed = epochs_of(url, recipe, workers, epochs=2)
+        resumed.load_state_dict(first.state_dict())
+        assert_same(resumed, whole[5:])
+    fetched = [path for _, path in proxy.seen if path.endswith(".tar")]
+    blocks = len(resumed.dataset.reading.cuts) - 1
+    assert len(fetched) <= blocks < 60 and sum(len(batch.keys) for batch in whole) == 160
+
+
+def test_a_full_disk_is_told_once_and_the_epoch_goes_on(remote, folder, s3, tmp_path, monkeypatch, caplog):
+    import errno
+
+    from sage_scale.streaming import cache
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    url, recipe = remote(s3), recipe_of(tmp_path, 0.05)
+    monkeypatch.setattr(cache.os, "write", full)
+    assert assert_same(epochs_of(url, recipe), epochs_of(folder, recipe)) == 80
+    told = [record.getMessage() for record in caplog.records if "cache is off" in record.getMessage()]
+    assert len(told) == 1 and "the disk is full" in told[0] and "stream.cache_dir" in told[0]
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != "ledger"]
