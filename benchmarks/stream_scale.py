@@ -114,7 +114,12 @@ def resume(url: str, batch: int, step: int) -> dict[str, object]:
     wanted = stream.order.epoch(1)[0][step * batch : (step + 1) * batch]
     keys = stream.dataset.catalog.keys(wanted)
     assert first.keys == keys and first.positions_B[0] == step * batch, "not the uninterrupted run's batch"
-    return {"open_s": opened - began, "first_batch_s": ready - began, "cpu_s": used, "samples": stream.samples}
+    return {
+        "open_s": opened - began,
+        "first_batch_s": ready - began,
+        "cpu_s": used,
+        "samples": stream.samples,
+    }
 
 
 def memory(url: str, batch: int) -> dict[str, object]:
