@@ -1,6 +1,6 @@
 """CLCL forward and backward on this CPU: tiled against the naive reference, in one run.
 
-    python benchmarks/clcl_cpu.py [--threads 2] [--rounds 5] [--clips 192] [--width 512] [--tile 512x512]
+    python benchmarks/clcl_cpu.py [--threads 2] [--rounds 5] [--clips 192] [--width 512] [--tile 1024x512]
 
 First it asserts that the ways agree; then it times them in turns, one after the other in every round, and prints for
 full and for ragged lengths (from 1 to the maximum): the best wall and CPU seconds, the ratio to the reference, and the

@@ -32,8 +32,9 @@ SHARP = 0.05
 """Below this tau products of bfloat16 take the similarities themselves in float32: the rounding of s, over tau, would
 change the softmaxes by more than the 1% that is promised. MaxSim (tau 0) keeps bfloat16, as everyone's MaxSim does: the
 rounding can only choose another of nearly equal tokens."""
-CPU_TILE = (512, 512)
-"""Tokens by tokens: three float32 tiles of it stay in the second-level caches of two cores."""
+CPU_TILE = (1024, 512)
+"""Tokens by tokens. A float32 tile takes 2 MB; on two cores half of each of three fits a second-level cache nearly, and
+half as many operations are started as with 512 x 512 (14% faster with bfloat16 products, as fast with float32)."""
 CUDA_TILE = (8192, 4096)
 """Large enough that a tile takes longer than starting its kernels; 134 MB in float32."""
 
