@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,6 @@ from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.direct import DirectFeatures
 from sage_scale.streaming.fetchers import open_fetcher
-from sage_scale.streaming.files import FileFetcher
 from sage_scale.streaming.packing import DecodedSample, Packer
 from sage_scale.streaming.readers import DamagedSample
 
@@ -101,7 +100,7 @@ class SampleDataset(torch.utils.data.Dataset):
         self._fetcher = open_fetcher(self.catalog, self.reading)
         self._cache = DecodedCache(self.cache_bytes)
         self._direct = None
-        if isinstance(self._fetcher, FileFetcher) and self.shape.feature_dim and not self.cache_bytes:
+        if self._fetcher.from_files and self.shape.feature_dim and not self.cache_bytes:
             self._direct = DirectFeatures(self.catalog, self._fetcher, self.shape, self.seed)
 
     @property
@@ -129,9 +128,10 @@ class SampleDataset(torch.utils.data.Dataset):
     def __getitems__(self, request: StepRequest) -> Batch:
         """The batch of a request. Raises DamagedSample, naming shard and sample, unless damage is skipped."""
         if self._direct is not None:
+            self._fetcher.prefetch(request.ahead_A)
             batch = self._direct.batch(request)
             if batch is not None:
-                return batch
+                return replace(batch, counts=batch.counts + self._fetcher.spent())
         numbers = request.samples_B.tolist()
         cached = [self._cache.get(number) if self.cache_bytes else None for number in numbers]
         if len(request.ahead_A):

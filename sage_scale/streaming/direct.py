@@ -1,4 +1,4 @@
-"""Features from files of this machine, read straight into the batch: the fast way for the common case.
+"""Features from files of this machine (shards, or blocks of the node-local cache), read straight into the batch.
 
 The index says how long a sample is, how many frames it has and how many segments; so the place of every member but the
 first is known before a byte is read. One `preadv` a sample puts its description and segments into a small buffer and
@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from sage_scale.shards.writer import npy_bytes
 from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.files import FileFetcher
 from sage_scale.streaming.frames import grid_rows
 from sage_scale.streaming.packing import draw
+from sage_scale.streaming.readers import Fetcher
 from sage_scale.vision.packed import PackedVideo
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ _JSON = json.JSONDecoder().raw_decode
 class DirectFeatures:
     """Batches of a features dataset in local files. Reentrant."""
 
-    def __init__(self, catalog: Catalog, fetcher: FileFetcher, shape: SampleShape, seed: int) -> None:
+    def __init__(self, catalog: Catalog, fetcher: Fetcher, shape: SampleShape, seed: int) -> None:
         self.catalog = catalog
         self.fetcher = fetcher
         self.shape = shape
@@ -136,17 +136,15 @@ class DirectFeatures:
         width, at, place = heads.shape[1], 0, 0
         preadv, open_hash = os.preadv, xxhash.xxh3_128
         try:
-            for shard, offset, head, rest, data in zip(
-                table.unit[samples_B].tolist(),
-                table.offset[samples_B].tolist(),
+            for (number, offset), head, rest, data in zip(
+                self.fetcher.sources(samples_B),
                 head_B.tolist(),
                 rest_B.tolist(),
                 data_B.tolist(),
             ):
                 front = flat[width * place : width * place + head]
                 back = rows[at : at + rest]
-                descriptor = self.fetcher.descriptor(shard)
-                if preadv(descriptor.number, (front, back), offset) != head + rest:
+                if preadv(number, (front, back), offset) != head + rest:
                     return False
                 digest = open_hash(front)
                 digest.update(back)
@@ -156,7 +154,7 @@ class DirectFeatures:
                 place += 1
         except OSError:
             return False
-        return True
+        return place == len(samples_B)
 
     def _description_sizes(
         self, heads: NDArray[np.uint8], keys: list[str], places_B: Integers

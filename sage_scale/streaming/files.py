@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sage_scale.errors import StorageError
 from sage_scale.streaming.catalog import Catalog
@@ -33,6 +34,7 @@ class FileFetcher(Fetcher):
     """Shards in files of this machine. `pread` has no position: threads and forked workers may share it."""
 
     remote = False
+    from_files = True
 
     def __init__(self, catalog: Catalog, paths: Sequence[Path]) -> None:
         super().__init__(catalog)
@@ -48,6 +50,12 @@ class FileFetcher(Fetcher):
         )
         for place in places:
             yield self._read(*place)
+
+    def sources(self, samples: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        table = self.catalog.samples
+        for shard, offset in zip(table.unit[samples].tolist(), table.offset[samples].tolist()):
+            held = self.descriptor(shard)
+            yield held.number, offset
 
     def _read(self, sample: int, shard: int, offset: int, size: int) -> bytes | DamagedSample:
         try:

@@ -84,6 +84,8 @@ class _Load(Flight):
         self.file = file
         self.taken = False
         """Whether a thread works on it."""
+        self.over = threading.Event()
+        """Set when the block is in the cache, or will not be."""
         self.urgent = False
         """Whether somebody waits for it."""
 
@@ -105,6 +107,7 @@ class RangeFetcher(Fetcher):
             self._cuts = cuts
             self._unit_K = table.unit[first]
             self._span_K = np.stack([table.offset[first], table.offset[last] + table.length[last]], axis=1)
+        self.from_files = self._cuts is not None
         self._reset()
 
     def _reset(self) -> None:
@@ -142,9 +145,33 @@ class RangeFetcher(Fetcher):
                 data = _read_block(cache, self._file(block), held[block], begin, length)
                 yield self._fetch_alone(picked[place : place + 1])[0] if data is None else data
         finally:
-            for descriptor in held.values():
+            _close(held)
+
+    def sources(self, samples: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        self._after_fork()
+        cache = self._open_cache()
+        if cache is None:
+            return
+        block_B = self._blocks(samples).tolist()
+        begin_B = (self.catalog.samples.offset[samples] - self._span_K[block_B, 0]).tolist()
+        held: dict[int, int | None] = {}
+        try:
+            if not self._bring_to_disk(cache, sorted(set(block_B)), held):
+                return
+            for block, begin in zip(block_B, begin_B):
+                descriptor = held[block]
                 if descriptor is not None:
+                    yield descriptor, begin
+                    continue
+                descriptor = cache.open(self._file(block))
+                if descriptor is None:
+                    return
+                try:
+                    yield descriptor, begin
+                finally:
                     os.close(descriptor)
+        finally:
+            _close(held)
 
     def prefetch(self, samples: NDArray[np.int64]) -> None:
         self._after_fork()
@@ -186,8 +213,7 @@ class RangeFetcher(Fetcher):
             self._hits += len(held)
             self._misses += len(missing)
             self._steps += 1
-            cold = sum(self._span_K[block, 1] - self._span_K[block, 0] for block in missing) > COLD_BYTES
-            if cold and self._cold_steps < COLD_STEPS + COLD_SHARE * self._steps:
+            if self._cold(missing):
                 self._cold_steps += 1
                 return {}
         loads = {block: self._start(block, URGENT) for block in missing}
@@ -201,6 +227,32 @@ class RangeFetcher(Fetcher):
             elif load.error is None:  # another process has put it into the cache
                 self._hold(cache, block, held)
         return arrived
+
+    def _bring_to_disk(self, cache: BlockCache, blocks: list[int], held: dict[int, int | None]) -> bool:
+        """As `_get_blocks`, all into `held`; false where that is not to be had. Raises Unavailable."""
+        deadline = time.monotonic() + self.reading.give_up_after_s
+        missing = [block for block in blocks if not self._hold(cache, block, held)]
+        if self._cold(missing):
+            return False
+        found = len(held)
+        loads = {block: self._start(block, URGENT) for block in missing}
+        self._flights.wait(list(loads.values()), deadline)
+        for block, load in loads.items():
+            if isinstance(load.error, Unavailable):
+                raise load.error
+            if not load.over.wait(PATIENCE_S) or not self._hold(cache, block, held):
+                return False
+        with self._lock:
+            self._hits += found
+            self._misses += len(missing)
+            self._steps += 1
+        return True
+
+    def _cold(self, missing: list[int]) -> bool:
+        """Whether a step goes round the cache rather than wait for these blocks."""
+        sizes = self._span_K[missing, 1] - self._span_K[missing, 0]
+        few = self._cold_steps < COLD_STEPS + COLD_SHARE * self._steps
+        return few and bool(sizes.sum() > COLD_BYTES)
 
     def _hold(self, cache: BlockCache, block: int, held: dict[int, int | None]) -> bool:
         """Note the block in `held` if it is in the cache, with its descriptor as long as there are not too many."""
@@ -270,6 +322,7 @@ class RangeFetcher(Fetcher):
         with self._lock:
             if self._loads.get(block) is load:
                 del self._loads[block]
+        load.over.set()
 
     def _fetch_alone(self, picked: NDArray[np.int64]) -> list[bytes | DamagedSample]:
         """Samples by themselves, neighbours with one GET."""
@@ -370,6 +423,12 @@ class RangeFetcher(Fetcher):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["catalog"], state["store"], state["reading"])  # type: ignore[misc]
+
+
+def _close(held: dict[int, int | None]) -> None:
+    for descriptor in held.values():
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _read_block(

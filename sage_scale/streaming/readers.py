@@ -31,6 +31,8 @@ class Fetcher(ABC):
     """How often bytes with a wrong hash are worth fetching."""
     remote = True
     """Whether samples come over a network."""
+    from_files = False
+    """Whether they are, when they are read, in files of this machine as a rule (`sources`)."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -41,6 +43,12 @@ class Fetcher(ABC):
 
         Raises StorageError where the store itself fails.
         """
+
+    def sources(self, samples: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """Where each sample lies in a file of this machine: a descriptor, good until the next is asked for, and an
+        offset in it. Ends early at a sample that does not. Raises OSError and StorageError.
+        """
+        return iter(())
 
     def fetch_again(self, sample: int) -> bytes | DamagedSample:
         """The bytes of a sample that did not have their hash, from where they come from."""

@@ -39,6 +39,13 @@ def reading(catalog, tmp_path):
     return Reading(cuts=cuts, cache_dir=str(tmp_path / "cache"), cache_bytes=1 << 30, give_up_after_s=20)
 
 
+def rest(fetcher):
+    """Wait until what is under way lies in the cache."""
+    end = time.monotonic() + 10
+    while fetcher._loads and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def test_ranged_reads_give_the_bytes_of_local_ones_in_fewer_requests(catalog, wanted):
     network = Network(catalog.url)
     picked = np.random.default_rng(0).permutation(len(catalog)).tolist()
@@ -58,6 +65,7 @@ def test_every_byte_is_fetched_once_and_never_again(catalog, wanted, reading):
     spent = fetcher.spent()
     assert spent.requests == blocks and spent.fetched == sum(length for _, _, length in network.requests)
     assert spent.node_misses >= blocks and spent.node_hits > 0 and fetcher.spent().requests == 0
+    rest(fetcher)
     # A second epoch, in another process as far as the fetcher knows, asks for nothing.
     again = RangeFetcher(catalog, network, reading)
     assert read(again, order.tolist())[0] == [wanted[sample] for sample in order]
@@ -69,9 +77,7 @@ def test_what_is_named_ahead_is_there_before_it_is_needed(catalog, wanted, readi
     network.slow = dict.fromkeys(range(100), 0.1)
     fetcher = RangeFetcher(catalog, network, reading)
     fetcher.prefetch(reading.cuts[:-1])
-    end = time.monotonic() + 10
-    while fetcher._loads and time.monotonic() < end:
-        time.sleep(0.01)
+    rest(fetcher)
     asked = len(network.requests)
     assert read(fetcher, range(len(catalog)))[0] == wanted
     assert len(network.requests) == asked == len(reading.cuts) - 1
