@@ -233,11 +233,17 @@ def stream_for_ever(scratch: Path, rank: int) -> None:
 def stream_of(url: str | Path, rank: int, *, workers: int = 0, cache: Path | None = None) -> Stream:
     recipe = make_recipe()
     settings = dataclasses.replace(
-        recipe.stream, lanes=8, window=16, block_mb=BLOCK_MB, cache_gb=CACHE_GB, cache_dir=str(cache or "")
+        recipe.stream,
+        lanes=8,
+        window=16,
+        block_mb=BLOCK_MB,
+        cache_gb=CACHE_GB,
+        cache_dir=str(cache or ""),
+        memory_mb=0,
     )
     recipe = dataclasses.replace(recipe, stream=settings)
     stream = open_stream(url, recipe, rank=rank, world=WORLD, batch_size=BATCH, workers=workers)
-    assert stream.dataset.reading is not None and stream.dataset.reading.cuts is not None
+    assert stream.dataset.reading is not None and stream.dataset.reading.keep == "disk"
     return stream
 
 

@@ -46,6 +46,7 @@ def check(recipe: Recipe) -> None:
          "stream.epoch_samples needs a mixture: set stream.mix=dataset or language")  # fmt: skip
     need(0 <= stream.warn_wait <= 1, f"stream.warn_wait={stream.warn_wait} must be between 0 and 1")
     need(stream.cache_gb >= 0, f"stream.cache_gb={stream.cache_gb} must not be negative")
+    need(stream.memory_mb >= 0, f"stream.memory_mb={stream.memory_mb} must not be negative")
     need(stream.give_up_after_s > 0, f"stream.give_up_after_s={stream.give_up_after_s} must be positive")
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(stage.batch_size >= 1, f"{name}.batch_size must be at least 1")

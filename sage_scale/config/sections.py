@@ -167,10 +167,12 @@ class Stream:
     warn_wait: float = 0.1
     """Share of the time waiting for data at which the trainer is told, and why; 0 never."""
     cache_gb: float = 8.0
-    """Bound of the node-local cache of object storage, GB, over all ranks and workers of a host; 0 means none. The
-    default holds the blocks in use of samples up to 180 kB, and is little beside a node's disk."""
+    """Bound of the node-local cache of object storage, GB, over all ranks and workers of a host; 0 means none. A
+    dataset that fits comes over the network once. The default is little beside a node's disk."""
     cache_dir: str = ""
     """Its folder, on a disk of the node; empty: one of this user's in $TMPDIR, else in /var/tmp."""
+    memory_mb: int = 1000
+    """Larger datasets: blocks in use that a rank without loader workers keeps in memory at most, MB."""
     give_up_after_s: float = 300.0
     """Seconds without an answer after which a run gives up on its object storage; shorter outages are sat out."""
     cache_decoded_mb: int = 0

@@ -1,5 +1,13 @@
 """One small interface over a folder and S3: get, ranged get, put-if-absent, list."""
 
-from sage_scale.storage.interface import MAX_OBJECT_BYTES, Entry, NotFound, Store, Unavailable, open_store
+from sage_scale.storage.interface import (
+    MAX_OBJECT_BYTES,
+    Buffer,
+    Entry,
+    NotFound,
+    Store,
+    Unavailable,
+    open_store,
+)
 
-__all__ = ["MAX_OBJECT_BYTES", "Entry", "NotFound", "Store", "Unavailable", "open_store"]
+__all__ = ["MAX_OBJECT_BYTES", "Buffer", "Entry", "NotFound", "Store", "Unavailable", "open_store"]

@@ -19,6 +19,10 @@ MAX_OBJECT_BYTES = 5 * 1024**3
 """Largest object of one PUT (S3), and so the largest shard."""
 
 
+Buffer = bytes | bytearray | memoryview
+"""Bytes of an answer."""
+
+
 class NotFound(StorageError):
     """There is no object of this name."""
 
@@ -50,7 +54,7 @@ class Store(ABC):
 
     def try_range(
         self, name: str, offset: int, length: int, abandoned: Callable[[], bool] = lambda: False
-    ) -> bytes | bytearray:
+    ) -> Buffer:
         """`get_range` in one attempt with short time-outs, for callers who repeat and hedge requests themselves.
 
         Raises Unavailable for what may pass, and where `abandoned()` became true meanwhile.

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
+import numpy as np
 from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.loaders import Loader, create_loader
@@ -32,6 +33,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from sage_scale.errors import StorageError
 from sage_scale.storage.interface import (
     MAX_OBJECT_BYTES,
+    Buffer,
     Entry,
     NotFound,
     Store,
@@ -64,7 +66,7 @@ _PASSING = (
     "RequestLimitExceeded",
     "429",
 )
-_PIECE_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 20
 _BUSY = ("ConditionalRequestConflict", "OperationAborted", "409")
 
 
@@ -123,7 +125,7 @@ class S3Store(Store):
 
     def try_range(
         self, name: str, offset: int, length: int, abandoned: Callable[[], bool] = lambda: False
-    ) -> bytes | bytearray:
+    ) -> Buffer:
         key = self._key(name)
         if length == 0:
             return b""
@@ -336,9 +338,9 @@ def _body(answer: dict[str, Any], length: int) -> bytes:
         raise _BodyBroke(error) from None
 
 
-def _body_in_pieces(answer: dict[str, Any], length: int, abandoned: Callable[[], bool]) -> bytearray:
+def _body_in_pieces(answer: dict[str, Any], length: int, abandoned: Callable[[], bool]) -> memoryview:
     """The body, unless somebody else was faster meanwhile: one that only trickles must not hold its thread."""
-    data, place = bytearray(length), 0
+    data, place = np.empty(length, np.uint8).data, 0  # a bytearray would be filled with zeros first
     try:
         with answer["Body"] as stream:
             while place < length and not abandoned():

@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -35,7 +35,12 @@ class Reading:
     """How the samples of a catalog are read from an object store."""
 
     cuts: Integers | None = None
-    """(K + 1,): block k is the samples [cuts[k], cuts[k + 1]); without, every sample is fetched by itself."""
+    """(K + 1,): block k is the samples [cuts[k], cuts[k + 1])."""
+    keep: Literal["disk", "memory", "nothing"] = "nothing"
+    """Where blocks are kept while they are in use: on the node's disk for all its processes, in this process, or
+    nowhere: then samples are fetched by themselves."""
+    memory_bytes: int = 0
+    """Bound of the blocks in memory."""
     cache_dir: str = ""
     """Folder of the node-local cache (stream.cache_dir)."""
     cache_bytes: int = 0
@@ -81,11 +86,15 @@ def blocks_in_use(cuts: Integers, bytes_S: Integers, *, lanes: int, window: int)
     return min(total, int(lanes * 2 * (window + samples / blocks) * total / samples))
 
 
-def reading_of(stream: Stream, catalog: Catalog, order: Mixture | None = None, *, world: int = 1) -> Reading:
+def reading_of(
+    stream: Stream, catalog: Catalog, order: Mixture | None = None, *, world: int = 1, workers: int = 0
+) -> Reading:
     """How a rank reads this catalog from an object store, by the recipe.
 
-    Blocks are those of the order; an evaluation has none and takes the dataset as it lies. Where the cache cannot
-    hold the blocks in use, they would be fetched again and again: then there are none.
+    Blocks are those of the order; an evaluation has none and takes the dataset as it lies. A dataset that fits into
+    the node-local cache goes there: it comes over the network once in all its epochs. A larger one would only wear
+    the disk, so its blocks in use stay in memory, unless there are too many, or loader workers to share them with.
+    Where no place holds the blocks in use, they would be fetched again and again: then there are none.
     """
     table = catalog.samples
     if order is None:
@@ -100,16 +109,25 @@ def reading_of(stream: Stream, catalog: Catalog, order: Mixture | None = None, *
             )
             for part, begin in zip(order.orders, begins.tolist())
         )
-    limit, total = int(stream.cache_gb * 1e9), int(table.length.sum())
-    here = host_share(world)
-    room = int(KEEP_SHARE * limit) - min(total, int(in_use * here))
-    if total <= KEEP_SHARE * limit:
-        room = total
+    total, ranks = int(table.length.sum()), max(1.0, host_share(world) * world)
+    disk, memory = int(KEEP_SHARE * stream.cache_gb * 1e9), stream.memory_mb * 1_000_000
+    least = 2 * total // max(1, len(cuts) - 1)  # two blocks; room to look ahead for less is no room
+    on_host, in_rank = min(total, int(in_use * host_share(world))), min(total, in_use // world)
+    keep: Literal["disk", "memory", "nothing"] = "nothing"
+    ahead = 0
+    if total <= disk:
+        keep, ahead = "disk", total
+    elif not workers and in_rank + least <= memory:
+        keep, ahead = "memory", memory - in_rank
+    elif on_host + ranks * least <= disk:
+        keep, ahead = "disk", int((disk - on_host) / ranks)
     return Reading(
-        cuts=cuts if limit and room >= 0 else None,
+        cuts=cuts,
+        keep=keep,
+        memory_bytes=memory,
         cache_dir=stream.cache_dir,
-        cache_bytes=limit,
-        look_ahead_bytes=min(LOOK_AHEAD_BYTES, max(0, room) // max(1, round(here * world))),
+        cache_bytes=int(stream.cache_gb * 1e9),
+        look_ahead_bytes=min(LOOK_AHEAD_BYTES, ahead),
         give_up_after_s=stream.give_up_after_s,
     )
 

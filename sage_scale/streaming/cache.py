@@ -137,7 +137,7 @@ class BlockCache:
             return None
         return claim
 
-    def publish(self, claim: Claim, data: bytes | bytearray) -> None:
+    def publish(self, claim: Claim, data: bytes | bytearray | memoryview) -> None:
         """Put the block in its place, and give the claim back. Raises CacheFailed, with nothing left behind."""
         part = self._blocks / (claim.name + _PART)
         published = False

@@ -100,7 +100,7 @@ class SampleDataset(torch.utils.data.Dataset):
         self._fetcher = open_fetcher(self.catalog, self.reading)
         self._cache = DecodedCache(self.cache_bytes)
         self._direct = None
-        if self._fetcher.from_files and self.shape.feature_dim and not self.cache_bytes:
+        if self._fetcher.tells_sources and self.shape.feature_dim and not self.cache_bytes:
             self._direct = DirectFeatures(self.catalog, self._fetcher, self.shape, self.seed)
 
     @property
@@ -113,7 +113,12 @@ class SampleDataset(torch.utils.data.Dataset):
 
     def looking_ahead(self, requests: Iterator[StepRequest]) -> Iterator[StepRequest]:
         """The requests, each naming what is to be fetched ahead; files of this machine need no such thing."""
-        if self.reading is None or self.reading.cuts is None or not self.remote:
+        if (
+            self.reading is None
+            or self.reading.cuts is None
+            or self.reading.keep == "nothing"
+            or not self.remote
+        ):
             return requests
         lengths_S, horizon = self.catalog.samples.length, self.reading.look_ahead_bytes
         return look_ahead(requests, self.reading.cuts, lengths_S, horizon)

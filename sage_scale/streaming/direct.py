@@ -1,4 +1,4 @@
-"""Features from files of this machine (shards, or blocks of the node-local cache), read straight into the batch.
+"""Features from files of this machine, or from blocks of an object store, read straight into the batch.
 
 The index says how long a sample is, how many frames it has and how many segments; so the place of every member but the
 first is known before a byte is read. One `preadv` a sample puts its description and segments into a small buffer and
@@ -31,7 +31,7 @@ from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.frames import grid_rows
 from sage_scale.streaming.packing import draw
-from sage_scale.streaming.readers import Fetcher
+from sage_scale.streaming.readers import DamagedSample, Fetcher
 from sage_scale.vision.packed import PackedVideo
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class DirectFeatures:
         width, at, place = heads.shape[1], 0, 0
         preadv, open_hash = os.preadv, xxhash.xxh3_128
         try:
-            for (number, offset), head, rest, data in zip(
+            for source, head, rest, data in zip(
                 self.fetcher.sources(samples_B),
                 head_B.tolist(),
                 rest_B.tolist(),
@@ -147,8 +147,17 @@ class DirectFeatures:
             ):
                 front = flat[width * place : width * place + head]
                 back = rows[at : at + rest]
-                if preadv(number, (front, back), offset) != head + rest:
+                if isinstance(source, DamagedSample):
                     return False
+                where, offset = source
+                if isinstance(where, int):
+                    if preadv(where, (front, back), offset) != head + rest:
+                        return False
+                elif len(where) < offset + head + rest:
+                    return False
+                else:
+                    front[:] = where[offset : offset + head]
+                    back[:] = where[offset + head : offset + head + rest]
                 if self.checked:
                     digest = open_hash(front)
                     digest.update(back)

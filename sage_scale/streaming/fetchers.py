@@ -38,6 +38,8 @@ def open_fetcher(catalog: Catalog, reading: Reading | None = None) -> Fetcher:
 class JoinedFetcher(Fetcher):
     """Samples of several datasets, each read by its own fetcher."""
 
+    tells_sources = False
+
     def __init__(self, catalog: JoinedCatalog, parts: Sequence[Fetcher]) -> None:
         super().__init__(catalog)
         self.parts = parts

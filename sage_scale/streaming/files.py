@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sage_scale.errors import StorageError
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.readers import ADVICE, DamagedSample, Fetcher
+from sage_scale.streaming.readers import ADVICE, DamagedSample, Fetcher, Source
 
 MAX_DESCRIPTORS = 256
 
@@ -34,7 +34,6 @@ class FileFetcher(Fetcher):
     """Shards in files of this machine. `pread` has no position: threads and forked workers may share it."""
 
     remote = False
-    from_files = True
 
     def __init__(self, catalog: Catalog, paths: Sequence[Path]) -> None:
         super().__init__(catalog)
@@ -51,7 +50,7 @@ class FileFetcher(Fetcher):
         for place in places:
             yield self._read(*place)
 
-    def sources(self, samples: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    def sources(self, samples: NDArray[np.int64]) -> Iterator[Source | DamagedSample]:
         table = self.catalog.samples
         for shard, offset in zip(table.unit[samples].tolist(), table.offset[samples].tolist()):
             held = self.descriptor(shard)

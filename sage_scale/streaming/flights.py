@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sage_scale.errors import StorageError
-from sage_scale.storage import Store, Unavailable
+from sage_scale.storage import Buffer, Store, Unavailable
 from sage_scale.streaming.crew import URGENT, Crew
 
 log = logging.getLogger("sage_scale.streaming")
@@ -80,7 +80,7 @@ class Flight:
         self.name, self.offset, self.length = name, offset, length
         self.began: float | None = None
         self.hedged = False
-        self.data: bytes | bytearray | None = None
+        self.data: Buffer | None = None
         self.error: StorageError | None = None
         self.problem: StorageError | None = None
         """What its last attempt died of."""
@@ -120,15 +120,15 @@ class Flights:
                 flight.problem = error
                 left = began + self.give_up_after_s - time.monotonic()
                 if left <= 0:
-                    self._settle(flight, error=self._gave_up(error))
+                    self.settle(flight, error=self._gave_up(error))
                     return
                 self._tell_outage(error, began, left)
                 flight.done.wait(min(left, pause * random.uniform(0.5, 1.0)))
                 pause, retried = min(2 * pause, LONGEST_PAUSE_S), True
             except StorageError as error:
-                self._settle(flight, error=error)
+                self.settle(flight, error=error)
             except Exception as error:  # a thread has nobody above it: whoever waits is told
-                self._settle(flight, error=StorageError(f"{self._what(flight)}: {error!r}"))
+                self.settle(flight, error=StorageError(f"{self._what(flight)}: {error!r}"))
 
     def wait(self, flights: Sequence[Flight], deadline: float) -> None:
         """Until all have an answer or an error, hedging stragglers. Raises Unavailable at the deadline (monotonic)."""
@@ -161,11 +161,10 @@ class Flights:
         self._durations.note(flight.length, time.monotonic() - began)
         with self._lock:
             self._traffic.bytes += len(data)
-        self._settle(flight, data=data)
+        self.settle(flight, data=data)
 
-    def _settle(
-        self, flight: Flight, data: bytes | bytearray | None = None, error: StorageError | None = None
-    ) -> None:
+    def settle(self, flight: Flight, data: Buffer | None = None, error: StorageError | None = None) -> None:
+        """The flight's end, unless it has one."""
         with self._lock:
             if not flight.done.is_set():
                 flight.data, flight.error = data, error

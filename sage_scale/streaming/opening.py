@@ -49,7 +49,7 @@ def open_stream(
         seed=seed,
         on_corrupt=recipe.stream.on_corrupt,
         cache_bytes=recipe.stream.cache_decoded_mb * 1_000_000 // max(1, workers),
-        reading=reading_of(recipe.stream, catalog, order, world=world),
+        reading=reading_of(recipe.stream, catalog, order, world=world, workers=workers),
     )
     return Stream(
         samples,
@@ -87,7 +87,7 @@ def open_evaluation(
         catalog,
         SampleShape.of(recipe),
         seed=recipe.stream.seed,
-        reading=reading_of(recipe.stream, catalog),
+        reading=reading_of(recipe.stream, catalog, world=world, workers=workers),
     )
     return Stream(
         samples,

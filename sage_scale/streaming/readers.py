@@ -20,6 +20,10 @@ from sage_scale.streaming.catalog import Catalog
 ADVICE = "run `sage-scale shards verify` on the dataset, then `shards repair`"
 
 
+Source = tuple[int | memoryview, int]
+"""A descriptor or memory, and the offset in it."""
+
+
 class DamagedSample(DatasetError):
     """A sample whose bytes are missing, cut off or changed."""
 
@@ -31,8 +35,8 @@ class Fetcher(ABC):
     """How often bytes with a wrong hash are worth fetching."""
     remote = True
     """Whether samples come over a network."""
-    from_files = False
-    """Whether they are, when they are read, in files of this machine as a rule (`sources`)."""
+    tells_sources = True
+    """Whether `sources` says where samples are."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -44,9 +48,9 @@ class Fetcher(ABC):
         Raises StorageError where the store itself fails.
         """
 
-    def sources(self, samples: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-        """Where each sample lies in a file of this machine: a descriptor, good until the next is asked for, and an
-        offset in it. Ends early at a sample that does not. Raises OSError and StorageError.
+    def sources(self, samples: NDArray[np.int64]) -> Iterator[Source | DamagedSample]:
+        """Where the bytes of each sample are to be had, good until the next is asked for. A fetcher that cannot
+        say ends early. Raises OSError and StorageError.
         """
         return iter(())
 

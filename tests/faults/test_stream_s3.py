@@ -5,7 +5,6 @@ The dataset has about thirty blocks, so that each epoch is some thirty requests 
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import sys
 import threading
@@ -26,10 +25,12 @@ pytestmark = pytest.mark.system
 PLAN = [("train", 40), ("train", 3), ("train", 37)]
 BATCH = 7
 WAYS = [
-    pytest.param(0.05, 0, id="cache"),
-    pytest.param(0.05, 2, id="workers"),
-    pytest.param(0.0, 0, id="plain"),
+    pytest.param("disk", 0, id="cache"),
+    pytest.param("disk", 2, id="workers"),
+    pytest.param("memory", 0, id="memory"),
+    pytest.param("nothing", 2, id="nothing-workers"),
 ]
+"""Where blocks are kept, and loader workers."""
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +55,26 @@ def remote(folder, monkeypatch):
     return upload
 
 
-def recipe_of(tmp_path, cache_gb, give_up_after_s=60.0):
+def recipe_of(tmp_path, keep="disk", give_up_after_s=60.0, **settings):
     return make_recipe(
         "features",
-        block_mb=0.012,
-        cache_gb=cache_gb,
-        cache_dir=str(tmp_path / "cache"),
-        give_up_after_s=give_up_after_s,
+        **{
+            "block_mb": 0.012,
+            "cache_gb": 0.05 if keep == "disk" else 0.0,
+            "memory_mb": 10 if keep == "memory" else 0,
+            "cache_dir": str(tmp_path / "cache"),
+            "give_up_after_s": give_up_after_s,
+            **settings,
+        },
     )
 
 
 def epochs_of(data, recipe, workers=0, epochs=1):
     return open_stream(data, recipe, batch_size=BATCH, workers=workers, epochs=epochs)
+
+
+def kept(stream):
+    return stream.dataset.reading.keep
 
 
 def assert_same(stream, wanted):
@@ -77,16 +86,17 @@ def assert_same(stream, wanted):
     return count
 
 
-@pytest.mark.parametrize(("cache_gb", "workers"), WAYS)
+@pytest.mark.parametrize(("keep", "workers"), WAYS)
 @pytest.mark.parametrize("server", ["s3", "ceph"])
 def test_whatever_fails_on_the_way_each_sample_comes_once(
-    server, cache_gb, workers, remote, folder, behind_proxy, request, tmp_path
+    server, keep, workers, remote, folder, behind_proxy, request, tmp_path
 ):
     bucket = request.getfixturevalue(server)
     url = remote(bucket)
     proxy = behind_proxy(bucket)
-    recipe = recipe_of(tmp_path, cache_gb)
+    recipe = recipe_of(tmp_path, keep)
     stream = epochs_of(url, recipe, workers)
+    assert kept(stream) == keep
     tars = {"path": r"\.tar"}
     rules = [
         proxy.add("status", times=3, skip=2, **tars),
@@ -104,18 +114,18 @@ def test_whatever_fails_on_the_way_each_sample_comes_once(
         stream.counts.retries + stream.counts.hedges >= 5 and stream.counts.requests > stream.counts.retries
     )
     # What came in spite of it is what the cache holds: a second epoch needs the network no more.
-    if cache_gb and not workers:
+    if keep == "disk" and not workers:
         again = epochs_of(url, recipe)
         assert assert_same(again, epochs_of(folder, recipe)) == 80
         assert again.counts.requests <= 2
 
 
-@pytest.mark.parametrize(("cache_gb", "workers"), WAYS)
+@pytest.mark.parametrize(("keep", "workers"), WAYS)
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_dies_or_falls_silent_and_comes_back_costs_time_alone(
-    stop, cache_gb, workers, remote, folder, ceph, tmp_path
+    stop, keep, workers, remote, folder, ceph, tmp_path
 ):
-    recipe = recipe_of(tmp_path, cache_gb)
+    recipe = recipe_of(tmp_path, keep)
     stream = epochs_of(remote(ceph), recipe, workers)
     gateway = ceph.server.processes["rgw"]
 
@@ -144,17 +154,17 @@ def test_a_server_that_dies_or_falls_silent_and_comes_back_costs_time_alone(
         assert back.wait(60)
 
 
-@pytest.mark.parametrize(("cache_gb", "workers"), WAYS)
+@pytest.mark.parametrize(("keep", "workers"), WAYS)
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_server_that_stays_away_is_one_clear_error_in_time(
-    silent, cache_gb, workers, remote, s3, behind_proxy, monkeypatch, tmp_path
+    silent, keep, workers, remote, s3, behind_proxy, monkeypatch, tmp_path
 ):
     url = remote(s3)
     proxy = behind_proxy(s3)
-    recipe = recipe_of(tmp_path, cache_gb and 0.0002, give_up_after_s=3.0)  # holds half of the dataset
-    recipe = dataclasses.replace(recipe, stream=dataclasses.replace(recipe.stream, lanes=1, window=4))
+    half = {"cache_gb": 0.0002} if keep == "disk" else {}  # of the dataset; the rest has to be fetched
+    recipe = recipe_of(tmp_path, keep, give_up_after_s=3.0, lanes=1, window=4, **half)
     stream = epochs_of(url, recipe, workers, epochs=50)
-    assert (stream.dataset.reading.cuts is not None) == bool(cache_gb)
+    assert kept(stream) == keep
     batches = iter(stream)
     next(batches)
     proxy.add("latency" if silent else "refuse", times=1 << 60, seconds=60.0)
@@ -170,7 +180,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_from_the_cache(
     remote, folder, s3, behind_proxy, tmp_path
 ):
     url = remote(s3)
-    recipe = recipe_of(tmp_path, 0.05)
+    recipe = recipe_of(tmp_path)
     whole = list(epochs_of(folder, recipe, epochs=2))
     first = epochs_of(url, recipe, epochs=2)
     batches = iter(first)
@@ -194,7 +204,7 @@ def test_a_full_disk_is_told_once_and_the_epoch_goes_on(remote, folder, s3, tmp_
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    url, recipe = remote(s3), recipe_of(tmp_path, 0.05)
+    url, recipe = remote(s3), recipe_of(tmp_path)
     monkeypatch.setattr(cache.os, "write", full)
     assert assert_same(epochs_of(url, recipe), epochs_of(folder, recipe)) == 80
     told = [record.getMessage() for record in caplog.records if "cache is off" in record.getMessage()]

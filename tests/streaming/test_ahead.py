@@ -147,3 +147,27 @@ def test_a_host_counts_its_own_ranks(monkeypatch):
     assert host_share(64) == 1 / 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert host_share(64) == 1 / 16 and host_share(2) == 1.0
+
+
+def test_blocks_are_kept_where_there_is_room_for_them(features_dataset):
+    """13 + 1 + 20 + 7 clips of some 4 kB on 2 lanes with a window of 2: about 160 kB, of which 40 kB are in use."""
+    from made_dataset import make_recipe
+
+    from sage_scale.streaming import open_evaluation, open_stream
+
+    url = features_dataset[0]
+
+    def reading(workers=0, world=1, **stream):
+        settings = {"lanes": 2, "window": 2, "block_mb": 0.008, "cache_gb": 0.0, "memory_mb": 0, **stream}
+        recipe = make_recipe("features", **settings)
+        return open_stream(url, recipe, batch_size=4, workers=workers, world=world).dataset.reading
+
+    assert reading().keep == "nothing"
+    assert reading(cache_gb=1.0).keep == reading(cache_gb=1.0, memory_mb=1).keep == "disk"
+    larger = {"cache_gb": 0.0001}  # the dataset is larger than that, its blocks in use are not
+    assert reading(**larger, memory_mb=1).keep == "memory"
+    assert reading(**larger, memory_mb=1, workers=2).keep == reading(**larger).keep == "disk"
+    assert 0 < reading(**larger).look_ahead_bytes < 50_000
+    assert reading(**larger, window=200).keep == reading(cache_gb=0.00001).keep == "nothing"
+    evaluation = open_evaluation(url, make_recipe("features", cache_gb=0.0), "dev", batch_size=4)
+    assert evaluation.dataset.reading.keep == "memory"

@@ -36,13 +36,15 @@ def reading(catalog, tmp_path):
     """Blocks of about four samples, with a cache that holds all of them."""
     table = catalog.samples
     cuts = cut_blocks(table.unit, table.length, 4 * int(table.length.max()))
-    return Reading(cuts=cuts, cache_dir=str(tmp_path / "cache"), cache_bytes=1 << 30, give_up_after_s=20)
+    return Reading(
+        cuts=cuts, keep="disk", cache_dir=str(tmp_path / "cache"), cache_bytes=1 << 30, give_up_after_s=20
+    )
 
 
 def rest(fetcher):
     """Wait until what is under way lies in the cache."""
     end = time.monotonic() + 10
-    while fetcher._loads and time.monotonic() < end:
+    while fetcher._blocks._loads and time.monotonic() < end:
         time.sleep(0.01)
 
 
@@ -72,6 +74,23 @@ def test_every_byte_is_fetched_once_and_never_again(catalog, wanted, reading):
     assert len(network.requests) == blocks and again.spent().node_misses == 0
 
 
+def test_blocks_in_memory_are_fetched_once_an_epoch_and_go_when_they_are_used(catalog, wanted, reading):
+    network = Network(catalog.url)
+    fetcher = RangeFetcher(catalog, network, replace(reading, keep="memory", memory_bytes=10**9))
+    for epoch in (1, 2):
+        order = np.random.default_rng(epoch).permutation(len(catalog))
+        for samples in np.array_split(order, 12):
+            assert read(fetcher, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
+            rest(fetcher)
+        assert len(network.requests) == epoch * (len(reading.cuts) - 1)
+        assert fetcher._blocks._memory.size == 0
+    fetcher = RangeFetcher(catalog, network, replace(reading, keep="memory", memory_bytes=40_000))
+    for samples in np.array_split(order, 12):  # too little room: blocks are fetched again, and none is wrong
+        assert read(fetcher, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
+        assert fetcher._blocks._memory.size <= 40_000
+    assert not os.path.exists(reading.cache_dir)
+
+
 def test_what_is_named_ahead_is_there_before_it_is_needed(catalog, wanted, reading):
     network = Network(catalog.url)
     network.slow = dict.fromkeys(range(100), 0.1)
@@ -86,7 +105,7 @@ def test_what_is_named_ahead_is_there_before_it_is_needed(catalog, wanted, readi
 
 def test_a_cold_start_does_not_wait_for_all_blocks(catalog, wanted, reading, monkeypatch):
     monkeypatch.setattr("sage_scale.streaming.ranges.COALESCE_GAP", 0)
-    monkeypatch.setattr("sage_scale.streaming.ranges.COLD_BYTES", 3 * int(catalog.samples.length.max()))
+    monkeypatch.setattr("sage_scale.streaming.blocks.COLD_BYTES", 3 * int(catalog.samples.length.max()))
     network = Network(catalog.url)
     fetcher = RangeFetcher(catalog, network, reading)
     first = reading.cuts[:-1].tolist()
@@ -99,7 +118,7 @@ def test_a_cold_start_does_not_wait_for_all_blocks(catalog, wanted, reading, mon
 
 
 def test_a_byte_flipped_on_the_way_is_fetched_again(catalog, wanted, reading):
-    for how in (None, reading):
+    for how in (None, reading, replace(reading, keep="memory", memory_bytes=10**9)):
         network = Network(catalog.url, flip_every=3)
         found, retries = read(RangeFetcher(catalog, network, how), range(39))
         assert found == wanted and retries > 0
@@ -115,7 +134,7 @@ def test_a_damaged_file_of_the_cache_is_dropped_and_fetched_again(catalog, wante
     network = Network(catalog.url)
     fetcher = RangeFetcher(catalog, network, reading)
     assert read(fetcher, range(39))[0] == wanted
-    files = sorted(os.scandir(fetcher._cache._blocks), key=lambda entry: entry.name)
+    files = sorted(os.scandir(fetcher._blocks._disk._blocks), key=lambda entry: entry.name)
     with open(files[0].path, "r+b") as file:  # the disk's fault
         file.write(b"?" * 600)
     os.truncate(files[1].path, 5)  # the file system's after a power cut
@@ -133,7 +152,7 @@ def test_a_cache_that_holds_too_little_is_never_wrong(catalog, wanted, reading):
     for _ in range(15):
         samples = rng.permutation(39)[:13].tolist()
         assert read(fetcher, samples) == ([wanted[sample] for sample in samples], 0)
-        assert bytes_in(fetcher._cache._blocks) <= small.cache_bytes
+        assert bytes_in(fetcher._blocks._disk._blocks) <= small.cache_bytes
 
 
 def bytes_in(folder):
