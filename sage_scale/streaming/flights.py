@@ -117,6 +117,8 @@ class Flights:
                 if retried:
                     self._tell_answer(began)
             except Unavailable as error:
+                if flight.done.is_set():  # somebody else was faster
+                    return
                 flight.problem = error
                 left = began + self.give_up_after_s - time.monotonic()
                 if left <= 0:
