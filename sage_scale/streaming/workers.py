@@ -7,10 +7,13 @@ and before it does: the batch it has is still good.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch.utils.data
@@ -18,12 +21,15 @@ from torch.utils.data._utils import signal_handling
 
 from sage_scale.errors import SageError
 
+SHARED_MEMORY = "/dev/shm"
+
 _waiting = False
 """Whether the main thread waits for a batch."""
 
 
 def batches_of(loader: torch.utils.data.DataLoader) -> Generator[Any, None, None]:
     """Iterate over the loader. Raises SageError, in one line, where a worker was killed."""
+    sweep_shared_memory()
     batches = iter(loader)
     _calm()
     while True:
@@ -35,11 +41,28 @@ def batches_of(loader: torch.utils.data.DataLoader) -> Generator[Any, None, None
             dead = _dead(batches)
             if not dead and "DataLoader worker" not in str(error):
                 raise
+            sweep_shared_memory(dead)
             raise SageError(
                 f"a loader worker was killed (process {', '.join(map(str, dead)) or 'unknown'}), most often for lack "
                 "of memory: lower stream.workers. The run can be resumed from its last checkpoint"
             ) from None
         yield batch
+
+
+def sweep_shared_memory(dead: Sequence[int] = ()) -> None:
+    """Remove what killed workers left in shared memory: those named, and this user's of a minute ago and more.
+
+    torch takes the name away from a tensor's memory right after it made it; a SIGKILL in between leaves a file.
+    """
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(SHARED_MEMORY):
+            match = re.fullmatch(r"torch_(\d+)_\d+_\d+", entry.name)
+            if match:
+                with contextlib.suppress(OSError):
+                    status, process = entry.stat(follow_symlinks=False), int(match[1])
+                    old = time.time() - status.st_mtime > 60 and not os.path.exists(f"/proc/{process}")
+                    if status.st_uid == os.getuid() and (process in dead or old):
+                        os.unlink(entry.path)
 
 
 def _dead(batches: Any) -> list[int]:
