@@ -7,61 +7,27 @@ request to every rank, so that all of them do the same next.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
-from sage_scale.streaming import ReadCounts, Stream, WaitMonitor
+from sage_scale.streaming import Stream, WaitMonitor
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
-from sage_scale.training.runlog import RunLog, clock, memory_mb
+from sage_scale.training.runlog import RunLog, clock
+from sage_scale.training.stepfigures import StepFigures, share_step
+from sage_scale.training.stopping import Interrupted, StopRequest
 
 TRIM_EVERY = 16
 """Steps between two returns of freed memory to the system (CPU only)."""
 
-READING = ("samples", "bytes", "cache_hits", "node_hits", "requests", "retries", "hedges")
-"""What the log says of reading, summed over the ranks (ReadCounts)."""
-
 Compute = Callable[[Any], dict[str, float]]
 Evaluate = Callable[[int], tuple[dict[str, float], float]]
-
-
-class Interrupted(SageError):
-    """The stage was asked to stop, saved, and can be resumed by the same command."""
-
-    exit_code = 130
-
-
-class StopRequest:
-    """Notes SIGINT and SIGTERM; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Outside of the main thread there are no signals: the caller has its own way to stop.
-            with contextlib.suppress(ValueError):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 class Loop:
@@ -116,7 +82,9 @@ class Loop:
                 rate = self.engine.step(self.fraction)
                 self.progress.step += 1
                 spent = self.stream.counts - before
-                stopping = self._share(shares, waited, started, spent, rate, stop)
+                figures = share_step(shares, waited, started, spent, stop.asked, self.engine.ranks)
+                self._note(figures, rate)
+                stopping = figures.stop_asked
                 self.progress.stream = self.stream.state_dict()
                 warning = self.waiting.note(waited, time.monotonic() - started, self.stream.counts)
                 if warning:
@@ -146,59 +114,33 @@ class Loop:
         self.log.close()
         return self.progress
 
-    def _share(
-        self,
-        shares: dict[str, float],
-        waited: float,
-        started: float,
-        spent: ReadCounts,
-        rate: float,
-        stop: StopRequest,
-    ) -> bool:
-        names = sorted(shares)
-        first = self.engine.ranks.first
-        local = [shares[name] for name in names]
-        local += [float(getattr(spent, name)) for name in READING] + [float(len(spent.skipped))]
-        local += [float(stop.asked)]
-        local += [waited, time.monotonic() - started] if first else [0.0, 0.0]
-        summed = distributed.sum_over_ranks(local, self.engine.ranks.device)
-        values, rest = summed[: len(names)], summed[len(names) :]
-        reading = dict(zip(READING, rest))
-        clips_all, (skipped_all, asked, waited, seconds) = reading.pop("samples"), rest[len(READING) :]
-        self.progress.seconds += seconds
-        figures = dict(zip(names, values))
-        loss = figures.get("loss", 0.0)
-        if not math.isfinite(loss):
+    def _note(self, figures: StepFigures, rate: float) -> None:
+        """Adds a step's figures to the progress and the log. Raises SageError where the loss is no number."""
+        self.progress.seconds += figures.seconds
+        if not math.isfinite(figures.loss):
             raise SageError(
-                f"{self.name}: the loss is {loss} at step {self.progress.step}; lower {self.name}.lr or set "
+                f"{self.name}: the loss is {figures.loss} at step {self.progress.step}; lower {self.name}.lr or set "
                 f"{self.name}.precision=fp32, then run the same command to resume from the last checkpoint"
             )
         self.log.event(
             "step",
             self.progress.step,
             epoch=self.progress.step / max(self.stream.steps_per_epoch, 1),
-            **figures,
+            **figures.logged(),
             lr=rate,
             grad_norm=self.engine.gradient_norm(),
-            clips=clips_all,
-            skipped=skipped_all,
-            samples_per_s=clips_all / max(seconds, 1e-9),
-            wait_s=waited,
-            **reading,
-            memory_mb=memory_mb(self.engine.ranks.device),
             time_s=self.progress.seconds,
         )
-        if skipped_all:
+        if figures.skipped:
             self.log.line(
-                f"{skipped_all:.0f} damaged samples skipped at step {self.progress.step}; each rank names its own",
+                f"{figures.skipped:.0f} damaged samples skipped at step {self.progress.step}; each rank names its own",
                 now=True,
             )
         left = self.progress.seconds * (1 - self.fraction) / max(self.fraction, 1e-9)
         self.log.line(
-            f"step {self.progress.step}/{self.total_steps}  loss {loss:.3f}  lr {rate:.2g}  "
-            f"{clips_all / max(seconds, 1e-9):.0f} clips/s  {clock(left)} left"
+            f"step {self.progress.step}/{self.total_steps}  loss {figures.loss:.3f}  lr {rate:.2g}  "
+            f"{figures.samples_per_s:.0f} clips/s  {clock(left)} left"
         )
-        return asked > 0
 
     def _evaluate(self, evaluate: Evaluate) -> None:
         started = time.monotonic()

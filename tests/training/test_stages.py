@@ -17,8 +17,8 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError
 from sage_scale.training import export, finetune, pretrain
 from sage_scale.training.evaluate_run import derangement
-from sage_scale.training.loop import Interrupted, StopRequest
 from sage_scale.training.optimizer import rate
+from sage_scale.training.stopping import Interrupted, StopRequest
 
 PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
 
