@@ -54,6 +54,12 @@ def check(recipe: Recipe) -> None:
         need(stage.zero_stage in (0, 1, 2, 3), f"{name}.zero_stage={stage.zero_stage} must be 0, 1, 2 or 3")
         need(stage.lr > 0, f"{name}.lr must be positive")
         need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
+    w = recipe.watch
+    need(w.contact_timeout_s >= 2, f"watch.contact_timeout_s={w.contact_timeout_s} must be at least 2")
+    need(
+        min(w.start_timeout_s, w.hang_timeout_s, w.long_timeout_s, w.stop_notice_every_s) > 0,
+        "the times of the section watch must be positive",
+    )
     need(recipe.finetune.freeze == "none" or recipe.finetune.init != "none",
          "finetune.freeze needs a visual encoder from stage 1: set finetune.freeze=none or init=visual")  # fmt: skip
     need(recipe.pretrain.micro_batch == 0 or m.batchnorm != "sync", "pretrain.micro_batch passes clips through the "

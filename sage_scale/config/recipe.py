@@ -23,6 +23,7 @@ from sage_scale.config.sections import (
     Stream,
     Text,
     Vision,
+    Watch,
 )
 
 
@@ -60,6 +61,8 @@ class Recipe:
     """Stage 2."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Decoding."""
+    watch: Watch = field(default_factory=Watch)
+    """What ends a run that no longer works."""
 
     def fingerprint(self) -> str:
         """16 hex digits of sha256 over the canonical JSON of every value except the name."""

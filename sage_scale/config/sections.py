@@ -379,3 +379,22 @@ class Evaluation:
     """Beam search length penalty."""
     batch_size: int = 32
     """Clips decoded at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """When a run that no longer works is ended, and what ends it in good order (docs/training.md)."""
+
+    contact_timeout_s: float = 10.0
+    """A host that is silent for this time is lost, and the run ends on every rank, seconds."""
+    start_timeout_s: float = 600.0
+    """By then every rank has started, joined the others and begun to load, seconds."""
+    hang_timeout_s: float = 600.0
+    """Longest step. A rank that makes none for this time hangs, and the run ends, seconds."""
+    long_timeout_s: float = 7200.0
+    """Longest evaluation, save, load and first step (which may compile), seconds."""
+    stop_notice: str = "off"
+    """Who says that this machine will be taken away, which saves and stops the run: off, auto (asks at the start
+    whether this is a machine of AWS or Google), aws, gcp, the path of a file that appears, or a URL that answers 200."""
+    stop_notice_every_s: float = 5.0
+    """How often each host asks, seconds."""

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import transformers
 
+from sage_scale.training import watchdog
 from sage_scale.training.launcher import free_port
 
 
@@ -76,6 +77,7 @@ def initialise(timeout_s: float = 600.0) -> Ranks:
         # Ranks that share the cores of one machine with all threads each are slower than with one each.
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
+    watchdog.begin("loading the data and the model")  # until the first step is done, which may compile
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 

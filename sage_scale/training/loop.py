@@ -16,7 +16,7 @@ from typing import Any
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
 from sage_scale.streaming import Stream, WaitMonitor
-from sage_scale.training import distributed
+from sage_scale.training import distributed, watchdog
 from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
 from sage_scale.training.runlog import RunLog, clock
@@ -81,6 +81,7 @@ class Loop:
                 shares = compute(batch)
                 rate = self.engine.step(self.fraction)
                 self.progress.step += 1
+                watchdog.beat(self.progress.step)
                 spent = self.stream.counts - before
                 figures = share_step(shares, waited, started, spent, stop.asked, self.engine.ranks)
                 self._note(figures, rate)
@@ -97,7 +98,7 @@ class Loop:
                     self._evaluate(evaluate)
                     evaluated = step
                 if stopping or (save_every and step % save_every == 0 and not over):
-                    self.checkpoints.save(self.engine, self.progress)
+                    self._save()
                     saved = step
                 if stopping:
                     self.log.line(f"stopped at step {step} as asked; the same command resumes", now=True)
@@ -108,7 +109,8 @@ class Loop:
         if evaluated < self.progress.step or self.progress.best_score is None:
             self._evaluate(evaluate)
         if saved < self.progress.step or self.progress.step not in self.checkpoints.steps():
-            self.checkpoints.save(self.engine, self.progress)
+            self._save()
+        watchdog.begin("taking the best weights and the last evaluation")
         self._take_best()
         self.log.line(f"{self.progress.step} steps in {clock(self.progress.seconds)}", now=True)
         self.log.close()
@@ -144,7 +146,7 @@ class Loop:
 
     def _evaluate(self, evaluate: Evaluate) -> None:
         started = time.monotonic()
-        with self.engine.evaluating():
+        with watchdog.phase("evaluation on dev"), self.engine.evaluating():
             figures, score = evaluate(self.progress.step)
         score = distributed.from_first(score)
         seconds = distributed.from_first(time.monotonic() - started)
@@ -156,6 +158,10 @@ class Loop:
         self.log.line(f"dev at step {self.progress.step}: {shown}", now=True)
         if self.progress.best_score is None or score > self.progress.best_score:
             self.progress.best_score, self.progress.best_step = score, self.progress.step
+            self._save()
+
+    def _save(self) -> None:
+        with watchdog.phase("saving a checkpoint"):
             self.checkpoints.save(self.engine, self.progress)
 
     def _take_best(self) -> None:
