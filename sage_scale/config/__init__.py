@@ -23,6 +23,7 @@ from sage_scale.config.sections import (
     Stream,
     Text,
     Vision,
+    Watch,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Stream",
     "Text",
     "Vision",
+    "Watch",
     "check",
     "from_mapping",
     "load_recipe",

@@ -393,8 +393,8 @@ class Watch:
     """Longest step. A rank that makes none for this time hangs, and the run ends, seconds."""
     long_timeout_s: float = 7200.0
     """Longest evaluation, save, load and first step (which may compile), seconds."""
-    stop_notice: str = "off"
-    """Who says that this machine will be taken away, which saves and stops the run: off, auto (asks at the start
-    whether this is a machine of AWS or Google), aws, gcp, the path of a file that appears, or a URL that answers 200."""
+    stop_notice: str = "none"
+    """Who says that this machine will be taken away, which saves and stops the run: none, auto (asks at the start
+    whether this is a machine of AWS or Google), aws, gcp, the path of a file that appears, or a URL answering 200."""
     stop_notice_every_s: float = 5.0
     """How often each host asks, seconds."""
