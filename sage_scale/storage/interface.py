@@ -53,11 +53,17 @@ class Store(ABC):
         """Exactly `length` bytes from `offset`; a shorter object is a StorageError, never a short answer."""
 
     def try_range(
-        self, name: str, offset: int, length: int, abandoned: Callable[[], bool] = lambda: False
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        abandoned: Callable[[], bool] = lambda: False,
+        room: memoryview | None = None,
     ) -> Buffer:
         """`get_range` in one attempt with short time-outs, for callers who repeat and hedge requests themselves.
 
-        Raises Unavailable for what may pass, and where `abandoned()` became true meanwhile.
+        The answer may lie in `room` (at least `length` bytes), which is then the caller's to leave alone. Raises
+        Unavailable for what may pass, and where `abandoned()` became true meanwhile.
         """
         return self.get_range(name, offset, length)
 

@@ -18,6 +18,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -124,14 +125,21 @@ class S3Store(Store):
         return self._call(name, fetch)
 
     def try_range(
-        self, name: str, offset: int, length: int, abandoned: Callable[[], bool] = lambda: False
+        self,
+        name: str,
+        offset: int,
+        length: int,
+        abandoned: Callable[[], bool] = lambda: False,
+        room: memoryview | None = None,
     ) -> Buffer:
         key = self._key(name)
         if length == 0:
             return b""
         try:
             answer = self._ask_range(self._client_that(tries_once=True), name, key, offset, length)
-            return _body_in_pieces(answer, length, abandoned)
+            # A bytearray would be filled with zeros first.
+            room = np.empty(length, np.uint8).data if room is None else room[:length]
+            return _body_in_pieces(answer, room, abandoned)
         except _BodyBroke as broke:
             raise self._explain(name, broke.error) from None
         except (boto.BotoCoreError, boto.ClientError) as error:
@@ -287,7 +295,7 @@ class S3Store(Store):
             error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ConnectionClosedError
         ):
             return Unavailable(f"{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network")
-        if isinstance(error, boto.ReadTimeoutError | ReadTimeoutError):
+        if isinstance(error, boto.ReadTimeoutError | ReadTimeoutError | TimeoutError):
             return Unavailable(f"{what}: {where} does not answer; try again, it goes on where it stopped")
         if isinstance(error, boto.ClientError):
             return self._explain_answer(name, what, where, error, attempts)
@@ -338,22 +346,37 @@ def _body(answer: dict[str, Any], length: int) -> bytes:
         raise _BodyBroke(error) from None
 
 
-def _body_in_pieces(answer: dict[str, Any], length: int, abandoned: Callable[[], bool]) -> memoryview:
+def _body_in_pieces(answer: dict[str, Any], room: memoryview, abandoned: Callable[[], bool]) -> memoryview:
     """The body, unless somebody else was faster meanwhile: one that only trickles must not hold its thread."""
-    data, place = np.empty(length, np.uint8).data, 0  # a bytearray would be filled with zeros first
+    place = 0
     try:
         with answer["Body"] as stream:
-            while place < length and not abandoned():
-                piece = stream.read(min(_PIECE_BYTES, length - place))
-                if not piece:
+            read_into = _reader(stream)
+            while place < len(room) and not abandoned():
+                size = read_into(room[place : place + _PIECE_BYTES])
+                if not size:
                     break
-                data[place : place + len(piece)] = piece
-                place += len(piece)
-        if place != length:
-            raise boto.IncompleteReadError(actual_bytes=place, expected_bytes=length)
-        return data
-    except (boto.BotoCoreError, HTTPError, OSError) as error:
+                place += size
+            if place != len(room):
+                raise boto.IncompleteReadError(actual_bytes=place, expected_bytes=len(room))
+            stream.release_conn()
+        return room
+    except (boto.BotoCoreError, HTTPError, HTTPException, OSError) as error:
         raise _BodyBroke(error) from None
+
+
+def _reader(stream: Any) -> Callable[[memoryview], int]:
+    """How to read a body into memory, without the copies of the layers above http.client where that can be."""
+    below = getattr(stream, "_fp", None)
+    if isinstance(below, HTTPResponse):
+        return below.readinto
+
+    def read_into(room: memoryview) -> int:
+        piece = stream.read(len(room))
+        room[: len(piece)] = piece
+        return len(piece)
+
+    return read_into
 
 
 def _code(error: boto.ClientError) -> str:

@@ -32,6 +32,7 @@ from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.frames import grid_rows
 from sage_scale.streaming.packing import draw
 from sage_scale.streaming.readers import DamagedSample, Fetcher
+from sage_scale.streaming.rooms import Rooms
 from sage_scale.vision.packed import PackedVideo
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class DirectFeatures:
         self.fetcher = fetcher
         self.shape = shape
         self.seed = seed
+        self._rooms = Rooms()
 
     def batch(self, request: StepRequest) -> Batch | None:
         """The batch of a request, every byte checked; None where the general reader has to look at it."""
@@ -78,7 +80,7 @@ class DirectFeatures:
         if places_B.min() < 2 * BLOCK:
             return None
         width = self.shape.feature_dim
-        content = _room(int(rows_B.sum()) * width + BLOCK // 2)
+        content = _room(int(rows_B.sum()) * width + BLOCK // 2, self._rooms)
         heads = np.empty((len(samples_B), int(_filled(head_B.max()))), np.uint8)
         if not self._read(request, heads, head_B, content.numpy(), data_B + tail_B, data_B):
             return None
@@ -219,10 +221,10 @@ class DirectFeatures:
         return True
 
 
-def _room(numbers: int) -> torch.Tensor:
+def _room(numbers: int, rooms: Rooms) -> torch.Tensor:
     """float16 (numbers,), uninitialised; in a loader worker where the trainer sees it too, so that it is not copied."""
     if torch.utils.data.get_worker_info() is None:
-        return torch.empty(numbers, dtype=torch.float16)
+        return torch.from_numpy(rooms.take(2 * numbers).view(np.float16))
     shared = torch.UntypedStorage._new_shared(2 * numbers)  # as torch's own default_collate does
     return torch.empty(0, dtype=torch.float16).set_(shared, 0, (numbers,), (1,))
 

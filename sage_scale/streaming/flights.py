@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from sage_scale.errors import StorageError
 from sage_scale.storage import Buffer, Store, Unavailable
 from sage_scale.streaming.crew import URGENT, Crew
+from sage_scale.streaming.rooms import Rooms
 
 log = logging.getLogger("sage_scale.streaming")
 
@@ -95,6 +96,7 @@ class Flights:
         self.give_up_after_s = give_up_after_s
         self.crew = Crew(PARALLEL_GETS, "ranged-get")
         self._hedge_crew = Crew(PARALLEL_HEDGES, "hedged-get")
+        self._rooms = Rooms()
         self._durations = Durations()
         self._traffic = Traffic()
         self._asked = self._hedged = 0
@@ -159,7 +161,8 @@ class Flights:
             self._traffic.retries += again
             self._traffic.hedges += hedge
         began = time.monotonic()
-        data = self.store.try_range(flight.name, flight.offset, flight.length, flight.done.is_set)
+        room = self._rooms.take(flight.length).data
+        data = self.store.try_range(flight.name, flight.offset, flight.length, flight.done.is_set, room)
         self._durations.note(flight.length, time.monotonic() - began)
         with self._lock:
             self._traffic.bytes += len(data)

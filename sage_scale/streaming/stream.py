@@ -39,8 +39,8 @@ READ_AHEAD = 2
 
 
 READ_AHEAD_THREADS = 2
-"""Threads that read ahead where there are no workers: one decodes while another waits. Four of them, with all blocks
-at hand, took twice the processor time of one, for the interpreter's lock.
+"""Threads that read frames ahead where there are no workers: JPEG is decoded outside the interpreter's lock. Features
+are copied under it, and one thread does.
 """
 
 
@@ -267,7 +267,7 @@ class Stream(torch.utils.data.IterableDataset):
         yield from batches_of(loader)
 
     def _by_threads(self, requests: Iterator[StepRequest]) -> Generator[Batch, None, None]:
-        crew = Crew(min(READ_AHEAD_THREADS, self._read_ahead), "read-ahead")
+        crew = Crew(1 if self.dataset.shape.feature_dim else READ_AHEAD_THREADS, "read-ahead")
         ahead: deque[Future[Batch]] = deque()
         try:
             for request in requests:

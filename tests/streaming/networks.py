@@ -22,7 +22,7 @@ class Network(Store):
     def get_range(self, name, offset, length):
         return bytes(self.try_range(name, offset, length))
 
-    def try_range(self, name, offset, length, abandoned=lambda: False):
+    def try_range(self, name, offset, length, abandoned=lambda: False, room=None):
         with self.lock:
             number = len(self.requests)
             self.requests.append((name, offset, length))
