@@ -54,6 +54,8 @@ def check(recipe: Recipe) -> None:
         need(stage.zero_stage in (0, 1, 2, 3), f"{name}.zero_stage={stage.zero_stage} must be 0, 1, 2 or 3")
         need(stage.lr > 0, f"{name}.lr must be positive")
         need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
+        need(stage.spike_factor == 0 or stage.spike_factor > 1, f"{name}.spike_factor must be 0 or above 1")
+        need(stage.max_bad_steps >= 0, f"{name}.max_bad_steps must not be negative")
     w = recipe.watch
     need(w.contact_timeout_s >= 2, f"watch.contact_timeout_s={w.contact_timeout_s} must be at least 2")
     need(

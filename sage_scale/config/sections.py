@@ -323,6 +323,17 @@ class Stage:
     """Steps between checkpoints; 0 means once an epoch."""
     keep_checkpoints: int = 2
     """Checkpoints kept besides the best."""
+    checkpoints: str = ""
+    """Where they go: a folder or s3:// URL, in which each run and stage has its own place; empty: the run's folder."""
+    async_save: bool = True
+    """Write checkpoints while training goes on; a step then pays only for the copy to host memory."""
+    on_bad_loss: Literal["stop", "skip", "roll_back"] = "stop"
+    """When loss or gradient are no numbers, or the loss spikes: stop; leave the batch out; or go back to the last
+    checkpoint's weights and on with the next batch."""
+    spike_factor: float = 0.0
+    """A loss above so many times the median of the last 64 is a spike; 0 looks for none."""
+    max_bad_steps: int = 20
+    """Bad steps of a stage after which it stops whatever on_bad_loss says."""
     seed: int = 0
     """Seed of initial weights, dropout and augmentation."""
     augment: Augment = field(default_factory=Augment)

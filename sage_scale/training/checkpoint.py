@@ -2,21 +2,30 @@
 
 A checkpoint is a folder (or S3 prefix) `step-00000123/`:
 
-- `weights-00000-of-00002.safetensors`: float32 weights and buffers by the model's own names,
-- `optimizer-00000-of-00002.safetensors`: optimizer tensors as `<state>/<parameter name>`,
-- `state.json`: step, position in the stream, seconds spent, recipe, and size and xxh3-128 of every file.
+- `tensors-RRRRR-FFF-TTTTTTTT.safetensors`: float32 weights, buffers and optimizer tensors by the model's own names
+  (see snapshot.py), written by rank R in files of 128 MB, so that no rank holds a second copy of its part;
+- `state.json`: progress (step, position in the stream, seconds, losses of late), recipe, hashes of frozen weights'
+  files, shapes, and size and xxh3-128 of every file; the hash of all this is its own last entry.
 
-Each rank writes the tensors dealt to it; `state.json` comes last, so a checkpoint without it is none, and a save
-that is killed harms nothing. Weights are read and set whole through DeepSpeed's public accessors, so neither its
-own format nor its universal conversion is needed, and nothing is pickled. Frozen weights are not stored: they come
-from the language model's or backbone's own files.
+`state.json` comes last, so a checkpoint without it is none, and a save that is killed harms nothing. TTTTTTTT is drawn
+for each save: what a killed save of the same step left behind can never be taken for a part of another. Every rank
+leaves a marker `part-RRRRR-TTTTTTTT.json` when its files are there; rank 0 waits for all of them.
+
+Weights are read and set whole through DeepSpeed's public accessors, so neither its own format nor its universal
+conversion is needed, and nothing is pickled. Frozen weights are not stored: they come from the language model's or
+backbone's own files, whose hashes are compared. Nothing else has a state: the schedule follows from the step, dropout
+and augmentation from (seed, epoch, sample), and torch's generator is seeded at each step (loop.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +34,17 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from sage_scale.errors import CheckpointError
-from sage_scale.storage import Store, open_store
+from sage_scale.errors import CheckpointError, SageError
+from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
-from sage_scale.training.optimizer import state_names
+from sage_scale.training.kinship import Identity
+from sage_scale.training.snapshot import Restore, shapes
 
+FORMAT = 2
 STATE = "state.json"
-_STEP = re.compile(r"^step-(\d{8})/state\.json$")
+_STATE_NAME = re.compile(r"^step-(\d{8})/state\.json$")
+_ANY_NAME = re.compile(r"^step-(\d{8})/[^/]+$")
 
 
 @dataclass
@@ -40,7 +52,9 @@ class Progress:
     """Where a stage stands."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Steps done: batches of the stream that were used or left out by the guard."""
+    updates: int = 0
+    """How often the optimizer has moved the weights; fewer than `step` where updates were skipped or rolled back."""
     seconds: float = 0.0
     """Seconds spent in the stage so far, resumed runs included."""
     stream: dict[str, Any] = field(default_factory=dict)
@@ -53,124 +67,226 @@ class Progress:
     """pretrain or finetune."""
     recipe: str = ""
     """Fingerprint of the recipe."""
+    bad_steps: int = 0
+    """Steps that the guard left out."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses of late, which the guard compares with."""
+
+
+def folder_of(step: int) -> str:
+    """`step-00000123`."""
+    return f"step-{step:08d}"
 
 
 class Checkpoints:
     """The checkpoints of one stage under `url`."""
 
-    def __init__(self, url: str | Path, keep: int = 2) -> None:
+    def __init__(self, url: str | Path, keep: int = 2, identity: Identity | None = None) -> None:
+        """`identity` is what a checkpoint must share with this run to be resumed; None asks for the shapes alone."""
         self.store: Store = open_store(url)
         self.keep = keep
+        self.identity = identity or Identity()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, in order."""
-        matches = (_STEP.match(entry.name) for entry in self.store.list())
+        matches = (_STATE_NAME.match(entry.name) for entry in self.store.list())
         return sorted(int(match.group(1)) for match in matches if match)
 
-    def save(self, engine: Engine, progress: Progress) -> None:
-        """Write a checkpoint (a collective: every rank calls it) and drop all but the last `keep` and the best."""
-        rank, world = engine.ranks.rank, engine.ranks.world
-        weights, states = _dealt_tensors(engine)
-        folder = f"step-{progress.step:08d}"
-        files = {}
-        for kind, tensors in (("weights", weights), ("optimizer", states)):
-            name = f"{kind}-{rank:05d}-of-{world:05d}.safetensors"
-            data = save_safetensors(tensors)
-            self.store.put(f"{folder}/{name}", data)
-            files[name] = {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)}
-        gathered = distributed.gather_objects(files)
-        if engine.ranks.first:
-            state = {
-                "format": 1,
-                "progress": vars(progress),
-                "files": {name: value for part in gathered for name, value in part.items()},
-            }
-            self.store.put(f"{folder}/{STATE}", json.dumps(state, indent=1).encode())
-            self._drop_old(progress)
-        distributed.barrier()
+    # What a save consists of; saving.py says when and in which thread.
 
-    def load_latest(self, engine: Engine) -> Progress | None:
-        """Resume from the newest complete checkpoint; None where there is none (a collective)."""
-        steps = distributed.from_first(self.steps() if engine.ranks.first else None)
-        return self.load(engine, steps[-1]) if steps else None
+    def write_file(self, step: int, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Write one file of tensors and give what state.json says of it."""
+        data = save_safetensors(tensors)
+        self.store.put_if_absent(f"{folder_of(step)}/{name}", data)
+        return {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)}
 
-    def load(self, engine: Engine, step: int) -> Progress:
-        """Set the engine's weights and optimizer to a checkpoint. Raises CheckpointError naming the file."""
-        state, weights, states = self.read(step)
-        progress = Progress(**state["progress"])
-        _set_weights(engine, weights, f"{self.store.url}/step-{step:08d}")
-        if states:
-            engine.prepare_optimizer_state(progress.step)
-            for name, parameter in engine.trained():
-                for kind in state_names(engine.stage):
-                    if f"{kind}/{name}" in states:
-                        engine.set_optimizer_state(parameter, kind, states[f"{kind}/{name}"])
+    def write_state(
+        self, progress: dict[str, Any], files: dict[str, Any], shaped: dict[str, list[int]]
+    ) -> None:
+        """Make the checkpoint one, by its last object."""
+        state = {
+            "format": FORMAT,
+            "progress": progress,
+            "recipe": self.identity.recipe,
+            "frozen": self.identity.frozen,
+            "shapes": shaped,
+            "files": files,
+        }
+        state["xxh3_128"] = _digest(state)
+        self.store.put(f"{folder_of(progress['step'])}/{STATE}", json.dumps(state, indent=1).encode())
+
+    def drop_old(self, step: int, best_step: int) -> None:
+        """After the save of `step`: keep the last `keep` and the best, and sweep what killed saves left behind."""
+        steps = self.steps()
+        kept = {*steps[-max(self.keep, 1) :], best_step, step}
+        for old in steps:
+            if old not in kept:
+                # First, so that a half-deleted checkpoint is none.
+                self.store.delete(f"{folder_of(old)}/{STATE}")
+        named: dict[int, set[str] | None] = {}
+        for entry in list(self.store.list()):
+            match = _ANY_NAME.match(entry.name)
+            if not match:
+                continue
+            owner = int(match.group(1))
+            if owner not in named:
+                named[owner] = self._files_of(owner) if owner in kept else set()
+            names = named[owner]
+            if names is not None and entry.name.partition("/")[2] not in names:
+                self.store.delete(entry.name)
+        self._sweep_folders()
+
+    def _files_of(self, step: int) -> set[str] | None:
+        """Names in a checkpoint's folder that belong to it; None where state.json cannot tell."""
+        try:
+            return {STATE, *self.state(step)["files"]}
+        except NotFound:
+            return set()
+        except CheckpointError:
+            return None
+
+    def _sweep_folders(self) -> None:
+        """In a folder of this machine: files that a killed writer had not yet named, and empty folders."""
+        place = self.store.local_path(f"{folder_of(0)}/{STATE}")
+        if place is None:
+            return
+        for folder in place.parent.parent.glob("step-*"):
+            with contextlib.suppress(OSError):  # untidy, not wrong
+                for hidden in folder.glob(".*.tmp"):
+                    hidden.unlink(missing_ok=True)
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+
+    # Reading.
+
+    def state(self, step: int) -> dict[str, Any]:
+        """state.json of a checkpoint, checked against its own hash. Raises CheckpointError, or NotFound."""
+        name = f"{folder_of(step)}/{STATE}"
+        data = self.store.get(name)
+        try:
+            state = json.loads(data)
+            digest = state.pop("xxh3_128")
+            whole = digest == _digest(state)
+        except (ValueError, KeyError, AttributeError):
+            whole = False
+        if not whole:
+            raise CheckpointError(f"{self.store.url}/{name} is damaged (its hash differs)")
+        if state["format"] != FORMAT:
+            raise CheckpointError(
+                f"{self.store.url}/{name} has format {state['format']}, this version reads {FORMAT}"
+            )
+        return state
+
+    def read_file(self, step: int, name: str, expected: dict[str, Any]) -> bytes:
+        """One file, checked. Raises CheckpointError where it is missing or damaged."""
+        path = f"{folder_of(step)}/{name}"
+        try:
+            data = self.store.get(path)
+        except NotFound:
+            raise CheckpointError(f"{self.store.url}/{path} is missing") from None
+        if len(data) != expected["bytes"] or xxhash.xxh3_128_hexdigest(data) != expected["xxh3_128"]:
+            raise CheckpointError(f"{self.store.url}/{path} is damaged (its hash differs)")
+        return data
+
+    def damage(self, step: int, rank: int = 0, world: int = 1) -> str | None:
+        """What is wrong with a checkpoint, in one line; None where it is whole. Ranks share the files."""
+        try:
+            files = self.state(step)["files"]
+            for name in sorted(files)[rank::world]:
+                self.read_file(step, name, files[name])
+        except (CheckpointError, NotFound) as error:
+            return str(error)
+        return None
+
+    def load_latest(self, engine: Engine, say: Callable[[str], None] = lambda line: None) -> Progress | None:
+        """Resume from the newest whole checkpoint; None where there is none (a collective).
+
+        A damaged one is named by `say`, and the one before is taken. Raises CheckpointError where all are damaged.
+        """
+        ranks = engine.ranks
+        damaged: list[str] = []
+        for step in reversed(on_first(self.steps, ranks.first)):
+            found = on_all(partial(self.damage, step, ranks.rank, ranks.world))
+            if found is None:
+                for line in damaged:
+                    say(f"{line}; resuming from the checkpoint of step {step} instead")
+                return self.load(engine, step, say)
+            damaged.append(found)
+        if damaged:
+            raise CheckpointError(
+                f"{damaged[0]}, and there is no whole checkpoint before it; put the file back, or delete "
+                f"{self.store.url} to begin the stage anew"
+            )
+        return None
+
+    def load(self, engine: Engine, step: int, say: Callable[[str], None] = lambda line: None) -> Progress:
+        """Set the engine's weights and optimizer to a checkpoint. Raises CheckpointError naming what does not fit."""
+        state = self.state(step)
+        where = f"{self.store.url}/{folder_of(step)}"
+        self.identity.compare(state, where, say)
+        _compare_shapes(state["shapes"], shapes(engine), where)
+        try:
+            progress = Progress(**state["progress"])
+        except TypeError as error:
+            raise CheckpointError(
+                f"{where}/{STATE} is of another version of this program ({error})"
+            ) from None
+        restore = Restore(engine, progress.updates)
+        for name, expected in sorted(state["files"].items()):
+            for key, value in load_safetensors(self.read_file(step, name, expected)).items():
+                restore.put(key, value)
         return progress
 
-    def read(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-        """state.json, weights and optimizer tensors of a checkpoint, every file checked against its hash."""
-        folder = f"step-{step:08d}"
-        state = json.loads(self.store.get(f"{folder}/{STATE}"))
-        weights: dict[str, Tensor] = {}
-        states: dict[str, Tensor] = {}
-        for name, expected in state["files"].items():
-            data = self.store.get(f"{folder}/{name}")
-            if len(data) != expected["bytes"] or xxhash.xxh3_128_hexdigest(data) != expected["xxh3_128"]:
-                raise CheckpointError(
-                    f"{self.store.url}/{folder}/{name} is damaged (its hash differs); "
-                    f"delete the folder {folder} to resume from the checkpoint before"
-                )
-            (weights if name.startswith("weights") else states).update(load_safetensors(data))
-        return state, weights, states
-
-    def _drop_old(self, progress: Progress) -> None:
-        steps = self.steps()
-        kept = set(steps[-max(self.keep, 1) :]) | {progress.best_step}
-        for step in steps:
-            if step in kept:
-                continue
-            prefix = f"step-{step:08d}/"
-            self.store.delete(prefix + STATE)  # first, so that a half-deleted checkpoint is none
-            for entry in list(self.store.list(prefix)):
-                self.store.delete(entry.name)
+    def tensors(self, step: int) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint by its name (see snapshot.py), checked."""
+        found: dict[str, Tensor] = {}
+        for name, expected in self.state(step)["files"].items():
+            found.update(load_safetensors(self.read_file(step, name, expected)))
+        return found
 
 
-def _dealt_tensors(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """This rank's part of weights, buffers and optimizer tensors; every rank takes part in each gather."""
-    weights: dict[str, Tensor] = {}
-    states: dict[str, Tensor] = {}
-    rank, world = engine.ranks.rank, engine.ranks.world
-    for number, (name, parameter) in enumerate(engine.trained()):
-        mine = number % world == rank
-        weight = engine.weight(parameter)
-        if mine:
-            weights[name] = weight.cpu().contiguous().clone()
-        for kind in state_names(engine.stage):
-            value = engine.optimizer_state(parameter, kind)
-            if mine:
-                states[f"{kind}/{name}"] = value.cpu().contiguous().clone()
-    if rank == 0:
-        for name, buffer in _stored_buffers(engine):
-            weights[name] = buffer.detach().cpu().contiguous().clone()
-    return weights, states
+def on_first(work: Callable[[], Any], first: bool) -> Any:
+    """What rank 0 gets from `work`, on every rank; where it fails, all of them raise (a collective)."""
+    value, failure = None, None
+    if first:
+        try:
+            value = work()
+        except SageError as error:
+            failure = error
+    value, failure = distributed.from_first((value, failure))
+    if failure is not None:
+        raise failure
+    return value
 
 
-def _stored_buffers(engine: Engine) -> list[tuple[str, Tensor]]:
-    # Running statistics of BatchNorm; buffers that a module makes for itself are not in its state_dict.
-    parameters = {name for name, _ in engine.model.named_parameters()}
-    return [(name, value) for name, value in engine.model.state_dict().items() if name not in parameters]
+def on_all(work: Callable[[], str | None]) -> str | None:
+    """The first line that any rank's `work` gives; where one fails, all of them raise (a collective)."""
+    found, failure = None, None
+    try:
+        found = work()
+    except SageError as error:
+        failure = error
+    gathered = distributed.gather_objects((found, failure))
+    for _, failed in gathered:
+        if failed is not None:
+            raise failed
+    return next((line for line, _ in gathered if line is not None), None)
 
 
-def _set_weights(engine: Engine, weights: dict[str, Tensor], where: str) -> None:
-    for name, parameter in engine.trained():
-        if name not in weights:
+def _compare_shapes(stored: dict[str, list[int]], wanted: dict[str, list[int]], where: str) -> None:
+    for name, shape in wanted.items():
+        if name not in stored:
             raise CheckpointError(f"{where} has no weight '{name}': it belongs to another model or recipe")
-        if tuple(weights[name].shape) != tuple(engine.shape(parameter)):
+        if stored[name] != shape:
             raise CheckpointError(
-                f"{where}: weight '{name}' has shape {tuple(weights[name].shape)}, "
-                f"the recipe asks for {tuple(engine.shape(parameter))}"
+                f"{where}: weight '{name}' has shape {stored[name]}, the recipe asks for {shape}"
             )
-        engine.set_weight(parameter, weights[name])
-    for name, buffer in _stored_buffers(engine):
-        if name in weights:
-            buffer.copy_(weights[name])
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(state, sort_keys=True).encode())
+
+
+def progress_values(progress: Progress) -> dict[str, Any]:
+    """A copy of the progress as plain values: the save that holds it runs on while the progress moves."""
+    return dataclasses.asdict(progress)

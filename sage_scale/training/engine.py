@@ -6,6 +6,7 @@ the whole. So `Engine.backward` multiplies by the number of ranks, and nothing e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -106,6 +107,12 @@ class Engine:
         )
         self.prepare_optimizer_state(0)
         self._norm = 0.0
+        self._hold = False
+        self.updated = True
+        """Whether the last step moved the weights."""
+        self.scales_loss = False
+        """Whether gradients may overflow as a matter of course, because the loss is scaled."""
+        self._torch_optimizer().register_step_pre_hook(self._leave_out)
 
     def precision(self) -> AbstractContextManager:
         """The autocast context of forward passes, training or not."""
@@ -134,16 +141,30 @@ class Engine:
             with self._engine.coalesce_grad_reduction():
                 yield
 
-    def step(self, progress: float) -> float:
-        """One optimizer step at the rate that the schedule gives for `progress`; returns that rate."""
+    def step(self, progress: float, hold: bool = False) -> float:
+        """One optimizer step at the rate that the schedule gives for `progress`; returns that rate.
+
+        With `hold`, and where the gradient norm is no number, weights and optimizer stay as they are (see `updated`).
+        Ranks must agree on it.
+        """
         factor = rate(self.stage, progress)
         for group in self._optimizer.param_groups:
             group["lr"] = self.stage.lr * group["lr_scale"] * factor
         if self.stage.zero_stage == 0:  # DeepSpeed keeps no norm of float32 gradients that it does not shard
             gradients = [parameter.grad for _, parameter in self.trained() if parameter.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(gradients))
-        self._engine.step()
+            hold = hold or not math.isfinite(self._norm)
+        self._hold = hold
+        self._engine.step()  # ZeRO leaves a step out by itself where the norm is no number
+        self.updated = not hold and math.isfinite(self.gradient_norm())
         return self.stage.lr * factor
+
+    def _leave_out(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # Before the optimizer moves weights: one without gradients stays, with its momentum and its count of steps.
+        if self._hold:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient over all ranks, before clipping."""

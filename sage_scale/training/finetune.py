@@ -65,7 +65,8 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
         seed=stage.seed + 1,
     )
     engine = Engine(model, stage, ranks, forward=frozen.forward, build=build)
-    loop = Loop("finetune", recipe, folder, engine, stream)
+    taken = [folder / STAGE1] if stage.freeze != "none" else []
+    loop = Loop("finetune", recipe, folder, engine, stream, frozen=taken)
     loop.resume()
 
     def compute(batch: Batch) -> dict[str, float]:

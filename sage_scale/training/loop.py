@@ -8,18 +8,24 @@ request to every rank, so that all of them do the same next.
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
 from sage_scale.streaming import Stream, WaitMonitor
 from sage_scale.training import distributed, watchdog
-from sage_scale.training.checkpoint import Checkpoints, Progress
+from sage_scale.training.checkpoint import Checkpoints, Progress, on_all, on_first
 from sage_scale.training.engine import Engine
+from sage_scale.training.guard import LossGuard
+from sage_scale.training.kinship import Identity
 from sage_scale.training.runlog import RunLog, clock
+from sage_scale.training.saving import Saver
 from sage_scale.training.stepfigures import StepFigures, share_step
 from sage_scale.training.stopping import Interrupted, StopRequest
 
@@ -33,7 +39,16 @@ Evaluate = Callable[[int], tuple[dict[str, float], float]]
 class Loop:
     """Trains one stage of a run; the state it keeps is `progress` (see checkpoint.py)."""
 
-    def __init__(self, name: str, recipe: Recipe, run: Path, engine: Engine, stream: Stream) -> None:
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        run: Path,
+        engine: Engine,
+        stream: Stream,
+        frozen: Sequence[Path] = (),
+    ) -> None:
+        """`frozen` are the files or folders of weights that the stage uses and does not train."""
         self.name = name
         self.recipe = recipe
         self.stage: Stage = engine.stage
@@ -44,13 +59,18 @@ class Loop:
             recipe.stream.warn_wait, remote=stream.dataset.remote, workers=stream.workers
         )
         self.log = RunLog(self.folder, name, active=engine.ranks.first)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.stage.keep_checkpoints)
+        identity = on_first(lambda: Identity.of(name, recipe, frozen), engine.ranks.first)
+        self.checkpoints = Checkpoints(self._place(run), self.stage.keep_checkpoints, identity)
+        self.saver = Saver(
+            self.checkpoints, engine.ranks, self.stage.async_save, recipe.stream.give_up_after_s, self._say
+        )
+        self.guard = LossGuard(engine, self.stage)
         self.progress = Progress(stage=name, recipe=recipe.fingerprint())
         self.total_steps = self.stage.max_steps or math.ceil(self.stage.epochs * stream.steps_per_epoch)
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint of this stage, if there is one."""
-        found = self.checkpoints.load_latest(self.engine)
+        """Continue from the newest whole checkpoint of this stage, if there is one."""
+        found = self.checkpoints.load_latest(self.engine, self._say_once)
         if found is None:
             return False
         self.progress = found
@@ -67,9 +87,16 @@ class Loop:
 
     def train(self, compute: Compute, evaluate: Evaluate) -> Progress:
         """Run to the end of the stage. Raises Interrupted after saving when asked to stop."""
+        try:
+            return self._train(compute, evaluate)
+        except BaseException:
+            self.saver.leave()
+            raise
+
+    def _train(self, compute: Compute, evaluate: Evaluate) -> Progress:
         evaluate_every = self._every(self.stage.evaluate_every)
         save_every = self._every(self.stage.save_every)
-        evaluated = saved = self.progress.step
+        evaluated = self._saved = self.progress.step
         with StopRequest() as stop:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
             while self.fraction < 1:
@@ -77,16 +104,16 @@ class Loop:
                 before = self.stream.counts
                 batch = next(batches)
                 waited = time.monotonic() - started
-                self.engine.model.train()
-                shares = compute(batch)
-                rate = self.engine.step(self.fraction)
-                self.progress.step += 1
+                bad, shares, rate = self._step(compute, batch)
                 watchdog.beat(self.progress.step)
                 spent = self.stream.counts - before
                 figures = share_step(shares, waited, started, spent, stop.asked, self.engine.ranks)
                 self._note(figures, rate)
                 stopping = figures.stop_asked
                 self.progress.stream = self.stream.state_dict()
+                if bad:
+                    self._survive(bad, figures.loss)
+                self._note_saves()
                 warning = self.waiting.note(waited, time.monotonic() - started, self.stream.counts)
                 if warning:
                     self.log.line(warning, now=True)
@@ -99,8 +126,8 @@ class Loop:
                     evaluated = step
                 if stopping or (save_every and step % save_every == 0 and not over):
                     self._save()
-                    saved = step
                 if stopping:
+                    self._finish_saving()
                     self.log.line(f"stopped at step {step} as asked; the same command resumes", now=True)
                     self.log.close()
                     raise Interrupted(
@@ -108,22 +135,82 @@ class Loop:
                     )
         if evaluated < self.progress.step or self.progress.best_score is None:
             self._evaluate(evaluate)
-        if saved < self.progress.step or self.progress.step not in self.checkpoints.steps():
-            self._save()
+        self._save()
+        self._finish_saving()
         watchdog.begin("taking the best weights and the last evaluation")
         self._take_best()
         self.log.line(f"{self.progress.step} steps in {clock(self.progress.seconds)}", now=True)
         self.log.close()
         return self.progress
 
-    def _note(self, figures: StepFigures, rate: float) -> None:
-        """Adds a step's figures to the progress and the log. Raises SageError where the loss is no number."""
-        self.progress.seconds += figures.seconds
-        if not math.isfinite(figures.loss):
+    def _step(self, compute: Compute, batch: Any) -> tuple[str, dict[str, float], float]:
+        """One step: what was wrong with it or "", the rank's shares, and the learning rate."""
+        # What still draws from torch's generator (dropout of attention weights, in language models that have it) is
+        # a function of the place in the training, so there is no state of it to save.
+        place = (self.stage.seed * 1_000_003 + self.progress.step) * 65_537 + self.engine.ranks.rank
+        torch.manual_seed(place % (1 << 63))
+        self.engine.model.train()
+        self.guard.begin()
+        shares = compute(batch)
+        bad = self.guard.judge(shares.get("loss", 0.0), self.progress)
+        rate = self.engine.step(self.fraction, hold=bool(bad))
+        bad = bad or self.guard.judge_gradient()
+        self.progress.step += 1
+        self.progress.updates += self.engine.updated
+        return bad, shares, rate
+
+    def _survive(self, reason: str, loss: float) -> None:
+        """What the recipe says about a bad step, whose update was left out. Raises SageError where it says stop."""
+        progress, action = self.progress, self.stage.on_bad_loss
+        progress.bad_steps += 1
+        if progress.bad_steps > self.stage.max_bad_steps:
+            action = "stop"
+        known = on_first(self.checkpoints.steps, self.engine.ranks.first) if action == "roll_back" else []
+        if action == "roll_back" and not known:
+            action = "skip"
+        self.log.event("bad_step", progress.step, reason=reason, action=action, bad_steps=progress.bad_steps)
+        if action == "stop":
+            self._finish_saving()  # a save under way is the one to resume from
             raise SageError(
-                f"{self.name}: the loss is {figures.loss} at step {self.progress.step}; lower {self.name}.lr or set "
-                f"{self.name}.precision=fp32, then run the same command to resume from the last checkpoint"
+                f"{self.name}: {reason} at step {progress.step} (bad steps so far: {progress.bad_steps}); lower "
+                f"{self.name}.lr, set {self.name}.precision=fp32 or {self.name}.on_bad_loss=skip, then run the same "
+                "command to resume from the last checkpoint"
             )
+        self.guard.undo_forward()
+        if action == "skip":
+            self.log.line(f"{reason} at step {progress.step}: its update is left out", now=True)
+            return
+        self._finish_saving()
+        with watchdog.phase("going back to a checkpoint"):
+            back = self.checkpoints.load_latest(self.engine, self._say_once)
+        if back is not None:
+            progress.updates, progress.recent_losses = back.updates, back.recent_losses
+            self.log.line(
+                f"{reason} at step {progress.step}: back to the weights of step {back.step}, on with the next batch",
+                now=True,
+            )
+
+    def _save(self) -> None:
+        """Begin a checkpoint of this step, unless there is one."""
+        if self._saved < self.progress.step or self.progress.step == 0:
+            with watchdog.phase("saving a checkpoint"):
+                self.saver.save(self.engine, self.progress)
+            self._saved = self.progress.step
+
+    def _finish_saving(self) -> None:
+        with watchdog.phase("waiting for a checkpoint to be written"):
+            self.saver.finish()
+        self._note_saves()
+
+    def _note_saves(self) -> None:
+        for saved in self.saver.news():
+            self.log.event(
+                "save", saved.step, blocked_s=saved.blocked_s, background_s=saved.seconds, bytes=saved.bytes
+            )
+
+    def _note(self, figures: StepFigures, rate: float) -> None:
+        """Adds a step's figures to the progress and the log."""
+        self.progress.seconds += figures.seconds
         self.log.event(
             "step",
             self.progress.step,
@@ -160,16 +247,33 @@ class Loop:
             self.progress.best_score, self.progress.best_step = score, self.progress.step
             self._save()
 
-    def _save(self) -> None:
-        with watchdog.phase("saving a checkpoint"):
-            self.checkpoints.save(self.engine, self.progress)
-
     def _take_best(self) -> None:
-        if self.progress.best_step != self.progress.step:
-            last = self.progress
-            self.checkpoints.load(self.engine, last.best_step)
-            self.progress = last
-            self.log.line(f"took the weights of step {last.best_step}, the best on dev", now=True)
+        best, ranks = self.progress.best_step, self.engine.ranks
+        if best == self.progress.step:
+            return
+        damage = on_all(lambda: self.checkpoints.damage(best, ranks.rank, ranks.world))
+        if damage is not None:
+            self._say_once(f"{damage}: the weights of the last step are kept, not the best of step {best}")
+            return
+        self.checkpoints.load(self.engine, best)
+        self.log.line(f"took the weights of step {best}, the best on dev", now=True)
+
+    def _place(self, run: Path) -> str | Path:
+        """Where checkpoints go. Runs that share a recipe must not share them, so the run's name is in it."""
+        if not self.stage.checkpoints:
+            return self.folder / "checkpoints"
+        return f"{self.stage.checkpoints.rstrip('/')}/{run.absolute().name}/{self.name}"
+
+    def _say(self, line: str) -> None:
+        """A line of this rank alone, also from the thread that saves."""
+        if self.engine.ranks.first:
+            self.log.line(line, now=True)
+        else:
+            print(f"{self.name}: rank {self.engine.ranks.rank}: {line}", file=sys.stderr, flush=True)
+
+    def _say_once(self, line: str) -> None:
+        """A line that every rank has."""
+        self.log.line(line, now=True)
 
     def _every(self, setting: int) -> int:
         if setting < 0:

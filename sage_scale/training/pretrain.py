@@ -63,7 +63,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
     )
     engine = Engine(model, stage, ranks, forward=run_task, build=lambda: SageAligner(recipe, language_model))
     cache = EmbeddingCache(model, engine)
-    loop = Loop("pretrain", recipe, folder, engine, stream)
+    loop = Loop("pretrain", recipe, folder, engine, stream, frozen=[language_folder])
     loop.resume()
 
     def compute(batch: Batch) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -87,4 +88,6 @@ def clock(seconds: float) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no word for it
     return round(value, 6) if isinstance(value, float) else value

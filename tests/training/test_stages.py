@@ -109,7 +109,7 @@ def test_damaged_checkpoint_is_named_and_an_unfinished_one_is_none(world, tmp_pa
     root, recipe = world
     pretrain.run(recipe, tmp_path, str(root / "shards"))
     newest = sorted((tmp_path / "pretrain" / "checkpoints").glob("step-*"))[-1]
-    path = next(newest.glob("weights-*"))
+    path = next(newest.glob("tensors-*"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

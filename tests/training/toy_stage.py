@@ -14,6 +14,7 @@ from sage_scale.config import Stage
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
+from sage_scale.training.saving import Saver
 
 
 class Toy(nn.Module):
@@ -49,7 +50,10 @@ def main(folder: str, zero: str, optimizer: str, first: str, last: str) -> None:
         if ranks.first:
             print(json.dumps({"step": step, "loss": loss}), flush=True)
         progress.step = step + 1
-    checkpoints.save(engine, progress)
+    progress.updates = progress.step
+    saver = Saver(checkpoints, ranks)
+    saver.save(engine, progress)
+    saver.finish()
     distributed.close()
 
 

@@ -1,0 +1,228 @@
+"""Saving while training goes on: the step pays for gathering and copying to host memory, a thread for the rest.
+
+The thread of each rank serialises, hashes and writes the rank's files and then its marker; rank 0's waits for all
+markers, writes state.json, drops old checkpoints and sweeps what killed saves left behind. Threads meet in the files
+alone: a collective in a thread would get in the way of the training's own. One save is in flight at a time. The next
+one, and the end of the stage, wait for it, and there the ranks agree on what came of it.
+
+Storage that does not answer, is full or refuses is tried again and told about at once; training goes on meanwhile. Only
+who waits for the save gives up, after `patience_s` seconds without success.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from sage_scale.errors import CheckpointError, StorageError
+from sage_scale.training import distributed
+from sage_scale.training.checkpoint import Checkpoints, Progress, folder_of, progress_values
+from sage_scale.training.distributed import Ranks
+from sage_scale.training.engine import Engine
+from sage_scale.training.snapshot import HostCopies, in_files, shapes, take
+
+FILE_BYTES = 128_000_000
+"""Most bytes of a file (one tensor may be larger): what a rank serialises, sends, and if need be repeats at once."""
+PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Between attempts; the last one repeats."""
+TELL_EVERY_S = 30.0
+LEAVE_S = 10.0
+"""Longest wait for a save in flight when the process ends by an error."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A save that has come to its end on this rank."""
+
+    step: int
+    blocked_s: float
+    """Seconds that training stood still for it."""
+    seconds: float
+    """Seconds in the background; on rank 0 until the checkpoint was complete."""
+    bytes: int
+    """Written by this rank."""
+
+
+class Saver:
+    """Saves the checkpoints of a stage. Every rank has one and calls the same methods in the same order."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        ranks: Ranks,
+        background: bool = True,
+        patience_s: float = 300.0,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """`say` is called with lines for a person, also from the thread."""
+        self.checkpoints = checkpoints
+        self.ranks = ranks
+        self.background = background
+        self.patience_s = patience_s
+        self.say = say
+        self._copies = HostCopies()
+        self._group = distributed.patient_group()
+        self._flight: _Flight | None = None
+        self._saved: list[Saved] = []
+
+    def save(self, engine: Engine, progress: Progress) -> None:
+        """Begin a checkpoint of the state as it is now (a collective); without `background`, also finish it."""
+        self.finish()
+        started = time.monotonic()
+        token = distributed.from_first(secrets.token_hex(4), self._group)
+        tensors = take(engine, self._copies)
+        flight = _Flight(self, token, tensors, progress_values(progress), shapes(engine))
+        flight.blocked_s = time.monotonic() - started
+        self._flight = flight
+        flight.thread.start()
+        if not self.background:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save in flight (a collective). Every rank raises where any rank's part was not written."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        flight.awaited.set()
+        flight.part_done.wait()
+        self._agree(flight, flight.part_error)
+        flight.thread.join()
+        self._agree(flight, flight.error)
+        self._saved.append(flight.saved())
+
+    def news(self) -> list[Saved]:
+        """Saves that have ended since the last call, without waiting. Raises what is no fault of the storage."""
+        flight = self._flight
+        if flight is not None and flight.error is not None and not isinstance(flight.error, StorageError):
+            raise flight.error
+        saved, self._saved = self._saved, []
+        return saved
+
+    def leave(self) -> None:
+        """Before this rank ends by an error: a save in flight that goes well is given the time to end."""
+        if self._flight is not None and not self._flight.in_trouble:
+            self._flight.thread.join(LEAVE_S)
+
+    def _agree(self, flight: _Flight, error: BaseException | None) -> None:
+        lines = distributed.gather_objects(None if error is None else str(error), self._group)
+        failed = [f"rank {rank}: {line}" for rank, line in enumerate(lines) if line is not None]
+        if failed:
+            flight.abandoned.set()
+            raise CheckpointError(
+                f"the checkpoint of step {flight.step} could not be written ({failed[0]}); the one before is whole: "
+                "run the same command to go on from there"
+            )
+
+
+class _Flight:
+    """One save on its way, on one rank."""
+
+    def __init__(
+        self,
+        saver: Saver,
+        token: str,
+        tensors: dict[str, Tensor],
+        progress: dict[str, Any],
+        shaped: dict[str, list[int]],
+    ) -> None:
+        self.saver = saver
+        self.checkpoints = saver.checkpoints
+        self.token = token
+        self.progress = progress
+        self.shaped = shaped
+        self.step = int(progress["step"])
+        self.blocked_s = 0.0
+        self.awaited = threading.Event()
+        self.abandoned = threading.Event()
+        self.part_done = threading.Event()
+        self.part_error: BaseException | None = None
+        self.error: BaseException | None = None
+        self.in_trouble = False
+        self._tensors = tensors
+        self._bytes = 0
+        self._seconds = 0.0
+        # A daemon: a process that ends by an error does not wait for storage that is away.
+        self.thread = threading.Thread(target=self._run, name=f"save-{self.step}", daemon=True)
+
+    def saved(self) -> Saved:
+        return Saved(self.step, self.blocked_s, self._seconds, self._bytes)
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        ranks = self.saver.ranks
+        try:
+            self._write_part(ranks.rank)
+            self.part_done.set()
+            if ranks.first:
+                files: dict[str, Any] = {}
+                for rank in range(ranks.world):
+                    files |= self._part_of(rank)
+                self._patiently(lambda: self.checkpoints.write_state(self.progress, files, self.shaped))
+                best = int(self.progress["best_step"])
+                self._patiently(lambda: self.checkpoints.drop_old(self.step, best))
+        except BaseException as error:
+            self.error = error
+            if not self.part_done.is_set():
+                self.part_error = error
+        finally:
+            self._tensors = {}
+            self._seconds = time.monotonic() - started
+            self.part_done.set()
+
+    def _write_part(self, rank: int) -> None:
+        files = {}
+        for number, group in enumerate(in_files(self._tensors, FILE_BYTES)):
+            name = f"tensors-{rank:05d}-{number:03d}-{self.token}.safetensors"
+            files[name] = self._patiently(partial(self.checkpoints.write_file, self.step, name, group))
+            self._bytes += files[name]["bytes"]
+        data = json.dumps(files).encode()
+        self._patiently(lambda: self.checkpoints.store.put_if_absent(self._marker(rank), data))
+
+    def _part_of(self, rank: int) -> dict[str, Any]:
+        """What rank's marker says, as soon as it is there. Who dies meanwhile ends the job, and this thread with it."""
+        turn = 0
+        while not self._patiently(lambda: self.checkpoints.store.exists(self._marker(rank))):
+            if self.abandoned.wait(PAUSES_S[min(turn, 2)] / 4):
+                raise CheckpointError(f"rank {rank} could not write its part")
+            turn += 1
+        return json.loads(self._patiently(lambda: self.checkpoints.store.get(self._marker(rank))))
+
+    def _marker(self, rank: int) -> str:
+        return f"{folder_of(self.step)}/part-{rank:05d}-{self.token}.json"
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        failing_since = told = 0.0
+        attempt = 0
+        while True:
+            try:
+                value = work()
+                self.in_trouble = False
+                return value
+            except StorageError as error:
+                now = time.monotonic()
+                failing_since = failing_since or now
+                self.in_trouble = True
+                patience = self.saver.patience_s
+                if self.awaited.is_set() and now - failing_since > patience:
+                    raise StorageError(f"{error}, and so for {now - failing_since:.0f} s") from None
+                if now - told > TELL_EVERY_S:
+                    told = now
+                    self.saver.say(
+                        f"the checkpoint of step {self.step} waits for its storage: {error}. Training goes on; the "
+                        f"next checkpoint waits until this has lasted {patience:.0f} s"
+                    )
+            # Someone who begins to wait for this save must not be the reason for another pause.
+            pause = PAUSES_S[min(attempt, len(PAUSES_S) - 1)]
+            attempt += 1
+            if self.abandoned.wait(pause):
+                raise StorageError("given up, as another rank could not write its part")

@@ -1,0 +1,112 @@
+"""A stage's tensors in host memory: what a rank writes of a checkpoint, and how they get back into an engine.
+
+Weights and optimizer tensors are gathered whole, one at a time, through the engine; each is kept by one rank, chosen
+so that all ranks write about as many bytes. Names are `weight/<parameter>`, `buffer/<name>` (running statistics of
+BatchNorm) and `<state>/<parameter>` (momentum_buffer, exp_avg, exp_avg_sq).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sage_scale.training.engine import Engine
+from sage_scale.training.optimizer import state_names
+
+
+class HostCopies:
+    """Host memory that a snapshot is copied to: pinned and used again on CUDA, where pinning takes long."""
+
+    def __init__(self) -> None:
+        self._pinned: dict[str, Tensor] = {}
+
+    def copy(self, name: str, value: Tensor) -> Tensor:
+        """The values in host memory; on CUDA they are there after the next synchronisation."""
+        if value.device.type != "cuda":
+            return value.detach().clone(memory_format=torch.contiguous_format)
+        kept = self._pinned.get(name)
+        if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
+            kept = self._pinned[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        return kept.copy_(value.detach(), non_blocking=True)
+
+
+def take(engine: Engine, copies: HostCopies) -> dict[str, Tensor]:
+    """This rank's tensors, as they are now (a collective: every rank takes part in each gather)."""
+    rank = engine.ranks.rank
+    tensors: dict[str, Tensor] = {}
+    for (name, parameter), owner in zip(engine.trained(), owners(engine)):
+        key, value = f"weight/{name}", engine.weight(parameter)
+        if owner == rank:
+            tensors[key] = copies.copy(key, value)
+        for kind in state_names(engine.stage):
+            key, value = f"{kind}/{name}", engine.optimizer_state(parameter, kind)
+            if owner == rank:
+                tensors[key] = copies.copy(key, value)
+    if rank == 0:
+        for name, buffer in stored_buffers(engine):
+            tensors[f"buffer/{name}"] = copies.copy(f"buffer/{name}", buffer)
+    if engine.ranks.device.type == "cuda":
+        torch.cuda.synchronize(engine.ranks.device)
+    return tensors
+
+
+def owners(engine: Engine) -> list[int]:
+    """The rank that writes each trained parameter: always the one with the fewest numbers so far."""
+    load = [0] * engine.ranks.world
+    chosen = []
+    for _, parameter in engine.trained():
+        rank = load.index(min(load))
+        load[rank] += math.prod(engine.shape(parameter))
+        chosen.append(rank)
+    return chosen
+
+
+def stored_buffers(engine: Engine) -> list[tuple[str, Tensor]]:
+    """Buffers that belong to the state, such as BatchNorm's statistics; not those a module makes for itself."""
+    parameters = {name for name, _ in engine.model.named_parameters()}
+    return [(name, value) for name, value in engine.model.state_dict().items() if name not in parameters]
+
+
+def shapes(engine: Engine) -> dict[str, list[int]]:
+    """Whole shapes of the trained parameters by name."""
+    return {name: list(engine.shape(parameter)) for name, parameter in engine.trained()}
+
+
+class Restore:
+    """Puts tensors of a checkpoint back, a file at a time, so that never all of them are in memory."""
+
+    def __init__(self, engine: Engine, updates: int) -> None:
+        """`updates` is how often the optimizer has moved the weights; AdamW's bias correction counts them."""
+        engine.prepare_optimizer_state(updates)
+        self._engine = engine
+        self._parameters = dict(engine.trained())
+        self._buffers = dict(stored_buffers(engine))
+        self._kinds = state_names(engine.stage)
+
+    @torch.no_grad()
+    def put(self, name: str, value: Tensor) -> None:
+        """Set one tensor; what the engine does not know (another optimizer's state) is left out."""
+        kind, _, rest = name.partition("/")
+        if kind == "buffer" and rest in self._buffers:
+            self._buffers[rest].copy_(value)
+        elif kind == "weight" and rest in self._parameters:
+            self._engine.set_weight(self._parameters[rest], value)
+        elif kind in self._kinds and rest in self._parameters:
+            self._engine.set_optimizer_state(self._parameters[rest], kind, value)
+
+
+def in_files(tensors: dict[str, Tensor], most_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """The tensors in groups of at most `most_bytes`; a larger tensor is a group of its own."""
+    group: dict[str, Tensor] = {}
+    size = 0
+    for name, value in tensors.items():
+        if group and size + value.nbytes > most_bytes:
+            yield group
+            group, size = {}, 0
+        group[name] = value
+        size += value.nbytes
+    if group:
+        yield group
