@@ -66,7 +66,8 @@ def owners(engine: Engine) -> list[int]:
 
 def stored_buffers(engine: Engine) -> list[tuple[str, Tensor]]:
     """Buffers that belong to the state, such as BatchNorm's statistics; not those a module makes for itself."""
-    parameters = {name for name, _ in engine.model.named_parameters()}
+    # Tied weights have several names; ZeRO-3 holds an empty part under each.
+    parameters = {name for name, _ in engine.model.named_parameters(remove_duplicate=False)}
     return [(name, value) for name, value in engine.model.state_dict().items() if name not in parameters]
 
 
