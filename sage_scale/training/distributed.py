@@ -39,8 +39,16 @@ class Ranks:
         return self.rank == 0
 
 
-def initialise(timeout_s: float = 600.0) -> Ranks:
-    """Join (or form) the process group and choose the device. Safe to call twice."""
+WATCHED_S = 24 * 3600.0
+"""Time-out of a collective where a sentinel watches, which knows more and ends the run sooner, seconds."""
+
+
+def initialise(timeout_s: float = 0.0) -> Ranks:
+    """Join (or form) the process group and choose the device. Safe to call twice.
+
+    `timeout_s` is what a collective waits at most (0: ten minutes, or as long as the sentinel allows).
+    """
+    timeout_s = timeout_s or (WATCHED_S if watchdog.watched() else 600.0)
     _quieten()
     cuda = torch.cuda.is_available()
     if not cuda:

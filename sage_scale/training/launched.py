@@ -3,15 +3,72 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from sage_scale.config import load_recipe
-from sage_scale.errors import SageError
+from sage_scale.errors import SageError, StorageError
+from sage_scale.training import watchdog
+from sage_scale.training.claim import claim
+from sage_scale.training.sentinel import stand_guard
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a stage with the arguments of the command line; returns the exit code."""
+    """Run a stage with the arguments of the command line, watched by a sentinel; returns the exit code.
+
+    Where several ranks fail, one line says why (sentinel.py). Each rank ends the moment it has reported its
+    failure: taking down a process group whose other members are gone may take minutes.
+    """
+    options = _parser(stage).parse_intermixed_args(arguments)
+    stand_guard(stage)
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)
+        watchdog.limits(run=options.run, **dataclasses.asdict(recipe.watch))
+        if int(os.environ.get("RANK", 0)) == 0:
+            claim(options.run)
+        if stage == "pretrain":
+            from sage_scale.training.pretrain import run
+        else:
+            from sage_scale.training.finetune import run
+        run(recipe, options.run, options.data)
+    except SageError as error:
+        if error.exit_code == 130:  # saved, as asked, on every rank
+            return _leave(130, f"sage-scale {stage}: {error}")
+        return _fail(stage, error, error.exit_code, permanent=not isinstance(error, StorageError))
+    except KeyboardInterrupt as error:
+        return _fail(stage, error, 130, permanent=True)
+    except BaseException as error:
+        return _fail(stage, error, 1, permanent=False)
+    return _leave(0)
+
+
+def _leave(code: int, line: str = "") -> int:
+    from sage_scale.training import distributed
+
+    if line and int(os.environ.get("RANK", 0)) == 0:
+        print(line, file=sys.stderr)
+    distributed.close()
+    watchdog.done(code)
+    return code
+
+
+def _fail(stage: str, error: BaseException, code: int, permanent: bool) -> int:
+    debug = os.environ.get("SAGE_DEBUG", "") not in ("", "0")
+    if debug or (not watchdog.watched() and not isinstance(error, SageError)):
+        traceback.print_exception(error)
+    watchdog.failed(error, code, permanent)
+    if not watchdog.watched():
+        print(f"sage-scale {stage}: {error}", file=sys.stderr)
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _parser(stage: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"launch/{stage}.py", allow_abbrev=False)
     parser.add_argument("--run", required=True, help="run folder, for instance runs/phoenix")
     parser.add_argument(
@@ -20,19 +77,4 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", required=True, help="name of a recipe, or path to a YAML file")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # some launchers add it
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        recipe = load_recipe(options.recipe, options.overrides)
-        if stage == "pretrain":
-            from sage_scale.training.pretrain import run
-        else:
-            from sage_scale.training.finetune import run
-        run(recipe, options.run, options.data)
-    except SageError as error:
-        print(f"sage-scale {stage}: {error}", file=sys.stderr)
-        return error.exit_code
-    finally:
-        from sage_scale.training import distributed
-
-        distributed.close()
-    return 0
+    return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -16,11 +17,17 @@ class Interrupted(SageError):
     exit_code = 130
 
 
+SAME_S = 5.0
+"""Signals within this time are one request: a Ctrl-C comes from the terminal, from DeepSpeed's launcher and from the
+sentinel, within a second, seconds."""
+
+
 class StopRequest:
-    """Notes SIGINT and SIGTERM; a second one ends the process at once."""
+    """Notes SIGINT and SIGTERM; one that comes again later ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -35,6 +42,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self._since > SAME_S:
             raise KeyboardInterrupt
+        if not self.asked:
+            self._since = time.monotonic()
         self.asked = True

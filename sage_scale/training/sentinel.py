@@ -1,0 +1,478 @@
+"""The process that watches one rank, and ends it when the run cannot go on.
+
+A launched process splits in two before anything heavy is imported: the parent is the sentinel, the child trains.
+So the sentinel sees how its rank died (a thread of the rank would die with it), works while the rank holds the
+interpreter's lock or is stopped, can end it in the middle of a collective, and decides the exit code that the
+launcher sees. Sentinels hear of each other through rank 0's (contact.py), which decides why the run ends
+(verdicts.py) and says so in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from sage_scale.training import watchdog
+from sage_scale.training.ancestors import Ancestors
+from sage_scale.training.contact import EVERY_S, Caller, Line, Listener, ports, run_token
+from sage_scale.training.notices import watch_for_notice
+from sage_scale.training.verdicts import Report, RollCall, Verdict, decide
+
+TICK_S = 0.1
+ORPHAN_S = 30.0
+"""What a rank whose launcher died has to save in, seconds."""
+_LOOK_S = 1.5
+"""How long a rank has to write its stacks, seconds."""
+_SPAN = re.compile(r'File "([^"]+)", line (\d+) in (\S+)')
+_COLLECTIVE = ("torch/distributed/", "deepspeed/comm/")
+
+
+def stand_guard(stage: str) -> None:
+    """Split this process: returns in the child, which trains; the parent watches and ends with the exit code.
+
+    `SAGE_WATCHDOG=0` leaves it whole, for debuggers. Call it before threads are started.
+    """
+    if os.environ.get("SAGE_WATCHDOG", "1") == "0" or not hasattr(os, "fork"):
+        return
+    stacks = tempfile.TemporaryFile()  # noqa: SIM115 - both processes keep it for life
+    read_end, write_end = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        _die_with(parent)
+        faulthandler.enable(stacks)
+        faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
+        watchdog.attach(write_end, stacks)
+        return
+    os.close(write_end)
+    code = 1
+    try:
+        code = Sentinel(stage, child, read_end, stacks).run()
+    except BaseException as error:  # a fault of ours must not leave a rank without guard
+        with contextlib.suppress(OSError):
+            os.kill(child, signal.SIGKILL)
+        print(f"sage-scale {stage}: the watchdog failed: {type(error).__name__}: {error}", file=sys.stderr)
+        if os.environ.get("SAGE_DEBUG", "") not in ("", "0"):
+            raise
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Sentinel:
+    """Watches the process `child`, rank RANK of WORLD_SIZE, which tells of itself through `pipe`."""
+
+    def __init__(self, stage: str, child: int, pipe: int, stacks: IO[bytes]) -> None:
+        self.stage, self.child, self.stacks = stage, child, stacks
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        self.master_port = int(os.environ.get("MASTER_PORT", 29500))
+        self.host = socket.gethostname()
+        self.pipe = pipe
+        os.set_blocking(pipe, False)
+        self.limits: dict[str, Any] = {}
+        self.run_folder: Path | None = None
+        now = time.monotonic()
+        self.started = self.progressed = now
+        self.at, self.step, self.phase = "starting", -1, True
+        self.over: int | None = None
+        self.reported: list[tuple[float, Report]] = []
+        self.alive = True
+        self.told: int | None = None
+        self.orphan_since: float | None = None
+        self.ancestors = Ancestors()
+        self._buffer = b""
+        self._looking: tuple[float, int] | None = None
+        self._looked = 0.0
+        self._sent = 0.0
+        self._out_of_memory = _kills_for_memory()
+        self.roll: RollCall | None = None
+        self.listener: Listener | None = None
+        self.caller: Caller | None = None
+        self.heard: float | None = None
+        self.first_host = ""
+        self._join()
+
+    def run(self) -> int:
+        """Watch to the end; gives the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._tell_rank)
+        while True:
+            time.sleep(TICK_S)
+            now = time.monotonic()
+            self._listen_to_rank(now)
+            self._wait_for_rank()
+            self._look_after_rank(now)
+            verdict = self._coordinate(now) if self.roll is not None else self._keep_contact(now)
+            if verdict is not None:
+                return self._end(verdict)
+            code = self._all_over()
+            if code is not None:
+                return code
+
+    # The rank
+
+    def _tell_rank(self, number: int, _: object = None) -> None:
+        self.told = number
+        if self.alive:
+            with contextlib.suppress(OSError):
+                os.kill(self.child, number)
+
+    def _listen_to_rank(self, now: float) -> None:
+        try:
+            data = os.read(self.pipe, 1 << 20)
+        except (BlockingIOError, OSError):
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            self._heed(json.loads(line), now)
+
+    def _heed(self, message: dict[str, Any], now: float) -> None:
+        self.progressed = now
+        if "step" in message:
+            self.step = message["step"]
+            self.at, self.phase = f"step {self.step + 1}", False
+        elif "phase" in message:
+            self.phase = message["phase"] is not None
+            self.at = message["phase"] or (f"step {self.step + 1}" if self.step >= 0 else "starting")
+        elif "limits" in message:
+            self._set_limits(message["limits"])
+        elif "done" in message:
+            self.over = message["done"]
+        elif "failed" in message:
+            self._rank_failed(message)
+
+    def _set_limits(self, limits: dict[str, Any]) -> None:
+        self.limits = limits
+        self.run_folder = Path(limits["run"])
+        if self.roll is not None:
+            self.roll.contact_timeout_s = limits["contact_timeout_s"]
+            self.roll.start_timeout_s = limits["start_timeout_s"]
+        if self.local_rank == 0 and limits["stop_notice"] != "none":
+            watch_for_notice(limits["stop_notice"], limits["stop_notice_every_s"], self._notice)
+
+    def _notice(self, text: str) -> None:
+        self._say(f"{text}; saving and stopping")
+        self._tell_rank(signal.SIGTERM)
+
+    def _rank_failed(self, message: dict[str, Any]) -> None:
+        kind = "collective" if message["second_hand"] else "asked" if message["code"] == 130 else "failed"
+        text = message["failed"] if message["own"] else f"failed: {message['failed']}"
+        self._report(
+            kind,
+            text,
+            code=message["code"],
+            permanent=message["permanent"],
+            known=message["own"],
+            file="" if message["own"] else self._keep_stacks(),
+        )
+
+    def _wait_for_rank(self) -> None:
+        if not self.alive:
+            return
+        pid, status = os.waitpid(self.child, os.WNOHANG)
+        if pid == 0:
+            return
+        self.alive = False
+        self._listen_to_rank(time.monotonic())  # its last words
+        if self.over is not None or self.reported:
+            return
+        if os.WIFEXITED(status):
+            code = os.WEXITSTATUS(status)
+            if code == 0:
+                self.over = 0
+            else:
+                self._report("failed", f"ended with exit code {code} and no word", file=self._keep_stacks())
+            return
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name
+        if self.told is not None and number in (signal.SIGTERM, signal.SIGINT):
+            text = f"stopped as asked ({name}) while {self.at}, before there was anything new to save"
+            self._report("asked", text, code=130, known=True)
+        elif number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            why = ""
+            if number == signal.SIGKILL and _kills_for_memory() > self._out_of_memory:
+                why = ", and the kernel has killed for lack of memory on that machine"
+            self._report("killed", f"was killed ({name}{why})")
+        else:
+            self._report("killed", f"crashed ({name})", file=self._keep_stacks())
+
+    def _look_after_rank(self, now: float) -> None:
+        if not self.alive:
+            return
+        if self.orphan_since is None and self.ancestors.gone(now):
+            self.orphan_since = now
+            self._tell_rank(signal.SIGTERM)
+        elif self.orphan_since is not None and now - self.orphan_since > ORPHAN_S and not self.reported:
+            self._report("killed", f"lost its launcher and did not stop within {ORPHAN_S:g} s")
+        if self._looking is not None:
+            self._look(now)
+        elif now - self.progressed > self._limit() and now - self._looked > 30:
+            self._begin_to_look(now)
+
+    def _limit(self) -> float:
+        if self.at == "starting":
+            return float(self.limits.get("start_timeout_s", 600.0))
+        return float(self.limits.get("long_timeout_s" if self.phase else "hang_timeout_s", 600.0))
+
+    def _begin_to_look(self, now: float) -> None:
+        if self._looking is None and self.alive:
+            self.stacks.seek(0, os.SEEK_END)
+            self._looking = (now, self.stacks.tell())
+            with contextlib.suppress(OSError):
+                os.kill(self.child, signal.SIGUSR2)
+
+    def _look(self, now: float) -> None:
+        assert self._looking is not None
+        since, offset = self._looking
+        state = _state(self.child)
+        if now - since < _LOOK_S:
+            return
+        self._looking, self._looked = None, now
+        self.stacks.seek(offset)
+        where, waiting = innermost(self.stacks.read().decode("utf-8", "replace"))
+        text = f"has made no progress for {now - self.progressed:.0f} s"
+        if state in "TtD":
+            text += ": the system has stopped it" if state in "Tt" else ": it waits for a disk"
+        elif where:
+            text += f" ({'waiting for other ranks in' if waiting else 'it is in'} {where})"
+        self._report("stalled", text, waiting=waiting, stopped=state in "TtD", file=self._keep_stacks())
+
+    def _report(self, kind: str, text: str, **more: Any) -> None:
+        report = Report(kind, self.rank, self.host, self.at, text, **more)
+        now = time.monotonic()
+        if kind != "stalled":  # which may turn out to be patience
+            self.reported.append((now, report))
+        if self.roll is not None:
+            self.roll.report(now, report)
+        elif self.caller is not None:
+            self.caller.send({"report": vars(report)})
+
+    def _keep_stacks(self) -> str:
+        """Tracebacks and stacks of the rank as a file of the run (of the temporary folder, before there is a run)."""
+        self.stacks.seek(0)
+        text = self.stacks.read()
+        if not text:
+            return ""
+        name = f"rank-{self.rank:05d}.txt"
+        folder = Path(tempfile.gettempdir())
+        if self.run_folder is not None and self.run_folder.is_dir():
+            folder = self.run_folder / self.stage / "faults"
+        else:
+            name = f"sage-scale-{self.stage}-{os.getpid()}-{name}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(text)
+        except OSError:
+            return ""
+        return str(folder / name)
+
+    # The others
+
+    def _join(self) -> None:
+        token = run_token(self.address, self.master_port, self.world)
+        if self.rank == 0:
+            self.roll = RollCall(self.world, self.started)
+            if self.world > 1:
+                local = self.address.startswith("127.") or self.address == "localhost"
+                self.listener = Listener(token, self.master_port, everywhere=not local)
+        else:
+            greeting = {"token": token, "rank": self.rank, "host": self.host}
+            self.caller = Caller(greeting, self.address, self.master_port)
+
+    def _status(self, now: float) -> dict[str, Any]:
+        patient = self.phase and self.alive and now - self.progressed < self._limit()
+        over = self.over if not self.alive else None
+        return {"at": self.at, "step": self.step, "patient": patient, "over": over}
+
+    def _due(self, now: float) -> bool:
+        if now - self._sent < EVERY_S and self.alive:
+            return False
+        self._sent = now
+        return True
+
+    def _coordinate(self, now: float) -> Verdict | None:
+        assert self.roll is not None
+        self.roll.heard(now, self.rank, self.host, **self._status(now))
+        if self.listener is not None:
+            messages, gone, asked = self.listener.poll()
+            for rank, message in messages:
+                self._take_in(now, rank, message)
+            for rank in gone:
+                self.roll.gone(now, rank)
+            if asked:
+                self._tell_rank(signal.SIGTERM)
+            if self._due(now):
+                self.listener.send({"alive": self.host})
+        examining = self.roll.examining
+        verdict = self.roll.tick(now)
+        if self.roll.examining and not examining:
+            if self.listener is not None:
+                self.listener.send({"examine": True})
+            self._begin_to_look(now)
+        return verdict
+
+    def _take_in(self, now: float, rank: int, message: dict[str, Any]) -> None:
+        assert self.roll is not None
+        one = self.roll.seen.get(rank)
+        host = str(message.get("host") or (one.host if one else "?"))
+        status = message.get("status") or {}
+        self.roll.heard(now, rank, host, **{name: status[name] for name in status})
+        if "report" in message:
+            self.roll.report(now, Report(**message["report"]))
+
+    def _keep_contact(self, now: float) -> Verdict | None:
+        assert self.caller is not None
+        connected = self.caller.line is not None
+        for message in self.caller.poll():
+            self.heard = now
+            self.first_host = message.get("alive", self.first_host)
+            if "verdict" in message:
+                return Verdict(**message["verdict"])
+            if "examine" in message:
+                self._begin_to_look(now)
+        line: Line | None = self.caller.line
+        if line is not None and not connected:
+            self.heard = now
+            for _, report in self.reported:  # what happened before there was anyone to tell
+                self.caller.send({"report": vars(report)})
+        if self._due(now):
+            self.caller.send({"status": self._status(now)})
+        return self._alone(now, line)
+
+    def _alone(self, now: float, line: Line | None) -> Verdict | None:
+        """The verdict of a sentinel that hears nothing from rank 0's."""
+        timeout = float(self.limits.get("contact_timeout_s", 10.0))
+        where = f"{self.address} (ports {ports(self.master_port)[0]} to {ports(self.master_port)[-1]})"
+        own = [report for _, report in self.reported]
+        if self.over is not None and not self.alive:
+            return None
+        if line is None:
+            patience = float(self.limits.get("start_timeout_s", 600.0))
+            if own and now - self.reported[0][0] > timeout:
+                return decide(own, self.world)
+            if now - self.started > patience:
+                text = f"could not reach rank 0 at {where} within {patience:g} s: it did not start, or no network"
+                return decide([Report("absent", self.rank, self.host, "starting", text)], self.world)
+            return None
+        first = self.first_host or self.address
+        if not line.open:
+            text = "died without a word (killed, or its host went down)"
+            text += f"; rank {self.rank} was in {self.at}"
+            return decide([Report("killed", 0, first, "", text)], self.world)
+        if self.heard is not None and now - self.heard > timeout:
+            text = (
+                f"rank 0 on {first} has been silent to {self.host} for {now - self.heard:.0f} s: the network to it "
+                f"is cut, or its host is down; rank {self.rank} was in {self.at}"
+            )
+            report = Report("lost", 0, first, "", text, known=True)
+            return decide([*(r for r in own if r.kind == "failed"), report], self.world)
+        return None
+
+    # The end
+
+    def _all_over(self) -> int | None:
+        if self.roll is not None:
+            if self.roll.code is not None and self.listener is not None:
+                self.listener.close()
+            return self.roll.code
+        assert self.caller is not None
+        if self.over is None or self.alive:
+            return None
+        if self.caller.line is None and time.monotonic() - self.progressed < 5:
+            return None
+        self.caller.send({"status": self._status(time.monotonic())})
+        self.caller.close()
+        return self.over
+
+    def _end(self, verdict: Verdict) -> int:
+        if self.listener is not None:
+            self.listener.send({"verdict": verdict.as_dict()})
+        if self.alive:
+            with contextlib.suppress(OSError):
+                os.kill(self.child, signal.SIGKILL)
+        says = self.rank == 0 or (verdict.rank == 0 and verdict.kind in ("lost", "killed") and self._speaks())
+        if says or (verdict.rank == self.rank and verdict.kind == "absent"):
+            self._say(verdict.line)
+            self._record(verdict)
+        if self.listener is not None:
+            self.listener.close()
+        if self.caller is not None:
+            self.caller.close()
+        if self.alive:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.child, 0)
+        return verdict.code
+
+    def _speaks(self) -> bool:
+        """Whether this sentinel speaks for its host when rank 0's cannot."""
+        return self.local_rank == (1 if self.first_host == self.host else 0)
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            end = "\r\033[K" if sys.stderr.isatty() else ""
+            sys.stderr.write(f"{end}sage-scale {self.stage}: {line}\n")
+            sys.stderr.flush()
+
+    def _record(self, verdict: Verdict) -> None:
+        """`ended.json` of the stage: for the launcher that restarts, and for whoever looks later."""
+        if self.run_folder is None or not self.run_folder.is_dir():
+            return
+        folder = self.run_folder / self.stage
+        row = {**verdict.as_dict(), "step": self.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        with contextlib.suppress(OSError):
+            folder.mkdir(exist_ok=True)
+            partial = folder / f"ended.{self.rank}.partial"
+            partial.write_text(json.dumps(row, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            partial.replace(folder / "ended.json")
+
+
+def innermost(stacks: str) -> tuple[str, bool]:
+    """Where the main thread is, by the stacks that faulthandler wrote, and whether it waits in a collective."""
+    block = stacks.split("most recent call first)")[-1]  # the main thread is written last
+    spans = _SPAN.findall(block)
+    if not spans:
+        return "", False
+    waiting = any(name in path for path, _, _ in spans[:12] for name in _COLLECTIVE)
+    shown = next((span for span in spans if "sage_scale" in span[0]), spans[0])
+    path, line, function = shown
+    return f"{function}, {'/'.join(Path(path).parts[-2:])}:{line}", waiting
+
+
+def _state(pid: int) -> str:
+    """The process state of /proc: R running, S sleeping, D disk, T stopped; '?' where it is not known."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "?"
+
+
+def _kills_for_memory() -> int:
+    """How often the kernel has killed for lack of memory in this process's cgroup (v2)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        events = (Path("/sys/fs/cgroup") / group.lstrip("/") / "memory.events").read_text()
+        return int(events.split("oom_kill ")[1].split()[0])
+    return 0
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies (Linux)."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)

@@ -1,0 +1,190 @@
+"""Why a run ends, decided on reports alone: no process, no socket, and a clock that the test moves."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import time
+
+import pytest
+
+from sage_scale.training import watchdog
+from sage_scale.training.contact import Caller, Listener, run_token
+from sage_scale.training.sentinel import innermost
+from sage_scale.training.stopping import SAME_S, StopRequest
+from sage_scale.training.verdicts import Report, RollCall
+
+STEP = 0.1
+
+
+def roll_call(world: int, **more: float) -> RollCall:
+    roll = RollCall(world, started=0.0, **more)
+    for rank in range(world):
+        roll.heard(0.0, rank, f"host-{rank // 2}", at="step 57", step=56)
+    return roll
+
+
+def run(
+    roll: RollCall, until: float, silent: set[int] = frozenset(), patient: set[int] = frozenset(), since=0.0
+):
+    """(time, verdict) of the first verdict while all but `silent` are heard of every second; (until, None) else."""
+    now = since
+    while now < until:
+        now += STEP
+        for rank, one in roll.seen.items():
+            if rank not in silent and one.over is None and round(now * 10) % 10 == 0:
+                roll.heard(now, rank, one.host, at=one.at, step=one.step, patient=rank in patient)
+        verdict = roll.tick(now)
+        if verdict is not None:
+            return now, verdict
+    return until, None
+
+
+def test_nothing_wrong_is_never_a_verdict_and_the_end_is_the_worst_good_code():
+    roll = roll_call(4)
+    assert run(roll, 100)[1] is None
+    assert roll.code is None
+    for rank in range(4):
+        roll.heard(100, rank, "h", over=130 if rank == 2 else 0)
+    assert roll.code == 130
+    assert run(roll, 200, since=100)[1] is None, "those that are over need not be heard of"
+
+
+def test_the_rank_that_died_is_named_whatever_order_the_others_fail_in():
+    for seed in range(50):
+        order = random.Random(seed)
+        roll = roll_call(6)
+        dead = order.randrange(6)
+        reports = [
+            Report(
+                "collective", rank, f"host-{rank // 2}", "step 57", "failed: RuntimeError: Connection closed"
+            )
+            for rank in range(6)
+            if rank != dead
+        ]
+        reports.append(Report("killed", dead, f"host-{dead // 2}", "step 57", "was killed (SIGKILL)"))
+        order.shuffle(reports)
+        now = 10.0
+        for report in reports:
+            now += order.random() * 0.4
+            roll.report(now, report)
+        _, verdict = run(roll, 60, since=now)
+        assert verdict is not None and verdict.rank == dead
+        assert verdict.line == f"rank {dead} on host-{dead // 2} was killed (SIGKILL) (in step 57)"
+
+
+def test_a_failed_collective_alone_is_a_verdict_after_three_seconds():
+    roll = roll_call(2)
+    roll.report(5.0, Report("collective", 1, "host-0", "step 57", "failed: RuntimeError: gloo"))
+    now, verdict = run(roll, 60, since=5.0)
+    assert verdict is not None and 8 <= now <= 8.5 and "gloo" in verdict.line
+
+
+def test_a_silent_host_explains_a_failed_collective_and_is_named_with_all_its_ranks():
+    roll = roll_call(6, contact_timeout_s=10)
+    assert run(roll, 20)[1] is None
+    roll.report(23.0, Report("collective", 0, "host-0", "step 57", "failed: RuntimeError: gloo"))
+    now, verdict = run(roll, 60, silent={2, 3}, since=20.0)
+    assert verdict is not None and now <= 20 + 10 + 2
+    assert verdict.line.startswith(
+        "ranks 2 and 3 on host-1 has been silent for 10 s"
+    ) or verdict.line.startswith("ranks 2 and 3 on host-1 have been silent for 10 s")
+
+
+def test_a_stalled_rank_is_no_hang_while_another_saves():
+    roll = roll_call(3)
+    roll.report(1.0, Report("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
+    assert run(roll, 30, patient={2}, since=1.0)[1] is None
+    roll.report(30.0, Report("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
+    roll.report(30.5, Report("stalled", 2, "host-1", "step 57", "has made no progress", waiting=False))
+    _, verdict = run(roll, 60, since=30.5)
+    assert verdict is not None and verdict.rank == 2, (
+        "the one that does not wait for others is the one that hangs"
+    )
+
+
+def test_ranks_that_never_come_are_counted_and_named():
+    roll = RollCall(5, started=0.0, start_timeout_s=20)
+    for rank in (0, 1, 4):
+        roll.heard(0.0, rank, "host-a")
+    now, verdict = run(roll, 60)
+    assert verdict is not None and 20 < now < 22
+    assert (
+        "ranks 2 and 3 of 5 did not start within 20 s (there are ranks 0, 1 and 4 on host-a)" in verdict.line
+    )
+
+
+def test_the_same_mistake_on_all_ranks_is_said_once_without_a_rank():
+    roll = roll_call(2)
+    for rank in range(2):
+        roll.report(
+            1.0,
+            Report("failed", rank, "host-0", "starting", "no dataset at nowhere", permanent=True, known=True),
+        )
+    _, verdict = run(roll, 5, since=1.0)
+    assert verdict is not None and verdict.line == "no dataset at nowhere" and verdict.permanent
+
+
+@pytest.mark.parametrize(
+    ("path", "waiting"),
+    [("/x/torch/distributed/distributed_c10d.py", True), ("/x/sage_scale/streaming/stream.py", False)],
+)
+def test_stacks_tell_those_who_wait_in_a_collective(path, waiting):
+    stacks = (
+        'Thread 0x1 (most recent call first):\n  File "/x/torch/distributed/rpc.py", line 3 in other\n\n'
+        f'Current thread 0x2 (most recent call first):\n  File "{path}", line 9 in all_reduce\n'
+        '  File "/x/sage_scale/training/loop.py", line 81 in train\n'
+    )
+    where, found = innermost(stacks)
+    assert found is waiting
+    assert where.endswith(("loop.py:81", "stream.py:9"))
+
+
+def test_errors_of_collectives_are_known_and_others_are_not():
+    closed = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:1"
+    assert watchdog.second_hand(RuntimeError(closed))
+    assert not watchdog.second_hand(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not watchdog.second_hand(ValueError("gloo/"))
+
+
+def test_strangers_and_other_runs_are_not_let_in():
+    port = _pair_of_ports()
+    token = run_token("127.0.0.1", port, 2)
+    listener = Listener(token, port, everywhere=False)
+    junk = socket.create_connection(("127.0.0.1", listener.port))
+    junk.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    other = Caller({"token": run_token("127.0.0.1", port, 3), "rank": 1}, "127.0.0.1", port)
+    ours = Caller({"token": token, "rank": 1, "host": "h"}, "127.0.0.1", port)
+    heard = []
+    end = time.monotonic() + 5
+    while not heard and time.monotonic() < end:
+        heard += listener.poll()[0]
+        time.sleep(0.02)
+    assert [rank for rank, _ in heard] == [1] and heard[0][1]["host"] == "h"
+    for _ in range(10):
+        listener.poll()
+        other.poll()
+        time.sleep(0.02)
+    assert list(listener.lines) == [1] and other.line is None
+    ours.poll()
+    other.close(), ours.close(), junk.close(), listener.close()
+
+
+def test_one_ctrl_c_that_arrives_three_times_is_one_request(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with StopRequest() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+            now[0] += SAME_S / 4
+        assert stop.asked
+        now[0] += SAME_S
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _pair_of_ports() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
