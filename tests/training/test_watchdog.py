@@ -87,18 +87,17 @@ def test_a_silent_host_explains_a_failed_collective_and_is_named_with_all_its_ra
     roll.report(23.0, Report("collective", 0, "host-0", "step 57", "failed: RuntimeError: gloo"))
     now, verdict = run(roll, 60, silent={2, 3}, since=20.0)
     assert verdict is not None and now <= 20 + 10 + 2
-    assert verdict.line.startswith(
-        "ranks 2 and 3 on host-1 has been silent for 10 s"
-    ) or verdict.line.startswith("ranks 2 and 3 on host-1 have been silent for 10 s")
+    assert verdict.line.startswith("ranks 2 and 3 on host-1 have been silent for 1")
 
 
 def test_a_stalled_rank_is_no_hang_while_another_saves():
     roll = roll_call(3)
     roll.report(1.0, Report("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
     assert run(roll, 30, patient={2}, since=1.0)[1] is None
-    roll.report(30.0, Report("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
-    roll.report(30.5, Report("stalled", 2, "host-1", "step 57", "has made no progress", waiting=False))
-    _, verdict = run(roll, 60, since=30.5)
+    assert run(roll, 33, since=30.0)[1] is None
+    roll.report(33.0, Report("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
+    roll.report(33.5, Report("stalled", 2, "host-1", "step 57", "has made no progress", waiting=False))
+    _, verdict = run(roll, 60, since=33.5)
     assert verdict is not None and verdict.rank == 2, (
         "the one that does not wait for others is the one that hangs"
     )
