@@ -3,7 +3,9 @@
     sage-scale pretrain --run runs/mine --data data/shards --recipe sage-phoenix14t
     sage-scale finetune --run runs/mine --data data/shards --ranks 2 finetune.lr=0.002
 
-Several machines: give `launch/pretrain.py` to `deepspeed`, `torchrun` or Slurm, with the same options.
+    sage-scale pretrain --run /shared/mine --data s3://bucket/shards --hostfile hosts --restarts 5
+
+Slurm, `torchrun`, or `deepspeed` itself: give them `launch/pretrain.py`, with the same options.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import typer
 
 from sage_scale import config
 from sage_scale.errors import UsageError
-from sage_scale.training import launcher
+from sage_scale.training import launcher, restarts
 
 Run = Annotated[Path, typer.Option("--run", help="Folder of the run (runs/mine); the same folder resumes.")]
 Data = Annotated[
@@ -29,20 +31,53 @@ Name = Annotated[
     str, typer.Option("--recipe", help="Recipe name or YAML file; else the run's own recipe.yaml.")
 ]
 Ranks = Annotated[int, typer.Option("--ranks", min=1, help="Processes on this machine.")]
+Hostfile = Annotated[
+    Path | None,
+    typer.Option("--hostfile", help="Several machines: lines 'HOST slots=N', reached by pdsh and ssh."),
+]
+MasterAddress = Annotated[
+    str,
+    typer.Option("--master-addr", help="Address of the first host, as the others reach it; else its name."),
+]
+Restarts = Annotated[
+    int, typer.Option("--restarts", min=0, help="Start again so often when a rank dies, hangs or is cut off.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, section.key=value."),
 ]
 
 
-def pretrain(run: Run, data: Data, recipe: Name = "", ranks: Ranks = 1, overrides: Overrides = None) -> None:
+def pretrain(
+    run: Run,
+    data: Data,
+    recipe: Name = "",
+    ranks: Ranks = 1,
+    hostfile: Hostfile = None,
+    master_addr: MasterAddress = "",
+    restarts: Restarts = 0,
+    overrides: Overrides = None,
+) -> None:
     """Stage 1: align visual tokens with text. Repeat the command to resume; Ctrl-C saves and stops."""
-    _train("pretrain", run, data, recipe, ranks, overrides or [])
+    _train(
+        "pretrain", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), overrides or []
+    )
 
 
-def finetune(run: Run, data: Data, recipe: Name = "", ranks: Ranks = 1, overrides: Overrides = None) -> None:
+def finetune(
+    run: Run,
+    data: Data,
+    recipe: Name = "",
+    ranks: Ranks = 1,
+    hostfile: Hostfile = None,
+    master_addr: MasterAddress = "",
+    restarts: Restarts = 0,
+    overrides: Overrides = None,
+) -> None:
     """Stage 2: train the translator. Repeat the command to resume; Ctrl-C saves and stops."""
-    _train("finetune", run, data, recipe, ranks, overrides or [])
+    _train(
+        "finetune", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), overrides or []
+    )
 
 
 def recipe_of_run(run: Path, recipe: str) -> str:
@@ -56,17 +91,33 @@ def recipe_of_run(run: Path, recipe: str) -> str:
     raise UsageError(f"{run} has no recipe.yaml yet: name a recipe with --recipe ({known})")
 
 
+def _hosts(path: Path | None, address: str, ranks: int) -> launcher.Hosts | None:
+    if path is None:
+        return None
+    if ranks > 1:
+        raise UsageError("--ranks and --hostfile exclude each other: the hostfile's slots say how many ranks")
+    return launcher.Hosts.read(path, address)
+
+
 def _train(
-    stage: str, run: Path, data: Sequence[str], recipe: str, ranks: int, overrides: Sequence[str]
+    stage: str,
+    run: Path,
+    data: Sequence[str],
+    recipe: str,
+    ranks: int,
+    again: int,
+    hosts: launcher.Hosts | None,
+    overrides: Sequence[str],
 ) -> None:
     name = recipe_of_run(run, recipe)
     chosen = config.load_recipe(name, overrides)  # a wrong key is refused before any process starts
+    ranks = hosts.world if hosts else ranks
     if ranks > chosen.stream.lanes:
-        raise UsageError(f"--ranks {ranks} is more than stream.lanes={chosen.stream.lanes}")
-    if ranks > 1:
+        raise UsageError(f"{ranks} ranks are more than stream.lanes={chosen.stream.lanes}")
+    if ranks > 1 or hosts or again:
         given = [part for url in data for part in ("--data", url)]
         arguments = ["--run", run, *given, "--recipe", name, *overrides]
-        launcher.launch(launcher.command(stage, ranks, arguments), stage)
+        _launch(stage, run, arguments, ranks, again, hosts)
     elif stage == "pretrain":
         from sage_scale.training import pretrain as stage_1
 
@@ -75,3 +126,23 @@ def _train(
         from sage_scale.training import finetune as stage_2
 
         stage_2.run(chosen, run, data)
+
+
+def _launch(
+    stage: str, run: Path, arguments: Sequence[object], ranks: int, again: int, hosts: launcher.Hosts | None
+) -> None:
+    record = run / stage / "ended.json"
+
+    def attempt() -> launcher.Ended:
+        if hosts is None:
+            return launcher.start_and_wait(launcher.command(stage, ranks, arguments), record=record)
+        port = launcher.port_elsewhere()
+        command = hosts.command(stage, arguments, port)
+        return launcher.start_and_wait(command, stop_at=(hosts.address, port, hosts.world), record=record)
+
+    try:
+        restarts.keep_going(stage, run, attempt, again)
+    except restarts.RunEnded as ended:
+        if not str(ended):  # the ranks' own line stands above
+            raise typer.Exit(ended.exit_code) from None
+        raise

@@ -1,22 +1,38 @@
-"""The `deepspeed` launcher on this machine: its command line, its environment, and signals to its ranks.
+"""DeepSpeed's launcher: its command line on one machine or many, its environment, and signals to its ranks.
 
-Nothing here imports torch: whoever starts ranks need not become one.
+Nothing here imports torch: whoever starts ranks need not become one. What happens after a run that ended early is in
+`restarts.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from sage_scale.config import RECIPE_FOLDER
-from sage_scale.errors import SageError, UsageError
+from sage_scale.errors import UsageError
+from sage_scale.training.ancestors import LAUNCHER_PID
+from sage_scale.training.contact import ask_to_stop
+from sage_scale.training.sentinel import ENDED_FILE
+
+_HOST = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
+_SSH = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+"""An ssh to a host whose link is cut ends after 15 s instead of hours, and pdsh and `deepspeed` with it."""
 
 
 def command(stage: str, ranks: int, arguments: Sequence[object]) -> list[str]:
@@ -24,15 +40,66 @@ def command(stage: str, ranks: int, arguments: Sequence[object]) -> list[str]:
 
     Raises UsageError where only the package is installed, without the scripts of a checkout.
     """
-    script = RECIPE_FOLDER.parent / f"{stage}.py"
-    if not script.is_file():
-        raise UsageError(
-            f"{script} is missing: several ranks need a checkout of the project, not only the package"
-        )
-    program = shutil.which("deepspeed") or str(Path(sys.executable).with_name("deepspeed"))
     # Two runs on one machine must not meet on a fixed port.
-    start = [program, "--quiet", "--num_gpus", str(ranks), "--master_port", str(free_port())]
-    return [*start, str(script), *map(str, arguments)]
+    start = [
+        _program(),
+        "--log_level",
+        "critical",
+        "--num_gpus",
+        str(ranks),
+        "--master_port",
+        str(free_port()),
+    ]
+    return [*start, str(_script(stage)), *map(str, arguments)]
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The machines of a DeepSpeed hostfile: lines `NAME slots=PROCESSES`, reached by pdsh over ssh."""
+
+    path: Path
+    slots: dict[str, int]
+    address: str
+    """Where rank 0 listens, as the other hosts reach it."""
+
+    @classmethod
+    def read(cls, path: Path, address: str = "") -> Hosts:
+        """Read a hostfile. Raises UsageError naming the line that is none."""
+        if not path.is_file():
+            raise UsageError(f"there is no hostfile {path}")
+        slots: dict[str, int] = {}
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            text = line.split("#")[0].strip()
+            if not text:
+                continue
+            match = _HOST.match(text)
+            if match is None or int(match["slots"]) < 1 or match["name"] in slots:
+                raise UsageError(f"{path}, line {number}: '{text}' is no new 'HOST slots=N'")
+            slots[match["name"]] = int(match["slots"])
+        if not slots:
+            raise UsageError(f"{path} names no host")
+        return cls(path, slots, address or next(iter(slots)).rpartition("@")[2])
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return sum(self.slots.values())
+
+    def command(self, stage: str, arguments: Sequence[object], port: int) -> list[str]:
+        """The command line that starts a stage on all hosts. Raises UsageError without pdsh."""
+        if shutil.which("pdsh") is None:
+            raise UsageError("--hostfile needs pdsh and ssh (Debian: apt-get install pdsh openssh-client)")
+        start = [
+            _program(),
+            "--hostfile",
+            str(self.path),
+            "--launcher",
+            "pdsh",
+            "--no_ssh_check",
+            "--force_multi",
+        ]
+        start += ["--master_addr", self.address, "--master_port", str(port)]
+        return [*start, str(_script(stage)), *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -40,7 +107,11 @@ def environment() -> dict[str, str]:
     here = str(Path(sys.executable).parent)
     path = os.pathsep.join([here, os.environ.get("PATH", "")])
     quiet = {"DS_LOG_LEVEL": "error", "PYTHONWARNINGS": "ignore"}
-    return {**quiet, **os.environ, "PATH": path}
+    with contextlib.suppress(PackageNotFoundError):
+        if version("torch").endswith("+cpu"):
+            quiet["DS_ACCELERATOR"] = "cpu"  # DeepSpeed would guess, and warn that it did
+    ssh = f"{os.environ.get('PDSH_SSH_ARGS_APPEND', '')} {_SSH}".strip()
+    return {**quiet, **os.environ, "PATH": path, "PDSH_SSH_ARGS_APPEND": ssh}
 
 
 def free_port() -> int:
@@ -50,29 +121,91 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def launch(arguments: Sequence[str], stage: str) -> None:
-    """Run the launcher and wait. A signal goes to the ranks alone: they save, stop, and so end it."""
-    child = subprocess.Popen(arguments, env=environment(), start_new_session=True)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    received: list[int] = []
+def port_elsewhere() -> int:
+    """A port for rank 0 on another machine: below those that systems give out, and not the same for two runs."""
+    return random.randrange(20000, 29900)
 
-    def hand_on(number: int, frame: object) -> None:
-        received.append(number)
-        # Before any rank runs, and when someone insists, the launcher's whole group goes.
-        if len(received) > 1 or not _signal_ranks(child.pid):
-            os.killpg(child.pid, signal.SIGTERM)
 
-    for number in before:
-        signal.signal(number, hand_on)
-    try:
-        code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received and code in (0, 130, -signal.SIGTERM):
-        raise KeyboardInterrupt
-    if code != 0:
-        raise SageError(f"{stage} ended with code {code}; the first error of a rank stands above")
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended."""
+
+    code: int
+    asked: bool = False
+    """Whether we were told to stop."""
+    why: dict[str, Any] = field(default_factory=dict)
+    """The verdict of rank 0's sentinel (verdicts.py); empty where it could not say."""
+
+    @property
+    def line(self) -> str:
+        """What happened, for a person."""
+        return str(
+            self.why.get("line") or f"the launcher ended with exit code {self.code}, and no rank said why"
+        )
+
+
+def start_and_wait(
+    arguments: Sequence[str], stop_at: tuple[str, int, int] | None = None, record: Path | None = None
+) -> Ended:
+    """Run the launcher to its end. A signal goes to the ranks alone: they save, stop, and so end it.
+
+    `stop_at` (address, port, world) is where ranks on other hosts are told to stop, `record` the stage's
+    `ended.json`, which they may write where they do not share our temporary folder.
+    """
+    old = _read(record)
+    with tempfile.TemporaryDirectory(prefix="sage-scale-") as folder:
+        ended = Path(folder) / "ended.json"
+        given = {**environment(), LAUNCHER_PID: str(os.getpid()), ENDED_FILE: str(ended)}
+        child = subprocess.Popen(arguments, env=given, start_new_session=True, preexec_fn=_end_with_parent)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        received: list[int] = []
+
+        def hand_on(number: int, frame: object) -> None:
+            received.append(number)
+            # Before any rank runs, and when someone insists, the launcher's whole group goes.
+            if len(received) > 1 or not (_signal_ranks(child.pid) or (stop_at and ask_to_stop(*stop_at))):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGTERM)
+
+        for number in before:
+            signal.signal(number, hand_on)
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        why = _read(ended)
+    if not why and _read(record) != old:
+        why = _read(record)
+    if code == 0 and not why and stop_at is None:
+        code = 1  # DeepSpeed's runner gives 0 where the process below it was killed
+    return Ended(int(why.get("code", code)) if code else 0, bool(received), why)
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
+
+
+def _program() -> str:
+    return shutil.which("deepspeed") or str(Path(sys.executable).with_name("deepspeed"))
+
+
+def _script(stage: str) -> Path:
+    script = RECIPE_FOLDER.parent / f"{stage}.py"
+    if not script.is_file():
+        raise UsageError(
+            f"{script} is missing: several ranks need a checkout of the project, not only the package"
+        )
+    return script
+
+
+def _end_with_parent() -> None:
+    """In the launcher: SIGTERM when we are killed (Linux), which ends what it started on other hosts too."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _signal_ranks(launcher: int) -> int:

@@ -29,6 +29,8 @@ from sage_scale.training.contact import EVERY_S, Caller, Line, Listener, ports, 
 from sage_scale.training.notices import watch_for_notice
 from sage_scale.training.verdicts import Report, RollCall, Verdict, decide
 
+ENDED_FILE = "SAGE_ENDED_FILE"
+"""Environment variable: where rank 0's sentinel also writes why the run ended, besides `RUN/STAGE/ended.json`."""
 TICK_S = 0.1
 ORPHAN_S = 30.0
 """What a rank whose launcher died has to save in, seconds."""
@@ -386,9 +388,13 @@ class Sentinel:
 
     def _all_over(self) -> int | None:
         if self.roll is not None:
-            if self.roll.code is not None and self.listener is not None:
-                self.listener.close()
-            return self.roll.code
+            code = self.roll.code
+            if code is not None:
+                line = "the stage is done" if code == 0 else "stopped as asked, after saving"
+                self._record(Verdict(line, code, permanent=True, kind="over"))
+                if self.listener is not None:
+                    self.listener.close()
+            return code
         assert self.caller is not None
         if self.over is None or self.alive:
             return None
@@ -429,15 +435,15 @@ class Sentinel:
 
     def _record(self, verdict: Verdict) -> None:
         """`ended.json` of the stage: for the launcher that restarts, and for whoever looks later."""
-        if self.run_folder is None or not self.run_folder.is_dir():
-            return
-        folder = self.run_folder / self.stage
         row = {**verdict.as_dict(), "step": self.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        with contextlib.suppress(OSError):
-            folder.mkdir(exist_ok=True)
-            partial = folder / f"ended.{self.rank}.partial"
-            partial.write_text(json.dumps(row, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            partial.replace(folder / "ended.json")
+        places = [Path(os.environ[ENDED_FILE])] if ENDED_FILE in os.environ else []
+        if self.run_folder is not None and (self.run_folder / self.stage).is_dir():
+            places.append(self.run_folder / self.stage / "ended.json")
+        for place in places:
+            with contextlib.suppress(OSError):
+                partial = place.with_name(f"ended.{self.rank}.partial")
+                partial.write_text(json.dumps(row, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+                partial.replace(place)
 
 
 def innermost(stacks: str) -> tuple[str, bool]:

