@@ -1,0 +1,280 @@
+"""Saving in the background: what is saved is the moment of the save; neither kills nor storage harm the last one."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_stage import Toy
+
+from sage_scale.config import Stage
+from sage_scale.errors import CheckpointError
+from sage_scale.storage import Unavailable
+from sage_scale.storage.folder import FolderStore
+from sage_scale.training import distributed, saving
+from sage_scale.training.checkpoint import Checkpoints, Progress
+from sage_scale.training.engine import Engine
+from sage_scale.training.saving import Saver
+
+STAGE = Stage(zero_stage=1, optimizer="adamw", lr=0.05, clip=0.5)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it happens."""
+
+
+class TrickyStore(FolderStore):
+    """A folder that blocks, fails for a while, or is the last thing a process does."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.failures = 0
+        self.calls_left = 10**9
+        self.calls = 0
+
+    def _trick(self) -> None:
+        assert self.may_go_on.wait(20)
+        self.calls += 1
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise Killed
+        if self.failures > 0:
+            self.failures -= 1
+            raise Unavailable("the store is away")
+
+    def put_if_absent(self, name, data):
+        self._trick()
+        return super().put_if_absent(name, data)
+
+    def put(self, name, data):
+        self._trick()
+        super().put(name, data)
+
+    def delete(self, name):
+        self._trick()
+        super().delete(name)
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    return distributed.initialise()
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch):
+    monkeypatch.setattr(saving, "FILE_BYTES", 250)  # several files a checkpoint
+    monkeypatch.setattr(saving, "PAUSES_S", (0.01,))
+
+
+def make(ranks, folder: Path, **settings) -> tuple[Engine, Checkpoints, TrickyStore, Saver]:
+    torch.manual_seed(0)
+    engine = Engine(Toy(), STAGE, ranks)
+    checkpoints = Checkpoints(folder, keep=2)
+    store = checkpoints.store = TrickyStore(folder)
+    return engine, checkpoints, store, Saver(checkpoints, ranks, **settings)
+
+
+def train(engine: Engine, progress: Progress, steps: int = 1) -> None:
+    for _ in range(steps):
+        generator = torch.Generator().manual_seed(progress.step)
+        x, y = torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)
+        engine.backward(engine.forward(x, y, 6))
+        engine.step(0.0)
+        progress.step += 1
+        progress.updates += 1
+
+
+def values(engine: Engine) -> dict[str, torch.Tensor]:
+    found = {f"buffer/{name}": value.clone() for name, value in engine.model.named_buffers()}
+    for name, parameter in engine.trained():
+        found[f"weight/{name}"] = engine.weight(parameter).clone()
+        for kind in ("exp_avg", "exp_avg_sq"):
+            found[f"{kind}/{name}"] = engine.optimizer_state(parameter, kind).clone()
+    return found
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stored(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def named(checkpoints: Checkpoints) -> set[str]:
+    """Files that the complete checkpoints consist of, and nothing else."""
+    names = set()
+    for step in checkpoints.steps():
+        files = json.loads(checkpoints.store.get(f"step-{step:08d}/state.json"))["files"]
+        names |= {f"step-{step:08d}/{name}" for name in ("state.json", *files)}
+    return names
+
+
+def test_training_goes_on_while_the_state_of_the_save_is_written(ranks, tmp_path):
+    engine, checkpoints, store, saver = make(ranks, tmp_path)
+    progress = Progress()
+    train(engine, progress, 3)
+    then = values(engine)
+    store.may_go_on.clear()
+    saver.save(engine, progress)  # comes back although nothing can be written yet
+    train(engine, progress, 4)
+    assert checkpoints.steps() == []
+    store.may_go_on.set()
+    saver.finish()
+    assert checkpoints.steps() == [3]
+    assert same(checkpoints.tensors(3), then) and not same(values(engine), then)
+    assert len(checkpoints.state(3)["files"]) > 2
+    assert checkpoints.load(engine, 3).step == 3
+    assert same(values(engine), then)
+    assert [saved.step for saved in saver.news()] == [3] and saver.news() == []
+
+
+def test_a_save_killed_at_any_moment_harms_nothing_and_is_swept(ranks, tmp_path):
+    """After each write or deletion of a save: the older or the new checkpoint is resumed, whole, and the next sweeps."""
+    killed = 0
+    for calls in range(100):
+        folder = tmp_path / str(calls)
+        engine, checkpoints, store, saver = make(ranks, folder)
+        progress, states = Progress(), {}
+        for _ in range(3):
+            train(engine, progress, 2)
+            states[progress.step] = values(engine)
+            saver.save(engine, progress)
+            saver.finish()
+        train(engine, progress, 2)
+        states[progress.step] = values(engine)
+        store.calls_left = calls
+        saver.save(engine, progress)
+        flight = saver._flight
+        flight.thread.join()
+        if flight.error is None:
+            break
+        killed += 1
+        assert isinstance(flight.error, Killed)
+        engine, checkpoints, store, saver = make(ranks, folder)  # the next process
+        found = checkpoints.load_latest(engine)
+        assert found is not None and found.step in (6, 8)
+        assert same(values(engine), states[found.step])
+        train(engine, found, 10 - found.step)
+        saver.save(engine, found)
+        saver.finish()
+        assert checkpoints.steps()[-1] == 10
+        assert stored(folder) == named(checkpoints)
+        assert len(checkpoints.steps()) == 2
+    assert killed > 8
+
+
+def test_a_save_of_the_same_step_takes_nothing_from_a_killed_one(ranks, tmp_path):
+    engine, checkpoints, store, saver = make(ranks, tmp_path)
+    progress = Progress()
+    train(engine, progress, 2)
+    store.calls_left = 3
+    saver.save(engine, progress)
+    saver._flight.thread.join()
+    before = stored(tmp_path)
+    assert before and checkpoints.steps() == []
+    engine, checkpoints, store, saver = make(ranks, tmp_path)
+    progress = Progress()
+    train(engine, progress, 2)
+    saver.save(engine, progress)
+    saver.finish()
+    assert not before & stored(tmp_path)
+    assert stored(tmp_path) == named(checkpoints)
+
+
+def test_storage_that_comes_back_is_sat_out_and_told(ranks, tmp_path):
+    lines: list[str] = []
+    engine, checkpoints, store, saver = make(ranks, tmp_path, say=lines.append)
+    progress = Progress()
+    train(engine, progress, 1)
+    store.failures = 20
+    saver.save(engine, progress)
+    train(engine, progress, 1)
+    saver.finish()
+    assert checkpoints.steps() == [1]
+    assert len(lines) == 1 and "step 1" in lines[0] and "the store is away" in lines[0]
+
+
+def test_storage_that_stays_away_ends_the_next_save_with_one_line(ranks, tmp_path):
+    engine, checkpoints, store, saver = make(ranks, tmp_path, patience_s=0.2)
+    progress = Progress()
+    train(engine, progress, 1)
+    saver.save(engine, progress)
+    saver.finish()
+    store.failures = 10**9
+    train(engine, progress, 1)
+    saver.save(engine, progress)  # not yet: training goes on
+    assert saver.news() != []
+    train(engine, progress, 1)
+    assert saver.news() == []
+    with pytest.raises(CheckpointError, match=r"step 2 could not be written \(rank 0: the store is away"):
+        saver.save(engine, progress)
+    assert checkpoints.steps() == [1] and checkpoints.damage(1) is None
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_resumed(ranks, tmp_path):
+    engine, checkpoints, _, saver = make(ranks, tmp_path)
+    progress, states = Progress(), {}
+    for _ in range(2):
+        train(engine, progress, 2)
+        states[progress.step] = values(engine)
+        saver.save(engine, progress)
+    saver.finish()
+    files = sorted((tmp_path / "step-00000004").iterdir())
+    for path in files:
+        data = path.read_bytes()
+        flipped = bytearray(data)
+        flipped[len(data) // 2] ^= 4
+        for change in (bytes(flipped), data[:-1], b"", None):
+            path.unlink() if change is None else path.write_bytes(change)
+            lines: list[str] = []
+            found = checkpoints.load_latest(engine, lines.append)
+            assert found is not None and found.step == 2 and same(values(engine), states[2])
+            if path.name == "state.json" and change is None:
+                assert lines == []  # not damaged: it is no checkpoint
+            else:
+                assert len(lines) == 1 and path.name in lines[0] and "step 2" in lines[0]
+            path.write_bytes(data)
+    assert checkpoints.load_latest(engine).step == 4
+    for step in (2, 4):
+        next((tmp_path / f"step-{step:08d}").glob("tensors-*")).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint before it; put the file back, or delete"):
+        checkpoints.load_latest(engine)
+
+
+def test_the_best_and_the_last_are_kept(ranks, tmp_path):
+    engine, checkpoints, _, saver = make(ranks, tmp_path)
+    progress = Progress()
+    for step in range(1, 8):
+        train(engine, progress, 1)
+        progress.best_step = min(step, 3)
+        saver.save(engine, progress)
+    saver.finish()
+    assert checkpoints.steps() == [3, 6, 7]
+    assert stored(tmp_path) == named(checkpoints)
+
+
+def test_checkpoints_in_object_storage_are_the_same(ranks, tmp_path, s3):
+    states = []
+    for place in (str(tmp_path), f"{s3.url}/run/pretrain"):
+        torch.manual_seed(0)
+        engine = Engine(Toy(), STAGE, ranks)
+        checkpoints = Checkpoints(place, keep=1)
+        saver = Saver(checkpoints, ranks)
+        progress = Progress()
+        for _ in range(2):
+            train(engine, progress, 2)
+            saver.save(engine, progress)
+        saver.finish()
+        assert checkpoints.steps() == [4] and checkpoints.damage(4) is None
+        assert {entry.name for entry in checkpoints.store.list()} == named(checkpoints)
+        states.append(checkpoints.tensors(4))
+    assert same(*states)
