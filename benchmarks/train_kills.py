@@ -13,7 +13,7 @@ the stage is over. The run that nobody disturbed is made first. Checked are
 - clips of all steps together: exactly those of the epochs;
 - that no process survives a kill for long, and that no file of a killed save is left in the end.
 
-Prints one table and ends with code 1 where anything is wrong.
+Prints what was done and ends with code 1 where anything is wrong.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,14 +76,16 @@ def main() -> int:
 
 @dataclass
 class Campaign:
-    """One undisturbed run and one that is killed again and again."""
+    """One undisturbed run, and others that are killed again and again until they are over."""
 
     scratch: Path
     wanted: int
     zero: int
     chance: random.Random
     token: str = field(default_factory=lambda: secrets.token_hex(8))
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: int = 0
+    who: Counter[str] = field(default_factory=Counter)
+    when: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     half_written: int = 0
     slowest_end: float = 0.0
@@ -90,47 +93,41 @@ class Campaign:
     def run(self) -> int:
         started = time.monotonic()
         self._prepare()
-        calm, killed = self.scratch / "calm", self.scratch / "killed"
-        process = self._start(calm)
-        if process.wait(timeout=900) != 0:
+        calm = self.scratch / "calm"
+        if self._start(calm).wait(timeout=900) != 0:
             raise SystemExit(f"the undisturbed run failed:\n{self._said(calm)}")
-        starts = 0
-        while self.kills.total() < self.wanted:
-            starts += 1
-            process = self._start(killed)
-            if not self._kill_once(process, killed):
-                break
-        code = None
-        for _ in range(3):  # the ports of killed ranks may be taken for a moment
-            starts += 1
-            process = self._start(killed)
-            code = process.wait(timeout=900)
-            if code == 0:
-                break
-        if code != 0:
-            self.wrong.append(f"the last start ended with code {code}: {self._said(killed)[-300:]}")
-        else:
-            self._compare(calm, killed)
+        runs = 0
+        while self.kills < self.wanted and not self.wrong:
+            runs += 1
+            killed = self.scratch / f"killed-{runs}"
+            while (
+                self.kills < self.wanted and not self.wrong and self._kill_once(self._start(killed), killed)
+            ):
+                pass
+            code = self._start(killed).wait(timeout=900)
+            if code != 0:
+                self.wrong.append(f"the last start ended with code {code}: {self._said(killed)[-300:]}")
+            else:
+                self._compare(calm, killed)
+            shutil.rmtree(killed)
         minutes = (time.monotonic() - started) / 60
         result = (
             "; ".join(self.wrong[:5])
             if self.wrong
             else "weights, losses and clips equal, nothing left behind"
         )
-        columns = [
-            "kills",
-            *dict.fromkeys(WHO),
-            *dict.fromkeys(WHEN),
-            "half-written",
-            "slowest end s",
-            "minutes",
-        ]
-        values = [self.kills.total(), *(self.kills[name] for name in dict.fromkeys((*WHO, *WHEN)))]
-        # Each kill is counted by who and by when.
-        values[0] //= 2
-        shown = [*map(str, values), str(self.half_written), f"{self.slowest_end:.1f}", f"{minutes:.1f}"]
-        print("  ".join(columns) + "  result")
-        print("  ".join(value.rjust(len(name)) for name, value in zip(columns, shown)) + f"  {result}")
+        row = {
+            "kills": self.kills,
+            "of": ", ".join(f"{count} {name}" for name, count in self.who.most_common()),
+            "while": ", ".join(f"{count} {name}" for name, count in self.when.most_common()),
+            "half-written": self.half_written,
+            "runs": runs,
+            "slowest end": f"{self.slowest_end:.1f} s",
+            "minutes": f"{minutes:.1f}",
+            "result": result,
+        }
+        for name, value in row.items():
+            print(f"{name:<14}{value}")
         return 1 if self.wrong else 0
 
     def _prepare(self) -> None:
@@ -145,7 +142,6 @@ class Campaign:
         (self.scratch / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
         plan = [("train", TRAIN // 2), ("train", TRAIN - TRAIN // 2), ("dev", 6)]
         make_shards(self.scratch / "shards", self.scratch, recipe, plan)
-        self.wanted *= 2  # counted twice, by who and by when
 
     def _start(self, run: Path) -> subprocess.Popen[bytes]:
         arguments = [
@@ -195,8 +191,9 @@ class Campaign:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.chance.choice(pids), signal.SIGKILL)
         self.half_written += when == "saving" and bool(half_written(run))
-        self.kills[who] += 1
-        self.kills[when] += 1
+        self.kills += 1
+        self.who[who] += 1
+        self.when[when] += 1
         self._must_end(process, who)
         return True
 

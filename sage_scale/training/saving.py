@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from sage_scale.errors import CheckpointError, StorageError
+from sage_scale.errors import StorageError
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint import Checkpoints, Progress, folder_of, progress_values
 from sage_scale.training.distributed import Ranks
@@ -118,7 +118,7 @@ class Saver:
         failed = [f"rank {rank}: {line}" for rank, line in enumerate(lines) if line is not None]
         if failed:
             flight.abandoned.set()
-            raise CheckpointError(
+            raise StorageError(
                 f"the checkpoint of step {flight.step} could not be written ({failed[0]}); the one before is whole: "
                 "run the same command to go on from there"
             )
@@ -193,7 +193,7 @@ class _Flight:
         turn = 0
         while not self._patiently(lambda: self.checkpoints.store.exists(self._marker(rank))):
             if self.abandoned.wait(PAUSES_S[min(turn, 2)] / 4):
-                raise CheckpointError(f"rank {rank} could not write its part")
+                raise StorageError(f"rank {rank} could not write its part")
             turn += 1
         return json.loads(self._patiently(lambda: self.checkpoints.store.get(self._marker(rank))))
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy_stage import Toy
 
 from sage_scale.config import Stage
-from sage_scale.errors import CheckpointError
+from sage_scale.errors import CheckpointError, StorageError
 from sage_scale.storage import Unavailable
 from sage_scale.storage.folder import FolderStore
 from sage_scale.training import distributed, saving
@@ -138,7 +138,7 @@ def test_training_goes_on_while_the_state_of_the_save_is_written(ranks, tmp_path
 
 
 def test_a_save_killed_at_any_moment_harms_nothing_and_is_swept(ranks, tmp_path):
-    """After each write or deletion of a save: the older or the new checkpoint is resumed, whole, and the next sweeps."""
+    """After each write or deletion of a save: the old or the new checkpoint is resumed, whole; the next save sweeps."""
     killed = 0
     for calls in range(100):
         folder = tmp_path / str(calls)
@@ -215,7 +215,7 @@ def test_storage_that_stays_away_ends_the_next_save_with_one_line(ranks, tmp_pat
     assert saver.news() != []
     train(engine, progress, 1)
     assert saver.news() == []
-    with pytest.raises(CheckpointError, match=r"step 2 could not be written \(rank 0: the store is away"):
+    with pytest.raises(StorageError, match=r"step 2 could not be written \(rank 0: the store is away"):
         saver.save(engine, progress)
     assert checkpoints.steps() == [1] and checkpoints.damage(1) is None
 
