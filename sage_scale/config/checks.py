@@ -67,3 +67,11 @@ def check(recipe: Recipe) -> None:
     need(recipe.pretrain.micro_batch == 0 or m.batchnorm != "sync", "pretrain.micro_batch passes clips through the "
          "encoder in chunks, and model.batchnorm=sync needs all of them at once: set model.batchnorm=group (the "
          "statistics of a chunk) or frozen, or pretrain.micro_batch=0")  # fmt: skip
+    for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        trained = name == "pretrain" or stage.freeze == "none"
+        need(stage.chunk_frames >= 0, f"{name}.chunk_frames={stage.chunk_frames} must not be negative")
+        need(not (stage.chunk_frames and trained and m.batchnorm == "sync"), f"{name}.chunk_frames passes frames "
+             "through the frame encoder in chunks, and model.batchnorm=sync needs all of them at once: set "
+             f"model.batchnorm=frozen or group (the statistics of a chunk), or {name}.chunk_frames=0")  # fmt: skip
+        need(not (stage.compile and stage.zero_stage == 3), f"{name}.compile does not go with {name}.zero_stage=3, "
+             "which gathers weights while a pass runs: set one or the other")  # fmt: skip

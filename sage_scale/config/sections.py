@@ -277,6 +277,11 @@ class Stage:
     micro_batch: int = 0
     """Most clips a rank passes forward at once; 0 means its whole part. Stage 1: chunks of the embedding cache, which
     leave the negatives as they are and want model.batchnorm group or frozen; stage 2: gradient accumulation."""
+    chunk_frames: int = 0
+    """Frames that pass the frame encoder at once, 0 for all; chunks are computed again in the backward pass, so that
+    memory does not grow with the clips. Wants model.batchnorm frozen, or group (a group is then a chunk)."""
+    compile: bool = False
+    """torch.compile the frame encoder: faster on a GPU, minutes to begin with; best with chunk_frames, one shape."""
     epochs: float = 80.0
     """Passes over the training clips; `max_steps` may end earlier."""
     max_steps: int = 0

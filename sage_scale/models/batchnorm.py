@@ -4,8 +4,9 @@ Rows are packed, so padding reaches no statistic; torch's SyncBatchNorm refuses 
 (`model.batchnorm`): `sync`, statistics of the rows of all ranks, with exact gradients; `group`, of this process's
 rows alone; `frozen`, the running ones, also in training. Running statistics are those of all ranks' rows in every mode.
 
-A step that passes its clips in chunks, twice (the embedding cache), opens `statistics_of_chunks` around the first pass
-and `statistics_kept` around the second: a group is then a chunk, and running statistics move once a step.
+A step that passes its clips or frames in chunks, twice (the embedding cache; `chunked.py`), opens
+`statistics_of_chunks` around the first pass and `statistics_kept` around the second: a group is then a chunk, and
+running statistics move once a step. Both may lie inside of either, which then decides.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _blocks(x: Tensor, values: int = 1 << 17) -> Iterator[slice]:
 def statistics_of_chunks(module: nn.Module) -> Iterator[None]:
     """Within it, each training pass is a group of its own; at its end running statistics move, once, by the rows of
     all passes and ranks. A collective at the end, unless every BatchNorm of the module is frozen."""
-    norms = _moving(module)
+    norms = [norm for norm in _moving(module) if norm._chunks is None and not norm._kept]
     for norm in norms:
         norm._chunks = []
     try:
@@ -139,7 +140,7 @@ def statistics_of_chunks(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Within it, each training pass is a group of its own and running statistics stay."""
-    norms = _moving(module)
+    norms = [norm for norm in _moving(module) if not norm._kept]
     for norm in norms:
         norm._kept = True
     try:

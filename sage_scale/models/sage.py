@@ -36,7 +36,7 @@ class SageAligner(nn.Module):
         """`language_model` gives the width and, for `context_init=language_model`, the context encoder's start."""
         super().__init__()
         self.clcl = recipe.clcl
-        self.visual = VisualEncoder(recipe, recipe.pretrain.augment)
+        self.visual = VisualEncoder(recipe, recipe.pretrain)
         if self.visual.backbone is not None and recipe.model.backbone.weights:
             load_backbone(self.visual.backbone, recipe.model.backbone.weights)
         self.mapper = Mapper(recipe.model, language_model.config.d_model)
@@ -116,7 +116,7 @@ class SageTranslator(nn.Module):
 
     def __init__(self, recipe: Recipe, language_model: MBartForConditionalGeneration) -> None:
         super().__init__()
-        self.visual = VisualEncoder(recipe, recipe.finetune.augment)
+        self.visual = VisualEncoder(recipe, recipe.finetune)
         self.mapper = Mapper(recipe.model, language_model.config.d_model)
         self.language_model = language_model
         self._dropout = LanguageModelDropout.of(language_model)

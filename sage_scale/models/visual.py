@@ -6,11 +6,14 @@ repeated; BatchNorm, ReLU and the mean over the segment's frames follow. All of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from sage_scale.config import Augment, Recipe
+from sage_scale.config import Recipe, Stage
 from sage_scale.models.batchnorm import BatchNorm
+from sage_scale.models.chunked import in_chunks
 from sage_scale.models.resnet import FrameEncoder
 from sage_scale.vision.augment import augment, centre_crop, is_active
 from sage_scale.vision.packed import PackedVideo
@@ -19,12 +22,14 @@ from sage_scale.vision.packed import PackedVideo
 class VisualEncoder(nn.Module):
     """PackedVideo to tokens (N, token_dim)."""
 
-    def __init__(self, recipe: Recipe, settings: Augment | None = None) -> None:
-        """`settings` is the augmentation of the stage that is trained; none by default."""
+    def __init__(self, recipe: Recipe, stage: Stage | None = None) -> None:
+        """`stage` is the one that is trained: its augmentation, chunks and compilation; none by default."""
         super().__init__()
+        stage = stage or Stage()
+        self.settings, self.chunk_frames, self._compile = stage.augment, stage.chunk_frames, stage.compile
+        self._compiled: Callable[..., Tensor] | None = None
         model = recipe.model
         self.crop = recipe.vision.crop
-        self.settings = settings or Augment()
         self.backbone: FrameEncoder | None = None
         width = model.feature_dim
         if recipe.vision.kind == "frames":
@@ -51,15 +56,42 @@ class VisualEncoder(nn.Module):
             raise ValueError("the recipe has vision.kind=features, but the video holds frames")
         wanted = self.training if augmented is None else augmented
         active = wanted and video.draws_B is not None and is_active(self.settings)
-        frames_FCHW = video.frames_FCHW if active else centre_crop(video.frames_FCHW, self.crop)
+        clip_F = video.frame_clip_F()
+
+        def some(rows: slice) -> Tensor:
+            x_FCHW = self._pixels(video, rows, clip_F[rows], active)
+            return self._through_backbone(x_FCHW, centred=video.background_BCHW is not None)
+
+        frames = len(video.frames_FCHW)
+        if not self.chunk_frames:
+            return some(slice(0, frames))
+        return in_chunks(self.backbone, some, frames, self.chunk_frames)
+
+    def _pixels(self, video: PackedVideo, rows: slice, clip_F: Tensor, active: bool) -> Tensor:
+        """Float frames (F, 3, crop, crop) of these rows, the background taken off and augmented."""
+        assert video.frames_FCHW is not None
+        frames_FCHW = video.frames_FCHW[rows]
+        frames_FCHW = frames_FCHW if active else centre_crop(frames_FCHW, self.crop)
         x_FCHW = frames_FCHW.to(self.norm.weight.dtype, memory_format=torch.channels_last)
         if video.background_BCHW is not None:
             background = video.background_BCHW if active else centre_crop(video.background_BCHW, self.crop)
-            x_FCHW.sub_(background[video.frame_clip_F()])
+            x_FCHW.sub_(background[clip_F])
         if active:
             assert video.draws_B is not None
-            x_FCHW = augment(x_FCHW, video.frame_clip_F(), video.draws_B, self.settings, self.crop)
-        return self.backbone(x_FCHW, centred=video.background_BCHW is not None)
+            x_FCHW = augment(x_FCHW, clip_F, video.draws_B, self.settings, self.crop)
+        return x_FCHW
+
+    def _through_backbone(self, x_FCHW: Tensor, centred: bool) -> Tensor:
+        assert self.backbone is not None
+        if not self._compile or not len(x_FCHW):
+            return self.backbone(x_FCHW, centred=centred)
+        if self._compiled is None:
+            self._compiled = torch.compile(self.backbone.forward, dynamic=not self.chunk_frames)
+        frames, short = len(x_FCHW), self.chunk_frames - len(x_FCHW)
+        statistics = self.training and self.norm.mode != "frozen"
+        if short > 0 and not statistics:  # one shape, one compilation; no frame is seen by another
+            x_FCHW = torch.cat([x_FCHW, x_FCHW.new_zeros(short, *x_FCHW.shape[1:])])
+        return self._compiled(x_FCHW, centred=centred)[:frames]
 
 
 class TemporalConv(nn.Conv1d):

@@ -10,7 +10,7 @@ from small_models import CLIPS, features_recipe, moved_norms, recipe, small_mbar
 from torch import nn
 from transformers import MBartForConditionalGeneration
 
-from sage_scale.config import Augment
+from sage_scale.config import Augment, Stage
 from sage_scale.models.context import ContextEncoder
 from sage_scale.models.mapper import Mapper
 from sage_scale.models.visual import TemporalConv, VisualEncoder
@@ -92,7 +92,7 @@ def test_training_draws_follow_the_clip_in_any_batch():
     torch.manual_seed(0)
     made = recipe(batchnorm="frozen", dropout=0.4)
     settings = Augment(rotation=20, translate=0.1, scale=0.1, brightness=0.3, contrast=0.3, saturation=0.3)
-    encoder = moved_norms(VisualEncoder(made, settings)).double()
+    encoder = moved_norms(VisualEncoder(made, Stage(augment=settings))).double()
     together = encoder(video(background=True)).split([len(clip) for clip in CLIPS])
     for order in ([1], [2, 0]):
         found = encoder(video(order, background=True)).split([len(CLIPS[clip]) for clip in order])
