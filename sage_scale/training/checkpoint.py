@@ -67,6 +67,8 @@ class Progress:
     """pretrain or finetune."""
     recipe: str = ""
     """Fingerprint of the recipe."""
+    engine: dict[str, float] = field(default_factory=dict)
+    """What the engine carries besides tensors: a loss scale (see Engine.carried)."""
     bad_steps: int = 0
     """Steps that the guard left out."""
     recent_losses: list[float] = field(default_factory=list)
@@ -235,6 +237,7 @@ class Checkpoints:
         for name, expected in sorted(state["files"].items()):
             for key, value in load_safetensors(self.read_file(step, name, expected)).items():
                 restore.put(key, value)
+        engine.carry(progress.engine)
         return progress
 
     def tensors(self, step: int) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from sage_scale.training.distributed import Ranks
 from sage_scale.training.optimizer import make_optimizer, parameter_groups, rate, state_names
 
 PREFIX = "model."
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""The state of DeepSpeed's DynamicLossScaler."""
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -171,6 +173,20 @@ class Engine:
         if self.stage.zero_stage == 0:
             return self._norm
         return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def carried(self) -> dict[str, float]:
+        """What a checkpoint keeps of the engine besides tensors: the scale of a loss, where it is found by trial."""
+        scaler = getattr(self._optimizer, "loss_scaler", None)
+        if not getattr(scaler, "dynamic", False):
+            return {}
+        return {name: float(getattr(scaler, name)) for name in _SCALER if hasattr(scaler, name)}
+
+    def carry(self, values: dict[str, float]) -> None:
+        """Take over what `carried` gave, where this engine has use for it."""
+        if self.carried():
+            scaler = self._optimizer.loss_scaler
+            for name, value in values.items():
+                setattr(scaler, name, type(getattr(scaler, name))(value))
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Trainable parameters by the model's own names, in a fixed order."""

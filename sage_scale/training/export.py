@@ -1,7 +1,8 @@
 """What leaves training for the world: a folder that a stranger opens.
 
 model/recipe.yaml            the whole recipe
-model/language_model/        a Hugging Face folder (safetensors, config, tokenizer): `from_pretrained` opens it
+model/language_model/        a Hugging Face folder (safetensors, config, tokenizer): `from_pretrained` opens it; of a
+                             trimmed vocabulary, `vocabulary.json` gives the original id of each row (`kept_ids`)
 model/visual.safetensors     visual encoder and mapper, float32, by name (`visual.*`, `mapper.*`)
 """
 
@@ -20,6 +21,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.models.language import load_language_model
 from sage_scale.models.sage import SageTranslator
 
+VOCABULARY = "vocabulary.json"
 VISUAL = ("visual.", "mapper.", "context.")
 
 
@@ -50,14 +52,21 @@ def load_visual_file(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def save_translator(model: SageTranslator, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
-    """Write the export folder; it replaces an older one only when it is whole."""
+def save_translator(
+    model: SageTranslator, tokenizer: Any, recipe: Recipe, folder: Path, language_folder: Path | None = None
+) -> None:
+    """Write the export folder; it replaces an older one only when it is whole.
+
+    `language_folder` is where the language model came from; its vocabulary map goes along.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_visual(model, partial / "visual.safetensors")
     model.language_model.save_pretrained(partial / "language_model")
     tokenizer.save_pretrained(partial / "language_model")
+    if language_folder is not None and (language_folder / VOCABULARY).is_file():
+        shutil.copyfile(language_folder / VOCABULARY, partial / "language_model" / VOCABULARY)
     (partial / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)

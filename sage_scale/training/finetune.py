@@ -107,7 +107,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
     progress = loop.train(compute, evaluate)
     with engine.evaluating() as whole:
         if ranks.first:
-            export.save_translator(whole, tokenizer, recipe, folder / "model")
+            export.save_translator(whole, tokenizer, recipe, folder / "model", Path(language_folder))
     if ranks.first:
         record_timing(folder, "finetune", progress.seconds, memory_mb(ranks.device))
     distributed.barrier()

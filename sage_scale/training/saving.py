@@ -81,7 +81,8 @@ class Saver:
         started = time.monotonic()
         token = distributed.from_first(secrets.token_hex(4), self._group)
         tensors = take(engine, self._copies)
-        flight = _Flight(self, token, tensors, progress_values(progress), shapes(engine))
+        values = {**progress_values(progress), "engine": engine.carried()}
+        flight = _Flight(self, token, tensors, values, shapes(engine))
         flight.blocked_s = time.monotonic() - started
         self._flight = flight
         flight.thread.start()

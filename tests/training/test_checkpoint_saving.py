@@ -278,3 +278,31 @@ def test_checkpoints_in_object_storage_are_the_same(ranks, tmp_path, s3):
         assert {entry.name for entry in checkpoints.store.list()} == named(checkpoints)
         states.append(checkpoints.tensors(4))
     assert same(*states)
+
+
+def test_a_loss_scale_that_was_found_is_kept(ranks, tmp_path):
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    def scaling(engine: Engine) -> DynamicLossScaler:
+        engine._optimizer.loss_scaler = DynamicLossScaler(
+            init_scale=2**16, scale_window=2, min_scale=1, delayed_shift=1, consecutive_hysteresis=False,
+            raise_error_at_min_scale=True, dtype=torch.half,
+        )  # fmt: skip
+        return engine._optimizer.loss_scaler
+
+    engine, checkpoints, _, saver = make(ranks, tmp_path)
+    scaler = scaling(engine)
+    for overflow in (True, True, False, True, False):
+        scaler.update_scale(overflow)
+    saver.save(engine, Progress(step=1))
+    saver.finish()
+    engine, checkpoints, _, saver = make(ranks, tmp_path)
+    resumed = scaling(engine)
+    checkpoints.load(engine, 1)
+    scales = []
+    for both in (scaler, resumed):
+        scales.append([both.cur_scale])
+        for overflow in (False, False, True, False, False, False):
+            both.update_scale(overflow)
+            scales[-1].append(both.cur_scale)
+    assert scales[0] == scales[1] and scales[0][0] < 2**16

@@ -82,6 +82,24 @@ def test_export_opens_and_translates_as_the_trained_model(world, tmp_path):
         )
 
 
+def test_export_of_a_trimmed_vocabulary_says_which_rows_it_kept(tmp_path):
+    language = make_language_folder(tmp_path / "language")
+    recipe = tiny_recipe(
+        "features", f"model.language_model={language}", "text.trim_vocabulary=true", "finetune.init=none",
+        "finetune.max_steps=1",
+    )  # fmt: skip
+    data = make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 3), ("dev", 2)])
+    finetune.run(recipe, tmp_path / "run", data)
+    folder = tmp_path / "run" / "model" / "language_model"
+    from transformers import AutoTokenizer, MBartForConditionalGeneration
+
+    kept = json.loads((folder / "vocabulary.json").read_text())["kept_ids"]
+    before, after = (AutoTokenizer.from_pretrained(place) for place in (language, folder))
+    assert len(kept) == len(after) < len(before)
+    assert MBartForConditionalGeneration.from_pretrained(folder).config.vocab_size == len(kept)
+    assert [after.convert_ids_to_tokens(i) for i in range(len(kept))] == before.convert_ids_to_tokens(kept)
+
+
 def test_frozen_backbone_is_untouched_byte_for_byte(tmp_path):
     language = make_language_folder(tmp_path / "language")
     recipe = tiny_recipe(
