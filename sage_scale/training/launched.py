@@ -24,6 +24,9 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser(stage).parse_intermixed_args(arguments)
     stand_guard(stage)
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # read when torch is imported; c10d warns of host names
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         watchdog.limits(run=options.run, **dataclasses.asdict(recipe.watch))

@@ -1,0 +1,200 @@
+"""Training on two hosts (namespaces) under DeepSpeed's launcher: what is cut, dead or away ends the run, explained.
+
+The times waited are what the recipe states (`watch`), with room for a busy machine; docs/results/watchdog.md has those
+seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from tiny_world import make_language_folder, make_shards, tiny_recipe
+from two_hosts import Switch, hosts, why_not
+
+from sage_scale.config import to_yaml
+
+TESTS = Path(__file__).resolve().parents[1]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "possible"),
+]
+LAUNCH = TESTS.parent / "launch" / "pretrain.py"
+CONTACT_S = 4
+STEPS = 100_000
+"""More than any test lets it make."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hosts")
+    language = make_language_folder(root / "language")
+    recipe = tiny_recipe("features", f"model.language_model={language}", f"watch.contact_timeout_s={CONTACT_S}",
+                         f"pretrain.max_steps={STEPS}")  # fmt: skip
+    (root / "tiny.yaml").write_text(to_yaml(recipe))
+    make_shards(root / "shards", root, recipe, [("train", 20), ("dev", 6)])
+    (root / "hostfile").write_text("host-a slots=1\nhost-b slots=1\n")
+    return root
+
+
+class Run:
+    """A stage on host-a and host-b, a rank on each."""
+
+    def __init__(self, switch: Switch, root: Path, name: str, only: str = "", broken: str = "", **more: str):
+        self.folder, self.name = root / name, name
+        self.outputs = {host: root / f"{name}-{host}.txt" for host in ("host-a", "host-b")}
+        self.processes: dict[str, subprocess.Popen] = {}
+        overrides = more.pop("overrides", "").split()
+        for number, host in enumerate(self.outputs):
+            if only and host != only:
+                continue
+            environment = {
+                "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "eth0", "DS_LOG_LEVEL": "error",
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore", **more,
+                "PYTHONPATH": os.pathsep.join([broken if host == "host-b" else "", str(TESTS.parent)]).strip(":"),
+            }  # fmt: skip
+            command = [Path(sys.executable).with_name("deepspeed"), "--log_level", "critical", "--hostfile",
+                       root / "hostfile", "--no_ssh", "--node_rank", number, "--master_addr",
+                       switch.addresses["host-a"], "--master_port", 29500, LAUNCH, "--run", self.folder, "--data",
+                       root / "shards", "--recipe", root / "tiny.yaml", *overrides]  # fmt: skip
+            self.processes[host] = switch.start(host, command, environment, self.outputs[host])
+
+    def step(self) -> int:
+        """The last step logged."""
+        path = self.folder / "pretrain" / "log.jsonl"
+        rows = path.read_text().splitlines() if path.is_file() else []
+        steps = [0]
+        for row in rows:
+            if row.endswith("}"):
+                event = json.loads(row)
+                steps += [event["step"]] if event["event"] == "step" else []
+        return max(steps)
+
+    def wait_for_step(self, step: int, within: float = 200) -> None:
+        end = time.monotonic() + within
+        while self.step() < step:
+            assert time.monotonic() < end and all(p.poll() is None for p in self.processes.values()), (
+                self.said()
+            )
+            time.sleep(0.1)
+
+    def end(self, within: float) -> dict[str, float]:
+        """Seconds until each host's launcher ended, by host; fails where one runs on."""
+        started, seconds = time.monotonic(), {}
+        while len(seconds) < len(self.processes):
+            for host, process in self.processes.items():
+                if host not in seconds and process.poll() is not None:
+                    seconds[host] = time.monotonic() - started
+                    assert process.returncode not in (0, None), self.said()
+            if time.monotonic() - started > within:
+                self.kill()
+                pytest.fail(f"after {within} s only {list(seconds)} ended:\n{self.said()}")
+            time.sleep(0.05)
+        print(f"{self.name}: ended after " + ", ".join(f"{host} {s:.1f} s" for host, s in seconds.items()))
+        print(self.said())
+        return seconds
+
+    def lines(self, host: str) -> list[str]:
+        """What the watchdog said on a host's terminal."""
+        return [
+            line for line in self.outputs[host].read_text().splitlines() if line.startswith("sage-scale ")
+        ]
+
+    def said(self) -> str:
+        return "\n".join(
+            f"[{host}]\n{path.read_text()[-3000:]}" for host, path in self.outputs.items() if path.exists()
+        )
+
+    def kill(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def switch():
+    with hosts("host-a", "host-b", "host-s3") as made:
+        yield made
+
+
+def test_a_cut_link_ends_both_hosts_which_name_each_other(world, switch):
+    run = Run(switch, world, "cut")
+    try:
+        run.wait_for_step(2)
+        switch.pull("host-b")
+        run.end(within=CONTACT_S + 30)
+    finally:
+        run.kill()
+    there, here = run.lines("host-a"), run.lines("host-b")
+    assert len(there) == 1 and "rank 1 on host-b has been silent" in there[0] and "in step " in there[0], (
+        there
+    )
+    assert (
+        len(here) == 1 and "rank 0 on host-a has been silent to host-b" in here[0] and "in step " in here[0]
+    ), here
+    assert "Traceback" not in run.said()
+
+
+def test_a_rank_that_fails_before_the_group_forms_ends_the_other_host(world, switch, tmp_path):
+    (tmp_path / "transformers.py").write_text("raise ImportError('transformers is of another Python')\n")
+    run = Run(switch, world, "import", broken=str(tmp_path))
+    try:
+        run.end(within=60)
+    finally:
+        run.kill()
+    lines = run.lines("host-a")
+    assert (
+        len(lines) == 1
+        and "rank 1 on host-b failed: ImportError: transformers is of another Python" in lines[0]
+    ), lines
+    assert run.lines("host-b") == []
+
+
+def test_a_host_that_never_starts_is_named(world, switch):
+    run = Run(switch, world, "absent", only="host-a", overrides="watch.start_timeout_s=6")
+    try:
+        run.end(within=60)
+    finally:
+        run.kill()
+    lines = run.lines("host-a")
+    assert (
+        len(lines) == 1 and "rank 1 of 2 did not start within 6 s (there are rank 0 on host-a)" in lines[0]
+    ), lines
+
+
+def test_s3_away_during_a_save_is_told_at_once_and_ends_the_run_in_the_stated_time(world, switch, tmp_path):
+    give_up_s = 8
+    server = [sys.executable, "-c", "from moto.server import main; main(['-H', '0.0.0.0', '-p', '5000'])"]
+    s3 = switch.start("host-s3", server, {}, tmp_path / "moto.txt")
+    endpoint = f"http://{switch.addresses['host-s3']}:5000"
+    keys = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    make = (
+        "import boto3, botocore.config\n"
+        "patient = botocore.config.Config(retries={'max_attempts': 10})\n"
+        "boto3.client('s3', config=patient).create_bucket(Bucket='bucket')\n"
+    )
+    made = switch.start("host-a", [sys.executable, "-c", make], keys, tmp_path / "bucket.txt")
+    assert made.wait(60) == 0, (tmp_path / "bucket.txt").read_text()
+    settings = (
+        f"pretrain.checkpoints=s3://bucket/runs pretrain.save_every=3 stream.give_up_after_s={give_up_s}"
+    )
+    run = Run(switch, world, "away", overrides=settings, **keys)
+    try:
+        run.wait_for_step(4)  # a checkpoint is there, and more are under way
+        switch.pull("host-s3")
+        run.end(within=give_up_s + 90)
+    finally:
+        run.kill()
+        s3.kill()
+    lines = run.lines("host-a")
+    assert len(lines) == 1 and "s3://bucket/runs/away/pretrain" in lines[0], run.said()
