@@ -194,6 +194,11 @@ class Campaign:
         self.kills += 1
         self.who[who] += 1
         self.when[when] += 1
+        print(
+            f"kill {self.kills} of {self.wanted}: {who} while {when}, step {before}",
+            file=sys.stderr,
+            flush=True,
+        )
         self._must_end(process, who)
         return True
 

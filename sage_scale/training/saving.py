@@ -97,6 +97,7 @@ class Saver:
         flight.awaited.set()
         flight.part_done.wait()
         self._agree(flight, flight.part_error)
+        flight.parts_written.set()
         flight.thread.join()
         self._agree(flight, flight.error)
         self._saved.append(flight.saved())
@@ -146,6 +147,7 @@ class _Flight:
         self.awaited = threading.Event()
         self.abandoned = threading.Event()
         self.part_done = threading.Event()
+        self.parts_written = threading.Event()
         self.part_error: BaseException | None = None
         self.error: BaseException | None = None
         self.in_trouble = False
@@ -191,8 +193,15 @@ class _Flight:
 
     def _part_of(self, rank: int) -> dict[str, Any]:
         """What rank's marker says, as soon as it is there. Who dies meanwhile ends the job, and this thread with it."""
-        turn = 0
+        turn, hidden_since = 0, 0.0
         while not self._patiently(lambda: self.checkpoints.store.exists(self._marker(rank))):
+            if self.parts_written.is_set():  # it says so itself; a network's file system may be late
+                hidden_since = hidden_since or time.monotonic()
+                if time.monotonic() - hidden_since > self.saver.patience_s:
+                    raise StorageError(
+                        f"what rank {rank} wrote to {self.checkpoints.store.url} is not seen here: the hosts share no "
+                        "such folder; set the stage's key checkpoints to a shared one or to s3://bucket/prefix"
+                    )
             if self.abandoned.wait(PAUSES_S[min(turn, 2)] / 4):
                 raise StorageError(f"rank {rank} could not write its part")
             turn += 1

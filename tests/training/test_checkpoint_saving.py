@@ -11,6 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from launching import run_ranks
 from toy_stage import Toy
 
 from sage_scale.config import Stage
@@ -306,3 +307,10 @@ def test_a_loss_scale_that_was_found_is_kept(ranks, tmp_path):
             both.update_scale(overflow)
             scales[-1].append(both.cur_scale)
     assert scales[0] == scales[1] and scales[0][0] < 2**16
+
+
+@pytest.mark.system
+def test_hosts_that_share_no_folder_are_told_so(tmp_path):
+    for output in run_ranks(Path(__file__).with_name("unshared_folders.py"), 2, [tmp_path]):
+        assert "step 1 could not be written (rank 0: what rank 1 wrote to" in output
+        assert "the hosts share no such folder" in output

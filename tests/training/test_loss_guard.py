@@ -22,7 +22,7 @@ from toy_stage import Toy
 from sage_scale.config import Stage
 from sage_scale.errors import SageError
 from sage_scale.training import distributed, export, pretrain
-from sage_scale.training.checkpoint import Progress
+from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
 from sage_scale.training.guard import FEWEST, LossGuard, judge_loss
 
@@ -148,6 +148,28 @@ def test_a_run_survives_a_clip_that_gives_no_numbers(world, tmp_path, action):
     assert {row["action"] for row in bad} <= {action, "skip"} and bad[-1]["action"] == action
     for name, value in export.load_visual_file(tmp_path / pretrain.STAGE1).items():
         assert torch.isfinite(value).all(), name
+
+
+def test_rolling_back_gives_the_weights_of_the_last_checkpoint(world, tmp_path):
+    """A run that ends with its bad step ends in the weights, Adam's tensors and statistics of the save before."""
+    bad = [
+        row["step"]
+        for row in train(world, tmp_path / "skip", "pretrain.on_bad_loss=skip")
+        if row["event"] == "bad_step"
+    ]
+    last = bad[1]
+    rows = train(
+        world, tmp_path / "back", "pretrain.on_bad_loss=roll_back", f"pretrain.max_steps={last}",
+        "pretrain.optimizer=adamw",
+    )  # fmt: skip
+    assert [row["action"] for row in rows if row["event"] == "bad_step"][-1] == "roll_back"
+    saves = {row["step"] for row in rows if row["event"] == "save"}
+    before = max(step for step in saves if step < last)
+    checkpoints = Checkpoints(tmp_path / "back" / "pretrain" / "checkpoints")
+    one, other = checkpoints.tensors(before), checkpoints.tensors(last)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    progress = [checkpoints.state(step)["progress"] for step in (before, last)]
+    assert progress[0]["updates"] == progress[1]["updates"] < progress[1]["step"] == last
 
 
 def test_too_many_bad_steps_end_the_run_and_so_does_the_default(world, tmp_path):
