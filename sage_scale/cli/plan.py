@@ -1,16 +1,23 @@
-"""`sage-scale plan`: memory and arithmetic of stage 1, and its largest batch, before anything is started.
+"""`sage-scale plan`: memory and arithmetic of both stages, and stage 1's largest batch, before anything is started.
 
 sage-scale plan sage-phoenix14t --gpu h200 --ranks 8
+sage-scale plan sage-phoenix14t --gpu rtx3090 model.batchnorm=frozen pretrain.chunk_frames=128 finetune.chunk_frames=128
 sage-scale plan sage-phoenix14t --memory-gb 24 --tokens 16 --words 12 vision.kind=features
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sage_scale.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sage_scale.config import Recipe
+    from sage_scale.planning import Stage1, Stage2
 
 
 def plan(
@@ -19,7 +26,7 @@ def plan(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
     ] = None,
     gpu: Annotated[
-        str, typer.Option(help="Device: h200, h100, a100, a100-40, l40s, rtx4090, b200.")
+        str, typer.Option(help="Device: h200, h100, a100, a100-40, l40s, rtx4090, rtx3090, b200.")
     ] = "h200",
     memory_gb: Annotated[float, typer.Option(help="Memory of the device, 10^9 bytes; 0: the GPU's.")] = 0,
     ranks: Annotated[int, typer.Option(min=1, help="Devices.")] = 1,
@@ -34,14 +41,17 @@ def plan(
     ] = 0,
     tokens: Annotated[float, typer.Option(min=1, help="Visual tokens of a mean clip.")] = 16,
     words: Annotated[float, typer.Option(min=1, help="Text tokens of a mean clip.")] = 12,
+    vocabulary: Annotated[
+        int, typer.Option(min=0, help="Subwords that trimming leaves; 0: the language model's own.")
+    ] = 0,
     share: Annotated[float, typer.Option(help="Share of the device's matrix rate that is reached.")] = 0.4,
 ) -> None:
-    """Memory and operations of stage 1: loss naive, tiled and ring; encoder direct and cached; the largest batch."""
+    """Memory of both stages by part at the recipe's batch; stage 1 at others, and the largest that fits."""
     from rich.console import Console
     from rich.table import Table
 
     from sage_scale.config import load_recipe
-    from sage_scale.planning import GPUS, ClipSize, Gpu, LossSize, Stage1, loss_bytes
+    from sage_scale.planning import GPUS, ClipSize, Gpu, LossSize, Stage1, Stage2, loss_bytes
     from sage_scale.planning.loss import WAYS
 
     if gpu not in GPUS:
@@ -59,7 +69,9 @@ def plan(
         f"encoder in {'bfloat16' if bf16 else 'float32'}\n"
         f"a clip: {clip.frames:.0f} stored frames, {tokens:g} visual and {words:g} text tokens of width {width}\n"
     )
-    table = Table(title="one rank, GB", title_justify="left")
+    second = Stage2(chosen, clip, ranks, chosen.finetune.precision != "fp32", vocabulary)
+    console.print(_by_part(chosen, stage, second))
+    table = Table(title="stage 1 on one rank, GB", title_justify="left")
     for name in ("batch", "loss naive", "tiled", "ring", "weights", "direct step", f"cached by {micro}",
                  "host", "PFLOP encoder", "loss", "seconds a step"):  # fmt: skip
         table.add_column(name, justify="right")
@@ -84,6 +96,34 @@ def plan(
         f"seconds: the cached step at {100 * share:g}% of {device.bf16_tflops:g} TFLOP/s, without loading and "
         "traffic; host: the rank's clips before decoding is repeated"
     )
+
+
+def _by_part(recipe: Recipe, stage1: Stage1, stage2: Stage2) -> Table:
+    """Memory of a step of each stage at the recipe's own batch."""
+    from rich.table import Table
+
+    first = stage1.plan(recipe.pretrain.batch_size, micro_batch=recipe.pretrain.micro_batch)
+    second = stage2.plan(recipe.finetune.batch_size)
+    table = Table(title="the recipe's own steps, one rank, GB by part", title_justify="left")
+    table.add_column("part")
+    table.add_column(f"stage 1, batch {first.batch}", justify="right")
+    table.add_column(f"stage 2, batch {second.batch}", justify="right")
+    for name, part in (
+        ("weights, float32", "weights"),
+        ("gradients", "gradients"),
+        ("optimizer states", "states"),
+        ("own part of the weights (ZeRO-1, 2)", "flat"),
+        ("frozen weights", "frozen"),
+        ("bfloat16 copies of a step", "rounded"),
+    ):
+        table.add_row(name, _gb(getattr(first.memory, part)), _gb(getattr(second.weights, part)))
+    table.add_row("frame encoder to tokens", _gb(first.encoder_bytes), _gb(second.visual_bytes))
+    table.add_row("language model's layers", "", _gb(second.language_bytes))
+    table.add_row("tokens of all clips", _gb(first.tokens_bytes), "")
+    table.add_row("loss", _gb(first.loss_bytes), _gb(second.logits_bytes))
+    table.add_section()
+    table.add_row("peak", _gb(first.device_bytes), _gb(second.device_bytes))
+    return table
 
 
 def _gb(size: float) -> str:

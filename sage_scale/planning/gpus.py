@@ -16,6 +16,7 @@ class Gpu:
 
 
 GPUS: dict[str, Gpu] = {
+    "rtx3090": Gpu(24, 71),
     "rtx4090": Gpu(24, 165),
     "l40s": Gpu(48, 362),
     "a100-40": Gpu(40, 312),

@@ -9,6 +9,7 @@ from sage_scale.config import Recipe
 from sage_scale.models.describe import describe, language_model_config
 from sage_scale.planning.encoder import ClipSize, clip_cost
 from sage_scale.planning.loss import LossSize, Way, loss_bytes, loss_operations
+from sage_scale.planning.weights import WeightsMemory, weights_bytes
 
 RESERVED = 0.08
 """Share of a GPU's memory that is not ours: context, libraries, fragments."""
@@ -19,7 +20,7 @@ class StagePlan:
     """One step of stage 1 on one rank; bytes and operations."""
 
     batch: int
-    weights_bytes: float
+    memory: WeightsMemory
     """Weights, gradients and optimizer states, as ZeRO spreads them."""
     encoder_bytes: float
     """Activations of the clips that are in the encoder at once."""
@@ -34,6 +35,11 @@ class StagePlan:
     """Both levels."""
     cached: bool
     """Whether clips pass in chunks, twice."""
+
+    @property
+    def weights_bytes(self) -> float:
+        """Weights, gradients and optimizer states together."""
+        return self.memory.total
 
     @property
     def device_bytes(self) -> float:
@@ -56,12 +62,15 @@ class Stage1:
         self.cost = clip_cost(recipe, clip, bf16)
         self.width = language_model_config(recipe).d_model
         self.levels = 2 if recipe.model.context_layers and recipe.clcl.beta < 1 else 1
-        self._zero, self._bf16 = recipe.pretrain.zero_stage, bf16
-        self._states = 2 if recipe.pretrain.optimizer == "adamw" else int(recipe.pretrain.momentum > 0)
+        self._chunk_frames = recipe.pretrain.chunk_frames
         parts = describe(recipe)
-        self._trained = sum(part.stage1 for part in parts)
         # The frozen text side is about half of the language model, whole on every rank.
-        self._frozen = next(part.parameters for part in parts if part.name == "language model") / 2
+        frozen = next(part.parameters for part in parts if part.name == "language model") / 2
+        trained = sum(part.stage1 for part in parts)
+        self._memory = {
+            cached: weights_bytes(recipe.pretrain, trained, frozen, ranks, bf16, cached)
+            for cached in (False, True)
+        }
 
     def plan(self, batch: int, way: Way = "ring", micro_batch: int = 0) -> StagePlan:
         """A step at a global batch; `micro_batch` clips pass the encoder at once (0: direct, all of the rank's)."""
@@ -71,12 +80,12 @@ class Stage1:
         waiting = 4 * self.width * own * (self.clip.visual_tokens + self.clip.text_tokens)
         return StagePlan(
             batch=batch,
-            weights_bytes=self._weights(cached),
-            encoder_bytes=(micro_batch if cached else own) * self.cost.activation_bytes,
+            memory=self._memory[cached],
+            encoder_bytes=self.cost.held_bytes(micro_batch if cached else own, self._chunk_frames),
             tokens_bytes=own * self.cost.token_bytes,
             loss_bytes=loss_bytes(size, way) + (self.levels - 1) * waiting,
             host_bytes=own * self.cost.input_bytes,
-            encoder_operations=own * self.cost.operations * (4 if cached else 3),
+            encoder_operations=self.cost.step_operations(own, 2 if cached else 1, self._chunk_frames),
             loss_operations=self.levels * loss_operations(size, way),
             cached=cached,
         )
@@ -85,16 +94,6 @@ class Stage1:
         """The largest global batch whose step fits into a rank's memory, to within one clip; 0 where none does."""
         room = (1 - RESERVED) * memory_bytes
         return largest(lambda batch: self.plan(batch, way, micro_batch).device_bytes <= room)
-
-    def _weights(self, cached: bool) -> float:
-        ranks, zero, trained = self.ranks, self._zero, self._trained
-        weights = trained / (ranks if zero == 3 else 1)
-        # Before they are reduced once, gradients of a cached step are whole on every rank.
-        gradients = trained / (ranks if zero >= 2 and not cached else 1)
-        states = self._states * trained / (ranks if zero >= 1 else 1)
-        flat = trained / ranks if zero in (1, 2) else 0
-        rounded = 2 * trained if self._bf16 else 0
-        return 4 * (weights + gradients + states + flat + self._frozen) + rounded
 
 
 def largest(fits: Callable[[int], bool], limit: int = 1 << 30) -> int:

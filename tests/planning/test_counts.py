@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MBartConfig
+from transformers import MBartConfig, MBartForConditionalGeneration
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -21,9 +22,22 @@ from sage_scale.cli.main import app
 from sage_scale.config import Clcl
 from sage_scale.errors import UsageError
 from sage_scale.losses import clcl_loss, reference_similarity, sharded_clcl_loss, tiled_clcl_similarity
-from sage_scale.planning import ClipSize, LossSize, Stage1, clip_cost, encoder, loss_bytes, loss_operations
+from sage_scale.models.describe import Part
+from sage_scale.models.sage import SageTranslator
+from sage_scale.planning import (
+    ClipSize,
+    LossSize,
+    Stage1,
+    Stage2,
+    clip_cost,
+    encoder,
+    loss_bytes,
+    loss_operations,
+    stage2,
+)
 from sage_scale.planning.loss import WAYS
 from sage_scale.planning.stage1 import largest
+from sage_scale.vision.packed import PackedVideo
 
 TOLERANCE = 0.25
 """Of a formula against the measurement; temporaries of single operations are not in it."""
@@ -131,6 +145,60 @@ def test_memory_and_operations_of_the_encoder(kind, changes, monkeypatch):
         model.encode(batch.video)
     assert counter.get_total_flops() == pytest.approx(clips * cost.operations, rel=0.01)
     assert peak_bytes(step) == pytest.approx(clips * cost.activation_bytes, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("width", "feed", "layers", "vocabulary", "tokens", "words"),
+    [(128, 512, (4, 4), 400, 8, 6), (256, 512, (2, 6), 300, 16, 10), (128, 256, (1, 1), 6000, 6, 8)],
+)
+def test_memory_of_the_translator(width, feed, layers, vocabulary, tokens, words, bf16, monkeypatch):
+    """Stage 2 from features: language model, logits, and the visual side, forward and backward."""
+    config = MBartConfig(
+        vocab_size=vocabulary, d_model=width, encoder_layers=layers[0], decoder_layers=layers[1],
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=feed, decoder_ffn_dim=feed,
+        max_position_embeddings=64, dropout=0.1, attention_dropout=0.1, attn_implementation="sdpa",
+    )  # fmt: skip
+    monkeypatch.setattr(encoder, "language_model_config", lambda _: config)
+    monkeypatch.setattr(stage2, "language_model_config", lambda _: config)
+    monkeypatch.setattr(stage2, "describe", lambda _: [Part("language model", 0, 0, 0)])
+    torch.manual_seed(0)
+    recipe = cached_recipe("features", "frozen", "model.dropout=0.1")
+    model, clips = SageTranslator(recipe, MBartForConditionalGeneration(config)).train(), 24
+    video = PackedVideo(
+        segment_frames_N=torch.full((clips * tokens,), 3),
+        clip_segments_B=torch.full((clips,), tokens),
+        features_FC=torch.randn(clips * tokens * 3, recipe.model.feature_dim),
+        draws_B=torch.arange(clips),
+    )
+    labels = torch.randint(4, vocabulary, (clips, words))
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext():
+            loss, _ = model(video, labels, labels.roll(1, 1), 0.1)
+        loss.backward()
+
+    step()  # gradients are there before
+    plan = Stage2(recipe, ClipSize(3 * tokens, tokens, words - 2), ranks=1, bf16=bf16).plan(clips)
+    rounded = 2 * sum(weight.numel() for weight in model.parameters()) if bf16 else 0
+    assert peak_bytes(step) == pytest.approx(plan.device_bytes + rounded, rel=TOLERANCE)
+
+
+def test_chunks_of_frames_bound_what_the_encoder_holds():
+    """The published recipe on a 24 GB card: with chunks its memory does not follow the clip's length."""
+    from sage_scale.config import load_recipe
+
+    recipe = load_recipe("sage-phoenix14t", ["model.batchnorm=frozen", "pretrain.chunk_frames=64"])
+    short, long = (Stage1(recipe, ClipSize(n, 16, 12), ranks=1, bf16=True).plan(16) for n in (58, 580))
+    frames = 16 * (580 - 58)
+    assert (
+        long.encoder_bytes - short.encoder_bytes
+        < 0.01 * frames * Stage1(recipe, ClipSize(58, 16, 12), ranks=1, bf16=True).cost.frame_bytes
+    )
+    assert long.device_bytes < 24e9
+    direct = Stage1(load_recipe("sage-phoenix14t"), ClipSize(580, 16, 12), ranks=1, bf16=True).plan(16)
+    assert direct.device_bytes > 10 * long.device_bytes
+    assert long.encoder_operations == pytest.approx(direct.encoder_operations * 4 / 3, rel=0.05)
 
 
 def test_cached_steps_hold_a_chunk_and_the_tokens():
