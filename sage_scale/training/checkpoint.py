@@ -59,6 +59,8 @@ class Progress:
     """Seconds spent in the stage so far, resumed runs included."""
     stream: dict[str, Any] = field(default_factory=dict)
     """The stream's state: epoch, position, digest."""
+    evaluated: int = 0
+    """Step of the last evaluation on dev."""
     best_score: float | None = None
     """Best dev figure so far (higher is better)."""
     best_step: int = 0

@@ -1,8 +1,8 @@
 """The loop that both stages share: steps, log, dev evaluation, checkpoints, and stopping in good order.
 
 One step: the stream gives a rank its part of the global batch; `compute` runs forward and backward and returns the
-rank's shares of what is logged; the engine steps; one small all-reduce carries the shares, the clock and a stop
-request to every rank, so that all of them do the same next.
+rank's shares of what is logged; the guard looks at the loss of all ranks; the engine steps; one small all-reduce
+carries the shares, the clock and a stop request to every rank, so that all of them do the same next.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Loop:
         )
         self.guard = LossGuard(engine, self.stage)
         self.progress = Progress(stage=name, recipe=recipe.fingerprint())
+        self._saved = 0
         self.total_steps = self.stage.max_steps or math.ceil(self.stage.epochs * stream.steps_per_epoch)
 
     def resume(self) -> bool:
@@ -96,7 +97,14 @@ class Loop:
     def _train(self, compute: Compute, evaluate: Evaluate) -> Progress:
         evaluate_every = self._every(self.stage.evaluate_every)
         save_every = self._every(self.stage.save_every)
-        evaluated = self._saved = self.progress.step
+        self._saved = self.progress.step
+        if (
+            evaluate_every
+            and self.progress.step
+            and self.progress.step % evaluate_every == 0
+            and self.fraction < 1
+        ):
+            self._evaluate_once(evaluate)  # due, but asked to stop at that very step
         with StopRequest() as stop:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
             while self.fraction < 1:
@@ -112,7 +120,7 @@ class Loop:
                 stopping = figures.stop_asked
                 self.progress.stream = self.stream.state_dict()
                 if bad:
-                    self._survive(bad, figures.loss)
+                    self._survive(bad)
                 self._note_saves()
                 warning = self.waiting.note(waited, time.monotonic() - started, self.stream.counts)
                 if warning:
@@ -122,8 +130,7 @@ class Loop:
                     distributed.return_freed_memory(self.engine.ranks.device)
                 over = self.fraction >= 1
                 if not stopping and evaluate_every and step % evaluate_every == 0 and not over:
-                    self._evaluate(evaluate)
-                    evaluated = step
+                    self._evaluate_once(evaluate)
                 if stopping or (save_every and step % save_every == 0 and not over):
                     self._save()
                 if stopping:
@@ -133,8 +140,7 @@ class Loop:
                     raise Interrupted(
                         f"{self.name} stopped at step {step} and saved; run the same command to go on"
                     )
-        if evaluated < self.progress.step or self.progress.best_score is None:
-            self._evaluate(evaluate)
+        self._evaluate_once(evaluate)
         self._save()
         self._finish_saving()
         watchdog.begin("taking the best weights and the last evaluation")
@@ -159,7 +165,7 @@ class Loop:
         self.progress.updates += self.engine.updated
         return bad, shares, rate
 
-    def _survive(self, reason: str, loss: float) -> None:
+    def _survive(self, reason: str) -> None:
         """What the recipe says about a bad step, whose update was left out. Raises SageError where it says stop."""
         progress, action = self.progress, self.stage.on_bad_loss
         progress.bad_steps += 1
@@ -190,9 +196,9 @@ class Loop:
                 now=True,
             )
 
-    def _save(self) -> None:
-        """Begin a checkpoint of this step, unless there is one."""
-        if self._saved < self.progress.step or self.progress.step == 0:
+    def _save(self, best: bool = False) -> None:
+        """Begin a checkpoint of this step, unless there is one; what is best now is saved in any case."""
+        if best or self._saved < self.progress.step or self.progress.step == 0:
             with watchdog.phase("saving a checkpoint"):
                 self.saver.save(self.engine, self.progress)
             self._saved = self.progress.step
@@ -231,7 +237,9 @@ class Loop:
             f"{figures.samples_per_s:.0f} clips/s  {clock(left)} left"
         )
 
-    def _evaluate(self, evaluate: Evaluate) -> None:
+    def _evaluate_once(self, evaluate: Evaluate) -> None:
+        if self.progress.evaluated == self.progress.step and self.progress.best_score is not None:
+            return
         started = time.monotonic()
         with watchdog.phase("evaluation on dev"), self.engine.evaluating():
             figures, score = evaluate(self.progress.step)
@@ -243,9 +251,10 @@ class Loop:
             f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, int | float)
         )
         self.log.line(f"dev at step {self.progress.step}: {shown}", now=True)
+        self.progress.evaluated = self.progress.step
         if self.progress.best_score is None or score > self.progress.best_score:
             self.progress.best_score, self.progress.best_step = score, self.progress.step
-            self._save()
+            self._save(best=True)
 
     def _take_best(self) -> None:
         best, ranks = self.progress.best_step, self.engine.ranks

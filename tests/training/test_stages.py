@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from launching import run_ranks
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 
+from sage_scale.config import override
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError
 from sage_scale.training import export, finetune, pretrain
 from sage_scale.training.evaluate_run import derangement
@@ -37,9 +38,15 @@ def losses(run: Path, stage: str) -> list[float]:
     return [row["loss"] for row in rows if row["event"] == "step"]
 
 
+def dev_losses(run: Path) -> dict[int, float]:
+    rows = map(json.loads, (run / "pretrain" / "log.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if row["event"] == "dev"}
+
+
 def test_interrupted_stage_resumes_to_the_same_losses(world, tmp_path, monkeypatch):
-    """A stop request mid-epoch saves; the repeated command goes on as if nothing had happened."""
+    """A stop request mid-epoch saves; the repeated command goes on as if nothing had happened, evaluations included."""
     root, recipe = world
+    recipe = override(recipe, ["pretrain.evaluate_every=7"])
     pretrain.run(recipe, tmp_path / "whole", str(root / "shards"))
     whole = losses(tmp_path / "whole", "pretrain")
 
@@ -57,6 +64,9 @@ def test_interrupted_stage_resumes_to_the_same_losses(world, tmp_path, monkeypat
     assert len(losses(tmp_path / "parts", "pretrain")) == 7
     pretrain.run(recipe, tmp_path / "parts", str(root / "shards"))
     assert losses(tmp_path / "parts", "pretrain") == pytest.approx(whole, rel=1e-5)
+    one, other = (dev_losses(tmp_path / run) for run in ("whole", "parts"))
+    assert list(one) == list(other) == [7, 14, 20]
+    assert other == pytest.approx(one, rel=1e-5)
 
 
 def test_export_opens_and_translates_as_the_trained_model(world, tmp_path):
