@@ -33,6 +33,7 @@ from sage_scale.models.language import TextTargets
 from sage_scale.models.sage import SageAligner
 from sage_scale.models.visual import VisualEncoder
 from sage_scale.streaming import open_stream
+from sage_scale.vision.augment import is_active
 from sage_scale.vision.packed import PackedVideo
 
 EDGE = 2
@@ -65,7 +66,8 @@ class ReleasedLayout(VisualEncoder):
         clip_G = video.frame_clip_F()[frame_G]
         assert video.frames_FCHW is not None
         order = replace(video, frames_FCHW=video.frames_FCHW[frame_G])
-        pixels_GCHW = self._pixels(order, slice(None), clip_G, active=False)
+        active = self.training and video.draws_B is not None and is_active(self.settings)
+        pixels_GCHW = self._pixels(order, slice(None), clip_G, active)
         features_GC = self._through_backbone(pixels_GCHW, centred=video.background_BCHW is not None)
         # Every place of a segment but its last four begins a window.
         inner_G = place_G - begin_N[segment_G] < lengths_N[segment_G]
