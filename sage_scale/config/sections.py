@@ -277,6 +277,8 @@ class Stage:
     micro_batch: int = 0
     """Most clips a rank passes forward at once; 0 means its whole part. Stage 1: chunks of the embedding cache, which
     leave the negatives as they are and want model.batchnorm group or frozen; stage 2: gradient accumulation."""
+    text_cache_mb: int = 2000
+    """Stage 1: hidden states of texts that a rank keeps in memory, MB; 2,000 hold those of some 40,000 short texts."""
     chunk_frames: int = 0
     """Frames that pass the frame encoder at once, 0 for all; chunks are computed again in the backward pass, so that
     memory does not grow with the clips. Wants model.batchnorm frozen, or group (a group is then a chunk)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,14 @@ def subwords(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_token
     return [ids[:max_tokens] or [tokenizer.unk_token_id] for ids in encoded]
 
 
+TextKey = tuple[str, str]
+"""A text and its language."""
+Encoded = tuple[list[int], Tensor]
+"""Subwords of a text, M of them, and their hidden states (M, d_model), float32."""
+
+
 class TextEncoder:
-    """The frozen text side: embeddings and hidden states of texts, each computed once and kept on the CPU.
+    """The frozen text side: embeddings and hidden states of texts, computed once and kept on the CPU as far as it goes.
 
     It is no nn.Module, so that no optimizer, checkpoint or parameter count meets it.
     """
@@ -126,9 +133,10 @@ class TextEncoder:
         model: MBartForConditionalGeneration | str | Path,
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch: int = 32,
+        cache_bytes: int = 2_000_000_000,
     ) -> None:
         """`model` is a loaded mBART with its tokenizer, or a folder. The model's weights are not copied, so a model
-        that is trained must not be given."""
+        that is trained must not be given. Hidden states of the texts used last are kept in at most `cache_bytes`."""
         if isinstance(model, str | Path):
             model, tokenizer = load_language_model(model)
         if tokenizer is None:
@@ -138,7 +146,9 @@ class TextEncoder:
         self.language_first = language_first(tokenizer)
         self.max_tokens = model.config.max_position_embeddings - 2
         self.batch = batch
-        self._known: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+        self.cache_bytes = cache_bytes
+        self.kept_bytes = 0
+        self._kept: OrderedDict[TextKey, Encoded] = OrderedDict()
 
     def to(self, device: torch.device | str) -> TextEncoder:
         """Compute on another device from now on."""
@@ -150,20 +160,30 @@ class TextEncoder:
     ) -> TextTargets:
         """Targets of each text in order; language code and end of sentence took part and are stripped."""
         keys = list(zip(texts, languages, strict=True))
-        missing = sorted({key for key in keys if key not in self._known}, key=lambda key: (len(key[0]), key))
+        known = {key: self._kept[key] for key in keys if key in self._kept}
+        missing = sorted({key for key in keys if key not in known}, key=lambda key: (len(key[0]), key))
         for start in range(0, len(missing), self.batch):
-            self._compute(missing[start : start + self.batch])
-        D = self.encoder.config.d_model
-        pairs = [self._known[key] for key in keys]
-        nothing = torch.zeros(0, D)
+            known |= self._compute(missing[start : start + self.batch])
+        self._keep(known)
+        weight = self.encoder.embed_tokens.weight
+        ids = torch.tensor([token for key in keys for token in known[key][0]], dtype=torch.int64)
         return TextTargets(
-            embeddings_MD=torch.cat([nothing, *(pair[0] for pair in pairs)]),
-            hidden_MD=torch.cat([nothing, *(pair[1] for pair in pairs)]),
-            lengths_B=torch.tensor([len(pair[0]) for pair in pairs], dtype=torch.int64),
+            embeddings_MD=weight[ids.to(weight.device)].detach().float(),
+            hidden_MD=torch.cat([torch.zeros(0, weight.shape[1]), *(known[key][1] for key in keys)]),
+            lengths_B=torch.tensor([len(known[key][0]) for key in keys], dtype=torch.int64),
         ).to(device)
 
+    def _keep(self, used: dict[TextKey, Encoded]) -> None:
+        for key, encoded in used.items():
+            if key not in self._kept:
+                self._kept[key] = encoded
+                self.kept_bytes += encoded[1].nbytes
+            self._kept.move_to_end(key)
+        while self.kept_bytes > self.cache_bytes:
+            self.kept_bytes -= self._kept.popitem(last=False)[1][1].nbytes
+
     @torch.no_grad()
-    def _compute(self, keys: list[tuple[str, str]]) -> None:
+    def _compute(self, keys: list[TextKey]) -> dict[TextKey, Encoded]:
         self.encoder.eval()
         weight = self.encoder.embed_tokens.weight
         ids = subwords(self.tokenizer, [text for text, _ in keys], self.max_tokens)
@@ -177,7 +197,9 @@ class TextEncoder:
         ids_BL = ids_BL.masked_fill(~mask_BL, self.tokenizer.pad_token_id)
         hidden_BLD = self.encoder(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
         first = 1 if self.language_first else 0
-        for number, (key, row) in enumerate(zip(keys, ids)):
-            embeddings = weight[torch.tensor(row, device=weight.device)]
-            hidden = hidden_BLD[number, first : first + len(row)]
-            self._known[key] = (embeddings.float().cpu(), hidden.float().cpu())
+        hidden_BLD = hidden_BLD.float().cpu()
+        # Clones: a view would keep its whole batch.
+        return {
+            key: (row, hidden_BLD[number, first : first + len(row)].clone())
+            for number, (key, row) in enumerate(zip(keys, ids))
+        }

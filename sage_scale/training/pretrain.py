@@ -49,7 +49,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
     language_folder = prepare_language_model(recipe, folder, datasets, ranks)
     language_model, tokenizer = load_language_model(language_folder)
     model = SageAligner(recipe, language_model)
-    text = TextEncoder(language_model, tokenizer)
+    text = TextEncoder(language_model, tokenizer, cache_bytes=recipe.pretrain.text_cache_mb * 1_000_000)
     text.to(ranks.device)
     stage = recipe.pretrain
     stream = open_stream(

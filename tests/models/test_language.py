@@ -93,6 +93,20 @@ def test_texts_are_computed_once_and_frozen():
     assert not torch.equal(other.hidden_MD, first.hidden_MD[: len(other.hidden_MD)])
 
 
+def test_texts_are_kept_in_bounded_memory_and_come_back_the_same():
+    model = small_mbart()
+    whole = TextEncoder(model, small_tokenizer())
+    wanted = whole.encode(SENTENCES, ["de"] * 5)
+    least = whole.encode(SENTENCES[:1], ["de"]).hidden_MD.nbytes
+    for limit in (0, 2 * least, whole.kept_bytes):
+        text = TextEncoder(model, small_tokenizer(), cache_bytes=limit)
+        for order in ([0, 1, 2, 3, 4], [4, 0], [3, 3, 1], [0, 1, 2, 3, 4]):
+            found = text.encode([SENTENCES[place] for place in order], ["de"] * len(order))
+            assert text.kept_bytes == sum(hidden.nbytes for _, hidden in text._kept.values()) <= limit
+        torch.testing.assert_close(found.hidden_MD, wanted.hidden_MD)
+        assert torch.equal(found.embeddings_MD, wanted.embeddings_MD)
+
+
 def test_a_model_in_training_mode_gives_the_same_targets():
     quiet = TextEncoder(small_mbart(), small_tokenizer()).encode(SENTENCES, ["de"] * 5)
     noisy = TextEncoder(small_mbart(dropout=0.5).train(), small_tokenizer()).encode(SENTENCES, ["de"] * 5)
