@@ -120,7 +120,7 @@ class _Pass:
 
     def rounds(self) -> Iterator[tuple[int, Tensor]]:
         """(owner, its normalised texts as factors) as they come round."""
-        return self.ring.rounds(self.text.unit_ND.to(self.sweep.travels))
+        return self.ring.rounds(self.text.whole(self.sweep.travels))
 
     def tiles(self, owner: int, text_MD: Tensor) -> Iterator[_Pairs]:
         """Own clips against the texts of `owner`."""
@@ -176,7 +176,7 @@ class _RingLoss(torch.autograd.Function):
         tile_type: type[Tile],
     ) -> Tensor:
         run = _Pass(visual_ND, text_MD, batch, softmax, products, tile_type)
-        unit = run.visual.unit_ND
+        unit = run.visual.norm_N
         own, B = len(batch.visual_lengths[run.rank]), batch.clips
         factor = scale.detach().to(unit.dtype).reshape(())
         by_row, by_column = LogSum((2, own), unit), LogSum((2, B), unit)
@@ -197,7 +197,7 @@ class _RingLoss(torch.autograd.Function):
         by_column.merge(batch.group)
         ctx.row_sums, ctx.column_sums = by_row.value(), by_column.value()
         ctx.run, ctx.weights, ctx.scale = run, weights, scale.detach()
-        ctx.types = visual_ND.dtype, text_MD.dtype
+        ctx.save_for_backward(visual_ND, text_MD)
         row_2, column_2 = unit.new_tensor(weights.rows), unit.new_tensor(weights.columns)
         mine = slice(run.starts[run.rank], run.starts[run.rank + 1])
         share = row_2 @ ctx.row_sums.sum(1) + column_2 @ ctx.column_sums[:, mine].sum(1)
@@ -207,7 +207,8 @@ class _RingLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         run: _Pass = ctx.run
-        sweep, ring, unit = run.sweep, run.ring, run.visual.unit_ND
+        _ = ctx.saved_tensors  # torch's check that the tokens are what they were
+        sweep, ring, unit = run.sweep, run.ring, run.visual.norm_N
         # The terms of a column belong to the text's rank: what is asked of its share counts for them.
         asked_W = unit.new_zeros(ring.world)
         asked_W[run.rank] = grads[0].to(unit.dtype)
@@ -218,7 +219,7 @@ class _RingLoss(torch.autograd.Function):
         factor = ctx.scale.to(unit.dtype).reshape(())
         scale_grad = unit.new_zeros(())
         of_visual, of_text = run.batch.trained
-        visual_grad_ND = torch.zeros_like(unit) if of_visual else None
+        visual_grad_ND = run.visual.zeros() if of_visual else None
         travelled: Tensor | None = None
         with precision_of_products(sweep.products, sweep.device):
             for step, (owner, tokens_MD) in enumerate(run.rounds()):
@@ -260,8 +261,8 @@ class _RingLoss(torch.autograd.Function):
             if travelled is not None and ring.world > 1:
                 travelled = ring.pass_on(travelled, (run.rank + 1) % ring.world).wait()
         return (
-            None if visual_grad_ND is None else run.visual.gradient(visual_grad_ND, ctx.types[0]),
-            None if travelled is None else run.text.gradient(travelled, ctx.types[1]),
+            None if visual_grad_ND is None else run.visual.gradient(visual_grad_ND),
+            None if travelled is None else run.text.gradient(travelled),
             scale_grad.to(ctx.scale.dtype).reshape(ctx.scale.shape),
             None, None, None, None, None,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 Pairs of blocks of clips (`tokens.Block`) are taken one after the other: one matrix product gives the tile, `clcl_tile`
 both directions from it, and the backward pass computes the tile again. Of E = pairs of tokens, forward and backward
 take 8 E D operations (6 without a gradient of the texts) against the reference's 6 E D with 7 copies of E in memory.
-Memory beside the inputs: the normalised tokens, their gradients, three tiles, and the matrices Bv x Bt.
+Memory beside the inputs: the texts' tokens as factors, the gradients, three tiles, and the matrices Bv x Bt.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Sweep:
         """
         texts = self.blocks(text_lengths, columns=True)
         for rows in self.blocks(visual.lengths):
-            rows_RD = visual.unit_ND[self._tokens(rows)]
+            rows_RD = visual.unit(self._tokens(rows))
             scaled_RD, rows_RD = (rows_RD / self.unit).to(self.travels), rows_RD.to(self.factors)
             for columns in texts:
                 columns_CD = text_MD[self._tokens(columns)]
@@ -175,14 +175,12 @@ class _Similarity(torch.autograd.Function):
             text,
             lambda: tile_type(softmax, sweep.factors),
         )
-        ctx.types = visual_ND.dtype, text_MD.dtype
-        Zv_ab = visual.unit_ND.new_empty(len(visual_lengths), len(text_lengths))
+        ctx.save_for_backward(visual_ND, text_MD)
+        Zv_ab = visual.norm_N.new_empty(len(visual_lengths), len(text_lengths))
         Zt_ab = torch.empty_like(Zv_ab)
         tile = ctx.make()
         with precision_of_products(products, sweep.device):
-            for rows, columns, _, _, u_RC in sweep.tiles(
-                visual, text.unit_ND.to(sweep.travels), text.lengths
-            ):
+            for rows, columns, _, _, u_RC in sweep.tiles(visual, text.whole(sweep.travels), text.lengths):
                 Zv, Zt, _ = tile.measure(u_RC, rows, columns)
                 Zv_ab[rows.clips, columns.clips] = Zv
                 Zt_ab[rows.clips, columns.clips] = Zt
@@ -191,15 +189,16 @@ class _Similarity(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # torch's check that the tokens are what they were
         sweep, visual, text = ctx.sweep, ctx.visual, ctx.text
         G_ab, H_ab = (grad[visual.order][:, text.order].to(sweep.compute) for grad in grads)
         of_visual, of_text = ctx.needs_input_grad[:2]
-        visual_grad_ND = torch.zeros_like(visual.unit_ND) if of_visual else None
-        text_grad_MD = torch.zeros_like(text.unit_ND) if of_text else None
+        visual_grad_ND = visual.zeros() if of_visual else None
+        text_grad_MD = text.zeros() if of_text else None
         tile = ctx.make()
         with precision_of_products(sweep.products, sweep.device):
             for rows, columns, rows_RD, columns_CD, u_RC in sweep.tiles(
-                visual, text.unit_ND.to(sweep.travels), text.lengths
+                visual, text.whole(sweep.travels), text.lengths
             ):
                 G, H = G_ab[rows.clips, columns.clips], H_ab[rows.clips, columns.clips]
                 W_RC = sweep.whole(tile.gradient(u_RC, None, G, H, rows, columns), rows, columns)
@@ -208,8 +207,8 @@ class _Similarity(torch.autograd.Function):
                 if text_grad_MD is not None:
                     sweep.add(text_grad_MD, columns, W_RC.T, rows_RD)
         return (
-            None if visual_grad_ND is None else visual.gradient(visual_grad_ND, ctx.types[0]),
-            None if text_grad_MD is None else text.gradient(text_grad_MD, ctx.types[1]),
+            None if visual_grad_ND is None else visual.gradient(visual_grad_ND),
+            None if text_grad_MD is None else text.gradient(text_grad_MD),
             None, None, None, None, None,
         )  # fmt: skip
 

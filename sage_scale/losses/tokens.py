@@ -6,7 +6,7 @@ Packed tokens need no masks: a block holds whole clips, and clips of one length 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 
@@ -124,37 +124,62 @@ class Side:
         """Row given of each token in its new place; None where nothing moved."""
         if self.index_N is not None:
             self.index_N = self.index_N.to(tokens_ND.device)
-        count, D = tokens_ND.shape
-        self.unit_ND = torch.empty(count + spare, D, dtype=compute, device=tokens_ND.device)
-        """Normalised tokens in the order of places, then the spare rows."""
-        self.unit_ND[count:] = 0
-        self.norm_N = torch.empty(count, dtype=compute, device=tokens_ND.device)
-        """Length of each token before it was normalised, at least EPSILON."""
-        for start in range(0, count, ROWS_AT_ONCE):
-            part = slice(start, min(start + ROWS_AT_ONCE, count))
-            rows = tokens_ND[part] if self.index_N is None else tokens_ND[self.index_N[part]]
-            rows = rows.to(compute)
-            self.norm_N[part] = torch.linalg.vector_norm(rows, dim=1).clamp_min(EPSILON)
-            torch.div(rows, self.norm_N[part, None], out=self.unit_ND[part])
+        self.compute, self.spare = compute, spare
+        self.tokens_ND = tokens_ND.detach()
+        """The tokens as they were given. Normalised ones are made where they are needed: a copy of all would take as
+        much memory as they do, and making one takes no time beside its products."""
+        self.norm_N = torch.empty(tokens_ND.shape[0], dtype=compute, device=tokens_ND.device)
+        """Length of each token, in the order of places, at least EPSILON."""
+        for part in self._parts():
+            self.norm_N[part] = torch.linalg.vector_norm(self._given(part), dim=1).clamp_min(EPSILON)
 
-    def gradient(self, grad_ND: Tensor, dtype: torch.dtype) -> Tensor:
-        """The gradient of the tokens given, in `dtype`, from that of the normalised ones, which is overwritten.
+    def unit(self, places: slice) -> Tensor:
+        """Normalised tokens of these places, in `compute`; zeros for spare rows."""
+        count = self.norm_N.shape[0]
+        real = slice(places.start, min(places.stop, count))
+        unit_RD = self._given(real) / self.norm_N[real, None]
+        if places.stop > count:
+            unit_RD = torch.cat([unit_RD, unit_RD.new_zeros(places.stop - count, unit_RD.shape[1])])
+        return unit_RD
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """All normalised tokens in `dtype` and in the order of places, then the spare rows."""
+        unit_ND = self.zeros(dtype)
+        for part in self._parts():
+            unit_ND[part] = self.unit(part)
+        return unit_ND
+
+    def zeros(self, dtype: torch.dtype | None = None) -> Tensor:
+        """(tokens and spare rows, D), of `compute` unless given."""
+        rows = self.norm_N.shape[0] + self.spare
+        return self.norm_N.new_zeros(rows, self.tokens_ND.shape[1], dtype=dtype or self.compute)
+
+    def gradient(self, grad_ND: Tensor) -> Tensor:
+        """The gradient of the tokens given, in their type, from that of the normalised ones, which is overwritten.
 
         For v = x / |x|: dL/dx = (g - v (v . g)) / |x| with g = dL/dv.
         """
-        count = self.norm_N.shape[0]
-        for start in range(0, count, ROWS_AT_ONCE):
-            part = slice(start, min(start + ROWS_AT_ONCE, count))
-            along_N1 = (grad_ND[part] * self.unit_ND[part]).sum(dim=1, keepdim=True)
-            grad_ND[part].addcmul_(self.unit_ND[part], along_N1, value=-1).div_(self.norm_N[part, None])
-        grad_ND = grad_ND[:count]
+        dtype = self.tokens_ND.dtype
+        for part in self._parts():
+            unit_ND = self.unit(part)
+            along_N1 = (grad_ND[part] * unit_ND).sum(dim=1, keepdim=True)
+            grad_ND[part].addcmul_(unit_ND, along_N1, value=-1).div_(self.norm_N[part, None])
+        grad_ND = grad_ND[: self.norm_N.shape[0]]
         if self.index_N is None:
             return grad_ND.to(dtype)
         given_ND = torch.empty_like(grad_ND, dtype=dtype)
-        for start in range(0, count, ROWS_AT_ONCE):
-            part = slice(start, min(start + ROWS_AT_ONCE, count))
+        for part in self._parts():
             given_ND[self.index_N[part]] = grad_ND[part].to(dtype)
         return given_ND
+
+    def _given(self, places: slice) -> Tensor:
+        rows = self.tokens_ND[places] if self.index_N is None else self.tokens_ND[self.index_N[places]]
+        return rows.to(self.compute)
+
+    def _parts(self) -> Iterator[slice]:
+        count = self.norm_N.shape[0]
+        for start in range(0, count, ROWS_AT_ONCE):
+            yield slice(start, min(start + ROWS_AT_ONCE, count))
 
 
 def _token_index(lengths: Sequence[int], order: Sequence[int]) -> Tensor:

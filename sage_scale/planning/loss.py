@@ -61,7 +61,7 @@ def loss_bytes(size: LossSize, way: Way, device: str = "cuda", text_trained: boo
     """Peak bytes on one rank beside the input tokens, for one level.
 
     naive   7 E, and the whole batch in one process: at W > 1 every rank has all texts and its own rows
-    tiled   normalised tokens of both sides, the gradient and (where lengths differ) its copy in the order given,
+    tiled   normalised tokens of the texts, the gradient and (where lengths differ) its copy in the order given,
             tiles, 7 b B
     ring    the same with the texts of three ranks at most (own, held, coming) and log sums, 8 B, instead of matrices
     """
@@ -77,6 +77,6 @@ def loss_bytes(size: LossSize, way: Way, device: str = "cuda", text_trained: boo
     work = max(tiles, 3 * min(ROWS_AT_ONCE, own * size.visual_tokens) * size.width)
     work += 2 * rows * size.width
     if way == "tiled":
-        return 4 * (3 * visual + (1 + 2 * text_trained) * text + work + MATRICES * own * size.clips)
+        return 4 * (2 * visual + (1 + 2 * text_trained) * text + work + MATRICES * own * size.clips)
     held = min(size.ranks, 3) + (3 * text_trained)
-    return 4 * (3 * visual + held * text / size.ranks + work + 8 * size.clips)
+    return 4 * (2 * visual + held * text / size.ranks + work + 8 * size.clips)

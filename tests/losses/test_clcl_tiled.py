@@ -212,3 +212,13 @@ def test_the_streamed_loss_leaves_frozen_sides_alone():
     assert text.grad is None and error(v.grad, both.grad) < 1e-9
     with torch.no_grad():
         assert not sharded_clcl_loss(v, text, n, m, scale, clcl=Options()).requires_grad
+
+
+def test_tokens_that_change_between_the_passes_are_noticed():
+    """The backward pass reads them again."""
+    tokens = torch.randn(6, 4, requires_grad=True)
+    visual = tokens * 2
+    Zv, Zt = tiled_clcl_similarity(visual, torch.randn(4, 4), torch.tensor([4, 2]), torch.tensor([1, 3]))
+    visual.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (Zv + Zt).sum().backward()

@@ -113,7 +113,8 @@ def test_operations_of_the_loss(way):
 def test_operations_of_a_rank_fall_with_the_ranks():
     sizes = [LossSize(4096, 16, 12, 512, ranks) for ranks in (1, 4)]
     assert loss_operations(sizes[0], "ring") == 4 * loss_operations(sizes[1], "ring")
-    assert loss_bytes(sizes[0], "ring", "cpu") > 2.5 * loss_bytes(sizes[1], "ring", "cpu")
+    # Texts of three ranks are there at once.
+    assert loss_bytes(sizes[0], "ring", "cpu") > 2 * loss_bytes(sizes[1], "ring", "cpu")
 
 
 @pytest.mark.parametrize(
