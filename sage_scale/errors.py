@@ -35,10 +35,6 @@ class CheckpointError(SageError):
     """A checkpoint or model folder is missing, incomplete or of another shape."""
 
 
-class SaveError(CheckpointError, StorageError):
-    """A checkpoint could not be written; the one before is whole, and starting again may go well."""
-
-
 class TooManyRejects(SageError):
     """More clips were rejected than `shards.max_reject_rate` allows, or none was left."""
 

@@ -53,6 +53,14 @@ def check(recipe: Recipe) -> None:
         need(stage.micro_batch >= 0, f"{name}.micro_batch={stage.micro_batch} must not be negative")
         need(stage.zero_stage in (0, 1, 2, 3), f"{name}.zero_stage={stage.zero_stage} must be 0, 1, 2 or 3")
         need(stage.lr > 0, f"{name}.lr must be positive")
+        need(stage.offload == "none" or stage.zero_stage > 0, f"{name}.offload={stage.offload} needs "
+             f"{name}.zero_stage 1, 2 or 3")  # fmt: skip
+        need(stage.offload != "nvme" or (stage.zero_stage == 3 and bool(stage.offload_dir)),
+             f"{name}.offload=nvme needs {name}.zero_stage=3 and a folder in {name}.offload_dir")  # fmt: skip
+        need(
+            min(stage.patience, stage.profile_steps) >= 0,
+            f"{name}.patience and profile_steps must not be negative",
+        )
         need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
         need(stage.spike_factor == 0 or stage.spike_factor > 1, f"{name}.spike_factor must be 0 or above 1")
         need(stage.max_bad_steps >= 0, f"{name}.max_bad_steps must not be negative")

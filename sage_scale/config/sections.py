@@ -316,8 +316,19 @@ class Stage:
     """Stage 2 label smoothing (SAGE, section 4.2)."""
     zero_stage: int = 1
     """DeepSpeed ZeRO stage, 0 to 3."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Arithmetic of forward and backward; auto is bf16 where the device has fast bf16 matrix units."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """Where weights and optimizer states wait while they are not needed (ZeRO-Offload, ZeRO-Infinity): nowhere else, in
+    host memory (zero_stage 1 to 3; with 3 the weights of forward and backward as well), or states on disk (3 only)."""
+    offload_dir: str = ""
+    """Folder on a local disk for offload=nvme, of which each rank uses its own part."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Arithmetic of forward and backward; fp16 scales the loss; auto is bf16 where the device has fast bf16 matrix
+    units. Weights, gradients and optimizer stay float32."""
+    recompute: bool = False
+    """Keep only the inputs of the language model's and context encoder's layers and compute the layers again in the
+    backward pass: less memory, a third more work. Gradients are the same. For the frame encoder see chunk_frames."""
+    patience: int = 0
+    """Evaluations on dev in a row without a better figure after which the stage ends; 0 never ends it early."""
     freeze: Literal["none", "backbone", "visual"] = "none"
     """Stage 2: what stays as stage 1 left it. Outputs of a frozen part are computed once and kept in memory."""
     frozen_views: int = 1
@@ -339,6 +350,10 @@ class Stage:
     checkpoint's weights and on with the next batch."""
     spike_factor: float = 0.0
     """A loss above so many times the median of the last 64 is a spike; 0 looks for none."""
+    profile_steps: int = 0
+    """Steps, from the fourth on, of which rank 0 writes a torch.profiler trace into the run's folder; 0 writes none."""
+    wandb: str = ""
+    """Weights & Biases project that also gets the log (needs the wandb extra); empty: none."""
     max_bad_steps: int = 20
     """Bad steps of a stage after which it stops whatever on_bad_loss says."""
     seed: int = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import MBartConfig, MBartForConditionalGeneration
 from transformers.models.mbart.modeling_mbart import MBartEncoderLayer, MBartLearnedPositionalEmbedding
 
@@ -29,6 +30,8 @@ class ContextEncoder(nn.Module):
         config.attention_dropout = 0.0
         config._attn_implementation = "sdpa"
         self.dropout = dropout
+        self.recompute = False
+        """Keep only the layers' inputs and compute the layers again in the backward pass."""
         self.longest = config.max_position_embeddings
         self.embed_positions = MBartLearnedPositionalEmbedding(config.max_position_embeddings, config.d_model)
         self.layernorm_embedding = nn.LayerNorm(config.d_model)
@@ -53,13 +56,29 @@ class ContextEncoder(nn.Module):
         place_N = mask_BL.nonzero()[:, 1]
         x_ND = x_ND + self.embed_positions(place_N, position_ids=place_N)[0]
         x_ND = self._drop(self.layernorm_embedding(x_ND), draws_N, 0)
-        layer: Any
-        for number, layer in enumerate(self.layers, start=1):
-            attended_ND = self._attend(layer, layer.self_attn_layer_norm(x_ND), lengths_B, mask_BL)
-            x_ND = x_ND + self._drop(attended_ND, draws_N, 2 * number)
-            fed_ND = layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x_ND))))
-            x_ND = x_ND + self._drop(fed_ND, draws_N, 2 * number + 1)
+        for number in range(1, len(self.layers) + 1):
+            given = (number, x_ND, lengths_B, mask_BL, draws_N)
+            if self.recompute and self.training and torch.is_grad_enabled():
+                # Dropout is keyed, so nothing random happens; under ZeRO-3 what is saved differs between the passes.
+                x_ND = checkpoint(
+                    self._layer,
+                    *given,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                    determinism_check="none",
+                )
+            else:
+                x_ND = self._layer(*given)
         return self.layer_norm(x_ND)
+
+    def _layer(
+        self, number: int, x_ND: Tensor, lengths_B: Tensor, mask_BL: Tensor, draws_N: Tensor | None
+    ) -> Tensor:
+        layer: Any = self.layers[number - 1]
+        attended_ND = self._attend(layer, layer.self_attn_layer_norm(x_ND), lengths_B, mask_BL)
+        x_ND = x_ND + self._drop(attended_ND, draws_N, 2 * number)
+        fed_ND = layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x_ND))))
+        return x_ND + self._drop(fed_ND, draws_N, 2 * number + 1)
 
     def _drop(self, x_ND: Tensor, draws_N: Tensor | None, salt: int) -> Tensor:
         return keyed_dropout(x_ND, draws_N, self.dropout, _SALT + salt, self.training)

@@ -51,6 +51,7 @@ class SageAligner(nn.Module):
             self.context = ContextEncoder(
                 language_model.config, recipe.model.context_layers, recipe.model.dropout
             )
+            self.context.recompute = recipe.pretrain.recompute
             if recipe.model.context_init == "language_model":
                 self.context.copy_from(language_model)
         # Of shape (1,): a parameter of no dimension crashes DeepSpeed over gloo.
@@ -119,6 +120,11 @@ class SageTranslator(nn.Module):
         self.visual = VisualEncoder(recipe, recipe.finetune)
         self.mapper = Mapper(recipe.model, language_model.config.d_model)
         self.language_model = language_model
+        if recipe.finetune.recompute:
+            # Under ZeRO-3 what is saved differs between the passes, which a comparison would take for an error.
+            language_model.activation_checkpointing_enable(
+                {"use_reentrant": False, "determinism_check": "none"}
+            )
         self._dropout = LanguageModelDropout.of(language_model)
 
     def encode_tokens(self, video: PackedVideo) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from transformers import MBartConfig
+
 from sage_scale.config import Recipe
 from sage_scale.models.describe import language_model_config
 
@@ -86,12 +88,14 @@ class _Convolution:
         return 2 * self.kernel**2 * self.inputs * self.map
 
 
-def clip_cost(recipe: Recipe, clip: ClipSize, bf16: bool, context: bool = True) -> ClipCost:
-    """Counts for one clip under the recipe, with stage 1's `context` encoder or without. Raises CheckpointError where
-    the recipe's language model is unknown.
+def clip_cost(
+    recipe: Recipe, clip: ClipSize, bf16: bool, context: bool = True, language: MBartConfig | None = None
+) -> ClipCost:
+    """Counts for one clip under the recipe, with stage 1's `context` encoder or without; `language` is the language
+    model's configuration where that is at hand. Raises CheckpointError where it is not, and the recipe's is unknown.
     """
     model, value = recipe.model, 2 if bf16 else 4
-    language = language_model_config(recipe)
+    language = language or language_model_config(recipe)
     per_frame = frame_operations = kept = operations = 0.0
     width, stored = model.feature_dim, 2.0 * model.feature_dim
     if recipe.vision.kind == "frames":

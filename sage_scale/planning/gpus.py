@@ -25,3 +25,10 @@ GPUS: dict[str, Gpu] = {
     "h200": Gpu(141, 989),
     "b200": Gpu(180, 2250),
 }
+
+
+def gpu_named(name: str) -> Gpu | None:
+    """The data sheet of a device by the name its driver gives it ("NVIDIA H100 80GB HBM3"), or None."""
+    plain = name.lower().replace(" ", "").replace("-", "")
+    found = [key for key in GPUS if key.replace("-", "") in plain]
+    return GPUS[max(found, key=len)] if found else None

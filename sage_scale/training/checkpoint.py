@@ -65,6 +65,10 @@ class Progress:
     """Best dev figure so far (higher is better)."""
     best_step: int = 0
     """Step of the best dev figure."""
+    since_best: int = 0
+    """Evaluations on dev since then."""
+    loss_scale: float = 0.0
+    """Where float16's loss scale stands; 0: none."""
     stage: str = ""
     """pretrain or finetune."""
     recipe: str = ""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sage_scale.config import Stage
+from sage_scale.errors import RecipeError
 from sage_scale.training.distributed import Ranks
-from sage_scale.training.optimizer import make_optimizer, parameter_groups, rate, state_names
+from sage_scale.training.optimizer import can_compile, make_optimizer, parameter_groups, rate, state_names
 
 PREFIX = "model."
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -31,23 +32,36 @@ def fast_bf16(device: torch.device) -> bool:
     return bool(supported and supported())
 
 
-def uses_bf16(stage: Stage, device: torch.device) -> bool:
-    """What `precision` comes to on this device."""
-    return stage.precision == "bf16" or (stage.precision == "auto" and fast_bf16(device))
+def compute_type(stage: Stage, device: torch.device) -> torch.dtype:
+    """What `precision` comes to on this device: the type of matrix products in forward and backward."""
+    if stage.precision == "auto":
+        return torch.bfloat16 if fast_bf16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[stage.precision]
 
 
 def deepspeed_config(stage: Stage, world: int) -> dict[str, Any]:
     """DeepSpeed's JSON for a stage.
 
     Batches are cut by the stream, not by DeepSpeed, so its own batch sizes are nominal. Weights stay float32 and
-    forward and backward run under autocast: ZeRO then shards float32 weights and states.
+    forward and backward run under autocast: ZeRO then shards float32 weights and states, and keeps them in host memory
+    or on an NVMe disk where the recipe says `offload`.
     """
+    zero: dict[str, Any] = {"stage": stage.zero_stage, "contiguous_gradients": True}
+    if stage.offload != "none":
+        place: dict[str, Any] = {"device": stage.offload, "pin_memory": torch.cuda.is_available()}
+        if stage.offload == "nvme":
+            place["nvme_path"] = stage.offload_dir
+        zero["offload_optimizer"] = place
+        if stage.zero_stage == 3:
+            # Weights are many small ones: reading each from disk when it is wanted would be all that happens.
+            zero["offload_param"] = {"device": "cpu", "pin_memory": place["pin_memory"]}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world,
-        "zero_optimization": {"stage": stage.zero_stage, "contiguous_gradients": True},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
@@ -72,6 +86,30 @@ class _Autocast(nn.Module):
             return self._forward(*args, **kwargs)
 
 
+class LossScale:
+    """The factor that keeps small gradients above float16's smallest number: halved when one overflows, whose step is
+    left out, and doubled after `patience` steps without (Micikevicius et al. 2018, section 3.2)."""
+
+    def __init__(self, enabled: bool, value: float = 2.0**16, patience: int = 2000) -> None:
+        self.enabled, self.value, self.patience = enabled, value if enabled else 1.0, patience
+        self._good = 0
+
+    def resume(self, value: float) -> None:
+        """Go on where a checkpoint stood; 0 where it had none."""
+        if self.enabled and value:
+            self.value = value
+
+    def update(self, finite: bool) -> None:
+        """After each step: whether its gradients were finite."""
+        if not self.enabled:
+            return
+        self._good = self._good + 1 if finite else 0
+        if not finite:
+            self.value = max(self.value / 2, 1.0)
+        elif self._good % self.patience == 0:
+            self.value *= 2
+
+
 class Engine:
     """A model with its optimizer under DeepSpeed ZeRO.
 
@@ -93,14 +131,20 @@ class Engine:
         """
         import deepspeed
 
+        if stage.offload == "nvme" and not can_compile("AsyncIOBuilder"):
+            raise RecipeError(
+                "offload=nvme needs DeepSpeed's async_io, which cannot be compiled here: install a C++ compiler, "
+                "ninja and libaio (Debian: libaio-dev), or set offload=cpu"
+            )
         self.stage = stage
         self.ranks = ranks
         self.model: Any = model.to(ranks.device)
         self.whole: Any = None
         self._build: Any = build
-        self.bf16 = uses_bf16(stage, ranks.device)
+        self.compute_type = compute_type(stage, ranks.device)
+        self.scale = LossScale(enabled=self.compute_type is torch.float16)
         wrapped = _Autocast(self.model, forward or self.model, self.precision)
-        optimizer = make_optimizer(parameter_groups(wrapped, stage, PREFIX), stage)
+        optimizer = make_optimizer(parameter_groups(wrapped, stage, PREFIX), stage, ranks.device)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=wrapped,
             optimizer=optimizer,
@@ -112,15 +156,15 @@ class Engine:
         self._hold = False
         self.updated = True
         """Whether the last step moved the weights."""
-        self.scales_loss = False
+        self.scales_loss = self.scale.enabled
         """Whether gradients may overflow as a matter of course, because the loss is scaled."""
         self._torch_optimizer().register_step_pre_hook(self._leave_out)
 
     def precision(self) -> AbstractContextManager:
         """The autocast context of forward passes, training or not."""
-        if self.bf16:
-            return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        if self.compute_type is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, dtype=self.compute_type)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass, in training mode."""
@@ -129,7 +173,12 @@ class Engine:
     def backward(self, share: Tensor, last: bool = True) -> None:
         """Gradients of this rank's share of the loss; `last` is False for all but a step's last micro-batch."""
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(share * self.ranks.world, scale_wrt_gas=False)
+        factor = float(self.ranks.world)
+        if self.scale.enabled and self.stage.zero_stage == 0:
+            factor *= self.scale.value
+        elif self.scale.enabled:  # ZeRO multiplies by it here, and divides where it clips
+            self._optimizer.override_loss_scale(self.scale.value)
+        self._engine.backward(share * factor, scale_wrt_gas=False)
 
     @contextmanager
     def reduced_once(self) -> Iterator[None]:
@@ -154,11 +203,15 @@ class Engine:
             group["lr"] = self.stage.lr * group["lr_scale"] * factor
         if self.stage.zero_stage == 0:  # DeepSpeed keeps no norm of float32 gradients that it does not shard
             gradients = [parameter.grad for _, parameter in self.trained() if parameter.grad is not None]
+            if self.scale.enabled:
+                torch._foreach_mul_(gradients, 1 / self.scale.value)
             self._norm = float(torch.nn.utils.get_total_norm(gradients))
             hold = hold or not math.isfinite(self._norm)
         self._hold = hold
         self._engine.step()  # ZeRO leaves a step out by itself where the norm is no number
-        self.updated = not hold and math.isfinite(self.gradient_norm())
+        finite = math.isfinite(self.gradient_norm())
+        self.updated = not hold and finite
+        self.scale.update(finite)
         return self.stage.lr * factor
 
     def _leave_out(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

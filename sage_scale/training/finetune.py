@@ -24,6 +24,7 @@ from sage_scale.training.embedding_cache import even_slices
 from sage_scale.training.engine import Engine
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.loop import Loop
+from sage_scale.training.meter import video_sizes
 from sage_scale.training.prepare import prepare_language_model
 from sage_scale.training.pretrain import STAGE1
 from sage_scale.training.runlog import memory_mb, record_timing
@@ -66,7 +67,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
     )
     engine = Engine(model, stage, ranks, forward=frozen.forward, build=build)
     taken = [folder / STAGE1] if stage.freeze != "none" else []
-    loop = Loop("finetune", recipe, folder, engine, stream, frozen=taken)
+    loop = Loop("finetune", recipe, folder, engine, stream, frozen=taken, language=language_model.config)
     loop.resume()
 
     def compute(batch: Batch) -> dict[str, float]:
@@ -92,7 +93,8 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
             )
             engine.backward(summed / max(total_tokens, 1), last=number == chunks - 1)
             loss_sum += float(summed.detach())
-        return {"loss": loss_sum / max(total_tokens, 1), "tokens": float(tokens)}
+        sizes = video_sizes(batch) | {"text_tokens": float(tokens)}
+        return {"loss": loss_sum / max(total_tokens, 1), **sizes}
 
     def evaluate(step: int) -> tuple[dict[str, float], float]:
         rows = translate_split(recipe, engine.whole, tokenizer, datasets, "dev", ranks, engine.precision)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import MBartConfig
 
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
@@ -24,10 +25,12 @@ from sage_scale.training.checkpoint import Checkpoints, Progress, on_all, on_fir
 from sage_scale.training.engine import Engine
 from sage_scale.training.guard import LossGuard
 from sage_scale.training.kinship import Identity
-from sage_scale.training.runlog import RunLog, clock
+from sage_scale.training.meter import Meter
+from sage_scale.training.runlog import RunLog, clock, memory_now
 from sage_scale.training.saving import Saver
 from sage_scale.training.stepfigures import StepFigures, share_step
 from sage_scale.training.stopping import Interrupted, StopRequest
+from sage_scale.training.tracing import StepProfile
 
 TRIM_EVERY = 16
 """Steps between two returns of freed memory to the system (CPU only)."""
@@ -47,8 +50,10 @@ class Loop:
         engine: Engine,
         stream: Stream,
         frozen: Sequence[Path] = (),
+        language: MBartConfig | None = None,
     ) -> None:
-        """`frozen` are the files or folders of weights that the stage uses and does not train."""
+        """`frozen` are the files or folders of weights that the stage uses and does not train; `language` is the
+        language model's configuration, which operations are counted from."""
         self.name = name
         self.recipe = recipe
         self.stage: Stage = engine.stage
@@ -58,7 +63,11 @@ class Loop:
         self.waiting = WaitMonitor(
             recipe.stream.warn_wait, remote=stream.dataset.remote, workers=stream.workers
         )
-        self.log = RunLog(self.folder, name, active=engine.ranks.first)
+        self.log = RunLog(
+            self.folder, name, active=engine.ranks.first, wandb=self.stage.wandb, run=run.absolute().name
+        )
+        self.meter = Meter(name, recipe, engine, language)
+        self.profile = StepProfile(self.folder, self.stage.profile_steps if engine.ranks.first else 0)
         identity = on_first(lambda: Identity.of(name, recipe, frozen), engine.ranks.first)
         self.checkpoints = Checkpoints(self._place(run), self.stage.keep_checkpoints, identity)
         self.saver = Saver(
@@ -75,13 +84,17 @@ class Loop:
         if found is None:
             return False
         self.progress = found
+        self.engine.scale.resume(found.loss_scale)
         self.stream.load_state_dict(found.stream)
         self.log.line(f"resumed at step {found.step} of {self.total_steps}", now=True)
         return True
 
     @property
     def fraction(self) -> float:
-        """How much of the stage is done, by steps or by its time budget, whichever is further."""
+        """How much of the stage is done, by steps or by its time budget, whichever is further; all of it where dev has
+        not become better for the recipe's `patience`."""
+        if self.stage.patience and self.progress.since_best >= self.stage.patience:
+            return 1.0
         by_steps = self.progress.step / max(self.total_steps, 1)
         budget = self.stage.max_minutes * 60
         return max(by_steps, self.progress.seconds / budget if budget else 0.0)
@@ -105,7 +118,8 @@ class Loop:
             and self.fraction < 1
         ):
             self._evaluate_once(evaluate)  # due, but asked to stop at that very step
-        with StopRequest() as stop:
+        self.log.event("start", self.progress.step, **self.meter.job())
+        with StopRequest() as stop, self.profile:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
             while self.fraction < 1:
                 started = time.monotonic()
@@ -133,6 +147,8 @@ class Loop:
                     self._evaluate_once(evaluate)
                 if stopping or (save_every and step % save_every == 0 and not over):
                     self._save()
+                if traced := self.profile.step():
+                    self.log.line(traced, now=True)
                 if stopping:
                     self._finish_saving()
                     self.log.line(f"stopped at step {step} as asked; the same command resumes", now=True)
@@ -140,6 +156,13 @@ class Loop:
                     raise Interrupted(
                         f"{self.name} stopped at step {step} and saved; run the same command to go on"
                     )
+        if self.progress.since_best and self.progress.since_best == self.stage.patience:
+            self.log.event("early_stop", self.progress.step, best_step=self.progress.best_step)
+            self.log.line(
+                f"ends at step {self.progress.step}: no better on dev for {self.stage.patience} evaluations, best at "
+                f"step {self.progress.best_step}",
+                now=True,
+            )
         self._evaluate_once(evaluate)
         self._save()
         self._finish_saving()
@@ -199,6 +222,7 @@ class Loop:
     def _save(self, best: bool = False) -> None:
         """Begin a checkpoint of this step, unless there is one; what is best now is saved in any case."""
         if best or self._saved < self.progress.step or self.progress.step == 0:
+            self.progress.loss_scale = self.engine.scale.value if self.engine.scales_loss else 0.0
             with watchdog.phase("saving a checkpoint"):
                 self.saver.save(self.engine, self.progress)
             self._saved = self.progress.step
@@ -222,6 +246,9 @@ class Loop:
             self.progress.step,
             epoch=self.progress.step / max(self.stream.steps_per_epoch, 1),
             **figures.logged(),
+            **self.meter.rates(figures),
+            **memory_now(self.engine.ranks.device),
+            **({"loss_scale": self.engine.scale.value} if self.engine.scales_loss else {}),
             lr=rate,
             grad_norm=self.engine.gradient_norm(),
             time_s=self.progress.seconds,
@@ -254,7 +281,10 @@ class Loop:
         self.progress.evaluated = self.progress.step
         if self.progress.best_score is None or score > self.progress.best_score:
             self.progress.best_score, self.progress.best_step = score, self.progress.step
+            self.progress.since_best = 0
             self._save(best=True)
+        else:
+            self.progress.since_best += 1
 
     def _take_best(self) -> None:
         best, ranks = self.progress.best_step, self.engine.ranks

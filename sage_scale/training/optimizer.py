@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 
 import torch
 from torch import nn
@@ -33,14 +35,30 @@ def parameter_groups(model: nn.Module, stage: Stage, prefix: str = "") -> list[d
     ]
 
 
-def make_optimizer(groups: list[dict], stage: Stage) -> torch.optim.Optimizer:
-    """SGD with momentum (SAGE, section 4.2) or AdamW; fused on CUDA."""
+def make_optimizer(groups: list[dict], stage: Stage, device: torch.device) -> torch.optim.Optimizer:
+    """SGD with momentum (SAGE, section 4.2) or AdamW: one fused kernel a group on a GPU, and where it is offloaded,
+    DeepSpeed's vectorised AdamW if this machine can compile it, else torch's own."""
+    # Offloaded weights are stepped on the CPU, whatever the device.
+    fused = (device.type == "cuda" and stage.offload == "none") or None
     if stage.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov)
+        return torch.optim.SGD(
+            groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov, fused=fused
+        )
     beta1, beta2 = stage.betas
-    return torch.optim.AdamW(
-        groups, lr=stage.lr, betas=(beta1, beta2), fused=torch.cuda.is_available() or None
-    )
+    if stage.offload != "none" and can_compile("CPUAdamBuilder"):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, lr=stage.lr, betas=(beta1, beta2), adamw_mode=True)
+    return torch.optim.AdamW(groups, lr=stage.lr, betas=(beta1, beta2), fused=fused)
+
+
+def can_compile(builder: str) -> bool:
+    """Whether DeepSpeed's extension of this name can be compiled here (a C++ compiler, ninja, its libraries)."""
+    from deepspeed.ops import op_builder
+
+    found = getattr(op_builder, builder, None)
+    tools = shutil.which("ninja") and (shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++"))
+    return bool(found is not None and tools and found().is_compatible(verbose=False))
 
 
 def rate(stage: Stage, progress: float) -> float:

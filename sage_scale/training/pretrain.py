@@ -27,6 +27,7 @@ from sage_scale.training.decode import has_split
 from sage_scale.training.embedding_cache import EmbeddingCache, run_task
 from sage_scale.training.engine import Engine
 from sage_scale.training.loop import Loop
+from sage_scale.training.meter import video_sizes
 from sage_scale.training.prepare import prepare_language_model
 from sage_scale.training.runlog import memory_mb, record_timing
 
@@ -63,7 +64,9 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
     )
     engine = Engine(model, stage, ranks, forward=run_task, build=lambda: SageAligner(recipe, language_model))
     cache = EmbeddingCache(model, engine)
-    loop = Loop("pretrain", recipe, folder, engine, stream, frozen=[language_folder])
+    loop = Loop(
+        "pretrain", recipe, folder, engine, stream, frozen=[language_folder], language=language_model.config
+    )
     loop.resume()
 
     def compute(batch: Batch) -> dict[str, float]:
@@ -79,6 +82,7 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
             engine.backward(share)
         first = float(ranks.first)
         figures = {"loss": float(share.detach()), "same_text_share": repeated / max(sum(clips), 1)}
+        figures |= video_sizes(batch) | {"text_tokens": float(targets.lengths_B.sum())}
         for name, value in parts.items():
             # Losses are shares and add up; scales are the same on every rank and are counted once.
             figures[name] = float(value) * (first if name.startswith("scale") else 1.0)

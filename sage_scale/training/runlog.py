@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import resource
@@ -10,19 +11,34 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+
+from sage_scale.errors import RecipeError
 
 
 class RunLog:
     """Log of one stage in `folder`. Only rank 0 makes one that writes; the others pass `active=False`."""
 
-    def __init__(self, folder: Path, name: str, active: bool = True, line_every_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        active: bool = True,
+        line_every_s: float = 5.0,
+        wandb: str = "",
+        run: str = "",
+    ) -> None:
+        """`wandb` is a Weights & Biases project that gets the numbers as well, under the name `run`/`name`."""
         self.name = name
         self.active = active
         self.line_every_s = line_every_s
         self._last_line = 0.0
         self._tensorboard: Any = None
+        self._wandb: Any = None
         if active:
+            if wandb:
+                self._wandb = _wandb_run(wandb, f"{run}/{name}", folder)
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
             from torch.utils.tensorboard import SummaryWriter
@@ -35,9 +51,14 @@ class RunLog:
             return
         row = {"event": event, "step": step, **{key: _plain(value) for key, value in values.items()}}
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        numbers = {}
         for key, value in row.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step",):
                 self._tensorboard.add_scalar(f"{event}/{key}", value, step)
+                numbers[f"{event}/{key}"] = value
+        if self._wandb is not None:
+            # Its own step may not go back, which a resumed run's does: ours is a value like the others.
+            self._wandb.log({**numbers, "step": step})
 
     def line(self, text: str, now: bool = False) -> None:
         """A progress line: redrawn in place on a terminal, a plain line every few seconds elsewhere."""
@@ -59,6 +80,31 @@ class RunLog:
         if self.active:
             self._file.close()
             self._tensorboard.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+
+def _wandb_run(project: str, name: str, folder: Path) -> Any:
+    """The run of Weights & Biases; the same name and folder go on with the same one."""
+    try:
+        import wandb
+    except ImportError:
+        raise RecipeError(
+            f"the recipe asks for Weights & Biases (wandb={project}), which is not installed: "
+            "pip install 'sage-scale[wandb]', or leave the key empty"
+        ) from None
+    identity = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=name, id=identity, resume="allow", dir=str(folder))
+
+
+def memory_now(device: torch.device) -> dict[str, float]:
+    """Memory of this process at this moment, MB: tensors and what torch holds on a GPU, else what is resident."""
+    if device.type == "cuda":
+        return {
+            "memory_now_mb": torch.cuda.memory_allocated(device) / 1e6,
+            "memory_reserved_mb": torch.cuda.memory_reserved(device) / 1e6,
+        }
+    return {"memory_now_mb": psutil.Process().memory_info().rss / 1e6}
 
 
 def memory_mb(device: torch.device) -> float:

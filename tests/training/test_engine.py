@@ -1,0 +1,83 @@
+"""The engine's ways to save memory and time change nothing of what is learnt; float16 finds its scale."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_stage import Toy
+
+from sage_scale.config import Stage, check, from_mapping
+from sage_scale.errors import RecipeError
+from sage_scale.training import distributed
+from sage_scale.training.engine import Engine, LossScale
+
+
+def losses(**settings) -> tuple[list[float], Engine]:
+    """Six steps of the toy network on one rank; a loss scale starts where nothing overflows."""
+    ranks = distributed.initialise()
+    torch.manual_seed(0)
+    engine = Engine(Toy(), Stage(lr=0.05, clip=0.5, weight_decay=0.01, **settings), ranks)
+    engine.scale.resume(2.0**10)
+    found = []
+    for step in range(6):
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)
+        share = engine.forward(x, y, 6)
+        engine.backward(share)
+        engine.step(step / 6)
+        found.append(float(share.detach()))
+    return found, engine
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_offloaded_states_learn_the_same(monkeypatch, zero, optimizer):
+    """With torch's own AdamW: DeepSpeed's is compiled by the first who uses it, for a minute."""
+    monkeypatch.setattr("sage_scale.training.optimizer.can_compile", lambda builder: False)
+    expected, _ = losses(zero_stage=0, optimizer=optimizer)
+    found, engine = losses(zero_stage=zero, optimizer=optimizer, offload="cpu")
+    assert found == pytest.approx(expected, rel=1e-4)
+    for _, parameter in engine.trained():
+        value = torch.full(engine.shape(parameter), 0.25)
+        engine.set_weight(parameter, value)
+        assert torch.equal(engine.weight(parameter), value)
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_float16_is_near_float32_and_leaves_overflows_out(zero):
+    expected, _ = losses(zero_stage=zero, precision="fp32")
+    found, engine = losses(zero_stage=zero, precision="fp16")
+    assert found == pytest.approx(expected, rel=1e-2) and found != expected
+    assert engine.updated and engine.scale.value == 2.0**10
+    before = [engine.weight(parameter).clone() for _, parameter in engine.trained()]
+    engine.scale.value = 2.0**40  # above what float16 can hold, times any error
+    x, y = torch.randn(6, 5), torch.randn(6, 3)
+    engine.backward(engine.forward(x, y, 6))
+    engine.step(0.5)
+    assert not engine.updated and engine.scale.value == 2.0**39
+    after = [engine.weight(parameter) for _, parameter in engine.trained()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after))
+
+
+def test_scale_grows_after_patience_and_never_below_one():
+    scale = LossScale(enabled=True, value=4.0, patience=3)
+    values = []
+    for finite in (True, True, True, False, True, True, True, False, False, False, False, False):
+        scale.update(finite)
+        values.append(scale.value)
+    assert values == [4, 4, 8, 4, 4, 4, 8, 4, 2, 1, 1, 1]
+
+
+def test_contradicting_settings_are_named():
+    for settings, word in (
+        ({"offload": "cpu", "zero_stage": 0}, "zero_stage"),
+        ({"offload": "nvme", "zero_stage": 2, "offload_dir": "/x"}, "zero_stage=3"),
+        ({"offload": "nvme", "zero_stage": 3}, "offload_dir"),
+    ):
+        with pytest.raises(RecipeError, match=word):
+            check(from_mapping({"pretrain": settings}))
