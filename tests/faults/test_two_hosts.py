@@ -130,6 +130,7 @@ def test_a_cut_link_ends_both_hosts_which_name_each_other(world, switch):
     run = Run(switch, world, "cut")
     try:
         run.wait_for_step(2)
+        time.sleep(2.5)  # sentinels tell each other once a second where their ranks are
         switch.pull("host-b")
         run.end(within=CONTACT_S + 30)
     finally:
