@@ -50,6 +50,11 @@ class Rejected:
     reason: str
     detail: str = ""
 
+    @property
+    def expected(self) -> bool:
+        """Whether the recipe asked for it (a named filter), or the web no longer has it: nothing went wrong."""
+        return self.reason.startswith("filter-") or self.reason == "not-downloaded"
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -57,6 +62,8 @@ class Manifest:
 
     clips: tuple[Clip, ...]
     rejected: tuple[Rejected, ...] = ()
+    notes: tuple[tuple[str, int], ...] = ()
+    """What was changed while reading without losing anything, and how often."""
 
     def digest(self) -> str:
         """16 hex digits of sha256 over the clips, in order; machine paths are left out of it.
@@ -65,16 +72,17 @@ class Manifest:
         continues the same output.
         """
         sha = hashlib.sha256()
+        encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
         for clip in self.clips:
-            values = dataclasses.asdict(clip)
+            values = dict(vars(clip))  # dataclasses.asdict copies each value: seconds for a million clips
             values["video"] = clip.video.replace("\\", "/").rsplit("/", 1)[-1]
-            sha.update(json.dumps(values, sort_keys=True, ensure_ascii=False).encode())
+            sha.update(encode(values).encode())
             sha.update(b"\n")
         return sha.hexdigest()[:16]
 
     def split(self, *names: str) -> Manifest:
         """Only the clips of the named splits."""
-        return Manifest(tuple(clip for clip in self.clips if clip.split in names), self.rejected)
+        return Manifest(tuple(clip for clip in self.clips if clip.split in names), self.rejected, self.notes)
 
 
 def to_json_lines(clips: Iterable[Clip]) -> str:

@@ -102,8 +102,9 @@ class Run:
         self.store: Store = open_store(self.url)
         self.limits = Limits(clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=vision.fps)
         self.units = plan_units(self.manifest, self.limits)
-        rows = len(self.manifest.clips) + len(self.manifest.rejected)
-        self.limit = RejectLimit(shards.max_reject_rate, rows)
+        expected = sum(row.expected for row in self.manifest.rejected)
+        rows = len(self.manifest.clips) + len(self.manifest.rejected) - expected
+        self.limit = RejectLimit(shards.max_reject_rate, rows, expected)
         unknown = sorted(self.give_up - {clip.id for clip in self.manifest.clips})
         if unknown:
             raise UsageError(f"--give-up {unknown[0]}: no clip of that id in the manifest")

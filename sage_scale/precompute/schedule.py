@@ -42,17 +42,21 @@ class RejectLimit:
 
     rate: float
     clips: int
-    """Clips and rows of the manifest."""
+    """Clips and rows of the manifest, those that were expected to be set aside left out."""
+    expected: int = 0
+    """Rows set aside by the recipe's own filters, or gone from the web: they are rejects, but no sign of trouble."""
 
     def exceeded(self, rejects: int) -> bool:
-        """Whether that many rejects are too many."""
-        return rejects > self.rate * self.clips
+        """Whether that many rejects, expected ones among them, are too many."""
+        return rejects - self.expected > self.rate * self.clips
 
     def error(self, rejects: int, reasons: Counter[str], first: str = "") -> TooManyRejects:
         """The error that ends the run."""
         named = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        expected = f", {self.expected} of them by the recipe's filters" if self.expected else ""
         return TooManyRejects(
-            f"{rejects} of {self.clips} clips were rejected ({named}), more than shards.max_reject_rate={self.rate:g}"
+            f"{rejects} of {self.clips + self.expected} clips were rejected ({named}){expected}, "
+            f"more than shards.max_reject_rate={self.rate:g}"
             + (f"; the first: {first}" if first else "")
             + "; repair them and give --retry-rejects, or raise shards.max_reject_rate"
         )
