@@ -1,13 +1,14 @@
 """`sage-scale corpus`: make the synthetic corpus, and look at any corpus before work begins.
 
 sage-scale corpus make --root data/made
-sage-scale corpus inspect --corpus videos --root my/videos
+sage-scale corpus inspect --corpus how2sign --root data/How2Sign --recipe sage-how2sign --probe
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -57,17 +58,23 @@ def inspect(
     root: Root = "",
     corpus: Name = "",
     recipe: RecipeName = "demo",
-    lengths: Annotated[bool, typer.Option(help="Open each video's header for its length.")] = True,
+    probe: Annotated[bool, typer.Option(help="Open each video's header for its length.")] = False,
+    rejects: Annotated[
+        Path | None, typer.Option(help="File for every row that was set aside, one JSON object a line.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Count clips, hours, signers, words and languages of a corpus, and list what is odd about it."""
+    """Count clips, hours, signers, words and languages of a corpus, and list what is odd about it.
+
+    Tables, captions and names are read; videos are opened with --probe alone, and only their headers.
+    """
     from sage_scale.corpora.census import count
     from sage_scale.corpora.registry import read_corpus
 
     chosen = _recipe(recipe, corpus, root, overrides)
     manifest = read_corpus(chosen.corpus)
-    durations_s, unreadable = _durations([clip.video for clip in manifest.clips]) if lengths else ({}, {})
-    census = count(manifest, durations_s, chosen.vision.fps)
+    durations_s, unreadable = _durations([clip.video for clip in manifest.clips]) if probe else ({}, {})
+    census = count(manifest, durations_s, chosen.vision.source_fps)
     print(f"corpus {chosen.corpus.name}, manifest {manifest.digest()}, {len(manifest.clips)} clips")
     row = "{:<14}{:>8}{:>8}{:>9}{:>9}{:>11}{:>8}  {}"
     print(row.format("split", "clips", "videos", "signers", "hours", "sentences", "words", "languages"))
@@ -82,7 +89,14 @@ def inspect(
             split.sentences,
             split.words,
         )
-        print(row.format(*values, ", ".join(split.languages)))
+        print(row.format(*values, _short(split.languages)))
+    if len(census.languages) > 1:
+        print("{:<14}{:>8}{:>8}{:>9}".format("language", "clips", "videos", "hours"))
+        for count_ in census.languages:
+            hours = "?" if count_.hours is None else f"{count_.hours:.2f}"
+            print(f"{count_.language:<14}{count_.clips:>8}{count_.videos:>8}{hours:>9}")
+    for what, number in manifest.notes:
+        print(f"  {number} x {what}")
     for what, (number, first) in census.defects.items():
         print(f"  {number} x {what}, first: {first}")
     for video, error in list(unreadable.items())[:10]:
@@ -91,6 +105,17 @@ def inspect(
         print(f"  ... and {len(unreadable) - 10} more videos that cannot be opened")
     if not census.defects and not unreadable:
         print("  no defect found")
+    if not probe and any(split.unknown_lengths for split in census.splits):
+        print("  hours are known in part: --probe opens the videos' headers")
+    if rejects is not None:
+        rows = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in manifest.rejected)
+        rejects.write_text("".join(rows), encoding="utf-8")
+        print(f"  {len(manifest.rejected)} rows set aside are in {rejects}")
+
+
+def _short(languages: tuple[str, ...]) -> str:
+    more = f" and {len(languages) - 6} more" if len(languages) > 6 else ""
+    return ", ".join(languages[:6]) + more
 
 
 @contextlib.contextmanager
@@ -132,12 +157,24 @@ def _recipe(recipe: str, corpus: str, root: str, overrides: list[str] | None) ->
 
 def _durations(videos: list[str]) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds of each video file whose header says them, and what is wrong with those that do not open."""
+    durations_s: dict[str, float] = {}
+    unreadable: dict[str, str] = {}
+    with _progress("videos opened") as progress:
+        _open_each(list(dict.fromkeys(videos)), durations_s, unreadable, progress)
+    return durations_s, unreadable
+
+
+def _open_each(
+    videos: list[str],
+    durations_s: dict[str, float],
+    unreadable: dict[str, str],
+    progress: Callable[[int, int], None],
+) -> None:
     from sage_scale.vision.decode import KEYPOINT_SUFFIXES
     from sage_scale.vision.video_files import probe_video
 
-    durations_s: dict[str, float] = {}
-    unreadable: dict[str, str] = {}
-    for video in dict.fromkeys(videos):
+    for done, video in enumerate(videos, start=1):
+        progress(done, len(videos))
         path = Path(video.removeprefix("file://"))
         if path.is_dir() or path.suffix.lower() in KEYPOINT_SUFFIXES:
             continue
@@ -150,4 +187,3 @@ def _durations(videos: list[str]) -> tuple[dict[str, float], dict[str, str]]:
         else:
             if seconds > 0:
                 durations_s[video] = seconds
-    return durations_s, unreadable

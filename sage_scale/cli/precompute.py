@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-CORPUS = typer.Option(..., "--corpus", help="Corpus reader: synthetic, phoenix14t, videos, manifest.")
+CORPUS = typer.Option(..., "--corpus", help="Corpus reader; `recipe explain corpus.name` lists them.")
 ROOT = typer.Option(..., "--root", help="Folder of the corpus.")
 OUT = typer.Option(..., "--out", help="Where the dataset goes: a folder, file:// or s3://bucket/prefix.")
 RECIPE = typer.Option("demo", "--recipe", help="Recipe by name or YAML file.")

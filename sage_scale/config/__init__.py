@@ -11,6 +11,7 @@ from sage_scale.config.recipe import Recipe, to_mapping, to_yaml
 from sage_scale.config.sections import (
     Augment,
     Backbone,
+    Captions,
     Clcl,
     Corpus,
     Denoise,
@@ -30,6 +31,7 @@ __all__ = [
     "RECIPE_FOLDER",
     "Augment",
     "Backbone",
+    "Captions",
     "Clcl",
     "Corpus",
     "Denoise",

@@ -48,6 +48,21 @@ def check(recipe: Recipe) -> None:
     need(stream.cache_gb >= 0, f"stream.cache_gb={stream.cache_gb} must not be negative")
     need(stream.memory_mb >= 0, f"stream.memory_mb={stream.memory_mb} must not be negative")
     need(stream.give_up_after_s > 0, f"stream.give_up_after_s={stream.give_up_after_s} must be positive")
+    corpus, captions = recipe.corpus, recipe.corpus.captions
+    shares = (corpus.dev_share, corpus.test_share)
+    need(
+        min(shares) >= 0 and sum(shares) < 1,
+        "corpus.dev_share and corpus.test_share must leave something to train on",
+    )
+    need(
+        min(captions.min_seconds, captions.max_seconds, captions.overlap_s, captions.repeat_s) >= 0
+        and min(captions.min_characters, captions.max_characters) >= 0,
+        "the bounds of corpus.captions must not be negative; 0 is off",
+    )
+    need(
+        not captions.max_seconds or captions.min_seconds <= captions.max_seconds,
+        "corpus.captions.min_seconds must be at most max_seconds",
+    )
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(stage.batch_size >= 1, f"{name}.batch_size must be at least 1")
         need(stage.micro_batch >= 0, f"{name}.micro_batch={stage.micro_batch} must not be negative")

@@ -10,15 +10,65 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Which captions of .vtt and .srt files become clips; each filter sets aside under its own name
+    (docs/corpora.md). The defaults of the first two are the bounds of what a crawl of YouTube-SL-25 counted as
+    defects: 3% of its captions were shorter, 0.5% longer."""
+
+    min_seconds: float = 1.0
+    """Shorter captions are set aside (`filter-short`), seconds; 0 is off."""
+    max_seconds: float = 20.0
+    """Longer captions are set aside (`filter-long`), seconds; 0 is off."""
+    min_characters: int = 2
+    """Captions of fewer letters and digits are set aside (`filter-text-short`); 0 is off."""
+    max_characters: int = 300
+    """Longer texts are set aside (`filter-text-long`), characters; 0 is off."""
+    overlap_s: float = 0.5
+    """Captions that begin more than so many seconds before the one before ends are set aside (`filter-overlap`);
+    0 is off."""
+    repeat_s: float = 2.0
+    """The same text within so many seconds of its end is set aside (`filter-repeated`); 0 is off."""
+    beyond_end: bool = True
+    """Set aside captions that end a second or more after the video, where a downloader's .info.json tells its
+    length (`filter-beyond-end`); those that begin after the end are rejected when the video is read, in any case."""
+    not_speech: bool = True
+    """Set aside sounds and notes alone, as [Music] (`filter-not-speech`)."""
+    credits: bool = True
+    """Set aside addresses, handles and who made the subtitles (`filter-credits`)."""
+    script: bool = True
+    """Set aside text in another script than the language's (`filter-script`)."""
+    rolling: bool = True
+    """Bring rolling captions, which show each line again while the next rolls in, to each line once."""
+    automatic: Literal["skip", "fallback"] = "skip"
+    """Captions of a speech recogniser on YouTube: set aside, or taken where nobody wrote any."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """Where the clips come from."""
 
     name: str = "synthetic"
-    """Name of a corpus reader: synthetic, phoenix14t, videos, manifest."""
+    """Name of a corpus reader: synthetic, phoenix14t, csl_daily, how2sign, youtube_sl25, youtube_asl, openasl,
+    csl_news, videos, manifest (docs/corpora.md)."""
     root: str = ""
     """Folder or URL of the downloaded corpus, or of the folder into which `synthetic` is made."""
     language: str = "de"
-    """Spoken language of the sentences, BCP 47."""
+    """Spoken language of the sentences, BCP 47; youtube_sl25 takes that of each video instead."""
+    languages: tuple[str, ...] = ()
+    """Languages of captions that youtube_sl25 keeps; empty: all."""
+    sign_languages: tuple[str, ...] = ()
+    """Sign languages that youtube_sl25 keeps, as its list names them (ISO 639-3: ase, bfi, gsg); empty: all."""
+    view: Literal["front", "side"] = "front"
+    """Camera of how2sign."""
+    dev_share: float = 0.01
+    """Share of the groups of a corpus without published splits that become dev (corpora/splits.py)."""
+    test_share: float = 0.01
+    """Share of the groups of a corpus without published splits that become test."""
+    split_by: Literal["channel", "video"] = "channel"
+    """Groups of YouTube videos that stay in one split; a channel is known from the downloader's .info.json, and
+    where it is not a video is its own group."""
+    captions: Captions = field(default_factory=Captions)
+    """Which captions become clips."""
     seed: int = 0
     """Seed of the synthetic corpus; the same seed gives the same bytes."""
     train_clips: int = 480

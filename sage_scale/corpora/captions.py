@@ -1,4 +1,8 @@
-"""Captions beside a video: WebVTT (.vtt) and SubRip (.srt) to cues in seconds with plain text."""
+"""Captions beside a video: WebVTT (.vtt) and SubRip (.srt) to cues in seconds with plain text.
+
+Automatic captions of YouTube are WebVTT too: words carry their own times, and each line is shown twice while it
+rolls up. They are told from written ones here; `corpora/rolling.py` undoes the rolling.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,10 @@ SUFFIXES = (".vtt", ".srt")
 
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 _TIMING = re.compile(rf"^\s*{_TIME}\s*-->\s*{_TIME}")
+_BREAK = re.compile(r"<br\s*/?>", re.I)
 _TAGS = re.compile(r"<[^>]*>|\{\\[^}]*\}")
-_SOUND = re.compile(r"\[[^\]]*\]|\([^)]*\)|♪[^♪]*♪?|[♪♫#*]+")
+_WORD_TIMES = re.compile(r"<\d{2}:\d{2}:\d{2}\.\d{3}><c>")
+_SOUND = re.compile(r"\[[^\]]*\]|\([^)]*\)|（[^）]*）|【[^】]*】|♪[^♪]*♪?|[♪♫#*]+")
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,8 @@ class Cue:
     start_s: float
     end_s: float
     text: str
+    lines: tuple[str, ...] = ()
+    """The lines as they are shown, without mark-up; empty ones left out."""
 
 
 def read_captions(path: Path) -> list[Cue]:
@@ -34,32 +42,56 @@ def read_captions(path: Path) -> list[Cue]:
 def parse_captions(text: str) -> list[Cue]:
     """The cues of the text of a .vtt or .srt file; lines that belong to no cue are passed over.
 
-    A cue's text ends at an empty line, which both formats ask for. Mark-up, entities and cue settings go.
+    A cue's text ends at an empty line, which both formats ask for, or at the next cue's times where that line
+    was forgotten. A line of blanks alone is part of the text, as automatic captions have it. Mark-up, entities
+    and cue settings go.
     """
     cues: list[Cue] = []
-    lines = iter(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
-    for line in lines:
-        match = _TIMING.match(line)
-        if not match:
-            continue
-        words = []
-        for following in lines:
-            if not following.strip():
-                break
-            words.append(following)
-        start_s, end_s = _seconds(match.groups()[:4]), _seconds(match.groups()[4:])
-        cues.append(Cue(start_s, end_s, plain_text(" ".join(words))))
+    times: tuple[float, float] | None = None
+    shown: list[str] = []
+
+    def close() -> None:
+        nonlocal times
+        if times is not None:
+            lines = tuple(line for line in map(plain_text, shown) if line)
+            cues.append(Cue(*times, " ".join(lines), lines))
+        times = None
+        shown.clear()
+
+    for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        match = _TIMING.match(line) if "-->" in line else None
+        if match:
+            if times is not None and shown and shown[-1].strip().isdigit():
+                shown.pop()  # the next SubRip cue's number, where the empty line before it is missing
+            close()
+            groups = match.groups()
+            times = _seconds(groups[:4]), _seconds(groups[4:])
+        elif times is not None:
+            if line == "":
+                close()
+            else:
+                shown.append(line)
+    close()
     return cues
 
 
 def plain_text(text: str) -> str:
     """Caption text without tags, entities and doubled blanks."""
-    return " ".join(html.unescape(_TAGS.sub(" ", text)).split())
+    if "<" in text or "{" in text:
+        text = _TAGS.sub("", _BREAK.sub(" ", text))
+    if "&" in text:
+        text = html.unescape(text)
+    return " ".join(text.split())
 
 
 def has_words(text: str) -> bool:
     """Whether something is said: sounds in brackets and notes are no words."""
     return any(character.isalnum() for character in _SOUND.sub(" ", text))
+
+
+def is_automatic(text: str) -> bool:
+    """Whether a caption file's text gives each word its own time, as only a recogniser's captions do."""
+    return _WORD_TIMES.search(text[:100_000]) is not None
 
 
 def parse_seconds(text: str) -> float:
@@ -69,7 +101,10 @@ def parse_seconds(text: str) -> float:
         raise ValueError(f"not a time: {text!r}")
     seconds = 0.0
     for part in parts:
-        value = float(part)
+        try:
+            value = float(part)
+        except ValueError:
+            raise ValueError(f"not a time: {text!r}") from None
         if not 0 <= value < 1e7:
             raise ValueError(f"not a time: {text!r}")
         seconds = seconds * 60 + value

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sage_scale.corpora.clip import Clip, Manifest
@@ -34,10 +34,23 @@ class SplitCount:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LanguageCount:
+    """What one language's captions come to."""
+
+    language: str
+    clips: int
+    videos: int
+    hours: float | None
+    """Hours of signing; None where no clip's length is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Census:
     """The whole manifest."""
 
     splits: tuple[SplitCount, ...]
+    languages: tuple[LanguageCount, ...] = ()
+    """Spoken languages of the sentences, the largest first."""
     defects: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """What is odd -> how often, and the first clip or row."""
 
@@ -49,7 +62,8 @@ def count(manifest: Manifest, durations_s: Mapping[str, float] | None = None, fp
     for clip in manifest.clips:
         by_split[clip.split].append(clip)
     splits = tuple(_count_split(name, clips, durations_s, fps) for name, clips in by_split.items())
-    return Census(splits=splits, defects=_defects(manifest, durations_s, fps))
+    languages = _count_languages(manifest.clips, durations_s, fps)
+    return Census(splits=splits, languages=languages, defects=_defects(manifest, durations_s, fps))
 
 
 def clip_seconds(clip: Clip, durations_s: Mapping[str, float], fps: float) -> float | None:
@@ -77,6 +91,27 @@ def _count_split(name: str, clips: list[Clip], durations_s: Mapping[str, float],
     )
 
 
+def _count_languages(
+    clips: Iterable[Clip], durations_s: Mapping[str, float], fps: float
+) -> tuple[LanguageCount, ...]:
+    by_language: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        by_language[clip.language].append(clip)
+    counts = []
+    for language, group in by_language.items():
+        lengths = [clip_seconds(clip, durations_s, fps) for clip in group]
+        known = [length for length in lengths if length is not None]
+        counts.append(
+            LanguageCount(
+                language=language,
+                clips=len(group),
+                videos=len({clip.video for clip in group}),
+                hours=sum(known) / 3600 if known else None,
+            )
+        )
+    return tuple(sorted(counts, key=lambda count: (-count.clips, count.language)))
+
+
 def _defects(manifest: Manifest, durations_s: Mapping[str, float], fps: float) -> dict[str, tuple[int, str]]:
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
@@ -94,13 +129,13 @@ def _defects(manifest: Manifest, durations_s: Mapping[str, float], fps: float) -
         if not clip.sentence:
             note("no sentence (can be translated, not trained on)", clip.id)
         elif clip.split != "train" and clip.sentence in trained:
-            note("sentence also in train", clip.id)
+            note(f"{clip.split} sentence also in train", clip.id)
         if length is not None and length < SHORT_S:
             note(f"shorter than {SHORT_S:g} s", clip.id)
         if whole is not None and clip.start_s >= whole:
-            note("starts after the video's end", clip.id)
+            note("beyond-end: starts after the video's end (will be rejected there)", clip.id)
         elif whole is not None and clip.end_s is not None and clip.end_s > whole + 1 / fps:
-            note("ends after the video's end (will be cut there)", clip.id)
+            note("beyond-end: ends after the video's end (will be cut there)", clip.id)
     for before, after in _neighbours(manifest):
         if before.end_s is not None and after.start_s < before.end_s:
             note("overlaps the clip before", after.id)

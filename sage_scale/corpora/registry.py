@@ -17,6 +17,12 @@ from sage_scale.errors import UsageError
 READERS = {
     "synthetic": "sage_scale.corpora.registry:_read_synthetic",
     "phoenix14t": "sage_scale.corpora.phoenix14t:read_corpus",
+    "csl_daily": "sage_scale.corpora.csl_daily:read_corpus",
+    "how2sign": "sage_scale.corpora.how2sign:read_corpus",
+    "youtube_sl25": "sage_scale.corpora.youtube:read_sl25",
+    "youtube_asl": "sage_scale.corpora.youtube:read_asl",
+    "openasl": "sage_scale.corpora.openasl:read_corpus",
+    "csl_news": "sage_scale.corpora.csl_news:read_corpus",
     "videos": "sage_scale.corpora.videos:read_corpus",
     "manifest": "sage_scale.corpora.manifest:read_corpus",
 }

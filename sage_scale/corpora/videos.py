@@ -8,43 +8,28 @@ For `name.mp4` (or a keypoint file `name.npz`, `name.pose`) the first of these i
 - `name.vtt`, `name.srt`, or with a language, `name.de.vtt`: a clip a caption;
 - `name.txt`: one sentence for the whole file.
 
+Captions pass the named filters of corpora/caption_filters.py; rows and texts are what somebody wrote as sentences
+and pass none.
+
 A video with none of them gets an empty sentence and the split `unlabelled`: it can be translated, not trained
 on. Folders called train, dev or test below the root give the split.
 """
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Corpus
-from sage_scale.corpora.captions import SUFFIXES, has_words, parse_seconds, read_captions
+from sage_scale.corpora.caption_filters import filter_cues
+from sage_scale.corpora.captions import SUFFIXES, parse_seconds, read_captions
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
 from sage_scale.corpora.folders import corpus_folder, read_text
+from sage_scale.corpora.media import VIDEO_SUFFIXES, walk
+from sage_scale.corpora.rolling import merge_rolling
 
-VIDEOS = frozenset(
-    f".{ending}"
-    for ending in (
-        "mp4",
-        "m4v",
-        "mov",
-        "mkv",
-        "webm",
-        "avi",
-        "mpg",
-        "mpeg",
-        "ts",
-        "mts",
-        "flv",
-        "wmv",
-        "npz",
-        "pose",
-    )
-)
-"""Endings, in lower case, of the files that are taken for videos."""
 SPLITS = ("train", "dev", "test")
 UNLABELLED = "unlabelled"
 """Split of the videos without a sentence."""
@@ -71,8 +56,9 @@ def read_corpus(corpus: Corpus) -> Manifest:
     root = corpus_folder(corpus.root, "videos", EXPECTED)
     clips: dict[str, Clip] = {}
     rejected: list[Rejected] = []
-    for folder, names in _folders(root):
-        found = _Folder(root, folder, names, corpus.language)
+    merged = 0
+    for folder, names in walk(root):
+        found = _Folder(root, folder, names, corpus)
         for clip in found.clips():
             if clip.id in clips:
                 rejected.append(
@@ -83,14 +69,10 @@ def read_corpus(corpus: Corpus) -> Manifest:
             else:
                 clips[clip.id] = clip
         rejected += found.rejected
+        merged += found.merged
     ordered = sorted(clips.values(), key=lambda clip: (clip.video, clip.start_s, clip.id))
-    return Manifest(tuple(ordered), tuple(rejected))
-
-
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+    notes = (("cues of rolling captions brought to each line once", merged),) if merged else ()
+    return Manifest(tuple(ordered), tuple(rejected), notes)
 
 
 def _plain(name: str) -> str:
@@ -101,12 +83,13 @@ def _plain(name: str) -> str:
 class _Folder:
     """One folder's videos, sentences and complaints."""
 
-    def __init__(self, root: Path, folder: Path, names: list[str], language: str) -> None:
-        self.folder, self.language = folder, language
+    def __init__(self, root: Path, folder: Path, names: list[str], corpus: Corpus) -> None:
+        self.folder, self.language, self.options = folder, corpus.language, corpus.captions
+        self.merged = 0
         self.place = "/".join(_plain(part) for part in folder.relative_to(root).parts)
         self.split = next((part for part in self.place.split("/") if part in SPLITS), "train")
         self.names = names
-        self.videos = [name for name in names if Path(name).suffix.lower() in VIDEOS]
+        self.videos = [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
         self.rejected: list[Rejected] = []
 
     def clips(self) -> Iterator[Clip]:
@@ -183,19 +166,15 @@ class _Folder:
         cues = read_captions(self.folder / name)
         if not cues:
             self._reject(video, "no-captions", f"{name} has no readable cue")
-        previous = None
-        for cue in cues:
-            where = f"{name} at {cue.start_s:.3f} s"
-            if cue.end_s <= cue.start_s:
-                self._reject(video, "bad-interval", where)
-            elif not has_words(cue.text):
-                self._reject(video, "no-sentence", where)
-            elif previous and previous.text == cue.text and cue.start_s <= previous.end_s + 0.1:
-                self._reject(video, "repeated-caption", where)
-                previous = cue
-            else:
-                yield self._clip(video, cue.text, cue.start_s, cue.end_s, language=language)
-                previous = cue
+        if self.options.rolling:
+            cues, merged = merge_rolling(sorted(cues, key=lambda cue: cue.start_s))
+            self.merged += merged
+        kept, dropped = filter_cues(cues, self.options, language)
+        for cue in kept:
+            yield self._clip(video, cue.text, cue.start_s, cue.end_s, language=language)
+        for one in dropped:
+            detail = f"{name} at {one.cue.start_s:.3f} s" + (f": {one.detail}" if one.detail else "")
+            self._reject(video, one.reason, detail)
 
     def _table(self, name: str) -> Iterator[tuple[str, Clip]]:
         try:

@@ -29,7 +29,7 @@ def made(tmp_path_factory) -> Path:
 def test_make_says_what_it_made_and_inspect_counts_it(made) -> None:
     again = invoke("make", "--root", made, *COUNTS)
     assert again.exit_code == 0 and again.stdout.startswith("6 clips, ")
-    lines = invoke("inspect", "--root", made, *COUNTS).stdout.splitlines()
+    lines = invoke("inspect", "--root", made, "--probe", *COUNTS).stdout.splitlines()
     assert lines[0].startswith("corpus synthetic, manifest ") and lines[0].endswith(", 6 clips")
     counts = {line.split()[0]: int(line.split()[1]) for line in lines[2:6]}
     assert counts == {"train": 3, "dev": 1, "test": 1, "test_heldout": 1}
@@ -45,8 +45,11 @@ def test_inspect_names_defects(made, tmp_path) -> None:
     (tmp_path / "a.txt").write_text("Ein Satz.")
     (tmp_path / "b.vtt").write_text("WEBVTT\n\n00:59.000 --> 01:00.500\nZu spät.\n")
     (tmp_path / "c.mp4").write_bytes(b"no video")
-    shown = invoke("inspect", "--corpus", "videos", "--root", tmp_path).stdout
-    assert "1 x starts after the video's end, first: b.mp4@59.000-60.500" in shown
+    shown = invoke("inspect", "--corpus", "videos", "--root", tmp_path, "--probe").stdout
+    assert (
+        "1 x beyond-end: starts after the video's end (will be rejected there), first: b.mp4@59.000-60.500"
+        in shown
+    )
     assert "1 x no sentence" in shown and "c.mp4: unreadable" in shown
 
 

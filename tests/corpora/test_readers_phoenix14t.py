@@ -144,9 +144,9 @@ def test_census_counts_what_is_there_and_what_is_odd() -> None:
         "set aside: missing": 1,
         "shorter than 1 s": 1,
         "overlaps the clip before": 2,
-        "ends after the video's end (will be cut there)": 1,
-        "starts after the video's end": 1,
-        "sentence also in train": 1,
+        "beyond-end: ends after the video's end (will be cut there)": 1,
+        "beyond-end: starts after the video's end (will be rejected there)": 1,
+        "test sentence also in train": 1,
         "no sentence (can be translated, not trained on)": 1,
     }
     assert {split.split: split.hours for split in census.splits}["unlabelled"] == pytest.approx(2 / 3600)

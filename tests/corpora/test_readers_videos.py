@@ -72,7 +72,7 @@ def test_captions_of_both_kinds(tmp_path) -> None:
         ("rede.mp4@1.000-3.500", 1.0, 3.5, "Guten Abend & willkommen."),
         ("rede.mp4@3600.000-3602.000", 3600.0, 3602.0, "Nach einer Stunde."),
     ]
-    assert [row.reason for row in manifest.rejected] == ["no-sentence", "bad-interval"]
+    assert [row.reason for row in manifest.rejected] == ["filter-not-speech", "bad-interval"]
     assert all("rede.vtt at" in row.detail for row in manifest.rejected)
 
 
@@ -167,14 +167,13 @@ def test_repeats(tmp_path) -> None:
     touch(tmp_path / "v.mp4")
     cues = (
         "".join(f"0:0{t}.000 --> 0:0{t + 1}.000\nGleich\n\n" for t in range(3))
-        + "0:09.000 --> 0:09.900\nGleich\n"
+        + "0:09.000 --> 0:10.500\nGleich\n"
     )
     touch(tmp_path / "v.vtt", "WEBVTT\n\n" + cues)
     manifest = corpus(tmp_path)
-    assert [clip.start_s for clip in manifest.clips] == [
-        0.0,
-        9.0,
-    ]  # rolling captions once, a real repetition stays
+    # Shown in three cues, it is one caption; a real repetition stays.
+    assert [(clip.start_s, clip.end_s) for clip in manifest.clips] == [(0.0, 3.0), (9.0, 10.5)]
+    assert manifest.notes == (("cues of rolling captions brought to each line once", 2),)
     touch(tmp_path / "t.tsv", "v.mp4\tA\nv\tB\n")
     assert [row.reason for row in corpus(tmp_path).rejected] == ["repeated-id"]
 

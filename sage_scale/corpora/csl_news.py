@@ -1,0 +1,100 @@
+"""The corpus `csl_news`: CSL-News as published, Chinese Sign Language of news with the spoken sentences.
+
+    CSL_News_Labels.json     a list of {"video": "Common-Concerns_20201113_0-287_14330.mp4", "pose": ..., "text": ...}
+    archive_001.zip ...      436 archives of mp4 files, to be unpacked into one folder or one each
+
+The label file and the videos are found by name, in whatever folders they lie. Archives are not read in place: a
+decoder needs a file it can seek in, and a member of a zip is none. What is still packed is said, with the archive's
+name. No split is published: broadcasts (programme and date, the name up to the interval) are divided by their hash
+(corpora/splits.py). The interval in a name is in frames of the broadcast; it is used to plan with, no more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from sage_scale.config import Corpus
+from sage_scale.corpora.clip import Clip, Manifest, Rejected
+from sage_scale.corpora.folders import corpus_folder, read_text
+from sage_scale.corpora.media import MediaIndex, find_files
+from sage_scale.corpora.splits import split_of
+from sage_scale.errors import UsageError
+
+LABELS = "CSL_News_Labels.json"
+EXPECTED = f"{LABELS} and the mp4 files of the archives, unpacked, below one folder"
+_NAME = re.compile(r"(?P<broadcast>.+?)_+(?P<first>\d+)-(?P<last>\d+)_\d+$")
+
+
+def read_corpus(corpus: Corpus) -> Manifest:
+    """The labelled clips in the order of the label file."""
+    root = corpus_folder(corpus.root, "csl_news", EXPECTED)
+    path = find_files(root, (LABELS,)).get(LABELS)
+    if path is None:
+        raise UsageError(f"corpus csl_news: no {LABELS} below {root}; expected: {EXPECTED}")
+    rows = _rows(path)
+    media = MediaIndex(root)
+    if not media.videos:
+        raise UsageError(
+            f"corpus csl_news: no video below {root}{media.unpack_advice()}; expected: {EXPECTED}"
+        )
+    packed = _packed(media.archives)
+    clips: dict[str, Clip] = {}
+    rejected: list[Rejected] = []
+    for number, row in enumerate(rows, start=1):
+        here = f"{path.name} entry {number}"
+        video, text = (row.get("video"), row.get("text")) if isinstance(row, dict) else (None, None)
+        if not isinstance(video, str) or not isinstance(text, str) or not video:
+            rejected.append(Rejected(id=here, reason="bad-row", detail="no video and text"))
+            continue
+        name = Path(video.replace("\\", "/")).stem
+        sentence = " ".join(text.split())
+        if name in clips:
+            rejected.append(Rejected(id=name, reason="repeated-id", detail=here))
+        elif not sentence:
+            rejected.append(Rejected(id=name, reason="no-sentence", detail=here))
+        elif name not in media.videos:
+            where = f"still packed in {packed[name]}" if name in packed else f"no {name}.mp4"
+            rejected.append(Rejected(id=name, reason="missing", detail=where))
+        else:
+            named = _NAME.fullmatch(name)
+            group = named["broadcast"] if named else name
+            clips[name] = Clip(
+                id=name,
+                video=media.videos[name],
+                sentence=sentence,
+                language=corpus.language,
+                split=split_of(group, corpus.dev_share, corpus.test_share),
+                frames=max(0, int(named["last"]) - int(named["first"])) if named else 0,
+            )
+    return Manifest(tuple(clips.values()), tuple(rejected))
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        rows = json.loads(read_text(path))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8; download it again") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not whole JSON ({error}); download it again") from None
+    if not isinstance(rows, list):
+        raise UsageError(f"{path}: expected a list of video, pose and text")
+    return rows
+
+
+def _packed(archives: list[Path]) -> dict[str, str]:
+    """Name of a clip -> zip archive that holds it; archives that cannot be listed are passed over."""
+    packed: dict[str, str] = {}
+    for archive in archives:
+        if archive.suffix.lower() != ".zip":
+            continue
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                for member in opened.namelist():
+                    packed[Path(member).stem] = archive.name
+        except (zipfile.BadZipFile, OSError):
+            continue
+    return packed

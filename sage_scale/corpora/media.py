@@ -1,0 +1,72 @@
+"""Which media files a corpus folder holds, found in one walk: tables name videos, wherever they were put."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+VIDEO_SUFFIXES = frozenset((
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".npz", ".pose",
+))  # fmt: skip
+"""Endings, in lower case, of the files that are taken for videos (or their keypoints)."""
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, its file names by name) below `root`, by name; hidden ones are left out, links to folders followed.
+
+    A link back to a folder already seen is not followed again.
+    """
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+
+
+class MediaIndex:
+    """The videos and archives below a folder."""
+
+    def __init__(self, root: Path, prefer: Iterable[str] = ()) -> None:
+        """`prefer` names folders whose files win where two files have one name."""
+        self.root = root
+        self.videos: dict[str, str] = {}
+        """File name without ending -> path."""
+        self.archives: list[Path] = []
+        wanted = tuple(prefer)
+        ranks: dict[str, int] = {}
+        for folder, names in walk(root):
+            place = f"/{folder.relative_to(root).as_posix()}/"
+            rank = next((k for k, name in enumerate(wanted) if f"/{name}/" in place), len(wanted))
+            base = str(folder)
+            for name in names:
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() in VIDEO_SUFFIXES:
+                    if rank < ranks.get(stem, len(wanted) + 1):
+                        self.videos[stem], ranks[stem] = f"{base}/{name}", rank
+                elif name.lower().endswith(ARCHIVE_SUFFIXES):
+                    self.archives.append(folder / name)
+
+    def unpack_advice(self) -> str:
+        """A half-sentence on archives that were not unpacked, empty where there are none."""
+        if not self.archives:
+            return ""
+        first = self.archives[0].relative_to(self.root).as_posix()
+        more = f" and {len(self.archives) - 1} more" if len(self.archives) > 1 else ""
+        return f"; archives are not read: unpack {first}{more} into the folder"
+
+
+def find_files(root: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The first file of each name below `root`, in the order of the walk, for the names that are there."""
+    wanted = set(names)
+    found: dict[str, Path] = {}
+    for folder, here in walk(root):
+        for name in here:
+            if name in wanted and name not in found:
+                found[name] = folder / name
+    return found

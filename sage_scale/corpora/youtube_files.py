@@ -1,0 +1,172 @@
+"""Videos, captions and notes of YouTube as downloaders leave them: which file belongs to which video id.
+
+    <id>.mp4, <title> [<id>].webm, <title>-<id>.mkv            the video
+    <id>.en.vtt, <title> [<id>].en-US.srt                      its captions, the tag between dots
+    <id>.info.json                                             yt-dlp's notes: channel, duration
+
+The files of one video may lie in different folders. What a broken download leaves (`.part`, `.ytdl`, `.f137.mp4`,
+`.temp.mp4`) is no video.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sage_scale.corpora.captions import SUFFIXES
+from sage_scale.corpora.clip import Rejected
+from sage_scale.corpora.media import VIDEO_SUFFIXES, walk
+
+_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+_IN_BRACKETS = re.compile(r"\[([A-Za-z0-9_-]{11})\]$")
+_AFTER_HYPHEN = re.compile(r"-([A-Za-z0-9_-]{11})$")
+_UNFINISHED = re.compile(r"\.(?:f\d+(?:-\w+)?|temp)$")
+_PARTS = (".part", ".ytdl")
+_PREFERRED = (".mp4", ".mkv", ".webm")
+# `en-orig` is what the recogniser heard, `en-de` its translation from German, `a.en` an older name of both; a
+# region is written in capitals.
+_AUTOMATIC = re.compile(
+    r"(?:^a\.|(?:^|[.-])auto(?:[.-]|$)|-orig$|^[a-z]{2,3}(?:-[A-Z][a-z]{3})?-[a-z]{2,3}$)"
+)
+_BCP47 = re.compile(r"([a-z]{2,3})(-[A-Z][a-z]{3})?(-(?:[A-Z]{2}|\d{3}))?(?=$|-)")
+_RENAMED = {"iw": "he", "in": "id", "ji": "yi"}
+
+
+def video_id(stem: str) -> str:
+    """The YouTube id in a file name without its ending; empty where there is none."""
+    if _ID.fullmatch(stem):
+        return stem
+    match = _IN_BRACKETS.search(stem) or _AFTER_HYPHEN.search(stem)
+    return match[1] if match else ""
+
+
+@dataclass
+class VideoFiles:
+    """The files of one video."""
+
+    video: str = ""
+    tracks: dict[str, Path] = field(default_factory=dict)
+    """Caption tag as in the file's name -> file."""
+    info: Path | None = None
+
+
+@dataclass(frozen=True)
+class Info:
+    """What yt-dlp noted of a video; empty and None where unknown."""
+
+    channel: str = ""
+    duration_s: float | None = None
+
+
+class Downloads:
+    """All files of YouTube videos below a folder, by id."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.videos: dict[str, VideoFiles] = {}
+        self.rejected: list[Rejected] = []
+        """Videos without an id, second files of one video, broken downloads."""
+        for folder, names in walk(root):
+            for name in names:
+                self._take(folder, name)
+
+    def __bool__(self) -> bool:
+        return any(files.video for files in self.videos.values())
+
+    def _take(self, folder: Path, name: str) -> None:
+        stem, suffix = os.path.splitext(name)
+        suffix = suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            if not _UNFINISHED.search(stem):
+                self._take_video(folder, name, stem, suffix)
+            elif video_id(_UNFINISHED.sub("", stem)):
+                self._reject(folder, name, "unfinished-download", "one stream of a video that was not joined")
+        elif suffix in SUFFIXES:
+            base, _, tag = stem.rpartition(".")
+            known = video_id(base)
+            if not known and video_id(base.rpartition(".")[0]):  # a tag of two parts: <id>.a.en.vtt
+                base, _, first = base.rpartition(".")
+                known, tag = video_id(base), f"{first}.{tag}"
+            if not known and video_id(stem):
+                known, tag = video_id(stem), ""
+            if known:
+                self.videos.setdefault(known, VideoFiles()).tracks.setdefault(tag, folder / name)
+        elif name.endswith(".info.json"):
+            known = video_id(name.removesuffix(".info.json"))
+            if known:
+                self.videos.setdefault(known, VideoFiles()).info = folder / name
+        elif suffix in _PARTS:
+            self._reject(
+                folder, name, "unfinished-download", "the download was cut off; run the downloader again"
+            )
+
+    def _take_video(self, folder: Path, name: str, stem: str, suffix: str) -> None:
+        known = video_id(stem)
+        if not known:
+            self._reject(folder, name, "no-video-id", "expected ID.mp4 or TITLE [ID].mp4")
+            return
+        files = self.videos.setdefault(known, VideoFiles())
+        path = str(folder / name)
+        if files.video:
+            worse, files.video = sorted((files.video, path), key=_preference, reverse=True)
+            self._reject(
+                Path(worse).parent, Path(worse).name, "second-file", f"{Path(files.video).name} is taken"
+            )
+        else:
+            files.video = path
+
+    def _reject(self, folder: Path, name: str, reason: str, detail: str) -> None:
+        place = (folder / name).relative_to(self.root).as_posix()
+        self.rejected.append(Rejected(id=place, reason=reason, detail=detail))
+
+
+def _preference(path: str) -> tuple[int, str]:
+    suffix = os.path.splitext(path)[1].lower()
+    return (_PREFERRED.index(suffix) if suffix in _PREFERRED else len(_PREFERRED), path)
+
+
+def automatic_by_name(tag: str) -> bool:
+    """Whether a caption file's tag is one that downloaders give to a recogniser's captions or translations."""
+    return bool(_AUTOMATIC.search(tag))
+
+
+def language_of(tag: str) -> str:
+    """The BCP 47 tag of a caption file's tag, without the letters that YouTube appends to a named track.
+
+    `en-US` stays, `en-eEY6OEpapPo` gives `en`, `iw` gives `he`; empty where it is none.
+    """
+    match = _BCP47.match(tag.removeprefix("a.").removesuffix("-orig"))
+    if match is None:
+        return ""
+    return _RENAMED.get(match[1], match[1]) + (match[2] or "") + (match[3] or "")
+
+
+def order_tracks(tags: Collection[str], wanted: Collection[str]) -> list[str]:
+    """The tags whose primary language is among `wanted`, in their order; the plain tag before regional ones."""
+    ranks = {language: rank for rank, language in enumerate(wanted)}
+    found = []
+    for tag in tags:
+        language = language_of(tag)
+        primary = language.split("-")[0]
+        if primary in ranks:
+            found.append((ranks[primary], tag != primary, language != tag, tag))
+    return [tag for *_, tag in sorted(found)]
+
+
+def read_info(path: Path | None) -> Info:
+    """Channel and duration of a video; what cannot be read is unknown, since nothing depends on it alone."""
+    if path is None:
+        return Info()
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return Info()
+    if not isinstance(values, dict):
+        return Info()
+    channel, duration = values.get("channel_id"), values.get("duration")
+    known = duration if isinstance(duration, int | float) and duration > 0 else None
+    return Info(channel if isinstance(channel, str) else "", known)
