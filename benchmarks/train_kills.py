@@ -53,7 +53,7 @@ SAVE_EVERY = 2
 START_S = 240.0
 """Longest wait for a first step."""
 END_S = 120.0
-"""Nothing may outlive a killed process by more; ranks whose launcher died save first, which a busy machine stretches."""
+"""Nothing may outlive a killed process by more; ranks whose launcher died save first."""
 TOLERANCE = 1e-5
 MARK = "SAGE_SCALE_KILLS"
 WHO = ("rank", "rank", "watcher", "launcher", "inner launcher")
