@@ -1,7 +1,7 @@
 """Reading a run folder back. Every part is optional: a run that was stopped, or has only stage 1, has a record too.
 
 recipe.yaml                    the recipe, whole
-pretrain/log.jsonl             one JSON object a line: {"event": "step" | "dev", "step": ..., ...}
+pretrain/log.jsonl             a JSON object a line: {"event": "step" | "dev" | "start" | "save" ..., "step": ..., ...}
 finetune/log.jsonl             the same
 scores.json                    scores of a split, with "controls" and "heldout" beside them
 predictions/<split>.jsonl      {"hypothesis", "reference", "pseudo_glosses", ...}
@@ -34,6 +34,8 @@ class StageLog:
     """Rows of the event `step`."""
     dev: list[dict[str, Any]]
     """Rows of the event `dev`."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of all other events, as they came: `start`, `save`, `bad_step`, `early_stop`."""
     unread: int = 0
     """Lines that are no JSON object (a killed process leaves half a line)."""
 
@@ -41,6 +43,10 @@ class StageLog:
         """(step, value) wherever `key` was logged as a finite number."""
         rows = self.dev if event == "dev" else self.steps
         return [(float(row["step"]), float(row[key])) for row in rows if _finite(row.get(key))]
+
+    def of_event(self, name: str) -> list[dict[str, Any]]:
+        """Rows of one of the other events, in the order of the log."""
+        return [row for row in self.events if row.get("event") == name]
 
     def last(self, key: str, event: str = "step") -> float | None:
         """The last logged value of `key`."""
@@ -127,6 +133,7 @@ def read_log(path: Path) -> StageLog:
     """A stage's log. Steps that a resumed run trained again count once, as they were trained last."""
     steps: dict[int, dict[str, Any]] = {}
     dev: dict[int, dict[str, Any]] = {}
+    events: list[dict[str, Any]] = []
     unread = 0
     for row in _lines(path):
         step = row.get("step") if row is not None else None
@@ -137,7 +144,14 @@ def read_log(path: Path) -> StageLog:
             steps[step] = row
         elif row.get("event") == "dev":
             dev[step] = row
-    return StageLog(steps=[steps[s] for s in sorted(steps)], dev=[dev[s] for s in sorted(dev)], unread=unread)
+        else:
+            events.append(row)
+    return StageLog(
+        steps=[steps[s] for s in sorted(steps)],
+        dev=[dev[s] for s in sorted(dev)],
+        events=events,
+        unread=unread,
+    )
 
 
 def _lines(path: Path) -> list[dict[str, Any] | None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sage_scale.reporting import figures
 from sage_scale.reporting.figures import Line
+from sage_scale.reporting.job import job
 from sage_scale.reporting.markup import brief, duration, number, scroll, section
 from sage_scale.reporting.runlog import RunRecord, StageLog
 
@@ -91,7 +92,8 @@ def curves(record: RunRecord) -> str:
             note.append(f"{log.unread} unreadable log lines left out")
         charts = "".join(_charts(log))
         parts.append(
-            f'<h3>{STAGE_NAMES[stage]}</h3><p class="note">{", ".join(note)}</p><div class="charts">{charts}</div>'
+            f'<h3>{STAGE_NAMES[stage]}</h3><p class="note">{", ".join(note)}</p>{job(log)}'
+            f'<div class="charts">{charts}</div>'
         )
     return section("curves", "Training", "".join(parts)) if parts else ""
 
@@ -131,6 +133,19 @@ def _charts(log: StageLog) -> list[str]:
         ("Learning rate", [Line("rate", log.curve("lr"), 3)], False),
         ("Gradient norm", [Line("norm", log.curve("grad_norm"), 3)], True),
         ("Clips a second", [Line("clips/s", log.curve("samples_per_s"), 2)], False),
+        ("Tokens a second", [Line("tokens/s", log.curve("tokens_per_s"), 2)], False),
+        ("Time waiting for data, % of a step", [Line("waiting", _waiting(log), 1)], False),
+        ("MFU, %", [Line("MFU", [(step, 100 * value) for step, value in log.curve("mfu")], 0)], False),
+        (
+            "Memory of rank 0, GB",
+            [
+                Line("peak", [(step, value / 1e3) for step, value in log.curve("memory_mb")], 3),
+                Line("now", [(step, value / 1e3) for step, value in log.curve("memory_now_mb")], 0),
+                Line("reserved", [(step, value / 1e3) for step, value in log.curve("memory_reserved_mb")], 1),
+            ],
+            False,
+        ),
+        ("Loss scale", [Line("scale", log.curve("loss_scale"), 3)], True),
     ]
     drawn = []
     for title, lines, log_axis in wanted:
@@ -142,6 +157,18 @@ def _charts(log: StageLog) -> list[str]:
                 f'<figure class="chart"><figcaption><b>{title}</b>{keys}</figcaption>{drawing}</figure>'
             )
     return drawn
+
+
+def _waiting(log: StageLog) -> list[tuple[float, float]]:
+    """(step, percent): a step's time is its clips over its rate."""
+    found = []
+    for row in log.steps:
+        values = [row.get(key) for key in ("wait_s", "clips", "samples_per_s")]
+        if all(number(value) for value in values):
+            wait, clips, rate = (float(value) for value in values if value is not None)
+            if clips > 0 and rate > 0:
+                found.append((float(row["step"]), 100 * min(wait * rate / clips, 1.0)))
+    return found
 
 
 def _key(line: Line, alone: bool) -> str:

@@ -56,6 +56,9 @@ nav a:hover { text-decoration: underline; }
 .tile.main dt, .tile.main .small { color: inherit; opacity: .9; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 24px 26px;
   margin: 22px 0; }
+.job { font-size: .9rem; margin-bottom: 1em; }
+.job td { text-align: left; white-space: normal; }
+.job th { width: 8.5em; vertical-align: top; }
 .absent { background: none; border-style: dashed; }
 .absent ul { margin: 0; padding-left: 1.2em; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 18px; }

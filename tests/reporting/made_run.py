@@ -47,14 +47,23 @@ def make_run(folder: Path) -> Path:
 
 def _log(folder: Path, steps: int, start: float, end: float, rng: np.random.Generator, first: bool) -> None:
     folder.mkdir()
-    lines = []
+    began = {"event": "start", "step": 0, "ranks": 2, "hosts": 1, "device": "CPU (x86_64)", "zero_stage": 2,
+             "offload": "none", "precision": "bfloat16", "batch_size": 32, "micro_batch": 0, "recompute": False,
+             "peak_tflops": 0.141, "peak_source": "a matrix product timed at the start"}  # fmt: skip
+    lines = [json.dumps(began), json.dumps(began | {"step": 90, "ranks": 1})]
+    lines += [json.dumps({"event": "save", "step": step, "blocked_s": 0.05, "background_s": 1.5, "bytes": 4_200_000})
+              for step in (90, 180, 270)]  # fmt: skip
+    lines.append(
+        json.dumps({"event": "bad_step", "step": 133, "reason": "the loss is inf", "action": "skip"})
+    )
     for step in range(1, steps + 1):
         done = step / steps
         loss = end + (start - end) * math.exp(-4 * done) + float(rng.normal(0, 0.12))
         row = {"event": "step", "step": step, "epoch": step / 15, "loss": loss,
                "lr": 1e-3 * (1 + math.cos(math.pi * done)) / 2,
                "grad_norm": float(rng.lognormal(0.3 - done, 0.4)), "samples_per_s": float(rng.normal(84, 6)),
-               "wait_s": 0.004, "memory_mb": 2400, "time_s": step * 0.42}  # fmt: skip
+               "wait_s": 0.004, "clips": 32, "tokens_per_s": float(rng.normal(900, 40)), "mfu": 0.31,
+               "memory_now_mb": 1900 + step, "memory_mb": 2400, "time_s": step * 0.42}  # fmt: skip
         if first:
             row |= {
                 "loss_embedding": loss * 0.9,

@@ -283,3 +283,18 @@ def test_contrast_is_that_of_wcag_aa(theme):
         assert (light + 0.05) / (dark + 0.05) >= least, f"{first} on {second}"
     for n in range(6):  # white numbers on the bars of segments, bold
         assert 1.05 / (_luminance(colours[f"seg{n}"]) + 0.05) >= 3.0, n
+
+
+def test_the_page_tells_of_the_job_and_what_befell_it(whole):
+    text = read(whole).text
+    for shown in (
+        "2 ranks, device CPU (x86_64), ZeRO stage 2, precision bfloat16, global batch 32; then 1 ranks",
+        "after step 90",
+        "3 written, 4.2 MB of rank 0 each; training stood still for 0.15 s in all",
+        "1: 133 (skip)",
+        "0.141 TFLOP/s a rank (a matrix product timed at the start)",
+        "MFU, %",
+        "Time waiting for data, % of a step",
+        "Tokens a second",
+    ):
+        assert shown in text, shown
