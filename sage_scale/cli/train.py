@@ -42,6 +42,10 @@ MasterAddress = Annotated[
 Restarts = Annotated[
     int, typer.Option("--restarts", min=0, help="Start again so often when a rank dies, hangs or is cut off.")
 ]
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Trace a few steps of rank 0 into the run's folder (profile_steps=3)."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, section.key=value."),
@@ -56,12 +60,12 @@ def pretrain(
     hostfile: Hostfile = None,
     master_addr: MasterAddress = "",
     restarts: Restarts = 0,
+    profile: Profile = False,
     overrides: Overrides = None,
 ) -> None:
     """Stage 1: align visual tokens with text. Repeat the command to resume; Ctrl-C saves and stops."""
-    _train(
-        "pretrain", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), overrides or []
-    )
+    changes = [*(overrides or []), *(["pretrain.profile_steps=3"] if profile else [])]
+    _train("pretrain", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), changes)
 
 
 def finetune(
@@ -72,12 +76,12 @@ def finetune(
     hostfile: Hostfile = None,
     master_addr: MasterAddress = "",
     restarts: Restarts = 0,
+    profile: Profile = False,
     overrides: Overrides = None,
 ) -> None:
     """Stage 2: train the translator. Repeat the command to resume; Ctrl-C saves and stops."""
-    _train(
-        "finetune", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), overrides or []
-    )
+    changes = [*(overrides or []), *(["finetune.profile_steps=3"] if profile else [])]
+    _train("finetune", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), changes)
 
 
 def recipe_of_run(run: Path, recipe: str) -> str:

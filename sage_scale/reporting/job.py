@@ -43,8 +43,7 @@ def job(log: StageLog) -> str:
         source = starts[-1].get("peak_source", "")
         rows.append(("MFU is of", f"{peak:.3g} TFLOP/s a rank ({source})"))
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>'
-        for name, value in rows
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>' for name, value in rows
     )
     return scroll(f'<table class="job"><tbody>{body}</tbody></table>')
 

@@ -28,7 +28,8 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
         "TORCH_CPP_LOG_LEVEL", "ERROR"
     )  # read when torch is imported; c10d warns of host names
     try:
-        recipe = load_recipe(options.recipe, options.overrides)
+        traced = [f"{stage}.profile_steps=3"] if options.profile else []
+        recipe = load_recipe(options.recipe, [*options.overrides, *traced])
         watchdog.limits(run=options.run, **dataclasses.asdict(recipe.watch))
         if int(os.environ.get("RANK", 0)) == 0:
             claim(options.run)
@@ -78,6 +79,9 @@ def _parser(stage: str) -> argparse.ArgumentParser:
         "--data", required=True, action="append", help="folder or s3:// URL of the shards; several: repeat it"
     )
     parser.add_argument("--recipe", required=True, help="name of a recipe, or path to a YAML file")
+    parser.add_argument(
+        "--profile", action="store_true", help="trace a few steps of rank 0 into the run's folder"
+    )
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # some launchers add it
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
     return parser

@@ -1,0 +1,45 @@
+"""A stage ends where dev no longer becomes better; a trace of a step; the same command does not go on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_world import make_language_folder, make_shards, tiny_recipe
+
+from sage_scale.errors import RecipeError
+from sage_scale.training import pretrain
+
+
+def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeypatch):
+    scores = iter([1.0, 3.0, 2.0, 2.5, 9.0, 9.0])
+    monkeypatch.setattr(pretrain, "dev_figures", lambda *_: ({"loss": 1.0}, next(scores)))
+    language = make_language_folder(tmp_path / "language")
+    recipe = tiny_recipe(
+        "features", f"model.language_model={language}", "pretrain.evaluate_every=2", "pretrain.patience=2",
+        "pretrain.profile_steps=1", "pretrain.max_steps=40",
+    )  # fmt: skip
+    data = make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 20), ("dev", 4)])
+    run = tmp_path / "run"
+    assert pretrain.run(recipe, run, data)["steps"] == 8  # best at 4, none better at 6 and 8
+    rows = [json.loads(line) for line in (run / "pretrain" / "log.jsonl").read_text().splitlines()]
+    early = [row for row in rows if row["event"] == "early_stop"]
+    assert len(early) == 1 and (early[0]["step"], early[0]["best_step"]) == (8, 4)
+    steps = [row for row in rows if row["event"] == "step"]
+    assert all(row["tokens_per_s"] > 0 and 0 < row["mfu"] < 1.5 and row["memory_now_mb"] > 0 for row in steps)
+    trace = json.loads((run / "pretrain" / "profile" / "trace.json").read_text())
+    assert any("addmm" in str(event.get("name")) for event in trace["traceEvents"])
+    monkeypatch.setattr(pretrain, "dev_figures", lambda *_: ({"loss": 1.0}, 0.0))
+    assert pretrain.run(recipe, run, data)["steps"] == 8
+
+
+def test_a_missing_logger_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    from sage_scale.training.runlog import RunLog
+
+    with pytest.raises(RecipeError, match=r"sage-scale\[wandb\]"):
+        RunLog(tmp_path, "pretrain", wandb="signs", run="one")
