@@ -468,8 +468,9 @@ class Evaluation:
 class Watch:
     """When a run that no longer works is ended, and what ends it in good order (docs/training.md)."""
 
-    contact_timeout_s: float = 10.0
-    """A host that is silent for this time is lost, and the run ends on every rank, seconds."""
+    contact_timeout_s: float = 20.0
+    """A host that is silent for this time is lost, and the run ends on every rank, seconds. Below 10 an overloaded
+    host is taken for a lost one."""
     start_timeout_s: float = 600.0
     """By then every rank has started, joined the others and begun to load, seconds."""
     hang_timeout_s: float = 600.0

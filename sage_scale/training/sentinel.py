@@ -32,6 +32,8 @@ from sage_scale.training.verdicts import Report, RollCall, Verdict, decide
 ENDED_FILE = "SAGE_ENDED_FILE"
 """Environment variable: where rank 0's sentinel also writes why the run ended, besides `RUN/STAGE/ended.json`."""
 TICK_S = 0.1
+ASLEEP_S = 1.0
+"""A tick that took longer was no tick, seconds."""
 ORPHAN_S = 30.0
 """What a rank whose launcher died has to save in, seconds."""
 _LOOK_S = 1.5
@@ -112,9 +114,12 @@ class Sentinel:
         """Watch to the end; gives the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._tell_rank)
+        before = time.monotonic()
         while True:
             time.sleep(TICK_S)
             now = time.monotonic()
+            self._forgive(now - before)
+            before = now
             self._listen_to_rank(now)
             self._wait_for_rank()
             self._look_after_rank(now)
@@ -124,6 +129,15 @@ class Sentinel:
             code = self._all_over()
             if code is not None:
                 return code
+
+    def _forgive(self, slept: float) -> None:
+        """A sentinel that was itself without the processor, or suspended, has missed what the others said meanwhile."""
+        if slept < ASLEEP_S:
+            return
+        if self.roll is not None:
+            self.roll.forgive(slept)
+        elif self.heard is not None:
+            self.heard += slept
 
     # The rank
 
@@ -357,7 +371,7 @@ class Sentinel:
 
     def _alone(self, now: float, line: Line | None) -> Verdict | None:
         """The verdict of a sentinel that hears nothing from rank 0's."""
-        timeout = float(self.limits.get("contact_timeout_s", 10.0))
+        timeout = float(self.limits.get("contact_timeout_s", 20.0))
         where = f"{self.address} (ports {ports(self.master_port)[0]} to {ports(self.master_port)[-1]})"
         own = [report for _, report in self.reported]
         if self.over is not None and not self.alive:

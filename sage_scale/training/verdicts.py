@@ -89,7 +89,7 @@ class RollCall:
 
     world: int
     started: float
-    contact_timeout_s: float = 10.0
+    contact_timeout_s: float = 20.0
     start_timeout_s: float = 600.0
     seen: dict[int, Seen] = field(default_factory=dict)
     reports: list[Report] = field(default_factory=list)
@@ -104,6 +104,11 @@ class RollCall:
         for name in ("at", "step", "patient", "over"):
             if name in status:
                 setattr(one, name, status[name])
+
+    def forgive(self, slept: float) -> None:
+        """Nobody was listened to for `slept` seconds: that is no silence of theirs."""
+        for one in self.seen.values():
+            one.heard += slept
 
     def report(self, now: float, report: Report) -> None:
         """Something is wrong."""

@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "possible"),
 ]
 LAUNCH = TESTS.parent / "launch" / "pretrain.py"
-CONTACT_S = 4
+CONTACT_S = 10
 STEPS = 100_000
 """More than any test lets it make."""
 
