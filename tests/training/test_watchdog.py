@@ -90,6 +90,15 @@ def test_a_silent_host_explains_a_failed_collective_and_is_named_with_all_its_ra
     assert verdict.line.startswith("ranks 2 and 3 on host-1 have been silent for 1")
 
 
+def test_a_sentinel_that_slept_takes_nobody_for_lost():
+    roll = roll_call(3, contact_timeout_s=10)
+    roll.forgive(60.0)
+    assert roll.tick(60.1) is None
+    assert run(roll, 69, silent={1}, since=60.1)[1] is None
+    now, verdict = run(roll, 90, silent={1}, since=69.0)
+    assert verdict is not None and verdict.rank == 1 and now < 75
+
+
 def test_a_stalled_rank_is_no_hang_while_another_saves():
     roll = roll_call(3)
     roll.report(1.0, Report("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
