@@ -215,7 +215,9 @@ class Caller:
 def ask_to_stop(address: str, master_port: int, world: int, timeout_s: float = 5.0) -> bool:
     """Have every rank of a run save and stop, through rank 0's sentinel; whether it heard."""
     stop = threading.Event()
-    threading.Timer(timeout_s, stop.set).start()
+    timer = threading.Timer(timeout_s, stop.set)
+    timer.daemon = True
+    timer.start()
     greeting = {"token": run_token(address, master_port, world), "stop": True}
     try:
         _connect(greeting, address, master_port, stop).close()

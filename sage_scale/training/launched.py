@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
 import os
 import sys
@@ -56,6 +57,13 @@ def _leave(code: int, line: str = "") -> int:
         print(line, file=sys.stderr)
     distributed.close()
     watchdog.done(code)
+    if watchdog.watched():
+        # Everything is written. The interpreter's last collection of garbage takes seconds with torch, on a busy
+        # machine minutes (seen), and the launchers wait for it.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

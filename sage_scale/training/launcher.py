@@ -31,6 +31,12 @@ from sage_scale.training.contact import ask_to_stop
 from sage_scale.training.sentinel import ENDED_FILE
 
 _HOST = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
+FORWARDED = (
+    "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "DS_ACCELERATOR", "DS_LOG_LEVEL", "SAGE_DEBUG", "SAGE_WATCHDOG",
+    ENDED_FILE, "HF_HOME", "HF_HUB_OFFLINE", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
+)  # fmt: skip
+"""What other hosts are told of our environment, besides NCCL_* and PYTHON*, which DeepSpeed passes on itself. No key:
+the command line of ssh is for everyone to read."""
 _SSH = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 """An ssh to a host whose link is cut ends after 15 s instead of hours, and pdsh and `deepspeed` with it."""
 
@@ -156,14 +162,18 @@ def start_and_wait(
     with tempfile.TemporaryDirectory(prefix="sage-scale-") as folder:
         ended = Path(folder) / "ended.json"
         given = {**environment(), LAUNCHER_PID: str(os.getpid()), ENDED_FILE: str(ended)}
+        if stop_at:
+            given["DS_ENV_FILE"] = str(_environment_file(Path(folder), given))
         child = subprocess.Popen(arguments, env=given, start_new_session=True, preexec_fn=_end_with_parent)
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         received: list[int] = []
 
         def hand_on(number: int, frame: object) -> None:
             received.append(number)
-            # Before any rank runs, and when someone insists, the launcher's whole group goes.
-            if len(received) > 1 or not (_signal_ranks(child.pid) or (stop_at and ask_to_stop(*stop_at))):
+            # Before any rank runs, and when someone insists, the launcher's whole group goes. On other hosts there
+            # is nobody below us but ssh.
+            told = len(received) == 1 and (ask_to_stop(*stop_at) if stop_at else _signal_ranks(child.pid))
+            if not told:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGTERM)
 
@@ -180,6 +190,19 @@ def start_and_wait(
     if code == 0 and not why and stop_at is None:
         code = 1  # DeepSpeed's runner gives 0 where the process below it was killed
     return Ended(int(why.get("code", code)) if code else 0, bool(received), why)
+
+
+def _environment_file(folder: Path, given: dict[str, str]) -> Path:
+    """DeepSpeed's file of variables for other hosts: the user's own one, and ours before it."""
+    lines = [f"{name}={given[name]}" for name in FORWARDED if given.get(name)]
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    for place in (Path.home(), Path()):  # where DeepSpeed looks
+        with contextlib.suppress(OSError):
+            lines += [line for line in (place / name).read_text(encoding="utf-8").splitlines() if "=" in line]
+    path = folder / "environment"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.chmod(0o600)
+    return path
 
 
 def _read(path: Path | None) -> dict[str, Any]:

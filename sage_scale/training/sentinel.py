@@ -14,7 +14,6 @@ import ctypes
 import faulthandler
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -27,6 +26,7 @@ from sage_scale.training import watchdog
 from sage_scale.training.ancestors import Ancestors
 from sage_scale.training.contact import EVERY_S, Caller, Line, Listener, ports, run_token
 from sage_scale.training.notices import watch_for_notice
+from sage_scale.training.postmortem import innermost, keep_stacks, kills_for_memory, process_state
 from sage_scale.training.verdicts import Report, RollCall, Verdict, decide
 
 ENDED_FILE = "SAGE_ENDED_FILE"
@@ -38,8 +38,6 @@ ORPHAN_S = 30.0
 """What a rank whose launcher died has to save in, seconds."""
 _LOOK_S = 1.5
 """How long a rank has to write its stacks, seconds."""
-_SPAN = re.compile(r'File "([^"]+)", line (\d+) in (\S+)')
-_COLLECTIVE = ("torch/distributed/", "deepspeed/comm/")
 
 
 def stand_guard(stage: str) -> None:
@@ -102,7 +100,7 @@ class Sentinel:
         self._looking: tuple[float, int] | None = None
         self._looked = 0.0
         self._sent = 0.0
-        self._out_of_memory = _kills_for_memory()
+        self._out_of_memory = kills_for_memory()
         self.roll: RollCall | None = None
         self.listener: Listener | None = None
         self.caller: Caller | None = None
@@ -220,7 +218,7 @@ class Sentinel:
             self._report("asked", text, code=130, known=True)
         elif number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             why = ""
-            if number == signal.SIGKILL and _kills_for_memory() > self._out_of_memory:
+            if number == signal.SIGKILL and kills_for_memory() > self._out_of_memory:
                 why = ", and the kernel has killed for lack of memory on that machine"
             self._report("killed", f"was killed ({name}{why})")
         else:
@@ -254,7 +252,7 @@ class Sentinel:
     def _look(self, now: float) -> None:
         assert self._looking is not None
         since, offset = self._looking
-        state = _state(self.child)
+        state = process_state(self.child)
         if now - since < _LOOK_S:
             return
         self._looking, self._looked = None, now
@@ -278,23 +276,7 @@ class Sentinel:
             self.caller.send({"report": vars(report)})
 
     def _keep_stacks(self) -> str:
-        """Tracebacks and stacks of the rank as a file of the run (of the temporary folder, before there is a run)."""
-        self.stacks.seek(0)
-        text = self.stacks.read()
-        if not text:
-            return ""
-        name = f"rank-{self.rank:05d}.txt"
-        folder = Path(tempfile.gettempdir())
-        if self.run_folder is not None and self.run_folder.is_dir():
-            folder = self.run_folder / self.stage / "faults"
-        else:
-            name = f"sage-scale-{self.stage}-{os.getpid()}-{name}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(text)
-        except OSError:
-            return ""
-        return str(folder / name)
+        return keep_stacks(self.stacks, self.run_folder, self.stage, self.rank)
 
     # The others
 
@@ -458,35 +440,6 @@ class Sentinel:
                 partial = place.with_name(f"ended.{self.rank}.partial")
                 partial.write_text(json.dumps(row, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
                 partial.replace(place)
-
-
-def innermost(stacks: str) -> tuple[str, bool]:
-    """Where the main thread is, by the stacks that faulthandler wrote, and whether it waits in a collective."""
-    block = stacks.split("most recent call first)")[-1]  # the main thread is written last
-    spans = _SPAN.findall(block)
-    if not spans:
-        return "", False
-    waiting = any(name in path for path, _, _ in spans[:12] for name in _COLLECTIVE)
-    shown = next((span for span in spans if "sage_scale" in span[0]), spans[0])
-    path, line, function = shown
-    return f"{function}, {'/'.join(Path(path).parts[-2:])}:{line}", waiting
-
-
-def _state(pid: int) -> str:
-    """The process state of /proc: R running, S sleeping, D disk, T stopped; '?' where it is not known."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "?"
-
-
-def _kills_for_memory() -> int:
-    """How often the kernel has killed for lack of memory in this process's cgroup (v2)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
-        events = (Path("/sys/fs/cgroup") / group.lstrip("/") / "memory.events").read_text()
-        return int(events.split("oom_kill ")[1].split()[0])
-    return 0
 
 
 def _die_with(parent: int) -> None:

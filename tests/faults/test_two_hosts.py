@@ -6,13 +6,17 @@ seen.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -199,3 +203,85 @@ def test_s3_away_during_a_save_is_told_at_once_and_ends_the_run_in_the_stated_ti
         s3.kill()
     lines = run.lines("host-a")
     assert len(lines) == 1 and "s3://bucket/runs/away/pretrain" in lines[0], run.said()
+
+
+@pytest.fixture
+def reachable(switch, tmp_path):
+    """sshd on both hosts, and the environment with which pdsh gets in."""
+    missing = [name for name in ("pdsh", "ssh", "sshd", "ssh-keygen") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed (Debian: pdsh openssh-server openssh-client)")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    settings = {"HostKey": key, "AuthorizedKeysFile": f"{key}.pub", "PermitRootLogin": "yes", "StrictModes": "no",
+                "UsePAM": "no", "PidFile": "none"}  # fmt: skip
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    command = [shutil.which("sshd"), "-D", "-e", "-f", "/dev/null", *options]
+    servers = [
+        switch.start(host, command, {}, tmp_path / f"sshd-{host}.txt") for host in ("host-a", "host-b")
+    ]
+    ssh = f"-i {key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    yield {"PDSH_SSH_ARGS_APPEND": ssh, "PDSH_RCMD_TYPE": "ssh", "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1",
+           "PYTHONPATH": str(TESTS.parent), "DS_LOG_LEVEL": "error"}  # fmt: skip
+    for server in servers:
+        server.kill()
+        server.wait()
+
+
+def test_a_hostfile_run_is_restarted_after_a_kill_and_saves_when_told_to_stop(
+    world, switch, reachable, tmp_path
+):
+    """`sage-scale pretrain --hostfile` on host-a, over pdsh and ssh; the trainer on host-b is killed once."""
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("".join(f"{switch.addresses[host]} slots=1\n" for host in ("host-a", "host-b")))
+    run = Run(switch, world, "pdsh", only="none")
+    command = [sys.executable, "-m", "sage_scale.cli.main", "pretrain", "--run", run.folder, "--data", world / "shards",
+               "--recipe", world / "tiny.yaml", "--hostfile", hostfile, "--restarts", 2,
+               "pretrain.save_every=5"]  # fmt: skip
+    cli = run.processes["host-a"] = switch.start("host-a", command, reachable, run.outputs["host-a"])
+    try:
+        run.wait_for_step(7)
+        victim = trainers(run.folder)[-1]
+        assert "--local_rank=0" in victim.cmdline()
+        victim.kill()
+        end = time.monotonic() + 60
+        while not (run.folder / "restarts.jsonl").exists():
+            assert time.monotonic() < end, run.said()
+            time.sleep(0.1)
+        row = json.loads((run.folder / "restarts.jsonl").read_text())
+        assert row["kind"] == "killed" and row["reached_step"] >= 7 and row["host"].startswith("host-"), row
+        run.wait_for_step(row["reached_step"] + 3)
+        child = next(
+            p
+            for p in psutil.Process(cli.pid).children(recursive=True)
+            if "sage_scale.cli.main" in p.cmdline()
+        )
+        child.send_signal(signal.SIGTERM)
+        assert cli.wait(90) == 130, run.said()
+    finally:
+        run.kill()
+    print(run.said())
+    saved = sorted(
+        path.parent.name for path in (run.folder / "pretrain" / "checkpoints").glob("step-*/state.json")
+    )
+    assert int(saved[-1].removeprefix("step-")) == run.step(), "the last step made is the one that was saved"
+    assert "was killed (SIGKILL)" in run.said() and "starting again from the last checkpoint" in run.said()
+    assert not trainers(run.folder)
+
+
+def trainers(folder: Path) -> list[psutil.Process]:
+    """The processes that train in a run folder, below their sentinels, by process id."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            parent = process.parent()
+            if (
+                str(LAUNCH) in words
+                and str(folder) in words
+                and parent is not None
+                and parent.cmdline() == words
+            ):
+                found.append(process)
+    return sorted(found, key=lambda process: process.pid)

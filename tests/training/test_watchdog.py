@@ -11,7 +11,7 @@ import pytest
 
 from sage_scale.training import watchdog
 from sage_scale.training.contact import Caller, Listener, run_token
-from sage_scale.training.sentinel import innermost
+from sage_scale.training.postmortem import innermost
 from sage_scale.training.stopping import SAME_S, StopRequest
 from sage_scale.training.verdicts import Report, RollCall
 
