@@ -158,7 +158,7 @@ def make_language_model(run: str, shards: str, steps: str) -> None:
     from sage_scale.config import load_recipe
     from sage_scale.streaming import open_datasets
     from sage_scale.training import distributed
-    from sage_scale.training.prepare import prepare_language_model
+    from sage_scale.training.language.prepare import prepare_language_model
 
     recipe = load_recipe("demo", ["denoise.max_minutes=0", f"denoise.steps={steps}"])
     Path(run).mkdir(parents=True, exist_ok=True)

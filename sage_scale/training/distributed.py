@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from sage_scale.training import watchdog
 from sage_scale.training.launcher import free_port
+from sage_scale.training.watching import watchdog
 
 
 @dataclass(frozen=True)

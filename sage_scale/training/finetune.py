@@ -23,9 +23,9 @@ from sage_scale.training.decode import translate_split
 from sage_scale.training.embedding_cache import even_slices
 from sage_scale.training.engine import Engine
 from sage_scale.training.frozen import FrozenOutputs
+from sage_scale.training.language.prepare import prepare_language_model
 from sage_scale.training.loop import Loop
 from sage_scale.training.meter import video_sizes
-from sage_scale.training.prepare import prepare_language_model
 from sage_scale.training.pretrain import STAGE1
 from sage_scale.training.runlog import memory_mb, record_timing
 

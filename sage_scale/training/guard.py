@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sage_scale.config import Stage
 from sage_scale.training import distributed
-from sage_scale.training.checkpoint import Progress
 from sage_scale.training.engine import Engine
-from sage_scale.training.snapshot import stored_buffers
+from sage_scale.training.saves.checkpoint import Progress
+from sage_scale.training.saves.snapshot import stored_buffers
 
 WINDOW = 64
 """Losses that the median is taken of."""

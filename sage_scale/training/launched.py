@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from sage_scale.config import load_recipe
 from sage_scale.errors import SageError, StorageError
-from sage_scale.training import watchdog
-from sage_scale.training.claim import claim
-from sage_scale.training.sentinel import stand_guard
+from sage_scale.training.watching import watchdog
+from sage_scale.training.watching.claim import claim
+from sage_scale.training.watching.sentinel import stand_guard
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> int:

@@ -26,9 +26,9 @@ from typing import Any
 
 from sage_scale.config import RECIPE_FOLDER
 from sage_scale.errors import UsageError
-from sage_scale.training.ancestors import LAUNCHER_PID
-from sage_scale.training.contact import ask_to_stop
-from sage_scale.training.sentinel import ENDED_FILE
+from sage_scale.training.watching.ancestors import LAUNCHER_PID
+from sage_scale.training.watching.contact import ask_to_stop
+from sage_scale.training.watching.sentinel import ENDED_FILE
 
 _HOST = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
 FORWARDED = (

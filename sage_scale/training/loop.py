@@ -20,17 +20,18 @@ from transformers import MBartConfig
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
 from sage_scale.streaming import Stream, WaitMonitor
-from sage_scale.training import distributed, watchdog
-from sage_scale.training.checkpoint import Checkpoints, Progress, on_all, on_first
+from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
 from sage_scale.training.guard import LossGuard
-from sage_scale.training.kinship import Identity
 from sage_scale.training.meter import Meter
 from sage_scale.training.runlog import RunLog, clock, memory_now
-from sage_scale.training.saving import Saver
+from sage_scale.training.saves.checkpoint import Checkpoints, Progress, on_all, on_first
+from sage_scale.training.saves.kinship import Identity
+from sage_scale.training.saves.saving import Saver
 from sage_scale.training.stepfigures import StepFigures, share_step
 from sage_scale.training.stopping import Interrupted, StopRequest
 from sage_scale.training.tracing import StepProfile
+from sage_scale.training.watching import watchdog
 
 TRIM_EVERY = 16
 """Steps between two returns of freed memory to the system (CPU only)."""

@@ -26,9 +26,9 @@ from sage_scale.training import distributed, export
 from sage_scale.training.decode import has_split
 from sage_scale.training.embedding_cache import EmbeddingCache, run_task
 from sage_scale.training.engine import Engine
+from sage_scale.training.language.prepare import prepare_language_model
 from sage_scale.training.loop import Loop
 from sage_scale.training.meter import video_sizes
-from sage_scale.training.prepare import prepare_language_model
 from sage_scale.training.runlog import memory_mb, record_timing
 
 STAGE1 = "pretrain/visual.safetensors"

@@ -16,7 +16,7 @@ from sage_scale.config import override
 from sage_scale.errors import StorageError
 from sage_scale.storage import s3
 from sage_scale.training import export, pretrain
-from sage_scale.training.checkpoint import Checkpoints
+from sage_scale.training.saves.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.system
 PATIENCE_S = 3.0

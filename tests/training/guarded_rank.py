@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from sage_scale.errors import DatasetError
-from sage_scale.training import watchdog
-from sage_scale.training.sentinel import stand_guard
 from sage_scale.training.stopping import StopRequest
+from sage_scale.training.watching import watchdog
+from sage_scale.training.watching.sentinel import stand_guard
 
 run, steps = Path(sys.argv[1]), int(sys.argv[2])
 stand_guard("pretrain")

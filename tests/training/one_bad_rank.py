@@ -12,9 +12,9 @@ from toy_stage import Toy
 
 from sage_scale.config import Stage
 from sage_scale.training import distributed
-from sage_scale.training.checkpoint import Progress
 from sage_scale.training.engine import Engine
 from sage_scale.training.guard import LossGuard
+from sage_scale.training.saves.checkpoint import Progress
 
 ranks = distributed.initialise()
 stage = Stage(zero_stage=int(sys.argv[1]), optimizer="sgd", lr=0.05, clip=0.5, on_bad_loss="skip")

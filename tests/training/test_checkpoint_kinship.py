@@ -15,7 +15,7 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError
 from sage_scale.training import pretrain
-from sage_scale.training.kinship import Identity
+from sage_scale.training.saves.kinship import Identity
 
 PLAN = [("train", 12), ("dev", 4)]
 

@@ -18,10 +18,11 @@ from sage_scale.config import Stage
 from sage_scale.errors import CheckpointError, StorageError
 from sage_scale.storage import Unavailable
 from sage_scale.storage.folder import FolderStore
-from sage_scale.training import distributed, saving
-from sage_scale.training.checkpoint import Checkpoints, Progress
+from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
-from sage_scale.training.saving import Saver
+from sage_scale.training.saves import saving
+from sage_scale.training.saves.checkpoint import Checkpoints, Progress
+from sage_scale.training.saves.saving import Saver
 
 STAGE = Stage(zero_stage=1, optimizer="adamw", lr=0.05, clip=0.5)
 

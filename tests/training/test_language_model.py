@@ -15,8 +15,8 @@ from sage_scale.config import Denoise
 from sage_scale.errors import RecipeError
 from sage_scale.evaluation import prior_sentence, score
 from sage_scale.text.tokenizer import load_tokenizer, set_language, train_sentencepiece
-from sage_scale.training.language_model import make_language_model, sentences_from_glosses
-from sage_scale.training.noise import Noise, infill, shuffle_lightly, units
+from sage_scale.training.language.language_model import make_language_model, sentences_from_glosses
+from sage_scale.training.language.noise import Noise, infill, shuffle_lightly, units
 
 DAYS = ["montag", "dienstag", "mittwoch", "freitag", "sonntag"]
 PLACES = ["norden", "süden", "westen", "osten", "allgäu"]

@@ -22,9 +22,9 @@ from toy_stage import Toy
 from sage_scale.config import Stage
 from sage_scale.errors import SageError
 from sage_scale.training import distributed, export, pretrain
-from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
 from sage_scale.training.guard import FEWEST, LossGuard, judge_loss
+from sage_scale.training.saves.checkpoint import Checkpoints, Progress
 
 BAD_CLIP = 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import product
 
-from sage_scale.training.recombine import align, recombine
+from sage_scale.training.language.recombine import align, recombine
 
 DAYS = ["montag", "dienstag", "mittwoch", "freitag"]
 PLACES = ["norden", "süden", "westen", "osten"]

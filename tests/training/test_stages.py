@@ -144,7 +144,7 @@ def test_damaged_checkpoint_is_named_and_an_unfinished_one_is_none(world, tmp_pa
     with pytest.raises(CheckpointError, match=path.name):
         pretrain.run(recipe, tmp_path, str(root / "shards"))
     (newest / "state.json").unlink()
-    from sage_scale.training.checkpoint import Checkpoints
+    from sage_scale.training.saves.checkpoint import Checkpoints
 
     assert int(newest.name.removeprefix("step-")) not in Checkpoints(newest.parent).steps()
 

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from sage_scale.training import watchdog
-from sage_scale.training.contact import Caller, Listener, run_token
-from sage_scale.training.postmortem import innermost
 from sage_scale.training.stopping import SAME_S, StopRequest
-from sage_scale.training.verdicts import Report, RollCall
+from sage_scale.training.watching import watchdog
+from sage_scale.training.watching.contact import Caller, Listener, run_token
+from sage_scale.training.watching.postmortem import innermost
+from sage_scale.training.watching.verdicts import Report, RollCall
 
 STEP = 0.1
 

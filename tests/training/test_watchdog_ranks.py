@@ -19,7 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from launching import free_port
 
-from sage_scale.training.contact import ask_to_stop
+from sage_scale.training.watching.contact import ask_to_stop
 
 SCRIPT = Path(__file__).with_name("guarded_rank.py")
 

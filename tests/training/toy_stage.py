@@ -12,9 +12,9 @@ from torch import nn
 
 from sage_scale.config import Stage
 from sage_scale.training import distributed
-from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
-from sage_scale.training.saving import Saver
+from sage_scale.training.saves.checkpoint import Checkpoints, Progress
+from sage_scale.training.saves.saving import Saver
 
 
 class Toy(nn.Module):

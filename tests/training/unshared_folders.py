@@ -11,9 +11,9 @@ from toy_stage import Toy
 from sage_scale.config import Stage
 from sage_scale.errors import StorageError
 from sage_scale.training import distributed
-from sage_scale.training.checkpoint import Checkpoints, Progress
 from sage_scale.training.engine import Engine
-from sage_scale.training.saving import Saver
+from sage_scale.training.saves.checkpoint import Checkpoints, Progress
+from sage_scale.training.saves.saving import Saver
 
 ranks = distributed.initialise()
 torch.manual_seed(0)

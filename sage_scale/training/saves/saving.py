@@ -24,10 +24,10 @@ from torch import Tensor
 
 from sage_scale.errors import StorageError
 from sage_scale.training import distributed
-from sage_scale.training.checkpoint import Checkpoints, Progress, folder_of, progress_values
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
-from sage_scale.training.snapshot import HostCopies, in_files, shapes, take
+from sage_scale.training.saves.checkpoint import Checkpoints, Progress, folder_of, progress_values
+from sage_scale.training.saves.snapshot import HostCopies, in_files, shapes, take
 
 FILE_BYTES = 128_000_000
 """Most bytes of a file (one tensor may be larger): what a rank serialises, sends, and if need be repeats at once."""

@@ -38,8 +38,8 @@ from sage_scale.errors import CheckpointError, SageError
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
-from sage_scale.training.kinship import Identity
-from sage_scale.training.snapshot import Restore, shapes
+from sage_scale.training.saves.kinship import Identity
+from sage_scale.training.saves.snapshot import Restore, shapes
 
 FORMAT = 2
 STATE = "state.json"

@@ -30,8 +30,8 @@ from sage_scale.errors import RecipeError
 from sage_scale.evaluation import score
 from sage_scale.text.tokenizer import set_language, train_sentencepiece
 from sage_scale.training.engine import fast_bf16
-from sage_scale.training.noise import Example, Noise, units
-from sage_scale.training.recombine import recombine
+from sage_scale.training.language.noise import Example, Noise, units
+from sage_scale.training.language.recombine import recombine
 
 POSITIONS = 320
 """Longest input and output, subwords; more than `evaluation.max_tokens`, and than the segments of a demo clip."""

@@ -22,12 +22,12 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from sage_scale.training import watchdog
-from sage_scale.training.ancestors import Ancestors
-from sage_scale.training.contact import EVERY_S, Caller, Line, Listener, ports, run_token
-from sage_scale.training.notices import watch_for_notice
-from sage_scale.training.postmortem import innermost, keep_stacks, kills_for_memory, process_state
-from sage_scale.training.verdicts import Report, RollCall, Verdict, decide
+from sage_scale.training.watching import watchdog
+from sage_scale.training.watching.ancestors import Ancestors
+from sage_scale.training.watching.contact import EVERY_S, Caller, Line, Listener, ports, run_token
+from sage_scale.training.watching.notices import watch_for_notice
+from sage_scale.training.watching.postmortem import innermost, keep_stacks, kills_for_memory, process_state
+from sage_scale.training.watching.verdicts import Report, RollCall, Verdict, decide
 
 ENDED_FILE = "SAGE_ENDED_FILE"
 """Environment variable: where rank 0's sentinel also writes why the run ended, besides `RUN/STAGE/ended.json`."""

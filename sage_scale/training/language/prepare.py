@@ -72,7 +72,7 @@ def _prepare(
     glosses = [list(meta["pseudo_glosses"]) for meta in train]
     report: dict[str, Any] = {}
     if recipe.denoise.enabled:
-        from sage_scale.training.language_model import make_language_model
+        from sage_scale.training.language.language_model import make_language_model
 
         dev = [meta for meta in texts if meta["split"] == "dev"]
         make_language_model(
