@@ -74,7 +74,7 @@ def main() -> None:
         clips = int(shown.read_text().splitlines()[0].split()[-2])
         aside = len(rejects.read_text().splitlines())
         print(
-            f"| {name} | {clips:,} | {aside:,} | {best:.1f} | {(clips + aside) / best:,.0f} | {peak:.0f} |",
+            f"| {name} | {clips:,} | {aside:,} | {best:.1f} | {cpu:.1f} | {peak:.0f} |",
             flush=True,
         )
 

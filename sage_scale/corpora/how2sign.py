@@ -27,6 +27,8 @@ from sage_scale.errors import UsageError
 EXPECTED = (
     "how2sign_realigned_train.csv (val, test) and the videos or clips of rgb_front or rgb_side, unpacked"
 )
+KEYPOINTS = ("features", "openpose_output")
+"""Folders of the release with a file for each frame of each clip: millions, none of them read."""
 SPLITS = ("train", "val", "test")
 _SIGNER = re.compile(r"-(\d+)-rgb_(?:front|side)$")
 
@@ -35,12 +37,12 @@ def read_corpus(corpus: Corpus) -> Manifest:
     """The clips of train, dev and test of one camera, in the order of the tables."""
     root = corpus_folder(corpus.root, "how2sign", EXPECTED)
     names = {split: (f"how2sign_realigned_{split}.csv", f"how2sign_{split}.csv") for split in SPLITS}
-    found = find_files(root, (name for pair in names.values() for name in pair))
+    found = find_files(root, (name for pair in names.values() for name in pair), skip=KEYPOINTS)
     if not found:
         raise UsageError(
             f"corpus how2sign: no how2sign_realigned_train.csv below {root}; expected: {EXPECTED}"
         )
-    media = MediaIndex(root, prefer=("sentence_level",))
+    media = MediaIndex(root, prefer=("sentence_level",), skip=KEYPOINTS)
     if not media.videos:
         raise UsageError(
             f"corpus how2sign: no video below {root}{media.unpack_advice()}; expected: {EXPECTED}"

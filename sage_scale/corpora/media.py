@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 VIDEO_SUFFIXES = frozenset((
@@ -13,10 +13,10 @@ VIDEO_SUFFIXES = frozenset((
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk(root: Path, skip: Collection[str] = ()) -> Iterator[tuple[Path, list[str]]]:
     """(folder, its file names by name) below `root`, by name; hidden ones are left out, links to folders followed.
 
-    A link back to a folder already seen is not followed again.
+    Folders called as one of `skip` are not entered, nor is a link back to a folder already seen.
     """
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
@@ -25,22 +25,22 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if name[0] != "." and name not in skip)
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
 class MediaIndex:
     """The videos and archives below a folder."""
 
-    def __init__(self, root: Path, prefer: Iterable[str] = ()) -> None:
-        """`prefer` names folders whose files win where two files have one name."""
+    def __init__(self, root: Path, prefer: Iterable[str] = (), skip: Collection[str] = ()) -> None:
+        """`prefer` names folders whose files win where two files have one name, `skip` those not to look into."""
         self.root = root
         self.videos: dict[str, str] = {}
         """File name without ending -> path."""
         self.archives: list[Path] = []
         wanted = tuple(prefer)
         ranks: dict[str, int] = {}
-        for folder, names in walk(root):
+        for folder, names in walk(root, skip):
             place = f"/{folder.relative_to(root).as_posix()}/"
             rank = next((k for k, name in enumerate(wanted) if f"/{name}/" in place), len(wanted))
             base = str(folder)
@@ -61,11 +61,11 @@ class MediaIndex:
         return f"; archives are not read: unpack {first}{more} into the folder"
 
 
-def find_files(root: Path, names: Iterable[str]) -> dict[str, Path]:
+def find_files(root: Path, names: Iterable[str], skip: Collection[str] = ()) -> dict[str, Path]:
     """The first file of each name below `root`, in the order of the walk, for the names that are there."""
     wanted = set(names)
     found: dict[str, Path] = {}
-    for folder, here in walk(root):
+    for folder, here in walk(root, skip):
         for name in here:
             if name in wanted and name not in found:
                 found[name] = folder / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -63,3 +64,29 @@ def test_wrong_usage_is_one_line(tmp_path) -> None:
         result = invoke(*arguments)
         assert isinstance(result.exception, UsageError), arguments
         assert words in str(result.exception) and "\n" not in str(result.exception)
+
+
+def test_inspect_opens_no_video_unless_asked_and_writes_what_was_set_aside(tmp_path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    cues = [
+        "00:01.000 --> 00:03.000\nHallo.",
+        "00:04.000 --> 00:06.000\n[Musik]",
+        "00:07.000 --> 00:07.100\nJa!",
+    ]
+    (tmp_path / "a.de.vtt").write_text("WEBVTT\n\n" + "\n\n".join(cues))
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    (tmp_path / "b.en.srt").write_text("1\n00:00:01,000 --> 00:00:03,000\nHello.\n")
+    rows = tmp_path / "rejects.jsonl"
+    result = invoke("inspect", "--corpus", "videos", "--root", tmp_path, "--rejects", rows)
+    assert "1 x set aside: filter-not-speech" in result.stdout and "unreadable" not in result.stdout
+    assert [json.loads(line)["reason"] for line in rows.read_text().splitlines()] == [
+        "filter-not-speech",
+        "filter-short",
+    ]
+    languages = {
+        line.split()[0]: line.split()[1] for line in result.stdout.splitlines() if line[:3] in ("de ", "en ")
+    }
+    assert languages == {"de": "1", "en": "1"}
+    assert (
+        "b.mp4: unreadable" in invoke("inspect", "--corpus", "videos", "--root", tmp_path, "--probe").stdout
+    )
