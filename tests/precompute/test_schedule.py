@@ -183,3 +183,9 @@ def test_a_small_corpus_is_judged_only_when_it_is_done() -> None:
     pool = RejectingPool(1, lambda unit, attempt: None)
     schedule(units(5), rate=0.0).run(pool)
     assert len(pool.done) == 5
+
+
+def test_what_the_recipe_asked_to_set_aside_is_no_trouble() -> None:
+    limit = RejectLimit(0.1, 10, expected=50)
+    assert not limit.exceeded(50) and not limit.exceeded(51) and limit.exceeded(52)
+    assert "52 of 60 clips were rejected" in str(limit.error(52, Counter(missing=2)))
