@@ -104,6 +104,10 @@ class Store(ABC):
         check_name(name)
         return None
 
+    def hasty(self) -> Store:
+        """The same store for callers who repeat failed calls themselves: each is one attempt with short time-outs."""
+        return self
+
     def child(self, prefix: str) -> Store:
         """The store of the objects below `prefix/`."""
         check_name(prefix)

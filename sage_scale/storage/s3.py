@@ -89,11 +89,17 @@ class S3Store(Store):
         self._lock = threading.Lock()
         self._clients: dict[bool, Any] = {}
         self._process = os.getpid()
+        self._hasty = False
 
     @property
     def client(self) -> Any:
         """The boto3 client of this process; a forked child makes its own."""
-        return self._client_that(tries_once=False)
+        return self._client_that(tries_once=self._hasty)
+
+    def hasty(self) -> Store:
+        other = S3Store(self.bucket, self.prefix.removesuffix("/"))
+        other._hasty = True
+        return other
 
     def _client_that(self, *, tries_once: bool) -> Any:
         if (
@@ -238,24 +244,26 @@ class S3Store(Store):
 
         Refused connections, time-outs and 5xx answers are repeated inside boto3 already ("standard" retries).
         """
-        for attempt in range(ATTEMPTS):
+        attempts = 1 if self._hasty else ATTEMPTS
+        for attempt in range(attempts):
             try:
                 return work()
             except _BodyBroke as broke:
-                if attempt == ATTEMPTS - 1:
-                    raise self._explain(name, broke.error) from None
+                if attempt == attempts - 1:
+                    raise self._explain(name, broke.error, attempts) from None
             except boto.ClientError as error:
-                if attempt == ATTEMPTS - 1 or _code(error) not in _BUSY:
-                    raise self._explain(name, error) from None
+                if attempt == attempts - 1 or _code(error) not in _BUSY:
+                    raise self._explain(name, error, attempts) from None
             except (boto.BotoCoreError, boto3.exceptions.Boto3Error) as error:
-                raise self._explain(name, error) from None
+                raise self._explain(name, error, attempts) from None
             time.sleep(min(5.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
         raise AssertionError("the last attempt returns or raises")
 
     def _connect(self, tries_once: bool) -> Any:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         config = Config(
-            retries={"mode": "standard", "max_attempts": 1 if tries_once else ATTEMPTS},
+            # max_attempts would count the repetitions alone.
+            retries={"mode": "standard", "total_max_attempts": 1 if tries_once else ATTEMPTS},
             connect_timeout=TRY_CONNECT_TIMEOUT_S if tries_once else CONNECT_TIMEOUT_S,
             read_timeout=min(TRY_READ_TIMEOUT_S, READ_TIMEOUT_S) if tries_once else READ_TIMEOUT_S,
             max_pool_connections=_CONNECTIONS,

@@ -11,7 +11,7 @@ import boto3
 import pytest
 
 from sage_scale.errors import StorageError
-from sage_scale.storage import NotFound, Store, open_store
+from sage_scale.storage import NotFound, Store, Unavailable, open_store
 
 Behind = Callable[[object], "object"]
 SECRETS = ("SKTESTSKTEST", "AKTEST")
@@ -132,6 +132,26 @@ def test_a_wrong_secret_is_refused(ceph, monkeypatch: pytest.MonkeyPatch) -> Non
     _says(lambda: open_store(ceph.url).get("a"), "refuses", "AWS_SECRET_ACCESS_KEY")
     _says(lambda: open_store(ceph.url).put_if_absent("a", b""), "refuses")
     _says(lambda: list(open_store(ceph.url).list()), "refuses")
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET", "HEAD"])
+def test_a_hasty_store_asks_once_and_leaves_repeating_to_its_caller(s3, behind_proxy, method: str) -> None:
+    proxy = behind_proxy(s3)
+    store: Store = open_store(s3.url)
+    store.put("x", b"1")
+    work = {
+        "PUT": lambda some: some.put("x", b"1"),
+        "GET": lambda some: some.get("x"),
+        "HEAD": lambda some: some.exists("x"),
+    }[method]
+    trouble = proxy.add("status", times=1, method=method)
+    with pytest.raises(Unavailable):
+        work(store.hasty())
+    assert trouble.hits == 1
+    trouble = proxy.add("status", times=1, method=method)
+    work(store)  # the ordinary one repeats
+    assert trouble.hits == 1
+    assert store.hasty().get("x") == b"1"
 
 
 def test_a_server_that_is_silent_is_a_time_out(s3, behind_proxy, monkeypatch: pytest.MonkeyPatch) -> None:

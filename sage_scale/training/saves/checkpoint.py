@@ -20,6 +20,7 @@ and augmentation from (seed, epoch, sample), and torch's generator is seeded at 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import re
@@ -94,6 +95,12 @@ class Checkpoints:
         self.store: Store = open_store(url)
         self.keep = keep
         self.identity = identity or Identity()
+
+    def for_repeating(self) -> Checkpoints:
+        """The same, for a caller who repeats what fails: storage that is away is heard of within seconds."""
+        other = copy.copy(self)
+        other.store = self.store.hasty()
+        return other
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, in order."""

@@ -138,7 +138,7 @@ class _Flight:
         shaped: dict[str, list[int]],
     ) -> None:
         self.saver = saver
-        self.checkpoints = saver.checkpoints
+        self.checkpoints = saver.checkpoints.for_repeating()
         self.token = token
         self.progress = progress
         self.shaped = shaped
