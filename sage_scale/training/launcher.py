@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import random
@@ -164,7 +165,15 @@ def start_and_wait(
         given = {**environment(), LAUNCHER_PID: str(os.getpid()), ENDED_FILE: str(ended)}
         if stop_at:
             given["DS_ENV_FILE"] = str(_environment_file(Path(folder), given))
-        child = subprocess.Popen(arguments, env=given, start_new_session=True, preexec_fn=_end_with_parent)
+        try:
+            child = subprocess.Popen(
+                arguments, env=given, start_new_session=True, preexec_fn=_end_with_parent
+            )
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            # A process of many GB may not be forked, but it may start another; sentinels see our end in any case.
+            child = subprocess.Popen(arguments, env=given, start_new_session=True)
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         received: list[int] = []
 

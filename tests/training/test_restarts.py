@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
 import sys
 
 import pytest
@@ -115,3 +117,15 @@ def test_the_verdict_of_the_ranks_decides_the_exit_code():
     said = json.dumps({**KILLED, "code": 2})
     ended = launcher.start_and_wait([sys.executable, "-c", write.replace("{}", f"json.loads({said!r})", 1)])
     assert ended.code == 2 and ended.line == KILLED["line"]
+
+
+def test_a_process_too_large_to_be_forked_starts_its_launcher_all_the_same(monkeypatch):
+    start = subprocess.Popen
+
+    def refuse(*arguments, preexec_fn=None, **settings):
+        if preexec_fn is not None:  # what the kernel says where memory would have to be promised twice
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return start(*arguments, **settings)
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    test_the_verdict_of_the_ranks_decides_the_exit_code()
