@@ -20,8 +20,6 @@ from sage_scale.training.distributed import Ranks
 from sage_scale.training.optimizer import can_compile, make_optimizer, parameter_groups, rate, state_names
 
 PREFIX = "model."
-_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-"""The state of DeepSpeed's DynamicLossScaler."""
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -94,10 +92,14 @@ class LossScale:
         self.enabled, self.value, self.patience = enabled, value if enabled else 1.0, patience
         self._good = 0
 
-    def resume(self, value: float) -> None:
-        """Go on where a checkpoint stood; 0 where it had none."""
-        if self.enabled and value:
-            self.value = value
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps of it: nothing where no loss is scaled."""
+        return {"loss_scale": self.value, "good_steps": float(self._good)} if self.enabled else {}
+
+    def load(self, state: dict[str, float]) -> None:
+        """Go on where `state` was taken, as far as this one has use for it."""
+        if self.enabled and state:
+            self.value, self._good = state["loss_scale"], int(state["good_steps"])
 
     def update(self, finite: bool) -> None:
         """After each step: whether its gradients were finite."""
@@ -156,8 +158,6 @@ class Engine:
         self._hold = False
         self.updated = True
         """Whether the last step moved the weights."""
-        self.scales_loss = self.scale.enabled
-        """Whether gradients may overflow as a matter of course, because the loss is scaled."""
         self._torch_optimizer().register_step_pre_hook(self._leave_out)
 
     def precision(self) -> AbstractContextManager:
@@ -226,20 +226,6 @@ class Engine:
         if self.stage.zero_stage == 0:
             return self._norm
         return float(self._engine.get_global_grad_norm() or 0.0)
-
-    def carried(self) -> dict[str, float]:
-        """What a checkpoint keeps of the engine besides tensors: the scale of a loss, where it is found by trial."""
-        scaler = getattr(self._optimizer, "loss_scaler", None)
-        if not getattr(scaler, "dynamic", False):
-            return {}
-        return {name: float(getattr(scaler, name)) for name in _SCALER if hasattr(scaler, name)}
-
-    def carry(self, values: dict[str, float]) -> None:
-        """Take over what `carried` gave, where this engine has use for it."""
-        if self.carried():
-            scaler = self._optimizer.loss_scaler
-            for name, value in values.items():
-                setattr(scaler, name, type(getattr(scaler, name))(value))
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Trainable parameters by the model's own names, in a fixed order."""

@@ -55,7 +55,7 @@ class LossGuard:
     def judge_gradient(self) -> str:
         """After the optimizer's turn, which leaves such gradients out by itself: whether they were no numbers."""
         norm = self._engine.gradient_norm()
-        if math.isfinite(norm) or self._engine.scales_loss:
+        if math.isfinite(norm) or self._engine.scale.enabled:
             return ""  # with a scaled loss an overflow is how its scale is found
         return f"the gradient norm is {norm}"
 

@@ -85,7 +85,6 @@ class Loop:
         if found is None:
             return False
         self.progress = found
-        self.engine.scale.resume(found.loss_scale)
         self.stream.load_state_dict(found.stream)
         self.log.line(f"resumed at step {found.step} of {self.total_steps}", now=True)
         return True
@@ -223,7 +222,6 @@ class Loop:
     def _save(self, best: bool = False) -> None:
         """Begin a checkpoint of this step, unless there is one; what is best now is saved in any case."""
         if best or self._saved < self.progress.step or self.progress.step == 0:
-            self.progress.loss_scale = self.engine.scale.value if self.engine.scales_loss else 0.0
             with watchdog.phase("saving a checkpoint"):
                 self.saver.save(self.engine, self.progress)
             self._saved = self.progress.step
@@ -249,7 +247,7 @@ class Loop:
             **figures.logged(),
             **self.meter.rates(figures),
             **memory_now(self.engine.ranks.device),
-            **({"loss_scale": self.engine.scale.value} if self.engine.scales_loss else {}),
+            **({"loss_scale": self.engine.scale.value} if self.engine.scale.enabled else {}),
             lr=rate,
             grad_norm=self.engine.gradient_norm(),
             time_s=self.progress.seconds,

@@ -19,7 +19,7 @@ from sage_scale.errors import CheckpointError, StorageError
 from sage_scale.storage import Unavailable
 from sage_scale.storage.folder import FolderStore
 from sage_scale.training import distributed
-from sage_scale.training.engine import Engine
+from sage_scale.training.engine import Engine, LossScale
 from sage_scale.training.saves import saving
 from sage_scale.training.saves.checkpoint import Checkpoints, Progress
 from sage_scale.training.saves.saving import Saver
@@ -283,19 +283,14 @@ def test_checkpoints_in_object_storage_are_the_same(ranks, tmp_path, s3):
 
 
 def test_a_loss_scale_that_was_found_is_kept(ranks, tmp_path):
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
-
-    def scaling(engine: Engine) -> DynamicLossScaler:
-        engine._optimizer.loss_scaler = DynamicLossScaler(
-            init_scale=2**16, scale_window=2, min_scale=1, delayed_shift=1, consecutive_hysteresis=False,
-            raise_error_at_min_scale=True, dtype=torch.half,
-        )  # fmt: skip
-        return engine._optimizer.loss_scaler
+    def scaling(engine: Engine) -> LossScale:
+        engine.scale = LossScale(enabled=True, value=2.0**16, patience=2)
+        return engine.scale
 
     engine, checkpoints, _, saver = make(ranks, tmp_path)
     scaler = scaling(engine)
     for overflow in (True, True, False, True, False):
-        scaler.update_scale(overflow)
+        scaler.update(not overflow)
     saver.save(engine, Progress(step=1))
     saver.finish()
     engine, checkpoints, _, saver = make(ranks, tmp_path)
@@ -303,10 +298,10 @@ def test_a_loss_scale_that_was_found_is_kept(ranks, tmp_path):
     checkpoints.load(engine, 1)
     scales = []
     for both in (scaler, resumed):
-        scales.append([both.cur_scale])
+        scales.append([both.value])
         for overflow in (False, False, True, False, False, False):
-            both.update_scale(overflow)
-            scales[-1].append(both.cur_scale)
+            both.update(not overflow)
+            scales[-1].append(both.value)
     assert scales[0] == scales[1] and scales[0][0] < 2**16
 
 

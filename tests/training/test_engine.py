@@ -22,7 +22,7 @@ def losses(**settings) -> tuple[list[float], Engine]:
     ranks = distributed.initialise()
     torch.manual_seed(0)
     engine = Engine(Toy(), Stage(lr=0.05, clip=0.5, weight_decay=0.01, **settings), ranks)
-    engine.scale.resume(2.0**10)
+    engine.scale = LossScale(engine.scale.enabled, 2.0**10)
     found = []
     for step in range(6):
         generator = torch.Generator().manual_seed(step)

@@ -68,14 +68,12 @@ class Progress:
     """Step of the best dev figure."""
     since_best: int = 0
     """Evaluations on dev since then."""
-    loss_scale: float = 0.0
-    """Where float16's loss scale stands; 0: none."""
     stage: str = ""
     """pretrain or finetune."""
     recipe: str = ""
     """Fingerprint of the recipe."""
     engine: dict[str, float] = field(default_factory=dict)
-    """What the engine carries besides tensors: a loss scale (see Engine.carried)."""
+    """What the engine carries besides tensors: float16's loss scale (LossScale.state), where there is one."""
     bad_steps: int = 0
     """Steps that the guard left out."""
     recent_losses: list[float] = field(default_factory=list)
@@ -250,7 +248,7 @@ class Checkpoints:
         for name, expected in sorted(state["files"].items()):
             for key, value in load_safetensors(self.read_file(step, name, expected)).items():
                 restore.put(key, value)
-        engine.carry(progress.engine)
+        engine.scale.load(progress.engine)
         return progress
 
     def tensors(self, step: int) -> dict[str, Tensor]:

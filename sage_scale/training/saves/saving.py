@@ -81,7 +81,7 @@ class Saver:
         started = time.monotonic()
         token = distributed.from_first(secrets.token_hex(4), self._group)
         tensors = take(engine, self._copies)
-        values = {**progress_values(progress), "engine": engine.carried()}
+        values = {**progress_values(progress), "engine": engine.scale.state()}
         flight = _Flight(self, token, tensors, values, shapes(engine))
         flight.blocked_s = time.monotonic() - started
         self._flight = flight
