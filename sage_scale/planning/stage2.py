@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 from sage_scale.config import Recipe
 from sage_scale.models.describe import describe, language_model_config
 from sage_scale.planning.encoder import ClipSize, clip_cost
+from sage_scale.planning.step import PASSES, StepSize, translation_operations
 from sage_scale.planning.weights import WeightsMemory, weights_bytes
 
 
@@ -57,9 +59,10 @@ class Stage2:
         """
         self.clip, self.ranks, self._stage = clip, ranks, recipe.finetune
         self.cost = clip_cost(recipe, clip, bf16, context=False)
-        self._config = config = language_model_config(recipe)
+        self._config = config = copy(language_model_config(recipe))
         self.vocabulary = vocabulary or config.vocab_size
         trimmed = (config.vocab_size - self.vocabulary) * config.d_model
+        config.vocab_size = self.vocabulary
         parts = describe(recipe)
         trained = sum(part.stage2 for part in parts) - trimmed
         # Stage 1's own parts are not there.
@@ -79,7 +82,7 @@ class Stage2:
         if frozen == "none":
             visual = cost.held_bytes(held, self._stage.chunk_frames)
         operations = cost.step_operations(own, 1, self._stage.chunk_frames) if frozen == "none" else 0.0
-        operations += own * 3 * self._language_operations(N, M)
+        operations += own * PASSES * translation_operations(self._config, StepSize(1, 0, N, M))
         return Stage2Plan(
             batch=batch,
             weights=self._weights,
@@ -100,11 +103,3 @@ class Stage2:
         config, D = self._config, self._config.d_model
         layer = self._kept.decoder * D + 2 * self._value * config.decoder_ffn_dim
         return config.decoder_layers * (layer + self._kept.source * D * source / target)
-
-    def _language_operations(self, N: float, M: float) -> float:
-        """Of a clip's forward pass; products of attention's maps are left out."""
-        config, D = self._config, self._config.d_model
-        source = config.encoder_layers * 2 * (4 * D * D + 2 * D * config.encoder_ffn_dim)
-        target = config.decoder_layers * 2 * (6 * D * D + 2 * D * config.decoder_ffn_dim)
-        keys = config.decoder_layers * 2 * 2 * D * D
-        return N * (source + keys) + M * (target + 2 * D * self.vocabulary)
