@@ -41,11 +41,12 @@ def test_an_outage_during_a_save_changes_nothing(server, world, tmp_path, behind
     pretrain.run(recipe, tmp_path / "calm", data)
     bucket = request.getfixturevalue(server)
     proxy = behind_proxy(bucket)
-    outage = proxy.add("refuse", method="PUT", times=6, skip=4)
+    # Attempts at 0, .2 and .7 s fail, the one at 1.7 s goes through: the outage is shorter than the patience.
+    outage = proxy.add("refuse", method="PUT", times=3, skip=4)
     proxy.add("status", method="PUT", times=3, skip=20)
     proxy.add("lost_response", method="PUT", times=2, skip=30)
     pretrain.run(override(recipe, [f"pretrain.checkpoints={bucket.url}/runs"]), tmp_path / "run", data)
-    assert outage.hits == 6
+    assert outage.hits == 3
     assert "waits for its storage" in capfd.readouterr().err
     one, other = (export.load_visual_file(tmp_path / run / pretrain.STAGE1) for run in ("calm", "run"))
     assert all(torch.equal(one[name], other[name]) for name in one)
