@@ -44,7 +44,7 @@ Restarts = Annotated[
 ]
 Profile = Annotated[
     bool,
-    typer.Option("--profile", help="Trace a few steps of rank 0 into the run's folder (profile_steps=3)."),
+    typer.Option("--profile", help="Trace a few steps of rank 0 into the run's folder (profile_steps)."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -64,7 +64,7 @@ def pretrain(
     overrides: Overrides = None,
 ) -> None:
     """Stage 1: align visual tokens with text. Repeat the command to resume; Ctrl-C saves and stops."""
-    changes = [*(overrides or []), *(["pretrain.profile_steps=3"] if profile else [])]
+    changes = [*(overrides or []), *(launcher.traced("pretrain") if profile else [])]
     _train("pretrain", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), changes)
 
 
@@ -80,7 +80,7 @@ def finetune(
     overrides: Overrides = None,
 ) -> None:
     """Stage 2: train the translator. Repeat the command to resume; Ctrl-C saves and stops."""
-    changes = [*(overrides or []), *(["finetune.profile_steps=3"] if profile else [])]
+    changes = [*(overrides or []), *(launcher.traced("finetune") if profile else [])]
     _train("finetune", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), changes)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from sage_scale.config import load_recipe
 from sage_scale.errors import SageError, StorageError
+from sage_scale.training import launcher
 from sage_scale.training.watching import watchdog
 from sage_scale.training.watching.claim import claim
 from sage_scale.training.watching.sentinel import stand_guard
@@ -29,7 +30,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
         "TORCH_CPP_LOG_LEVEL", "ERROR"
     )  # read when torch is imported; c10d warns of host names
     try:
-        traced = [f"{stage}.profile_steps=3"] if options.profile else []
+        traced = launcher.traced(stage) if options.profile else []
         recipe = load_recipe(options.recipe, [*options.overrides, *traced])
         watchdog.limits(run=options.run, **dataclasses.asdict(recipe.watch))
         if int(os.environ.get("RANK", 0)) == 0:

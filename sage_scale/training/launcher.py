@@ -42,6 +42,11 @@ _SSH = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 """An ssh to a host whose link is cut ends after 15 s instead of hours, and pdsh and `deepspeed` with it."""
 
 
+def traced(stage: str) -> list[str]:
+    """What `--profile` changes in the recipe of a stage: a few steps are enough to see where a step's time goes."""
+    return [f"{stage}.profile_steps=3"]
+
+
 def command(stage: str, ranks: int, arguments: Sequence[object]) -> list[str]:
     """The command line that starts a stage (pretrain, finetune) on `ranks` processes of this machine.
 
