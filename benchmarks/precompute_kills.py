@@ -1,16 +1,20 @@
 """Claim: whatever is killed, whenever, running the same command again gives a byte-identical dataset.
 
-    python benchmarks/precompute_kills.py --kills 200 [--out s3://bucket/prefix]
+    python benchmarks/precompute_kills.py --kills 200 --server ceph
 
 An undisturbed run is made first. Then rounds: each begins an empty output and lets `sage-scale precompute` run while
 SIGKILL hits the driver, an actor or the raylet at random moments; what dies as a whole is started again with the same
-command until it ends with code 0. After each round every file's sha256 must equal the undisturbed run's. Prints one
-table and ends with code 1 where a byte differs.
+command until it ends with code 0. With `--server` the output is a bucket of a server that is started here, behind a
+proxy that at random moments answers 503, refuses, resets or cuts off what passes, swallows the answer of a PUT that was
+carried out, or holds it up; Ceph's gateway is also killed and started again (moto, which keeps all in memory, only goes
+away for a while). After each round every file's sha256 must equal the undisturbed run's. Prints one table and ends with
+code 1 where a byte differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -28,8 +32,12 @@ import numpy as np
 
 from sage_scale.storage import open_store
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from servers.trouble import Trouble, troubled_server
+
 MARK = "SAGE_SCALE_KILLS"
 """Environment variable that all processes of a run inherit: only such processes are killed."""
+COLUMNS = ("driver", "actor", "raylet", "faults", "restarts", "starts")
 KINDS = ("driver", "actor", "actor", "actor", "raylet")
 OVERRIDES = (
     "vision.size=96",
@@ -51,14 +59,18 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=45)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", default="", help="folder or s3:// prefix for the outputs; temporary unless given"
+        "--server", choices=("ceph", "moto"), help="write to such an S3 server, with faults; else to a folder"
     )
     settings = parser.parse_args()
     chance = random.Random(settings.seed)
-    with tempfile.TemporaryDirectory(prefix="sage-scale-kills-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="sage-scale-kills-") as scratch, contextlib.ExitStack() as stack:
         corpus = Path(scratch) / "corpus"
         write_corpus(corpus, settings.clips)
-        base = settings.out.rstrip("/") or str(Path(scratch) / "outputs")
+        trouble: Trouble | None = None
+        base = str(Path(scratch) / "outputs")
+        if settings.server:
+            trouble = stack.enter_context(troubled_server(settings.server, settings.seed))
+            base = trouble.url
         begun = time.monotonic()
         if run(corpus, f"{base}/undisturbed").wait() != 0:
             print("the undisturbed run failed", file=sys.stderr)
@@ -66,47 +78,53 @@ def main() -> int:
         length_s = time.monotonic() - begun
         expected = hashes(f"{base}/undisturbed")
         print(f"undisturbed: {len(expected)} files in {length_s:.1f} s")
-        print(
-            f"{'round':>5} {'kills':>5} {'driver':>6} {'actor':>6} {'raylet':>6} {'starts':>6} {'seconds':>8}  bytes"
-        )
-        killed = rounds = differing = 0
-        while killed < settings.kills:
+        print(f"{'round':>5}" + "".join(f"{name:>9}" for name in COLUMNS) + "  seconds  bytes", flush=True)
+        total: Counter[str] = Counter()
+        rounds = differing = 0
+        while sum(total[kind] for kind in set(KINDS)) < settings.kills:
             begun = time.monotonic()
-            wanted = min(settings.kills_per_round, settings.kills - killed)
+            left = settings.kills - sum(total[kind] for kind in set(KINDS))
             out = f"{base}/round-{rounds:03d}"
-            kills, starts = disturbed(corpus, out, wanted, length_s, chance)
+            with trouble.some() if trouble else contextlib.nullcontext(Counter()) as faults:
+                counts = disturbed(corpus, out, min(settings.kills_per_round, left), length_s, chance)
+            counts["restarts"] = faults.pop("restart", 0)
+            counts["faults"] = faults.total()
+            total += counts
             found = hashes(out)
-            wrong = sorted(
-                name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-            )
+            names = expected.keys() | found.keys()
+            wrong = sorted(name for name in names if expected.get(name) != found.get(name))
             differing += bool(wrong)
-            killed += kills.total()
             print(
-                f"{rounds:>5} {kills.total():>5} {kills['driver']:>6} {kills['actor']:>6} {kills['raylet']:>6} "
-                f"{starts:>6} {time.monotonic() - begun:>8.1f}  {'differ: ' + ' '.join(wrong) if wrong else 'equal'}",
+                row(str(rounds), counts, time.monotonic() - begun)
+                + (f"differ: {' '.join(wrong)}" if wrong else "equal"),
                 flush=True,
             )
             rounds += 1
-        print(
-            f"{killed} kills in {rounds} rounds: {'every file equal' if not differing else f'{differing} differ'}"
-        )
+        print(row("all", total, 0).rstrip(" .0"))
+        killed = sum(total[kind] for kind in set(KINDS))
+        beside = f" beside {total['faults']} faults and {total['restarts']} restarts of S3" if trouble else ""
+        verdict = "every file equal" if not differing else f"{differing} differ"
+        print(f"{killed} kills{beside} in {rounds} rounds: {verdict}")
     return 1 if differing else 0
 
 
-def disturbed(
-    corpus: Path, out: str, wanted: int, length_s: float, chance: random.Random
-) -> tuple[Counter, int]:
-    """One round: gives what was killed and how often the command was started."""
-    kills: Counter[str] = Counter()
-    starts = 0
+def row(name: str, counts: Counter[str], seconds: float) -> str:
+    """A line of the table, less its verdict."""
+    return f"{name:>5}" + "".join(f"{counts[column]:>9}" for column in COLUMNS) + f"{seconds:>9.1f}  "
+
+
+def disturbed(corpus: Path, out: str, wanted: int, length_s: float, chance: random.Random) -> Counter[str]:
+    """One round: what was killed how often, and how often the command was started and ended by itself with an error."""
+    counts: Counter[str] = Counter()
+    killed = 0
     while True:
         process = run(corpus, out)
-        starts += 1
+        counts["starts"] += 1
         # One start in four is hit before any actor works; later kills follow each other within a second.
         early_s = chance.uniform(0, length_s / 2) if chance.random() < 0.25 else 1e9
         begun = time.monotonic()
         next_kill: float | None = None
-        while process.poll() is None and kills.total() < wanted:
+        while process.poll() is None and killed < wanted:
             time.sleep(0.05)
             now = time.monotonic()
             if next_kill is None and find("actor", process):
@@ -114,12 +132,13 @@ def disturbed(
             if now - begun > early_s or (next_kill is not None and now > next_kill):
                 kind = chance.choice(KINDS)
                 if kill(kind, process, chance):
-                    kills[kind] += 1
+                    counts[kind] += 1
+                    killed += 1
                     next_kill = now + chance.uniform(0, 2)
         code = process.wait()
         sweep(process)
         if code == 0:
-            return kills, starts
+            return counts
 
 
 def run(corpus: Path, out: str) -> subprocess.Popen:

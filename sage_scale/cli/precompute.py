@@ -16,6 +16,7 @@ RECIPE = typer.Option("demo", "--recipe", help="Recipe by name or YAML file.")
 OVERWRITE = typer.Option(False, "--overwrite", help="Delete what the output holds and start again.")
 GIVE_UP = typer.Option([], "--give-up", metavar="CLIP", help="Reject a clip by hand; may be repeated.")
 RETRY = typer.Option(False, "--retry-rejects", help="Try rejected clips once more, in new shards.")
+EXTEND = typer.Option(False, "--extend", help="Add the corpus' new clips to the output, in new shards.")
 EVENTS = typer.Option(None, "--events", help="File to which progress is appended as JSON Lines.")
 OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Changes to the recipe, section.key=value.")
 
@@ -28,6 +29,7 @@ def precompute(
     overwrite: bool = OVERWRITE,
     give_up: list[str] = GIVE_UP,
     retry_rejects: bool = RETRY,
+    extend: bool = EXTEND,
     events: Path = EVENTS,
     overrides: list[str] = OVERRIDES,
 ) -> None:
@@ -43,6 +45,7 @@ def precompute(
         overwrite=overwrite,
         give_up=give_up or [],
         retry_rejects=retry_rejects,
+        extend=extend,
         events=events,
     )
     if summary.stages:

@@ -78,6 +78,11 @@ class Recipe:
         del part["shards"]["max_reject_rate"]
         return part
 
+    def corpus_part(self) -> dict[str, Any]:
+        """The keys that decide which clips of a corpus there are: its section less its place and the dataset's part."""
+        values = to_mapping(self.corpus)
+        return {key: value for key, value in values.items() if key not in ("root", "name", "language")}
+
     def dataset_fingerprint(self) -> str:
         """16 hex digits of sha256 over `dataset_part`; two recipes that share it may share shards."""
         return _digest(self.dataset_part())

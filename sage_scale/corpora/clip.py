@@ -53,7 +53,12 @@ class Rejected:
     @property
     def expected(self) -> bool:
         """Whether the recipe asked for it (a named filter), or the web no longer has it: nothing went wrong."""
-        return self.reason.startswith("filter-") or self.reason == "not-downloaded"
+        return is_expected(self.reason)
+
+
+def is_expected(reason: str) -> bool:
+    """Whether a reject of this reason was asked for by the recipe, or is gone from the web."""
+    return reason.startswith("filter-") or reason == "not-downloaded"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def precompute_corpus(
     overwrite: bool = False,
     give_up: Iterable[str] = (),
     retry_rejects: bool = False,
+    extend: bool = False,
     events: Path | None = None,
     address: str = "",
     quiet: bool = False,
@@ -53,6 +54,7 @@ def precompute_corpus(
         overwrite=overwrite,
         give_up=frozenset(give_up),
         retry_rejects=retry_rejects,
+        extend=extend,
         events=events,
         quiet=quiet,
     ).execute()

@@ -14,9 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sage_scale.errors import DatasetError
-from sage_scale.precompute.retry import load_retries, retry_name
 from sage_scale.shards import Unit as Marker
 from sage_scale.shards import UnitListing, list_units, publish_shard, restore_marker
+from sage_scale.shards.additions import addition_name
 from sage_scale.shards.layout import DATASET_JSON, INDEX_JSON, index_name, marker_name, tar_name
 from sage_scale.storage import Store
 
@@ -43,9 +43,9 @@ def erase(store: Store) -> UnitListing:
     The record of clips that were taken out on request stays: starting again is no reason to bring them back.
     """
     listing = list_units(store)
-    # The last retry goes first: they are found by counting up.
-    retries = [retry_name(number) for number in range(len(load_retries(store)), 0, -1)]
-    names = [INDEX_JSON, DATASET_JSON, *retries]
+    # The last addition goes first: they are found by counting up.
+    additions = [addition_name(number) for number in range(listing.additions, 0, -1)]
+    names = [INDEX_JSON, DATASET_JSON, *additions]
     for unit in sorted(listing.tar_bytes):
         # The tar goes last: a listing knows its index and marker by it.
         newest = listing.generation[unit]

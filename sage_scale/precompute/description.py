@@ -1,7 +1,8 @@
 """`dataset.json`: what an output holds, written before its first shard and compared by every later run.
 
 It names everything that decides the bytes: the recipe's dataset part, the manifest's digest, versions of what decodes,
-encodes and tags, the kind of device. Another recipe or manifest is refused by naming what differs; other versions or
+encodes and tags, the kind of device. Another recipe is refused by naming the keys that differ, and so are other keys
+that choose the clips (`notes.corpus`); other versions or
 another device need `precompute.allow_mixed=true`, since the dataset is then complete but not byte-identical.
 """
 
@@ -46,7 +47,11 @@ def describe(
         recipe_part=recipe.dataset_part(),
         versions=environment.versions,
         device=environment.device,
-        notes={"tagger": environment.tagger, "rows_rejected": len(manifest.rejected)},
+        notes={
+            "tagger": environment.tagger,
+            "rows_rejected": len(manifest.rejected),
+            "corpus": recipe.corpus_part(),
+        },
     )
 
 
@@ -84,22 +89,59 @@ def weights_sha256(vision: Vision) -> str:
     return sha.hexdigest()
 
 
-def check_same_plan(url: str, stored: DatasetInfo, recipe: Recipe, manifest: Manifest) -> None:
-    """Raise UsageError where the output belongs to another recipe or manifest, naming what differs."""
+def check_same_recipe(url: str, stored: DatasetInfo, recipe: Recipe) -> None:
+    """Raise UsageError where the output belongs to another recipe, naming the keys that differ."""
     if stored.recipe != recipe.dataset_fingerprint():
         changes = list(_differences(stored.recipe_part, recipe.dataset_part(), ""))
-        shown = "; ".join(f"{key} is {_show(old)} there, {_show(new)} here" for key, old, new in changes[:6])
-        more = f"; and {len(changes) - 6} more" if len(changes) > 6 else ""
         raise UsageError(
-            f"{url} holds a dataset of another recipe: {shown}{more}. Use those values, another --out, or "
+            f"{url} holds a dataset of another recipe: {_shown(changes)}. Use those values, another --out, or "
             "--overwrite to start again"
         )
-    if stored.manifest != manifest.digest():
-        there = sum(unit.clips for unit in stored.units)
+
+
+def check_same_manifest(url: str, stored: DatasetInfo, recipe: Recipe, manifest: Manifest) -> None:
+    """Raise UsageError where the output belongs to another manifest, by other keys or of another corpus."""
+    if stored.manifest == manifest.digest():
+        return
+    changes = _chosen_otherwise(stored, recipe)
+    if changes:
         raise UsageError(
-            f"{url} holds a dataset of another manifest ({there} clips there, {len(manifest.clips)} here; the digests "
-            "differ). Clips cannot be added to it: use another --out, or --overwrite to start again with all of them"
+            f"{url} holds a dataset whose clips were chosen otherwise: {_shown(changes)}. Use those values, another "
+            "--out, or --overwrite to start again"
         )
+    there = sum(unit.clips for unit in stored.units)
+    raise UsageError(
+        f"{url} holds a dataset of another manifest ({there} clips there, {len(manifest.clips)} here; the digests "
+        "differ). Add the clips that are new with --extend, use another --out, or --overwrite to start again"
+    )
+
+
+def check_same_choice(url: str, stored: DatasetInfo, recipe: Recipe) -> None:
+    """Raise UsageError where an extension would choose clips by other keys than the output was begun with."""
+    sizes = (
+        "train_clips",
+        "dev_clips",
+        "test_clips",
+        "heldout_clips",
+    )  # more of the made corpus is no other choice
+    changes = [
+        change for change in _chosen_otherwise(stored, recipe) if change[0].split(".")[-1] not in sizes
+    ]
+    if changes:
+        raise UsageError(
+            f"{url} cannot be extended with clips that are chosen otherwise: {_shown(changes)}. Use those values, or "
+            "another --out"
+        )
+
+
+def _chosen_otherwise(stored: DatasetInfo, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    there = stored.notes.get("corpus")  # absent where the dataset is older than this note
+    return list(_differences(there, recipe.corpus_part(), "corpus")) if there is not None else []
+
+
+def _shown(changes: Sequence[tuple[str, Any, Any]]) -> str:
+    shown = "; ".join(f"{key} is {_show(old)} there, {_show(new)} here" for key, old, new in changes[:6])
+    return shown + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
 
 
 def check_same_environment(stored: DatasetInfo, ours: Environment, allow_mixed: bool) -> str:

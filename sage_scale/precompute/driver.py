@@ -1,9 +1,10 @@
 """The driver: from a manifest and a recipe to a finished dataset, however often it is killed and started again.
 
-A finished output is recognised by one GET of index.json, an unfinished one is taken up after one bare listing. Units
-in flight are bounded by the number of actors. A unit whose actor died, ran out of memory or met storage trouble is
-tried again; one clip that was in work at two deaths of its unit is run with nothing beside it, and if that fails too
-its unit stays open and the run ends by naming unit and clip. Nothing but a clip's own bytes, or `--give-up`, rejects.
+A finished output is recognised by one GET of index.json, an unfinished one is taken up after one bare listing. New
+clips (`extend`) and second tries of rejected ones are units behind the planned ones (additions.py). Units in flight are
+bounded by the number of actors. A unit whose actor died, ran out of memory or met storage trouble is tried again; one
+clip that was in work at two deaths of its unit is run with nothing beside it, and if that fails too its unit stays open
+and the run ends by naming unit and clip. Nothing but a clip's own bytes, or `--give-up`, rejects.
 """
 
 from __future__ import annotations
@@ -14,25 +15,39 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.corpora.clip import Manifest
+from sage_scale.corpora.clip import Manifest, is_expected
 from sage_scale.errors import UsageError
 from sage_scale.precompute.actor import UnitWorker
+from sage_scale.precompute.additions import (
+    plan_extension,
+    plan_retry,
+    store_addition,
+    stored_additions,
+    units_of,
+)
 from sage_scale.precompute.commit import erase
-from sage_scale.precompute.description import Environment, check_same_environment, check_same_plan, describe
+from sage_scale.precompute.description import (
+    Environment,
+    check_same_choice,
+    check_same_environment,
+    check_same_manifest,
+    check_same_recipe,
+    describe,
+)
 from sage_scale.precompute.plan import Limits, Unit, plan_units, without_repeats
 from sage_scale.precompute.pool import Pool, ray_session
 from sage_scale.precompute.progress import Progress, duration
-from sage_scale.precompute.retry import Retry, load_retries, reasons_now, rejects_now, retry_name
 from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
-from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, sample_key
-from sage_scale.shards.dataset import open_finished, open_unfinished, read_rejects
-from sage_scale.shards.generations import reject_key
+from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
+from sage_scale.shards.additions import AdditionPlan, rejects_now
+from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished, read_rejects
 from sage_scale.shards.layout import DATASET_JSON, REMOVED, DatasetInfo, parse_info
 from sage_scale.shards.removed import removed_keys
 from sage_scale.storage import NotFound, Store, open_store
@@ -89,6 +104,8 @@ class Run:
     """Ids of clips to reject by hand."""
     retry_rejects: bool = False
     """Try rejected clips once more, in new shards."""
+    extend: bool = False
+    """Add the manifest's new clips to an output of another manifest, in new shards."""
     events: Path | None = None
     """File to which JSON events are appended."""
     quiet: bool = False
@@ -102,9 +119,7 @@ class Run:
         self.store: Store = open_store(self.url)
         self.limits = Limits(clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=vision.fps)
         self.units = plan_units(self.manifest, self.limits)
-        expected = sum(row.expected for row in self.manifest.rejected)
-        rows = len(self.manifest.clips) + len(self.manifest.rejected) - expected
-        self.limit = RejectLimit(shards.max_reject_rate, rows, expected)
+        self.limit = self._limit_over(self.manifest)
         unknown = sorted(self.give_up - {clip.id for clip in self.manifest.clips})
         if unknown:
             raise UsageError(f"--give-up {unknown[0]}: no clip of that id in the manifest")
@@ -116,15 +131,21 @@ class Run:
         if self.retry_rejects:
             dataset, again = self._retry(dataset)
             stages = again or stages
-        rejects = rejects_now(dataset.units, len(dataset.info.units))
+        rejects = rejects_now(dataset.units, len(dataset.info.units), dataset.additions)
         clips = sum(unit.samples for unit in dataset.units)
-        reasons = reasons_now(dataset.units)
+        reasons: Counter[str] = Counter()
+        for unit in dataset.units:
+            reasons.update(unit.reasons)
         removed = 0
         if reasons.pop(REMOVED, 0):  # more than one shard may tell of the same clip
             taken = removed_keys(self.store)
             removed = sum(clip.key in taken for clip in self.manifest.clips)
-        if clips == 0 or self.limit.exceeded(rejects):
-            raise self.limit.error(rejects, reasons, self._first_reject(dataset))
+        limit = self.limit
+        if dataset.info.manifest != self.manifest.digest():  # judged by all that was ever asked for
+            expected = sum(count for reason, count in reasons.items() if is_expected(reason))
+            limit = RejectLimit(limit.rate, clips + rejects - min(expected, rejects), min(expected, rejects))
+        if clips == 0 or limit.exceeded(rejects):
+            raise limit.error(rejects, reasons, self._first_reject(dataset))
         if not dataset.finished:
             dataset = finish_dataset(self.store)
         return Summary(
@@ -143,16 +164,16 @@ class Run:
         )
 
     def _planned(self) -> tuple[Dataset, str]:
-        """The dataset with every planned unit done, and the seconds by stage."""
-        url = self.store.url
+        """The dataset with every unit done that this manifest's clips are in, and the seconds by stage."""
+        url, ours = self.store.url, self.manifest.digest()
         finished = open_finished(self.store)
         info = finished.info if finished is not None else self._begun()
         if self.overwrite and (finished is not None or (info is not None and not self._is_ours(info))):
             erase(self.store)
             finished = info = None
         if info is not None:
-            check_same_plan(url, info, self.recipe, self.manifest)
-        if finished is not None:
+            check_same_recipe(url, info, self.recipe)
+        if finished is not None and holds_manifest(finished, ours):
             return finished, ""
         if self.overwrite and info is not None and not self.quiet:
             print(
@@ -160,45 +181,75 @@ class Run:
                 file=sys.stderr,
             )
         listing = list_units(self.store)
-        if info is None and listing.tar_bytes:
-            if not self.overwrite:
-                raise UsageError(
-                    f"{url} holds shards but no {DATASET_JSON}: use another --out, or --overwrite to delete them"
-                )
-            listing = erase(self.store)
-        units = [*self.units, *self._units_of(load_retries(self.store) if info is not None else [])]
-        return self._do(units, listing, info)
+        if info is None:
+            if listing.tar_bytes:
+                if not self.overwrite:
+                    raise UsageError(
+                        f"{url} holds shards but no {DATASET_JSON}: use another --out, or --overwrite to delete them"
+                    )
+                listing = erase(self.store)
+            return self._do(self.units, listing, None)
+        additions = stored_additions(self.store, listing)
+        if info.manifest == ours:
+            return self._do([*self.units, *self._units_of(additions)], listing, info)
+        if not any(addition.manifest == ours for addition in additions):
+            if not self.extend:
+                check_same_manifest(url, info, self.recipe, self.manifest)
+            check_same_choice(url, info, self.recipe)
+        return self._extend(info, listing)
+
+    def _extend(self, info: DatasetInfo, listing: UnitListing) -> tuple[Dataset, str]:
+        """Add the clips of which no shard tells; goes on with an extension that was cut off."""
+        missing = sorted(set(range(len(info.units))) - listing.generation.keys())
+        if missing:
+            raise UsageError(
+                f"{self.store.url} cannot be extended before it is whole: {len(missing)} of {len(info.units)} units "
+                f"are open (first {missing[0]:06d}); run the command that began it again, with the corpus as it was "
+                "then, or --overwrite to start again with all clips"
+            )
+        for unit in sorted(listing.unmarked):
+            restore_marker(self.store, unit)
+        ours = self.manifest.digest()
+        while True:
+            listing = list_units(self.store)
+            additions = stored_additions(self.store, listing)
+            if any(addition.manifest == ours for addition in additions):
+                break
+            dataset = open_unfinished(self.store)
+            plan = plan_extension(self.manifest, self.limits, dataset, listing, additions)
+            # Where another driver was faster with this number, its clips are to be known first.
+            store_addition(self.store, plan, len(additions) + 1)
+        units = self._units_of(additions)
+        dataset, stages = self._do(units, listing, info)
+        return (dataset if dataset.finished else finish_dataset(self.store)), stages
 
     def _retry(self, dataset: Dataset) -> tuple[Dataset, str]:
         """Try the clips that are rejected as things stand once more; goes on with a retry that was cut off."""
-        retries = load_retries(self.store)
-        units = self._units_of(retries)
-        done = {unit.unit for unit in dataset.units}
-        if all(unit.number in done for unit in units):
-            rejected = self._rejected_now(dataset, retries)
-            clips = tuple(clip.id for clip in self.manifest.clips if sample_key(clip.id) in rejected)
-            if not clips:
+        listing = list_units(self.store)
+        additions = stored_additions(self.store, listing)
+        units = self._units_of(additions)
+        if all(unit.number in listing.done for unit in units):
+            if not dataset.finished or listing.superseded:
+                dataset = open_unfinished(self.store)
+            taken_out = removed_keys(self.store)
+            plan = plan_retry(self.manifest, self.limits, dataset, listing, additions, taken_out)
+            if plan is None:
                 return dataset, ""
-            retry = Retry(first_unit=len(self.units) + len(units), clips=clips)
-            self.store.put_if_absent(retry_name(len(retries) + 1), retry.to_bytes())
-            units = self._units_of(load_retries(self.store))
-        return self._do([*self.units, *units], list_units(self.store), dataset.info)
+            store_addition(self.store, plan, len(additions) + 1)
+            listing = list_units(self.store)
+            units = self._units_of(stored_additions(self.store, listing))
+        base = self.units if dataset.info.manifest == self.manifest.digest() else ()
+        return self._do([*base, *units], listing, dataset.info)
 
-    def _units_of(self, retries: Sequence[Retry]) -> list[Unit]:
-        return [unit for retry in retries for unit in retry.units(self.manifest, self.limits)]
+    def _units_of(self, additions: Sequence[AdditionPlan]) -> list[Unit]:
+        """Units of additions, as far as this manifest has their clips."""
+        clips = {clip.id: clip for clip in self.manifest.clips}
+        return [unit for addition in additions for unit in units_of(addition, clips)]
 
-    def _rejected_now(self, dataset: Dataset, retries: Sequence[Retry]) -> set[str]:
-        """Keys of clips rejected by the last shard that tells of them, unless they were taken out on request.
-
-        Every retry's units are done.
-        """
-        begins = {retry.first_unit: retry for retry in retries}
-        rejected: set[str] = set()
-        for unit in dataset.units:
-            if unit.unit in begins:
-                rejected -= {sample_key(clip) for clip in begins[unit.unit].clips}
-            rejected |= {reject_key(reject) for reject in read_rejects(self.store, unit)}
-        return rejected - removed_keys(self.store)
+    def _limit_over(self, manifest: Manifest) -> RejectLimit:
+        expected = sum(row.expected for row in manifest.rejected)
+        rows = len(manifest.clips) + len(manifest.rejected) - expected
+        return RejectLimit(self.recipe.shards.max_reject_rate, rows, expected)
 
     def _first_reject(self, dataset: Dataset) -> str:
         for unit in dataset.units:
@@ -296,7 +347,8 @@ class _Door:
                 self.info = info
             else:  # another driver was faster; what it began must be the same
                 self.info = parse_info(run.store.get(DATASET_JSON), f"{run.store.url}/{DATASET_JSON}")
-                check_same_plan(run.store.url, self.info, run.recipe, run.manifest)
+                check_same_recipe(run.store.url, self.info, run.recipe)
+                check_same_manifest(run.store.url, self.info, run.recipe, run.manifest)
         mixed = check_same_environment(self.info, here, run.recipe.precompute.allow_mixed)
         if mixed and mixed not in self._said:
             self._said.add(mixed)

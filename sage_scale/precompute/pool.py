@@ -175,7 +175,8 @@ class Pool:
         self._end_overdue()
         self._look_round()
         by_source = {worker.waits_for: worker for worker in self._workers if worker.waits_for is not None}
-        if not by_source:
+        if not by_source:  # all idle: the schedule lets a store recover before a unit is tried again
+            time.sleep(timeout_s)
             return []
         ready, _ = ray.wait(list(by_source), num_returns=1, timeout=timeout_s, fetch_local=False)
         told: list[tuple[Unit, Event]] = []

@@ -90,7 +90,7 @@ def finish_dataset(store: Store, progress: Progress | None = None) -> Dataset:
         missing = open_units(dataset)
         if missing:
             raise UnitsOpen(still_open(store.url, missing, len(dataset.info.units)))
-        store.put(INDEX_JSON, index_json(dataset.info, dataset.units, dataset.records))
+        store.put(INDEX_JSON, index_json(dataset.info, dataset.units, dataset.records, dataset.additions))
         # Of two writers the later one sees what the other did: index.json ends up naming the newest generations.
         newest = list_units(store).generation
         if all(newest.get(unit.unit) == unit.generation for unit in dataset.units):

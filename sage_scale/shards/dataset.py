@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sage_scale.errors import DatasetError
+from sage_scale.shards.additions import Addition, additions_from, is_addition, load_additions
 from sage_scale.shards.index import LANGUAGE_MASK, LANGUAGE_SHIFT, RECORD, parse_index, parse_rejects
 from sage_scale.shards.layout import (
     DATASET_JSON,
@@ -96,6 +97,8 @@ class Dataset:
     finished: bool
     digest: str
     """32 hex digits that change with any sample, unit or order of them."""
+    additions: tuple[Addition, ...] = ()
+    """What was added behind the planned units, in the order of its numbers."""
 
     @property
     def url(self) -> str:
@@ -227,6 +230,8 @@ class UnitListing:
     """Names of objects of older generations, to be deleted once index.json names the newer ones."""
     finished: bool
     """index.json is there."""
+    additions: int
+    """Plans of units behind the planned ones."""
 
 
 def list_units(store: Store) -> UnitListing:
@@ -251,6 +256,7 @@ def list_units(store: Store) -> UnitListing:
             found.name for found in objects if found.generation < newest.get(found.unit, found.generation)
         ),
         finished=INDEX_JSON in sizes,
+        additions=sum(is_addition(name) for name in sizes),
     )
 
 
@@ -267,19 +273,29 @@ def open_units(dataset: Dataset) -> list[int]:
     return [unit for unit in range(len(dataset.info.units)) if unit not in done]
 
 
-def index_json(info: DatasetInfo, units: Iterable[Unit], records: np.ndarray) -> bytes:
-    """The bytes of index.json."""
-    return seal(
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "dataset": info.to_mapping(),
-            "units": [unit.to_mapping() for unit in units],
-            "samples": len(records),
-            "record_bytes": RECORD.itemsize,
-            "records": base64.b64encode(records.tobytes()).decode("ascii"),
-        }
+def holds_manifest(dataset: Dataset, digest: str) -> bool:
+    """Whether the clips of the manifest with this digest are all in the dataset, planned or added."""
+    done = {unit.unit for unit in dataset.units}
+    return digest == dataset.info.manifest or any(
+        addition.manifest == digest and done.issuperset(addition.units) for addition in dataset.additions
     )
+
+
+def index_json(
+    info: DatasetInfo, units: Iterable[Unit], records: np.ndarray, additions: Iterable[Addition] = ()
+) -> bytes:
+    """The bytes of index.json."""
+    values = {
+        "format": FORMAT,
+        "version": VERSION,
+        "dataset": info.to_mapping(),
+        "units": [unit.to_mapping() for unit in units],
+        "samples": len(records),
+        "record_bytes": RECORD.itemsize,
+        "records": base64.b64encode(records.tobytes()).decode("ascii"),
+    }
+    added = [addition.to_mapping() for addition in additions]
+    return seal({**values, "additions": added} if added else values)
 
 
 def in_parallel(work: Callable[[Any], Any], items: Iterable[Any], threads: int = THREADS) -> list[Any]:
@@ -312,11 +328,20 @@ def _parse_index_json(store: Store, data: bytes) -> Dataset:
         units = tuple(unit_from(unit, where) for unit in values["units"])
         records = np.frombuffer(binascii.a2b_base64(values["records"]), RECORD)
         info = info_from(values["dataset"], where)
+        additions = additions_from(values.get("additions", ()))
     except (ValueError, KeyError, TypeError):
         raise broken from None
     if len(records) != values["samples"] or len(records) != sum(unit.samples for unit in units):
         raise broken
-    return Dataset(store=store, info=info, units=units, records=records, finished=True, digest=digest)
+    return Dataset(
+        store=store,
+        info=info,
+        units=units,
+        records=records,
+        finished=True,
+        digest=digest,
+        additions=additions,
+    )
 
 
 def open_unfinished(store: Store) -> Dataset:
@@ -348,8 +373,17 @@ def open_unfinished(store: Store) -> Dataset:
     loaded = in_parallel(load, sorted(listing.done))
     records = np.concatenate([np.zeros(0, RECORD), *(records for _, records in loaded)])
     units = tuple(marker for marker, _ in loaded)
-    digest = index_json(info, units, records)[9:41].decode("ascii")
-    return Dataset(store=store, info=info, units=units, records=records, finished=False, digest=digest)
+    additions = tuple(plan.addition for plan in load_additions(store, listing.additions))
+    digest = index_json(info, units, records, additions)[9:41].decode("ascii")
+    return Dataset(
+        store=store,
+        info=info,
+        units=units,
+        records=records,
+        finished=False,
+        digest=digest,
+        additions=additions,
+    )
 
 
 def still_open(url: str, missing: list[int], planned: int) -> str:

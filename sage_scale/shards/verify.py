@@ -137,7 +137,8 @@ def _check_frame(dataset: Dataset) -> list[str]:
         )
     if numbers != sorted(set(numbers)):
         problems.append(f"{store.url}/{INDEX_JSON} names a unit twice or in disorder")
-    if index_json(dataset.info, dataset.units, dataset.records)[9:41].decode() != dataset.digest:
+    written = index_json(dataset.info, dataset.units, dataset.records, dataset.additions)
+    if written[9:41].decode() != dataset.digest:
         problems.append(f"{store.url}/{INDEX_JSON} is not as the writer leaves it")
     problems += _check_generations(dataset)
     return problems

@@ -268,7 +268,7 @@ def test_a_retry_that_was_killed_is_gone_on_with(broken_root, tmp_path) -> None:
         run.execute()
     assert run_here(recipe, out).execute().rejects == 3  # the dataset is as finished as it was
     assert run_here(recipe, out, retry_rejects=True).execute().rejects == 2
-    assert sorted(path.name for path in out.glob("retry-*")) == ["retry-0001.json"]
+    assert sorted(path.name for path in out.glob("addition-*")) == ["addition-0001.json"]
 
 
 def test_give_up_refuses_an_unknown_clip(corpus_root, tmp_path) -> None:
