@@ -115,10 +115,15 @@ def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[A
 
 def from_first(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     """Rank 0's value, on every rank."""
+    return from_rank(0, value, group)
+
+
+def from_rank(rank: int, value: Any, group: dist.ProcessGroup | None = None) -> Any:
+    """`rank`'s value, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=group)
+    dist.broadcast_object_list(box, src=rank, group=group)
     return box[0]
 
 

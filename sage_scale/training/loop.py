@@ -257,7 +257,7 @@ class Loop:
                 f"{figures.skipped:.0f} damaged samples skipped at step {self.progress.step}; each rank names its own",
                 now=True,
             )
-        left = self.progress.seconds * (1 - self.fraction) / max(self.fraction, 1e-9)
+        left = self.progress.seconds * max(1 - self.fraction, 0) / max(self.fraction, 1e-9)
         self.log.line(
             f"step {self.progress.step}/{self.total_steps}  loss {figures.loss:.3f}  lr {rate:.2g}  "
             f"{figures.samples_per_s:.0f} clips/s  {clock(left)} left"

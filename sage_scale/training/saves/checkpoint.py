@@ -40,6 +40,7 @@ from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
 from sage_scale.training.saves.kinship import Identity
+from sage_scale.training.saves.reading import read_together
 from sage_scale.training.saves.snapshot import Restore, shapes
 
 FORMAT = 2
@@ -233,7 +234,10 @@ class Checkpoints:
         return None
 
     def load(self, engine: Engine, step: int, say: Callable[[str], None] = lambda line: None) -> Progress:
-        """Set the engine's weights and optimizer to a checkpoint. Raises CheckpointError naming what does not fit."""
+        """Set the engine's weights and optimizer to a checkpoint (a collective).
+
+        Raises CheckpointError naming what does not fit.
+        """
         state = self.state(step)
         where = f"{self.store.url}/{folder_of(step)}"
         self.identity.compare(state, where, say)
@@ -245,8 +249,11 @@ class Checkpoints:
                 f"{where}/{STATE} is of another version of this program ({error})"
             ) from None
         restore = Restore(engine, progress.updates)
-        for name, expected in sorted(state["files"].items()):
-            for key, value in load_safetensors(self.read_file(step, name, expected)).items():
+        files = state["files"]
+        for data in read_together(
+            lambda name: self.read_file(step, name, files[name]), sorted(files), engine.ranks
+        ):
+            for key, value in load_safetensors(data).items():
                 restore.put(key, value)
         engine.scale.load(progress.engine)
         return progress
