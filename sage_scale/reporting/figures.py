@@ -39,7 +39,7 @@ def line_chart(title: str, lines: Sequence[Line], log: bool = False, unit: str =
     ys = [y for line in lines for _, y in line.points if not log or y > 0]
     if not ys:
         return ""
-    x0 = min(xs) if min(xs) > 0.2 * max(xs) else 0.0
+    x0 = min(xs) if max(xs) > min(xs) > 0.2 * max(xs) else 0.0  # one point alone has its place in the whole
     x1 = max(max(xs), x0 + 1)
     y_ticks = log_ticks(min(ys), max(ys)) if log else ticks(min(ys), max(ys))
     y0, y1 = (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))) if log else (y_ticks[0], y_ticks[-1])
@@ -51,10 +51,10 @@ def line_chart(title: str, lines: Sequence[Line], log: bool = False, unit: str =
         )
 
     parts = []
-    for tick in y_ticks:
+    for tick, words in zip(y_ticks, tick_labels(y_ticks), strict=True):
         _, y = place(x0, tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(tick)}</text>')
+        parts.append(f'<text x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{words}</text>')
     for tick in ticks(x0, x1, 4, whole=True):
         if x0 <= tick <= x1:
             x, _ = place(tick, y0)
@@ -245,6 +245,16 @@ def thin(points: Points, most: int) -> list[tuple[float, float]]:
         pair = {min(some, key=lambda p: p[1]), max(some, key=lambda p: p[1])}
         kept += sorted(pair)
     return kept
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """The numbers along an axis: short, with as many digits as tell neighbours apart (14.28, 14.29)."""
+    labels = [short(value) for value in values]
+    for digits in range(4, 10):
+        if len(set(labels)) == len(values):
+            break
+        labels = [f"{value:.{digits}g}" for value in values]
+    return labels
 
 
 def short(value: float) -> str:

@@ -213,3 +213,20 @@ def test_durations(seconds, long, short):
 )
 def test_short_numbers(value, text):
     assert figures.short(value) == text
+
+
+@pytest.mark.parametrize("low", [14.2857, 1e5, -3.0, 1e-4])
+@pytest.mark.parametrize("width", [1e-5, 1e-3, 1.0])
+def test_no_two_ticks_of_an_axis_read_alike(low, width):
+    values = figures.ticks(low, low + abs(low) * width)
+    labels = figures.tick_labels(values)
+    assert len(set(labels)) == len(values)
+    for value, label in zip(values, labels, strict=True):
+        read = float(label.replace(",", "").replace("k", "e3").replace("M", "e6"))
+        assert abs(read - value) <= (values[1] - values[0]) / 2
+
+
+def test_a_single_point_has_its_place_between_the_first_step_and_the_last():
+    chart = figures.line_chart("R@1", [figures.Line("video to text", [(92, 31.2)], marks=True)])
+    (x,) = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart))
+    assert x > 300  # of 360: at the end of an axis that begins at zero
