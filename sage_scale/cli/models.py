@@ -27,6 +27,7 @@ def describe(
 
     from sage_scale.config import load_recipe
     from sage_scale.models.describe import describe as parts_of
+    from sage_scale.models.describe import note
 
     chosen = load_recipe(recipe, overrides or ())
     parts = parts_of(chosen)
@@ -39,4 +40,5 @@ def describe(
     table.add_section()
     totals = (sum(counts) for counts in zip(*((p.parameters, p.stage1, p.stage2) for p in parts)))
     table.add_row("total", *(f"{count:,}" for count in totals))
+    table.caption, table.caption_justify = note(chosen) or None, "left"
     Console(width=110, highlight=False).print(table)

@@ -26,6 +26,7 @@ from sage_scale.config.sections import (
     Vision,
     Watch,
 )
+from sage_scale.config.sign2gpt import Prototypes, Sign2Gpt
 
 __all__ = [
     "RECIPE_FOLDER",
@@ -38,9 +39,11 @@ __all__ = [
     "Evaluation",
     "Model",
     "Precompute",
+    "Prototypes",
     "Recipe",
     "Segmentation",
     "Shards",
+    "Sign2Gpt",
     "Stage",
     "Stream",
     "Text",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sage_scale.config.recipe import Recipe
 from sage_scale.errors import RecipeError
 
@@ -79,6 +81,8 @@ def check(recipe: Recipe) -> None:
         need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
         need(stage.spike_factor == 0 or stage.spike_factor > 1, f"{name}.spike_factor must be 0 or above 1")
         need(stage.max_bad_steps >= 0, f"{name}.max_bad_steps must not be negative")
+    if m.kind == "sign2gpt":
+        _check_sign2gpt(recipe, need)
     w = recipe.watch
     need(w.contact_timeout_s >= 2, f"watch.contact_timeout_s={w.contact_timeout_s} must be at least 2")
     need(
@@ -93,8 +97,44 @@ def check(recipe: Recipe) -> None:
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         trained = name == "pretrain" or stage.freeze == "none"
         need(stage.chunk_frames >= 0, f"{name}.chunk_frames={stage.chunk_frames} must not be negative")
-        need(not (stage.chunk_frames and trained and m.batchnorm == "sync"), f"{name}.chunk_frames passes frames "
-             "through the frame encoder in chunks, and model.batchnorm=sync needs all of them at once: set "
+        # In DINOv2's way BatchNorm stands behind the chunks, over all frames at once.
+        inside = m.kind == "sage" or m.sign2gpt.spatial == "resnet"
+        need(not (stage.chunk_frames and trained and inside and m.batchnorm == "sync"), f"{name}.chunk_frames passes "
+             "frames through the frame encoder in chunks, and model.batchnorm=sync needs all of them at once: set "
              f"model.batchnorm=frozen or group (the statistics of a chunk), or {name}.chunk_frames=0")  # fmt: skip
         need(not (stage.compile and stage.zero_stage == 3), f"{name}.compile does not go with {name}.zero_stage=3, "
              "which gathers weights while a pass runs: set one or the other")  # fmt: skip
+
+
+def _check_sign2gpt(recipe: Recipe, need: Callable[[bool, str], None]) -> None:
+    g, p, crop = recipe.model.sign2gpt, recipe.prototypes, recipe.vision.crop
+    where = "model.sign2gpt"
+    vit = g.spatial == "dinov2" and recipe.vision.kind == "frames"
+    need(
+        not vit or crop % g.vit_patch == 0,
+        f"vision.crop={crop} is no multiple of {where}.vit_patch={g.vit_patch}",
+    )
+    need(not vit or 0 <= g.vit_adapted <= g.vit_layers, f"{where}.vit_adapted={g.vit_adapted} must be between 0 and "
+         f"{where}.vit_layers={g.vit_layers}")  # fmt: skip
+    need(
+        g.window == 0 or g.window % 2 == 1,
+        f"{where}.window={g.window} must be odd, or 0 for global attention",
+    )
+    need(g.layers >= 1 and 0 <= g.downsample_after < g.layers, f"{where}.downsample_after={g.downsample_after} must be "
+         f"0, or a layer before the last of {where}.layers={g.layers}")  # fmt: skip
+    need(
+        g.width % (2 * g.heads) == 0,
+        f"{where}.width={g.width} must be a multiple of twice {where}.heads={g.heads}",
+    )
+    need(g.lora_rank >= 1, f"{where}.lora_rank={g.lora_rank} must be at least 1")
+    need(all(0 <= rate < 1 for rate in (g.dropout, g.drop_path, g.lora_dropout, p.dropout)),
+         f"the dropout rates of {where} and prototypes must be at least 0 and below 1")  # fmt: skip
+    need(0 < p.tau_min <= min(p.tau_time, p.tau_class) <= max(p.tau_time, p.tau_class) <= p.tau_max,
+         "prototypes.tau_time and tau_class must lie between tau_min and tau_max, above 0")  # fmt: skip
+    need(
+        0 < p.max_frequency <= 1, f"prototypes.max_frequency={p.max_frequency} must be above 0 and at most 1"
+    )
+    for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        need(
+            not stage.compile, f"{name}.compile is for the frame encoder of model.kind=sage: set it to false"
+        )

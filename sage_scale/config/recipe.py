@@ -25,6 +25,7 @@ from sage_scale.config.sections import (
     Vision,
     Watch,
 )
+from sage_scale.config.sign2gpt import Prototypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Recipe:
     """The translator."""
     clcl: Clcl = field(default_factory=Clcl)
     """Contrastive objective."""
+    prototypes: Prototypes = field(default_factory=Prototypes)
+    """Prototype pretraining of Sign2GPT."""
     denoise: Denoise = field(default_factory=Denoise)
     """The demo's language model."""
     pretrain: Stage = field(default_factory=Stage)

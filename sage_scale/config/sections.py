@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sage_scale.config.sign2gpt import Sign2Gpt
+
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
@@ -245,10 +247,16 @@ class Backbone:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """SAGE: visual encoder, vision-to-language mapper, context encoder, language model."""
+    """SAGE: visual encoder, vision-to-language mapper, context encoder, language model. Or Sign2GPT."""
 
+    kind: Literal["sage", "sign2gpt"] = "sage"
+    """Which model: SAGE (Low et al. 2025) or Sign2GPT (Wong et al. 2024), which reads `sign2gpt`, `backbone` (its
+    ablation with a ResNet), `feature_dim`, `batchnorm` and `language_model` alone."""
     language_model: str = ""
-    """Hugging Face folder or name of an mBART checkpoint; relative paths are seen from the run."""
+    """Hugging Face folder or name of an mBART checkpoint (sign2gpt: of an XGLM, or another causal language model);
+    relative paths are seen from the run."""
+    sign2gpt: Sign2Gpt = field(default_factory=Sign2Gpt)
+    """Sign2GPT's own settings."""
     backbone: Backbone = field(default_factory=Backbone)
     """The frame encoder."""
     feature_dim: int = 512

@@ -13,6 +13,7 @@ from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.models.context import ContextEncoder
 from sage_scale.models.mapper import Mapper
+from sage_scale.models.sign2gpt.describe import prototype_head_parameters, sign2gpt_modules
 from sage_scale.models.visual import VisualEncoder
 
 _LARGE_VOCABULARY = {
@@ -42,6 +43,11 @@ def describe(recipe: Recipe) -> list[Part]:
 
     Raises CheckpointError where `model.language_model` is neither a known name nor a folder with a config.json.
     """
+    if recipe.model.kind == "sign2gpt":
+        return [
+            _part_by_gradient(name, module, stage1=name != "decoder")
+            for name, module in sign2gpt_modules(recipe).items()
+        ]
     with torch.device("meta"):
         config = language_model_config(recipe)
         visual = VisualEncoder(recipe)
@@ -62,6 +68,14 @@ def describe(recipe: Recipe) -> list[Part]:
     parts.append(Part("logit scales (stage 1)", 2, 2, 0))
     parts.append(_part("language model", language_model, False, True))
     return parts
+
+
+def note(recipe: Recipe) -> str:
+    """What the parts leave out, in one line; empty where they are all there is."""
+    if recipe.model.kind != "sign2gpt":
+        return ""
+    count = prototype_head_parameters(recipe)
+    return f"Stage 1 trains {count:,} more, the head that compares with the prototypes; stage 2 drops it."
 
 
 def language_model_config(recipe: Recipe) -> MBartConfig:
@@ -97,3 +111,9 @@ def language_model_config(recipe: Recipe) -> MBartConfig:
 def _part(name: str, module: nn.Module, stage1: bool, stage2: bool) -> Part:
     count = sum(parameter.numel() for parameter in module.parameters())
     return Part(name, count, count * stage1, count * stage2)
+
+
+def _part_by_gradient(name: str, module: nn.Module, stage1: bool) -> Part:
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    trained = sum(count for count, trains in counts if trains)
+    return Part(name, sum(count for count, _ in counts), trained * stage1, trained)

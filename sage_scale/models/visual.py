@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sage_scale.config import Recipe, Stage
+from sage_scale.config import Augment, Recipe, Stage
 from sage_scale.models.batchnorm import BatchNorm
 from sage_scale.models.chunked import in_chunks
 from sage_scale.models.resnet import FrameEncoder
@@ -59,27 +59,14 @@ class VisualEncoder(nn.Module):
         clip_F = video.frame_clip_F()
 
         def some(rows: slice) -> Tensor:
-            x_FCHW = self._pixels(video, rows, clip_F[rows], active)
+            kind = self.norm.weight.dtype
+            x_FCHW = frame_pixels(video, rows, clip_F[rows], self.settings, self.crop, active, kind)
             return self._through_backbone(x_FCHW, centred=video.background_BCHW is not None)
 
         frames = len(video.frames_FCHW)
         if not self.chunk_frames:
             return some(slice(0, frames))
         return in_chunks(self.backbone, some, frames, self.chunk_frames)
-
-    def _pixels(self, video: PackedVideo, rows: slice, clip_F: Tensor, active: bool) -> Tensor:
-        """Float frames (F, 3, crop, crop) of these rows, the background taken off and augmented."""
-        assert video.frames_FCHW is not None
-        frames_FCHW = video.frames_FCHW[rows]
-        frames_FCHW = frames_FCHW if active else centre_crop(frames_FCHW, self.crop)
-        x_FCHW = frames_FCHW.to(self.norm.weight.dtype, memory_format=torch.channels_last)
-        if video.background_BCHW is not None:
-            background = video.background_BCHW if active else centre_crop(video.background_BCHW, self.crop)
-            x_FCHW.sub_(background[clip_F])
-        if active:
-            assert video.draws_B is not None
-            x_FCHW = augment(x_FCHW, clip_F, video.draws_B, self.settings, self.crop)
-        return x_FCHW
 
     def _through_backbone(self, x_FCHW: Tensor, centred: bool) -> Tensor:
         assert self.backbone is not None
@@ -106,6 +93,30 @@ class TemporalConv(nn.Conv1d):
         window_FKC = x_FC[neighbours_FK].flatten(1)
         weight_DKC = self.weight.transpose(1, 2).flatten(1)
         return nn.functional.linear(window_FKC, weight_DKC, self.bias)
+
+
+def frame_pixels(
+    video: PackedVideo,
+    rows: slice,
+    clip_F: Tensor,
+    settings: Augment,
+    crop: int,
+    active: bool,
+    kind: torch.dtype,
+) -> Tensor:
+    """Float frames (F, 3, crop, crop) of these rows, of clips `clip_F`: the background taken off, and, `active`,
+    augmented."""
+    assert video.frames_FCHW is not None
+    frames_FCHW = video.frames_FCHW[rows]
+    frames_FCHW = frames_FCHW if active else centre_crop(frames_FCHW, crop)
+    x_FCHW = frames_FCHW.to(kind, memory_format=torch.channels_last)
+    if video.background_BCHW is not None:
+        background = video.background_BCHW if active else centre_crop(video.background_BCHW, crop)
+        x_FCHW.sub_(background[clip_F])
+    if active:
+        assert video.draws_B is not None
+        x_FCHW = augment(x_FCHW, clip_F, video.draws_B, settings, crop)
+    return x_FCHW
 
 
 def neighbour_frames(segment_frames_N: Tensor, kernel: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sage_scale.config import Stage
 
-VISUAL_PARTS = ("visual.", "mapper.", "context.")
+VISUAL_PARTS = ("visual.", "mapper.", "context.", "spatial.", "sign_encoder.")
 
 
 def parameter_groups(model: nn.Module, stage: Stage, prefix: str = "") -> list[dict]:

@@ -12,7 +12,7 @@ from small_models import moved_norms, recipe, video
 from sage_scale.config import Augment, Stage
 from sage_scale.errors import RecipeError
 from sage_scale.models.batchnorm import BatchNorm, statistics_kept, statistics_of_chunks
-from sage_scale.models.visual import VisualEncoder
+from sage_scale.models.visual import VisualEncoder, frame_pixels
 from sage_scale.vision.packed import PackedVideo
 
 AUGMENT = Augment(rotation=20, translate=0.1, scale=0.1, brightness=0.3, contrast=0.3, saturation=0.3)
@@ -46,7 +46,8 @@ def test_a_group_is_a_chunk_and_running_statistics_move_once_by_all_frames():
     shown, chunk = video(), 8
     encoder = encoder_of("group", chunk)
     plain = encoder_of("group", 0)
-    pixels = plain._pixels(shown, slice(0, None), shown.frame_clip_F(), active=True)
+    rows, clip_F = slice(0, None), shown.frame_clip_F()
+    pixels = frame_pixels(shown, rows, clip_F, plain.settings, plain.crop, True, plain.norm.weight.dtype)
     with statistics_of_chunks(plain.backbone):
         parts = [plain.backbone(part, centred=False) for part in pixels.split(chunk)]
     torch.testing.assert_close(encoder.frame_features(shown), torch.cat(parts))

@@ -1,0 +1,94 @@
+"""The sections of a recipe that only Sign2GPT reads (Wong, Camgoz, Bowden 2024): `model.sign2gpt` and `prototypes`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign2Gpt:
+    """Spatial model, sign encoder and adapters of Sign2GPT (sections 3.1 and 4.2); read where model.kind=sign2gpt.
+
+    The language model is `model.language_model`: XGLM, or a model of the form of GPT-NeoX or Qwen2.
+    """
+
+    spatial: Literal["dinov2", "resnet"] = "dinov2"
+    """Spatial model of frames: a vision transformer with adapters, or the ResNet of `model.backbone`, trained whole
+    (Table 7; depths 2, 2, 2, 2 is ResNet-18)."""
+    vit_weights: str = ""
+    """DINOv2 weights: the published .pth or a transformers file or folder; empty starts at random."""
+    vit_width: int = 384
+    """Width of the vision transformer; the defaults are DINOv2 ViT-S/14."""
+    vit_layers: int = 12
+    """Its blocks."""
+    vit_heads: int = 6
+    """Its attention heads."""
+    vit_patch: int = 14
+    """Side of its patches, pixels."""
+    vit_image: int = 518
+    """Side of the pictures that its position embeddings were made for, pixels; others are interpolated."""
+    vit_adapted: int = 3
+    """Top blocks with LoRA (section 4.2); 0 leaves all of it frozen (Table 4, "No Spatial Adapters")."""
+    width: int = 512
+    """Width of the sign encoder (section 4.2)."""
+    layers: int = 4
+    """Its layers."""
+    heads: int = 8
+    """Its attention heads."""
+    ffn: int = 2048
+    """Its intermediate size."""
+    window: int = 7
+    """Frames that a frame attends to, itself in the middle; odd; 0 is global attention (Table 4)."""
+    downsample_after: int = 2
+    """Layers before the frames are averaged to half as many; 0 never (Table 4)."""
+    dropout: float = 0.1
+    """Dropout of the sign encoder, behind attention and in the feed-forward part (released code)."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last layer; rises linearly from 0 (released code)."""
+    layer_scale: float = 1e-5
+    """Start of the LayerScale of both branches (released code)."""
+    padding: Literal["none", "released"] = "none"
+    """none: no padding is ever computed; released: padded frames are averaged into a clip's last token, and an even
+    clip that is not the batch's longest gets a token more, as the released code has it."""
+    positions: Literal["sine", "none", "learned_zero", "learned_random"] = "sine"
+    """Positions added to the tokens before the decoder's linear layer (section 3.3; Table 4)."""
+    lora_rank: int = 4
+    """Rank of every LoRA pair (section 4.2)."""
+    lora_alpha: float = 4.0
+    """LoRA's alpha; its scale is alpha / rank (section 4.2)."""
+    lora_dropout: float = 0.1
+    """Dropout before LoRA (released code)."""
+    language_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that the frozen language model's weights are held in; adapters are float32 always."""
+    language_dropout: bool = False
+    """Leave the frozen language model's own dropout on in training, drawn by torch's generator (released code)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prototypes:
+    """Prototype pretraining, stage 1 of Sign2GPT (section 3.3; equations 2 to 5)."""
+
+    fasttext: str = ""
+    """fastText vectors of the language, .bin or .vec (cc.de.300.bin); the prototypes' start, frozen."""
+    dim: int = 300
+    """Width of the prototypes, which must be the vectors' own."""
+    dropout: float = 0.2
+    """Dropout before the projection (released code)."""
+    tau_time: float = 0.1
+    """Start of the temperature over time, learnable (section 4.2)."""
+    tau_class: float = 0.1
+    """Start of the temperature over prototypes, learnable (section 4.2)."""
+    tau_min: float = 0.01
+    """Both temperatures are clamped to at least this (released code)."""
+    tau_max: float = 1.0
+    """Both temperatures are clamped to at most this (released code)."""
+    weight: float = 1.0
+    """Factor on the loss; 10 in the released code."""
+    max_frequency: float = 1.0
+    """Pseudo-glosses whose occurrences, divided by the number of distinct sentences, reach this share get no
+    prototype; 1 keeps all (paper), released code: 0.4."""
+    splits: tuple[str, ...] = ("train", "dev", "test")
+    """Splits whose pseudo-glosses get a prototype (released code: all three)."""
+    threshold: float = 0.2
+    """Presence above which a pseudo-gloss is said to occur (Table 8)."""

@@ -1,0 +1,178 @@
+"""The decoder of Sign2GPT: a frozen causal language model that looks at sign features (section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sage_scale.config import Sign2Gpt
+from sage_scale.errors import CheckpointError
+from sage_scale.losses.padding import pad_packed
+from sage_scale.models.language import subwords
+from sage_scale.models.sign2gpt.adapters import FORMS, adapt
+from sage_scale.models.sign2gpt.positions import TokenPositions
+from sage_scale.vision.draws import mix
+
+
+class SignDecoder(nn.Module):
+    """Tokens Z of the sign encoder to text."""
+
+    def __init__(self, settings: Sign2Gpt, language_model: PreTrainedModel) -> None:
+        """The language model is frozen, held in `language_dtype`, and gets its adapters in place."""
+        super().__init__()
+        language_model.to(getattr(torch, settings.language_dtype))  # type: ignore[arg-type]
+        hidden = language_model.config.hidden_size
+        self.positions = TokenPositions(settings.positions, settings.width)
+        self.project = nn.Linear(settings.width, hidden)
+        self.memory = adapt(language_model, settings, settings.language_dropout)
+        self.language_model: Any = language_model
+
+    def forward(
+        self,
+        tokens_ND: Tensor,
+        lengths_B: Tensor,
+        labels_BL: Tensor,
+        input_ids_BL: Tensor,
+        label_smoothing: float = 0.0,
+        draws_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64).
+
+        No clips give 0, still connected to every trained parameter. `draws_B` (int64) decide the dropout of LoRA.
+        """
+        count = (labels_BL != -100).sum()
+        if not lengths_B.numel():
+            # One clip of one token of zeros without a target: no loss, and a zero gradient everywhere.
+            tokens_ND = tokens_ND.sum(0).expand(1, -1)
+            lengths_B = lengths_B.new_ones(1)
+            input_ids_BL, labels_BL = labels_BL.new_zeros(1, 1), labels_BL.new_full((1, 1), -100)
+            draws_B = None if draws_B is None else draws_B.new_zeros(1)
+        hidden_BLD = self.hidden(tokens_ND, lengths_B, input_ids_BL, draws_B)
+        # Logits over 256,008 subwords are made where there is a label alone.
+        asked_BL = labels_BL != -100
+        logits_MV = self.language_model.get_output_embeddings()(hidden_BLD[asked_BL])
+        logits_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
+        loss = F.cross_entropy(
+            logits_MV, labels_BL[asked_BL], label_smoothing=label_smoothing, reduction="sum"
+        )
+        return loss, count
+
+    def hidden(
+        self, tokens_ND: Tensor, lengths_B: Tensor, input_ids_BL: Tensor, draws_B: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, hidden): the language model's last states of a text, teacher-forced.
+
+        Texts are padded at their ends, which a causal model does not see.
+        """
+        self._show(tokens_ND, lengths_B, draws_B, input_ids_BL.shape[1])
+        return self.language_model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+
+    def _show(
+        self, tokens_ND: Tensor, lengths_B: Tensor, draws_B: Tensor | None, length: int, keep: bool = False
+    ) -> None:
+        place_N = torch.cat([torch.arange(int(n), device=tokens_ND.device) for n in lengths_B.tolist()])
+        projected_ND = self.project(self.positions(tokens_ND, place_N))
+        features_BSD, mask_BS = pad_packed(projected_ND, lengths_B)
+        self.memory.show(features_BSD.to(self.language_model.dtype), mask_BS, keep)
+        for salt, draws, rows in (
+            (1, self.memory.text, length),
+            (2, self.memory.signs, features_BSD.shape[1]),
+        ):
+            draws.draws_BL = None
+            if draws_B is not None:
+                draws.draws_BL = mix(mix(draws_B, salt)[:, None], torch.arange(rows, device=draws_B.device))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens_ND: Tensor,
+        lengths_B: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        beams: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+    ) -> list[str]:
+        """A sentence for each clip, by beam search (section 4.2) from "</s>" on.
+
+        The keys and values of text and of signs are kept, those of signs once for all beams of a clip.
+        """
+        if not lengths_B.numel():
+            return []
+        start = torch.full((lengths_B.numel(), 1), int(tokenizer.eos_token_id), device=tokens_ND.device)
+        self._show(tokens_ND, lengths_B, None, 1, keep=True)
+        try:
+            ids = self.language_model.generate(
+                input_ids=start,
+                attention_mask=torch.ones_like(start),
+                num_beams=beams,
+                max_new_tokens=max(1, max_tokens - 1),
+                length_penalty=length_penalty,
+                do_sample=False,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=padding_id(tokenizer),
+            )
+        finally:
+            self.memory.clear()
+        return [text.strip() for text in tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)]
+
+
+def make_texts(
+    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], max_tokens: int = 64
+) -> tuple[Tensor, Tensor]:
+    """Labels "X </s>", -100 on padding, and inputs "</s> X", both int64 (B, L).
+
+    The whole, "</s> X </s>", has at most `max_tokens` subwords: a longer sentence is cut, its end mark kept.
+    """
+    end: Any = tokenizer.eos_token_id
+    rows = subwords(tokenizer, sentences, max_tokens - 2)
+    width = max((len(row) + 1 for row in rows), default=0)
+    labels_BL = torch.full((len(rows), width), -100)
+    input_ids_BL = torch.full((len(rows), width), padding_id(tokenizer))
+    for number, row in enumerate(rows):
+        labels_BL[number, : len(row) + 1] = torch.tensor([*row, end])
+        input_ids_BL[number, : len(row) + 1] = torch.tensor([end, *row])
+    return labels_BL, input_ids_BL
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The padding token, or the end mark where a model has none."""
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def load_causal_model(
+    folder: str | Path, dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, from a Hugging Face folder, or a name in the local cache or hub.
+
+    Raises CheckpointError, with one line, where it is missing, incomplete or of a family that cannot be adapted.
+    """
+    local = isinstance(folder, Path) or "/" not in str(folder) or str(folder).startswith((".", "/"))
+    if local and not (Path(folder) / "config.json").is_file():
+        raise CheckpointError(f"no language model at '{folder}': give a Hugging Face folder with an XGLM")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        model, report = loaded
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"language model '{folder}' cannot be loaded: {reason}") from None
+    if model.config.model_type not in FORMS:
+        raise CheckpointError(
+            f"language model '{folder}' is of type '{model.config.model_type}', which has no adapters; known are "
+            f"{', '.join(sorted(FORMS))}"
+        )
+    if report["missing_keys"]:
+        first = sorted(report["missing_keys"])[0]
+        raise CheckpointError(
+            f"language model '{folder}' lacks {len(report['missing_keys'])} weights, such as {first}"
+        )
+    return model, tokenizer

@@ -1,0 +1,63 @@
+"""Parameter counts of a Sign2GPT recipe, from the meta device (Sign2GPT, Table 1b)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, XGLMConfig
+
+from sage_scale.config import Recipe
+from sage_scale.errors import CheckpointError
+from sage_scale.models.sign2gpt.decoder import SignDecoder
+from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
+from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
+from sage_scale.models.sign2gpt.spatial import SpatialModel
+
+_XGLM = {
+    "facebook/xglm-564M": (1024, 4096, 24, 16),
+    "facebook/xglm-1.7B": (2048, 8192, 24, 16),
+    "facebook/xglm-2.9B": (2048, 8192, 48, 16),
+    "facebook/xglm-7.5B": (4096, 16384, 32, 32),
+}
+"""Width, intermediate size, layers and heads of the published models (XGLM, Lin et al. 2021, Table 2)."""
+
+
+def sign2gpt_modules(recipe: Recipe) -> dict[str, nn.Module]:
+    """The three parts of Table 1b by name, without values."""
+    settings = replace(recipe.model.sign2gpt, vit_weights="")
+    recipe = replace(recipe, model=replace(recipe.model, sign2gpt=settings))
+    with torch.device("meta"):
+        config = causal_model_config(recipe)
+        return {
+            "spatial": SpatialModel(recipe),
+            "sign encoder": SignEncoder(settings),
+            "decoder": SignDecoder(settings, AutoModelForCausalLM.from_config(config)),
+        }
+
+
+def prototype_head_parameters(recipe: Recipe) -> int:
+    """Trained parameters of stage 1's head."""
+    with torch.device("meta"):
+        head = PrototypeHead(
+            recipe.model.sign2gpt.width, recipe.prototypes, torch.zeros(0, recipe.prototypes.dim)
+        )
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
+def causal_model_config(recipe: Recipe) -> PreTrainedConfig:
+    """The configuration of the recipe's language model, without a download.
+
+    Raises CheckpointError where `model.language_model` is neither a known name nor a folder with a config.json.
+    """
+    name = recipe.model.language_model
+    if name in _XGLM:
+        width, ffn, layers, heads = _XGLM[name]
+        return XGLMConfig(d_model=width, ffn_dim=ffn, num_layers=layers, attention_heads=heads)
+    if not (Path(name) / "config.json").is_file():
+        raise CheckpointError(
+            f"model.language_model='{name}' is no folder with a config.json and none of {', '.join(_XGLM)}"
+        )
+    return AutoConfig.from_pretrained(name)

@@ -1,0 +1,124 @@
+"""Sign2GPT: prototype pretraining, then translation (Sign2GPT, Figure 1).
+
+video -> SpatialModel -> Z* -> SignEncoder -> Z    stage 1: Z against prototypes of pseudo-glosses
+                                                   stage 2: Z before a frozen language model, a sentence out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sage_scale.config import Recipe, Stage
+from sage_scale.errors import CheckpointError
+from sage_scale.losses.prototypes import PrototypeScores, prototype_loss
+from sage_scale.models.sign2gpt.decoder import SignDecoder
+from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
+from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
+from sage_scale.models.sign2gpt.spatial import SpatialModel, clip_frames
+from sage_scale.vision.packed import PackedVideo
+
+SIGNS = ("spatial.", "sign_encoder.")
+"""Prefixes of what stage 2 takes over from stage 1."""
+
+
+class SignFeatures(nn.Module):
+    """What both stages share: a video to sign features Z. Segments do not matter, only their frames."""
+
+    def __init__(self, recipe: Recipe, stage: Stage) -> None:
+        super().__init__()
+        self.spatial = SpatialModel(recipe, stage)
+        self.sign_encoder = SignEncoder(recipe.model.sign2gpt)
+
+    def encode(self, video: PackedVideo) -> tuple[Tensor, Tensor]:
+        """Z (N, width) and the tokens of each clip, int64 (B,)."""
+        return self.sign_encoder(self.spatial(video), clip_frames(video), video.draws_B)
+
+    def freeze_signs(self) -> None:
+        """Leave the spatial model and the sign encoder as they are (Sign(Z)2GPT, Table 2)."""
+        self.spatial.requires_grad_(False)
+        self.sign_encoder.requires_grad_(False)
+
+
+class Sign2GptPretrainer(SignFeatures):
+    """Stage 1: which pseudo-glosses occur (section 3.3)."""
+
+    def __init__(self, recipe: Recipe, prototypes_UD: Tensor) -> None:
+        super().__init__(recipe, recipe.pretrain)
+        self.head = PrototypeHead(recipe.model.sign2gpt.width, recipe.prototypes, prototypes_UD)
+
+    def forward(self, video: PackedVideo, classes_G: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss summed over clips and prototypes, times `prototypes.weight`, and the number of summands (int64).
+
+        `classes_G` and `counts_B` are the clips' pseudo-glosses, as `prototype_loss` takes them. No clips give 0, still
+        connected to every trained parameter.
+        """
+        loss, count = prototype_loss(self.scores(video).presence_BU, classes_G, counts_B)
+        return self.head.settings.weight * loss, count
+
+    def scores(self, video: PackedVideo) -> PrototypeScores:
+        """Presence and localisation of every prototype in every clip."""
+        tokens_ND, lengths_B = self.encode(video)
+        return self.head(tokens_ND, lengths_B, video.draws_B)
+
+
+class Sign2GptTranslator(SignFeatures):
+    """Stage 2, and what is used afterwards: a video in, a sentence out. Called as `SageTranslator` is."""
+
+    def __init__(self, recipe: Recipe, language_model: PreTrainedModel) -> None:
+        """The language model is frozen and gets its adapters in place."""
+        super().__init__(recipe, recipe.finetune)
+        self.decoder = SignDecoder(recipe.model.sign2gpt, language_model)
+        if recipe.finetune.recompute:
+            self.decoder.language_model.activation_checkpointing_enable(
+                {"use_reentrant": False, "determinism_check": "none"}
+            )
+
+    def forward(
+        self,
+        video: PackedVideo,
+        labels_BL: Tensor,
+        input_ids_BL: Tensor,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64)."""
+        tokens_ND, lengths_B = self.encode(video)
+        return self.decoder(tokens_ND, lengths_B, labels_BL, input_ids_BL, label_smoothing, video.draws_B)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        video: PackedVideo,
+        tokenizer: PreTrainedTokenizerBase,
+        languages: Sequence[str] = (),
+        beams: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+    ) -> list[str]:
+        """A sentence for each clip by beam search, in the language that was trained: `languages` are not read."""
+        tokens_ND, lengths_B = self.encode(video)
+        return self.decoder.generate(tokens_ND, lengths_B, tokenizer, beams, max_tokens, length_penalty)
+
+
+def load_signs(module: SignFeatures, state: Mapping[str, Tensor]) -> None:
+    """Take spatial model and sign encoder over from tensors of stage 1; frozen weights may be left out of them.
+
+    Raises CheckpointError where a trained weight or a running statistic is missing or of another shape.
+    """
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    kept = {name for name, _ in module.named_buffers()}
+    own = {name: value for name, value in module.state_dict().items() if name.startswith(SIGNS)}
+    missing = sorted(name for name in own if name not in state and name in trained | kept)
+    if missing:
+        raise CheckpointError(
+            f"stage 1 lacks {len(missing)} weights, such as {missing[0]}: was its recipe another?"
+        )
+    for name in own.keys() & state.keys():
+        if state[name].shape != own[name].shape:
+            raise CheckpointError(
+                f"stage 1's {name} is {tuple(state[name].shape)}, the recipe's {tuple(own[name].shape)}: use one recipe"
+            )
+    module.load_state_dict({name: state[name] for name in own.keys() & state.keys()}, strict=False)

@@ -1,0 +1,59 @@
+"""Positions: sines that are added, and rotations of queries and keys."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sine_positions(place_N: Tensor, width: int) -> Tensor:
+    """float32 (N, width): sine in even columns, cosine in odd ones (Vaswani et al. 2017, section 3.5)."""
+    column_D = torch.arange(width, device=place_N.device)
+    rate_D = torch.exp(-math.log(10_000) * (2 * (column_D // 2) / width))
+    angle_ND = place_N[:, None].float() * rate_D
+    return torch.where(column_D % 2 == 0, angle_ND.sin(), angle_ND.cos())
+
+
+def rotations(place_N: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """float32 cosine and sine, each (N, width), that `rotate` takes for heads of this width."""
+    rate = 10_000 ** (-torch.arange(0, width, 2, device=place_N.device).float() / width)
+    angle = (place_N[:, None].float() * rate).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    """Rows turned by their place: products of queries and keys then depend on distances (RoFormer, Su et al. 2021).
+
+    A column is paired with the one half the width away, as in GPT-NeoX.
+    """
+    first, second = x_NHD.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return x_NHD * cos_ND[:, None].to(x_NHD.dtype) + turned * sin_ND[:, None].to(x_NHD.dtype)
+
+
+class TokenPositions(nn.Module):
+    """What is added to the tokens before the decoder's linear layer (section 3.3; Table 4).
+
+    `sine`, `none`, or a learned table that starts at zero (`learned_zero`) or at random (`learned_random`).
+    """
+
+    longest = 2048
+    """Rows of a learned table; later places take its last row."""
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind.startswith("learned"):
+            self.table = nn.Parameter(torch.zeros(self.longest, width))
+            if kind == "learned_random":
+                nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, tokens_ND: Tensor, place_N: Tensor) -> Tensor:
+        """The tokens, (N, D), with their places added."""
+        if self.kind == "none":
+            return tokens_ND
+        if self.kind == "sine":
+            return tokens_ND + sine_positions(place_N, tokens_ND.shape[1]).to(tokens_ND.dtype)
+        return tokens_ND + self.table[place_N.clamp(max=self.longest - 1)]

@@ -1,0 +1,43 @@
+"""The head of prototype pretraining: sign features against word vectors (Sign2GPT, section 3.3, Figure 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sage_scale.config import Prototypes
+from sage_scale.errors import CheckpointError
+from sage_scale.losses.prototypes import PrototypeScores, prototype_scores
+from sage_scale.models.dropout import keyed_dropout, token_draws
+
+_SALT = 50_000
+
+
+class PrototypeHead(nn.Module):
+    """Dropout, Linear to the width of the word vectors, and their comparison with the frozen prototypes."""
+
+    def __init__(self, width: int, settings: Prototypes, prototypes_UD: Tensor) -> None:
+        """`prototypes_UD` are word vectors, one a pseudo-gloss (text.prototypes). Raises CheckpointError where their
+        width is not `prototypes.dim`."""
+        super().__init__()
+        if prototypes_UD.ndim != 2 or prototypes_UD.shape[1] != settings.dim:
+            raise CheckpointError(
+                f"the prototypes are of width {prototypes_UD.shape[-1]}, but prototypes.dim={settings.dim}: set it so"
+            )
+        self.settings = settings
+        self.project = nn.Linear(width, settings.dim)
+        # Of shape (1,): a parameter of no dimension crashes DeepSpeed over gloo.
+        self.tau_time = nn.Parameter(torch.tensor([settings.tau_time]))
+        self.tau_class = nn.Parameter(torch.tensor([settings.tau_class]))
+        self.prototypes_UD: Tensor
+        self.register_buffer("prototypes_UD", prototypes_UD)
+
+    def forward(self, tokens_ND: Tensor, lengths_B: Tensor, draws_B: Tensor | None = None) -> PrototypeScores:
+        """Localisation and presence of every prototype; `draws_B` decide the dropout, and are needed in training."""
+        draws_N = None if draws_B is None else token_draws(draws_B, lengths_B)
+        dropped_ND = keyed_dropout(tokens_ND, draws_N, self.settings.dropout, _SALT, self.training)
+        low, high = self.settings.tau_min, self.settings.tau_max
+        return prototype_scores(
+            self.project(dropped_ND), lengths_B, self.prototypes_UD,
+            self.tau_time.clamp(low, high), self.tau_class.clamp(low, high),
+        )  # fmt: skip
