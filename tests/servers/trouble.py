@@ -53,6 +53,8 @@ class Trouble:
 
         def live() -> None:
             while not well_again.wait(self._chance.expovariate(1 / every_s)):
+                # A fault that met no request passes, or a quiet minute would be followed by a hundred at once.
+                self.proxy.rules.clear()
                 if self._chance.random() < RESTART_SHARE:
                     self._restart(well_again.wait)
                     struck["restart"] += 1
