@@ -28,6 +28,12 @@ def check(recipe: Recipe) -> None:
     need(c.tau > 0 and c.scale_init > 0, "clcl.tau and clcl.scale_init must be positive")
     need(c.beta == 1 or m.context_layers > 0, "model.context_layers=0 has no hidden states: set clcl.beta=1")
     need(0 <= recipe.shards.max_reject_rate <= 1, "shards.max_reject_rate must be between 0 and 1")
+    memory = recipe.precompute.actor_memory_mb
+    need(
+        memory == 0 or memory >= 256,
+        f"precompute.actor_memory_mb={memory} is less than an idle actor has: 0, or 256",
+    )
+    need(recipe.precompute.price_per_cpu_hour >= 0, "precompute.price_per_cpu_hour must not be negative")
     need(recipe.shards.clips_per_unit >= 1, "shards.clips_per_unit must be at least 1")
     need(
         recipe.stream.lanes >= 1 and recipe.stream.window >= 1,

@@ -183,10 +183,16 @@ class Precompute:
     """Size of a locally started Ray object store, MB."""
     gpus_per_actor: float = 0.0
     """Share of a GPU given to each actor's backbone."""
+    actor_memory_mb: int = 0
+    """Memory that one actor may use, MB: so much is reserved for each, and one that grows beyond is ended and its unit
+    tried again. 0 is an equal share of the node, at least 1 GB (3 GB with a neural backbone) and at most 8 GB."""
     max_restarts: int = 4
     """How often an actor is restarted, and a unit tried again, after it died."""
     unit_timeout_s: float = 3600.0
     """A unit that takes longer is left open, seconds."""
+    price_per_cpu_hour: float = 0.0
+    """Price of one CPU for an hour (a node's price over its CPUs), in any currency: progress then tells the cost so far
+    by stage. 0 tells seconds only."""
     allow_mixed: bool = False
     """Go on with other versions or another kind of device than the output was begun with: the dataset is then
     complete and without doubles, but not byte-identical to an undisturbed run's."""

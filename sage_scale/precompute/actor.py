@@ -23,6 +23,7 @@ from sage_scale.errors import ClipRejected, SageError, StorageError, UsageError
 from sage_scale.precompute.commit import commit_unit
 from sage_scale.precompute.description import Environment, environment_here
 from sage_scale.precompute.events import ClipDone, Event, Failure, UnitDone, UnitFailed
+from sage_scale.precompute.memory import MemoryGuard
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import Sample
 from sage_scale.shards.layout import REMOVED
@@ -44,9 +45,11 @@ class UnitWorker:
         give_up: frozenset[str] = frozenset(),
         folder: str = "",
         environment: Mapping[str, str] | None = None,
+        memory_mb: int = 0,
     ) -> None:
         """`url` is the output; `give_up` are ids of clips to reject unseen; `folder` is where relative paths begin;
-        `environment` holds the driver's S3 settings, which a node of a cluster does not have by itself."""
+        `environment` holds the driver's S3 settings, which a node of a cluster does not have by itself; `memory_mb`
+        is what the process may use, 0 for any."""
         os.environ.update(environment or {})
         if folder:
             with contextlib.suppress(OSError):  # another machine may lack it; then all paths must be absolute
@@ -63,6 +66,7 @@ class UnitWorker:
         self.give_up = give_up
         self.maker = SampleMaker(recipe)
         self.scratch = scratch_folder()
+        self.guard = MemoryGuard(memory_mb)
 
     def hello(self) -> Environment:
         """Versions and device of this actor. Raises SageError where it could not work here."""
@@ -91,6 +95,8 @@ class UnitWorker:
             events.put(self._run(unit, digest, tar_stored, report))
 
         thread = threading.Thread(target=run, name=f"unit {unit.name}", daemon=True)
+        # Over its budget the process is soon to be ended by its driver, wherever the writer's thread then is.
+        self.guard.on_excess(lambda line: events.put(UnitFailed(kind="memory", message=line)))
         thread.start()
         while True:
             event = events.get()
@@ -98,7 +104,9 @@ class UnitWorker:
             events.task_done()
             if not isinstance(event, ClipDone):
                 break
-        thread.join()
+        self.guard.on_excess(None)
+        if not (isinstance(event, UnitFailed) and event.kind == "memory"):
+            thread.join()
 
     def _run(self, unit: Unit, digest: str, tar_stored: bool, report: Callable[[Event], None]) -> Event:
         current: list[str] = [""]

@@ -41,6 +41,7 @@ from sage_scale.precompute.description import (
     check_same_recipe,
     describe,
 )
+from sage_scale.precompute.metrics import RayMetrics
 from sage_scale.precompute.plan import Limits, Unit, plan_units, without_repeats
 from sage_scale.precompute.pool import Pool, ray_session
 from sage_scale.precompute.progress import Progress, duration
@@ -289,10 +290,12 @@ class Run:
                 units_before=len(done),
                 events=self.events,
                 quiet=self.quiet,
+                price_per_cpu_hour=self.recipe.precompute.price_per_cpu_hour,
             ) as progress,
             self.pool(len(left), door) as pool,
         ):
             door.say = progress.say
+            progress.metrics = self.metrics()
             Schedule(
                 left,
                 unmarked=listing.unmarked,
@@ -314,20 +317,25 @@ class Run:
         ):
             yield pool
 
-    def _actor(self) -> Any:
-        """A handle to a new actor."""
+    def metrics(self) -> RayMetrics | None:
+        """Where the run's figures go beside progress."""
+        return RayMetrics(self.store.url)
+
+    def _actor(self, memory_mb: int) -> Any:
+        """A handle to a new actor that may use so much memory."""
         import ray
 
         settings = self.recipe.precompute
         actor = ray.remote(self.worker).options(
             num_cpus=1,
             num_gpus=settings.gpus_per_actor,
+            memory=memory_mb * 2**20,
             max_restarts=settings.max_restarts,
             max_task_retries=0,
         )
         # Handed over as an argument rather than as Ray's runtime environment, which Ray writes to its logs.
         cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        return actor.remote(self.recipe, self.store.url, self.give_up, os.getcwd(), cloud)
+        return actor.remote(self.recipe, self.store.url, self.give_up, os.getcwd(), cloud, memory_mb)
 
 
 class _Door:

@@ -12,13 +12,14 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sage_scale.config import Recipe
 from sage_scale.errors import SageError, UnitsOpen, UsageError
 from sage_scale.precompute.description import Environment
 from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
+from sage_scale.precompute.memory import memory_budget_mb, room_for_actors
 from sage_scale.precompute.plan import Unit
 
 CONNECT_S = 10.0
@@ -90,17 +91,6 @@ def _hush() -> None:
         worker.print_to_stdstream = lambda *_, **__: None
 
 
-def _slots(resources: dict[str, float], gpus_per_actor: float) -> int:
-    slots = int(resources.get("CPU", 1))
-    if gpus_per_actor > 0:
-        slots = min(slots, int(resources.get("GPU", 0) / gpus_per_actor))
-        if slots < 1:
-            raise UsageError(
-                f"precompute.gpus_per_actor={gpus_per_actor:g}, but the cluster has no GPU; set it to 0 to use CPUs"
-            )
-    return slots
-
-
 @dataclass
 class _Worker:
     handle: Any
@@ -124,15 +114,17 @@ class Pool:
     def __init__(
         self,
         recipe: Recipe,
-        make: Callable[[], Any],
+        make: Callable[[int], Any],
         most: int,
         greet: Callable[[Environment], str],
     ) -> None:
-        """`make` gives a new actor handle (of actor.UnitWorker); `most` actors make sense at all; `greet` takes each
-        actor's environment, may refuse it, and gives the digest of dataset.json."""
+        """`make` gives a new actor handle (of actor.UnitWorker) with a memory budget in MB; `most` actors make sense at
+        all; `greet` takes each actor's environment, may refuse it, and gives the digest of dataset.json."""
         self.recipe, self._make, self._greet = recipe, make, greet
         self._digest = ""
         self._lost_in_a_row = 0
+        self.memory_mb = 0
+        """Budget of each actor, MB; known once the pool is entered."""
         self._workers: list[_Worker] = []
         self._most = most
         self._looked = 0.0
@@ -219,6 +211,12 @@ class Pool:
         if isinstance(event, ClipDone):
             worker.clips_done += 1
             self._lost_in_a_row = 0
+        elif isinstance(event, UnitFailed) and event.kind == "memory":
+            event = replace(event, clip=event.clip or self._clip(worker))
+            worker.unit = worker.events = None
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                ray.kill(worker.handle, no_restart=False)  # what it holds is given back by its end alone
+            self._revive(worker)
         elif isinstance(event, UnitDone | UnitFailed):
             worker.unit = worker.events = None
         yield unit, event
@@ -239,10 +237,12 @@ class Pool:
         """As many actors as the recipe says or the cluster has room for by now."""
         import ray
 
-        settings = self.recipe.precompute
-        room = settings.actors or _slots(ray.cluster_resources(), settings.gpus_per_actor)
+        nodes = ray.nodes()
+        if not self.memory_mb:
+            self.memory_mb = memory_budget_mb(self.recipe, nodes)
+        room = room_for_actors(self.recipe, nodes, self.memory_mb)
         while len(self._workers) < max(1, min(room, self._most)):
-            worker = _Worker(self._make())
+            worker = _Worker(self._make(self.memory_mb))
             self._call_hello(worker)
             self._workers.append(worker)
 
@@ -295,7 +295,7 @@ class Pool:
                 + "; look at the machine's memory and Ray's logs, then run the same command again"
             )
         if isinstance(error, ray.exceptions.ActorDiedError):
-            worker.handle = self._make()
+            worker.handle = self._make(self.memory_mb)
         self._call_hello(worker)
 
 

@@ -1,7 +1,8 @@
 """Progress of a preprocessing run: a bar on a terminal, a plain line every few seconds elsewhere, JSON events.
 
-Counted are clips, hours of video, frames a second, shards, rejects and the time left; the seconds that the actors
-spent in each stage say which one is the bottleneck.
+Counted are clips, hours of video, frames a second, shards, rejects and the time left; the seconds that the actors (one
+CPU each) spent in each stage say which one is the bottleneck and, with a price, what each has cost so far. The same
+figures go to Ray's dashboard (metrics.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 from sage_scale.errors import UsageError
 from sage_scale.precompute.events import STAGES, ClipDone, UnitDone, UnitFailed
+from sage_scale.precompute.metrics import RayMetrics
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards.layout import Unit as Marker
 
@@ -36,6 +38,7 @@ class Progress:
         events: Path | None = None,
         every_s: float = PLAIN_EVERY_S,
         quiet: bool = False,
+        price_per_cpu_hour: float = 0.0,
     ) -> None:
         """`clips` and `units` are the whole plan; `..._before` were committed by earlier runs."""
         self.clips, self.units = clips, units
@@ -47,6 +50,9 @@ class Progress:
         self.frames = 0
         self.seconds = 0.0
         self.stages: defaultdict[str, float] = defaultdict(float)
+        self.metrics: RayMetrics | None = None
+        """Where the figures go beside; None for nowhere."""
+        self._price = price_per_cpu_hour
         self._stream = stream or sys.stderr
         self._events: IO[str] | None = _append(events) if events else None
         self._started = time.monotonic()
@@ -91,6 +97,12 @@ class Progress:
         self.frames += event.frames
         self.seconds += event.seconds
         self._spend(event.stages)
+        if self.metrics:
+            self.metrics.add("clips")
+            self.metrics.add("frames", event.frames)
+            self.metrics.add("video_seconds", event.seconds)
+            if event.reason:
+                self.metrics.add("rejects", tags={"reason": event.reason})
         if event.reason:
             self._record(
                 "reject", unit=unit.number, clip=event.clip, reason=event.reason, detail=event.detail
@@ -104,6 +116,9 @@ class Progress:
         self.units_done += 1
         self._spend(event.stages)
         self._record("unit", **_counts(event.marker))
+        if self.metrics:
+            self.metrics.add("shards")
+            self.metrics.add("bytes", event.marker.bytes)
         self._tick()
 
     def failure(self, unit: Unit, event: UnitFailed, again: bool) -> None:
@@ -112,6 +127,8 @@ class Progress:
         self._record(
             "failure", unit=unit.number, kind=event.kind, clip=event.clip, message=event.message, again=again
         )
+        if self.metrics:
+            self.metrics.add("failures", tags={"kind": event.kind})
         where = f" at clip '{event.clip}'" if event.clip else ""
         then = "trying again" if again else "left open"
         self.say(f"unit {unit.name}{where}: {event.message}; {then}")
@@ -141,19 +158,43 @@ class Progress:
             f"{name} {self.stages[name]:.1f} s ({self.stages[name] / total:.0%})" for name in order
         )
 
+    def cost(self) -> dict[str, float]:
+        """What each stage has cost so far, in the currency of the price; empty without a price."""
+        if not self._price:
+            return {}
+        return {name: seconds / 3600 * self._price for name, seconds in self.stages.items() if seconds > 0}
+
+    @property
+    def frames_per_s(self) -> float:
+        """Frames a second since the first clip was begun."""
+        elapsed = self._working_s
+        return self.frames / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left at the pace so far; None before the first clip."""
+        here = self.clips_done - self.clips_before
+        return self._working_s / here * (self.clips - self.clips_done) if here > 0 else None
+
+    @property
+    def _working_s(self) -> float:
+        return time.monotonic() - self._working_since if self._working_since is not None else 0.0
+
     def line(self) -> str:
         """The whole state in one line."""
-        elapsed = time.monotonic() - self._working_since if self._working_since is not None else 0.0
-        here = self.clips_done - self.clips_before
         parts = [
             f"{self.clips_done:,} of {self.clips:,} clips",
             f"{self.seconds / 3600:.2f} h of video",
-            f"{self.frames / elapsed if elapsed > 0 else 0:,.0f} frames/s",
+            f"{self.frames_per_s:,.0f} frames/s",
             f"{self.units_before + self.units_done} of {self.units} shards",
             f"{self.rejects.total()} rejects",
         ]
-        if here and self.clips_done < self.clips:
-            parts.append(f"{duration(elapsed / here * (self.clips - self.clips_done))} left")
+        if self.left_s:
+            parts.append(f"{duration(self.left_s)} left")
+        cost = self.cost()
+        if cost:
+            each = " ".join(f"{name} {cost[name]:.2f}" for name in STAGES if name in cost)
+            parts.append(f"cost {sum(cost.values()):.2f} ({each})")
         if sum(self.stages.values()) > 0:
             top, seconds = max(self.stages.items(), key=lambda item: item[1])
             parts.append(
@@ -167,6 +208,8 @@ class Progress:
     def _spend(self, stages: dict[str, float]) -> None:
         for name, seconds in stages.items():
             self.stages[name] += seconds
+            if self.metrics:
+                self.metrics.add("stage_seconds", seconds, {"stage": name})
 
     def _record(self, event: str, /, **values: Any) -> None:
         if event == "reject":
@@ -186,7 +229,26 @@ class Progress:
             self._last = now
             if not self._quiet:
                 print(self.line(), file=self._stream, flush=True)
-            self._record("progress", clips=self.clips_done, frames=self.frames, stages=_rounded(self.stages))
+            self._record("progress", **self._state())
+            if self.metrics:
+                self.metrics.set("clips_left", self.clips - self.clips_done)
+                self.metrics.set("shards_left", self.units_left)
+
+    def _state(self) -> dict[str, Any]:
+        state = {
+            "clips": self.clips_done,
+            "clips_planned": self.clips,
+            "video_s": round(self.seconds, 2),
+            "frames": self.frames,
+            "frames_per_s": round(self.frames_per_s, 1),
+            "shards": self.units_before + self.units_done,
+            "shards_planned": self.units,
+            "rejects": dict(self.rejects),
+            "left_s": None if self.left_s is None else round(self.left_s, 1),
+            "stages": _rounded(self.stages),
+            "bottleneck": max(self.stages, key=lambda name: self.stages[name], default=""),
+        }
+        return {**state, "cost": {name: round(value, 4) for name, value in self.cost().items()}}
 
     def _refresh(self) -> None:
         assert self._bar is not None

@@ -108,6 +108,9 @@ class HereRun(Run):
 
     interrupt: Callable[[Unit], None] | None = None
 
+    def metrics(self) -> None:
+        return None
+
     @contextlib.contextmanager
     def pool(self, units: int, door: Callable) -> Iterator[HerePool]:
         worker = UnitWorker(self.recipe, self.store.url, self.give_up)

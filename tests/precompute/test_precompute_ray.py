@@ -157,6 +157,61 @@ def test_a_clip_that_kills_its_actor_is_named_and_only_given_up_by_hand(
     assert by_hand.execute().reasons == {"given-up": 1}
 
 
+def test_a_clip_that_outgrows_its_actors_memory_is_named_and_the_machine_never_notices(
+    ray_here, corpus_root, tmp_path
+) -> None:
+    fatal, budget_mb = "train/train03.mp4", 500
+    seen = tmp_path / "seen"
+
+    class Hungry(UnitWorker):  # in here, so that Ray sends its code and not its name
+        def hello(self):
+            import time
+
+            from sage_scale.precompute.memory import own_memory_mb
+
+            make = self.maker.make
+
+            def devour(clip):
+                held = []
+                while clip.id == fatal and len(held) < 300:
+                    held.append(bytearray(b"x") * (20 * 2**20))
+                    with seen.open("a") as file:
+                        file.write(f"{os.getpid()} {own_memory_mb():.0f}\n")
+                    time.sleep(0.01)
+                return make(clip)
+
+            self.maker.make = devour
+            return super().hello()
+
+    settings = {"actors": 2, "max_restarts": 9, "actor_memory_mb": budget_mb}
+    recipe = recipe_for(corpus_root, precompute=settings)
+    events = tmp_path / "events.jsonl"
+    run = Run(
+        recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True, worker=Hungry,
+        events=events,
+    )  # fmt: skip
+    with pytest.raises(
+        UnitsOpen, match=rf"1 of 5 units are open \(\d+ at clip '{fatal}': needs more than the {budget_mb} MB"
+    ) as caught:
+        run.execute()
+    assert caught.value.exit_code == 4 and len(list((tmp_path / "out").glob("*.tar"))) == 4
+    rows = [json.loads(line) for line in events.read_text().splitlines()]
+    failures = [row for row in rows if row["event"] == "failure"]
+    assert [(row["kind"], row["clip"], row["again"]) for row in failures] == [
+        ("memory", fatal, True), ("memory", fatal, True), ("memory", fatal, False),
+    ]  # fmt: skip
+    # It would have grown to 6 GB; each time a process of its own was ended soon after its budget.
+    sizes = [line.split() for line in seen.read_text().splitlines()]
+    assert len({pid for pid, _ in sizes}) == 3
+    assert max(float(size) for _, size in sizes) < 2 * budget_mb
+    allowed = recipe_for(corpus_root, shards={"max_reject_rate": 0.2}, precompute=settings)
+    by_hand = Run(
+        recipe=allowed, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True, worker=Hungry,
+        give_up=frozenset({fatal}),
+    )  # fmt: skip
+    assert by_hand.execute().reasons == {"given-up": 1}
+
+
 def precompute(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sage_scale.cli.main", "precompute", *arguments]
     return subprocess.run(

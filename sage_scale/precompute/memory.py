@@ -1,0 +1,130 @@
+"""Memory: how many actors the nodes of a cluster have room for, and a guard that ends an actor above its budget.
+
+Each actor reserves its budget (`precompute.actor_memory_mb`) as Ray's resource `memory`, so that no node is given more
+actors than it can bear; the guard holds each actor to it. An actor that grows beyond, for the sake of one clip, tells
+its driver so and is ended: the machine and the other actors never notice, and the driver knows the clip.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sage_scale.config import Recipe
+from sage_scale.errors import UsageError
+
+MB = 2**20
+FLOOR_MB = 1024
+"""Least budget that is chosen for an actor without a neural backbone."""
+FLOOR_BACKBONE_MB = 3072
+"""Least budget that is chosen for one with torch and a backbone's weights."""
+CEILING_MB = 8192
+"""Most that is chosen; a recipe may give more."""
+LOOK_EVERY_S = 0.05
+GRACE_S = 5.0
+"""An actor that was told to be over its budget and still lives after so long ends itself, seconds."""
+FAR_ABOVE = 1.5
+"""An actor that reaches its budget times this ends itself at once."""
+
+
+def memory_budget_mb(recipe: Recipe, nodes: Iterable[Mapping[str, Any]]) -> int:
+    """The budget of one actor: the recipe's, or an equal share of the smallest node that has work for actors.
+
+    `nodes` as `ray.nodes()` gives them. Every actor of a run has the same budget.
+    """
+    settings = recipe.precompute
+    if settings.actor_memory_mb:
+        return settings.actor_memory_mb
+    backbone = recipe.vision.kind == "features" and recipe.vision.backbone != "keypoints"
+    floor = FLOOR_BACKBONE_MB if backbone else FLOOR_MB
+    shares = []
+    for resources in _working(nodes):
+        actors = _by_processors(resources, settings.gpus_per_actor)
+        if actors:
+            shares.append(int(_memory_mb(resources) / actors))
+    return min(max([floor, min(shares, default=floor)]), CEILING_MB)
+
+
+def room_for_actors(recipe: Recipe, nodes: Iterable[Mapping[str, Any]], budget_mb: int) -> int:
+    """How many actors the nodes have processors (or GPUs) and memory for; `precompute.actors` at most, if given.
+
+    Raises UsageError where there are nodes, but none with a GPU, or none with so much memory.
+    """
+    settings = recipe.precompute
+    alive = list(_working(nodes))
+    if settings.gpus_per_actor > 0 and alive and not any(node.get("GPU", 0) for node in alive):
+        raise UsageError(
+            f"precompute.gpus_per_actor={settings.gpus_per_actor:g}, but the cluster has no GPU; set it to 0 to use "
+            "CPUs"
+        )
+    by_memory = [int(_memory_mb(node) / budget_mb) for node in alive]
+    if alive and not any(by_memory):
+        largest = max(_memory_mb(node) for node in alive)
+        raise UsageError(
+            f"no node has the {budget_mb:,} MB of one actor (the largest has {largest:,.0f} MB for Ray): lower "
+            "precompute.actor_memory_mb, or precompute.object_store_mb"
+        )
+    by_processors = [_by_processors(node, settings.gpus_per_actor) for node in alive]
+    room = sum(min(pair) for pair in zip(by_memory, by_processors))
+    return min(settings.actors, sum(by_memory)) if settings.actors else room
+
+
+class MemoryGuard:
+    """Watches this process's own memory (anonymous pages, not shared ones) on a thread."""
+
+    def __init__(self, budget_mb: int) -> None:
+        """`budget_mb` 0 watches nothing."""
+        self.budget_mb = budget_mb
+        self.peak_mb = 0.0
+        """Most that was seen."""
+        self._tell: Callable[[str], None] | None = None
+        self._told_at = 0.0
+        if budget_mb:
+            threading.Thread(target=self._watch, name="memory guard", daemon=True).start()
+
+    def on_excess(self, tell: Callable[[str], None] | None) -> None:
+        """Whom to tell, once, in one line, that the budget is exceeded; None for nobody."""
+        self._tell = tell
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(LOOK_EVERY_S)
+            used = own_memory_mb()
+            self.peak_mb = max(self.peak_mb, used)
+            if used <= self.budget_mb:
+                continue
+            tell, now = self._tell, time.monotonic()
+            if tell is not None and not self._told_at:
+                self._told_at = now
+                tell(f"needs more than the {self.budget_mb:,} MB of an actor (precompute.actor_memory_mb)")
+            elif used > FAR_ABOVE * self.budget_mb or (self._told_at and now > self._told_at + GRACE_S):
+                os._exit(137)  # nobody may wait for Python's own end: threads of libraries still allocate
+
+
+def own_memory_mb() -> float:
+    """Anonymous resident memory of this process, MB."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _working(nodes: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, float]]:
+    """Resources of living nodes that have processors for actors; a cluster's head may have none."""
+    for node in nodes:
+        resources = node.get("Resources", {})
+        if node.get("Alive") and resources.get("CPU", 0) >= 1:
+            yield resources
+
+
+def _memory_mb(resources: Mapping[str, float]) -> float:
+    return resources.get("memory", 0.0) / MB
+
+
+def _by_processors(resources: Mapping[str, float], gpus_per_actor: float) -> int:
+    slots = int(resources.get("CPU", 0))
+    return min(slots, int(resources.get("GPU", 0) / gpus_per_actor)) if gpus_per_actor > 0 else slots
