@@ -28,7 +28,7 @@ from sage_scale.precompute.plan import Unit
 from sage_scale.shards import Sample
 from sage_scale.shards.layout import REMOVED
 from sage_scale.shards.removed import removed_keys, removed_reject
-from sage_scale.shards.writer import write_shard
+from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
 
 GIVEN_UP = "given-up"
@@ -110,21 +110,24 @@ class UnitWorker:
 
     def _run(self, unit: Unit, digest: str, tar_stored: bool, report: Callable[[Event], None]) -> Event:
         current: list[str] = [""]
-        tar = self.scratch / f"{os.getpid()}-{unit.name}.tar"
         try:
-            ours = False
-            if not tar_stored:
+            if tar_stored:
+                begun = time.perf_counter()
+                marker = commit_unit(self.store, unit.number, digest)
+                return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})
+            with self.store.draft(self.scratch / f"{os.getpid()}-{unit.name}.tar") as tar:
                 rejects = [
                     Rejected(id=row.id, reason=row.reason, detail=self._placeless(row.detail))
                     for row in unit.rejected
                 ]
                 samples = self._samples(unit, rejects, current, report)
-                write_shard(tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest)
+                index = write_indexed(
+                    tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest
+                )
                 current[0] = ""
-                ours = True
-            begun = time.perf_counter()
-            marker = commit_unit(self.store, unit.number, digest, tar if ours else None)
-            return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})
+                begun = time.perf_counter()
+                marker = commit_unit(self.store, unit.number, digest, tar, index)
+                return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})
         except UsageError as error:
             return UnitFailed(kind="usage", message=str(error), clip=current[0])
         except MemoryError:
@@ -136,9 +139,6 @@ class UnitWorker:
             return UnitFailed(kind=kind, message=" ".join(str(error).split()), clip=current[0])
         except Exception as error:  # a defect, ours or a library's: the unit stays open and names the clip
             return UnitFailed(kind="error", message=f"{type(error).__name__}: {error}", clip=current[0])
-        finally:
-            with contextlib.suppress(OSError):
-                tar.unlink(missing_ok=True)
 
     def _samples(
         self, unit: Unit, rejects: list[Any], current: list[str], report: Callable[[Event], None]

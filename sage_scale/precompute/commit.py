@@ -17,17 +17,20 @@ from sage_scale.errors import DatasetError
 from sage_scale.shards import Unit as Marker
 from sage_scale.shards import UnitListing, list_units, publish_shard, restore_marker
 from sage_scale.shards.additions import addition_name
+from sage_scale.shards.index import ShardIndex
 from sage_scale.shards.layout import DATASET_JSON, INDEX_JSON, index_name, marker_name, tar_name
 from sage_scale.storage import Store
 
 
-def commit_unit(store: Store, unit: int, digest: str, tar: Path | None) -> Marker:
+def commit_unit(
+    store: Store, unit: int, digest: str, tar: Path | None = None, index: ShardIndex | None = None
+) -> Marker:
     """Store a unit's local tar with index and marker, or (None) index and marker of the tar that is stored.
 
     Gives the marker of what is stored, which need not be ours. `digest` is that of dataset.json. Raises StorageError
     where the store cannot be read or written, DatasetError where the stored tar is damaged or of another dataset.
     """
-    marker = restore_marker(store, unit) if tar is None else publish_shard(store, tar)
+    marker = restore_marker(store, unit) if tar is None else publish_shard(store, tar, index)
     if marker.dataset != digest:
         raise DatasetError(
             f"{store.url}/{tar_name(unit)} belongs to another dataset (digest {marker.dataset}, here {digest}): "

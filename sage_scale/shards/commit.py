@@ -57,13 +57,14 @@ def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
     return there
 
 
-def publish_shard(store: Store, tar: Path) -> Unit:
+def publish_shard(store: Store, tar: Path, index: ShardIndex | None = None) -> Unit:
     """Commit the local tar of a unit: tar, then index, then marker. Returns the marker of what is stored.
 
+    `index` is the tar's where its writer gave it (`write_indexed`); otherwise it is read from the tar.
     Where a tar of this unit is there already, it is the truth and the local one is dropped; so it is where a newer
     generation is there: then a writer that was thought dead has come late, and what it stored is deleted again.
     """
-    index = build_index(tar)
+    index = build_index(tar) if index is None else index
     unit, generation = index.header.unit, index.header.generation
     stored = store.put_if_absent(tar_name(unit, generation), tar)
     newer = (newest_generation(store, unit) or 0) > generation

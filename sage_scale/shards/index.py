@@ -30,6 +30,7 @@ from sage_scale.shards.layout import (
     SHARD_MEMBER,
     VERSION,
     Reject,
+    Sample,
     ShardHeader,
     Unit,
 )
@@ -135,12 +136,66 @@ def parse_rejects(data: bytes, where: str) -> tuple[Reject, ...]:
         raise DatasetError(f"{where}: member '{REJECTS_MEMBER}' is damaged ({error})") from None
 
 
+class IndexBuilder:
+    """Collects the records of a tar's samples, in their order, while the tar is written or read."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._rows: list[tuple] = []
+        self._spoken: list[str] = []
+        self._seen: set[str] = set()
+
+    def add(self, sample: Sample, data: bytes, offset: int) -> None:
+        """The next sample, and its bytes as they lie at `offset`. Raises DatasetError where it occurs twice."""
+        key = sample.key
+        if key in self._seen:
+            raise DatasetError(f"{self._where}, sample {key}: clip '{sample.meta['id']}' occurs twice")
+        self._seen.add(key)
+        frames, glosses = sample.meta.get("frames"), sample.meta.get("pseudo_glosses")
+        if not isinstance(frames, int) or not isinstance(glosses, list) or len(data) >= 2**32:
+            raise DatasetError(
+                f"{self._where}, sample {key}: its description is damaged, or it is larger than 4 GiB"
+            )
+        self._rows.append(
+            (
+                int(key, 16),
+                offset,
+                len(data),
+                frames,
+                min(len(sample.segments), _MAX_COUNT),
+                min(len(glosses), _MAX_COUNT),
+                HAS_SENTENCE if sample.meta.get("sentence") else 0,
+                np.frombuffer(sample_hash(data), np.uint8),
+            )
+        )
+        self._spoken.append(str(sample.meta.get("language", "")))
+
+    def finish(
+        self, header: ShardHeader, rejects: tuple[Reject, ...], tar_bytes: int, tar_sha256: str
+    ) -> ShardIndex:
+        """The index of the whole tar. Raises DatasetError for more languages than it can number."""
+        languages = sorted(set(self._spoken))
+        if len(languages) > LANGUAGE_MASK + 1:
+            raise DatasetError(
+                f"{self._where}: {len(languages):,} languages are more than an index can number"
+            )
+        table = np.array(self._rows, RECORD)
+        numbers = {language: number for number, language in enumerate(languages)}
+        table["flags"] |= np.array([numbers[language] for language in self._spoken], "<u4") << LANGUAGE_SHIFT
+        return ShardIndex(
+            header=header,
+            records=table,
+            languages=tuple(languages),
+            rejects=rejects,
+            tar_bytes=tar_bytes,
+            tar_sha256=tar_sha256,
+        )
+
+
 def _build(view: memoryview, where: str) -> ShardIndex:
     header: ShardHeader | None = None
     rejects: tuple[Reject, ...] | None = None
-    records: list[tuple] = []
-    spoken: list[str] = []
-    seen: set[str] = set()
+    builder = IndexBuilder(where)
     for run in _runs(view, where):
         first = run[0]
         if first.name == SHARD_MEMBER and header is None and first.start == 0:
@@ -150,30 +205,13 @@ def _build(view: memoryview, where: str) -> ShardIndex:
         elif header is None or rejects is not None:
             raise DatasetError(f"{where}: member '{first.name}' is not where it belongs")
         else:
+            data = bytes(view[first.start : run[-1].end])
             key = first.name.split(".", 1)[0]
-            if key in seen:
-                raise DatasetError(f"{where}, sample {key}: it occurs twice")
-            seen.add(key)
-            record, language = _record(bytes(view[first.start : run[-1].end]), key, first.start, where)
-            records.append(record)
-            spoken.append(language)
+            builder.add(read_sample(data, key=key, where=where), data, first.start)
     if header is None or rejects is None:
         missing = SHARD_MEMBER if header is None else REJECTS_MEMBER
         raise DatasetError(f"{where}: member '{missing}' is missing; this is not a whole shard of ours")
-    languages = sorted(set(spoken))
-    if len(languages) > LANGUAGE_MASK + 1:
-        raise DatasetError(f"{where}: {len(languages):,} languages are more than an index can number")
-    table = np.array(records, RECORD)
-    numbers = {language: number for number, language in enumerate(languages)}
-    table["flags"] |= np.array([numbers[language] for language in spoken], "<u4") << LANGUAGE_SHIFT
-    return ShardIndex(
-        header=header,
-        records=table,
-        languages=tuple(languages),
-        rejects=rejects,
-        tar_bytes=len(view),
-        tar_sha256=hashlib.sha256(view).hexdigest(),
-    )
+    return builder.finish(header, rejects, len(view), hashlib.sha256(view).hexdigest())
 
 
 def _runs(view: memoryview, where: str) -> Iterator[list[Member]]:
@@ -186,25 +224,6 @@ def _runs(view: memoryview, where: str) -> Iterator[list[Member]]:
         run.append(member)
     if run:
         yield run
-
-
-def _record(data: bytes, key: str, offset: int, where: str) -> tuple[tuple, str]:
-    """The sample's record, without its language, and the language."""
-    sample = read_sample(data, key=key, where=where)
-    frames, glosses = sample.meta.get("frames"), sample.meta.get("pseudo_glosses")
-    if not isinstance(frames, int) or not isinstance(glosses, list) or len(data) >= 2**32:
-        raise DatasetError(f"{where}, sample {key}: its description is damaged, or it is larger than 4 GiB")
-    record = (
-        int(key, 16),
-        offset,
-        len(data),
-        frames,
-        min(len(sample.segments), _MAX_COUNT),
-        min(len(glosses), _MAX_COUNT),
-        HAS_SENTENCE if sample.meta.get("sentence") else 0,
-        np.frombuffer(sample_hash(data), np.uint8),
-    )
-    return record, str(sample.meta.get("language", ""))
 
 
 def _header(data: bytes, where: str) -> ShardHeader:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from sage_scale.errors import DatasetError, StorageError
+from sage_scale.shards.index import IndexBuilder, ShardIndex
 from sage_scale.shards.layout import (
     REJECTS_MEMBER,
     SHARD_MEMBER,
@@ -42,21 +45,34 @@ def write_shard(
     DatasetError for a sample that breaks the contract or belongs to another split, StorageError where the
     disk is full; `path` is then gone.
     """
+    write_indexed(path, samples, rejects, unit=unit, split=split, dataset=dataset)
+    return path
+
+
+def write_indexed(
+    path: Path,
+    samples: Iterable[Sample],
+    rejects: Iterable[RejectLike] = (),
+    *,
+    unit: int,
+    split: str,
+    dataset: str,
+) -> ShardIndex:
+    """`write_shard`, giving the tar's index: the same that `build_index` reads from the tar, without reading it."""
     header = ShardHeader(unit=unit, split=split, dataset=dataset)
-    with _new_tar(path, header, rejects) as file:
-        seen: set[str] = set()
+    builder = IndexBuilder(str(path))
+    told: list[Reject] = []
+    with _new_tar(path, header, rejects, told) as tar:
         for sample in samples:
             check_sample(sample, str(path))
             if sample.meta["split"] != split:
                 raise DatasetError(
                     f"{path}, sample {sample.key}: split {sample.meta['split']} in a unit of {split}"
                 )
-            if sample.key in seen:
-                raise DatasetError(f"{path}, sample {sample.key}: clip '{sample.meta['id']}' occurs twice")
-            seen.add(sample.key)
-            for name, data in sample_members(sample):
-                _member(file, name, data)
-    return path
+            data = sample_bytes(sample)
+            builder.add(sample, data, tar.bytes)
+            tar.write(data)
+    return builder.finish(header, tuple(told), tar.bytes, tar.sha256)
 
 
 def write_copies(
@@ -69,33 +85,70 @@ def write_copies(
 
     Their bytes are copied as they are, so that nothing is encoded twice. The errors are those of `write_shard`.
     """
-    with _new_tar(path, header, rejects) as file:
+    with _new_tar(path, header, rejects) as tar:
         for piece in pieces:
-            file.write(piece)
+            tar.write(piece)
     return path
 
 
+class _Tar:
+    """A file that counts and hashes what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha = hashlib.sha256()
+        self.bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of all that was written, in hexadecimal."""
+        return self._sha.hexdigest()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append."""
+        self._file.write(data)
+        self._sha.update(data)
+        self.bytes += len(data)
+
+    def member(self, name: str, data: bytes) -> None:
+        """Append a member with its header and padding."""
+        self.write(b"".join((header(name, len(data)), data, padding(len(data)))))
+
+
 @contextlib.contextmanager
-def _new_tar(path: Path, head: ShardHeader, rejects: Iterable[RejectLike]) -> Iterator[BinaryIO]:
-    """A tar open for its samples: `__shard__` stands before them, `__rejects__` and the end come after them."""
+def _new_tar(
+    path: Path, head: ShardHeader, rejects: Iterable[RejectLike], told: list[Reject] | None = None
+) -> Iterator[_Tar]:
+    """A tar open for its samples: `__shard__` stands before them, `__rejects__` (also put in `told`) comes after."""
     try:
         with open(path, "wb") as file:
-            _member(file, SHARD_MEMBER, head.to_bytes())
-            yield file
-            refused = [dataclasses.asdict(Reject(id=r.id, reason=r.reason, detail=r.detail)) for r in rejects]
-            _member(file, REJECTS_MEMBER, canonical_json(refused))
-            file.write(END)
-            if file.tell() > MAX_OBJECT_BYTES:
+            tar = _Tar(file)
+            tar.member(SHARD_MEMBER, head.to_bytes())
+            yield tar
+            refused = [Reject(id=r.id, reason=r.reason, detail=r.detail) for r in rejects]
+            tar.member(REJECTS_MEMBER, canonical_json([dataclasses.asdict(reject) for reject in refused]))
+            tar.write(END)
+            if told is not None:
+                told += refused
+            if tar.bytes > MAX_OBJECT_BYTES:
                 raise DatasetError(
                     f"{path} is larger than 5 GiB: lower shards.clips_per_unit or shards.frames_per_unit"
                 )
-    except OSError as error:
-        path.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a draft has no name to remove
+            path.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         reason = "the disk is full: free some space" if error.errno in (28, 122) else error.strerror
         raise StorageError(f"{path} cannot be written: {reason}") from None
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+
+
+def sample_bytes(sample: Sample) -> bytes:
+    """A sample as it lies in the tar: all its members with headers and padding."""
+    pieces: list[bytes] = []
+    for name, data in sample_members(sample):
+        pieces += (header(name, len(data)), data, padding(len(data)))
+    return b"".join(pieces)
 
 
 def sample_members(sample: Sample) -> Iterator[tuple[str, bytes]]:
@@ -113,13 +166,13 @@ def sample_members(sample: Sample) -> Iterator[tuple[str, bytes]]:
 
 def npy_bytes(array: np.ndarray) -> bytes:
     """The array as a little-endian .npy file of version 1.0."""
-    buffer = io.BytesIO()
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    np.lib.format.write_array(buffer, little, version=(1, 0), allow_pickle=False)
+    return _npy_header(little.dtype.str, little.shape) + little.tobytes()
+
+
+@functools.lru_cache(4096)
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    values = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, values)
     return buffer.getvalue()
-
-
-def _member(file: BinaryIO, name: str, data: bytes) -> None:
-    file.write(header(name, len(data)))
-    file.write(data)
-    file.write(padding(len(data)))

@@ -7,6 +7,7 @@ files get a named temporary file beside the target instead, hidden by its leadin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -20,6 +21,7 @@ from sage_scale.storage.interface import Entry, NotFound, Store, check_name
 
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _COPY_BYTES = 1 << 20
+_DESCRIPTORS = "/proc/self/fd/"
 
 
 class FolderStore(Store):
@@ -72,6 +74,23 @@ class FolderStore(Store):
         except OSError as error:
             raise _writing(path, error) from None
 
+    @contextlib.contextmanager
+    def draft(self, scratch: Path) -> Iterator[Path]:
+        """An unnamed file of the folder itself, to which `put_if_absent` only gives a name."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.root, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno not in _NO_UNNAMED_FILES:
+                raise _writing(self.root / scratch.name, error) from None
+            with super().draft(scratch) as path:
+                yield path
+            return
+        try:
+            yield Path(f"{_DESCRIPTORS}{descriptor}")
+        finally:
+            os.close(descriptor)
+
     def put(self, name: str, data: bytes | Path) -> None:
         path = self.local_path(name)
         try:
@@ -120,6 +139,12 @@ class FolderStore(Store):
 def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
     """Write `data` where nobody sees it, flush it to the disk, then give it its name in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not replace and isinstance(data, Path) and str(data).startswith(_DESCRIPTORS):
+        try:
+            return _name_draft(path, data)
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # a draft of another store
+                raise
     hidden = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -148,11 +173,25 @@ def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
         hidden.unlink(missing_ok=True)
 
 
+def _name_draft(path: Path, draft: Path) -> bool:
+    """Give an unnamed file its name; False where that is taken."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(int(draft.name))
+        os.link(draft, path.name, dst_dir_fd=folder, follow_symlinks=True)
+        os.fsync(folder)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        os.close(folder)
+
+
 def _unseen(folder: Path, hidden: Path) -> tuple[IO[bytes], str]:
     """An open file that no listing shows, and the path by which it can be linked."""
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        return os.fdopen(descriptor, "wb"), f"/proc/self/fd/{descriptor}"
+        return os.fdopen(descriptor, "wb"), f"{_DESCRIPTORS}{descriptor}"
     except OSError as error:
         if error.errno not in _NO_UNNAMED_FILES:
             raise

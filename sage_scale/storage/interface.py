@@ -7,6 +7,7 @@ a whole. Names are relative, parts joined by `/`.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,6 +75,17 @@ class Store(ABC):
         True where this very call stored it, even if the answer was lost on the way and the request repeated;
         False where another object is there, which stays as it is. Nothing half-written is ever visible.
         """
+
+    @contextlib.contextmanager
+    def draft(self, scratch: Path) -> Iterator[Path]:
+        """A local file to write an object to before `put_if_absent` stores it; it goes with the context.
+
+        `scratch` is where it lies unless the store has a place that spares a copy. Its name may say nothing of either.
+        """
+        try:
+            yield scratch
+        finally:
+            scratch.unlink(missing_ok=True)
 
     @abstractmethod
     def put(self, name: str, data: bytes | Path) -> None:

@@ -21,6 +21,7 @@ from sage_scale.errors import DatasetError, StorageError
 from sage_scale.shards import Reject, Sample, build_index, make_marker, read_sample, write_shard
 from sage_scale.shards.index import RECORD, parse_index
 from sage_scale.shards.layout import sample_key
+from sage_scale.shards.writer import write_indexed
 
 SHARD = {"unit": 42, "split": "train", "dataset": "00112233445566aa"}
 
@@ -38,6 +39,20 @@ samples = st.builds(
     background=st.booleans(),
     sentence=st.text(max_size=30),
 )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(samples, max_size=4, unique_by=lambda sample: sample.key), st.integers(0, 2))
+def test_the_writers_index_is_that_of_the_tar(tmp_path_factory, made: list[Sample], rejected: int) -> None:
+    path = tmp_path_factory.mktemp("s") / "a.tar"
+    rejects = tuple(Reject(id=f"r{n}", reason="too-short", detail="é") for n in range(rejected))
+    for language, sample in zip(("de", "en", "de", ""), made):
+        sample.meta["language"] = language
+    ours, read = write_indexed(path, made, rejects, **SHARD), build_index(path)
+    assert ours.to_bytes() == read.to_bytes()
+    assert make_marker(ours) == make_marker(read)
+    assert (ours.header, ours.rejects, ours.tar_sha256) == (read.header, read.rejects, read.tar_sha256)
+    assert ours.tar_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @settings(max_examples=25, deadline=None)

@@ -49,6 +49,27 @@ def test_missing_objects_are_not_found(store: Store) -> None:
     assert list(store.list()) == []
 
 
+def test_a_draft_is_stored_whole_or_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for name, text in (("a/x", b"first"), ("a/x", b"second"), ("b", b"third")):
+        with store.draft(scratch / "draft") as draft:
+            draft.write_bytes(b"longer than what follows")
+            draft.write_bytes(text)
+            assert draft.read_bytes() == text
+            assert store.put_if_absent(name, draft) == (text != b"second")
+    with pytest.raises(RuntimeError), store.draft(scratch / "draft") as draft:
+        draft.write_bytes(b"never stored")
+        raise RuntimeError
+    assert [(entry.name, store.get(entry.name)) for entry in store.list()] == [
+        ("a/x", b"first"),
+        ("b", b"third"),
+    ]
+    assert list(scratch.iterdir()) == []
+    if (tmp_path / "root").exists():  # nothing hidden either
+        assert sorted(path.name for path in (tmp_path / "root").rglob("*")) == ["a", "b", "x"]
+
+
 def test_the_first_writer_stays(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"second")
     assert store.put_if_absent("x", b"first")
