@@ -31,7 +31,18 @@ def kills_module():
 def test_eight_kills_of_driver_actors_and_raylet_beside_s3_faults_change_no_byte() -> None:
     """On Ceph's gateway, which dies and comes back as well; on moto, which only goes away, where there is no Ceph."""
     server = "moto" if missing_programs() else "ceph"
-    command = [sys.executable, str(SCRIPT), "--kills", "8", "--clips", "30", "--seed", "4", "--server", server]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--kills",
+        "8",
+        "--clips",
+        "30",
+        "--seed",
+        "4",
+        "--server",
+        server,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stdout + done.stderr
     # A run may end before it was killed eight times; then another round follows.
