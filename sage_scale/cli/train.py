@@ -10,7 +10,7 @@ Slurm, `torchrun`, or `deepspeed` itself: give them `launch/pretrain.py`, with t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -52,36 +52,29 @@ Overrides = Annotated[
 ]
 
 
-def pretrain(
-    run: Run,
-    data: Data,
-    recipe: Name = "",
-    ranks: Ranks = 1,
-    hostfile: Hostfile = None,
-    master_addr: MasterAddress = "",
-    restarts: Restarts = 0,
-    profile: Profile = False,
-    overrides: Overrides = None,
-) -> None:
-    """Stage 1: align visual tokens with text. Repeat the command to resume; Ctrl-C saves and stops."""
-    changes = [*(overrides or []), *(launcher.traced("pretrain") if profile else [])]
-    _train("pretrain", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), changes)
+def _command(stage: str, what: str) -> Callable[..., None]:
+    """The command of a stage."""
+
+    def command(
+        run: Run,
+        data: Data,
+        recipe: Name = "",
+        ranks: Ranks = 1,
+        hostfile: Hostfile = None,
+        master_addr: MasterAddress = "",
+        restarts: Restarts = 0,
+        profile: Profile = False,
+        overrides: Overrides = None,
+    ) -> None:
+        changes = [*(overrides or []), *(launcher.traced(stage) if profile else [])]
+        _train(stage, run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), changes)
+
+    command.__doc__ = f"{what} Repeat the command to resume; Ctrl-C saves and stops."
+    return command
 
 
-def finetune(
-    run: Run,
-    data: Data,
-    recipe: Name = "",
-    ranks: Ranks = 1,
-    hostfile: Hostfile = None,
-    master_addr: MasterAddress = "",
-    restarts: Restarts = 0,
-    profile: Profile = False,
-    overrides: Overrides = None,
-) -> None:
-    """Stage 2: train the translator. Repeat the command to resume; Ctrl-C saves and stops."""
-    changes = [*(overrides or []), *(launcher.traced("finetune") if profile else [])]
-    _train("finetune", run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), changes)
+pretrain = _command("pretrain", "Stage 1: align visual tokens with text.")
+finetune = _command("finetune", "Stage 2: train the translator.")
 
 
 def recipe_of_run(run: Path, recipe: str) -> str:
