@@ -62,9 +62,8 @@ def deepspeed_config(stage: Stage, world: int) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
+        "gradient_clipping": stage.clip,  # said in any case: DeepSpeed's own default is to clip at 1
     }
-    if stage.clip > 0:
-        config["gradient_clipping"] = stage.clip
     return config
 
 

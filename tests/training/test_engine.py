@@ -48,6 +48,29 @@ def test_offloaded_states_learn_the_same(monkeypatch, zero, optimizer):
         assert torch.equal(engine.weight(parameter), value)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_clip_bounds_a_step_and_0_bounds_none(zero):
+    """Plain SGD moves the weights by the rate times the gradient, whose norm is 40 times the bound here."""
+    moved = {}
+    for clip in (0.0, 0.5):
+        torch.manual_seed(0)
+        stage = Stage(lr=0.01, momentum=0.0, clip=clip, zero_stage=zero, schedule="constant")
+        engine = Engine(Toy(), stage, distributed.initialise())
+        before = [engine.weight(parameter).clone() for _, parameter in engine.trained()]
+        generator = torch.Generator().manual_seed(1)
+        x, y = torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)
+        engine.backward(40 * engine.forward(x, y, 6))
+        engine.step(0.0)
+        after = [engine.weight(parameter) for _, parameter in engine.trained()]
+        moved[clip] = float(torch.stack([(a - b).norm() for a, b in zip(after, before)]).norm()) / 0.01
+        norm = engine.gradient_norm()
+    assert (
+        norm > 5
+        and moved[0.0] == pytest.approx(norm, rel=1e-3)
+        and moved[0.5] == pytest.approx(0.5, rel=1e-3)
+    )
+
+
 @pytest.mark.parametrize("zero", [0, 2, 3])
 def test_float16_is_near_float32_and_leaves_overflows_out(zero):
     expected, _ = losses(zero_stage=zero, precision="fp32")

@@ -62,7 +62,7 @@ class Sign2GptPretrainer(SignFeatures):
     def scores(self, video: PackedVideo) -> PrototypeScores:
         """Presence and localisation of every prototype in every clip."""
         tokens_ND, lengths_B = self.encode(video)
-        return self.head(tokens_ND, lengths_B, video.draws_B)
+        return PrototypeScores(*self.head(tokens_ND, lengths_B, video.draws_B))
 
 
 class Sign2GptTranslator(SignFeatures):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sage_scale.config import Prototypes
 from sage_scale.errors import CheckpointError
-from sage_scale.losses.prototypes import PrototypeScores, prototype_scores
+from sage_scale.losses.prototypes import prototype_scores
 from sage_scale.models.dropout import keyed_dropout, token_draws
 
 _SALT = 50_000
@@ -32,12 +32,16 @@ class PrototypeHead(nn.Module):
         self.prototypes_UD: Tensor
         self.register_buffer("prototypes_UD", prototypes_UD)
 
-    def forward(self, tokens_ND: Tensor, lengths_B: Tensor, draws_B: Tensor | None = None) -> PrototypeScores:
-        """Localisation and presence of every prototype; `draws_B` decide the dropout, and are needed in training."""
+    def forward(
+        self, tokens_ND: Tensor, lengths_B: Tensor, draws_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Localisation (N, U) and presence (B, U) of every prototype; `draws_B` decide the dropout, and are needed in
+        training. A tuple: ZeRO-3 finds no tensors in other things, and then loses the temperatures' gradients."""
         draws_N = None if draws_B is None else token_draws(draws_B, lengths_B)
         dropped_ND = keyed_dropout(tokens_ND, draws_N, self.settings.dropout, _SALT, self.training)
         low, high = self.settings.tau_min, self.settings.tau_max
-        return prototype_scores(
+        scores = prototype_scores(
             self.project(dropped_ND), lengths_B, self.prototypes_UD,
             self.tau_time.clamp(low, high), self.tau_class.clamp(low, high),
         )  # fmt: skip
+        return scores.localisation_NU, scores.presence_BU
