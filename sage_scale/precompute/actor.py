@@ -25,6 +25,7 @@ from sage_scale.precompute.description import Environment, environment_here
 from sage_scale.precompute.events import ClipDone, Event, Failure, UnitDone, UnitFailed
 from sage_scale.precompute.memory import MemoryGuard
 from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.unit_clips import Outcome, UnitClips
 from sage_scale.shards import Sample
 from sage_scale.shards.layout import REMOVED
 from sage_scale.shards.removed import removed_keys, removed_reject
@@ -33,6 +34,21 @@ from sage_scale.storage import open_store
 
 GIVEN_UP = "given-up"
 """Reason of a clip that was rejected by hand."""
+
+
+class AtWork:
+    """Which clip a failure lies in."""
+
+    def __init__(self) -> None:
+        self.turn = ""
+        """Id of the clip whose sample is to be written next."""
+        self.made: UnitClips | None = None
+
+    @property
+    def clip(self) -> str:
+        """Id of the clip in work, which may be ahead of its turn; empty where none is."""
+        ahead = self.made.at_work if self.made is not None else None
+        return self.turn if ahead is None else ahead.id
 
 
 class UnitWorker:
@@ -78,10 +94,11 @@ class UnitWorker:
         self.maker.load()
         return environment_here(self.recipe, self.maker.tagger)
 
-    def work(self, unit: Unit, digest: str, tar_stored: bool = False) -> Iterator[Event]:
+    def work(self, unit: Unit, digest: str, tar_stored: bool = False, alone: bool = False) -> Iterator[Event]:
         """Make and commit `unit`'s shard; the last event is UnitDone or UnitFailed.
 
-        `digest` is that of dataset.json; with `tar_stored` only index and marker are made, from the stored tar.
+        `digest` is that of dataset.json; with `tar_stored` only index and marker are made, from the stored tar. `alone`
+        makes clip after clip, each from its own reading, so that the first one not reported is the one in work.
         """
         # The shard writer pulls samples while Ray pulls events: the writer gets a thread of its own, and each of its
         # events waits until Ray has taken it, so that the driver knows which clip an actor died in.
@@ -92,7 +109,7 @@ class UnitWorker:
             events.join()
 
         def run() -> None:
-            events.put(self._run(unit, digest, tar_stored, report))
+            events.put(self._run(unit, digest, tar_stored, alone, report))
 
         thread = threading.Thread(target=run, name=f"unit {unit.name}", daemon=True)
         # Over its budget the process is soon to be ended by its driver, wherever the writer's thread then is.
@@ -108,8 +125,10 @@ class UnitWorker:
         if not (isinstance(event, UnitFailed) and event.kind == "memory"):
             thread.join()
 
-    def _run(self, unit: Unit, digest: str, tar_stored: bool, report: Callable[[Event], None]) -> Event:
-        current: list[str] = [""]
+    def _run(
+        self, unit: Unit, digest: str, tar_stored: bool, alone: bool, report: Callable[[Event], None]
+    ) -> Event:
+        at_work = AtWork()
         try:
             if tar_stored:
                 begun = time.perf_counter()
@@ -120,56 +139,62 @@ class UnitWorker:
                     Rejected(id=row.id, reason=row.reason, detail=self._placeless(row.detail))
                     for row in unit.rejected
                 ]
-                samples = self._samples(unit, rejects, current, report)
+                samples = self._samples(unit, rejects, at_work, report, alone)
                 index = write_indexed(
                     tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest
                 )
-                current[0] = ""
+                at_work = AtWork()
                 begun = time.perf_counter()
                 marker = commit_unit(self.store, unit.number, digest, tar, index)
                 return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})
         except UsageError as error:
-            return UnitFailed(kind="usage", message=str(error), clip=current[0])
+            return UnitFailed(kind="usage", message=str(error), clip=at_work.clip)
         except MemoryError:
-            return UnitFailed(kind="memory", message="out of memory", clip=current[0])
+            return UnitFailed(kind="memory", message="out of memory", clip=at_work.clip)
         except (SageError, OSError) as error:
             kind: Failure = (
                 "full" if is_disk_full(error) else "storage" if isinstance(error, StorageError) else "error"
             )
-            return UnitFailed(kind=kind, message=" ".join(str(error).split()), clip=current[0])
+            return UnitFailed(kind=kind, message=" ".join(str(error).split()), clip=at_work.clip)
         except Exception as error:  # a defect, ours or a library's: the unit stays open and names the clip
-            return UnitFailed(kind="error", message=f"{type(error).__name__}: {error}", clip=current[0])
+            return UnitFailed(kind="error", message=f"{type(error).__name__}: {error}", clip=at_work.clip)
 
     def _samples(
-        self, unit: Unit, rejects: list[Any], current: list[str], report: Callable[[Event], None]
+        self, unit: Unit, rejects: list[Any], at_work: AtWork, report: Callable[[Event], None], alone: bool
     ) -> Iterator[Sample]:
         """The unit's samples one by one; a rejected clip goes to `rejects` and gives none."""
         self.maker.take_stages()
         removed = removed_keys(self.store)
-        for clip in unit.clips:
-            current[0] = clip.id
-            if clip.key in removed:  # somebody asked to be taken out: the shard does not even keep the id
-                rejects.append(removed_reject(clip.key))
-                report(ClipDone(clip=clip.id, reason=REMOVED, detail="taken out on request"))
-                continue
-            try:
+        wanted = [clip for clip in unit.clips if clip.key not in removed and clip.id not in self.give_up]
+        at_work.made = UnitClips(self.maker, wanted, one_by_one=alone)
+        with contextlib.closing(at_work.made.__iter__()) as made:
+            for clip in unit.clips:
+                at_work.turn = clip.id
+                if clip.key in removed:  # somebody asked to be taken out: the shard does not even keep the id
+                    rejects.append(removed_reject(clip.key))
+                    report(ClipDone(clip=clip.id, reason=REMOVED, detail="taken out on request"))
+                    continue
                 if clip.id in self.give_up:
-                    raise ClipRejected(GIVEN_UP, "rejected by hand with --give-up")
-                sample = self.maker.make(clip)
-            except ClipRejected as error:
-                reject = Rejected(id=clip.id, reason=error.reason, detail=self._placeless(error.detail))
-                rejects.append(reject)
-                stages = self.maker.take_stages()
-                report(ClipDone(clip=clip.id, reason=reject.reason, detail=reject.detail, stages=stages))
-                continue
-            except OSError as error:  # the shard writer would take it for one of its own
-                raise StorageError(f"clip '{clip.id}' cannot be read: {error}") from error
-            begun = time.perf_counter()
-            yield sample
-            stages = {**self.maker.take_stages(), "write": time.perf_counter() - begun}
-            frames = int(sample.meta["frames"])
-            seconds = frames / self.recipe.vision.fps
-            report(ClipDone(clip=clip.id, frames=frames, seconds=seconds, stages=stages))
+                    outcome: Outcome = ClipRejected(GIVEN_UP, "rejected by hand with --give-up")
+                else:
+                    try:
+                        _, outcome = next(made)
+                    except OSError as error:  # the shard writer would take it for one of its own
+                        raise StorageError(f"clip '{at_work.clip}' cannot be read: {error}") from error
+                if isinstance(outcome, ClipRejected):
+                    reject = Rejected(
+                        id=clip.id, reason=outcome.reason, detail=self._placeless(outcome.detail)
+                    )
+                    rejects.append(reject)
+                    stages = self.maker.take_stages()
+                    report(ClipDone(clip=clip.id, reason=reject.reason, detail=reject.detail, stages=stages))
+                    continue
+                frames = int(outcome.meta["frames"])
+                begun = time.perf_counter()
+                yield outcome
+                stages = {**self.maker.take_stages(), "write": time.perf_counter() - begun}
+                seconds = frames / self.recipe.vision.fps
+                report(ClipDone(clip=clip.id, frames=frames, seconds=seconds, stages=stages))
 
     def _placeless(self, detail: str) -> str:
         """A reject's detail without the corpus' place, which would make the shard depend on the machine."""

@@ -152,12 +152,13 @@ class Pool:
         return sum(worker.unit is not None for worker in self._workers)
 
     def start(self, unit: Unit, tar_stored: bool, exact: bool = False) -> None:
-        """Give the unit to an idle actor. `exact` makes the actor wait until each of its events was seen."""
+        """Give the unit to an idle actor. `exact` makes the actor go clip by clip and wait until each of
+        its events was seen, so that the clip in work at its death is known."""
         worker = next(worker for worker in self._workers if worker.hello is None and worker.unit is None)
         options: dict[str, Any] = {"num_returns": "streaming"}
         if exact:
             options["_generator_backpressure_num_objects"] = 1
-        worker.events = worker.handle.work.options(**options).remote(unit, self._digest, tar_stored)
+        worker.events = worker.handle.work.options(**options).remote(unit, self._digest, tar_stored, exact)
         worker.unit, worker.started, worker.clips_done, worker.timed_out = unit, time.monotonic(), 0, False
 
     def wait(self, timeout_s: float) -> list[tuple[Unit, Event]]:

@@ -49,11 +49,19 @@ class SampleMaker:
         stages, self.stages = self.stages, {}
         return stages
 
+    def spent(self, stage: str, seconds: float) -> None:
+        """Count time spent in a stage elsewhere."""
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
     def make(self, clip: Clip) -> Sample:
         """The sample of `clip`. Raises ClipRejected for what lies in its bytes, other errors for the rest."""
-        vision = self.recipe.vision
         with self._stage("decode"):
-            decoded = decode_clip(clip, vision)
+            decoded = decode_clip(clip, self.recipe.vision)
+        return self.finish(clip, decoded)
+
+    def finish(self, clip: Clip, decoded: DecodedClip) -> Sample:
+        """The sample of a clip that is decoded already. The errors are those of `make`."""
+        vision = self.recipe.vision
         with self._stage("segment"):
             segments_N2 = segment_clip(decoded, self.recipe.segmentation)
         with self._stage("text"):
@@ -94,7 +102,7 @@ class SampleMaker:
         try:
             yield
         finally:
-            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - begun
+            self.spent(name, time.perf_counter() - begun)
 
 
 def metadata(clip: Clip, glosses: list[str], decoded: DecodedClip) -> dict[str, Any]:

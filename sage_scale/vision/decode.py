@@ -9,11 +9,13 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -23,7 +25,9 @@ from sage_scale.errors import ClipRejected, StorageError
 from sage_scale.vision.frame_folders import read_folder
 from sage_scale.vision.keypoint_files import read_keypoints
 from sage_scale.vision.sampling import check_interval, check_length, nearest_frames
-from sage_scale.vision.video_files import read_video
+from sage_scale.vision.signer import sidecar, signer_region
+from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures, read_clip, read_clips
+from sage_scale.vision.video_frames import Tally
 
 GREY_SIZE = 48
 """Side of the grey pictures kept for every frame, pixels: a hand is still 5 to 8 pixels wide."""
@@ -75,53 +79,121 @@ class DecodedClip:
 
 def decode_clip(clip: Source, vision: Vision) -> DecodedClip:
     """Decode `clip` as `vision` says; ClipRejected names what is wrong with it."""
-    path = _local_path(clip.video)
-    colour = not (vision.kind == "features" and vision.backbone == "keypoints")
-    common: dict[str, Any] = {
-        "start_s": clip.start_s,
-        "end_s": clip.end_s,
-        "fps": vision.fps,
-        "stride": vision.frame_stride,
-        "size": vision.size,
-        "grey_size": GREY_SIZE,
-        "min_frames": vision.min_frames,
-        "max_frames": vision.max_frames,
-        "colour": colour,
-    }
+    path = local_path(clip.video)
     check_interval(clip.start_s, clip.end_s, None)
-    grey_THW: np.ndarray | None = None
-    keypoints_TKC: np.ndarray | None = None
-    frames = np.zeros((0, vision.size, vision.size, 3), np.uint8)
+    with _storage(path):
+        kind = _kind(path, vision)
+        if kind == "keypoints":
+            file = path if path.suffix.lower() in KEYPOINT_SUFFIXES else sidecar(path)
+            assert file is not None, (
+                "a video or folder is of this kind only if a keypoint file lies beside it"
+            )
+            keypoints_TKC, source_fps = _decode_keypoints(file, clip, vision)
+            return _decoded(clip, vision, keypoints_TKC=keypoints_TKC, source_fps=source_fps)
+        interval = _interval(clip, path, vision)
+        pictures = _pictures(vision, folder=kind == "folder")
+        if kind == "folder":
+            return _with_pictures(
+                clip, vision, read_folder(path, interval, pictures, source_fps=vision.source_fps)
+            )
+        return _with_pictures(clip, vision, read_clip(path, interval, pictures))
+
+
+def decode_clips(
+    clips: Sequence[Source], vision: Vision, tally: Tally | None = None
+) -> Iterator[tuple[int, DecodedClip | ClipRejected]]:
+    """(place in `clips`, decoded clip or why there is none) for clips of one video, in the order in which they become
+    complete; each the same bytes as `decode_clip` gives.
+
+    A video file is read once for all of them; memory is that of the clips that overlap at one moment.
+    """
     try:
-        if path.suffix.lower() in KEYPOINT_SUFFIXES and path.is_file():
-            keypoints_TKC, source_fps = _decode_keypoints(path, clip, vision)
-        elif not colour:
-            raise ClipRejected("no-keypoints", f"{path.name} is not a keypoint file (.npz, .pose)")
-        elif path.is_dir():
-            source_fps = vision.source_fps
-            stretch = vision.fit != "crop"
-            frames, grey_THW = read_folder(path, source_fps=source_fps, stretch=stretch, **common)
-        elif path.is_file():
-            frames, grey_THW, source_fps = read_video(path, stretch=vision.fit == "stretch", **common)
-        elif os.path.lexists(path):
-            raise ClipRejected("unreadable", f"{path.name} is neither a file nor a folder")
-        else:
-            raise ClipRejected("missing", f"there is no {path.name}")
+        path = local_path(clips[0].video)
+        with _storage(path):
+            one_pass = _kind(path, vision) == "video"
+    except ClipRejected:
+        one_pass = False
+    if not one_pass or len(clips) == 1:
+        for place, clip in enumerate(clips):
+            try:
+                yield place, decode_clip(clip, vision)
+            except ClipRejected as rejected:
+                yield place, rejected
+        return
+    places: list[int] = []
+    intervals: list[Interval] = []
+    for place, clip in enumerate(clips):
+        try:
+            check_interval(clip.start_s, clip.end_s, None)
+            with _storage(path):
+                interval = _interval(clip, path, vision)
+        except ClipRejected as rejected:
+            yield place, rejected
+            continue
+        places.append(place)
+        intervals.append(interval)
+    with _storage(path):
+        for number, outcome in read_clips(path, intervals, _pictures(vision), tally):
+            place = places[number]
+            if isinstance(outcome, ClipRejected):
+                yield place, outcome
+            else:
+                yield place, _with_pictures(clips[place], vision, outcome)
+
+
+@contextlib.contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    """What the file system says against reading a file is no fault of its clips."""
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             f"{path}: {error.strerror or error}; the clip was not rejected, run again"
-        ) from None
-    counted = keypoints_TKC if keypoints_TKC is not None else grey_THW
-    assert counted is not None, "every branch above read one of them or raised"
-    return DecodedClip(
-        clip=clip,
-        frames=frames,
-        total_frames=len(counted),
+        ) from error
+
+
+def _kind(path: Path, vision: Vision) -> Literal["video", "folder", "keypoints"]:
+    if path.suffix.lower() in KEYPOINT_SUFFIXES and path.is_file():
+        return "keypoints"
+    if vision.kind == "features" and vision.backbone == "keypoints":
+        if sidecar(path) is not None:
+            return "keypoints"
+        raise ClipRejected("no-keypoints", f"{path.name} is not a keypoint file (.npz, .pose)")
+    if path.is_dir():
+        return "folder"
+    if path.is_file():
+        return "video"
+    if os.path.lexists(path):
+        raise ClipRejected("unreadable", f"{path.name} is neither a file nor a folder")
+    raise ClipRejected("missing", f"there is no {path.name}")
+
+
+def _pictures(vision: Vision, folder: bool = False) -> Pictures:
+    return Pictures(
         fps=vision.fps,
         stride=vision.frame_stride,
-        source_fps=source_fps,
-        grey_THW=grey_THW,
-        keypoints_TKC=keypoints_TKC,
+        size=vision.size,
+        grey_size=GREY_SIZE,
+        stretch=vision.fit == "stretch" or (folder and vision.fit == "auto"),
+        min_frames=vision.min_frames,
+        max_frames=vision.max_frames,
+    )
+
+
+def _interval(clip: Source, path: Path, vision: Vision) -> Interval:
+    region = signer_region(path, clip.start_s, clip.end_s, vision) if vision.fit == "signer" else None
+    return Interval(clip.start_s, clip.end_s, region)
+
+
+def _with_pictures(clip: Source, vision: Vision, read: ClipPictures) -> DecodedClip:
+    return _decoded(clip, vision, frames=read.frames, grey_THW=read.grey_THW, source_fps=read.source_fps)
+
+
+def _decoded(clip: Source, vision: Vision, **values: Any) -> DecodedClip:
+    counted = values["keypoints_TKC"] if "keypoints_TKC" in values else values["grey_THW"]
+    values.setdefault("frames", np.zeros((0, vision.size, vision.size, 3), np.uint8))
+    return DecodedClip(
+        clip=clip, total_frames=len(counted), fps=vision.fps, stride=vision.frame_stride, **values
     )
 
 
@@ -136,7 +208,8 @@ def _decode_keypoints(path: Path, clip: Source, vision: Vision) -> tuple[np.ndar
     return keypoints_SKC[chosen_T], source_fps
 
 
-def _local_path(video: str) -> Path:
+def local_path(video: str) -> Path:
+    """The path that a clip's video names. Raises ClipRejected where it is no path of a file system."""
     if video.startswith("file://"):
         video = video.removeprefix("file://")
     elif "://" in video:

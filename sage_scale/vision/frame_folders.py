@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sage_scale.errors import ClipRejected
-from sage_scale.vision.crop import check_picture, plan_square
+from sage_scale.vision.crop import Region, check_picture, plan_cut, plan_square
 from sage_scale.vision.sampling import check_length, nearest_frames
+from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
@@ -23,36 +24,21 @@ def list_pictures(folder: Path) -> list[Path]:
     )
 
 
-def read_folder(
-    folder: Path,
-    *,
-    source_fps: float,
-    start_s: float,
-    end_s: float | None,
-    fps: float,
-    stride: int,
-    size: int,
-    grey_size: int,
-    stretch: bool,
-    min_frames: int,
-    max_frames: int,
-    colour: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Stride-grid frames uint8 (n, size, size, 3) and grey frames (T, grey, grey) of a folder of pictures."""
+def read_folder(folder: Path, interval: Interval, pictures: Pictures, *, source_fps: float) -> ClipPictures:
+    """The pictures of a stretch of a folder, whose files are `source_fps` a second."""
     files = list_pictures(folder)
     if not files:
         raise ClipRejected("empty", "a folder without pictures")
-    chosen_T = nearest_frames(len(files), source_fps, fps, start_s, end_s)
-    check_length(len(chosen_T), min_frames, max_frames)
+    chosen_T = nearest_frames(len(files), source_fps, pictures.fps, interval.start_s, interval.end_s)
+    check_length(len(chosen_T), pictures.min_frames, pictures.max_frames)
     frames: list[np.ndarray] = []
     greys: list[np.ndarray] = []
     for k, index in enumerate(chosen_T):
         picture = _open(files[index])
-        if colour and k % stride == 0:
-            frames.append(_square(picture, size, stretch))
-        greys.append(_square(picture.convert("L"), grey_size, stretch))
-    stacked = np.stack(frames) if frames else np.zeros((0, size, size, 3), np.uint8)
-    return stacked, np.stack(greys)
+        if k % pictures.stride == 0:
+            frames.append(_square(picture, pictures.size, pictures.stretch, interval.region))
+        greys.append(_square(picture.convert("L"), pictures.grey_size, pictures.stretch, interval.region))
+    return ClipPictures(np.stack(frames), np.stack(greys), source_fps)
 
 
 def _open(path: Path) -> Image.Image:
@@ -66,7 +52,11 @@ def _open(path: Path) -> Image.Image:
         raise ClipRejected("unreadable", f"picture {path.name}: {type(error).__name__}") from None
 
 
-def _square(picture: Image.Image, size: int, stretch: bool) -> np.ndarray:
+def _square(picture: Image.Image, size: int, stretch: bool, region: Region | None) -> np.ndarray:
+    if region is not None:
+        box = plan_cut(*picture.size, region, turns=0)
+        corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+        return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=corners))
     plan = plan_square(*picture.size, size, stretch=stretch)
     scaled = picture.resize((plan.width, plan.height), Image.Resampling.BILINEAR)
     return plan.cut(np.asarray(scaled))

@@ -8,7 +8,7 @@ one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -54,6 +54,46 @@ def nearest_frames(
     return np.clip(index, 0, source_frames - 1)
 
 
+class StreamSampler(Generic[Frame]):
+    """Picks frames for one clip from a stream whose end is not known, given to it one by one.
+
+    Never holds more than one frame: the last one, until the next tells how far it reaches.
+    """
+
+    def __init__(self, fps: float, start_s: float, end_s: float | None, max_frames: int) -> None:
+        self.fps, self.start_s, self.max_frames = fps, start_s, max_frames
+        self._wanted = None if end_s is None else round((end_s - start_s) * fps)
+        self._held: tuple[float, float, Frame] | None = None
+        self._next = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the clip has all its frames; more need not be decoded."""
+        return self._wanted is not None and self._held is not None and self._next >= self._wanted
+
+    def push(self, time_s: float, duration_s: float, frame: Frame) -> Iterator[tuple[int, Frame]]:
+        """(k, frame) for what this frame decides; times rise, in seconds. Raises ClipRejected `too-long`."""
+        if self._held is not None:
+            yield from self._until((self._held[0] + time_s) / 2 + _EPSILON_S, self._wanted)
+        self._held = (time_s, duration_s, frame)
+
+    def finish(self) -> Iterator[tuple[int, Frame]]:
+        """(k, frame) for what is left when the stream has ended."""
+        if self._held is None:
+            return
+        total = round((self._held[0] + self._held[1] - self.start_s) * self.fps)
+        yield from self._until(None, total if self._wanted is None else min(self._wanted, total))
+
+    def _until(self, time_s: float | None, stop: int | None) -> Iterator[tuple[int, Frame]]:
+        assert self._held is not None
+        while (stop is None or self._next < stop) and (
+            time_s is None or self.start_s + self._next / self.fps <= time_s
+        ):
+            check_length(self._next + 1, 0, self.max_frames)
+            yield self._next, self._held[2]
+            self._next += 1
+
+
 def sample_stream(
     timed_frames: Iterable[tuple[float, float, Frame]],
     fps: float,
@@ -66,24 +106,9 @@ def sample_stream(
     Works without knowing the end in advance and never holds more than one frame. Raises ClipRejected
     `too-long` as soon as more than `max_frames` frames are asked for.
     """
-    wanted = None if end_s is None else round((end_s - start_s) * fps)
-    k = 0
-    held: tuple[float, float, Frame] | None = None
+    sampler: StreamSampler[Frame] = StreamSampler(fps, start_s, end_s, max_frames)
     for time_s, duration_s, frame in timed_frames:
-        if held is not None:
-            middle_s = (held[0] + time_s) / 2
-            while start_s + k / fps <= middle_s + _EPSILON_S and (wanted is None or k < wanted):
-                check_length(k + 1, 0, max_frames)
-                yield k, held[2]
-                k += 1
-        held = (time_s, duration_s, frame)
-        if wanted is not None and k >= wanted:
+        yield from sampler.push(time_s, duration_s, frame)
+        if sampler.done:
             return
-    if held is None:
-        return
-    stop_s = held[0] + held[1]
-    total = round((stop_s - start_s) * fps)
-    while k < (total if wanted is None else min(wanted, total)):
-        check_length(k + 1, 0, max_frames)
-        yield k, held[2]
-        k += 1
+    yield from sampler.finish()

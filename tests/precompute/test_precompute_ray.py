@@ -127,14 +127,14 @@ def test_a_clip_that_kills_its_actor_is_named_and_only_given_up_by_hand(
 
     class Mortal(UnitWorker):  # in here, so that Ray sends its code and not its name
         def hello(self):
-            make = self.maker.make
+            finish = self.maker.finish
 
-            def deadly(clip):
+            def deadly(clip, decoded):
                 if clip.id == fatal:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return make(clip)
+                return finish(clip, decoded)
 
-            self.maker.make = deadly
+            self.maker.finish = deadly
             return super().hello()
 
     recipe = recipe_for(corpus_root, precompute={"actors": 1, "max_restarts": 2})

@@ -84,7 +84,7 @@ def test_what_lies_in_the_machine_never_rejects(corpus_root: Path, tmp_path: Pat
         (OSError(errno.ENOSPC, "No space left on device"), "full"),
         (IndexError("a defect"), "error"),
     ):
-        monkeypatch.setattr(worker.maker, "make", lambda clip, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(worker.maker, "finish", lambda *_, error=error: (_ for _ in ()).throw(error))
         *before, last = worker.work(unit, DIGEST)
         assert isinstance(last, UnitFailed) and last.kind == kind and last.clip == unit.clips[0].id
         assert before == [] and list(tmp_path.iterdir()) == []
@@ -156,3 +156,63 @@ def test_the_stored_tar_wins_over_other_bytes(corpus_root: Path, tmp_path: Path)
 )
 def test_the_source_is_a_media_fragment_without_a_path(clip: Clip, name: str) -> None:
     assert source_name(clip) == name
+
+
+def long_video(folder: Path, order: list[int]) -> tuple[Unit, Path]:
+    """A unit of overlapping clips of one video, in an order of the manifest's own, between two other videos."""
+    video = folder / "long.mp4"
+    write_video(video, frames=400, seed=1)
+    for name, seed in (("first", 2), ("last", 3)):
+        write_video(folder / f"{name}.mp4", frames=30, seed=seed)
+    spans = [Clip(id=f"{k}", video=str(video), start_s=k * 1.5, end_s=k * 1.5 + 2) for k in order]
+    ends = [Clip(id=name, video=str(folder / f"{name}.mp4")) for name in ("first", "last")]
+    return unit_of(ends[0], *spans, ends[1]), video
+
+
+@pytest.mark.parametrize("order", [list(range(9)), [4, 0, 8, 1, 7, 2, 6, 3, 5]])
+def test_one_pass_over_a_video_gives_the_bytes_of_clip_by_clip_in_the_order_of_the_plan(
+    tmp_path: Path, monkeypatch, order: list[int]
+) -> None:
+    from sage_scale.precompute import unit_clips
+
+    unit, _ = long_video(tmp_path, order)
+    recipe = recipe_for(tmp_path)
+    for name, alone, waiting in (("alone", True, 2**20), ("pass", False, 2**20), ("file", False, 4000)):
+        monkeypatch.setattr(unit_clips.Waiting.__init__, "__defaults__", (waiting,))
+        *done, last = UnitWorker(recipe, str(tmp_path / name)).work(unit, DIGEST, alone=alone)
+        assert isinstance(last, UnitDone) and [event.clip for event in done] == [c.id for c in unit.clips]
+    assert hashes(tmp_path / "pass") == hashes(tmp_path / "alone") == hashes(tmp_path / "file")
+
+
+def test_a_rejected_clip_leaves_the_others_of_its_video(tmp_path: Path) -> None:
+    unit, video = long_video(tmp_path, [0, 1, 2])
+    beyond = Clip(id="beyond", video=str(video), start_s=99, end_s=101)
+    long = Clip(id="long", video=str(video), start_s=0.5, end_s=15)
+    gone = Clip(id="gone", video=str(tmp_path / "gone.mp4"))
+    unit = unit_of(beyond, unit.clips[1], long, gone, *unit.clips[2:])
+    recipe = recipe_for(tmp_path, vision={"max_frames": 200})
+    *done, last = UnitWorker(recipe, str(tmp_path / "out"), give_up=frozenset({"1"})).work(unit, DIGEST)
+    assert [(event.clip, event.reason) for event in done] == [
+        ("beyond", "beyond-end"), ("0", ""), ("long", "too-long"), ("gone", "missing"), ("1", "given-up"), ("2", ""),
+        ("last", ""),
+    ]  # fmt: skip
+    assert isinstance(last, UnitDone) and last.marker.reasons == {
+        "beyond-end": 1, "too-long": 1, "missing": 1, "given-up": 1,
+    }  # fmt: skip
+
+
+def test_a_failure_names_the_clip_in_work_also_before_its_turn(tmp_path: Path, monkeypatch) -> None:
+    unit, _ = long_video(tmp_path, [3, 2, 1, 0])
+    worker = UnitWorker(recipe_for(tmp_path), str(tmp_path / "out"))
+    finish = worker.maker.finish
+
+    def fails(clip: Clip, decoded):
+        if clip.id == "1":
+            raise MemoryError
+        return finish(clip, decoded)
+
+    monkeypatch.setattr(worker.maker, "finish", fails)
+    for alone, done in ((False, ["first"]), (True, ["first", "3", "2"])):
+        *events, last = worker.work(unit, DIGEST, alone=alone)
+        assert isinstance(last, UnitFailed) and (last.kind, last.clip) == ("memory", "1")
+        assert [event.clip for event in events] == done  # alone, the first not told of is the one in work

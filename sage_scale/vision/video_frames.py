@@ -1,0 +1,176 @@
+"""The frames of an open video from any place on, timed from its first frame; and when it pays to seek.
+
+A seek is right when the first frame it gives is not behind the place asked for. Containers without an index land where
+they like: then an earlier place is tried, and at last the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import av
+from av.video.frame import VideoFrame
+
+from sage_scale.errors import ClipRejected
+from sage_scale.vision.crop import check_picture
+from sage_scale.vision.video_files import video_stream, words
+
+SKIP_S = 1.0
+"""A seek pays where it spares decoding at least this much video, seconds: it empties the decoder, which costs as much
+as a few frames."""
+SKIP_WITHOUT_INDEX_S = 30.0
+"""The same where the container has no index of key frames, and a seek may land anywhere before its target."""
+_NO_SEEKS = {"mpeg", "mpegvideo", "h264", "hevc", "rm"}
+"""Formats whose times after a seek are guesses (or none): an MPEG program stream comes back half a frame off."""
+_STEPS_BACK_S = (0.0, 4.0, 16.0)
+_EPSILON_S = 1e-6
+
+
+@dataclass
+class Tally:
+    """What reading a video took."""
+
+    decoded: int = 0
+    """Frames that left the decoder."""
+    seeks: int = 0
+    """Jumps within the file."""
+    passes: int = 0
+    """Times the file was opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedFrame:
+    """A decoded frame and when it is shown."""
+
+    time_s: float
+    """Seconds from the video's first frame."""
+    duration_s: float
+    frame: VideoFrame
+    sound: bool
+    """False where decoder or container complained of it: a frame after a seek may then look otherwise."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How reading a file from its beginning to its end ended."""
+
+    last_end_s: float
+    """End of the last frame that could be decoded, seconds."""
+    error: ClipRejected | None
+    """What ended it before the file's end."""
+
+
+class FrameReader:
+    """Reads one open video file, from wherever it is told to."""
+
+    def __init__(self, container: Any, stream: Any, tally: Tally, reopen: Callable[[], Any]) -> None:
+        """`reopen` gives the same file as a new container: some formats never find back from a seek."""
+        self.container, self.stream, self.tally, self._reopen = container, stream, tally, reopen
+        self.last_end_s = 0.0
+        """End of the last decoded frame, seconds."""
+        self.from_beginning = False
+        """Whether the last reading began at the file's beginning."""
+        self.rate = float(stream.average_rate or stream.guessed_rate or 25)
+        self._can_seek = container.format.name not in _NO_SEEKS
+        self._fresh = True  # nothing read yet: the beginning needs no seek
+        self._time_base = float(stream.time_base)
+        self._origin = stream.start_time or 0
+
+    def frames_from(self, start_s: float, known: Ending | None = None) -> Iterator[TimedFrame]:
+        """Frames in order, the first of them at or before `start_s` wherever the video has one.
+
+        `known` is how reading from the beginning ends, where that was found out before: it is not read again only to
+        come to the same end before `start_s`. Raises ClipRejected `corrupt`.
+        """
+        self.last_end_s, self.from_beginning = 0.0, False
+        if start_s > 0 and self._can_seek:
+            for back_s in _STEPS_BACK_S:
+                if back_s >= start_s or not self._seek(start_s - back_s):
+                    break
+                frames = self._decode(started=False)
+                first = next(frames, None)
+                if first is not None and first.time_s <= start_s + _EPSILON_S:
+                    yield first
+                    yield from frames
+                    return
+                frames.close()
+                if first is None and known is not None and known.error is None:
+                    break  # behind the file's end
+        if known is not None and known.last_end_s <= start_s:
+            self.last_end_s = known.last_end_s
+            if known.error is not None:
+                raise ClipRejected(known.error.reason, known.error.detail)
+            return
+        self.from_beginning = True
+        if not self._fresh:
+            self._can_seek = False  # a seek led nowhere
+            self.container = self._reopen()
+            self.stream = video_stream(self.container)
+        yield from self._decode(started=True)
+
+    def skip_pays(self, start_s: float) -> bool:
+        """Whether a seek to `start_s` spares more than it costs, having read to where reading is now.
+
+        With an index the key frame it would land on is known: it must lie SKIP_S ahead. Without one the gap itself must
+        be SKIP_WITHOUT_INDEX_S, more than the distance of key frames in nearly all videos.
+        """
+        here_s = self.last_end_s
+        if not self._can_seek or start_s - here_s < SKIP_S:
+            return False
+        entries = self.stream.index_entries
+        if entries is not None and len(entries):
+            at = entries.search_timestamp(self._ticks(start_s))
+            if at >= 0 and (entries[at].timestamp - self._origin) * self._time_base - here_s >= SKIP_S:
+                return True
+            if entries[len(entries) - 1].timestamp >= self._ticks(start_s):  # the index covers the place
+                return False
+        return start_s - here_s >= SKIP_WITHOUT_INDEX_S
+
+    def _ticks(self, time_s: float) -> int:
+        return int(time_s / self.stream.time_base) + self._origin
+
+    def _seek(self, time_s: float) -> bool:
+        self._fresh = False
+        try:
+            self.container.seek(self._ticks(time_s), stream=self.stream, backward=True)
+        except av.error.FFmpegError:
+            return False
+        self.tally.seeks += 1
+        return True
+
+    def _decode(self, started: bool) -> Generator[TimedFrame, None, None]:
+        """Frames in rising time. After a seek (not `started`) they begin with a key frame, since others may lack what
+        they were predicted from; one without a time ends them, since nobody knows which it is."""
+        self._fresh = False
+        previous_s: float | None = None
+        sound = True
+        try:
+            for frame in self.container.decode(self.stream):
+                self.tally.decoded += 1
+                check_picture(frame.width, frame.height)
+                if not started and previous_s is None and (frame.is_corrupt or not frame.key_frame):
+                    continue
+                if frame.pts is not None:
+                    time_s = (frame.pts - self._origin) * self._time_base
+                elif not started:
+                    return
+                else:
+                    time_s = 0.0 if previous_s is None else previous_s + 1 / self.rate
+                if previous_s is not None and time_s <= previous_s:
+                    sound = False
+                    continue
+                duration_s = (frame.duration or 0) * self._time_base
+                if not 0 < duration_s <= 1:
+                    duration_s = 1 / self.rate
+                previous_s = time_s
+                self.last_end_s = time_s + duration_s
+                yield TimedFrame(time_s, duration_s, frame, sound and not frame.is_corrupt)
+                sound = True
+        except av.error.ExitError:
+            raise  # the file system hangs
+        except av.error.MemoryError:
+            raise MemoryError(f"no memory to decode {self.container.name}") from None
+        except av.error.FFmpegError as error:
+            raise ClipRejected("corrupt", f"{words(error)} after {self.last_end_s:.2f} s") from None
