@@ -119,9 +119,10 @@ class Vision:
     """JPEG quality of stored frames, 1 to 95."""
     background: Literal["none", "median"] = "none"
     """median stores the clip's median frame as well and training subtracts it (a still camera is needed)."""
-    fit: Literal["auto", "crop", "stretch"] = "auto"
+    fit: Literal["auto", "crop", "stretch", "signer"] = "auto"
     """How a picture becomes a square: its middle, or stretched; auto crops video files and stretches folders of
-    frames, as the field does with PHOENIX14T's 210 x 260."""
+    frames, as the field does with PHOENIX14T's 210 x 260; signer cuts out the signing space that a keypoint file beside
+    the video (talk.pose or talk.npz for talk.mp4) shows, and the middle where there is none."""
     source_fps: float = 25.0
     """Frame rate of sources that do not state one (folders of frames, keypoint files), frames per second."""
     keypoint_velocities: bool = False

@@ -10,6 +10,8 @@ VIDEO_SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".npz", ".pose",
 ))  # fmt: skip
 """Endings, in lower case, of the files that are taken for videos (or their keypoints)."""
+KEYPOINT_SUFFIXES = frozenset((".npz", ".pose"))
+"""Endings of keypoint files; one beside a video of the same name belongs to it and is no clip of its own."""
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 
 

@@ -27,7 +27,7 @@ from sage_scale.corpora.caption_filters import filter_cues
 from sage_scale.corpora.captions import SUFFIXES, parse_seconds, read_captions
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
 from sage_scale.corpora.folders import corpus_folder, read_text
-from sage_scale.corpora.media import VIDEO_SUFFIXES, walk
+from sage_scale.corpora.media import KEYPOINT_SUFFIXES, VIDEO_SUFFIXES, walk
 from sage_scale.corpora.rolling import merge_rolling
 
 SPLITS = ("train", "dev", "test")
@@ -80,6 +80,16 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _without_sidecars(names: list[str]) -> list[str]:
+    """The videos without the keypoint files that lie beside one of the same name and belong to it."""
+    pictures = {Path(name).stem for name in names if Path(name).suffix.lower() not in KEYPOINT_SUFFIXES}
+    return [
+        name
+        for name in names
+        if Path(name).suffix.lower() not in KEYPOINT_SUFFIXES or Path(name).stem not in pictures
+    ]
+
+
 class _Folder:
     """One folder's videos, sentences and complaints."""
 
@@ -89,7 +99,9 @@ class _Folder:
         self.place = "/".join(_plain(part) for part in folder.relative_to(root).parts)
         self.split = next((part for part in self.place.split("/") if part in SPLITS), "train")
         self.names = names
-        self.videos = [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        self.videos = _without_sidecars(
+            [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        )
         self.rejected: list[Rejected] = []
 
     def clips(self) -> Iterator[Clip]:
