@@ -169,18 +169,18 @@ def test_a_clip_that_outgrows_its_actors_memory_is_named_and_the_machine_never_n
 
             from sage_scale.precompute.memory import own_memory_mb
 
-            make = self.maker.make
+            finish = self.maker.finish
 
-            def devour(clip):
+            def devour(clip, decoded):
                 held = []
                 while clip.id == fatal and len(held) < 300:
                     held.append(bytearray(b"x") * (20 * 2**20))
                     with seen.open("a") as file:
                         file.write(f"{os.getpid()} {own_memory_mb():.0f}\n")
                     time.sleep(0.01)
-                return make(clip)
+                return finish(clip, decoded)
 
-            self.maker.make = devour
+            self.maker.finish = devour
             return super().hello()
 
     settings = {"actors": 2, "max_restarts": 9, "actor_memory_mb": budget_mb}
