@@ -2,6 +2,7 @@
 
 published:      cls_token, pos_embed, patch_embed.proj, blocks.{layer}.{norm1,attn.qkv,attn.proj,ls1.gamma,...}, norm
 transformers:   embeddings.*, encoder.layer.{layer}.{norm1,attention.{q,k,v,o}_proj,layer_scale1.lambda1,...}, layernorm
+its files:      as transformers, but attention.attention.{query,key,value} and attention.output.dense
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def read_dinov2_weights(path: str | Path) -> dict[str, Tensor]:
     file."""
     values = read_state_dict(Path(path))
     if "cls_token" not in values:
-        return {name.removeprefix("dinov2."): value for name, value in values.items()}
+        return {_file_name(name.removeprefix("dinov2.")): value for name, value in values.items()}
     renamed: dict[str, Tensor] = {}
     for name, value in values.items():
         if name in ("cls_token", "mask_token"):
@@ -42,3 +43,9 @@ def read_dinov2_weights(path: str | Path) -> dict[str, Tensor]:
         else:
             raise CheckpointError(f"{name}: not a tensor of a DINOv2")
     return renamed
+
+
+def _file_name(name: str) -> str:
+    """transformers' own files keep the names that its classes once had."""
+    name = re.sub(r"attention\.attention\.([qkv])(uery|ey|alue)\.", r"attention.\1_proj.", name)
+    return name.replace("attention.output.dense.", "attention.o_proj.")

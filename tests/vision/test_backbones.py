@@ -210,3 +210,14 @@ def test_a_transformers_folder_loads(tmp_path) -> None:
     assert {name: value.shape for name, value in values.items()} == {
         name: value.shape for name, value in model.state_dict().items()
     }
+
+
+def test_dinov2_as_transformers_writes_it(tmp_path) -> None:
+    """save_pretrained renames the attention's layers back to what the hub's files call them."""
+    config = Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    model, twin = Dinov2Model(config), Dinov2Model(config)
+    model.save_pretrained(tmp_path)
+    load_exactly(twin, read_dinov2_weights(tmp_path), tmp_path)
+    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())

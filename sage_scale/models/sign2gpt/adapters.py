@@ -151,7 +151,7 @@ class GatedCrossAttention(nn.Module):
         if self._memory.features_BSD is None or first.seen is None:
             return None
         (x_BLD, given_BLD), first.seen = first.seen, None
-        query = self._part(given_BLD, 0) + self.query(x_BLD)
+        query = self.part(given_BLD, 0) + self.query(x_BLD)
         keys, values = self._keys_and_values()
         mask_BS = self._memory.mask_BS
         assert mask_BS is not None
@@ -172,14 +172,14 @@ class GatedCrossAttention(nn.Module):
         given = [getattr(attention, name).base(signs_BSD) for name in form.inputs[-2:]]
         made = []
         for place, lora in ((1, self.key), (2, self.value)):
-            x_BSD = self._part(given[place - 1 if len(given) == 2 else 0], place) + lora(signs_BSD)
+            x_BSD = self.part(given[place - 1 if len(given) == 2 else 0], place) + lora(signs_BSD)
             x_BSHD = x_BSD.unflatten(-1, (-1, self.head))
             made.append(x_BSHD.repeat_interleave(self.groups, dim=2).transpose(1, 2))
         if memory.kept is not None:
             memory.kept[self.layer] = (made[0], made[1])
         return made[0], made[1]
 
-    def _part(self, given_BLD: Tensor, place: int) -> Tensor:
+    def part(self, given_BLD: Tensor, place: int) -> Tensor:
         """Queries (0), keys (1) or values (2) of what a projection gave: all of it, unless it joins the three."""
         if len(self._shared[2].inputs) == 3:
             return given_BLD
