@@ -19,6 +19,7 @@ from sage_scale.models.sign2gpt.decoder import SignDecoder
 from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel, clip_frames
+from sage_scale.text.punctuation import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 
 SIGNS = ("spatial.", "sign_encoder.")
@@ -98,9 +99,15 @@ class Sign2GptTranslator(SignFeatures):
         max_tokens: int = 64,
         length_penalty: float = 1.0,
     ) -> list[str]:
-        """A sentence for each clip by beam search, in the language that was trained: `languages` are not read."""
+        """A sentence for each clip by beam search, in the language that was trained; `languages` (BCP 47, one a clip)
+        say whose punctuation to bring back."""
         tokens_ND, lengths_B = self.encode(video)
-        return self.decoder.generate(tokens_ND, lengths_B, tokenizer, beams, max_tokens, length_penalty)
+        sentences = self.decoder.generate(tokens_ND, lengths_B, tokenizer, beams, max_tokens, length_penalty)
+        if not languages:
+            return sentences
+        return [
+            restore_punctuation(text, language) for text, language in zip(sentences, languages, strict=True)
+        ]
 
 
 def load_signs(module: SignFeatures, state: Mapping[str, Tensor]) -> None:
