@@ -126,12 +126,17 @@ def _check_sign2gpt(recipe: Recipe, need: Callable[[bool, str], None]) -> None:
         g.window == 0 or g.window % 2 == 1,
         f"{where}.window={g.window} must be odd, or 0 for global attention",
     )
-    need(g.layers >= 1 and 0 <= g.downsample_after < g.layers, f"{where}.downsample_after={g.downsample_after} must be "
-         f"0, or a layer before the last of {where}.layers={g.layers}")  # fmt: skip
+    need(0 <= g.downsample_after < max(g.layers, 1), f"{where}.downsample_after={g.downsample_after} must be 0, or a "
+         f"layer before the last of {where}.layers={g.layers}")  # fmt: skip
     need(
         g.width % (2 * g.heads) == 0,
         f"{where}.width={g.width} must be a multiple of twice {where}.heads={g.heads}",
     )
+    signs = g.spatial == "signs"
+    need(not signs or recipe.vision.kind == "features", f"{where}.spatial=signs wants vision.kind=features: sign "
+         "features that stage 1 has written")  # fmt: skip
+    need(not signs or recipe.model.feature_dim == g.width, f"{where}.spatial=signs: model.feature_dim="
+         f"{recipe.model.feature_dim} must be {where}.width={g.width}")  # fmt: skip
     need(g.lora_rank >= 1, f"{where}.lora_rank={g.lora_rank} must be at least 1")
     need(all(0 <= rate < 1 for rate in (g.dropout, g.drop_path, g.lora_dropout, p.dropout)),
          f"the dropout rates of {where} and prototypes must be at least 0 and below 1")  # fmt: skip

@@ -13,9 +13,10 @@ class Sign2Gpt:
     The language model is `model.language_model`: XGLM, or a model of the form of GPT-NeoX or Qwen2.
     """
 
-    spatial: Literal["dinov2", "resnet"] = "dinov2"
+    spatial: Literal["dinov2", "resnet", "signs"] = "dinov2"
     """Spatial model of frames: a vision transformer with adapters, or the ResNet of `model.backbone`, trained whole
-    (Table 7; depths 2, 2, 2, 2 is ResNet-18)."""
+    (Table 7; depths 2, 2, 2, 2 is ResNet-18). signs: neither it nor a sign encoder, since the dataset's features are
+    sign features Z already (Sign(Z)2GPT, Table 2; stage 2 only, vision.kind=features)."""
     vit_weights: str = ""
     """DINOv2 weights: the published .pth or a transformers file or folder; empty starts at random."""
     vit_width: int = 384
@@ -33,7 +34,7 @@ class Sign2Gpt:
     width: int = 512
     """Width of the sign encoder (section 4.2)."""
     layers: int = 4
-    """Its layers."""
+    """Its layers; 0 leaves it out (Table 10), with downsample_after=0."""
     heads: int = 8
     """Its attention heads."""
     ffn: int = 2048

@@ -36,8 +36,8 @@ def settings(**changed: Any) -> Sign2Gpt:
     return Sign2Gpt(**{**SMALL, **changed})
 
 
-def recipe(kind: str = "frames", **changed: Any) -> Recipe:
-    model = {"kind": "sign2gpt", "feature_dim": 5, "sign2gpt": {**SMALL, **changed}}
+def recipe(kind: str = "frames", feature_dim: int = 5, **changed: Any) -> Recipe:
+    model = {"kind": "sign2gpt", "feature_dim": feature_dim, "sign2gpt": {**SMALL, **changed}}
     model["backbone"] = {"depths": [1, 1], "widths": [4, 6]}
     return from_mapping(
         {"vision": {"size": 20, "crop": 16, "kind": kind}, "model": model, "prototypes": {"dim": 6}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models.small_models import SENTENCES
@@ -20,6 +22,19 @@ TABLE_1B = {
     "sign encoder": (12_613_632, 12_613_632),
     "decoder": (1_736_710_528, 3_803_520),
 }
+
+
+def test_counts_of_the_ablations():
+    """ResNet-18 has the published 11,176,512 parameters, all trained (Table 7: "11 million")."""
+    resnet = ["model.sign2gpt.spatial=resnet", "model.backbone.depths=[2,2,2,2]"]
+    spatial = describe(load_recipe("sign2gpt-phoenix14t", resnet))[0]
+    assert spatial.parameters == spatial.stage2 == 11_176_512 + 512 * 512 + 512 + 2 * 512
+    signs = ["model.sign2gpt.spatial=signs", "vision.kind=features"]
+    parts = describe(load_recipe("sign2gpt-phoenix14t", signs))
+    assert [(part.name, part.stage2) for part in parts] == [("decoder", 3_803_520)]
+    bare = ["model.sign2gpt.layers=0", "model.sign2gpt.downsample_after=0", "model.sign2gpt.vit_adapted=0"]
+    without = describe(load_recipe("sign2gpt-phoenix14t", bare))
+    assert [part.stage2 for part in without] == [512 * 384 + 512 + 2 * 512, 0, 3_803_520]
 
 
 @pytest.mark.parametrize("name", ["sign2gpt-phoenix14t", "sign2gpt-csl-daily"])
@@ -126,6 +141,45 @@ def test_frozen_signs_leave_the_decoders_adapters_alone():
     model.freeze_signs()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained and all(name.startswith("decoder.") for name in trained)
+
+
+def test_sign_features_that_were_written_once_give_the_same_loss_as_their_video():
+    """Sign(Z)2GPT: Z of a stage-1 model as the dataset's features, the decoder alone behind them."""
+    whole = moved(translator())
+    Z_ND, lengths_B = whole.encode(video())
+    stored = replace(video(), frames_FCHW=None, features_FC=Z_ND.detach(), segment_frames_N=lengths_B)
+    signs = Sign2GptTranslator(
+        recipe("features", spatial="signs", feature_dim=16), language_model("xglm")
+    ).eval()
+    decoder = {name: value for name, value in whole.state_dict().items() if name.startswith("decoder.")}
+    signs.load_state_dict(decoder)
+    texts = make_texts(xglm_tokenizer(), SENTENCES[:3])
+    torch.testing.assert_close(signs(stored, *texts)[0], whole(video(), *texts)[0])
+    with pytest.raises(ValueError, match="sign features"):
+        signs(video(), *texts)
+
+
+def test_without_sign_encoder_the_spatial_rows_are_the_tokens():
+    model = pretrainer(layers=0, downsample_after=0)
+    tokens_ND, lengths_B = model.encode(video())
+    assert torch.equal(tokens_ND, model.spatial(video())) and lengths_B.tolist() == [7, 12, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_under_autocast_losses_and_gradients_are_near_those_of_float32(dtype):
+    exact, rounded = (moved(translator(language_dtype=kind)).train() for kind in ("float32", dtype))
+    texts = make_texts(xglm_tokenizer(), SENTENCES[:3])
+    wanted = exact(video(), *texts, 0.1)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = rounded(video(), *texts, 0.1)[0]
+    assert got.dtype == torch.float32 and got.item() == pytest.approx(wanted.item(), rel=0.03)
+    for loss in (wanted, got):
+        loss.backward()
+    a, b = (
+        torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        for model in (exact, rounded)
+    )
+    assert torch.cosine_similarity(a, b, dim=0) > 0.97
 
 
 def test_biases_norms_gates_layer_scale_and_temperatures_are_not_decayed():

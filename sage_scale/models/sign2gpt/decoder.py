@@ -17,7 +17,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
 from sage_scale.models.language import subwords
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
-from sage_scale.models.sign2gpt.positions import TokenPositions
+from sage_scale.models.sign2gpt.positions import TokenPositions, places
 from sage_scale.vision.draws import mix
 
 
@@ -77,8 +77,7 @@ class SignDecoder(nn.Module):
     def _show(
         self, tokens_ND: Tensor, lengths_B: Tensor, draws_B: Tensor | None, length: int, keep: bool = False
     ) -> None:
-        place_N = torch.cat([torch.arange(int(n), device=tokens_ND.device) for n in lengths_B.tolist()])
-        projected_ND = self.project(self.positions(tokens_ND, place_N))
+        projected_ND = self.project(self.positions(tokens_ND, places(lengths_B)[1]))
         features_BSD, mask_BS = pad_packed(projected_ND, lengths_B)
         self.memory.show(features_BSD.to(self.language_model.dtype), mask_BS, keep)
         for salt, draws, rows in (

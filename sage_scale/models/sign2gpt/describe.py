@@ -26,16 +26,15 @@ _XGLM = {
 
 
 def sign2gpt_modules(recipe: Recipe) -> dict[str, nn.Module]:
-    """The three parts of Table 1b by name, without values."""
+    """The parts of Table 1b by name, without values."""
     settings = replace(recipe.model.sign2gpt, vit_weights="")
     recipe = replace(recipe, model=replace(recipe.model, sign2gpt=settings))
     with torch.device("meta"):
         config = causal_model_config(recipe)
-        return {
-            "spatial": SpatialModel(recipe),
-            "sign encoder": SignEncoder(settings),
-            "decoder": SignDecoder(settings, AutoModelForCausalLM.from_config(config)),
-        }
+        parts: dict[str, nn.Module] = {}
+        if settings.spatial != "signs":
+            parts = {"spatial": SpatialModel(recipe), "sign encoder": SignEncoder(settings)}
+        return {**parts, "decoder": SignDecoder(settings, AutoModelForCausalLM.from_config(config))}
 
 
 def prototype_head_parameters(recipe: Recipe) -> int:

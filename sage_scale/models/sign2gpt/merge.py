@@ -47,7 +47,7 @@ def save_merged(model: Sign2GptTranslator, tokenizer: Any, recipe: Recipe, folde
     settings = replace(
         old, lora_rank=2 * old.lora_rank, lora_alpha=2 * old.lora_alpha, language_dtype="float32"
     )
-    if isinstance(model.spatial.backbone, VisionTransformer):
+    if model.spatial is not None and isinstance(model.spatial.backbone, VisionTransformer):
         plain_model(model.spatial.backbone.dino).save_pretrained(folder / VIT)
         settings = replace(settings, vit_weights=str(folder / VIT))
     merged = replace(

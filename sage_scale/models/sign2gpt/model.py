@@ -31,17 +31,30 @@ class SignFeatures(nn.Module):
 
     def __init__(self, recipe: Recipe, stage: Stage) -> None:
         super().__init__()
-        self.spatial = SpatialModel(recipe, stage)
-        self.sign_encoder = SignEncoder(recipe.model.sign2gpt)
+        self.spatial: SpatialModel | None = None
+        self.sign_encoder: SignEncoder | None = None
+        if recipe.model.sign2gpt.spatial != "signs":
+            self.spatial = SpatialModel(recipe, stage)
+            self.sign_encoder = SignEncoder(recipe.model.sign2gpt)
 
     def encode(self, video: PackedVideo) -> tuple[Tensor, Tensor]:
-        """Z (N, width) and the tokens of each clip, int64 (B,)."""
+        """Z (N, width) and the tokens of each clip, int64 (B,).
+
+        With `spatial=signs` the video's features are Z. Raises ValueError where it has none.
+        """
+        if self.spatial is None or self.sign_encoder is None:
+            if video.features_FC is None:
+                raise ValueError(
+                    "model.sign2gpt.spatial=signs wants sign features, but the video holds frames"
+                )
+            return video.features_FC.float(), clip_frames(video)
         return self.sign_encoder(self.spatial(video), clip_frames(video), video.draws_B)
 
     def freeze_signs(self) -> None:
         """Leave the spatial model and the sign encoder as they are (Sign(Z)2GPT, Table 2)."""
-        self.spatial.requires_grad_(False)
-        self.sign_encoder.requires_grad_(False)
+        for part in (self.spatial, self.sign_encoder):
+            if part is not None:
+                part.requires_grad_(False)
 
 
 class Sign2GptPretrainer(SignFeatures):

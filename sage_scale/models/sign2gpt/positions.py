@@ -8,6 +8,13 @@ import torch
 from torch import Tensor, nn
 
 
+def places(lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 (N,) each: the clip of every packed row, and its place in that clip."""
+    clip_N = torch.repeat_interleave(lengths_B)
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    return clip_N, torch.arange(clip_N.numel(), device=clip_N.device) - starts_B[clip_N]
+
+
 def sine_positions(place_N: Tensor, width: int) -> Tensor:
     """float32 (N, width): sine in even columns, cosine in odd ones (Vaswani et al. 2017, section 3.5)."""
     column_D = torch.arange(width, device=place_N.device)

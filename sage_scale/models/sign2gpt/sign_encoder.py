@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sage_scale.config import Sign2Gpt
 from sage_scale.models.dropout import keyed_dropout, token_draws
 from sage_scale.models.sign2gpt.local_attention import DenseMask, Windows
-from sage_scale.models.sign2gpt.positions import rotate, rotations, sine_positions
+from sage_scale.models.sign2gpt.positions import places, rotate, rotations, sine_positions
 from sage_scale.vision.draws import uniform
 
 _SALT = 30_000
@@ -32,16 +32,19 @@ class Rows:
     padded: bool
     """Whether padding is computed as the released code does it."""
 
-    @cached_property
+    @property
     def clip_N(self) -> Tensor:
         """int64 (N,): the clip of each row."""
-        return torch.repeat_interleave(self.lengths_B)
+        return self._places[0]
 
-    @cached_property
+    @property
     def place_N(self) -> Tensor:
         """int64 (N,): the place of each row in its clip."""
-        starts_B = self.lengths_B.cumsum(0) - self.lengths_B
-        return torch.arange(self.clip_N.numel(), device=self.clip_N.device) - starts_B[self.clip_N]
+        return self._places[1]
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        return places(self.lengths_B)
 
     @cached_property
     def attention(self) -> Windows | DenseMask:
@@ -58,7 +61,7 @@ class Rows:
 
 
 class SignEncoder(nn.Module):
-    """Z* (F, width) to Z: about half as many rows, packed."""
+    """Z* (F, width) to Z: about half as many rows, packed. Without layers, Z* itself (Table 10)."""
 
     def __init__(self, settings: Sign2Gpt) -> None:
         super().__init__()
@@ -74,10 +77,12 @@ class SignEncoder(nn.Module):
         return self._through(self._rows(frames_B)).real_B
 
     def forward(self, x_FD: Tensor, frames_B: Tensor, draws_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens (N, width) and how many each clip has, int64 (B,), ceil(frames / 2).
+        """Tokens (N, width) and how many each clip has, int64 (B,): half as many as frames, rounded up.
 
         `draws_B` (int64) decide dropout and depth in training, where they are needed.
         """
+        if not self.layers:
+            return x_FD, frames_B
         rows = self._rows(frames_B)
         if rows.padded:
             x_FD = _with_padding(x_FD, rows)
