@@ -28,7 +28,7 @@ from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.unit_clips import Outcome, UnitClips
 from sage_scale.shards import Sample
 from sage_scale.shards.layout import REMOVED
-from sage_scale.shards.removed import removed_keys, removed_reject
+from sage_scale.shards.removed import removed_in_passing, removed_reject
 from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
 
@@ -164,7 +164,7 @@ class UnitWorker:
     ) -> Iterator[Sample]:
         """The unit's samples one by one; a rejected clip goes to `rejects` and gives none."""
         self.maker.take_stages()
-        removed = removed_keys(self.store)
+        removed = removed_in_passing(self.store)
         wanted = [clip for clip in unit.clips if clip.key not in removed and clip.id not in self.give_up]
         at_work.made = UnitClips(self.maker, wanted, one_by_one=alone)
         with contextlib.closing(at_work.made.__iter__()) as made:

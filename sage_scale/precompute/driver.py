@@ -281,7 +281,7 @@ class Run:
         if not left:
             return open_unfinished(self.store), ""
         done = [unit for unit in units if unit.number in listing.done]
-        door = _Door(self, info)
+        door = self.door(info)
         with (
             Progress(
                 clips=sum(len(unit.clips) for unit in units),
@@ -305,6 +305,10 @@ class Run:
                 rejects_before=len(self.manifest.rejected),
             ).run(pool)
         return open_unfinished(self.store), progress.bottleneck()
+
+    def door(self, info: DatasetInfo | None) -> _Door:
+        """What each actor passes before its first unit; `info` is dataset.json, None where it is yet to be written."""
+        return _Door(self, info)
 
     @contextlib.contextmanager
     def pool(self, units: int, door: Callable[[Environment], str]) -> Iterator[Actors]:

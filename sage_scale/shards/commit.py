@@ -37,7 +37,7 @@ from sage_scale.shards.layout import (
     parse_marker,
     tar_name,
 )
-from sage_scale.shards.removed import removed_keys
+from sage_scale.shards.removed import CHANGED_JSON, removed_keys
 from sage_scale.shards.stored import stored_tar
 from sage_scale.storage import NotFound, Store
 
@@ -67,7 +67,9 @@ def publish_shard(store: Store, tar: Path, index: ShardIndex | None = None) -> U
     index = build_index(tar) if index is None else index
     unit, generation = index.header.unit, index.header.generation
     stored = store.put_if_absent(tar_name(unit, generation), tar)
-    newer = (newest_generation(store, unit) or 0) > generation
+    # The name was free although a newer generation is there: the older one was deleted, and that was announced before.
+    changed = stored and store.exists(CHANGED_JSON)
+    newer = changed and (newest_generation(store, unit) or 0) > generation
     if stored and newer:
         store.delete(tar_name(unit, generation))
     return _put_marker(store, index) if stored and not newer else restore_marker(store, unit)

@@ -18,7 +18,7 @@ from sage_scale.errors import DatasetError
 from sage_scale.shards.dataset import Dataset, in_parallel, list_units, newest_generation, read_rejects
 from sage_scale.shards.index import ShardIndex, build_index
 from sage_scale.shards.layout import REMOVED, Reject, ShardHeader, Unit, sample_key, tar_name
-from sage_scale.shards.removed import KEY_PREFIX, as_numbers, removed_reject
+from sage_scale.shards.removed import KEY_PREFIX, announce_change, as_numbers, removed_reject
 from sage_scale.shards.stored import stored_tar
 from sage_scale.shards.writer import write_copies
 from sage_scale.storage import NotFound, Store
@@ -83,6 +83,8 @@ def reject_key(reject: Reject) -> str:
 def sweep(store: Store) -> int:
     """Delete the objects of older generations; gives how many. The tars, which hold the data, go first."""
     names = list_units(store).superseded
+    if names:
+        announce_change(store)
     in_parallel(store.delete, sorted(names, key=lambda name: not name.endswith(".tar")))
     return len(names)
 

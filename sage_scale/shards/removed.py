@@ -3,6 +3,9 @@
 One object for each request, `removed-<16 hex digits>.json`, put if absent, with the keys of the clips and nothing else
 of them: a key is a hash, so that the record does not keep the id that it is about. Whoever makes, completes or repairs
 a shard looks here first, so that no clip comes back, whatever is run again.
+
+`changed.json` stands in a dataset from before its first removal, and before its first shard of an older generation is
+deleted: whoever makes shards asks for this one name, and lists only where it is there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from sage_scale.shards.layout import FORMAT, REMOVED, VERSION, Reject, canonical
 from sage_scale.storage import Store
 
 PREFIX = "removed-"
+CHANGED_JSON = "changed.json"
 KEY_PREFIX = "key:"
 """Before a key where a reject names no id."""
 
@@ -30,8 +34,19 @@ def removed_keys(store: Store) -> frozenset[str]:
     return frozenset(keys)
 
 
+def removed_in_passing(store: Store) -> frozenset[str]:
+    """`removed_keys` for writers of shards, who ask for each: no listing where nothing was ever taken out."""
+    return removed_keys(store) if store.exists(CHANGED_JSON) else frozenset()
+
+
+def announce_change(store: Store) -> None:
+    """Let writers of shards know that from here on there may be removals and newer generations."""
+    store.put_if_absent(CHANGED_JSON, canonical_json({"format": FORMAT, "version": VERSION}))
+
+
 def record_removal(store: Store, keys: Iterable[str]) -> None:
     """Store that these clips are to be out, before anything is done about it."""
+    announce_change(store)
     data = canonical_json({"format": FORMAT, "version": VERSION, "keys": sorted(set(keys))})
     store.put_if_absent(f"{PREFIX}{hashlib.sha256(data).hexdigest()[:16]}.json", data)
 

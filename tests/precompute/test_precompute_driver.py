@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_a_kill_between_units_is_taken_up_by_one_listing(undisturbed, corpus_roo
     before_work = again.store.requests[: again.store.requests.index("list") + 1]
     assert before_work == ["get", "get", "list"]  # index.json, dataset.json, the listing
     assert hashes(tmp_path / "out") == hashes(undisturbed)
+
+
+def test_nothing_is_listed_while_units_are_made(corpus_root, tmp_path) -> None:
+    """One listing before the work, those of finishing after it; what a unit costs is counted."""
+    counted = Counted(tmp_path / "out")
+
+    class Watched(type(run_here(recipe_for(corpus_root), tmp_path / "out"))):
+        @contextlib.contextmanager
+        def pool(self, units, door):
+            with super().pool(units, door) as pool:
+                pool.worker.store = counted
+                yield pool
+                self.worked = list(counted.requests)
+
+    recipe = recipe_for(corpus_root)
+    run = Watched(recipe=recipe, url=str(tmp_path / "out"), quiet=True, manifest=manifest_of(recipe))
+    run.execute()
+    each = ["exists", "size", "put_if_absent", "exists", "size", "put", "put"]  # `exists` asks for the size
+    assert run.worked == each * 5
 
 
 @pytest.mark.parametrize("lost", ["000001.json", "000001.idx", "000001.json 000001.idx index.json"])

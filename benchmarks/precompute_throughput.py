@@ -1,0 +1,387 @@
+"""Precompute beside plain processes, video2dataset and litdata's writer, in one run on the same clips.
+
+    python benchmarks/precompute_throughput.py [--peer PYTHON] [--writer PYTHON] [--rounds 3]
+
+1. The same work units through Ray's actors and through plain processes without Ray, as many of each: frames a second
+   from the moment all workers are ready until the last marker is stored. Every file must be equal first.
+2. Decode and write alone (no segments, no tagger) beside video2dataset, which brings the same clips to 256 pixels and
+   writes them as WebDataset tars, as many processes each. `--peer` is an interpreter that has it (and, for want of a
+   system's, imageio-ffmpeg's ffmpeg). Every clip must be in both outputs. Its start is taken off by a run over two.
+3. Small samples (64 x 512 float16, a description) through our shard writer and commit into a folder, flushed to the
+   disk, beside litdata's BinaryWriter in 64 MB chunks, which does not flush; one process each, in turn. `--writer` is
+   an interpreter with litdata. Samples are read back and compared first.
+
+The ways take turns, round after round; the table has the median of each and the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import av
+import numpy as np
+
+from sage_scale.config import Recipe, from_mapping
+from sage_scale.corpora.registry import read_corpus
+from sage_scale.precompute.actor import UnitWorker
+from sage_scale.precompute.driver import Run
+from sage_scale.precompute.events import UnitDone
+from sage_scale.precompute.pool import Pool, ray_session
+from sage_scale.precompute.progress import Progress
+from sage_scale.precompute.schedule import Schedule
+from sage_scale.shards import finish_dataset, open_dataset, publish_shard, sample_key
+from sage_scale.shards.layout import Sample
+from sage_scale.shards.writer import write_indexed
+from sage_scale.storage import open_store
+
+FRAMES = 125
+ROWS, WIDTH = 64, 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=4096)
+    parser.add_argument("--peer", default="", help="a Python with video2dataset")
+    parser.add_argument("--writer", default="", help="a Python with litdata")
+    parser.add_argument("--only", choices=("ray", "peer", "writer"))
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f} at the start")
+    with tempfile.TemporaryDirectory(prefix="sage-scale-throughput-") as scratch:
+        folder = Path(scratch)
+        if options.only in (None, "ray", "peer"):
+            write_corpus(folder / "corpus", options.clips)
+        if options.only in (None, "ray"):
+            beside_plain_processes(folder, options.workers, options.rounds)
+        if options.peer and options.only in (None, "peer"):
+            beside_video2dataset(folder, options.peer, options.clips, options.workers, options.rounds)
+        if options.writer and options.only in (None, "writer"):
+            beside_litdata(folder, options.writer, options.samples, options.rounds)
+    print(f"load {os.getloadavg()[0]:.1f} at the end")
+
+
+def beside_plain_processes(folder: Path, workers: int, rounds: int) -> None:
+    """Claim 1."""
+    recipe = recipe_for(folder / "corpus", workers)
+    times: dict[str, list[float]] = {"plain": [], "ray": []}
+    with ray_session(recipe):
+        for number in range(rounds):
+            for way in ("plain", "ray") if number % 2 == 0 else ("ray", "plain"):
+                out = folder / f"{way}-{number}"
+                run = RayRun if way == "ray" else PlainRun
+                times[way].append(run(recipe, out).seconds)
+                finish_dataset(open_store(out))
+            assert hashes(folder / f"plain-{number}") == hashes(folder / f"ray-{number}"), "the bytes differ"
+            for way in times:
+                shutil.rmtree(folder / f"{way}-{number}")
+    frames = FRAMES * len(read_corpus(recipe.corpus).clips)
+    rates = {way: frames / statistics.median(seconds) for way, seconds in times.items()}
+    told = f"each round: {ratios(times['plain'], times['ray'])}; all files equal"
+    print(
+        f"1. {workers} plain processes {rates['plain']:,.0f} frames/s, {workers} Ray actors {rates['ray']:,.0f}: "
+        f"ratio {rates['ray'] / rates['plain']:.2f} ({told})"
+    )
+
+
+class RayRun:
+    """The units through Ray; `seconds` from all actors being ready to the last marker."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        run = Run(recipe=recipe, manifest=read_corpus(recipe.corpus), url=str(out), quiet=True)
+        door = run.door(None)
+        progress = Progress(clips=len(run.manifest.clips), units=len(run.units), quiet=True)
+        with Pool(recipe, run._actor, len(run.units), door) as pool, progress:
+            while pool.idle < recipe.precompute.actors:
+                pool.wait(0.5)
+            schedule = Schedule(run.units, tries=0, progress=progress, limit=run.limit)
+            begun = time.perf_counter()
+            schedule.run(pool)
+            self.seconds = time.perf_counter() - begun
+
+
+class PlainRun:
+    """The units through processes that take one after the other from a queue."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        run = Run(recipe=recipe, manifest=read_corpus(recipe.corpus), url=str(out), quiet=True)
+        digest = run.door(None)(UnitWorker(recipe, str(out)).hello())
+        spawn = multiprocessing.get_context("spawn")
+        queue, ready = spawn.Queue(), spawn.Barrier(recipe.precompute.actors + 1)
+        for unit in [*run.units, *[None] * recipe.precompute.actors]:
+            queue.put(unit)
+        arguments = (recipe, str(out), digest, queue, ready)
+        processes = [
+            spawn.Process(target=plain_worker, args=arguments) for _ in range(recipe.precompute.actors)
+        ]
+        for process in processes:
+            process.start()
+        ready.wait()
+        begun = time.perf_counter()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        self.seconds = time.perf_counter() - begun
+
+
+def plain_worker(recipe: Recipe, out: str, digest: str, queue: Any, ready: Any) -> None:
+    """A process without Ray."""
+    worker = UnitWorker(recipe, out)
+    worker.hello()
+    ready.wait()
+    while (unit := queue.get()) is not None:
+        *_, last = worker.work(unit, digest)
+        assert isinstance(last, UnitDone), last
+
+
+def beside_video2dataset(folder: Path, peer: str, clips: int, workers: int, rounds: int) -> None:
+    """Claim 2."""
+    recipe = recipe_for(folder / "corpus", workers, segmentation={"tagger": "uniform"})
+    with contextlib.suppress(FileExistsError):
+        (folder / "bin").mkdir()
+        find = "import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())"
+        found = subprocess.run([peer, "-c", find], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            (folder / "bin" / "ffmpeg").symlink_to(found.stdout.strip())
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
+    for number in range(rounds):
+        ours = PlainRun(recipe, folder / f"ours-{number}")
+        finish_dataset(open_store(folder / f"ours-{number}"))
+        dataset = open_dataset(folder / f"ours-{number}")
+        assert sum(dataset.splits.values()) == clips
+        assert int(dataset.records["frames"].sum()) == clips * FRAMES
+        times["ours"].append(ours.seconds / clips)
+        few = video2dataset(folder, peer, workers, 2)
+        all_of_them = video2dataset(folder, peer, workers, clips)
+        times["peer"].append((all_of_them - few) / (clips - 2))
+    rates = {way: FRAMES / statistics.median(seconds) for way, seconds in times.items()}
+    told = f"each round: {ratios(times['peer'], times['ours'])}; all clips in both"
+    print(
+        f"2. decode and write, {workers} processes: {rates['ours']:,.0f} frames/s, video2dataset "
+        f"{rates['peer']:,.0f}: ratio {rates['ours'] / rates['peer']:.2f} ({told})"
+    )
+
+
+def video2dataset(folder: Path, peer: str, workers: int, clips: int) -> float:
+    """Seconds of a run over the first `clips` clips, its start included; its tars must hold each of them."""
+    table, out = folder / f"clips-{clips}.csv", folder / "peer"
+    videos = sorted((folder / "corpus").rglob("*.mp4"))[:clips]
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([["url", "caption"], *([str(video), video.stem] for video in videos)])
+    config = {
+        "subsampling": {"ResolutionSubsampler": {"args": {"video_size": 256, "resize_mode": "scale,crop"}}},
+        "reading": {"yt_args": {}, "timeout": 60, "sampler": None},
+        "storage": {"number_sample_per_shard": 8, "oom_shard_count": 5, "captions_are_subtitles": False},
+        "distribution": {"processes_count": workers, "thread_count": 2, "subjob_size": 1000,
+                         "distributor": "multiprocessing"},
+    }  # fmt: skip
+    code = f"""
+import os, time
+from video2dataset import video2dataset
+from video2dataset.subsamplers import ResolutionSubsampler
+ResolutionSubsampler.encode_formats = {{"video": "mp4"}}  # 1.3.0 asks for it, and only its clipping has it
+if __name__ == "__main__":
+    begun = time.perf_counter()
+    video2dataset(url_list={str(table)!r}, output_folder={str(out)!r}, output_format="webdataset", input_format="csv",
+                  url_col="url", caption_col="caption", encode_formats={{"video": "mp4"}}, config={config!r})
+    print("SECONDS", time.perf_counter() - begun)
+"""
+    script = folder / "peer.py"
+    script.write_text(code)
+    environment = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}:{Path(peer).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": "",
+    }
+    done = subprocess.run([peer, script], env=environment, capture_output=True, text=True, check=False)
+    told = [line for line in done.stdout.splitlines() if line.startswith("SECONDS")]
+    assert told, done.stdout[-2000:] + done.stderr[-2000:]
+    captions = set()
+    for tar in out.glob("*.tar"):
+        with tarfile.open(tar) as file:
+            names = file.getnames()
+            assert sum(name.endswith(".mp4") for name in names) == sum(
+                name.endswith(".txt") for name in names
+            )
+            captions |= {file.extractfile(name).read().decode() for name in names if name.endswith(".txt")}
+    assert captions == {video.stem for video in videos}, (
+        f"{len(captions)} of {clips} clips: {done.stderr[-1500:]}"
+    )
+    shutil.rmtree(out)
+    return float(told[0].split()[1])
+
+
+def beside_litdata(folder: Path, writer: str, count: int, rounds: int) -> None:
+    """Claim 3."""
+    samples = small_samples(count)
+    np.save(folder / "features.npy", np.stack([sample.features for sample in samples]))
+    (folder / "metas.json").write_text(json.dumps([sample.meta for sample in samples]))
+    peer = subprocess.Popen(
+        [writer, "-c", LITDATA, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wall: dict[str, list[float]] = {"ours": [], "peer": []}
+    used: dict[str, list[float]] = {"ours": [], "peer": []}
+    for number in range(rounds + 1):
+        begun, cpu = time.perf_counter(), time.process_time()
+        write_ours(samples, folder / f"small-{number}")
+        seconds = time.perf_counter() - begun, time.process_time() - cpu
+        if number == 0:
+            check_ours(samples, folder / f"small-{number}")
+        peer.stdin.write("go\n")
+        peer.stdin.flush()
+        theirs = [float(word) for word in peer.stdout.readline().split()]
+        if number:  # the first round warms up, and is read back
+            for way, pair in (("ours", seconds), ("peer", theirs)):
+                wall[way].append(pair[0])
+                used[way].append(pair[1])
+        shutil.rmtree(folder / f"small-{number}")
+    peer.stdin.close()
+    assert peer.wait() == 0
+    ours, theirs = count / statistics.median(wall["ours"]), count / statistics.median(wall["peer"])
+    print(
+        f"3. small samples, one process: {ours:,.0f} samples/s ({count / min(wall['ours']):,.0f} in the best round), "
+        f"litdata {theirs:,.0f} ({count / min(wall['peer']):,.0f}): ratio {ours / theirs:.2f} "
+        f"(each round: {ratios(wall['peer'], wall['ours'])})"
+    )
+    ours, theirs = count / statistics.median(used["ours"]), count / statistics.median(used["peer"])
+    print(
+        f"   a CPU second: {ours:,.0f} samples, litdata {theirs:,.0f}: ratio {ours / theirs:.2f}; all samples equal"
+    )
+
+
+def write_ours(samples: list[Sample], out: Path, per_unit: int = 1024) -> None:
+    """The samples as shards with indexes and markers, each flushed to the disk."""
+    store = open_store(out)
+    for unit, start in enumerate(range(0, len(samples), per_unit)):
+        with store.draft(out.with_suffix(".tar")) as tar:
+            some = samples[start : start + per_unit]
+            index = write_indexed(tar, some, unit=unit, split="train", dataset="0" * 16)
+            publish_shard(store, tar, index)
+
+
+def check_ours(samples: list[Sample], out: Path) -> None:
+    """Every sample is read back as it was."""
+    from sage_scale.shards.index import build_index
+    from sage_scale.shards.sample import read_sample
+
+    wanted = {sample.key: sample for sample in samples}
+    for tar in sorted(out.glob("*.tar")):
+        data = tar.read_bytes()
+        for record in build_index(tar).records:
+            start = int(record["offset"])
+            found = read_sample(data[start : start + int(record["length"])])
+            sample = wanted.pop(found.key)
+            assert found.meta == sample.meta and np.array_equal(found.features, sample.features)
+            assert np.array_equal(found.segments, sample.segments)
+    assert not wanted
+
+
+def small_samples(count: int) -> list[Sample]:
+    """64 x 512 float16 (64 KiB) and a description."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        meta = {
+            "id": f"clip-{number:05d}", "sentence": f"am tag {number} regnet es", "language": "de", "fps": 25.0,
+            "pseudo_glosses": ["tag", "regnen"], "frame_stride": 2, "frames": 2 * ROWS, "signer": "s1",
+            "source": f"clip-{number:05d}.mp4", "split": "train",
+        }  # fmt: skip
+        features = rng.standard_normal((ROWS, WIDTH), np.float32).astype(np.float16)
+        segments = np.array([[0, 40], [50, 2 * ROWS]], np.int32)
+        made.append(Sample(key=sample_key(meta["id"]), meta=meta, segments=segments, features=features))
+    return made
+
+
+LITDATA = """
+import json, shutil, sys, time
+from pathlib import Path
+import numpy as np, torch
+from litdata import StreamingDataset
+from litdata.streaming.writer import BinaryWriter
+
+folder = Path(sys.argv[1])
+features = np.load(folder / "features.npy")
+metas = json.loads((folder / "metas.json").read_text())
+segments = np.array([[0, 40], [50, 2 * features.shape[1]]], np.int32)
+for number, _ in enumerate(sys.stdin):
+    place = folder / f"lit-{number}"
+    place.mkdir()
+    begun, cpu = time.perf_counter(), time.process_time()
+    writer = BinaryWriter(str(place), chunk_bytes="64MB")
+    for row, meta in enumerate(metas):
+        writer[row] = {
+            "json": meta, "segments": torch.from_numpy(segments), "features": torch.from_numpy(features[row])
+        }
+    writer.done()
+    writer.merge()
+    seconds = time.perf_counter() - begun, time.process_time() - cpu
+    if number == 0:
+        for row, sample in enumerate(StreamingDataset(str(place))):
+            assert sample["json"] == metas[row] and np.array_equal(sample["features"].numpy(), features[row])
+    shutil.rmtree(place)
+    print(*seconds, flush=True)
+"""
+"""In litdata's interpreter: write all samples each time a line comes, and tell wall-clock and CPU seconds."""
+
+
+def recipe_for(root: Path, workers: int, **sections: dict) -> Recipe:
+    """Frames at 256 pixels, every second one stored, eight clips a unit."""
+    values: dict = {
+        "corpus": {"name": "videos", "root": str(root), "language": "de"},
+        "vision": {"size": 256, "crop": 224},
+        "text": {"tagger": "none", "target": "sentence"},
+        "shards": {"clips_per_unit": 8},
+        "precompute": {"actors": workers},
+    }
+    return from_mapping({**values, **sections})
+
+
+def write_corpus(root: Path, clips: int) -> None:
+    """Five-second videos of 320 x 240 at 25 frames a second, H.264, with sentences."""
+    folder = root / "train"
+    folder.mkdir(parents=True)
+    for number in range(clips):
+        rng = np.random.default_rng(number)
+        scene = rng.integers(0, 255, (15, 20, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+        with av.open(str(folder / f"clip{number:03d}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", 25, options={"threads": "1", "preset": "veryfast"})
+            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+            for k in range(FRAMES):
+                picture = scene.copy()
+                x, y = 40 + 2 * k % 200, 60 + k % 100
+                picture[y : y + 60, x : x + 40] = 255 - picture[y : y + 60, x : x + 40]
+                picture += rng.integers(0, 6, picture.shape, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        (folder / f"clip{number:03d}.txt").write_text(f"Satz Nummer {number}.\n", encoding="utf-8")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def ratios(others: list[float], ours: list[float]) -> str:
+    """How much faster each round of ours was."""
+    return " ".join(f"{other / own:.2f}" for other, own in zip(others, ours))
+
+
+if __name__ == "__main__":
+    main()
