@@ -44,6 +44,10 @@ class AtWork:
         """Id of the clip whose sample is to be written next."""
         self.made: UnitClips | None = None
 
+    def nothing(self) -> None:
+        """All clips are done."""
+        self.turn, self.made = "", None
+
     @property
     def clip(self) -> str:
         """Id of the clip in work, which may be ahead of its turn; empty where none is."""
@@ -108,12 +112,17 @@ class UnitWorker:
             events.put(event)
             events.join()
 
+        at_work = AtWork()
+
         def run() -> None:
-            events.put(self._run(unit, digest, tar_stored, alone, report))
+            events.put(self._run(unit, digest, tar_stored, alone, report, at_work))
+
+        def too_large(line: str) -> None:
+            events.put(UnitFailed(kind="memory", message=line, clip=at_work.clip, ends_actor=True))
 
         thread = threading.Thread(target=run, name=f"unit {unit.name}", daemon=True)
         # Over its budget the process is soon to be ended by its driver, wherever the writer's thread then is.
-        self.guard.on_excess(lambda line: events.put(UnitFailed(kind="memory", message=line)))
+        self.guard.on_excess(too_large)
         thread.start()
         while True:
             event = events.get()
@@ -122,13 +131,19 @@ class UnitWorker:
             if not isinstance(event, ClipDone):
                 break
         self.guard.on_excess(None)
-        if not (isinstance(event, UnitFailed) and event.kind == "memory"):
-            thread.join()
+        if isinstance(event, UnitFailed) and event.ends_actor:
+            threading.Event().wait()  # so that the driver sees this process die, and nothing be begun in it
+        thread.join()
 
     def _run(
-        self, unit: Unit, digest: str, tar_stored: bool, alone: bool, report: Callable[[Event], None]
+        self,
+        unit: Unit,
+        digest: str,
+        tar_stored: bool,
+        alone: bool,
+        report: Callable[[Event], None],
+        at_work: AtWork,
     ) -> Event:
-        at_work = AtWork()
         try:
             if tar_stored:
                 begun = time.perf_counter()
@@ -143,7 +158,7 @@ class UnitWorker:
                 index = write_indexed(
                     tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest
                 )
-                at_work = AtWork()
+                at_work.nothing()
                 begun = time.perf_counter()
                 marker = commit_unit(self.store, unit.number, digest, tar, index)
                 return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})

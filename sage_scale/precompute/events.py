@@ -52,6 +52,8 @@ class UnitFailed:
     """One line: what happened."""
     clip: str = ""
     """Id of the clip it happened in, where it was in one."""
+    ends_actor: bool = False
+    """The actor is of no more use: it waits for its end."""
 
 
 Event = ClipDone | UnitDone | UnitFailed

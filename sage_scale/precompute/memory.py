@@ -26,8 +26,8 @@ CEILING_MB = 8192
 LOOK_EVERY_S = 0.05
 GRACE_S = 5.0
 """An actor that was told to be over its budget and still lives after so long ends itself, seconds."""
-FAR_ABOVE = 1.5
-"""An actor that reaches its budget times this ends itself at once."""
+FAR_ABOVE_MB = 1024
+"""An actor that is so much above its budget, or half of it if that is more, ends itself at once."""
 
 
 def memory_budget_mb(recipe: Recipe, nodes: Iterable[Mapping[str, Any]]) -> int:
@@ -100,7 +100,9 @@ class MemoryGuard:
             if tell is not None and not self._told_at:
                 self._told_at = now
                 tell(f"needs more than the {self.budget_mb:,} MB of an actor (precompute.actor_memory_mb)")
-            elif used > FAR_ABOVE * self.budget_mb or (self._told_at and now > self._told_at + GRACE_S):
+            elif used > self.budget_mb + max(FAR_ABOVE_MB, self.budget_mb // 2) or (
+                self._told_at and now > self._told_at + GRACE_S
+            ):
                 os._exit(137)  # nobody may wait for Python's own end: threads of libraries still allocate
 
 

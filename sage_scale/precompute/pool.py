@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sage_scale.config import Recipe
@@ -102,6 +102,12 @@ class _Worker:
     started: float = 0.0
     clips_done: int = 0
     timed_out: bool = False
+    ending: bool = False
+    """Told to end; its death is still to be seen."""
+
+    @property
+    def idle(self) -> bool:
+        return self.hello is None and self.unit is None and not self.ending
 
     @property
     def waits_for(self) -> Any:
@@ -144,7 +150,7 @@ class Pool:
     @property
     def idle(self) -> int:
         """Actors that are ready for a unit."""
-        return sum(worker.hello is None and worker.unit is None for worker in self._workers)
+        return sum(worker.idle for worker in self._workers)
 
     @property
     def busy(self) -> int:
@@ -154,7 +160,7 @@ class Pool:
     def start(self, unit: Unit, tar_stored: bool, exact: bool = False) -> None:
         """Give the unit to an idle actor. `exact` makes the actor go clip by clip and wait until each of
         its events was seen, so that the clip in work at its death is known."""
-        worker = next(worker for worker in self._workers if worker.hello is None and worker.unit is None)
+        worker = next(worker for worker in self._workers if worker.idle)
         options: dict[str, Any] = {"num_returns": "streaming"}
         if exact:
             options["_generator_backpressure_num_objects"] = 1
@@ -184,6 +190,13 @@ class Pool:
     def _next(self, worker: _Worker) -> Iterator[tuple[Unit, Event]]:
         import ray
 
+        if worker.ending:
+            with contextlib.suppress(StopIteration, ray.exceptions.RayError):
+                next(worker.events)
+                return
+            worker.ending, worker.events = False, None
+            self._revive(worker)
+            return
         unit = worker.unit
         assert unit is not None
         try:
@@ -212,12 +225,10 @@ class Pool:
         if isinstance(event, ClipDone):
             worker.clips_done += 1
             self._lost_in_a_row = 0
-        elif isinstance(event, UnitFailed) and event.kind == "memory":
-            event = replace(event, clip=event.clip or self._clip(worker))
-            worker.unit = worker.events = None
+        elif isinstance(event, UnitFailed) and event.ends_actor:
+            worker.unit, worker.ending = None, True
             with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                ray.kill(worker.handle, no_restart=False)  # what it holds is given back by its end alone
-            self._revive(worker)
+                ray.kill(worker.handle, no_restart=False)
         elif isinstance(event, UnitDone | UnitFailed):
             worker.unit = worker.events = None
         yield unit, event

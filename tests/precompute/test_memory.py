@@ -86,8 +86,9 @@ if sys.argv[1] == "told":
     guard.on_excess(lambda line: print(line, flush=True))
 held = []
 for _ in range(400):
-    held.append(bytearray(b"x") * 2**20)
+    held.append(bytearray(b"x") * (4 * 2**20))
     time.sleep(0.005)
+time.sleep(8)
 print("never ended")
 """
 

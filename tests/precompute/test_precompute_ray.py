@@ -203,7 +203,7 @@ def test_a_clip_that_outgrows_its_actors_memory_is_named_and_the_machine_never_n
     # It would have grown to 6 GB; each time a process of its own was ended soon after its budget.
     sizes = [line.split() for line in seen.read_text().splitlines()]
     assert len({pid for pid, _ in sizes}) == 3
-    assert max(float(size) for _, size in sizes) < 2 * budget_mb
+    assert max(float(size) for _, size in sizes) < budget_mb + 2000
     allowed = recipe_for(corpus_root, shards={"max_reject_rate": 0.2}, precompute=settings)
     by_hand = Run(
         recipe=allowed, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True, worker=Hungry,
