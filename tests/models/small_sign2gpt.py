@@ -12,6 +12,10 @@ from torch import nn
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     XGLMConfig,
@@ -96,7 +100,12 @@ def language_model(kind: str, seed: int = 5) -> Any:
     more = {**sizes, "max_position_embeddings": 64, "initializer_range": 0.3, **common}
     if kind == "gpt_neox":
         return GPTNeoXForCausalLM(GPTNeoXConfig(**more)).eval()
-    return Qwen2ForCausalLM(Qwen2Config(**more, num_key_value_heads=2)).eval()
+    config, model = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "mistral": (MistralConfig, MistralForCausalLM),
+    }[kind]
+    return model(config(**more, num_key_value_heads=2)).eval()
 
 
 def moved(module: nn.Module, seed: int = 9) -> nn.Module:

@@ -29,6 +29,9 @@ def test_counts_of_the_ablations():
     resnet = ["model.sign2gpt.spatial=resnet", "model.backbone.depths=[2,2,2,2]"]
     spatial = describe(load_recipe("sign2gpt-phoenix14t", resnet))[0]
     assert spatial.parameters == spatial.stage2 == 11_176_512 + 512 * 512 + 512 + 2 * 512
+    stored = ["vision.kind=features", "model.feature_dim=384"]
+    spatial = describe(load_recipe("sign2gpt-phoenix14t", stored))[0]
+    assert spatial.parameters == spatial.stage2 == 512 * 384 + 512 + 2 * 512
     signs = ["model.sign2gpt.spatial=signs", "vision.kind=features"]
     parts = describe(load_recipe("sign2gpt-phoenix14t", signs))
     assert [(part.name, part.stage2) for part in parts] == [("decoder", 3_803_520)]

@@ -33,8 +33,11 @@ def texts() -> tuple[Tensor, Tensor]:
     return make_texts(xglm_tokenizer(), SENTENCES[:3])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind, dtype",
+    [(kind, dtype) for kind in KINDS for dtype in ("float32", "bfloat16", "float16")]
+    + [("llama", "float32"), ("mistral", "float32")],
+)
 @torch.no_grad()
 def test_at_step_0_logits_are_the_frozen_models(kind, dtype):
     plain = language_model(kind).to(getattr(torch, dtype))
@@ -125,7 +128,7 @@ def test_gate_is_clamped_and_its_gradient_passes():
     assert losses[0] == losses[1] and losses[2] == losses[3] and losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "llama", "mistral"])
 def test_a_clip_does_not_see_the_others_nor_padding(kind):
     model = moved(decoder(kind))
     labels_BL, inputs_BL = texts()

@@ -7,10 +7,17 @@ import io
 import pytest
 import sentencepiece
 import torch
+from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer, XGLMConfig, XGLMForCausalLM, XGLMTokenizer
 
 from sage_scale.errors import CheckpointError
-from sage_scale.text.expansion import NOISE, expand_model, expand_vocabulary, missing_characters
+from sage_scale.text.expansion import (
+    NOISE,
+    expand_model,
+    expand_tokenizer,
+    expand_vocabulary,
+    missing_characters,
+)
 from sage_scale.text.punctuation import restore_punctuation
 
 KNOWN = ["我喜欢冬天", "公司离家很远", "他为什么不打车", "这件衣服怎么样", "今天下雪了"]
@@ -42,6 +49,27 @@ def test_missing_characters_are_those_without_a_piece():
     assert missing_characters(tokenizer(), KNOWN) == []
     assert missing_characters(tokenizer(), [*KNOWN, *NEW]) == sorted("鳄鱼嗝濮阳在")
     assert missing_characters(tokenizer(), ["", " "]) == []
+
+
+def test_characters_are_looked_at_as_the_tokenizer_normalises_them(tmp_path):
+    """Full-width forms are ASCII to XGLM's normaliser, which must still be there when the tokenizer was expanded."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["好不好?", "是,我!"] * 9), model_writer=model, vocab_size=30, minloglevel=2,
+        hard_vocab_limit=False, character_coverage=1.0, normalization_rule_name="nmt_nfkc",
+    )  # fmt: skip
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.getvalue())
+    special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    before = XGLMTokenizer(
+        vocab=[*special, *((piece.piece, piece.score) for piece in proto.pieces[3:])],
+        _spm_precompiled_charsmap=proto.normalizer_spec.precompiled_charsmap,
+    )
+    assert missing_characters(before, ["好？，！", "ＡＢ"]) == ["A", "B"]
+    after = expand_tokenizer(before, ["A", "B"], tmp_path)
+    assert after.unk_token_id not in after("好？ＡＢ！")["input_ids"]
+    decoded = after.decode(after("好？ＡＢ！")["input_ids"], skip_special_tokens=True)
+    assert restore_punctuation(decoded.strip(), "zh") == "好？AB！"
 
 
 @torch.no_grad()

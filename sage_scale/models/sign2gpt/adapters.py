@@ -96,8 +96,8 @@ class _ThroughClamp(torch.autograd.Function):
 
 
 class InputProjection(LoraLinear):
-    """A self-attention's input projection, which keeps what went in and the frozen part of what came out for the
-    cross-attention of the same pass: the frozen product of the queries is computed once."""
+    """A self-attention's projection of queries, which keeps what went in and the frozen part of what came out for the
+    cross-attention of the same pass: the frozen product is computed once."""
 
     def __init__(self, base: nn.Linear, lora: Lora, memory: SignMemory) -> None:
         super().__init__(base, lora)
@@ -210,7 +210,9 @@ def adapt(language_model: PreTrainedModel, settings: Sign2Gpt, dropout: bool) ->
         pair = _pairs(settings, memory)
         for place, name in enumerate(form.inputs):
             base = getattr(attention, name)
-            setattr(attention, name, InputProjection(base, pair(base, salt + place, True), memory))
+            given = pair(base, salt + place, True)
+            adapted = LoraLinear(base, given) if place else InputProjection(base, given, memory)
+            setattr(attention, name, adapted)
         base = getattr(attention, form.output)
         setattr(attention, form.output, OutputProjection(base, pair(base, salt + 3, False), cross))
     return memory
