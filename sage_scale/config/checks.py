@@ -85,6 +85,10 @@ def check(recipe: Recipe) -> None:
             f"{name}.patience and profile_steps must not be negative",
         )
         need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
+        a = stage.augment
+        need(all(0 <= share <= 1 for share in (a.rotation_share, a.flip, a.colour_share, a.grey)),
+             f"{name}.augment: rotation_share, flip, colour_share and grey are shares of clips, 0 to 1")  # fmt: skip
+        need(0 <= a.crop < 1 and 0 <= a.crop_ratio < 1, f"{name}.augment.crop and crop_ratio must be below 1")
         need(stage.spike_factor == 0 or stage.spike_factor > 1, f"{name}.spike_factor must be 0 or above 1")
         need(stage.max_bad_steps >= 0, f"{name}.max_bad_steps must not be negative")
     if m.kind == "sign2gpt":

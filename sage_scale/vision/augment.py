@@ -1,7 +1,8 @@
 """Image augmentation: one draw for each clip and epoch, equal for all its frames (SAGE, section 4.2; after GFSLT).
 
-Rotation, shift and change of size are one affine sampling that also takes the centre crop; saturation, brightness and
-contrast follow. All are linear, so that any range of values will do, and frames minus a background as well.
+Rotation, shift, change of size, a resized part and mirroring are one affine sampling that also takes the centre crop;
+hue, saturation, brightness and contrast follow. All are linear, so that any range of values will do, and frames minus
+a background as well.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ from sage_scale.config import Augment
 from sage_scale.vision.draws import uniform
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_NAMES = (
+    *("angle", "scale", "x", "y", "brightness", "contrast", "saturation"),
+    *("area", "ratio", "left", "top", "flip", "hue", "rotates", "colour", "grey"),
+)
+"""What each of a clip's draws decides. New ones go to the end, so that the others stay as they were."""
+_PLACE = {name: place for place, name in enumerate(_NAMES)}
+_DRAWS = len(_NAMES)
 
 
 def is_active(settings: Augment) -> bool:
     """Whether anything is changed at all."""
-    return any(value > 0 for value in vars(settings).values())
+    return any(value > 0 for name, value in vars(settings).items() if not name.endswith("_share"))
 
 
 def centre_crop(frames_FCHW: Tensor, crop: int) -> Tensor:
@@ -41,19 +49,29 @@ def augment(
     does: equal draws give equal changes. What comes in from outside the picture is 0. Each change is uniform up to
     its largest value in `settings`: degrees, share of the side, factors 1 - value to 1 + value.
     """
-    draws_B7 = 2 * uniform(draws_B[:, None], torch.arange(7, device=draws_B.device)) - 1
+    draws_BD = uniform(draws_B[:, None], torch.arange(_DRAWS, device=draws_B.device))
     x = centre_crop(frames_FCHW, crop)
-    if x.shape[0] and (settings.rotation or settings.translate or settings.scale):
-        grid_BHW2 = _grid(draws_B7, settings, crop, frames_FCHW.shape[-2:]).to(x.dtype)
+    moves = (settings.rotation, settings.translate, settings.scale, settings.crop, settings.flip)
+    if x.shape[0] and any(moves):
+        grid_BHW2 = _grid(draws_BD, settings, crop, frames_FCHW.shape[-2:]).to(x.dtype)
         # One frame's grid is a clip's: gathering it is cheaper than making it for each frame.
         x = F.grid_sample(frames_FCHW, grid_BHW2[frame_clip_F], padding_mode="zeros", align_corners=False)
+    return _colours(x, frame_clip_F, draws_BD, settings)
+
+
+def _colours(x: Tensor, frame_clip_F: Tensor, draws_BD: Tensor, settings: Augment) -> Tensor:
+    changed_B = _happens(draws_BD, "colour", settings.colour_share)
     factor_B = {
-        name: (1 + getattr(settings, name) * draws_B7[:, 4 + place]).to(x.dtype)
-        for place, name in enumerate(("brightness", "contrast", "saturation"))
+        name: torch.where(changed_B, 1 + getattr(settings, name) * _signed(draws_BD, name), 1.0).to(x.dtype)
+        for name in ("brightness", "contrast", "saturation")
     }
+    factor_B["saturation"] = factor_B["saturation"] * ~_happens(draws_BD, "grey", settings.grey)
     factor = {name: values[frame_clip_F][:, None, None, None] for name, values in factor_B.items()}
     luma = x.new_tensor(_LUMA)[:, None, None]
-    if settings.saturation:
+    if settings.hue:
+        turn_B = torch.where(changed_B, 2 * math.pi * settings.hue * _signed(draws_BD, "hue"), 0.0)
+        x = torch.einsum("fij,fjhw->fihw", _hue_turns(turn_B).to(x.dtype)[frame_clip_F], x)
+    if settings.saturation or settings.grey:
         x = torch.lerp((x * luma).sum(dim=1, keepdim=True), x, factor["saturation"])
     if settings.brightness or settings.contrast:
         mean_F111 = (x.mean(dim=(-2, -1), keepdim=True) * luma).sum(dim=1, keepdim=True)
@@ -62,13 +80,48 @@ def augment(
     return x
 
 
-def _grid(draws_B7: Tensor, settings: Augment, crop: int, size_HW: torch.Size) -> Tensor:
+def _signed(draws_BD: Tensor, name: str) -> Tensor:
+    """(B,) from -1 to 1."""
+    return 2 * draws_BD[:, _PLACE[name]] - 1
+
+
+def _happens(draws_BD: Tensor, name: str, share: float) -> Tensor:
+    """bool (B,), true for this share of the draws."""
+    return draws_BD[:, _PLACE[name]] < share
+
+
+def _hue_turns(turn_B: Tensor) -> Tensor:
+    """(B, 3, 3): RGB turned about the axis of greys by so many radians, its luma kept.
+
+    Linear, where a turn in HSV is not, so that it may be taken of a difference of pictures as well.
+    """
+    # YIQ, whose first row is the luma: a turn of the other two is a change of hue.
+    to_yiq = turn_B.new_tensor([_LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+    cos, sin, zero = turn_B.cos(), turn_B.sin(), torch.zeros_like(turn_B)
+    rows = [zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos]
+    return torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=1).view(-1, 3, 3) @ to_yiq
+
+
+def _grid(draws_BD: Tensor, settings: Augment, crop: int, size_HW: torch.Size) -> Tensor:
     """(B, crop, crop, 2): the place in the frame, x and y from -1 to 1, that each pixel is taken from."""
-    angle = draws_B7[:, 0] * math.radians(settings.rotation)
-    zoom = 1 / (1 + draws_B7[:, 1] * settings.scale)
-    x, y = draws_B7[:, 2] * 2 * settings.translate, draws_B7[:, 3] * 2 * settings.translate
-    part_y, part_x = crop / size_HW[0], crop / size_HW[1]
-    top = torch.stack([part_x * zoom * angle.cos(), -part_x * zoom * angle.sin(), x], dim=1)
-    bottom = torch.stack([part_y * zoom * angle.sin(), part_y * zoom * angle.cos(), y], dim=1)
-    theta_B23 = torch.stack([top, bottom], dim=1)
+    turned_B = _happens(draws_BD, "rotates", settings.rotation_share)
+    angle = torch.where(turned_B, _signed(draws_BD, "angle") * math.radians(settings.rotation), 0.0)
+    zoom = 1 / (1 + _signed(draws_BD, "scale") * settings.scale)
+    x, y = (_signed(draws_BD, name) * 2 * settings.translate for name in ("x", "y"))
+    width, height = crop / size_HW[1] * zoom, crop / size_HW[0] * zoom
+    left, top = torch.zeros_like(width), torch.zeros_like(height)
+    if settings.crop:
+        area = 1 - settings.crop * draws_BD[:, _PLACE["area"]]
+        ratio = 1 + settings.crop_ratio * _signed(draws_BD, "ratio")
+        width, height = (
+            ((area * ratio).sqrt() * zoom).clamp(max=1),
+            ((area / ratio).sqrt() * zoom).clamp(max=1),
+        )
+        left, top = (1 - width) * _signed(draws_BD, "left"), (1 - height) * _signed(draws_BD, "top")
+    mirrored_B = _happens(draws_BD, "flip", settings.flip)
+    width = torch.where(mirrored_B, -width, width)
+    cos, sin = angle.cos(), angle.sin()
+    first = torch.stack([width * cos, -height * sin, left * cos - top * sin + x], dim=1)
+    second = torch.stack([width * sin, height * cos, left * sin + top * cos + y], dim=1)
+    theta_B23 = torch.stack([first, second], dim=1)
     return F.affine_grid(theta_B23, [len(theta_B23), 3, crop, crop], align_corners=False)

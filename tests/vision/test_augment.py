@@ -118,3 +118,64 @@ def test_draws_are_uniform():
     counts = torch.histc(values, 20, 0, 1)
     assert ((counts - 1000).abs() < 5 * 1000**0.5).all()
     assert abs(torch.corrcoef(torch.stack([values, uniform(torch.arange(20000), 4)]))[0, 1]) < 0.03
+
+
+def test_mirroring_and_its_share():
+    x = frames(1)
+    one = torch.tensor([0])
+    mirrored = augment(x, one, torch.tensor([3]), Augment(flip=1.0), 20)
+    torch.testing.assert_close(mirrored, centre_crop(x, 20).flip(-1), atol=1e-3, rtol=0)
+    draws = torch.arange(400) * 7919
+    out = augment(x.expand(400, -1, -1, -1), torch.arange(400), draws, Augment(flip=0.25), 20)
+    changed = (out - centre_crop(x, 20)).abs().amax((1, 2, 3)) > 1
+    assert 0.18 < changed.float().mean() < 0.32
+
+
+def test_a_resized_part_lies_inside_and_is_as_large_as_was_said():
+    """Coordinates as colours: the part's corners can be read off what comes out."""
+    side = 256
+    y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+    picture = torch.stack([x, y, torch.full_like(x, 100.0)])[None]
+    draws = torch.arange(200) * 104_729
+    settings = Augment(crop=0.2, crop_ratio=0.1)
+    out = augment(picture.expand(200, -1, -1, -1), torch.arange(200), draws, settings, 64)
+    torch.testing.assert_close(
+        out[:, 2], torch.full_like(out[:, 2], 100.0), atol=1e-2, rtol=0
+    )  # nothing from outside
+    width, height = (
+        (out[:, 0, 32, -1] - out[:, 0, 32, 0]) * 64 / 63,
+        (out[:, 1, -1, 32] - out[:, 1, 0, 32]) * 64 / 63,
+    )
+    area, ratio = width * height / side**2, width / height
+    assert area.min() > 0.79 and area.max() <= 1.001 and area.min() < 0.83 and area.max() > 0.97
+    assert ratio.min() >= 0.89 and ratio.max() <= 1.11 and ratio.std() > 0.03
+    middle = out[:, :2, 31:33, 31:33].mean((2, 3)) / side - 0.5
+    assert middle.abs().max() < 0.08 and middle.std(0).min() > 0.01
+    turned = augment(picture, torch.tensor([0]), torch.tensor([5]), Augment(crop=0.2, rotation=5), 64)
+    assert (turned[0, 0, -1] - turned[0, 0, 0]).abs().min() > 1, (
+        "x changes down the columns once it is rotated"
+    )
+
+
+def test_hue_keeps_luma_and_greys_and_its_share_is_of_clips():
+    x = frames(1).expand(300, -1, -1, -1)
+    draws, clip = torch.arange(300) * 15_485_863, torch.arange(300)
+    turned = augment(x, clip, draws, Augment(hue=0.1), 24)
+    torch.testing.assert_close((turned * LUMA).sum(1), (x * LUMA).sum(1), atol=0.2, rtol=0)
+    assert (turned - x).abs().amax((1, 2, 3)).median() > 5
+    grey = x.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
+    torch.testing.assert_close(augment(grey, clip, draws, Augment(hue=0.1), 24), grey, atol=0.2, rtol=0)
+    settings = Augment(hue=0.1, brightness=0.2, contrast=0.2, saturation=0.2, colour_share=0.3)
+    changed = (augment(x, clip, draws, settings, 24) - x).abs().amax((1, 2, 3)) > 0.5
+    assert 0.22 < changed.float().mean() < 0.38
+    pale = augment(x, clip, draws, Augment(grey=0.2), 24)
+    colourless = (pale.amax(1) - pale.amin(1)).amax((1, 2)) < 1e-2
+    assert 0.13 < colourless.float().mean() < 0.27
+    assert torch.equal(pale[~colourless], x[~colourless])
+
+
+def test_only_a_share_of_the_clips_is_rotated():
+    x, draws = frames(1).expand(300, -1, -1, -1), torch.arange(300) * 32_452_843
+    out = augment(x, torch.arange(300), draws, Augment(rotation=5, rotation_share=0.3), 20)
+    changed = (out - centre_crop(x, 20)).abs().amax((1, 2, 3)) > 1
+    assert 0.22 < changed.float().mean() < 0.38 and not is_active(Augment(rotation_share=0.3))
