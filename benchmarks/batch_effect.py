@@ -175,6 +175,7 @@ def measure_gallery(run: str, shards: str) -> None:
     from sage_scale.models.sage import SageAligner
     from sage_scale.streaming import open_datasets
     from sage_scale.training import distributed, export, pretrain
+    from sage_scale.training.sage import alignment
 
     folder = Path(run)
     recipe = load_recipe(folder / "recipe.yaml")
@@ -183,8 +184,8 @@ def measure_gallery(run: str, shards: str) -> None:
     model.load_state_dict(export.load_visual_file(folder / pretrain.STAGE1), strict=False)
     trained = SimpleNamespace(whole=model.eval(), ranks=distributed.initialise(), precision=nullcontext)
     text = TextEncoder(language_model, tokenizer)
-    rows = pretrain.embed_split(recipe, trained, text, open_datasets(shards), "test")
-    video_to_text, text_to_video = pretrain.similarity_matrices(recipe, rows, "visual", "embeddings")
+    rows = alignment.embed_split(recipe, trained, text, open_datasets(shards), "test")
+    video_to_text, text_to_video = alignment.similarity_matrices(recipe, rows, "visual", "embeddings")
     figures = retrieval(((video_to_text + text_to_video) / 2).numpy())
     texts = len({row["text"] for row in rows})
     (folder / "retrieval.json").write_text(json.dumps({"clips": len(rows), "texts": texts, **figures}) + "\n")

@@ -323,7 +323,7 @@ def through_the_cache(bench: Bench, sizes: Sizes) -> None:
     from sage_scale.models.language import TextTargets
     from sage_scale.models.sage import SageAligner
     from sage_scale.streaming import Batch
-    from sage_scale.training.embedding_cache import EmbeddingCache
+    from sage_scale.training.sage.embedding_cache import EmbeddingCache
     from sage_scale.vision.packed import PackedVideo
 
     B, N, M, D = sizes.cached

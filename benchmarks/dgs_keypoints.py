@@ -23,6 +23,7 @@ from sage_scale.evaluation.retrieval import permutation_p_value, retrieval
 from sage_scale.precompute import precompute_corpus
 from sage_scale.training import distributed, pretrain
 from sage_scale.training.engine import Engine
+from sage_scale.training.sage import alignment
 
 OVERRIDES = [
     "name=dgs-keypoints",
@@ -123,8 +124,10 @@ def held_out_similarity(recipe, run_folder: Path, data: str):
     engine = Engine(aligner.eval(), recipe.pretrain, ranks)
     aligner.eval()
     with engine.evaluating():
-        rows = pretrain.embed_split(recipe, engine, TextEncoder(model, tokenizer), open_datasets(data), "dev")
-    video_to_text, text_to_video = pretrain.similarity_matrices(recipe, rows, "visual", "embeddings")
+        rows = alignment.embed_split(
+            recipe, engine, TextEncoder(model, tokenizer), open_datasets(data), "dev"
+        )
+    video_to_text, text_to_video = alignment.similarity_matrices(recipe, rows, "visual", "embeddings")
     return ((video_to_text + text_to_video) / 2).numpy()
 
 

@@ -223,7 +223,7 @@ def fork_ranks(world: int, work: Callable[[], object]) -> list[list[tuple[int, l
 @contextlib.contextmanager
 def noting(seen: list[tuple[int, list[str]]]) -> Iterator[None]:
     """Within it every training batch that is taken from a stream is noted."""
-    from sage_scale.training import loop
+    from sage_scale.training import loop, stage
 
     class Noted(loop.Loop):
         def train(self, compute, evaluate):  # type: ignore[no-untyped-def]
@@ -233,7 +233,7 @@ def noting(seen: list[tuple[int, list[str]]]) -> Iterator[None]:
 
             return super().train(noted, evaluate)
 
-    pretrain.Loop = finetune.Loop = Noted  # type: ignore[misc]
+    stage.Loop = Noted  # type: ignore[misc]
     yield
 
 

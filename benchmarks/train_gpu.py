@@ -32,8 +32,8 @@ from sage_scale.planning import ClipSize, Stage1, Stage2
 from sage_scale.streaming import Batch
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
-from sage_scale.training.embedding_cache import EmbeddingCache, run_task
 from sage_scale.training.engine import Engine
+from sage_scale.training.sage.embedding_cache import EmbeddingCache, run_task
 from sage_scale.vision.packed import PackedVideo
 
 WORDS = 12

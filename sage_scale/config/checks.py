@@ -149,6 +149,10 @@ def _check_sign2gpt(recipe: Recipe, need: Callable[[bool, str], None]) -> None:
     need(
         0 < p.max_frequency <= 1, f"prototypes.max_frequency={p.max_frequency} must be above 0 and at most 1"
     )
+    need(
+        recipe.finetune.init != "visual_context",
+        "finetune.init=visual_context takes SAGE's context encoder over: set it to visual or none",
+    )
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(
             not stage.compile, f"{name}.compile is for the frame encoder of model.kind=sage: set it to false"

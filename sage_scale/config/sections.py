@@ -444,7 +444,10 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoise:
-    """The demo's own small mBART, pretrained by denoising the training sentences (mBART, section 2)."""
+    """The demo's own small mBART, pretrained by denoising the training sentences (mBART, section 2).
+
+    For model.kind=sign2gpt a small XGLM, which learns to predict their next subword: `mask`, `glosses`, `single` and
+    `gloss_noise` are not read then."""
 
     enabled: bool = False
     """Make the language model from the corpus; otherwise `model.language_model` must exist."""

@@ -70,8 +70,11 @@ class Sign2Gpt:
 class Prototypes:
     """Prototype pretraining, stage 1 of Sign2GPT (section 3.3; equations 2 to 5)."""
 
+    vectors: Literal["fasttext", "cooccurrence", "random"] = "fasttext"
+    """What the frozen prototypes are: fastText vectors (paper); vectors made of which pseudo-glosses of the training
+    split stand near each other, where no such file is at hand; or directions at random, the control."""
     fasttext: str = ""
-    """fastText vectors of the language, .bin or .vec (cc.de.300.bin); the prototypes' start, frozen."""
+    """fastText vectors of the language, .bin or .vec (cc.de.300.bin), for vectors=fasttext."""
     dim: int = 300
     """Width of the prototypes, which must be the vectors' own."""
     dropout: float = 0.2

@@ -16,7 +16,7 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, Tokenizer, normalizers
-from transformers import AutoTokenizer, MBart50Tokenizer, MBartTokenizer
+from transformers import AutoTokenizer, MBart50Tokenizer, MBartTokenizer, XGLMTokenizer
 
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.text.languages import language_code
@@ -70,6 +70,22 @@ def train_sentencepiece(sentences: Iterable[str], vocabulary: int, language: str
     52 language codes, `<mask>`. Raises RecipeError where the vocabulary is too small for the characters or there
     is no text.
     """
+    tokenizer = _from_model(_train_unigram(sentences, vocabulary), MBart50Tokenizer)
+    set_language(tokenizer, language)
+    return tokenizer
+
+
+def train_xglm_tokenizer(sentences: Iterable[str], vocabulary: int) -> XGLMTokenizer:
+    """A tokenizer in XGLM's form over a unigram model of at most `vocabulary` pieces: `<s>` 0, `<pad>` 1, `</s>` 2,
+    `<unk>` 3, the pieces. Raises RecipeError as `train_sentencepiece` does."""
+    model = _train_unigram(sentences, vocabulary)
+    specials = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    charsmap = model.normalizer_spec.precompiled_charsmap or None
+    pieces = [(piece.piece, piece.score) for piece in model.pieces[3:]]
+    return XGLMTokenizer(vocab=[*specials, *pieces], _spm_precompiled_charsmap=charsmap)
+
+
+def _train_unigram(sentences: Iterable[str], vocabulary: int) -> Any:
     lines = [line for sentence in sentences if (line := " ".join(sentence.split()))]
     if not lines:
         raise RecipeError("a vocabulary needs sentences: there is no text to train it on")
@@ -91,9 +107,7 @@ def train_sentencepiece(sentences: Iterable[str], vocabulary: int, language: str
         ) from None
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     model.ParseFromString(buffer.getvalue())
-    tokenizer = _from_model(model, MBart50Tokenizer)
-    set_language(tokenizer, language)
-    return tokenizer
+    return model
 
 
 def _read_model(path: Path) -> Any:

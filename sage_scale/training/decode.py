@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from sage_scale.config import Recipe
-from sage_scale.models.sage import SageTranslator
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
+from sage_scale.training.export import Translator
 from sage_scale.vision.packed import PackedVideo
 
 Change = Callable[[PackedVideo], PackedVideo]
@@ -23,7 +23,7 @@ Change = Callable[[PackedVideo], PackedVideo]
 @torch.no_grad()
 def translate_split(
     recipe: Recipe,
-    model: SageTranslator,
+    model: Translator,
     tokenizer: Any,
     data: Sequence[Dataset],
     split: str,

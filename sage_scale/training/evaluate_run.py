@@ -6,8 +6,6 @@ Writes `scores.json` (the mapping of `sage_scale.evaluation.score` for the split
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from sage_scale.config import Recipe
 from sage_scale.errors import DatasetError
@@ -28,6 +25,7 @@ from sage_scale.training import distributed
 from sage_scale.training.decode import blank, translate_split
 from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator
+from sage_scale.training.pictures import thumbnail
 from sage_scale.training.runlog import memory_mb, record_timing
 
 Say = Callable[[str], None]
@@ -156,7 +154,7 @@ def write_timelines(
             for start, end in segments.tolist():
                 middle = int((firsts[position] + firsts[position + 1]) // 2)
                 thumbnails.append(
-                    {"frame": (start + end) // 2, "jpeg": _thumbnail(batch.video.frames_FCHW[middle], width)}
+                    {"frame": (start + end) // 2, "jpeg": thumbnail(batch.video.frames_FCHW[middle], width)}
                 )
                 position += 1
             timelines.append(
@@ -174,11 +172,3 @@ def write_timelines(
         break
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(timelines, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _thumbnail(frame_CHW: torch.Tensor, width: int) -> str:
-    image = Image.fromarray(frame_CHW.permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((width, width))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -9,8 +9,10 @@ model/visual.safetensors     visual encoder and mapper, float32, by name (`visua
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,19 +22,46 @@ from sage_scale.config import Recipe, load_recipe, to_yaml
 from sage_scale.errors import CheckpointError
 from sage_scale.models.language import load_language_model
 from sage_scale.models.sage import SageTranslator
+from sage_scale.vision.packed import PackedVideo
 
 VOCABULARY = "vocabulary.json"
 VISUAL = ("visual.", "mapper.", "context.")
+EXPORTS = ("visual.safetensors", "adapters.safetensors")
+"""One of them is in every export: SAGE's, or Sign2GPT's (sign2gpt/export.py)."""
+
+
+class Translator(Protocol):
+    """A trained model of either kind."""
+
+    def generate(
+        self,
+        video: PackedVideo,
+        tokenizer: Any,
+        languages: Sequence[str],
+        beams: int = 4,
+        max_tokens: int = 150,
+        length_penalty: float = 1.0,
+    ) -> list[str]:
+        """A sentence for each clip by beam search."""
+        ...
+
+    def eval(self) -> Any:
+        """To evaluation mode."""
+        ...
 
 
 def save_visual(model: nn.Module, path: Path) -> None:
-    """Write the visual side of a model (encoder, mapper, context encoder if any), atomically."""
+    """Write the visual side of SAGE (encoder, mapper, context encoder if any), atomically."""
+    save_tensors({n: value for n, value in model.state_dict().items() if n.startswith(VISUAL)}, path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, numbers as float32, atomically."""
     tensors = {
         name: value.detach().float().cpu().contiguous().clone()
         if value.is_floating_point()
         else value.cpu().clone()
-        for name, value in model.state_dict().items()
-        if name.startswith(VISUAL)
+        for name, value in tensors.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -59,23 +88,28 @@ def save_translator(
 
     `language_folder` is where the language model came from; its vocabulary map goes along.
     """
+    with replace_folder(folder) as partial:
+        save_visual(model, partial / "visual.safetensors")
+        model.language_model.save_pretrained(partial / "language_model")
+        tokenizer.save_pretrained(partial / "language_model")
+        if language_folder is not None and (language_folder / VOCABULARY).is_file():
+            shutil.copyfile(language_folder / VOCABULARY, partial / "language_model" / VOCABULARY)
+        (partial / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of `folder` when it is whole."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_visual(model, partial / "visual.safetensors")
-    model.language_model.save_pretrained(partial / "language_model")
-    tokenizer.save_pretrained(partial / "language_model")
-    if language_folder is not None and (language_folder / VOCABULARY).is_file():
-        shutil.copyfile(language_folder / VOCABULARY, partial / "language_model" / VOCABULARY)
-    (partial / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    yield partial
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
 
 
-def load_translator(
-    folder: str | Path, device: str | torch.device = "cpu"
-) -> tuple[SageTranslator, Any, Recipe]:
+def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Translator, Any, Recipe]:
     """(translator in eval mode, tokenizer, recipe) from a run folder or its `model/` export.
 
     Raises CheckpointError naming what is missing.
@@ -83,12 +117,17 @@ def load_translator(
     path = Path(folder)
     if not path.exists():
         raise CheckpointError(f"no folder {path}; give a run (runs/NAME) or an export (runs/NAME/model)")
-    if not (path / "visual.safetensors").is_file():
+    if not any((path / name).is_file() for name in EXPORTS):
         path = path / "model"
-    if not (path / "visual.safetensors").is_file():
+    if not any((path / name).is_file() for name in EXPORTS):
         raise CheckpointError(
-            f"{folder} holds no trained translator (model/visual.safetensors); run `sage-scale finetune`"
+            f"{folder} holds no trained translator ({' or '.join(f'model/{name}' for name in EXPORTS)}); run "
+            "`sage-scale finetune`"
         )
+    if not (path / "visual.safetensors").is_file():
+        from sage_scale.training.sign2gpt import export as sign2gpt
+
+        return sign2gpt.load_translator(path, device)
     recipe = load_recipe(path / "recipe.yaml")
     language_model, tokenizer = load_language_model(path / "language_model")
     model = SageTranslator(recipe, language_model)

@@ -7,35 +7,31 @@ variety that training on frames would have seen; epoch e sees view e mod views, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sage_scale.config import Stage
-from sage_scale.models.dropout import token_draws
-from sage_scale.models.sage import SageTranslator
 from sage_scale.streaming import Batch
 from sage_scale.training.engine import Engine
 from sage_scale.vision.packed import PackedVideo
 
 
-class FrozenOutputs:
-    """What of the translator is frozen, and how its forward pass goes on from the outputs that are kept."""
+class FrozenOutputs(ABC):
+    """What of a translator is frozen, and how its forward pass goes on from the outputs that are kept."""
 
-    def __init__(self, model: SageTranslator, stage: Stage) -> None:
-        self.model = model
+    def __init__(self, stage: Stage, backbone: nn.Module | None, visual: Sequence[nn.Module]) -> None:
+        """`backbone` is the frame encoder, `visual` the whole visual side."""
         self.kind = stage.freeze
-        if self.kind == "backbone" and model.visual.backbone is None:
+        if self.kind == "backbone" and backbone is None:
             self.kind = "none"  # features come from the shards: there is no backbone to freeze
         self.views = max(1, stage.frozen_views)
         self._kept: dict[tuple[str, int], Tensor] = {}
-        parts: dict[str, list[Any]] = {
-            "none": [],
-            "backbone": [model.visual.backbone],
-            "visual": [model.visual, model.mapper],
-        }
+        parts: dict[str, Sequence[Any]] = {"none": [], "backbone": [backbone], "visual": visual}
         self._modules = parts[self.kind]
         for module in self._modules:
             module.requires_grad_(False)
@@ -45,25 +41,20 @@ class FrozenOutputs:
         for module in self._modules:
             module.eval()
 
+    @abstractmethod
     def forward(
         self,
         video: PackedVideo,
         kept: Tensor | None,
         labels_BL: Tensor,
-        decoder_input_ids_BL: Tensor,
+        input_ids_BL: Tensor,
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:
         """The translator's forward pass from what is kept: frame features (F, C), tokens (N, D), or nothing."""
-        model = self.model
-        if kept is None:
-            return model(video, labels_BL, decoder_input_ids_BL, label_smoothing)
-        tokens_ND = kept
-        if self.kind == "backbone":
-            draws_N = None if video.draws_B is None else token_draws(video.draws_B, video.clip_segments_B)
-            tokens_ND = model.mapper(model.visual.tokens(kept, video.segment_frames_N), draws_N)
-        return model.forward_tokens(
-            tokens_ND, video.clip_segments_B, labels_BL, decoder_input_ids_BL, label_smoothing, video.draws_B
-        )
+
+    @abstractmethod
+    def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
+        """What is kept of a video's clips, packed, and how many rows of it each clip has."""
 
     def inputs(self, batch: Batch, engine: Engine) -> tuple[PackedVideo, Tensor | None]:
         """The batch on the engine's device: its video, and the kept outputs in place of its frames."""
@@ -81,13 +72,7 @@ class FrozenOutputs:
     def _compute(self, batch: Batch, view: int, engine: Engine) -> None:
         video = replace(batch.video, draws_B=_fixed_draws(batch.keys, view)).to(engine.ranks.device)
         with engine.precision():
-            values = self.model.visual.frame_features(video, augmented=view > 0)
-            lengths = [
-                int(part.sum()) for part in video.segment_frames_N.split(video.clip_segments_B.tolist())
-            ]
-            if self.kind == "visual":
-                values = self.model.mapper(self.model.visual.tokens(values, video.segment_frames_N), None)
-                lengths = video.clip_segments_B.tolist()
+            values, lengths = self.values(video, augmented=view > 0)
         for key, value in zip(batch.keys, values.detach().cpu().split(lengths)):
             self._kept[key, view] = value.clone()
 

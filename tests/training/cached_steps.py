@@ -24,8 +24,8 @@ from sage_scale.models.language import TextTargets
 from sage_scale.models.sage import SageAligner
 from sage_scale.streaming import Batch
 from sage_scale.training import distributed
-from sage_scale.training.embedding_cache import EmbeddingCache, even_slices, run_task
 from sage_scale.training.engine import Engine
+from sage_scale.training.sage.embedding_cache import EmbeddingCache, even_slices, run_task
 from sage_scale.vision.packed import PackedVideo
 
 CASES = [

@@ -19,8 +19,9 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import override
 from sage_scale.errors import RecipeError
 from sage_scale.training import distributed, pretrain
-from sage_scale.training.embedding_cache import EmbeddingCache, even_slices, run_task
 from sage_scale.training.engine import Engine
+from sage_scale.training.sage import alignment
+from sage_scale.training.sage.embedding_cache import EmbeddingCache, even_slices, run_task
 
 WORST = 3e-5
 """A single weight's gradient against float64: small groups make float32 itself lose a digit in BatchNorm."""
@@ -102,10 +103,10 @@ def test_a_run_in_chunks_is_the_run_without(tmp_path):
 def test_share_of_repeated_texts():
     """Every clip whose text another clip has counts, each of them."""
     texts = ["a", "b", "a", "c", "d", "b", "a"]
-    ids = pretrain.text_ids(texts, torch.device("cpu"))
-    assert pretrain.repeated_texts(ids) == ([7], 5)
-    assert pretrain.repeated_texts(ids[:2]) == ([2], 0)
-    assert pretrain.repeated_texts(ids[:0]) == ([0], 0)
+    ids = alignment.text_ids(texts, torch.device("cpu"))
+    assert alignment.repeated_texts(ids) == ([7], 5)
+    assert alignment.repeated_texts(ids[:2]) == ([2], 0)
+    assert alignment.repeated_texts(ids[:0]) == ([0], 0)
 
 
 @pytest.mark.system

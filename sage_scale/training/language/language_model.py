@@ -14,7 +14,6 @@ decoder starts with </s>, and generation is forced to begin with the language co
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,15 +28,13 @@ from sage_scale.config import Denoise
 from sage_scale.errors import RecipeError
 from sage_scale.evaluation import score
 from sage_scale.text.tokenizer import set_language, train_sentencepiece
-from sage_scale.training.engine import fast_bf16
+from sage_scale.training.language.fitting import fit
 from sage_scale.training.language.noise import Example, Noise, units
 from sage_scale.training.language.recombine import recombine
 
 POSITIONS = 320
 """Longest input and output, subwords; more than `evaluation.max_tokens`, and than the segments of a demo clip."""
 _SMOOTHING = 0.1
-_WARMUP = 0.06
-_TRIAL_STEPS = 30
 
 
 def make_language_model(
@@ -86,7 +83,7 @@ def make_language_model(
             seed,
             POSITIONS,
         )
-        report = _train(model, noise, denoise, say)
+        report = fit(model, noise.batch, _loss, denoise, say)
     model.eval()
     model.generation_config.forced_bos_token_id = language_id
     if dev is not None and len(dev[0]):
@@ -142,61 +139,6 @@ def _config(denoise: Denoise, tokenizer: Any) -> MBartConfig:
     )  # fmt: skip
 
 
-def _train(model: Any, noise: Noise, denoise: Denoise, say: Callable[[str], None]) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    bf16 = fast_bf16(device)
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": denoise.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=denoise.lr,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-    model.train()
-    budget = 60 * denoise.max_minutes if denoise.max_minutes > 0 else math.inf
-    started = last_word = time.monotonic()
-    recent: list[float] = []
-    shortened = False
-    step = 0
-    while step < denoise.steps:
-        elapsed = time.monotonic() - started
-        done = step / denoise.steps
-        # The schedule counts steps, so that a run repeats exactly. Only where the machine is too slow for all of
-        # them does it follow the clock, so that the rate still comes down to zero before the budget ends.
-        if step >= _TRIAL_STEPS and (shortened or elapsed / step * denoise.steps > budget):
-            shortened = True
-            done = max(done, elapsed / budget)
-            if done >= 1:
-                break
-        rate = denoise.lr * _schedule(done)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = noise.batch(step)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss = _loss(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        recent = [*recent[-49:], loss.item()]
-        step += 1
-        if time.monotonic() - last_word > 5:
-            last_word = time.monotonic()
-            left = min((last_word - started) / step * (denoise.steps - step), budget - (last_word - started))
-            say(f"step {step} of {denoise.steps}, loss {_mean(recent):.3f}, {left:.0f} s left")
-    if not math.isfinite(_mean(recent)):
-        raise RecipeError(f"the denoising loss is not finite: lower denoise.lr={denoise.lr}")
-    say(f"{step} steps in {time.monotonic() - started:.0f} s, denoising loss {_mean(recent):.3f}")
-    return {
-        "steps": step,
-        "ended_early_by_max_minutes": shortened,
-        "denoising_loss": round(_mean(recent), 4),
-        "precision": "bf16" if bf16 else "fp32",
-        "parameters": model.num_parameters(),
-    }
-
-
 def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     logits_BLV = model(
         input_ids=batch["input_ids_BM"],
@@ -210,14 +152,3 @@ def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         ignore_index=-100,
         label_smoothing=_SMOOTHING,
     )
-
-
-def _schedule(done: float) -> float:
-    """Linear warm-up, then cosine to zero; `done` is the share of the training that lies behind."""
-    if done < _WARMUP:
-        return (done + 0.002) / (_WARMUP + 0.002)
-    return 0.5 * (1 + math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP)))
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(1, len(values))

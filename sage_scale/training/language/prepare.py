@@ -29,8 +29,9 @@ def prepare_language_model(
 ) -> Path:
     """The Hugging Face folder that both stages load; made by rank 0 where it is not there yet.
 
-    With `denoise.enabled` a small mBART is pretrained on the training sentences; otherwise
-    `model.language_model` is trimmed to the training sentences and lemmas (`text.trim_vocabulary`) or used as it is.
+    With `denoise.enabled` a small mBART (Sign2GPT: XGLM) is pretrained on the training sentences; otherwise
+    `model.language_model` is trimmed to the training sentences and lemmas (`text.trim_vocabulary`; not
+    Sign2GPT's, which is frozen) or used as it is.
     """
     folder = run / "language_model"
     failure: Exception | None = None
@@ -71,7 +72,21 @@ def _prepare(
     sentences = [meta["sentence"] for meta in train]
     glosses = [list(meta["pseudo_glosses"]) for meta in train]
     report: dict[str, Any] = {}
-    if recipe.denoise.enabled:
+    causal = recipe.model.kind == "sign2gpt"
+    if recipe.denoise.enabled and causal:
+        from sage_scale.training.language.causal_model import make_causal_model
+
+        make_causal_model(
+            sentences,
+            glosses,
+            recipe.denoise,
+            partial,
+            seed=recipe.pretrain.seed,
+            progress=say or (lambda line: print(f"language model: {line}", file=sys.stderr, flush=True)),
+            dev=[meta["sentence"] for meta in texts if meta["split"] == "dev"],
+        )
+        report["made"] = "next-subword prediction of the training sentences"
+    elif recipe.denoise.enabled:
         from sage_scale.training.language.language_model import make_language_model
 
         dev = [meta for meta in texts if meta["split"] == "dev"]
@@ -90,9 +105,10 @@ def _prepare(
         report["made"] = "denoising of the training sentences"
     elif not recipe.model.language_model:
         raise RecipeError(
-            "model.language_model is empty: give a folder with mBART-large-50, or set denoise.enabled=true"
+            f"model.language_model is empty: give a folder with {'an XGLM' if causal else 'mBART-large-50'}, or set "
+            "denoise.enabled=true"
         )
-    elif recipe.text.trim_vocabulary:
+    elif recipe.text.trim_vocabulary and not causal:
         from sage_scale.text.vocabulary import trim_vocabulary
 
         check = {name: [m["sentence"] for m in texts if m["split"] == name] for name in ("dev", "test")}

@@ -14,6 +14,7 @@ from sage_scale.config.recipe import to_mapping
 from sage_scale.errors import CheckpointError
 
 DECIDING = (
+    "model.kind",
     "model.backbone.depths",
     "model.backbone.widths",
     "model.backbone.pool",
@@ -27,7 +28,14 @@ DECIDING = (
     "vision.kind",
     "text.target",
     "text.trim_vocabulary",
-)
+    *(
+        f"model.sign2gpt.{key}"
+        for key in (
+            "spatial", "vit_patch", "vit_adapted", "window", "downsample_after", "padding", "positions", "lora_alpha",
+        )
+    ),
+    *(f"prototypes.{key}" for key in ("vectors", "fasttext", "dim", "max_frequency", "splits")),
+)  # fmt: skip
 """Keys that make another model or another objective: weights trained under other values cannot be gone on with."""
 STAGE_DECIDING = ("optimizer", "freeze", "init")
 """The same among the keys of the stage itself."""

@@ -13,7 +13,7 @@ forward pass is the price; the activations of one chunk, and tokens with their g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,18 +24,13 @@ from sage_scale.models.language import TextTargets
 from sage_scale.models.sage import SageAligner
 from sage_scale.streaming import Batch
 from sage_scale.training.engine import Engine
+from sage_scale.training.stage import even_slices
 from sage_scale.vision.packed import PackedVideo
 
 
 def run_task(task: Callable, *arguments: Any) -> Any:
     """The engine's forward pass where a step has several kinds of them: `engine.forward(task, *arguments)`."""
     return task(*arguments)
-
-
-def even_slices(clips: int, parts: int) -> Iterator[slice]:
-    """`parts` runs of clips, equal to within one; some may be empty."""
-    for number in range(parts):
-        yield slice(clips * number // parts, clips * (number + 1) // parts)
 
 
 class EmbeddingCache:

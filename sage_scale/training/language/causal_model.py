@@ -1,0 +1,121 @@
+"""A small XGLM made from the training sentences by predicting their next subword, where none can be downloaded.
+
+Sign2GPT needs a language model that is frozen; the demo pretrains its own, as XGLM was (Lin et al. 2021, section 2), on
+the training split's text alone, with words exchanged between sentences (recombine.py), which give way to the true ones.
+The result is a Hugging Face folder in XGLM's form: texts are "</s> X </s>".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import XGLMConfig, XGLMForCausalLM
+
+from sage_scale.config import Denoise
+from sage_scale.errors import RecipeError
+from sage_scale.models.sign2gpt import make_texts
+from sage_scale.text.tokenizer import train_xglm_tokenizer
+from sage_scale.training.language.fitting import fit
+from sage_scale.training.language.recombine import recombine
+
+POSITIONS = 160
+"""Longest text, subwords."""
+
+
+def make_causal_model(
+    sentences: Sequence[str],
+    glosses: Sequence[Sequence[str]],
+    denoise: Denoise,
+    folder: str | Path,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    dev: Sequence[str] = (),
+) -> Path:
+    """Train a SentencePiece model and a small XGLM on `sentences`; gives `folder`.
+
+    The pseudo-glosses of each sentence say which of its words may be exchanged. The folder holds model, tokenizer and
+    `language.json`: steps, seconds, final loss and, of `dev` sentences, the perplexity of a subword. The same text and
+    seed give the same weights on the same machine, unless `max_minutes` ended the training. Raises RecipeError where
+    there is nothing to train on.
+    """
+    rows = [(s.strip(), list(g)) for s, g in zip(sentences, glosses, strict=True) if s.strip()]
+    if not rows:
+        raise RecipeError("denoise.enabled needs training sentences, and there are none")
+    say = progress or (lambda line: None)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    tokenizer = train_xglm_tokenizer([sentence for sentence, _ in rows], denoise.vocabulary)
+    true = [sentence for sentence, _ in rows]
+    new = [s for s, _ in recombine(true, [g for _, g in rows], count=20 * len(rows), seed=seed)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = XGLMForCausalLM(_config(denoise, tokenizer))
+        # On a CPU the backward of torch's fused attention takes longer than all matrix products of this model.
+        model.set_attn_implementation("eager")
+        say(f"{model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
+        say(f"{len(true):,} sentences, {len(new):,} recombined ones")
+        report = fit(
+            model, _Texts(tokenizer, true, new, denoise, seed).batch, _loss, denoise, say, "language"
+        )
+    model.eval()
+    if dev:
+        with torch.no_grad():
+            loss = _loss(model, _batch(tokenizer, list(dev)))
+        report["dev_perplexity"] = round(math.exp(float(loss)), 3)
+        say(f"perplexity {report['dev_perplexity']:.2f} of a subword of dev")
+    report["seconds"] = round(time.monotonic() - started, 1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "language.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+class _Texts:
+    """The sentences of each step, a function of seed and step."""
+
+    def __init__(
+        self, tokenizer: Any, true: Sequence[str], new: Sequence[str], denoise: Denoise, seed: int
+    ) -> None:
+        self.tokenizer, self.true, self.new, self.denoise, self.seed = tokenizer, true, new, denoise, seed
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        # Recombined sentences teach what may stand where, but some are odd: they give way to the true ones.
+        chance = self.denoise.recombined * max(0.0, 1 - step / self.denoise.steps)
+        rng = random.Random(f"{self.seed}/{step}")
+        some = [
+            rng.choice(self.new) if self.new and rng.random() < chance else rng.choice(self.true)
+            for _ in range(self.denoise.batch_size)
+        ]
+        return _batch(self.tokenizer, some)
+
+
+def _batch(tokenizer: Any, sentences: Sequence[str]) -> dict[str, Tensor]:
+    labels_BL, inputs_BL = make_texts(tokenizer, sentences, POSITIONS)
+    return {"input_ids_BL": inputs_BL, "labels_BL": labels_BL}
+
+
+def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    # Texts are padded at their ends, which a causal model does not see.
+    logits_BLV = model(input_ids=batch["input_ids_BL"], use_cache=False).logits
+    return F.cross_entropy(logits_BLV.float().flatten(0, 1), batch["labels_BL"].flatten(), ignore_index=-100)
+
+
+def _config(denoise: Denoise, tokenizer: Any) -> XGLMConfig:
+    width = denoise.width
+    return XGLMConfig(
+        vocab_size=len(tokenizer), d_model=width, ffn_dim=4 * width, num_layers=denoise.layers,
+        attention_heads=denoise.heads, max_position_embeddings=POSITIONS, dropout=denoise.dropout,
+        attention_dropout=0.0, activation_dropout=0.0, layerdrop=0.0, scale_embedding=True, init_std=width**-0.5,
+        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip

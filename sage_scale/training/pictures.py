@@ -1,0 +1,18 @@
+"""Small pictures of frames for the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import torch
+from PIL import Image
+
+
+def thumbnail(frame_CHW: torch.Tensor, width: int) -> str:
+    """A uint8 frame as a JPEG of at most `width` pixels, in base64."""
+    image = Image.fromarray(frame_CHW.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((width, width))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,233 @@
+"""Stage 1 of SAGE: visual tokens are aligned with pseudo-gloss tokens by CLCL at two levels (SAGE, section 3.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sage_scale.config import Recipe
+from sage_scale.evaluation.retrieval import retrieval
+from sage_scale.losses import clcl_loss, clcl_similarity, clip_similarity
+from sage_scale.losses.collectives import gather_counts, gather_rows
+from sage_scale.models.language import TextEncoder, load_language_model
+from sage_scale.models.sage import SageAligner
+from sage_scale.shards import Dataset
+from sage_scale.streaming import Batch, open_evaluation
+from sage_scale.training import distributed, export
+from sage_scale.training.decode import has_split
+from sage_scale.training.engine import Engine
+from sage_scale.training.language.prepare import prepare_language_model
+from sage_scale.training.meter import video_sizes
+from sage_scale.training.sage.embedding_cache import EmbeddingCache, run_task
+from sage_scale.training.saves.checkpoint import Progress
+from sage_scale.training.stage import STAGE1, Place, Task
+
+
+class AlignmentTask(Task):
+    """Stage 1 of SAGE."""
+
+    def __init__(self, place: Place) -> None:
+        recipe, ranks = place.recipe, place.ranks
+        self.recipe, self.folder, self.datasets = recipe, place.folder, place.datasets
+        self.stage = recipe.pretrain
+        language_folder = prepare_language_model(recipe, place.folder, place.datasets, ranks)
+        self.language_model, self.tokenizer = load_language_model(language_folder)
+        self.model: SageAligner = SageAligner(recipe, self.language_model)
+        self.text = TextEncoder(
+            self.language_model, self.tokenizer, cache_bytes=self.stage.text_cache_mb * 1_000_000
+        )
+        self.text.to(ranks.device)
+        self.forward = run_task
+        self.frozen = [language_folder]
+        self.language = self.language_model.config
+        self.stream_seed = self.stage.seed
+
+    def build(self) -> SageAligner:
+        return SageAligner(self.recipe, self.language_model)
+
+    def begin(self, engine: Engine) -> None:
+        super().begin(engine)
+        self.cache = EmbeddingCache(self.model, engine)
+
+    def compute(self, batch: Batch) -> dict[str, float]:
+        device = self.engine.ranks.device
+        texts, languages = alignment_texts(self.recipe, batch.metas)
+        targets = self.text.encode(texts, languages, device)
+        ids = text_ids(texts, device)
+        clips, repeated = repeated_texts(ids)
+        micro = self.stage.micro_batch
+        chunks = max(-(-count // micro) for count in clips) if micro else 1
+        if chunks > 1:
+            share, parts = self.cache.backward(batch, targets, ids, chunks)
+        else:
+            share, parts = self.engine.forward(self.model, batch.video.to(device), targets, ids)
+            self.engine.backward(share)
+        first = float(self.engine.ranks.first)
+        figures = {"loss": float(share.detach()), "same_text_share": repeated / max(sum(clips), 1)}
+        figures |= video_sizes(batch) | {"text_tokens": float(targets.lengths_B.sum())}
+        for name, value in parts.items():
+            # Losses are shares and add up; scales are the same on every rank and are counted once.
+            figures[name] = float(value) * (first if name.startswith("scale") else 1.0)
+        return figures
+
+    def evaluate(self, step: int) -> tuple[dict[str, float], float]:
+        return dev_figures(self.recipe, self.engine, self.text, self.datasets, "dev")
+
+    def finish(self, whole: Any, progress: Progress) -> dict[str, Any]:
+        """`pretrain/visual.safetensors` and `alignment.json`."""
+        figures, _ = dev_figures(self.recipe, self.engine, self.text, self.datasets, "dev")
+        if self.engine.ranks.first:
+            export.save_visual(whole, self.folder / STAGE1)
+            path = self.folder / "alignment.json"
+            write_alignment(self.recipe, self.engine, self.text, self.tokenizer, self.datasets, path)
+        return figures
+
+
+def alignment_texts(recipe: Recipe, metas: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """What each clip is aligned with (the string of its pseudo-glosses, or its sentence), and the languages."""
+    glosses = recipe.text.target == "pseudo_gloss"
+    texts = [" ".join(meta["pseudo_glosses"]) if glosses else meta["sentence"] for meta in metas]
+    return texts, [meta["language"] for meta in metas]
+
+
+def text_ids(texts: list[str], device: torch.device) -> torch.Tensor:
+    """int64 (B,): equal texts have equal ids, on every rank."""
+    import xxhash
+
+    ids = [xxhash.xxh3_64_intdigest(text.encode()) >> 1 for text in texts]
+    return torch.tensor(ids, dtype=torch.int64, device=device)
+
+
+def repeated_texts(ids_B: torch.Tensor) -> tuple[list[int], int]:
+    """Clips of every rank, and how many of this rank's have the text of another clip of the global batch."""
+    clips = [counts[0] for counts in gather_counts([ids_B.numel()], device=ids_B.device)]
+    all_ids = gather_rows(ids_B, clips)
+    texts, times = torch.unique(all_ids, return_counts=True)
+    return clips, int(torch.isin(ids_B, texts[times > 1]).sum())
+
+
+@torch.no_grad()
+def embed_split(
+    recipe: Recipe, engine: Engine, text: TextEncoder, data: Sequence[Dataset], split: str
+) -> list[dict[str, Any]]:
+    """Tokens of every clip of a split, in dataset order, on every rank: key, meta, visual and text tokens."""
+    ranks = engine.ranks
+    rows: list[dict[str, Any]] = []
+    if not has_split(data, split):
+        return rows
+    batch_size = recipe.evaluation.batch_size
+    for batch in open_evaluation(
+        data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=batch_size
+    ):
+        if not batch.keys:
+            continue
+        texts, languages = alignment_texts(recipe, batch.metas)
+        with engine.precision():
+            tokens, hidden = engine.whole.encode(batch.video.to(ranks.device))
+        targets = text.encode(texts, languages, ranks.device)
+        segments = batch.video.clip_segments_B.tolist()
+        words = targets.lengths_B.tolist()
+        visual = [part.float().cpu() for part in tokens.split(segments)]
+        contexts = (
+            [part.float().cpu() for part in hidden.split(segments)]
+            if hidden is not None
+            else [None] * len(visual)
+        )
+        lexical = [part.float().cpu() for part in targets.embeddings_MD.split(words)]
+        contextual = [part.float().cpu() for part in targets.hidden_MD.split(words)]
+        names = ("place", "key", "meta", "text", "visual", "hidden", "embeddings", "states")
+        places = batch.positions_B.tolist()
+        for values in zip(places, batch.keys, batch.metas, texts, visual, contexts, lexical, contextual):
+            rows.append(dict(zip(names, values)))
+    # Ranks take every W-th clip; the dataset's order is put back.
+    return sorted(
+        (row for part in distributed.gather_objects(rows) for row in part), key=lambda row: row["place"]
+    )
+
+
+def dev_figures(
+    recipe: Recipe, engine: Engine, text: TextEncoder, data: Sequence[Dataset], split: str
+) -> tuple[dict[str, float], float]:
+    """Loss over the whole split as one batch and retrieval in both directions; the score is minus the loss."""
+    rows = embed_split(recipe, engine, text, data, split)
+    if not rows:
+        return {"clips": 0}, 0.0
+    figures: dict[str, float] = {"clips": len(rows)}
+    total = 0.0
+    levels = [("embedding", "visual", "embeddings", recipe.clcl.beta)]
+    if rows[0]["hidden"] is not None and recipe.clcl.beta < 1:
+        levels.append(("hidden", "hidden", "states", 1 - recipe.clcl.beta))
+    for name, visual_key, text_key, weight in levels:
+        video_to_text, text_to_video = similarity_matrices(recipe, rows, visual_key, text_key)
+        scale = getattr(engine.whole, f"scale_{name}").detach().float().cpu().clamp(max=recipe.clcl.scale_max)
+        loss = float(
+            clcl_loss(
+                video_to_text, text_to_video, scale, alpha=recipe.clcl.alpha, variant=recipe.clcl.variant
+            )
+        )
+        figures[f"loss_{name}"] = loss
+        total += weight * loss
+        if name == "embedding":
+            figures |= retrieval(((video_to_text + text_to_video) / 2).numpy())
+    return {"loss": total, **figures}, -total
+
+
+def similarity_matrices(
+    recipe: Recipe, rows: list[dict[str, Any]], visual_key: str, text_key: str, block: int = 32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Zv, Zt) of all clips against all texts, in blocks of videos so that memory stays small."""
+    text = torch.cat([row[text_key] for row in rows])
+    text_lengths = torch.tensor([len(row[text_key]) for row in rows])
+    parts = []
+    for start in range(0, len(rows), block):
+        some = rows[start : start + block]
+        visual = torch.cat([row[visual_key] for row in some])
+        lengths = torch.tensor([len(row[visual_key]) for row in some])
+        if recipe.clcl.loss == "clip":
+            parts.append((z := clip_similarity(visual, text, lengths, text_lengths), z))
+        else:
+            tau = 0.0 if recipe.clcl.loss == "maxsim" else recipe.clcl.tau
+            parts.append(clcl_similarity(visual, text, lengths, text_lengths, tau))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+@torch.no_grad()
+def write_alignment(
+    recipe: Recipe,
+    engine: Engine,
+    text: TextEncoder,
+    tokenizer: Any,
+    data: Sequence[Dataset],
+    path: Path,
+    clips: int = 6,
+) -> None:
+    """Token similarities of a few dev clips, as in the paper's Figure 4, for the report (rank 0 only)."""
+    rows: list[dict[str, Any]] = []
+    split = "dev" if has_split(data, "dev") else "train"
+    for batch in open_evaluation(data, recipe, split, rank=0, world=1, batch_size=clips):
+        texts, languages = alignment_texts(recipe, batch.metas)
+        with engine.precision():
+            tokens, _ = engine.whole.encode(batch.video.to(engine.ranks.device))
+        targets = text.encode(texts, languages, engine.ranks.device)
+        visual = torch.nn.functional.normalize(tokens.float(), dim=-1).cpu()
+        lexical = torch.nn.functional.normalize(targets.embeddings_MD.float(), dim=-1).cpu()
+        visual_parts = visual.split(batch.video.clip_segments_B.tolist())
+        lexical_parts = lexical.split(targets.lengths_B.tolist())
+        for key, meta, line, v, t in zip(batch.keys, batch.metas, texts, visual_parts, lexical_parts):
+            pieces = tokenizer.tokenize(line)
+            rows.append(
+                {
+                    "key": key,
+                    "sentence": meta["sentence"],
+                    "tokens": [piece.replace("\u2581", "") or piece for piece in pieces][: len(t)],
+                    "similarity": np.round((v @ t.T).numpy(), 3).tolist(),
+                    "segments": batch.segments[len(rows)].tolist() if batch.segments else [],
+                }
+            )
+        break
+    path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,112 @@
+"""Stage 2 of SAGE: mBART translates the visual tokens (SAGE, section 3.2, equation 6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sage_scale.config import Recipe, Stage
+from sage_scale.errors import CheckpointError
+from sage_scale.models.dropout import token_draws
+from sage_scale.models.language import load_language_model, make_labels
+from sage_scale.models.resnet import load_backbone
+from sage_scale.models.sage import SageTranslator, load_visual
+from sage_scale.training import export
+from sage_scale.training.frozen import FrozenOutputs
+from sage_scale.training.language.prepare import prepare_language_model
+from sage_scale.training.stage import STAGE1, Place
+from sage_scale.training.translation import TranslationTask
+from sage_scale.vision.packed import PackedVideo
+
+
+class SageTranslation(TranslationTask):
+    """Stage 2 of SAGE."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        recipe = place.recipe
+        self.language_folder = prepare_language_model(recipe, place.folder, place.datasets, place.ranks)
+        language_model, self.tokenizer = load_language_model(self.language_folder)
+        if place.ranks.device.type == "cpu":
+            # The backward of torch's fused attention takes longer on a CPU than all matrix products of a small model.
+            language_model.set_attn_implementation("eager")
+        self.model: SageTranslator = SageTranslator(recipe, language_model)
+        take_over(self.model, recipe, place.folder)
+        self.outputs = SageOutputs(self.model, self.stage)
+        self.forward = self.outputs.forward
+        self.frozen = [place.folder / STAGE1] if self.stage.freeze != "none" else []
+        self.language = language_model.config
+
+    def build(self) -> SageTranslator:
+        return SageTranslator(self.recipe, load_language_model(self.language_folder)[0])
+
+    def texts(self, metas: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        sentences = [meta["sentence"] for meta in metas]
+        return make_labels(self.tokenizer, sentences, [meta["language"] for meta in metas])
+
+    def save(self, whole: Any, folder: Path) -> None:
+        export.save_translator(whole, self.tokenizer, self.recipe, folder, Path(self.language_folder))
+
+
+class SageOutputs(FrozenOutputs):
+    """Kept: features of the frame encoder, or tokens behind the mapper."""
+
+    def __init__(self, model: SageTranslator, stage: Stage) -> None:
+        super().__init__(stage, model.visual.backbone, [model.visual, model.mapper])
+        self.model = model
+
+    def forward(
+        self,
+        video: PackedVideo,
+        kept: Tensor | None,
+        labels_BL: Tensor,
+        input_ids_BL: Tensor,
+        label_smoothing: float,
+    ) -> tuple[Tensor, Tensor]:
+        model = self.model
+        if kept is None:
+            return model(video, labels_BL, input_ids_BL, label_smoothing)
+        tokens_ND = kept
+        if self.kind == "backbone":
+            draws_N = None if video.draws_B is None else token_draws(video.draws_B, video.clip_segments_B)
+            tokens_ND = model.mapper(model.visual.tokens(kept, video.segment_frames_N), draws_N)
+        return model.forward_tokens(
+            tokens_ND, video.clip_segments_B, labels_BL, input_ids_BL, label_smoothing, video.draws_B
+        )
+
+    def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
+        values = self.model.visual.frame_features(video, augmented=augmented)
+        if self.kind == "visual":
+            tokens_ND = self.model.mapper(self.model.visual.tokens(values, video.segment_frames_N), None)
+            return tokens_ND, video.clip_segments_B.tolist()
+        segments = video.segment_frames_N.split(video.clip_segments_B.tolist())
+        return values, [int(part.sum()) for part in segments]
+
+
+def take_over(model: SageTranslator, recipe: Recipe, run: Path) -> None:
+    """Load what stage 1 gives: visual encoder and mapper, and the context encoder where the recipe says so."""
+    init = recipe.finetune.init
+    if init == "none":
+        weights = recipe.model.backbone.weights
+        if weights and model.visual.backbone is not None:
+            load_backbone(model.visual.backbone, weights)
+        return
+    state = export.load_visual_file(run / STAGE1)
+    load_visual(model, state)
+    if init == "visual_context":
+        encoder = model.language_model.get_encoder()
+        layers = {
+            name.split(".layers.", 1)[1]: value
+            for name, value in state.items()
+            if ".layers." in name and name.startswith("context.")
+        }
+        if not layers:
+            raise CheckpointError(
+                f"{run / STAGE1} has no context encoder to take over; set finetune.init=visual"
+            )
+        own = encoder.layers.state_dict()
+        encoder.layers.load_state_dict(
+            {**own, **{name: value for name, value in layers.items() if name in own}}
+        )

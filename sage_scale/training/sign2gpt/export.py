@@ -1,0 +1,54 @@
+"""What leaves Sign2GPT's training: adapters, and the frozen model where the run made it.
+
+model/recipe.yaml             the whole recipe
+model/adapters.safetensors    what was trained, with adapters.json (models.sign2gpt.checkpoint)
+model/language_model/         a language model that the run made itself, or prepared; else the recipe names it
+model/frozen.safetensors      a vision transformer that started at random, which is in no other file
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sage_scale.config import Recipe, load_recipe, to_yaml
+from sage_scale.models.sign2gpt import Sign2GptTranslator, load_causal_model
+from sage_scale.models.sign2gpt.checkpoint import TENSORS, load_adapters, save_adapters
+from sage_scale.training.export import load_visual_file, replace_folder, save_tensors
+from sage_scale.training.sign2gpt.visual import homeless_weights
+
+ADAPTERS = TENSORS
+LANGUAGE, FROZEN = "language_model", "frozen.safetensors"
+
+
+def save_translator(
+    model: Sign2GptTranslator, tokenizer: Any, recipe: Recipe, folder: Path, language: Path | str
+) -> None:
+    """Write the export folder; it replaces an older one only when it is whole. `language` is where the frozen language
+    model came from: copied where it is the run's own, which lies beside the export."""
+    with replace_folder(folder) as partial:
+        save_adapters(model, recipe, partial)
+        if isinstance(language, Path) and language.resolve().parent == folder.resolve().parent:
+            shutil.copytree(language, partial / LANGUAGE)
+        if homeless := homeless_weights(model, recipe):
+            save_tensors(homeless, partial / FROZEN)
+        (partial / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+
+
+def load_translator(path: Path, device: str | torch.device = "cpu") -> tuple[Sign2GptTranslator, Any, Recipe]:
+    """(translator in eval mode, tokenizer, recipe) from an export folder.
+
+    Raises CheckpointError naming what is missing, or which frozen model is another than the adapters were trained on.
+    """
+    recipe = load_recipe(path / "recipe.yaml")
+    own = path / LANGUAGE
+    language = own if own.is_dir() else recipe.model.language_model
+    language_model, tokenizer = load_causal_model(language, recipe.model.sign2gpt.language_dtype)
+    model = Sign2GptTranslator(recipe, language_model)
+    if (path / FROZEN).is_file():
+        model.load_state_dict(load_visual_file(path / FROZEN), strict=False)
+    load_adapters(model, path)
+    return model.to(device).eval(), tokenizer, recipe

@@ -1,0 +1,91 @@
+"""Where pseudo-glosses are in a few clips, for the report (Sign2GPT, Figures 4 to 6)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sage_scale.models.sign2gpt import clip_frames
+from sage_scale.streaming import open_evaluation
+from sage_scale.streaming.frames import grid_runs
+from sage_scale.training.decode import has_split
+from sage_scale.training.pictures import thumbnail
+
+if TYPE_CHECKING:
+    from sage_scale.training.sign2gpt.prototypes import PrototypeTask
+
+CLIPS = 6
+PICTURES = 12
+"""Frames shown under a map."""
+
+
+@torch.no_grad()
+def write_localisation(
+    task: PrototypeTask, model: Any, path: Path, clips: int = CLIPS, width: int = 72
+) -> None:
+    """A JSON list of dev clips (rank 0 only): for each pseudo-gloss that was found or is there, E over the tokens.
+
+    Each clip has `sentence`, `fps`, `frames`, `threshold`, `times` (S, the frame of each token), `rows` (`gloss`,
+    `there`, `presence`, `values` (S)) in the order of their strongest token, and `pictures` (`frame`, `jpeg`).
+    """
+    recipe, datasets = task.recipe, task.place.datasets
+    split = "dev" if has_split(datasets, "dev") else "train"
+    vocabulary = task.vocabulary.glosses
+    clip_rows: list[dict[str, Any]] = []
+    for batch in open_evaluation(datasets, recipe, split, rank=0, world=1, batch_size=clips):
+        with task.engine.precision():
+            scores = model.scores(batch.video.to(task.engine.ranks.device))
+            lengths_B = model.sign_encoder.token_lengths(clip_frames(batch.video))
+        presence_BU = scores.presence_BU.float().cpu()
+        packed = 0
+        maps = scores.localisation_NU.float().cpu().split(lengths_B.tolist())
+        for row, (meta, localised_SU) in enumerate(zip(batch.metas, maps, strict=True)):
+            grid = _stored_frames(batch.segments[row], meta)
+            there = set(meta["pseudo_glosses"])
+            shown = [
+                number
+                for number, gloss in enumerate(vocabulary)
+                if gloss in there or presence_BU[row, number] > recipe.prototypes.threshold
+            ]
+            shown.sort(key=lambda number: int(localised_SU[:, number].argmax()))
+            step = max(1, len(grid) // PICTURES)
+            frames = batch.video.frames_FCHW
+            clip_rows.append(
+                {
+                    "key": batch.keys[row],
+                    "sentence": meta["sentence"],
+                    "fps": meta["fps"],
+                    "frames": meta["frames"],
+                    "threshold": recipe.prototypes.threshold,
+                    "times": grid[:: 2 if len(localised_SU) < len(grid) else 1],
+                    "rows": [
+                        {
+                            "gloss": vocabulary[number],
+                            "there": vocabulary[number] in there,
+                            "presence": round(float(presence_BU[row, number]), 3),
+                            "values": np.round(localised_SU[:, number].numpy(), 4).tolist(),
+                        }
+                        for number in shown
+                    ],
+                    "pictures": []
+                    if frames is None
+                    else [
+                        {"frame": grid[place], "jpeg": thumbnail(frames[packed + place], width)}
+                        for place in range(step // 2, len(grid), step)
+                    ],
+                }
+            )
+            packed += len(grid)
+        break
+    path.write_text(json.dumps(clip_rows, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _stored_frames(segments_N2: np.ndarray, meta: dict[str, Any]) -> list[int]:
+    """The frame numbers of the packed frames of a clip."""
+    stride = int(meta["frame_stride"])
+    _, runs = grid_runs(segments_N2, stride, -(-int(meta["frames"]) // stride))
+    return [row * stride for begin, end in runs for row in range(begin, end)]

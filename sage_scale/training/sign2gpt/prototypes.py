@@ -1,0 +1,136 @@
+"""Stage 1 of Sign2GPT: which pseudo-glosses occur in a clip, and where (Sign2GPT, section 3.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage_scale.evaluation.prototype_scores import PresenceCounts, frequency_control
+from sage_scale.losses.prototypes import prototype_loss
+from sage_scale.models.sign2gpt import Sign2GptPretrainer
+from sage_scale.shards import read_texts
+from sage_scale.streaming import Batch, open_evaluation
+from sage_scale.training import distributed
+from sage_scale.training.decode import has_split
+from sage_scale.training.saves.checkpoint import Progress
+from sage_scale.training.sign2gpt.localisation import write_localisation
+from sage_scale.training.sign2gpt.visual import frozen_files, save_signs, sizes
+from sage_scale.training.sign2gpt.vocabulary import run_prototypes
+from sage_scale.training.stage import STAGE1, Place, Task, agree, even_slices
+
+SCORES = "prototypes.json"
+"""Precision, recall and F1 of each split, in the run's folder."""
+
+
+class PrototypeTask(Task):
+    """Stage 1 of Sign2GPT."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.recipe, self.stage = place, place.recipe, place.recipe.pretrain
+        made = run_prototypes(place)
+        self.vocabulary, self.prototypes_UD = made.vocabulary, made.prototypes_UD
+        self.model: Sign2GptPretrainer = self.build()
+        self.frozen = [made.file, *frozen_files(place.recipe)]
+        self.stream_seed = self.stage.seed
+
+    def build(self) -> Sign2GptPretrainer:
+        return Sign2GptPretrainer(self.recipe, self.prototypes_UD)
+
+    def targets(self, metas: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """What `prototype_loss` takes, on the engine's device."""
+        classes_G, counts_B = self.vocabulary.targets(meta["pseudo_glosses"] for meta in metas)
+        device = self.place.ranks.device
+        return classes_G.to(device), counts_B.to(device)
+
+    def compute(self, batch: Batch) -> dict[str, float]:
+        engine = self.engine
+        if self.stage.micro_batch:
+            batch = batch.by_length()
+        # No clip is another's negative: micro-batches add up to the batch, and are no approximation.
+        clips, chunks = agree(len(batch.keys), len(batch.keys), self.stage.micro_batch)
+        summands = max(clips * len(self.vocabulary.glosses), 1)
+        share = 0.0
+        for number, rows in enumerate(even_slices(len(batch.keys), chunks)):
+            part = batch.select(rows) if chunks > 1 else batch
+            summed, _ = engine.forward(part.video.to(engine.ranks.device), *self.targets(part.metas))
+            engine.backward(summed / summands, last=number == chunks - 1)
+            share += float(summed.detach()) / summands
+        glosses = float(self.targets(batch.metas)[1].sum())
+        # Temperatures are the same on every rank and are counted once.
+        first = float(engine.ranks.first)
+        head = self.model.head
+        taus = {name: first * float(engine.weight(getattr(head, name))) for name in ("tau_time", "tau_class")}
+        return {"loss": share, **taus, **sizes(self.recipe, batch), "text_tokens": glosses}
+
+    def evaluate(self, step: int) -> tuple[dict[str, float], float]:
+        figures = self.split_figures("dev")
+        return (figures, -figures["loss"]) if figures else ({"clips": 0}, 0.0)
+
+    def finish(self, whole: Any, progress: Progress) -> dict[str, Any]:
+        """`pretrain/visual.safetensors`, `prototypes.json` and `localisation.json`."""
+        figures = {split: self.split_figures(split) for split in ("dev", "test")}
+        if self.place.ranks.first:
+            save_signs(whole, self.recipe, self.place.folder / STAGE1)
+            self._write_scores(figures, self.place.folder / SCORES)
+            write_localisation(self, whole, self.place.folder / "localisation.json")
+        return figures["dev"]
+
+    @torch.no_grad()
+    def split_figures(self, split: str) -> dict[str, float]:
+        """Loss and scores of a split with the engine's whole model; nothing where there is none (a collective)."""
+        datasets, ranks, recipe = self.place.datasets, self.place.ranks, self.recipe
+        if not has_split(datasets, split):
+            return {}
+        counted = PresenceCounts.none(len(self.vocabulary.glosses))
+        loss = 0.0
+        for batch in open_evaluation(
+            datasets,
+            recipe,
+            split,
+            rank=ranks.rank,
+            world=ranks.world,
+            batch_size=recipe.evaluation.batch_size,
+        ):
+            if not batch.keys:
+                continue
+            classes_G, counts_B = self.targets(batch.metas)
+            with self.engine.precision():
+                presence_BU = self.engine.whole.scores(batch.video.to(ranks.device)).presence_BU
+            loss += float(prototype_loss(presence_BU, classes_G, counts_B)[0]) * recipe.prototypes.weight
+            there_BU = torch.zeros(presence_BU.shape, dtype=torch.bool, device=ranks.device)
+            there_BU[torch.repeat_interleave(counts_B), classes_G] = True
+            counted += PresenceCounts.of(
+                presence_BU.float().cpu().numpy(), there_BU.cpu().numpy(), recipe.prototypes.threshold
+            )
+        parts = distributed.gather_objects((counted, loss))
+        every = sum((part[0] for part in parts), PresenceCounts.none(len(self.vocabulary.glosses)))
+        summands = max(every.clips * len(self.vocabulary.glosses), 1)
+        return {"loss": sum(part[1] for part in parts) / summands, **every.scores()}
+
+    def _write_scores(self, figures: dict[str, dict[str, float]], path: Path) -> None:
+        """What the report shows: scores of each split beside what guessing by frequency gives."""
+        metas = [meta for dataset in self.place.datasets for meta in read_texts(dataset)]
+
+        def classes(split: str) -> list[list[int]]:
+            rows = [meta["pseudo_glosses"] for meta in metas if meta["split"] == split]
+            packed, counts = self.vocabulary.targets(rows)
+            return [part.tolist() for part in packed.split(counts.tolist())]
+
+        training, glosses = classes("train"), len(self.vocabulary.glosses)
+        said = {
+            "prototypes": glosses,
+            "vectors": self.recipe.prototypes.vectors,
+            "threshold": self.recipe.prototypes.threshold,
+            "frequent": len(self.vocabulary.frequent),
+            "splits": {
+                split: {**scores, "control": frequency_control(training, classes(split), glosses)}
+                for split, scores in figures.items()
+                if scores
+            },
+        }
+        path.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

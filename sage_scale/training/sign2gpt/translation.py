@@ -1,0 +1,104 @@
+"""Stage 2 of Sign2GPT: a frozen causal language model translates through adapters (Sign2GPT, section 3.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sage_scale.config import Stage
+from sage_scale.models.sign2gpt import (
+    Sign2GptTranslator,
+    clip_frames,
+    load_causal_model,
+    load_signs,
+    make_texts,
+)
+from sage_scale.streaming import Batch
+from sage_scale.training import export
+from sage_scale.training.frozen import FrozenOutputs
+from sage_scale.training.language.prepare import prepare_language_model
+from sage_scale.training.sign2gpt.export import save_translator
+from sage_scale.training.sign2gpt.visual import frozen_files, sizes
+from sage_scale.training.stage import STAGE1, Place
+from sage_scale.training.translation import TranslationTask
+from sage_scale.vision.packed import PackedVideo
+
+
+class Sign2GptTranslation(TranslationTask):
+    """Stage 2 of Sign2GPT."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        recipe = place.recipe
+        prepared = prepare_language_model(recipe, place.folder, place.datasets, place.ranks)
+        # What is no folder is a name in the local cache or hub.
+        self.language_folder = prepared if prepared.is_dir() else str(prepared)
+        self.model, self.tokenizer = self._make()
+        taken = []
+        if self.stage.init != "none":
+            load_signs(self.model, export.load_visual_file(place.folder / STAGE1))
+            taken = [place.folder / STAGE1]
+        self.outputs = Sign2GptOutputs(self.model, self.stage)
+        self.forward = self.outputs.forward
+        self.frozen = [prepared, *frozen_files(recipe), *taken]
+
+    def _make(self) -> tuple[Sign2GptTranslator, Any]:
+        settings = self.recipe.model.sign2gpt
+        language_model, tokenizer = load_causal_model(self.language_folder, settings.language_dtype)
+        if self.place.ranks.device.type == "cpu":
+            # The backward of torch's fused attention takes longer on a CPU than all matrix products of a small model.
+            language_model.set_attn_implementation("eager")
+        return Sign2GptTranslator(self.recipe, language_model), tokenizer
+
+    def build(self) -> Sign2GptTranslator:
+        return self._make()[0]
+
+    def texts(self, metas: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        return make_texts(
+            self.tokenizer, [meta["sentence"] for meta in metas], self.recipe.evaluation.max_tokens
+        )
+
+    def sizes(self, batch: Batch) -> dict[str, float]:
+        return sizes(self.recipe, batch)
+
+    def save(self, whole: Any, folder: Path) -> None:
+        save_translator(whole, self.tokenizer, self.recipe, folder, self.language_folder)
+
+
+class Sign2GptOutputs(FrozenOutputs):
+    """Kept: features of the frame encoder, or sign features Z, from which the decoder's adapters alone train
+    (Sign(Z)2GPT, Table 2)."""
+
+    def __init__(self, model: Sign2GptTranslator, stage: Stage) -> None:
+        super().__init__(stage, model.spatial.backbone, [model.spatial, model.sign_encoder])
+        self.model = model
+
+    def forward(
+        self,
+        video: PackedVideo,
+        kept: Tensor | None,
+        labels_BL: Tensor,
+        input_ids_BL: Tensor,
+        label_smoothing: float,
+    ) -> tuple[Tensor, Tensor]:
+        model, frames_B = self.model, clip_frames(video)
+        if kept is None:
+            return model(video, labels_BL, input_ids_BL, label_smoothing)
+        if self.kind == "backbone":
+            z_FD = model.spatial.norm(model.spatial.project(kept))
+            tokens_ND, lengths_B = model.sign_encoder(z_FD, frames_B, video.draws_B)
+        else:
+            tokens_ND, lengths_B = kept, model.sign_encoder.token_lengths(frames_B)
+        return model.decoder(tokens_ND, lengths_B, labels_BL, input_ids_BL, label_smoothing, video.draws_B)
+
+    def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
+        model, frames_B = self.model, clip_frames(video)
+        values_FC = model.spatial.frame_features(video, augmented=augmented)
+        if self.kind == "backbone":
+            return values_FC, frames_B.tolist()
+        tokens_ND, lengths_B = model.sign_encoder(
+            model.spatial.norm(model.spatial.project(values_FC)), frames_B
+        )
+        return tokens_ND, lengths_B.tolist()

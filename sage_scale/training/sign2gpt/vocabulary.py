@@ -1,0 +1,94 @@
+"""The prototypes of a run: which pseudo-glosses have one, and its vector; made once, in `RUN/pretrain/prototypes/`.
+
+prototypes.safetensors   prototypes_UD, float32
+prototypes.json          "glosses" (U, in that order), "frequent" and "missing" ones without a prototype, "settings"
+cooccurrence.vec         where prototypes.vectors=cooccurrence: the vectors they were read from
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sage_scale.config.recipe import to_mapping
+from sage_scale.errors import RecipeError
+from sage_scale.shards import read_texts
+from sage_scale.text.cooccurrence import cooccurrence_vectors, write_vec
+from sage_scale.text.prototypes import (
+    PrototypeVocabulary,
+    fasttext_prototypes,
+    random_prototypes,
+    select_prototypes,
+)
+from sage_scale.training.saves.checkpoint import on_first
+from sage_scale.training.stage import Place
+
+FOLDER = "pretrain/prototypes"
+_DECIDE = ("vectors", "fasttext", "dim", "max_frequency", "splits")
+
+
+@dataclass(frozen=True)
+class RunPrototypes:
+    """What stage 1 compares with."""
+
+    vocabulary: PrototypeVocabulary
+    prototypes_UD: Tensor
+    file: Path
+    """Where they lie; its hash stands in the checkpoints."""
+
+
+def run_prototypes(place: Place) -> RunPrototypes:
+    """The run's prototypes, made by rank 0 where they are not there yet (a collective).
+
+    Raises RecipeError where the recipe names no vectors, CheckpointError where their file is no such file.
+    """
+    folder = place.folder / FOLDER
+    on_first(lambda: _make(place, folder), place.ranks.first)
+    said = json.loads((folder / "prototypes.json").read_text(encoding="utf-8"))
+    file = folder / "prototypes.safetensors"
+    vocabulary = PrototypeVocabulary(tuple(said["glosses"]), tuple(said["frequent"]))
+    return RunPrototypes(vocabulary, load_file(file)["prototypes_UD"], file)
+
+
+def _make(place: Place, folder: Path) -> None:
+    settings = place.recipe.prototypes
+    decided: dict[str, Any] = {name: to_mapping(settings)[name] for name in _DECIDE}
+    decided["datasets"] = [dataset.digest for dataset in place.datasets]
+    done = folder / "prototypes.json"
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["settings"] == decided:
+        return
+    if settings.vectors == "fasttext" and not settings.fasttext:
+        raise RecipeError(
+            "prototypes.fasttext is empty: give the language's vectors (cc.de.300.bin of fasttext.cc), or set "
+            "prototypes.vectors=cooccurrence, vectors made of the corpus itself"
+        )
+    metas = [meta for dataset in place.datasets for meta in read_texts(dataset)]
+    chosen = [meta for meta in metas if meta["split"] in settings.splits]
+    vocabulary = select_prototypes(
+        ((meta["sentence"], meta["pseudo_glosses"]) for meta in chosen), settings.max_frequency
+    )
+    missing: tuple[str, ...] = ()
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.vectors == "random":
+        prototypes_UD = random_prototypes(vocabulary, settings.dim)
+    else:
+        path = Path(settings.fasttext)
+        if settings.vectors == "cooccurrence":
+            path = folder / "cooccurrence.vec"
+            glosses = [meta["pseudo_glosses"] for meta in metas if meta["split"] == "train"]
+            write_vec(path, *cooccurrence_vectors(glosses, settings.dim))
+        vocabulary, prototypes_UD, missing = fasttext_prototypes(vocabulary, path)
+    save_file({"prototypes_UD": prototypes_UD.contiguous()}, folder / "prototypes.safetensors")
+    said = {
+        "vectors": settings.vectors,
+        "settings": decided,
+        "glosses": vocabulary.glosses,
+        "frequent": vocabulary.frequent,
+        "missing": missing,
+    }
+    done.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

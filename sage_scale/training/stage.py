@@ -1,0 +1,131 @@
+"""One training stage, whichever model: what it has in common stands here, what is the model's own in its `Task`.
+
+A task brings a model, the work of one step, the evaluation on dev and what is written at the end. It knows nothing of
+ranks' layout, checkpoints, schedule, guard or watchdog, and those know nothing of models.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MBartConfig
+
+from sage_scale.config import Recipe, Stage, to_yaml
+from sage_scale.shards import Dataset
+from sage_scale.streaming import Batch, Data, open_datasets, open_stream
+from sage_scale.training import distributed
+from sage_scale.training.distributed import Ranks
+from sage_scale.training.engine import Engine
+from sage_scale.training.loop import Loop
+from sage_scale.training.runlog import memory_mb, record_timing
+from sage_scale.training.saves.checkpoint import Progress
+
+STAGE1 = "pretrain/visual.safetensors"
+"""What stage 1 leaves to stage 2, of either model."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a task is made for: called by every rank, after the run's folder is there."""
+
+    recipe: Recipe
+    folder: Path
+    """The run's."""
+    datasets: Sequence[Dataset]
+    ranks: Ranks
+
+
+class Task(ABC):
+    """What a stage does with a model."""
+
+    model: nn.Module
+    engine: Engine
+    """Set before the first step."""
+    forward: Callable | None = None
+    """What the engine runs in place of the model's own forward pass."""
+    frozen: Sequence[Path] = ()
+    """Files or folders of weights that are used and not trained: their hashes stand in each checkpoint."""
+    language: MBartConfig | None = None
+    """The language model's configuration, where operations can be counted from it (MFU)."""
+    stream_seed: int = 0
+    """Seed of augmentation and dropout draws in the stream."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Another model of the same form: ZeRO-3 evaluates in it."""
+
+    def begin(self, engine: Engine) -> None:
+        """The engine that holds the model; comes once."""
+        self.engine = engine
+
+    @abstractmethod
+    def compute(self, batch: Batch) -> dict[str, float]:
+        """Forward and backward of this rank's part of a step; gives its shares of what is logged, `loss` among them."""
+
+    @abstractmethod
+    def evaluate(self, step: int) -> tuple[dict[str, float], float]:
+        """(figures, score) of `engine.whole` on dev; the higher the score the better. A collective."""
+
+    @abstractmethod
+    def finish(self, whole: Any, progress: Progress) -> dict[str, Any]:
+        """Write what the stage leaves behind, from its best weights; gives what the caller is told. A collective."""
+
+
+def run_stage(
+    name: str, make_task: Callable[[Place], Task], recipe: Recipe, run_folder: str | Path, data: Data
+) -> dict[str, Any]:
+    """Train the stage `name` to its end, or go on with it, in `run_folder`; called by every rank.
+
+    Writes `NAME/log.jsonl`, checkpoints and what the task leaves; returns steps, seconds and the task's own figures.
+    """
+    folder = Path(run_folder)
+    ranks = distributed.initialise()
+    stage: Stage = getattr(recipe, name)
+    torch.manual_seed(stage.seed)
+    datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    task = make_task(Place(recipe, folder, datasets, ranks))
+    stream = open_stream(
+        datasets,
+        recipe,
+        "train",
+        rank=ranks.rank,
+        world=ranks.world,
+        batch_size=stage.batch_size,
+        seed=task.stream_seed,
+    )
+    engine = Engine(task.model, stage, ranks, forward=task.forward, build=task.build)
+    task.begin(engine)
+    loop = Loop(name, recipe, folder, engine, stream, frozen=task.frozen, language=task.language)
+    loop.resume()
+    progress = loop.train(task.compute, task.evaluate)
+    with engine.evaluating() as whole:
+        figures = task.finish(whole, progress)
+    if ranks.first:
+        record_timing(folder, name, progress.seconds, memory_mb(ranks.device))
+    distributed.barrier()
+    return {"steps": progress.step, "seconds": progress.seconds, **figures}
+
+
+def even_slices(clips: int, parts: int) -> Iterator[slice]:
+    """`parts` runs of clips, equal to within one; some may be empty."""
+    for number in range(parts):
+        yield slice(clips * number // parts, clips * (number + 1) // parts)
+
+
+def agree(summands: int, clips: int, micro: int) -> tuple[int, int]:
+    """Summands of the global batch, and micro-batches of this step: as many on every rank as the fullest needs.
+
+    A collective.
+    """
+    chunks = -(-clips // micro) if micro else 1
+    gathered = distributed.gather_objects((summands, chunks))
+    return sum(part[0] for part in gathered), max(1, *(part[1] for part in gathered))

@@ -1,0 +1,148 @@
+"""Both stages of Sign2GPT as their user meets them: what they leave behind, what stays frozen, what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_sign2gpt import make_causal_folder, sign2gpt_recipe
+from tiny_world import make_shards
+
+from sage_scale.config import override
+from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.training import evaluate_run, export, finetune, pretrain
+from sage_scale.training.stopping import Interrupted, StopRequest
+
+PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sign2gpt")
+    recipe = sign2gpt_recipe("frames", f"model.language_model={make_causal_folder(root / 'language')}")
+    make_shards(root / "shards", root, recipe, PLAN)
+    return root, recipe
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    root, recipe = world
+    pretrain.run(recipe, root / "run", str(root / "shards"))
+    finetune.run(recipe, root / "run", str(root / "shards"))
+    return root / "run"
+
+
+def losses(run: Path, stage: str) -> list[float]:
+    rows = map(json.loads, (run / stage / "log.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if row["event"] == "step"]
+
+
+def test_both_stages_learn_and_the_export_translates(world, trained):
+    root, recipe = world
+    for stage in ("pretrain", "finetune"):
+        found = losses(trained, stage)
+        assert len(found) == 20 and np.mean(found[-5:]) < np.mean(found[:5]), stage
+    scores = evaluate_run.run(trained, str(root / "shards"), controls=True)
+    assert scores["clips"] == 5 and set(scores["controls"]) >= {"blank_videos", "prior_sentence"}
+    model, _, loaded = export.load_translator(trained / "model")
+    assert loaded.fingerprint() == recipe.fingerprint()
+    stored = load_file(trained / "model" / "adapters.safetensors")
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trains <= stored.keys() and not any(name.endswith("base.weight") for name in stored)
+
+
+def test_only_what_trains_is_in_a_checkpoint(trained):
+    newest = sorted((trained / "finetune" / "checkpoints").glob("step-*"))[-1]
+    names = {name for file in newest.glob("*.safetensors") for name in load_file(file)}
+    model, _, _ = export.load_translator(trained)
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.removeprefix("weight/") for name in names if name.startswith("weight/")} == trains
+    frozen = json.loads((newest / "state.json").read_text())["frozen"]
+    assert {Path(path).name for path in frozen} == {"model.safetensors", "visual.safetensors"}
+
+
+def test_stage_1_says_how_well_pseudo_glosses_are_found_and_where(trained):
+    said = json.loads((trained / "prototypes.json").read_text())
+    assert set(said["splits"]) == {"dev", "test"} and said["prototypes"] == 6
+    for scores in said["splits"].values():
+        assert 0 <= scores["f1"] <= 100 and scores["control"]["f1"] > 0
+    maps = json.loads((trained / "localisation.json").read_text())
+    assert len(maps) == 6
+    for clip in maps:
+        # Half of the stored frames, of which a presence is the sum.
+        assert len(clip["times"]) == -(-len(range(0, clip["frames"], 2)) // 2)
+        for row in clip["rows"]:
+            assert len(row["values"]) == len(clip["times"])
+            assert sum(row["values"]) == pytest.approx(row["presence"], abs=0.01)
+        there = {row["gloss"] for row in clip["rows"] if row["there"]}
+        assert there == set(clip["sentence"].split())
+        assert clip["pictures"] and all(picture["frame"] < clip["frames"] for picture in clip["pictures"])
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_interrupted_stage_resumes_to_the_same_losses(world, trained, tmp_path, monkeypatch, stage):
+    root, recipe = world
+    run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
+    if stage == "finetune":
+        (tmp_path / "pretrain").mkdir()
+        (tmp_path / pretrain.STAGE1).write_bytes((trained / pretrain.STAGE1).read_bytes())
+    asked = iter([False] * 6 + [True])
+
+    def asked_after_six_steps(self):
+        return next(asked, False)
+
+    monkeypatch.setattr(
+        StopRequest, "asked", property(asked_after_six_steps, lambda self, value: None), raising=False
+    )
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path, str(root / "shards"))
+    monkeypatch.undo()
+    run(recipe, tmp_path, str(root / "shards"))
+    assert losses(tmp_path, stage) == pytest.approx(losses(trained, stage), rel=1e-5)
+
+
+def test_micro_batches_are_the_batch(world, trained, tmp_path):
+    """No clip is another's negative, so with frozen statistics any cut of the batch gives the same losses."""
+    root, recipe = world
+    whole = override(recipe, ["model.batchnorm=frozen", "pretrain.max_steps=6"])
+    parts = override(whole, ["pretrain.micro_batch=2"])
+    pretrain.run(whole, tmp_path / "whole", str(root / "shards"))
+    pretrain.run(parts, tmp_path / "parts", str(root / "shards"))
+    assert losses(tmp_path / "parts", "pretrain") == pytest.approx(
+        losses(tmp_path / "whole", "pretrain"), rel=1e-4
+    )
+
+
+def test_with_the_visual_side_frozen_only_adapters_train(world, trained, tmp_path):
+    root, recipe = world
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / pretrain.STAGE1).write_bytes((trained / pretrain.STAGE1).read_bytes())
+    changed = override(recipe, ["finetune.freeze=visual", "finetune.frozen_views=2", "finetune.max_steps=12"])
+    finetune.run(changed, tmp_path, str(root / "shards"))
+    before = load_file(tmp_path / pretrain.STAGE1)
+    after = load_file(tmp_path / "model" / "adapters.safetensors")
+    visual = [name for name in after if name.startswith(("spatial.", "sign_encoder."))]
+    assert visual
+    for name in visual:
+        assert torch.equal(before[name], after[name]), name
+    gates = [value for name, value in after.items() if name.endswith(".gate")]
+    assert gates and all(bool((value != 0).any()) for value in gates)
+
+
+def test_mistakes_are_named(world, trained, tmp_path):
+    root, recipe = world
+    with pytest.raises(RecipeError, match="cooccurrence"):
+        pretrain.run(override(recipe, ["prototypes.vectors=fasttext"]), tmp_path, str(root / "shards"))
+    with pytest.raises(CheckpointError, match=r"model\.sign2gpt\.window"):
+        pretrain.run(override(recipe, ["model.sign2gpt.window=5"]), trained, str(root / "shards"))
+    with pytest.raises(RecipeError, match="visual_context"):
+        override(recipe, ["finetune.init=visual_context"])
+    with pytest.raises(CheckpointError, match="pretrain"):
+        finetune.run(recipe, tmp_path, str(root / "shards"))
