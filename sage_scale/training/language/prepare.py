@@ -30,8 +30,8 @@ def prepare_language_model(
     """The Hugging Face folder that both stages load; made by rank 0 where it is not there yet.
 
     With `denoise.enabled` a small mBART (Sign2GPT: XGLM) is pretrained on the training sentences; otherwise
-    `model.language_model` is trimmed to the training sentences and lemmas (`text.trim_vocabulary`; not
-    Sign2GPT's, which is frozen) or used as it is.
+    `model.language_model` is trimmed to the training sentences and lemmas (`text.trim_vocabulary`) or
+    used as it is; Sign2GPT's, which is frozen, gets the characters that it lacks.
     """
     folder = run / "language_model"
     failure: Exception | None = None
@@ -66,13 +66,13 @@ def _prepare(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     texts: list[dict[str, Any]] = []
-    if recipe.denoise.enabled or recipe.text.trim_vocabulary:
+    causal = recipe.model.kind == "sign2gpt"
+    if recipe.denoise.enabled or recipe.text.trim_vocabulary or causal:
         texts = [meta for dataset in data for meta in read_texts(dataset) if meta["sentence"]]
     train = [meta for meta in texts if meta["split"] == "train"]
     sentences = [meta["sentence"] for meta in train]
     glosses = [list(meta["pseudo_glosses"]) for meta in train]
     report: dict[str, Any] = {}
-    causal = recipe.model.kind == "sign2gpt"
     if recipe.denoise.enabled and causal:
         from sage_scale.training.language.causal_model import make_causal_model
 
@@ -108,7 +108,10 @@ def _prepare(
             f"model.language_model is empty: give a folder with {'an XGLM' if causal else 'mBART-large-50'}, or set "
             "denoise.enabled=true"
         )
-    elif recipe.text.trim_vocabulary and not causal:
+    elif causal:
+        report["used"] = recipe.model.language_model
+        report["added_characters"] = _add_characters(recipe, sentences, partial)
+    elif recipe.text.trim_vocabulary:
         from sage_scale.text.vocabulary import trim_vocabulary
 
         check = {name: [m["sentence"] for m in texts if m["split"] == name] for name in ("dev", "test")}
@@ -131,3 +134,16 @@ def _prepare(
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     record_timing(run, "language model", report["seconds"], memory_mb(ranks.device))
+
+
+def _add_characters(recipe: Recipe, sentences: Sequence[str], folder: Path) -> list[str]:
+    """Characters of the training sentences that a causal model lacks; where there are any, it is written to `folder`
+    with them (Sign2GPT, appendix A.2)."""
+    from sage_scale.models.sign2gpt import load_causal_model
+    from sage_scale.text.expansion import expand_vocabulary
+
+    name = recipe.model.language_model
+    place = Path(name) if Path(name).is_dir() else name
+    model, tokenizer = load_causal_model(place, recipe.model.sign2gpt.language_dtype)
+    _, _, added = expand_vocabulary(model, tokenizer, sentences, folder, seed=recipe.pretrain.seed)
+    return list(added.characters)

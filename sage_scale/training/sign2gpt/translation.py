@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Sign2GptTranslation(TranslationTask):
         self.language_folder = prepared if prepared.is_dir() else str(prepared)
         self.model, self.tokenizer = self._make()
         taken = []
-        if self.stage.init != "none":
+        if self.stage.init != "none" and self.model.spatial is not None:
             load_signs(self.model, export.load_visual_file(place.folder / STAGE1))
             taken = [place.folder / STAGE1]
         self.outputs = Sign2GptOutputs(self.model, self.stage)
@@ -72,8 +73,14 @@ class Sign2GptOutputs(FrozenOutputs):
     (Sign(Z)2GPT, Table 2)."""
 
     def __init__(self, model: Sign2GptTranslator, stage: Stage) -> None:
-        super().__init__(stage, model.spatial.backbone, [model.spatial, model.sign_encoder])
-        self.model = model
+        if (
+            model.spatial is None or model.sign_encoder is None
+        ):  # stored sign features: nothing is computed of them
+            stage = replace(stage, freeze="none")
+            super().__init__(stage, None, [])
+        else:
+            super().__init__(stage, model.spatial.backbone, [model.spatial, model.sign_encoder])
+        self.model: Any = model
 
     def forward(
         self,

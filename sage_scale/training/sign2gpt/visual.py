@@ -41,6 +41,7 @@ def save_signs(model: SignFeatures, recipe: Recipe, path: Path) -> None:
 def sizes(recipe: Recipe, batch: Batch) -> dict[str, float]:
     """Frames and tokens (of the sign encoder) of a rank's part of a batch, shares of the global ones."""
     frames_B = clip_frames(batch.video)
-    halved = recipe.model.sign2gpt.downsample_after > 0
+    settings = recipe.model.sign2gpt
+    halved = settings.spatial != "signs" and settings.downsample_after > 0
     tokens_B = (frames_B + 1) // 2 if halved else frames_B
     return {"frames": float(frames_B.sum()), "visual_tokens": float(tokens_B.sum())}
