@@ -13,11 +13,12 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import RecipeError
 from sage_scale.training import pretrain
+from sage_scale.training.sage import alignment
 
 
 def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeypatch):
     scores = iter([1.0, 3.0, 2.0, 2.5, 9.0, 9.0])
-    monkeypatch.setattr(pretrain, "dev_figures", lambda *_: ({"loss": 1.0}, next(scores)))
+    monkeypatch.setattr(alignment, "dev_figures", lambda *_: ({"loss": 1.0}, next(scores)))
     language = make_language_folder(tmp_path / "language")
     recipe = tiny_recipe(
         "features", f"model.language_model={language}", "pretrain.evaluate_every=2", "pretrain.patience=2",
@@ -33,7 +34,7 @@ def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeyp
     assert all(row["tokens_per_s"] > 0 and 0 < row["mfu"] < 1.5 and row["memory_now_mb"] > 0 for row in steps)
     trace = json.loads((run / "pretrain" / "profile" / "trace.json").read_text())
     assert any("addmm" in str(event.get("name")) for event in trace["traceEvents"])
-    monkeypatch.setattr(pretrain, "dev_figures", lambda *_: ({"loss": 1.0}, 0.0))
+    monkeypatch.setattr(alignment, "dev_figures", lambda *_: ({"loss": 1.0}, 0.0))
     assert pretrain.run(recipe, run, data)["steps"] == 8
 
 
