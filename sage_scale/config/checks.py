@@ -136,6 +136,7 @@ def _check_sign2gpt(recipe: Recipe, need: Callable[[bool, str], None]) -> None:
         g.width % (2 * g.heads) == 0,
         f"{where}.width={g.width} must be a multiple of twice {where}.heads={g.heads}",
     )
+    need(min(g.max_frames, g.start_jitter) >= 0, f"{where}.max_frames and start_jitter must not be negative")
     signs = g.spatial == "signs"
     need(not signs or recipe.vision.kind == "features", f"{where}.spatial=signs wants vision.kind=features: sign "
          "features that stage 1 has written")  # fmt: skip

@@ -31,6 +31,11 @@ class Sign2Gpt:
     """Side of the pictures that its position embeddings were made for, pixels; others are interpolated."""
     vit_adapted: int = 3
     """Top blocks with LoRA (section 4.2); 0 leaves all of it frozen (Table 4, "No Spatial Adapters")."""
+    max_frames: int = 256
+    """Most stored frames of a clip in a training step: a random subset of longer ones, in order; 0 takes all
+    (released code). Nothing is left out in evaluation."""
+    start_jitter: int = 3
+    """Most frames by which a clip's start moves in training, at `vision.fps` (released code)."""
     width: int = 512
     """Width of the sign encoder (section 4.2)."""
     layers: int = 4

@@ -8,11 +8,12 @@ V vocabulary.
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.checkpoint import load_adapters, save_adapters
 from sage_scale.models.sign2gpt.decoder import SignDecoder, load_causal_model, make_texts
+from sage_scale.models.sign2gpt.frames import clip_frames, drawn_frames
 from sage_scale.models.sign2gpt.merge import save_merged
 from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator, load_signs
 from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
-from sage_scale.models.sign2gpt.spatial import SpatialModel, clip_frames
+from sage_scale.models.sign2gpt.spatial import SpatialModel
 
 __all__ = [
     "FORMS",
@@ -24,6 +25,7 @@ __all__ = [
     "SpatialModel",
     "adapt",
     "clip_frames",
+    "drawn_frames",
     "load_adapters",
     "load_causal_model",
     "load_signs",

@@ -16,9 +16,10 @@ from sage_scale.config import Recipe, Stage
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.prototypes import PrototypeScores, prototype_loss
 from sage_scale.models.sign2gpt.decoder import SignDecoder
+from sage_scale.models.sign2gpt.frames import clip_frames, drawn_frames
 from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
-from sage_scale.models.sign2gpt.spatial import SpatialModel, clip_frames
+from sage_scale.models.sign2gpt.spatial import SpatialModel
 from sage_scale.text.punctuation import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 
@@ -31,6 +32,7 @@ class SignFeatures(nn.Module):
 
     def __init__(self, recipe: Recipe, stage: Stage) -> None:
         super().__init__()
+        self.settings, self.stride = recipe.model.sign2gpt, recipe.vision.frame_stride
         self.spatial: SpatialModel | None = None
         self.sign_encoder: SignEncoder | None = None
         if recipe.model.sign2gpt.spatial != "signs":
@@ -38,7 +40,7 @@ class SignFeatures(nn.Module):
             self.sign_encoder = SignEncoder(recipe.model.sign2gpt)
 
     def encode(self, video: PackedVideo) -> tuple[Tensor, Tensor]:
-        """Z (N, width) and the tokens of each clip, int64 (B,).
+        """Z (N, width) and the tokens of each clip, int64 (B,); in training, of the frames that are drawn.
 
         With `spatial=signs` the video's features are Z. Raises ValueError where it has none.
         """
@@ -48,6 +50,9 @@ class SignFeatures(nn.Module):
                     "model.sign2gpt.spatial=signs wants sign features, but the video holds frames"
                 )
             return video.features_FC.float(), clip_frames(video)
+        if self.training:
+            g = self.settings
+            video = drawn_frames(video, g.max_frames, g.start_jitter, self.stride)
         return self.sign_encoder(self.spatial(video), clip_frames(video), video.draws_B)
 
     def freeze_signs(self) -> None:

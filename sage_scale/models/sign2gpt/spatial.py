@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from sage_scale.config import Recipe, Stage
@@ -10,6 +9,7 @@ from sage_scale.models.batchnorm import BatchNorm
 from sage_scale.models.chunked import in_chunks
 from sage_scale.models.dropout import token_draws
 from sage_scale.models.resnet import FrameEncoder, load_backbone
+from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.vit import VisionTransformer
 from sage_scale.models.visual import frame_pixels
 from sage_scale.vision.augment import is_active
@@ -75,10 +75,3 @@ class SpatialModel(nn.Module):
         if not self.chunk_frames:
             return some(slice(0, count))
         return in_chunks(backbone, some, count, self.chunk_frames)
-
-
-def clip_frames(video: PackedVideo) -> Tensor:
-    """int64 (B,): frames of each clip, all segments together."""
-    clip_N = torch.repeat_interleave(video.clip_segments_B)
-    frames_B = torch.zeros_like(video.clip_segments_B)
-    return frames_B.index_add(0, clip_N, video.segment_frames_N)

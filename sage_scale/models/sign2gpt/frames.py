@@ -1,0 +1,50 @@
+"""Which of a clip's stored frames a training step sees: a start that varies, and a subset of very long clips."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sage_scale.models.sign2gpt.positions import places
+from sage_scale.vision.draws import mix, uniform
+from sage_scale.vision.packed import PackedVideo
+
+_SALT = 60_000
+
+
+def clip_frames(video: PackedVideo) -> Tensor:
+    """int64 (B,): frames of each clip, all segments together."""
+    clip_N = torch.repeat_interleave(video.clip_segments_B)
+    frames_B = torch.zeros_like(video.clip_segments_B)
+    return frames_B.index_add(0, clip_N, video.segment_frames_N)
+
+
+def drawn_frames(video: PackedVideo, max_frames: int, start_jitter: int, stride: int) -> PackedVideo:
+    """The same clips with fewer frames, each one segment, as `draws_B` decide (released code).
+
+    The start moves by 0 to `start_jitter` frames of the video, of which every `stride`-th is stored; at least one frame
+    stays. Of a clip with more than `max_frames` a random subset of as many is taken, in order; 0 takes all.
+    """
+    if video.draws_B is None or not video.clips or not (max_frames or start_jitter):
+        return video
+    frames_B, draws_B = clip_frames(video), video.draws_B
+    clip_F, place_F = places(frames_B)
+    skipped_B = (uniform(draws_B, _SALT) * (start_jitter + 1)).long() // stride
+    kept_F = place_F >= torch.minimum(skipped_B, frames_B - 1)[clip_F]
+    if max_frames:
+        key_F = uniform(mix(draws_B, _SALT + 1)[clip_F], place_F)
+        key_F = torch.where(kept_F, key_F, 2.0)
+        # By clip, then by key: the place in this order says how many frames of the clip come before.
+        order_F = (clip_F + key_F.double() / 4).argsort()
+        kept_F = kept_F.clone()
+        kept_F[order_F[place_F >= max_frames]] = False
+    lengths_B = torch.zeros_like(frames_B).index_add(0, clip_F, kept_F.long())
+    return replace(
+        video,
+        segment_frames_N=lengths_B,
+        clip_segments_B=torch.ones_like(lengths_B),
+        frames_FCHW=None if video.frames_FCHW is None else video.frames_FCHW[kept_F],
+        features_FC=None if video.features_FC is None else video.features_FC[kept_F],
+    )
