@@ -31,6 +31,15 @@ def walk(root: Path, skip: Collection[str] = ()) -> Iterator[tuple[Path, list[st
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
+def is_text(name: str) -> bool:
+    """Whether a name that the file system gave is valid UTF-8; only such names can stand in a manifest."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class MediaIndex:
     """The videos and archives below a folder."""
 
@@ -47,6 +56,8 @@ class MediaIndex:
             rank = next((k for k, name in enumerate(wanted) if f"/{name}/" in place), len(wanted))
             base = str(folder)
             for name in names:
+                if not is_text(name):
+                    continue
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() in VIDEO_SUFFIXES:
                     if rank < ranks.get(stem, len(wanted) + 1):

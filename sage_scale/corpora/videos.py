@@ -27,7 +27,7 @@ from sage_scale.corpora.caption_filters import filter_cues
 from sage_scale.corpora.captions import SUFFIXES, parse_seconds, read_captions
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
 from sage_scale.corpora.folders import corpus_folder, read_text
-from sage_scale.corpora.media import KEYPOINT_SUFFIXES, VIDEO_SUFFIXES, walk
+from sage_scale.corpora.media import KEYPOINT_SUFFIXES, VIDEO_SUFFIXES, is_text, walk
 from sage_scale.corpora.rolling import merge_rolling
 
 SPLITS = ("train", "dev", "test")
@@ -57,7 +57,9 @@ def read_corpus(corpus: Corpus) -> Manifest:
     clips: dict[str, Clip] = {}
     rejected: list[Rejected] = []
     merged = 0
-    for folder, names in walk(root):
+    for folder, listed in walk(root):
+        names = [name for name in listed if is_text(str(folder / name))]
+        rejected += [_nameless(root, folder / name) for name in listed if not is_text(str(folder / name))]
         found = _Folder(root, folder, names, corpus)
         for clip in found.clips():
             if clip.id in clips:
@@ -73,6 +75,11 @@ def read_corpus(corpus: Corpus) -> Manifest:
     ordered = sorted(clips.values(), key=lambda clip: (clip.video, clip.start_s, clip.id))
     notes = (("cues of rolling captions brought to each line once", merged),) if merged else ()
     return Manifest(tuple(ordered), tuple(rejected), notes)
+
+
+def _nameless(root: Path, path: Path) -> Rejected:
+    name = str(path.relative_to(root)).encode(errors="replace").decode()
+    return Rejected(id=name, reason="bad-name", detail="its name is no UTF-8; rename it")
 
 
 def _plain(name: str) -> str:

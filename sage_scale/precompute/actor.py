@@ -31,6 +31,7 @@ from sage_scale.shards.layout import REMOVED
 from sage_scale.shards.removed import removed_in_passing, removed_reject
 from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
+from sage_scale.vision.video_frames import Tally
 
 GIVEN_UP = "given-up"
 """Reason of a clip that was rejected by hand."""
@@ -86,6 +87,8 @@ class UnitWorker:
         self.give_up = give_up
         self.maker = SampleMaker(recipe)
         self.scratch = scratch_folder()
+        self.tally = Tally()
+        """What reading the videos of the last unit took."""
         self.guard = MemoryGuard(memory_mb)
 
     def hello(self) -> Environment:
@@ -182,6 +185,7 @@ class UnitWorker:
         removed = removed_in_passing(self.store)
         wanted = [clip for clip in unit.clips if clip.key not in removed and clip.id not in self.give_up]
         at_work.made = UnitClips(self.maker, wanted, one_by_one=alone)
+        self.tally = at_work.made.tally
         with contextlib.closing(at_work.made.__iter__()) as made:
             for clip in unit.clips:
                 at_work.turn = clip.id

@@ -20,6 +20,7 @@ from sage_scale.segmentation import segment_clip
 from sage_scale.shards import Sample
 from sage_scale.text.pseudogloss import glosser
 from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg, median_frame
+from sage_scale.vision.video_frames import Tally
 
 
 class SampleMaker:
@@ -53,10 +54,10 @@ class SampleMaker:
         """Count time spent in a stage elsewhere."""
         self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
-    def make(self, clip: Clip) -> Sample:
+    def make(self, clip: Clip, tally: Tally | None = None) -> Sample:
         """The sample of `clip`. Raises ClipRejected for what lies in its bytes, other errors for the rest."""
         with self._stage("decode"):
-            decoded = decode_clip(clip, self.recipe.vision)
+            decoded = decode_clip(clip, self.recipe.vision, tally)
         return self.finish(clip, decoded)
 
     def finish(self, clip: Clip, decoded: DecodedClip) -> Sample:

@@ -60,7 +60,7 @@ class UnitClips:
         for clip in self.clips:
             self.at_work = clip
             try:
-                outcome: Outcome = self.maker.make(clip)
+                outcome: Outcome = self.maker.make(clip, self.tally)
             except ClipRejected as rejected:
                 outcome = rejected
             yield clip, outcome

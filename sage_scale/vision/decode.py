@@ -77,8 +77,8 @@ class DecodedClip:
         return np.arange(0, self.total_frames, self.stride)
 
 
-def decode_clip(clip: Source, vision: Vision) -> DecodedClip:
-    """Decode `clip` as `vision` says; ClipRejected names what is wrong with it."""
+def decode_clip(clip: Source, vision: Vision, tally: Tally | None = None) -> DecodedClip:
+    """Decode `clip` as `vision` says; ClipRejected names what is wrong with it. `tally` counts what it took."""
     path = local_path(clip.video)
     check_interval(clip.start_s, clip.end_s, None)
     with _storage(path):
@@ -96,7 +96,7 @@ def decode_clip(clip: Source, vision: Vision) -> DecodedClip:
             return _with_pictures(
                 clip, vision, read_folder(path, interval, pictures, source_fps=vision.source_fps)
             )
-        return _with_pictures(clip, vision, read_clip(path, interval, pictures))
+        return _with_pictures(clip, vision, read_clip(path, interval, pictures, tally))
 
 
 def decode_clips(
@@ -116,7 +116,7 @@ def decode_clips(
     if not one_pass or len(clips) == 1:
         for place, clip in enumerate(clips):
             try:
-                yield place, decode_clip(clip, vision)
+                yield place, decode_clip(clip, vision, tally)
             except ClipRejected as rejected:
                 yield place, rejected
         return

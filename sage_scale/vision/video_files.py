@@ -21,6 +21,9 @@ from sage_scale.vision.crop import LARGEST_PIXELS
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,mxf,rm"
 WAIT_S = 120.0
 """How long ffmpeg may search a file for its next packet before the file system is taken to be stuck, seconds."""
+LARGEST_HOLE = 2**30
+"""Bytes that a file may claim without having them."""
+_HOLES_LOOKED_AT = 1000
 BYTES_AT_FAULT = ("unreadable", "corrupt", "truncated", "empty", "no-video")
 """Reasons that hold only if the file could be read to its end."""
 
@@ -32,6 +35,7 @@ def open_video(path: Path) -> Iterator[av.container.InputContainer]:
     A file that cannot be read to its end (permission, a failing disk) is an OSError instead: nothing is known
     of it.
     """
+    _check_holes(path)
     try:
         container = av.open(
             # The prefix keeps a name with a colon from being taken for a protocol.
@@ -72,6 +76,22 @@ def read_through(path: Path) -> None:
             if not read:
                 return
             at += read
+
+
+def _check_holes(path: Path) -> None:
+    """Refuse a file with a large hole: a download that reserved its space and never came. ffmpeg would search the hole,
+    byte by byte, for more video."""
+    if not hasattr(os, "SEEK_DATA") or path.stat().st_size <= LARGEST_HOLE:
+        return
+    with path.open("rb", buffering=0) as file:
+        end, at = os.fstat(file.fileno()).st_size, 0
+        for _ in range(_HOLES_LOOKED_AT):
+            hole = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+            at = _next_data(file.fileno(), hole) if hole < end else end
+            if (end if at < 0 else at) - hole > LARGEST_HOLE:
+                raise ClipRejected("unreadable", f"{hole:,} bytes, then a hole: an unfinished download")
+            if at < 0 or at >= end:
+                return
 
 
 def _next_data(file: int, at: int) -> int:
