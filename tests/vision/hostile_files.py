@@ -209,7 +209,8 @@ CASES: list[Case] = [
     ("16k by 16k.avi", _changed(_after(b"strf", 8, "<2i", 16384, 16384), **RAW), {"too-large", "unreadable"}),
     ("2 by 5000.avi", lambda p: void(write_video(
         p, [np.zeros((5000, 2, 3), np.uint8)] * 9, codec="rawvideo", options={})), {"bad-shape"}),
-    ("a hundred hours.mp4", _changed(_after(b"mdhd", 16, ">I", 2**31 - 1), **FASTSTART), {READ, "truncated", "too-long"}),
+    ("a hundred hours.mp4", _changed(_after(b"mdhd", 16, ">I", 2**31 - 1), **FASTSTART),
+     {READ, "truncated", "too-long"}),
     ("no length.mp4", _changed(_after(b"mdhd", 16, ">I", 0), **FASTSTART), {READ}),
     ("a clock of no ticks.mp4", _changed(_after(b"mdhd", 12, ">I", 0), **FASTSTART),
      CUT | {READ, "too-long", "too-short"}),
