@@ -42,8 +42,9 @@ class Lora(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(B, L, width_out), in the type of `x_BLD` (or of the autocast that is on)."""
-        kind = x_BLD.dtype
-        x_BLD = x_BLD.to(self.down.weight.dtype)  # frozen layers may be held in less precision
+        kind, autocast = x_BLD.dtype, torch.is_autocast_enabled(x_BLD.device.type)
+        if not autocast:  # frozen layers may be held in less precision than these
+            x_BLD = x_BLD.to(self.down.weight.dtype)
         if self.training and self.dropout:
             draws_BL = self._draws.draws_BL
             if draws_BL is None:
@@ -51,7 +52,7 @@ class Lora(nn.Module):
             else:
                 x_BLD = keyed_dropout(x_BLD, draws_BL[:, : x_BLD.shape[1]], self.dropout, self._salt)
         added = self.up(self.down(x_BLD)) * self.scale
-        return added if torch.is_autocast_enabled(x_BLD.device.type) else added.to(kind)
+        return added if autocast else added.to(kind)
 
     @torch.no_grad()
     def product(self) -> Tensor:
