@@ -10,7 +10,7 @@ from torch import nn
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from sage_scale.config import Recipe
-from sage_scale.errors import CheckpointError
+from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.models.context import ContextEncoder
 from sage_scale.models.mapper import Mapper
 from sage_scale.models.sign2gpt.describe import prototype_head_parameters, sign2gpt_modules
@@ -79,7 +79,12 @@ def note(recipe: Recipe) -> str:
 
 
 def language_model_config(recipe: Recipe) -> MBartConfig:
-    """The configuration of the recipe's language model, without a download."""
+    """The configuration of the recipe's mBART, without a download. Raises RecipeError for a recipe of Sign2GPT."""
+    if recipe.model.kind != "sage":
+        raise RecipeError(
+            f"memory and arithmetic are planned for model.kind=sage only; what {recipe.name} consists of is said by "
+            f"`sage-scale models describe {recipe.name}`"
+        )
     name = recipe.model.language_model
     if recipe.denoise.enabled:
         small = recipe.denoise
