@@ -1,7 +1,8 @@
-"""`sage-scale models describe`: what a recipe's model consists of."""
+"""`sage-scale models`: what a recipe's model consists of, and a trained one as plain models."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,3 +43,29 @@ def describe(
     table.add_row("total", *(f"{count:,}" for count in totals))
     table.caption, table.caption_justify = note(chosen) or None, "left"
     Console(width=110, highlight=False).print(table)
+
+
+@app.command()
+def merge(
+    run: Annotated[str, typer.Argument(help="A Sign2GPT: a run's folder, or its export (runs/NAME/model).")],
+    out: Annotated[Path, typer.Option(help="Folder to write to; it must not exist or be empty.")],
+) -> None:
+    """Merge a Sign2GPT's adapters into plain models that transformers opens, as far as that goes."""
+    from sage_scale.errors import UsageError
+    from sage_scale.models.sign2gpt import Sign2GptTranslator, save_merged
+    from sage_scale.training.export import load_translator
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is there already: give another folder")
+    model, tokenizer, recipe = load_translator(run)
+    if not isinstance(model, Sign2GptTranslator):
+        raise UsageError(
+            f"{run} is a SAGE, which has no adapters: its language_model/ is a plain mBART already"
+        )
+    save_merged(model, tokenizer, recipe, out)
+    typer.echo(f"{out / 'language_model'}: a plain {type(model.decoder.language_model).__name__}")
+    if (out / "vit").is_dir():
+        typer.echo(f"{out / 'vit'}: a plain Dinov2Model")
+    typer.echo(
+        f"{out / 'adapters.safetensors'}: gated cross-attention, sign encoder and projections, over these two"
+    )

@@ -60,6 +60,11 @@ def save_merged(model: Sign2GptTranslator, tokenizer: Any, recipe: Recipe, folde
     return merged
 
 
+def vit_beside(folder: Path) -> list[str]:
+    """Overrides for the recipe of a merged folder, which may have been moved since: its own vision transformer."""
+    return [f"model.sign2gpt.vit_weights={folder / VIT}"] if (folder / VIT).is_dir() else []
+
+
 @torch.no_grad()
 def plain_model(adapted: Any) -> Any:
     """A model of transformers' class with each pair added to its frozen weight, float32; the adapted one stays."""

@@ -17,6 +17,7 @@ import torch
 from sage_scale.config import Recipe, load_recipe, to_yaml
 from sage_scale.models.sign2gpt import Sign2GptTranslator, load_causal_model
 from sage_scale.models.sign2gpt.checkpoint import TENSORS, load_adapters, save_adapters
+from sage_scale.models.sign2gpt.merge import vit_beside
 from sage_scale.training.export import load_visual_file, replace_folder, save_tensors
 from sage_scale.training.sign2gpt.visual import homeless_weights
 
@@ -43,7 +44,7 @@ def load_translator(path: Path, device: str | torch.device = "cpu") -> tuple[Sig
 
     Raises CheckpointError naming what is missing, or which frozen model is another than the adapters were trained on.
     """
-    recipe = load_recipe(path / "recipe.yaml")
+    recipe = load_recipe(path / "recipe.yaml", vit_beside(path))
     own = path / LANGUAGE
     language = own if own.is_dir() else recipe.model.language_model
     language_model, tokenizer = load_causal_model(language, recipe.model.sign2gpt.language_dtype)

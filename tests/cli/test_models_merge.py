@@ -1,0 +1,54 @@
+"""`sage-scale models merge`: an export in, plain models out, which may be moved and translate as before."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from models.small_models import SENTENCES
+from models.small_sign2gpt import language_model, moved, recipe, video, xglm_tokenizer
+from transformers import AutoModelForCausalLM
+
+from sage_scale.cli.models import app
+from sage_scale.errors import CheckpointError, UsageError
+from sage_scale.models.sign2gpt import Sign2GptTranslator, load_causal_model, make_texts
+from sage_scale.training.export import load_translator
+from sage_scale.training.sign2gpt.export import save_translator
+
+
+@torch.no_grad()
+def test_merged_folder_may_be_moved_and_translates_as_before(tmp_path):
+    base, run = tmp_path / "run" / "language_model", tmp_path / "run"
+    language_model("xglm").save_pretrained(base)
+    xglm_tokenizer().save_pretrained(base)
+    torch.manual_seed(0)
+    model = moved(Sign2GptTranslator(recipe(), load_causal_model(base)[0])).eval()
+    save_translator(model, xglm_tokenizer(), recipe(), run / "model", base)
+    out = tmp_path / "merged"
+    said = CliRunner().invoke(app, ["merge", str(run), "--out", str(out)])
+    assert said.exit_code == 0, said.exception
+    assert "a plain XGLMForCausalLM" in said.stdout and "Dinov2Model" in said.stdout
+    again = CliRunner().invoke(app, ["merge", str(run), "--out", str(out)])
+    assert isinstance(again.exception, UsageError)
+    shutil.rmtree(run)
+    shutil.move(out, tmp_path / "elsewhere")
+    opened, tokenizer, _ = load_translator(tmp_path / "elsewhere")
+    texts = make_texts(tokenizer, SENTENCES[:3])
+    torch.testing.assert_close(opened(video(), *texts)[0], model(video(), *texts)[0], atol=1e-3, rtol=1e-5)
+    _, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "elsewhere" / "language_model", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def test_nothing_to_merge_is_said_in_one_line(tmp_path):
+    said = CliRunner().invoke(app, ["merge", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    assert isinstance(said.exception, CheckpointError) and "\n" not in str(said.exception)
+    with pytest.raises(FileNotFoundError):
+        (tmp_path / "out").iterdir().__next__()
