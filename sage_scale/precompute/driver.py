@@ -339,7 +339,13 @@ class Run:
         )
         # Handed over as an argument rather than as Ray's runtime environment, which Ray writes to its logs.
         cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        return actor.remote(self.recipe, self.store.url, self.give_up, os.getcwd(), cloud, memory_mb)
+        try:
+            folder = os.getcwd()
+        except (
+            FileNotFoundError
+        ):  # Ray has removed the working folder of a submitted job; all paths are absolute
+            folder = ""
+        return actor.remote(self.recipe, self.store.url, self.give_up, folder, cloud, memory_mb)
 
 
 class _Door:

@@ -145,29 +145,40 @@ def _new_tar(
 
 def sample_bytes(sample: Sample) -> bytes:
     """A sample as it lies in the tar: all its members with headers and padding."""
-    pieces: list[bytes] = []
-    for name, data in sample_members(sample):
-        pieces += (header(name, len(data)), data, padding(len(data)))
+    pieces: list[bytes | memoryview] = []
+    for name, parts in _members(sample):
+        size = sum(map(len, parts))
+        pieces += (header(name, size), *parts, padding(size))
     return b"".join(pieces)
 
 
 def sample_members(sample: Sample) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of a sample's members, in order: JSON, segments, features or background and frames."""
+    for name, parts in _members(sample):
+        yield name, b"".join(parts)
+
+
+def _members(sample: Sample) -> Iterator[tuple[str, tuple[bytes | memoryview, ...]]]:
+    """Names and bytes in parts, so that an array is copied once, into its place."""
     key = sample.key
-    yield f"{key}.json", canonical_json(sample.meta)
-    yield f"{key}.segments.npy", npy_bytes(sample.segments)
+    yield f"{key}.json", (canonical_json(sample.meta),)
+    yield f"{key}.segments.npy", _npy(sample.segments)
     if sample.features is not None:
-        yield f"{key}.features.npy", npy_bytes(sample.features)
+        yield f"{key}.features.npy", _npy(sample.features)
     if sample.background is not None:
-        yield f"{key}.background.jpg", sample.background
+        yield f"{key}.background.jpg", (sample.background,)
     for number, data in (sample.frames or {}).items():
-        yield f"{key}.{number:06d}.jpg", data
+        yield f"{key}.{number:06d}.jpg", (data,)
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
     """The array as a little-endian .npy file of version 1.0."""
+    return b"".join(_npy(array))
+
+
+def _npy(array: np.ndarray) -> tuple[bytes, memoryview]:
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return _npy_header(little.dtype.str, little.shape) + little.tobytes()
+    return _npy_header(little.dtype.str, little.shape), little.reshape(-1).view(np.uint8).data
 
 
 @functools.lru_cache(4096)
