@@ -127,9 +127,9 @@ def test_a_run_shows_its_figures_and_outlives_the_loss_of_a_node(
     assert any('stage="decode"' in line for line in ours)
 
 
-@pytest.mark.parametrize(("where", "same"), [("folder", False), ("s3", False), ("s3", True)])
-def test_two_drivers_at_once_leave_one_whole_dataset(where, same, corpus, request, tmp_path) -> None:
-    """Two commands in two processes, each with a Ray of its own; where they differ, one rejects a clip by hand."""
+@pytest.mark.parametrize("where", ["folder", "s3"])
+def test_two_drivers_at_once_leave_one_whole_dataset(where, corpus, request, tmp_path) -> None:
+    """Two commands in two processes, each with a Ray of its own, whose bytes differ: one rejects a clip by hand."""
     out = str(tmp_path / "out") if where == "folder" else request.getfixturevalue("s3").url
     command = [
         sys.executable, "-m", "sage_scale.cli.main", "precompute", "--corpus", "videos", "--root", corpus, "--out", out,
@@ -139,7 +139,7 @@ def test_two_drivers_at_once_leave_one_whole_dataset(where, same, corpus, reques
     given_up = manifest_of(recipe_for(corpus)).clips[7].id
     drivers = []
     for number in range(2):
-        more = ["--give-up", given_up] if number and not same else []
+        more = ["--give-up", given_up] if number else []
         drivers.append(
             subprocess.Popen(
                 list(map(str, [*command, *more])),
@@ -158,6 +158,6 @@ def test_two_drivers_at_once_leave_one_whole_dataset(where, same, corpus, reques
     ids = sorted(dataset.read(table, row).meta["id"] for row in range(len(table)))
     every = sorted(clip.id for clip in manifest_of(recipe_for(corpus)).clips)
     # Whoever was first with that shard has said what is in it, and everybody sees the same.
-    assert ids == every or (not same and ids == sorted(set(every) - {given_up}))
+    assert ids in (every, sorted(set(every) - {given_up}))
     told = [line.split("MB")[0] for text in said for line in text.splitlines() if line.startswith(f"{out}: ")]
     assert len(told) == 2 and len(set(told)) == 1, said
