@@ -1,17 +1,18 @@
 """The corpus `csl_news`: CSL-News as published, Chinese Sign Language of news with the spoken sentences.
 
     CSL_News_Labels.json     a list of {"video": "Common-Concerns_20201113_0-287_14330.mp4", "pose": ..., "text": ...}
-    archive_001.zip ...      436 archives of mp4 files, to be unpacked into one folder or one each
+    archive_001.zip ...      436 archives of mp4 files, as they are or unpacked
 
-The label file and the videos are found by name, in whatever folders they lie. Archives are not read in place: a
-decoder needs a file it can seek in, and a member of a zip is none. What is still packed is said, with the archive's
-name. No split is published: broadcasts (programme and date, the name up to the interval) are divided by their hash
-(corpora/splits.py). The interval in a name is in frames of the broadcast; it is used to plan with, no more.
+The label file and the videos are found by name, in whatever folders they lie, else in the archives, which are read in
+place (vision/archives.py). No split is published: broadcasts (programme and date, the name up to the interval) are
+divided by their hash (corpora/splits.py). The interval in a name is in frames of the broadcast; it serves for
+planning alone.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -20,12 +21,12 @@ from typing import Any
 from sage_scale.config import Corpus
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
 from sage_scale.corpora.folders import corpus_folder, read_text
-from sage_scale.corpora.media import MediaIndex, find_files
+from sage_scale.corpora.media import VIDEO_SUFFIXES, MediaIndex, find_files
 from sage_scale.corpora.splits import split_of
 from sage_scale.errors import UsageError
 
 LABELS = "CSL_News_Labels.json"
-EXPECTED = f"{LABELS} and the mp4 files of the archives, unpacked, below one folder"
+EXPECTED = f"{LABELS} and the archives, or their mp4 files, below one folder"
 _NAME = re.compile(r"(?P<broadcast>.+?)_+(?P<first>\d+)-(?P<last>\d+)_\d+$")
 
 
@@ -37,11 +38,9 @@ def read_corpus(corpus: Corpus) -> Manifest:
         raise UsageError(f"corpus csl_news: no {LABELS} below {root}; expected: {EXPECTED}")
     rows = _rows(path)
     media = MediaIndex(root)
-    if not media.videos:
-        raise UsageError(
-            f"corpus csl_news: no video below {root}{media.unpack_advice()}; expected: {EXPECTED}"
-        )
-    packed = _packed(media.archives)
+    videos = {**_packed(media.archives), **media.videos}
+    if not videos:
+        raise UsageError(f"corpus csl_news: no video below {root}; expected: {EXPECTED}")
     clips: dict[str, Clip] = {}
     rejected: list[Rejected] = []
     for number, row in enumerate(rows, start=1):
@@ -56,15 +55,14 @@ def read_corpus(corpus: Corpus) -> Manifest:
             rejected.append(Rejected(id=name, reason="repeated-id", detail=here))
         elif not sentence:
             rejected.append(Rejected(id=name, reason="no-sentence", detail=here))
-        elif name not in media.videos:
-            where = f"still packed in {packed[name]}" if name in packed else f"no {name}.mp4"
-            rejected.append(Rejected(id=name, reason="missing", detail=where))
+        elif name not in videos:
+            rejected.append(Rejected(id=name, reason="missing", detail=f"no {name}.mp4"))
         else:
             named = _NAME.fullmatch(name)
             group = named["broadcast"] if named else name
             clips[name] = Clip(
                 id=name,
-                video=media.videos[name],
+                video=videos[name],
                 sentence=sentence,
                 language=corpus.language,
                 split=split_of(group, corpus.dev_share, corpus.test_share),
@@ -86,15 +84,18 @@ def _rows(path: Path) -> list[Any]:
 
 
 def _packed(archives: list[Path]) -> dict[str, str]:
-    """Name of a clip -> zip archive that holds it; archives that cannot be listed are passed over."""
+    """Name of a clip -> path through the zip archive that holds it; archives that cannot be listed are passed over."""
     packed: dict[str, str] = {}
     for archive in archives:
         if archive.suffix.lower() != ".zip":
             continue
         try:
             with zipfile.ZipFile(archive) as opened:
-                for member in opened.namelist():
-                    packed[Path(member).stem] = archive.name
-        except (zipfile.BadZipFile, OSError):
+                names = opened.namelist()
+        except (zipfile.BadZipFile, NotImplementedError, OSError):
             continue
+        for member in names:
+            stem, suffix = os.path.splitext(member.rpartition("/")[2])
+            if suffix.lower() in VIDEO_SUFFIXES:
+                packed.setdefault(stem, f"{archive}/{member}")
     return packed

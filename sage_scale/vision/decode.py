@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from sage_scale.vision.keypoint_files import read_keypoints
 from sage_scale.vision.sampling import check_interval, check_length, nearest_frames
 from sage_scale.vision.signer import sidecar, signer_region
 from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures, read_clip, read_clips
+from sage_scale.vision.video_files import check_file
 from sage_scale.vision.video_frames import Tally
 
 GREY_SIZE = 48
@@ -161,11 +161,8 @@ def _kind(path: Path, vision: Vision) -> Literal["video", "folder", "keypoints"]
         raise ClipRejected("no-keypoints", f"{path.name} is not a keypoint file (.npz, .pose)")
     if path.is_dir():
         return "folder"
-    if path.is_file():
-        return "video"
-    if os.path.lexists(path):
-        raise ClipRejected("unreadable", f"{path.name} is neither a file nor a folder")
-    raise ClipRejected("missing", f"there is no {path.name}")
+    check_file(path)
+    return "video"
 
 
 def _pictures(vision: Vision, folder: bool = False) -> Pictures:

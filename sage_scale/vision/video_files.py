@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 
 from sage_scale.errors import ClipRejected
+from sage_scale.vision.archives import find_member, opened
 from sage_scale.vision.crop import LARGEST_PIXELS
 
 # Playlists and concat scripts are videos to ffmpeg too, and would let a corpus file open other files or
@@ -30,16 +31,24 @@ BYTES_AT_FAULT = ("unreadable", "corrupt", "truncated", "empty", "no-video")
 
 @contextlib.contextmanager
 def open_video(path: Path) -> Iterator[av.container.InputContainer]:
-    """Open a video file for reading; what ffmpeg says against it becomes ClipRejected.
+    """Open a video file, or a member of a zip archive, for reading; what ffmpeg says against it becomes ClipRejected.
 
     A file that cannot be read to its end (permission, a failing disk) is an OSError instead: nothing is known
     of it.
     """
-    _check_holes(path)
+    member = find_member(path)
+    _check_holes(path if member is None else member.archive)
+    with contextlib.ExitStack() as stack:
+        # The prefix keeps a name with a colon from being taken for a protocol.
+        address = f"file:{path}" if member is None else stack.enter_context(opened(member))
+        yield stack.enter_context(_open(path, address))
+
+
+@contextlib.contextmanager
+def _open(path: Path, address: str) -> Iterator[av.container.InputContainer]:
     try:
         container = av.open(
-            # The prefix keeps a name with a colon from being taken for a protocol.
-            f"file:{path}",
+            address,
             options={"max_pixels": str(LARGEST_PIXELS), "threads": "1", "format_whitelist": CONTAINERS},
             metadata_errors="replace",
             timeout=WAIT_S,
@@ -64,6 +73,10 @@ def read_through(path: Path) -> None:
 
     Reads what is stored of the file and was there when it began: neither holes nor what somebody still appends.
     """
+    member = find_member(path)
+    if member is not None:
+        member.read_through()
+        return
     with path.open("rb", buffering=0) as file:
         end = os.fstat(file.fileno()).st_size
         at = 0
@@ -108,13 +121,19 @@ def _stuck(path: Path) -> OSError:
     return TimeoutError(errno.ETIMEDOUT, f"nothing was read for {WAIT_S:g} s", str(path))
 
 
+def check_file(path: Path) -> None:
+    """Raise ClipRejected where no video can be there: `missing`, or neither a file nor a member of an archive."""
+    if path.is_file() or find_member(path) is not None:
+        return
+    if os.path.lexists(path):
+        raise ClipRejected("unreadable", f"{path.name} is neither a file nor a folder")
+    raise ClipRejected("missing", f"there is no {path.name}")
+
+
 def probe_video(path: Path) -> tuple[float, float]:
     """Duration in seconds (0 if the header does not say) and frame rate of a video file, from its header
     alone. Raises ClipRejected for what is no video file, OSError where it cannot be read."""
-    if not path.is_file():
-        if not os.path.lexists(path):
-            raise ClipRejected("missing", f"there is no {path.name}")
-        raise ClipRejected("unreadable", f"{path.name} is neither a file nor a folder")
+    check_file(path)
     with open_video(path) as container:
         stream = video_stream(container)
         return duration_s(container, stream) or 0.0, float(stream.average_rate or stream.guessed_rate or 0)

@@ -179,13 +179,14 @@ def youtube_sl25(root: Path) -> Path:
 
 
 def csl_news(root: Path) -> Path:
-    """CSL-News: the label file and two unpacked clips; a third is still in its archive."""
+    """CSL-News: the label file and two unpacked clips; a third is still in its archive, a fourth nowhere."""
     names = [
         "Common-Concerns_20201113_0-50_14330",
         "Common-Concerns_20201113_50-100_14331",
         "20200102_Dragon-TV__0-50_2",
+        "20200102_Dragon-TV__50-100_3",
     ]
-    texts = ["共同关注。", "观众朋友，晚上好。", "天气预报。"]
+    texts = ["共同关注。", "观众朋友，晚上好。", "天气预报。", "再见。"]
     rows = [
         {"video": f"{name}.mp4", "pose": f"{name}.pkl", "text": text}
         for name, text in zip(names, texts, strict=True)
@@ -194,5 +195,6 @@ def csl_news(root: Path) -> Path:
     for name in names[:2]:
         put(root / "rgb_format" / f"{name}.mp4")
     with zipfile.ZipFile(root / "archive_002.zip", "w") as archive:
-        archive.writestr(f"rgb/{names[2]}.mp4", b"packed")
+        archive.writestr(f"rgb/{names[2]}.pkl", b"a pose")
+        archive.write(_video(".mp4"), f"rgb/{names[2]}.mp4", zipfile.ZIP_DEFLATED)
     return root

@@ -1,0 +1,134 @@
+"""Videos inside zip archives are the videos that were put in, and a damaged archive is refused with a reason."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_videos import write_video
+
+from sage_scale.config import Vision
+from sage_scale.errors import ClipRejected
+from sage_scale.vision import archives
+from sage_scale.vision.archives import find_member, member_names
+from sage_scale.vision.decode import decode_clip, decode_clips
+from sage_scale.vision.video_files import probe_video
+
+VISION = Vision(size=32, crop=32, fps=25.0, frame_stride=1, min_frames=1)
+NAMES = ("rgb/ein Clip, größer.mp4", "%d:x.mp4", "deep/er/b.mkv")
+WAYS = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
+
+
+@dataclass
+class Clip:
+    video: str
+    start_s: float = 0.0
+    end_s: float | None = None
+    id: str = "clip"
+    key: str = "0" * 16
+
+
+@pytest.fixture(params=WAYS)
+def packed(request, tmp_path) -> tuple[Path, dict[str, Path]]:
+    """An archive with a comment and other members between the videos, and the videos by name."""
+    files = {
+        name: write_video(tmp_path / f"{k}{Path(name).suffix}", 40 + 10 * k) for k, name in enumerate(NAMES)
+    }
+    archive = tmp_path / "Archiv 1.ZIP"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.comment = b"a comment"
+        for name, path in files.items():
+            out.writestr(f"{name}.pkl", bytes(1234))
+            out.write(path, name, WAYS[request.param])
+    return archive, files
+
+
+def same(a, b) -> bool:
+    return np.array_equal(a.frames, b.frames) and np.array_equal(a.grey_THW, b.grey_THW)
+
+
+def test_clips_in_an_archive_are_those_of_the_files(packed):
+    archive, files = packed
+    assert set(files) < set(member_names(archive))
+    for name, path in files.items():
+        inside = str(archive / name)
+        assert probe_video(Path(inside)) == probe_video(path)
+        spans = [(0.0, None), (0.4, 1.2), (0.9, 1.3)]
+        alone = [decode_clip(Clip(str(path), *span), VISION) for span in spans]
+        assert all(
+            same(decode_clip(Clip(inside, *span), VISION), clip)
+            for span, clip in zip(spans, alone, strict=True)
+        )
+        together = dict(decode_clips([Clip(inside, *span) for span in spans], VISION))
+        assert all(same(together[k], clip) for k, clip in enumerate(alone))
+
+
+def test_nothing_is_left_in_the_temporary_folder(packed, tmp_path, monkeypatch):
+    archive, _ = packed
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    decode_clip(Clip(str(archive / NAMES[0])), VISION)
+    assert not list(scratch.iterdir())
+
+
+def test_a_name_that_is_not_there_is_missing(packed):
+    archive, _ = packed
+    for name in ("rgb/other.mp4", "rgb", "../0.mp4", f"{NAMES[0]}/x.mp4"):
+        with pytest.raises(ClipRejected) as refused:
+            decode_clip(Clip(str(archive / name)), VISION)
+        assert refused.value.reason == "missing"
+    assert find_member(archive.parent / "0.mp4") is None
+
+
+def test_an_archive_that_was_exchanged_is_read_anew(tmp_path):
+    archive = tmp_path / "a.zip"
+    for frames in (20, 30):
+        with zipfile.ZipFile(archive, "w") as out:
+            out.write(write_video(tmp_path / "v.mp4", frames), "v.mp4")
+        assert decode_clip(Clip(str(archive / "v.mp4")), VISION).total_frames == frames
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_damaged_archive_gives_the_right_frames_or_a_reason(packed, seed):
+    archive, files = packed
+    name = NAMES[0]
+    good = decode_clip(Clip(str(files[name])), VISION)
+    data = bytearray(archive.read_bytes())
+    generator = random.Random(seed)
+    if seed % 3 == 0:
+        del data[generator.randrange(len(data)) :]
+    else:
+        for _ in range(1 if seed % 3 == 1 else 200):
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+    archive.write_bytes(data)
+    try:
+        got = decode_clip(Clip(str(archive / name)), VISION)
+    except ClipRejected as refused:
+        assert refused.reason in ("missing", "unreadable", "corrupt", "truncated", "empty", "no-video")
+        assert str(archive.parent) not in refused.detail
+    else:
+        # A flipped bit in a stored video is the video's own affair, as in a file; a deflated one has a checksum.
+        assert got.frames.shape[1:] == good.frames.shape[1:]
+
+
+def test_what_an_archive_claims_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "LARGEST_UNPACKED", 1 << 20)
+    archive = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("big.mp4", bytes(1000))
+    data = bytearray(archive.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 24 : at + 28] = (2**32 - 2).to_bytes(4, "little")  # the size, as the directory has it
+    archive.write_bytes(data)
+    with pytest.raises(ClipRejected, match="claims 4,294,967,294 bytes"):
+        decode_clip(Clip(str(archive / "big.mp4")), VISION)
+    (tmp_path / "no.zip").write_bytes(b"PK\x03\x04 but not really")
+    with pytest.raises(ClipRejected) as refused:
+        decode_clip(Clip(str(tmp_path / "no.zip" / "a.mp4")), VISION)
+    assert refused.value.reason == "unreadable"
