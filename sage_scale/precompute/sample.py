@@ -33,6 +33,11 @@ class SampleMaker:
         self._backbone: Callable[[DecodedClip], np.ndarray] | None = None
 
     @property
+    def wants_grey(self) -> bool:
+        """Whether the tagger looks at grey pictures of every frame."""
+        return self.recipe.segmentation.tagger == "motion"
+
+    @property
     def tagger(self) -> str:
         """Name and version of the tagger of the corpus' language. Raises RecipeError where none is there."""
         return glosser(self.recipe.corpus.language, self.recipe.text).name
@@ -57,7 +62,7 @@ class SampleMaker:
     def make(self, clip: Clip, tally: Tally | None = None) -> Sample:
         """The sample of `clip`. Raises ClipRejected for what lies in its bytes, other errors for the rest."""
         with self._stage("decode"):
-            decoded = decode_clip(clip, self.recipe.vision, tally)
+            decoded = decode_clip(clip, self.recipe.vision, tally, grey=self.wants_grey)
         return self.finish(clip, decoded)
 
     def finish(self, clip: Clip, decoded: DecodedClip) -> Sample:

@@ -93,7 +93,8 @@ class UnitClips:
             by_video.setdefault(clip.video, []).append(place)
         vision = self.maker.recipe.vision
         for places in by_video.values():
-            for number, decoded in decode_clips([self.clips[place] for place in places], vision, self.tally):
+            clips = [self.clips[place] for place in places]
+            for number, decoded in decode_clips(clips, vision, self.tally, grey=self.maker.wants_grey):
                 yield places[number], decoded
 
 

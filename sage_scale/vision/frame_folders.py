@@ -37,8 +37,10 @@ def read_folder(folder: Path, interval: Interval, pictures: Pictures, *, source_
         picture = _open(files[index])
         if k % pictures.stride == 0:
             frames.append(_square(picture, pictures.size, pictures.stretch, interval.region))
-        greys.append(_square(picture.convert("L"), pictures.grey_size, pictures.stretch, interval.region))
-    return ClipPictures(np.stack(frames), np.stack(greys), source_fps)
+        if pictures.grey_size:
+            greys.append(_square(picture.convert("L"), pictures.grey_size, pictures.stretch, interval.region))
+    grey_THW = np.stack(greys) if greys else np.zeros((len(chosen_T), 0, 0), np.uint8)
+    return ClipPictures(np.stack(frames), grey_THW, source_fps)
 
 
 def _open(path: Path) -> Image.Image:

@@ -50,7 +50,7 @@ class SquareScaler:
     def __call__(
         self, frame: VideoFrame, pixel_ratio: float = 1.0, region: Region | None = None
     ) -> np.ndarray:
-        """uint8 (size, size, 3) for rgb24, (size, size) for gray; a view, valid as long as it is held.
+        """uint8 (size, size, 3) for rgb24, (size, size) for gray; a view of ffmpeg's memory.
 
         `pixel_ratio` is how many times as wide as high a pixel is; `region` the part of the upright picture that is
         wanted, instead of its middle.

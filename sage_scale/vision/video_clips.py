@@ -34,6 +34,7 @@ from sage_scale.vision.video_frames import Ending, FrameReader, Tally, TimedFram
 
 _TRUNCATED_S = 1.0
 _SOURCE_FRAMES_PER_FRAME = 16
+_NO_PICTURE = np.zeros((0, 0), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Pictures:
     size: int
     """Side of the colour pictures."""
     grey_size: int
-    """Side of the grey pictures, one a frame."""
+    """Side of the grey pictures, one a frame; 0 makes none."""
     stretch: bool
     """Whether the whole picture becomes the square, or a part of it."""
     min_frames: int
@@ -71,7 +72,7 @@ class ClipPictures:
     frames: np.ndarray
     """uint8 (n, size, size, 3), the stride grid."""
     grey_THW: np.ndarray
-    """uint8 (T, grey_size, grey_size)."""
+    """uint8 (T, grey_size, grey_size), also where grey_size is 0."""
     source_fps: float
 
 
@@ -145,16 +146,43 @@ class _File:
             self._disk_checked = True
 
 
+class _Stack:
+    """Pictures of one shape, copied side by side as they come: the frame they lie in is then used again by ffmpeg,
+    which is cheaper than to keep each and copy them all at the end."""
+
+    def __init__(self, shape: tuple[int, ...], expected: int) -> None:
+        self._array = np.empty((max(1, expected), *shape), np.uint8)
+        self.count = 0
+
+    def append(self, picture: np.ndarray) -> None:
+        """Copy one more picture."""
+        if self.count == len(self._array):
+            self._resize(2 * self.count)
+        self._array[self.count] = picture
+        self.count += 1
+
+    def array(self) -> np.ndarray:
+        """All of them, (count, ...); nothing may be added afterwards."""
+        self._resize(self.count)
+        return self._array
+
+    def _resize(self, count: int) -> None:
+        self._array.resize((count, *self._array.shape[1:]), refcheck=False)  # nobody else has seen it
+
+
 class _Clip:
     """A clip that is being read."""
 
-    def __init__(self, number: int, interval: Interval, pictures: Pictures) -> None:
+    def __init__(self, number: int, interval: Interval, pictures: Pictures, stop_s: float | None) -> None:
+        """`stop_s` is where it will end at the latest, as far as is known."""
         self.number, self.interval, self.pictures = number, interval, pictures
+        expected = 64 if stop_s is None else round((stop_s - interval.start_s) * pictures.fps)
+        expected = min(expected, pictures.max_frames)
+        self.frames = _Stack((pictures.size, pictures.size, 3), -(-expected // pictures.stride))
+        self.greys = _Stack((pictures.grey_size, pictures.grey_size), expected)
         self.sampler: StreamSampler[_Shown] = StreamSampler(
             pictures.fps, interval.start_s, interval.end_s, pictures.max_frames
         )
-        self.frames: list[np.ndarray] = []
-        self.greys: list[np.ndarray] = []
         self._seen = 0
 
     def push(self, timed: TimedFrame, shown: _Shown) -> None:
@@ -173,7 +201,7 @@ class _Clip:
             self._take(k, picked)
 
     def _take(self, k: int, shown: _Shown) -> None:
-        self.greys.append(shown.grey(self.interval.region))
+        self.greys.append(shown.grey(self.interval.region) if self.pictures.grey_size else _NO_PICTURE)
         if k % self.pictures.stride == 0:
             self.frames.append(shown.colour(self.interval.region))
 
@@ -234,7 +262,7 @@ class _Video:
     def one(self, interval: Interval) -> ClipPictures:
         """A clip by itself."""
         self._check(interval)
-        clip = _Clip(0, interval, self.pictures)
+        clip = _Clip(0, interval, self.pictures, self._stop_s(interval))
         known = self.known[0] if self.known else None
         error: ClipRejected | None = None
         try:
@@ -289,7 +317,8 @@ class _Video:
                 if refused is not None:
                     yield number, refused
                     continue
-                clip = _Clip(number, intervals[number], self.pictures)
+                stop_s = self._stop_s(intervals[number])
+                clip = _Clip(number, intervals[number], self.pictures, stop_s)
                 if before is not None:
                     clip.push(*before)
                 under_way.append(clip)
@@ -362,7 +391,7 @@ class _Video:
             missing_s = stop_s - last_end_s
             if missing_s > _TRUNCATED_S and missing_s > 0.1 * self.duration_s:
                 raise ClipRejected("truncated", f"ends at {last_end_s:.2f} s of {self.duration_s:.2f} s")
-        check_length(len(clip.greys), self.pictures.min_frames, self.pictures.max_frames)
-        if not clip.greys:  # a recipe may permit clips of no frames, but nothing can be made of them
+        check_length(clip.greys.count, self.pictures.min_frames, self.pictures.max_frames)
+        if not clip.greys.count:  # a recipe may permit clips of no frames, but nothing can be made of them
             raise ClipRejected("too-short", "0 frames")
-        return ClipPictures(np.stack(clip.frames), np.stack(clip.greys), self.rate)
+        return ClipPictures(clip.frames.array(), clip.greys.array(), self.rate)

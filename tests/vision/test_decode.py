@@ -259,3 +259,16 @@ def _png(width: int, height: int) -> bytes:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(out, "PNG")
     return out.getvalue()
+
+
+def test_without_grey_pictures_all_else_is_the_same(video, tmp_path) -> None:
+    path = video(frames=41)
+    with_grey, without = (decode_clip(clip(path), SMALL, grey=grey) for grey in (True, False))
+    assert without.grey_THW is None and with_grey.grey_THW is not None
+    assert without.total_frames == with_grey.total_frames == 41
+    assert np.array_equal(without.frames, with_grey.frames)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for t in range(9):
+        (folder / f"{t}.png").write_bytes(_png(40, 30))
+    assert decode_clip(clip(folder), SMALL, grey=False).total_frames == 9
