@@ -49,14 +49,16 @@ def augment(
     does: equal draws give equal changes. What comes in from outside the picture is 0. Each change is uniform up to
     its largest value in `settings`: degrees, share of the side, factors 1 - value to 1 + value.
     """
-    draws_BD = uniform(draws_B[:, None], torch.arange(_DRAWS, device=draws_B.device))
-    x = centre_crop(frames_FCHW, crop)
-    moves = (settings.rotation, settings.translate, settings.scale, settings.crop, settings.flip)
-    if x.shape[0] and any(moves):
-        grid_BHW2 = _grid(draws_BD, settings, crop, frames_FCHW.shape[-2:]).to(x.dtype)
-        # One frame's grid is a clip's: gathering it is cheaper than making it for each frame.
-        x = F.grid_sample(frames_FCHW, grid_BHW2[frame_clip_F], padding_mode="zeros", align_corners=False)
-    return _colours(x, frame_clip_F, draws_BD, settings)
+    # Places in a picture need more digits than bfloat16 has.
+    with torch.autocast(frames_FCHW.device.type, enabled=False):
+        draws_BD = uniform(draws_B[:, None], torch.arange(_DRAWS, device=draws_B.device))
+        x = centre_crop(frames_FCHW, crop)
+        moves = (settings.rotation, settings.translate, settings.scale, settings.crop, settings.flip)
+        if x.shape[0] and any(moves):
+            grid_BHW2 = _grid(draws_BD, settings, crop, frames_FCHW.shape[-2:]).to(x.dtype)
+            # One frame's grid is a clip's: gathering it is cheaper than making it for each frame.
+            x = F.grid_sample(frames_FCHW, grid_BHW2[frame_clip_F], padding_mode="zeros", align_corners=False)
+        return _colours(x, frame_clip_F, draws_BD, settings)
 
 
 def _colours(x: Tensor, frame_clip_F: Tensor, draws_BD: Tensor, settings: Augment) -> Tensor:

@@ -179,3 +179,11 @@ def test_only_a_share_of_the_clips_is_rotated():
     out = augment(x, torch.arange(300), draws, Augment(rotation=5, rotation_share=0.3), 20)
     changed = (out - centre_crop(x, 20)).abs().amax((1, 2, 3)) > 1
     assert 0.22 < changed.float().mean() < 0.38 and not is_active(Augment(rotation_share=0.3))
+
+
+def test_a_step_in_bfloat16_sees_the_same_pictures():
+    settings = Augment(rotation=20, crop=0.2, crop_ratio=0.1, flip=0.5, contrast=0.3, hue=0.2, saturation=0.3)
+    x, clip, draws = frames(6), torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([3, 1_000_003, 77])
+    plain = augment(x, clip, draws, settings, 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(augment(x, clip, draws, settings, 20), plain)
