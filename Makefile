@@ -17,9 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# make demo CONTROL=1 gives stage 2 the whole budget and leaves stage 1 out.
+# make demo MODEL=sign2gpt trains the second model on the same corpus; CONTROL=1 gives stage 2 the whole budget and
+# leaves stage 1 out.
 demo: $(STAMP)
-	@$(BIN)/sage-scale demo $(if $(CONTROL),--control) $(DEMO)
+	@$(BIN)/sage-scale demo $(if $(filter-out sage,$(MODEL)),--recipe $(MODEL)-demo) $(if $(CONTROL),--control) $(DEMO)
 
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system and not gpu"

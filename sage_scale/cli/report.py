@@ -1,4 +1,4 @@
-"""`sage-scale report`: one self-contained HTML page of a run."""
+"""`sage-scale report`: one self-contained HTML page of a run, or of several side by side."""
 
 from __future__ import annotations
 
@@ -9,12 +9,26 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or not.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folder of a run, finished or not; several: side by side."),
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="File to write; RUN/report.html unless given.")
+        Path | None,
+        typer.Option(
+            "--out", help="File to write; RUN/report.html unless given (of several: comparison.html)."
+        ),
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page: curves, scores, controls, examples, alignments, timelines, cost."""
-    from sage_scale.reporting.page import write_report
+    """Write one self-contained HTML page: curves, scores, controls, examples, alignments, timelines, cost.
 
-    typer.echo(write_report(run, out))
+    Of several runs, one page that compares them: corpus, token budget, parameters, time, scores, the same clips.
+    """
+    if len(runs) > 1:
+        from sage_scale.reporting.comparison import write_comparison
+
+        typer.echo(write_comparison(runs, out))
+    else:
+        from sage_scale.reporting.page import write_report
+
+        typer.echo(write_report(runs[0], out))

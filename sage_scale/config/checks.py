@@ -76,6 +76,7 @@ def check(recipe: Recipe) -> None:
         need(stage.micro_batch >= 0, f"{name}.micro_batch={stage.micro_batch} must not be negative")
         need(stage.zero_stage in (0, 1, 2, 3), f"{name}.zero_stage={stage.zero_stage} must be 0, 1, 2 or 3")
         need(stage.lr > 0, f"{name}.lr must be positive")
+        need(stage.max_tokens >= 0, f"{name}.max_tokens={stage.max_tokens} must not be negative")
         need(stage.offload == "none" or stage.zero_stage > 0, f"{name}.offload={stage.offload} needs "
              f"{name}.zero_stage 1, 2 or 3")  # fmt: skip
         need(stage.offload != "nvme" or (stage.zero_stage == 3 and bool(stage.offload_dir)),

@@ -370,6 +370,9 @@ class Stage:
     """Optimizer steps; 0 means as many as the epochs need."""
     max_minutes: float = 0.0
     """Budget in minutes after which the stage ends in good order; 0 means none. The cosine follows it."""
+    max_tokens: int = 0
+    """Budget in visual and text tokens, over all ranks, after which the stage ends: models whose clips have unlike
+    numbers of tokens can be compared. 0 means none. The cosine follows it."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD in the paper (section 4.2)."""
     lr: float = 0.03

@@ -21,6 +21,16 @@ from sage_scale.errors import SageError
 from sage_scale.training import launcher
 from sage_scale.training.runlog import clock, record_timing
 
+STAGE_1 = {
+    "sage": "visual tokens aligned with pseudo-glosses by CLCL",
+    "sign2gpt": "pseudo-glosses found by prototypes",
+}
+STAGE_2 = {
+    "sage": "mBART learns to translate",
+    "sign2gpt": "a frozen XGLM learns to translate through adapters",
+}
+"""What the stages do, by `model.kind`."""
+
 
 def run(
     recipe_name: str = "demo",
@@ -35,11 +45,12 @@ def run(
     `ranks` processes train (0: one for each core, two at most).
     """
     recipe = load_recipe(recipe_name, overrides)
-    home = Path("runs") / recipe_name
+    home = Path("runs") / Path(recipe_name).stem
     run_path = (
         Path(run_folder) if run_folder else (home.with_name(f"{home.name}-control") if control else home)
     )
-    corpus, shards = home / "corpus", home / "shards"
+    place = home_of_data(recipe, home)
+    corpus, shards = place / "corpus", place / "shards"
     changes = list(overrides) + (control_overrides(recipe) if control else [])
     ranks = ranks or min(os.cpu_count() or 1, 2)
     run_path.mkdir(parents=True, exist_ok=True)
@@ -64,11 +75,9 @@ def run(
     )
     training = ["--run", run_path, "--data", shards, "--recipe", recipe_name, *changes]
     if not control:
-        said.step(
-            "stage 1", "visual tokens aligned with pseudo-glosses by CLCL, under DeepSpeed", timed=False
-        )
+        said.step("stage 1", f"{STAGE_1[recipe.model.kind]}, under DeepSpeed", timed=False)
         said.call(launcher.command("pretrain", ranks, training))
-    said.step("stage 2", "mBART learns to translate, under DeepSpeed", timed=False)
+    said.step("stage 2", f"{STAGE_2[recipe.model.kind]}, under DeepSpeed", timed=False)
     said.call(launcher.command("finetune", ranks, training))
     said.step("evaluate", "unseen sentences, held-out signers, and the controls to beat", timed=False)
     said.call(sage("evaluate", "--run", run_path, "--data", shards))
@@ -79,6 +88,13 @@ def run(
     said.call(sage("report", run_path))
     said.finish()
     return run_path / "report.html"
+
+
+def home_of_data(recipe: Recipe, home: Path) -> Path:
+    """Where corpus and shards lie: with the recipe `demo`, where the dataset is the same, else with the run."""
+    demo = load_recipe("demo")
+    same = recipe.dataset_part() == demo.dataset_part() and recipe.corpus_part() == demo.corpus_part()
+    return home.with_name("demo") if same else home
 
 
 def control_overrides(recipe: Recipe) -> list[str]:
@@ -92,6 +108,14 @@ def control_overrides(recipe: Recipe) -> list[str]:
         f"finetune.epochs={epochs}",
         f"finetune.visual_lr_scale={max(1.0, recipe.pretrain.lr / recipe.finetune.lr)}",
     ]
+
+
+def prototype_line(path: Path) -> str:
+    """Micro F1 of the pseudo-glosses found in test clips, beside what guessing gives."""
+    scores = json.loads(path.read_text(encoding="utf-8"))["splits"]["test"]
+    return (
+        f"pseudo-glosses found with F1 {scores['f1']:.1f} (by frequency alone {scores['control']['f1']:.1f})"
+    )
 
 
 def first_test_video(corpus: Path) -> Path:
@@ -157,6 +181,8 @@ class Steps:
         if controls:
             best = max(controls, key=controls.__getitem__)
             print(f"; best control ({best.replace('_', ' ')}) {controls[best]:.1f}", end="")
+        if (self.run_path / "prototypes.json").is_file():
+            print("; " + prototype_line(self.run_path / "prototypes.json"), end="")
         print(
             f"\nreport: {self.run_path}/report.html\nall of it took {clock(time.monotonic() - self.started)}",
             flush=True,

@@ -98,7 +98,7 @@ def matrix(
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     side = 22.0
-    left = 16 + 7.4 * max(_wide(token) for token in tokens)
+    left = 16 + 7.4 * max(letters(token) for token in tokens)
     width, height = left + N * side + 4, M * side + 42
     parts = [f'<rect class="ground" x="{left:.1f}" y="0" width="{N * side:.1f}" height="{M * side:.1f}"/>']
     for m, token in enumerate(tokens):
@@ -286,6 +286,6 @@ def _when(segments: Sequence[Sequence[int]], n: int, fps: float) -> str:
     return f" ({segments[n][0] / fps:.2f} to {segments[n][1] / fps:.2f} s)"
 
 
-def _wide(text: str) -> float:
-    """Width in letters; East Asian ones are twice as wide."""
+def letters(text: str) -> float:
+    """Width of a text in letters; East Asian ones are twice as wide."""
     return sum(2.0 if ord(letter) > 0x2E80 else 1.0 for letter in text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 from typing import Any
 
@@ -33,6 +35,14 @@ def brief(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def is_jpeg(text: Any) -> bool:
+    """Whether a value of a run's JSON is a JPEG in base64, safe to stand in the page."""
+    try:
+        return isinstance(text, str) and base64.b64decode(text, validate=True)[:2] == b"\xff\xd8"
+    except (binascii.Error, ValueError):
+        return False
 
 
 def number(value: Any) -> bool:

@@ -7,12 +7,13 @@ forbids the rest. It needs no JavaScript.
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError, StorageError
-from sage_scale.reporting import examples, sections
+from sage_scale.reporting import examples, prototypes, sections
 from sage_scale.reporting.runlog import RunRecord, read_run
 from sage_scale.reporting.style import CSS
 
@@ -23,6 +24,8 @@ PARTS = (
     ("examples", "Examples", examples.examples),
     ("curves", "Training", sections.curves),
     ("alignment", "Token similarity", sections.alignments),
+    ("prototypes", "Pseudo-glosses", prototypes.prototype_scores),
+    ("localisation", "Localisation", prototypes.localisation_maps),
     ("timelines", "Segments", sections.timelines),
     ("cost", "Time and memory", sections.cost),
     ("recipe", "Recipe", sections.recipe),
@@ -37,10 +40,14 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     Raises UsageError where `run` is no run folder, StorageError where the page cannot be written.
     """
     record = read_run(run)
-    path = Path(out) if out else record.folder / "report.html"
+    return write_page(render(record), Path(out) if out else record.folder / "report.html")
+
+
+def write_page(html: str, path: Path) -> Path:
+    """Write a page atomically. Raises StorageError where that is not possible."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(render(record), encoding="utf-8")
+        partial.write_text(html, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -51,8 +58,16 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 def render(record: RunRecord) -> str:
     """The whole page as text."""
     made = [(anchor, name, make(record)) for anchor, name, make in PARTS]
-    links = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for anchor, name, html in made if html)
-    title = escape(record.name)
+    return document(record.name, _about(record), sections.tiles(record), made)
+
+
+def document(name: str, about: str, tiles: str, parts: Sequence[tuple[str, str, str]]) -> str:
+    """A page of sections: anchor, name in the table of contents, HTML; empty ones are left out.
+
+    `name` is escaped here, `about` and `tiles` are HTML.
+    """
+    links = "".join(f'<li><a href="#{anchor}">{words}</a></li>' for anchor, words, html in parts if html)
+    title = escape(name)
     version = importlib.metadata.version("sage-scale")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -69,12 +84,12 @@ def render(record: RunRecord) -> str:
 <header class="top">
 <p class="kicker">sage-scale report</p>
 <h1>{title}</h1>
-<p class="sub">{_about(record)}</p>
-{sections.tiles(record)}
+<p class="sub">{about}</p>
+{tiles}
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 </header>
 <main id="content">
-{"".join(html for _, _, html in made)}
+{"".join(html for _, _, html in parts)}
 </main>
 <footer>Made by sage-scale {escape(version)}. This page is one file and loads nothing.</footer>
 </body>

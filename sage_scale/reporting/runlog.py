@@ -6,6 +6,8 @@ finetune/log.jsonl             the same
 scores.json                    scores of a split, with "controls" and "heldout" beside them
 predictions/<split>.jsonl      {"hypothesis", "reference", "pseudo_glosses", ...}
 alignment.json                 [{"sentence", "tokens" (M), "similarity" (N, M), "segments" (N, 2)}]
+prototypes.json                Sign2GPT: {"threshold", "vectors", "splits": {split: {"f1", ..., "control"}}}
+localisation.json              Sign2GPT: [{"sentence", "fps", "frames", "threshold", "times", "rows", "pictures"}]
 timelines/timelines.json       [{"sentence", "hypothesis", "fps", "frames", "segments", "gold", "thumbnails"}]
 timing.json                    [{"stage", "seconds", "memory_mb"}]
 """
@@ -69,6 +71,8 @@ class RunRecord:
     predictions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """By split."""
     alignment: list[dict[str, Any]] = field(default_factory=list)
+    prototypes: Mapping[str, Any] = field(default_factory=dict)
+    localisation: list[dict[str, Any]] = field(default_factory=list)
     timelines: list[dict[str, Any]] = field(default_factory=list)
     timing: list[dict[str, Any]] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
@@ -78,6 +82,20 @@ class RunRecord:
     def name(self) -> str:
         """The run's name: its folder's."""
         return self.folder.resolve().name
+
+    @property
+    def kind(self) -> str:
+        """Which model: `sage` or `sign2gpt`."""
+        return "sign2gpt" if self.setting("model.kind") == "sign2gpt" else "sage"
+
+    @property
+    def found(self) -> Mapping[str, Any]:
+        """Scores of the pseudo-glosses found in the test clips, else in dev's, with `split`; empty where none were."""
+        splits = self.prototypes.get("splits")
+        for split in ("test", "dev"):
+            if isinstance(splits, Mapping) and isinstance(splits.get(split), Mapping):
+                return {**splits[split], "split": split}
+        return {}
 
     def setting(self, path: str, default: Any = None) -> Any:
         """A value of the recipe, `section.key`."""
@@ -105,21 +123,38 @@ def read_run(folder: str | Path) -> RunRecord:
     for stage, words in (("pretrain", "stage 1 (pretrain)"), ("finetune", "stage 2 (finetune)")):
         if stage not in logs:
             missing.append((words, f"not run: there is no {stage}/log.jsonl"))
+    recipe = _yaml(text)
+    made = "stage 1 writes it at its end"
+    alignment: list[dict[str, Any]] = []
+    prototypes: dict[str, Any] = {}
+    localisation: list[dict[str, Any]] = []
+    if RunRecord(folder=run, recipe=recipe).kind == "sign2gpt":
+        prototypes = _json(
+            run / "prototypes.json",
+            "pseudo-glosses found",
+            f"there is no prototypes.json; {made}",
+            dict,
+            missing,
+        )
+        localisation = _rows(
+            run / "localisation.json", "localisation", f"there is no localisation.json; {made}", missing
+        )
+    else:
+        alignment = _rows(
+            run / "alignment.json", "token similarity", f"there is no alignment.json; {made}", missing
+        )
     record = RunRecord(
         folder=run,
         recipe_text=text,
-        recipe=_yaml(text),
+        recipe=recipe,
         logs=logs,
         scores=_json(
             run / "scores.json", "scores", "not evaluated: run `sage-scale evaluate`", dict, missing
         ),
         predictions=_predictions(run / "predictions", missing),
-        alignment=_rows(
-            run / "alignment.json",
-            "token similarity",
-            "there is no alignment.json; stage 1 writes it at its end",
-            missing,
-        ),
+        alignment=alignment,
+        prototypes=prototypes,
+        localisation=localisation,
         timelines=_rows(run / "timelines" / "timelines.json", "timelines", "not evaluated", missing),
         timing=_rows(run / "timing.json", "time and memory", "no stage has ended", missing),
         missing=missing,

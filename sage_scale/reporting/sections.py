@@ -5,8 +5,6 @@ Everything that comes from a run (sentences, glosses, names) is escaped here, at
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from sage_scale.reporting import figures
 from sage_scale.reporting.figures import Line
 from sage_scale.reporting.job import job
-from sage_scale.reporting.markup import brief, duration, number, scroll, section
+from sage_scale.reporting.markup import brief, duration, is_jpeg, number, scroll, section
 from sage_scale.reporting.runlog import RunRecord, StageLog
 
 PAPER_TOKEN_RATIO = 0.129
@@ -25,7 +23,11 @@ CONTROL_NAMES = {
     "nearest_in_length": "training sentence nearest in length",
     "prior_sentence": "most typical training sentence",
 }
-STAGE_NAMES = {"pretrain": "Stage 1: alignment", "finetune": "Stage 2: translation"}
+STAGE_NAMES = {
+    "sage": {"pretrain": "Stage 1: alignment", "finetune": "Stage 2: translation"},
+    "sign2gpt": {"pretrain": "Stage 1: prototypes", "finetune": "Stage 2: translation"},
+}
+"""By `model.kind`."""
 
 
 def tiles(record: RunRecord) -> str:
@@ -57,6 +59,15 @@ def tiles(record: RunRecord) -> str:
         recall = record.logs["pretrain"].last("r1_v2t", "dev")
         if recall is not None:
             found.append(("stage 1 finds the text", f"{recall:.0f}%", "R@1, video to text, dev"))
+    if number(f1 := record.found.get("f1")):
+        guessed = record.found.get("control", {}).get("f1", 0.0)
+        found.append(
+            (
+                "pseudo-glosses found",
+                f"{f1:.1f}",
+                f"micro F1 on {record.found['split']}; guessing {guessed:.1f}",
+            )
+        )
     seconds = [row["seconds"] for row in record.timing if number(row.get("seconds"))]
     if seconds:
         memory = [row["memory_mb"] for row in record.timing if number(row.get("memory_mb"))]
@@ -92,7 +103,7 @@ def curves(record: RunRecord) -> str:
             note.append(f"{log.unread} unreadable log lines left out")
         charts = "".join(_charts(log))
         parts.append(
-            f'<h3>{STAGE_NAMES[stage]}</h3><p class="note">{", ".join(note)}</p>{job(log)}'
+            f'<h3>{STAGE_NAMES[record.kind][stage]}</h3><p class="note">{", ".join(note)}</p>{job(log)}'
             f'<div class="charts">{charts}</div>'
         )
     return section("curves", "Training", "".join(parts)) if parts else ""
@@ -120,6 +131,19 @@ def _charts(log: StageLog) -> list[str]:
                 Line("video to text", log.curve("r1_v2t", "dev"), 0, True),
                 Line("text to video", log.curve("r1_t2v", "dev"), 2, True),
             ],
+            False,
+        ),
+        (
+            "F1 of pseudo-glosses on dev, %",
+            [
+                Line("micro", log.curve("f1", "dev"), 0, True),
+                Line("macro", log.curve("macro_f1", "dev"), 2, True),
+            ],
+            False,
+        ),
+        (
+            "Temperatures",
+            [Line("over time", log.curve("tau_time"), 0), Line("over classes", log.curve("tau_class"), 2)],
             False,
         ),
         (
@@ -311,7 +335,7 @@ def _thumbnails(thumbnails: Any, segments: Sequence[Sequence[int]], fps: float) 
             if isinstance(thumbnail, dict)
             else (thumbnail, None)
         )
-        if not _is_jpeg(jpeg):
+        if not is_jpeg(jpeg):
             continue
         inside = (i for i, (start, end) in enumerate(segments) if frame is not None and start <= frame < end)
         number = next(inside, n)
@@ -321,13 +345,6 @@ def _thumbnails(thumbnails: Any, segments: Sequence[Sequence[int]], fps: float) 
             f'style="border-color:var(--seg{number % figures.SEGMENT_COLOURS})">{number + 1} · {when}</li>'
         )
     return f'<ul class="thumbs">{"".join(items)}</ul>' if items else ""
-
-
-def _is_jpeg(text: Any) -> bool:
-    try:
-        return isinstance(text, str) and base64.b64decode(text, validate=True)[:2] == b"\xff\xd8"
-    except (binascii.Error, ValueError):
-        return False
 
 
 def cost(record: RunRecord) -> str:

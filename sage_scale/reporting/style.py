@@ -82,6 +82,10 @@ svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .rule { stroke: var(--muted); stroke-width: 1; }
 svg .ground { fill: var(--card); stroke: var(--line); }
 svg .cell { fill: var(--accent); }
+svg .cell.missed { fill: var(--lost); }
+svg .cell.extra { fill: var(--line1); }
+svg text.missed { fill: var(--lost); font-size: 12px; text-decoration: underline dashed; }
+svg text.extra { fill: var(--added); font-size: 12px; font-style: italic; }
 svg .best { fill: none; stroke: var(--line1); stroke-width: 2; rx: 2px; }
 svg .gold { fill: var(--faint); stroke: var(--line); }
 .chart svg { width: 100%; }

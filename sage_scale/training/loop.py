@@ -91,13 +91,15 @@ class Loop:
 
     @property
     def fraction(self) -> float:
-        """How much of the stage is done, by steps or by its time budget, whichever is further; all of it where dev has
-        not become better for the recipe's `patience`."""
+        """How much of the stage is done, by steps, time or tokens, whichever is furthest; all of it where dev has not
+        become better for the recipe's `patience`."""
         if self.stage.patience and self.progress.since_best >= self.stage.patience:
             return 1.0
         by_steps = self.progress.step / max(self.total_steps, 1)
         budget = self.stage.max_minutes * 60
-        return max(by_steps, self.progress.seconds / budget if budget else 0.0)
+        by_time = self.progress.seconds / budget if budget else 0.0
+        tokens = self.stage.max_tokens
+        return max(by_steps, by_time, self.progress.tokens / tokens if tokens else 0.0)
 
     def train(self, compute: Compute, evaluate: Evaluate) -> Progress:
         """Run to the end of the stage. Raises Interrupted after saving when asked to stop."""
@@ -118,7 +120,8 @@ class Loop:
             and self.fraction < 1
         ):
             self._evaluate_once(evaluate)  # due, but asked to stop at that very step
-        self.log.event("start", self.progress.step, **self.meter.job())
+        dataset = self.stream.state_dict()["digest"]
+        self.log.event("start", self.progress.step, **self.meter.job(), dataset=dataset)
         with StopRequest() as stop, self.profile:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
             while self.fraction < 1:
@@ -240,6 +243,9 @@ class Loop:
     def _note(self, figures: StepFigures, rate: float) -> None:
         """Adds a step's figures to the progress and the log."""
         self.progress.seconds += figures.seconds
+        self.progress.tokens += sum(
+            figures.shares.get(kind, 0.0) for kind in ("visual_tokens", "text_tokens")
+        )
         self.log.event(
             "step",
             self.progress.step,

@@ -6,6 +6,7 @@ so a matrix product is timed on one rank when the stage begins, in the stage's p
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -62,6 +63,8 @@ class Meter:
             "batch_size": stage.batch_size,
             "micro_batch": stage.micro_batch,
             "recompute": stage.recompute,
+            "parameters": sum(math.prod(engine.shape(p)) for p in engine.model.parameters()),
+            "trained_parameters": sum(math.prod(engine.shape(p)) for _, p in engine.trained()),
             "peak_tflops": None if self.peak is None else self.peak / 1e12,
             "peak_source": self.source,
         }

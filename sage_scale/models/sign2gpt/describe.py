@@ -52,6 +52,12 @@ def causal_model_config(recipe: Recipe) -> PreTrainedConfig:
     Raises CheckpointError where `model.language_model` is neither a known name nor a folder with a config.json.
     """
     name = recipe.model.language_model
+    if recipe.denoise.enabled:  # made from the corpus
+        small = recipe.denoise
+        return XGLMConfig(
+            vocab_size=small.vocabulary, d_model=small.width, ffn_dim=4 * small.width, num_layers=small.layers,
+            attention_heads=small.heads,
+        )  # fmt: skip
     if name in _XGLM:
         width, ffn, layers, heads = _XGLM[name]
         return XGLMConfig(d_model=width, ffn_dim=ffn, num_layers=layers, attention_heads=heads)

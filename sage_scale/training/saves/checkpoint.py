@@ -59,6 +59,8 @@ class Progress:
     """How often the optimizer has moved the weights; fewer than `step` where updates were skipped or rolled back."""
     seconds: float = 0.0
     """Seconds spent in the stage so far, resumed runs included."""
+    tokens: float = 0.0
+    """Visual and text tokens so far, over all ranks, those of steps that were left out included."""
     stream: dict[str, Any] = field(default_factory=dict)
     """The stream's state: epoch, position, digest."""
     evaluated: int = 0

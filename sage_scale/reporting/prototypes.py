@@ -1,0 +1,164 @@
+"""How well stage 1 of Sign2GPT finds pseudo-glosses, and where: the paper's Table 8 and its Figures 4 to 6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+from sage_scale.reporting import figures
+from sage_scale.reporting.markup import is_jpeg, number, scroll, section
+from sage_scale.reporting.runlog import RunRecord
+
+WIDTH, ROW, PICTURE, RIGHT = 960.0, 22.0, 64.0, 12.0
+COLUMNS = ("precision", "recall", "f1", "macro_precision", "macro_recall", "macro_f1")
+VECTORS = {
+    "fasttext": "fastText vectors",
+    "cooccurrence": "vectors of the corpus' own co-occurrences, in place of fastText's",
+    "random": "directions at random, in place of fastText's vectors",
+}
+
+
+def prototype_scores(record: RunRecord) -> str:
+    """Precision, recall and F1 of each split, micro and macro, above what guessing by frequency gives."""
+    splits = record.prototypes.get("splits")
+    if not isinstance(splits, Mapping):
+        return ""
+    body = ""
+    for split, scores in splits.items():
+        if isinstance(scores, Mapping) and number(scores.get("f1")):
+            body += _row(str(split), scores, strong=True)
+            if isinstance(scores.get("control"), Mapping):
+                body += _row(f"{split}: guessed by frequency", scores["control"], strong=False)
+    if not body:
+        return ""
+    said = record.prototypes
+    vectors = VECTORS.get(str(said.get("vectors")), "unknown vectors")
+    intro = (
+        f'<p class="note">A pseudo-gloss is found where its presence is above {escape(str(said.get("threshold")))}. '
+        f"{escape(str(said.get('prototypes')))} prototypes: {vectors}. "
+        "Percent; micro counts all occurrences together, macro is the mean over the pseudo-glosses that occur in the "
+        "split. Below each, the most frequent ones of training, as many as score best there.</p>"
+    )
+    head = '<tr><th rowspan="2" scope="col">split</th><th colspan="3">micro</th><th colspan="3">macro</th>'
+    head += '<th rowspan="2" scope="col">clips</th></tr><tr>'
+    head += "".join(f'<th scope="col">{name}</th>' for name in ("precision", "recall", "F1") * 2) + "</tr>"
+    table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return section("prototypes", "Pseudo-glosses found", intro + scroll(table))
+
+
+def _row(name: str, scores: Mapping[str, Any], strong: bool) -> str:
+    cells = "".join(
+        f"<td>{scores[key]:.1f}</td>" if number(scores.get(key)) else "<td></td>" for key in COLUMNS
+    )
+    clips = f"<td>{scores['clips']:,.0f}</td>" if number(scores.get("clips")) else "<td></td>"
+    return f'<tr class="{"strong" if strong else ""}"><th scope="row">{escape(name)}</th>{cells}{clips}</tr>'
+
+
+def localisation_maps(record: RunRecord) -> str:
+    """A map for each clip, frames beneath it."""
+    parts = []
+    for clip in record.localisation:
+        try:
+            drawing = localisation_map(clip)
+        except (KeyError, TypeError, ValueError, IndexError):
+            continue
+        if drawing:
+            sentence = escape(str(clip.get("sentence", "")))
+            wide = scroll(f'<div class="wide">{drawing}</div>')
+            parts.append(
+                f'<figure class="clip"><figcaption class="sentence">{sentence}</figcaption>{wide}</figure>'
+            )
+    if not parts:
+        return ""
+    intro = (
+        "<p>Where stage 1 sees each pseudo-gloss of a clip (Sign2GPT, Figures 4 to 6): a row sums to the presence at "
+        'its right. <b>Found and there</b>, <mark class="lost">there and missed</mark>, '
+        '<mark class="added">found and not there</mark>. Order and place were never taught.</p>'
+    )
+    return section("localisation", "Where pseudo-glosses are", intro + "".join(parts))
+
+
+def localisation_map(clip: Mapping[str, Any]) -> str:
+    """Rows of cells over time, 960 wide: opacity is the localisation over the clip's largest; frames beneath."""
+    rows, times = clip["rows"], [float(time) for time in clip["times"]]
+    frames, fps, threshold = int(clip["frames"]), float(clip["fps"]), float(clip["threshold"])
+    if not rows or not times or frames <= 0 or fps <= 0:
+        return ""
+    left = 20 + 7.0 * max(figures.letters(str(row["gloss"])) for row in rows)
+    right = WIDTH - RIGHT - 44
+    scale = (right - left) / frames
+    most = max(max(map(float, row["values"])) for row in rows) or 1.0
+    parts = []
+    for place, row in enumerate(rows):
+        parts += _cells(row, place * ROW, left, right, scale, times, frames, most, threshold)
+    base = len(rows) * ROW + 6
+    parts.append(f'<line class="rule" x1="{left:.1f}" x2="{right:.1f}" y1="{base}" y2="{base}"/>')
+    for tick in figures.ticks(0, frames / fps, 8):
+        if tick <= frames / fps + 1e-9:
+            x = left + tick * fps * scale
+            parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{figures.short(tick)} s</text>'
+            )
+    pictures = [p for p in clip.get("pictures") or [] if is_jpeg(p.get("jpeg"))]
+    top = base + 24
+    for picture, x in _apart(pictures, left, right, scale):
+        when = f"{int(picture['frame']) / fps:.2f} s"
+        parts.append(
+            f'<image x="{x:.1f}" y="{top}" width="{PICTURE}" height="{PICTURE}" '
+            f'href="data:image/jpeg;base64,{picture["jpeg"]}"><title>{when}</title></image>'
+        )
+    height = top + (PICTURE + 4 if pictures else 0)
+    found = sum(float(row["presence"]) > threshold and bool(row["there"]) for row in rows)
+    there = sum(bool(row["there"]) for row in rows)
+    label = f"{found} of {there} pseudo-glosses found over {frames / fps:.1f} seconds"
+    return figures.svg(WIDTH, height, label, parts)
+
+
+def _cells(
+    row: Mapping[str, Any], y: float, left: float, right: float, scale: float, times: Sequence[float], frames: int,
+    most: float, threshold: float,
+) -> list[str]:  # fmt: skip
+    gloss, presence, there = str(row["gloss"]), float(row["presence"]), bool(row["there"])
+    values = [float(value) for value in row["values"]]
+    if len(values) != len(times):
+        raise ValueError("a value for each token is needed")
+    found = presence > threshold
+    kind = "token" if found and there else "missed" if there else "extra"
+    edges = [*times, float(frames)]
+    parts = [
+        f'<text x="{left - 8:.1f}" y="{y + 15:.1f}" text-anchor="end" class="{kind}">{escape(gloss)}</text>',
+        f'<rect class="ground" x="{left:.1f}" y="{y + 1:.1f}" width="{right - left:.1f}" height="{ROW - 2}"/>',
+    ]
+    for start, end, value in zip(edges, edges[1:], values):
+        if value / most < 0.02:
+            continue
+        # Between segments, frames were left out: a token is no longer than a few frames.
+        width = min(end - start, 3 * _typical(times)) * scale
+        parts.append(
+            f'<rect class="cell {kind}" x="{left + start * scale:.1f}" y="{y + 1:.1f}" width="{width:.1f}" '
+            f'height="{ROW - 2}" fill-opacity="{min(value / most, 1):.3f}"><title>{escape(gloss)}: {value:.3f}'
+            "</title></rect>"
+        )
+    parts.append(f'<text x="{right + 8:.1f}" y="{y + 15:.1f}">{presence:.2f}</text>')
+    return parts
+
+
+def _typical(times: Sequence[float]) -> float:
+    steps = sorted(after - before for before, after in pairwise(times))
+    return steps[len(steps) // 2] if steps else 1.0
+
+
+def _apart(
+    pictures: Sequence[Mapping[str, Any]], left: float, right: float, scale: float
+) -> list[tuple[Mapping[str, Any], float]]:
+    """Pictures with their places, centred on their frames; those that would overlap are left out."""
+    placed: list[tuple[Mapping[str, Any], float]] = []
+    for picture in pictures:
+        x = left + float(picture["frame"]) * scale - PICTURE / 2
+        x = min(max(x, left), right - PICTURE)
+        if not placed or x >= placed[-1][1] + PICTURE + 2:
+            placed.append((picture, x))
+    return placed
