@@ -8,8 +8,8 @@
    writes them as WebDataset tars, as many processes each. `--peer` is an interpreter that has it (and, for want of a
    system's, imageio-ffmpeg's ffmpeg). Every clip must be in both outputs. Its start is taken off by a run over two.
 3. Small samples (64 x 512 float16, a description) through our shard writer and commit into a folder, flushed to the
-   disk, beside litdata's BinaryWriter in 64 MB chunks, which does not flush; one process each, in turn. `--writer` is
-   an interpreter with litdata. Samples are read back and compared first.
+   disk, beside litdata's BinaryWriter in 64 MB chunks, which does not flush; by one process and by several, in turn.
+   `--writer` is an interpreter with litdata. Samples are read back and compared after the first round.
 
 The ways take turns, round after round; the table has the median of each and the ratio of the medians.
 """
@@ -26,6 +26,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -74,7 +75,8 @@ def main() -> None:
         if options.peer and options.only in (None, "peer"):
             beside_video2dataset(folder, options.peer, options.clips, options.workers, options.rounds)
         if options.writer and options.only in (None, "writer"):
-            beside_litdata(folder, options.writer, options.samples, options.rounds)
+            for processes in range(1, options.workers + 1):
+                beside_litdata(folder, options.writer, options.samples, processes, options.rounds)
     print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 
@@ -228,42 +230,74 @@ if __name__ == "__main__":
     return float(told[0].split()[1])
 
 
-def beside_litdata(folder: Path, writer: str, count: int, rounds: int) -> None:
+def beside_litdata(folder: Path, writer: str, count: int, processes: int, rounds: int) -> None:
     """Claim 3."""
     samples = small_samples(count)
     np.save(folder / "features.npy", np.stack([sample.features for sample in samples]))
     (folder / "metas.json").write_text(json.dumps([sample.meta for sample in samples]))
-    peer = subprocess.Popen(
-        [writer, "-c", LITDATA, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    wall: dict[str, list[float]] = {"ours": [], "peer": []}
-    used: dict[str, list[float]] = {"ours": [], "peer": []}
-    for number in range(rounds + 1):
-        begun, cpu = time.perf_counter(), time.process_time()
-        write_ours(samples, folder / f"small-{number}")
-        seconds = time.perf_counter() - begun, time.process_time() - cpu
-        if number == 0:
-            check_ours(samples, folder / f"small-{number}")
-        peer.stdin.write("go\n")
-        peer.stdin.flush()
-        theirs = [float(word) for word in peer.stdout.readline().split()]
-        if number:  # the first round warms up, and is read back
-            for way, pair in (("ours", seconds), ("peer", theirs)):
-                wall[way].append(pair[0])
-                used[way].append(pair[1])
-        shutil.rmtree(folder / f"small-{number}")
-    peer.stdin.close()
-    assert peer.wait() == 0
-    ours, theirs = count / statistics.median(wall["ours"]), count / statistics.median(wall["peer"])
+    commands = {"ours": [sys.executable, __file__, "--as-writer"], "peer": [writer, "-c", LITDATA]}
+    wall: dict[str, list[float]] = {way: [] for way in commands}
+    used: dict[str, list[float]] = {way: [] for way in commands}
+    with contextlib.ExitStack() as stack:
+        crews = {
+            way: [
+                stack.enter_context(
+                    subprocess.Popen(
+                        [*command, str(folder), str(part), str(processes)],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        text=True,
+                    )
+                )
+                for part in range(processes)
+            ]
+            for way, command in commands.items()
+        }
+        for number in range(rounds + 1):
+            for way, crew in crews.items():
+                begun = time.perf_counter()
+                for process in crew:
+                    process.stdin.write("go\n")
+                    process.stdin.flush()
+                cpu = sum(float(process.stdout.readline()) for process in crew)
+                seconds = time.perf_counter() - begun
+                for process in crew:
+                    process.stdin.write("tidy\n")
+                    process.stdin.flush()
+                    assert process.stdout.readline() == "tidied\n"
+                if number:  # the first round warms up, and is read back
+                    wall[way].append(seconds)
+                    used[way].append(cpu)
+        for crew in crews.values():
+            for process in crew:
+                process.stdin.close()
+                assert process.wait() == 0
+    ours, theirs = (count / statistics.median(wall[way]) for way in commands)
+    best, their_best = (count / min(wall[way]) for way in commands)
+    cpu, their_cpu = (count / statistics.median(used[way]) for way in commands)
     print(
-        f"3. small samples, one process: {ours:,.0f} samples/s ({count / min(wall['ours']):,.0f} in the best round), "
-        f"litdata {theirs:,.0f} ({count / min(wall['peer']):,.0f}): ratio {ours / theirs:.2f} "
-        f"(each round: {ratios(wall['peer'], wall['ours'])})"
+        f"3. small samples, {processes} processes: {ours:,.0f} samples/s ({best:,.0f} in the best round), litdata "
+        f"{theirs:,.0f} ({their_best:,.0f}): ratio {ours / theirs:.2f} (each round: "
+        f"{ratios(wall['peer'], wall['ours'])})\n   a CPU second: {cpu:,.0f} samples, litdata {their_cpu:,.0f}: ratio "
+        f"{cpu / their_cpu:.2f}; all samples equal"
     )
-    ours, theirs = count / statistics.median(used["ours"]), count / statistics.median(used["peer"])
-    print(
-        f"   a CPU second: {ours:,.0f} samples, litdata {theirs:,.0f}: ratio {ours / theirs:.2f}; all samples equal"
-    )
+
+
+def as_writer(folder: Path, part: int, parts: int) -> None:
+    """A process of ours, as LITDATA is one of litdata's."""
+    metas = json.loads((folder / "metas.json").read_text())
+    samples = small_samples(len(metas))[part::parts]
+    for number, order in enumerate(sys.stdin):
+        out = folder / f"small-{part}-{number // 2}"
+        if order == "tidy\n":
+            if number == 1:
+                check_ours(samples, out)
+            shutil.rmtree(out)
+            print("tidied", flush=True)
+            continue
+        cpu = time.process_time()
+        write_ours(samples, out)
+        print(time.process_time() - cpu, flush=True)
 
 
 def write_ours(samples: list[Sample], out: Path, per_unit: int = 1024) -> None:
@@ -316,14 +350,21 @@ import numpy as np, torch
 from litdata import StreamingDataset
 from litdata.streaming.writer import BinaryWriter
 
-folder = Path(sys.argv[1])
-features = np.load(folder / "features.npy")
-metas = json.loads((folder / "metas.json").read_text())
+folder, part, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+features = np.load(folder / "features.npy")[part::parts].copy()
+metas = json.loads((folder / "metas.json").read_text())[part::parts]
 segments = np.array([[0, 40], [50, 2 * features.shape[1]]], np.int32)
-for number, _ in enumerate(sys.stdin):
-    place = folder / f"lit-{number}"
+for number, order in enumerate(sys.stdin):
+    place = folder / f"lit-{part}-{number // 2}"
+    if order == "tidy\\n":
+        if number == 1:
+            for row, sample in enumerate(StreamingDataset(str(place))):
+                assert sample["json"] == metas[row] and np.array_equal(sample["features"].numpy(), features[row])
+        shutil.rmtree(place)
+        print("tidied", flush=True)
+        continue
     place.mkdir()
-    begun, cpu = time.perf_counter(), time.process_time()
+    cpu = time.process_time()
     writer = BinaryWriter(str(place), chunk_bytes="64MB")
     for row, meta in enumerate(metas):
         writer[row] = {
@@ -331,14 +372,9 @@ for number, _ in enumerate(sys.stdin):
         }
     writer.done()
     writer.merge()
-    seconds = time.perf_counter() - begun, time.process_time() - cpu
-    if number == 0:
-        for row, sample in enumerate(StreamingDataset(str(place))):
-            assert sample["json"] == metas[row] and np.array_equal(sample["features"].numpy(), features[row])
-    shutil.rmtree(place)
-    print(*seconds, flush=True)
+    print(time.process_time() - cpu, flush=True)
 """
-"""In litdata's interpreter: write all samples each time a line comes, and tell wall-clock and CPU seconds."""
+"""In litdata's interpreter: write every `parts`-th sample at each `go` and tell the CPU seconds; delete at `tidy`."""
 
 
 def recipe_for(root: Path, workers: int, **sections: dict) -> Recipe:
@@ -384,4 +420,7 @@ def ratios(others: list[float], ours: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--as-writer"]:
+        as_writer(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()

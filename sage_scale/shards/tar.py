@@ -16,6 +16,11 @@ BLOCK = 512
 END = bytes(2 * BLOCK)
 _MAX_NAME = 100
 _MAX_SIZE = 8**11 - 1
+_BEFORE_SIZE = b"0000644\0" + 2 * b"0000000\0"
+_AFTER_SIZE = b"\0" + b"00000000000\0"
+_AFTER_CHECKSUM = b"\0 0" + bytes(100) + b"ustar\00000" + bytes(64) + 2 * b"0000000\0" + bytes(167)
+# The checksum is the sum of the block's bytes, its own eight taken for blanks.
+_CONSTANT_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + sum(_AFTER_CHECKSUM) - sum(b"\0 ") + 8 * ord(" ")
 
 
 class Member(NamedTuple):
@@ -34,18 +39,19 @@ def header(name: str, size: int) -> bytes:
     encoded = name.encode("ascii")
     if not 0 < len(encoded) <= _MAX_NAME or not 0 <= size <= _MAX_SIZE:
         raise DatasetError(f"member '{name}' of {size} bytes does not fit a plain tar header")
-    block = bytearray(BLOCK)
-    block[0 : len(encoded)] = encoded
-    block[100:108] = b"0000644\0"
-    block[108:124] = b"0000000\0" * 2
-    block[124:136] = b"%011o\0" % size
-    block[136:148] = b"00000000000\0"
-    block[148:156] = b" " * 8
-    block[156:157] = b"0"
-    block[257:265] = b"ustar\00000"
-    block[329:345] = b"0000000\0" * 2
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
+    octal = b"%011o" % size
+    checksum = b"%06o" % (_CONSTANT_SUM + sum(encoded) + sum(octal))
+    return b"".join(
+        (
+            encoded,
+            bytes(_MAX_NAME - len(encoded)),
+            _BEFORE_SIZE,
+            octal,
+            _AFTER_SIZE,
+            checksum,
+            _AFTER_CHECKSUM,
+        )
+    )
 
 
 def padding(size: int) -> bytes:
