@@ -79,6 +79,10 @@ class Recipe:
         part["text"] = {key: value for key, value in values["text"].items() if key != "trim_vocabulary"}
         part["corpus"] = {key: values["corpus"][key] for key in ("name", "language")}
         del part["shards"]["max_reject_rate"]
+        if (
+            part["vision"]["backbone_dtype"] == "float32"
+        ):  # younger than datasets that were made without the key
+            del part["vision"]["backbone_dtype"]
         return part
 
     def corpus_part(self) -> dict[str, Any]:

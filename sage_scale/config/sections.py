@@ -128,7 +128,8 @@ class Vision:
     keypoint_velocities: bool = False
     """Add each point's movement since the frame before to the features of the backbone keypoints."""
     backbone: str = "resnet34"
-    """Frozen backbone of `features`: resnet34, dinov2-vits14 or keypoints."""
+    """Frozen backbone of `features`: resnet34, dinov2-vits14, keypoints, or the frame encoder of a trained run: its
+    folder (runs/NAME), its export (runs/NAME/model) or the visual.safetensors in either."""
     backbone_weights: str = ""
     """File or folder with the backbone's weights (safetensors, or a torchvision state dict); empty is refused
     for a frozen backbone unless `allow_random_backbone` is set."""
@@ -136,6 +137,8 @@ class Vision:
     """Permit a frozen backbone with random weights, for tests."""
     backbone_batch: int = 32
     """Frames in one fixed, padded backbone batch: float results depend on the batch shape."""
+    backbone_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of a frozen backbone; bfloat16 is faster where the device has matrix units for it, and other bytes."""
     max_frames: int = 3000
     """Frames after which a clip is rejected as too long (at `fps`)."""
     min_frames: int = 8

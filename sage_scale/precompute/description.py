@@ -75,9 +75,15 @@ def environment_here(recipe: Recipe, tagger: str) -> Environment:
 
 def weights_sha256(vision: Vision) -> str:
     """Hash of the frozen backbone's weights, file by file in the order of names; empty for random ones."""
-    if not vision.backbone_weights:
+    from sage_scale.precompute.run_backbone import run_weights
+    from sage_scale.vision.backbones import BACKBONES
+
+    if vision.backbone not in BACKBONES:
+        path = run_weights(vision.backbone)
+    elif not vision.backbone_weights:
         return ""
-    path = Path(vision.backbone_weights)
+    else:
+        path = Path(vision.backbone_weights)
     kinds = (".safetensors", ".bin", ".pt", ".pth")
     files = sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):

@@ -7,9 +7,9 @@ clock or of neighbouring clips reaches a byte of the sample.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,8 +19,13 @@ from sage_scale.errors import ClipRejected
 from sage_scale.segmentation import segment_clip
 from sage_scale.shards import Sample
 from sage_scale.text.pseudogloss import glosser
-from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg, median_frame
+from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg
+from sage_scale.vision.median import median_frame
 from sage_scale.vision.video_frames import Tally
+
+if TYPE_CHECKING:
+    from sage_scale.vision.backbones import FrozenBackbone
+    from sage_scale.vision.feature_batches import FeatureBatches
 
 
 class SampleMaker:
@@ -30,7 +35,7 @@ class SampleMaker:
         self.recipe = recipe
         self.stages: dict[str, float] = {}
         """Seconds spent in each stage since `take_stages`."""
-        self._backbone: Callable[[DecodedClip], np.ndarray] | None = None
+        self._backbone: FrozenBackbone | None = None
 
     @property
     def wants_grey(self) -> bool:
@@ -45,10 +50,16 @@ class SampleMaker:
     def load(self) -> None:
         """Load the frozen backbone, if the recipe has one. Raises RecipeError or CheckpointError for wrong weights."""
         if self._backbone is None and self.recipe.vision.kind == "features":
-            from sage_scale.vision.backbones import load_backbone  # imports torch
+            from sage_scale.vision.backbones import BACKBONES, load_backbone  # imports torch
 
+            vision = self.recipe.vision
             device = "cuda" if self.recipe.precompute.gpus_per_actor > 0 else "cpu"
-            self._backbone = load_backbone(self.recipe.vision, device)
+            if vision.backbone in BACKBONES:
+                self._backbone = load_backbone(vision, device)
+            else:
+                from sage_scale.precompute.run_backbone import run_backbone
+
+                self._backbone = run_backbone(vision, device)
 
     def take_stages(self) -> dict[str, float]:
         """Seconds by stage since the last call."""
@@ -61,26 +72,38 @@ class SampleMaker:
 
     def make(self, clip: Clip, tally: Tally | None = None) -> Sample:
         """The sample of `clip`. Raises ClipRejected for what lies in its bytes, other errors for the rest."""
-        with self._stage("decode"):
+        with self.stage("decode"):
             decoded = decode_clip(clip, self.recipe.vision, tally, grey=self.wants_grey)
         return self.finish(clip, decoded)
 
-    def finish(self, clip: Clip, decoded: DecodedClip) -> Sample:
-        """The sample of a clip that is decoded already. The errors are those of `make`."""
+    def batches(self) -> FeatureBatches[Any] | None:
+        """What fills the backbone's batches with frames of several clips; None where no backbone sees pictures."""
+        if self.recipe.vision.kind != "features" or self.recipe.vision.backbone == "keypoints":
+            return None
+        from sage_scale.vision.feature_batches import FeatureBatches  # imports torch
+
+        self.load()
+        assert self._backbone is not None
+        return FeatureBatches(self._backbone)
+
+    def finish(self, clip: Clip, decoded: DecodedClip, features_RC: np.ndarray | None = None) -> Sample:
+        """The sample of a clip that is decoded already, and whose features may be known. The errors are those of
+        `make`."""
         vision = self.recipe.vision
-        with self._stage("segment"):
+        with self.stage("segment"):
             segments_N2 = segment_clip(decoded, self.recipe.segmentation)
-        with self._stage("text"):
+        with self.stage("text"):
             glosses = glosser(clip.language, self.recipe.text)(clip.sentence)
         frames: dict[int, bytes] | None = None
-        background = features_RC = None
+        background = None
         if vision.kind == "features":
-            with self._stage("features"):
-                features_RC = self._features(decoded)
+            if features_RC is None:
+                with self.stage("features"):
+                    features_RC = self._features(decoded)
         else:
             if not len(decoded.frames):
                 raise ClipRejected("no-pictures", "the source has no pictures to store")
-            with self._stage("encode"):
+            with self.stage("encode"):
                 frames = {
                     row * vision.frame_stride: encode_jpeg(picture, vision.jpeg_quality)
                     for row, picture in enumerate(decoded.frames)
@@ -103,7 +126,8 @@ class SampleMaker:
         return np.asarray(self._backbone(decoded), np.float16)
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time within as spent in a stage."""
         begun = time.perf_counter()
         try:
             yield

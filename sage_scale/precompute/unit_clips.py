@@ -8,12 +8,14 @@ is made. Neither changes a byte. `one_by_one` does without both, so that whoever
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import queue
 import tempfile
 import threading
-import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import IO, Any
+
+import numpy as np
 
 from sage_scale.corpora.clip import Clip
 from sage_scale.errors import ClipRejected
@@ -67,25 +69,45 @@ class UnitClips:
 
     def _outcomes(self) -> Generator[tuple[int, Outcome], None, None]:
         """(place in `clips`, outcome) in the order in which they become known."""
+        batches = self.maker.batches()
         with Ahead(self._decode()) as decoded:
             while True:
-                begun = time.perf_counter()
-                got = next(decoded, None)
-                self.maker.spent("decode", time.perf_counter() - begun)
+                with self.maker.stage("decode"):
+                    got = next(decoded, None)
                 if got is None:
-                    return
+                    break
                 place, clip = got
                 if isinstance(clip, ClipRejected):
                     yield place, clip
-                    continue
-                self.at_work = self.clips[place]
-                try:
-                    outcome: Outcome = self.maker.finish(self.clips[place], clip)
-                except ClipRejected as rejected:
-                    outcome = rejected
+                elif batches is None or not len(clip.frames):
+                    yield self._finished(place, clip)
+                else:
+                    self.at_work = self.clips[place]
+                    # All that is needed of it when its features are known; they may wait for the next clip's frames.
+                    rest = dataclasses.replace(clip, frames=clip.frames[:0].copy())
+                    with self.maker.stage("features"):
+                        known = list(batches.add((place, rest), clip.frames))
+                    for (number, kept), rows in known:
+                        yield self._finished(number, kept, rows)
                 del clip, got
                 self.at_work = None
-                yield place, outcome
+        if batches is not None:
+            with self.maker.stage("features"):
+                known = list(batches.flush())
+            for (number, kept), rows in known:
+                yield self._finished(number, kept, rows)
+
+    def _finished(
+        self, place: int, decoded: DecodedClip, rows: np.ndarray | None = None
+    ) -> tuple[int, Outcome]:
+        clip = self.at_work = self.clips[place]
+        known = () if rows is None else (rows,)
+        try:
+            outcome: Outcome = self.maker.finish(clip, decoded, *known)
+        except ClipRejected as rejected:
+            outcome = rejected
+        self.at_work = None
+        return place, outcome
 
     def _decode(self) -> Iterator[Decoded]:
         by_video: dict[str, list[int]] = {}

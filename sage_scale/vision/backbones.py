@@ -8,6 +8,7 @@ whatever stands beside it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,28 +32,31 @@ _RANDOM_SEED = 34
 class FrozenBackbone:
     """Features of a frozen image backbone or of keypoints."""
 
-    def __init__(self, vision: Vision, device: str | torch.device = "cpu") -> None:
-        """Raises RecipeError for an unknown backbone or missing weights, CheckpointError for unfit ones."""
-        if vision.backbone not in BACKBONES:
-            raise RecipeError(f"vision.backbone {vision.backbone!r}; known: {', '.join(BACKBONES)}")
+    def __init__(
+        self, vision: Vision, device: str | torch.device = "cpu", network: Network | None = None
+    ) -> None:
+        """`network` is used in place of the one that `vision.backbone` names.
+
+        Raises RecipeError for an unknown backbone or missing weights, CheckpointError for unfit ones.
+        """
         self.vision = vision
         self.device = torch.device(device)
-        self.model: nn.Module | None = None
-        if vision.backbone != "keypoints":
-            self.model = _load(vision).eval().requires_grad_(False).to(self.device)
-            self._mean = torch.tensor(IMAGENET_MEAN, device=self.device)[:, None, None]
-            self._std = torch.tensor(IMAGENET_STD, device=self.device)[:, None, None]
+        self.network = network
+        if network is None and vision.backbone != "keypoints":
+            self.network = _ImageNetNetwork(vision)
+        if self.network is not None:
+            self.network.module.eval().requires_grad_(False).to(self.device)
 
     @property
     def dim(self) -> int:
         """C, the width of a row; `model.feature_dim` of the recipe must say the same."""
-        if self.vision.backbone == "keypoints":
+        if self.network is None:
             return 2 * POINTS * (2 if self.vision.keypoint_velocities else 1)
-        return {"resnet34": 512, "dinov2-vits14": 384}[self.vision.backbone]
+        return self.network.width
 
     def __call__(self, decoded: DecodedClip) -> np.ndarray:
         """float16 (n, C) for the n frames of the clip's stride grid; row r belongs to frame r * stride."""
-        if self.model is None:
+        if self.network is None:
             if decoded.keypoints_TKC is None:
                 raise ClipRejected("no-keypoints", "the source is not a keypoint file (.npz, .pose)")
             grid = decoded.keypoints_TKC[:: decoded.stride]
@@ -61,28 +65,73 @@ class FrozenBackbone:
             raise ClipRejected("no-pictures", "the source has no pictures for an image backbone")
         return self.pictures(decoded.frames)
 
-    @torch.inference_mode()
     def pictures(self, frames_nHWC: np.ndarray) -> np.ndarray:
-        """float16 (n, C) of uint8 pictures (n, S, S, 3); their middle `vision.crop` pixels are seen."""
-        assert self.model is not None, "a keypoint backbone sees no pictures"
-        crop, batch = self.vision.crop, self.vision.backbone_batch
-        margin = (frames_nHWC.shape[1] - crop) // 2
-        cropped = frames_nHWC[:, margin : margin + crop, margin : margin + crop]
-        rows = []
-        for start in range(0, len(cropped), batch):
-            part = cropped[start : start + batch]
-            pixels = torch.zeros(batch, crop, crop, 3, dtype=torch.uint8)
-            pixels[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
-            x = pixels.to(self.device).permute(0, 3, 1, 2).float() / 255
-            rows.append(self._forward((x - self._mean) / self._std)[: len(part)].half().cpu())
-        return torch.cat(rows).numpy() if rows else np.zeros((0, self.dim), np.float16)
+        """float16 (n, C) of the uint8 pictures (n, S, S, 3) of one clip; their middle `vision.crop` pixels are seen."""
+        from sage_scale.vision.feature_batches import FeatureBatches
 
-    def _forward(self, x: Tensor) -> Tensor:
-        assert self.model is not None
-        output = self.model(x.contiguous(memory_format=torch.channels_last))
-        return output.pooler_output.flatten(
-            1
-        )  # ResNet: mean of the last map; DINOv2: the class token after its norm
+        if not len(frames_nHWC):
+            return np.zeros((0, self.dim), np.float16)
+        alone: FeatureBatches[int] = FeatureBatches(self)
+        ((_, rows),) = (*alone.add(0, frames_nHWC), *alone.flush())
+        return rows
+
+    @torch.inference_mode()
+    def rows(self, pixels_BHWC: Tensor, background_BHWC: Tensor | None) -> np.ndarray:
+        """float16 (B, C) of one whole batch of uint8 pictures (B, crop, crop, 3).
+
+        Row b depends on picture b alone, bit for bit: the batch always has the same shape, so a kernel does the same
+        sums in the same order for it, wherever it stands and whatever stands beside it (a test asserts it).
+        """
+        assert self.network is not None, "a keypoint backbone sees no pictures"
+        dtype = torch.bfloat16 if self.vision.backbone_dtype == "bfloat16" else torch.float32
+        x = self._floats(pixels_BHWC)
+        behind = None if background_BHWC is None else self._floats(background_BHWC)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            return self.network(x, behind).half().cpu().numpy()
+
+    def _floats(self, pixels_BHWC: Tensor) -> Tensor:
+        return pixels_BHWC.to(self.device).permute(0, 3, 1, 2).float()
+
+
+class Network(Protocol):
+    """What makes rows of pictures."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Its weights."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """C."""
+        ...
+
+    @property
+    def background(self) -> bool:
+        """Whether it wants each clip's median frame taken off."""
+        ...
+
+    def __call__(self, x_BCHW: Tensor, background_BCHW: Tensor | None) -> Tensor:
+        """(B, C) of floats from 0 to 255."""
+        ...
+
+
+class _ImageNetNetwork:
+    """A ResNet-34 or DINOv2, on pictures normalised as those of ImageNet."""
+
+    background = False
+
+    def __init__(self, vision: Vision) -> None:
+        self.module = _load(vision)
+        self.width = {"resnet34": 512, "dinov2-vits14": 384}[vision.backbone]
+        self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def __call__(self, x_BCHW: Tensor, background_BCHW: Tensor | None) -> Tensor:
+        mean, std = self._mean.to(x_BCHW.device), self._std.to(x_BCHW.device)
+        x_BCHW = (x_BCHW / 255 - mean) / std
+        output = self.module(x_BCHW.contiguous(memory_format=torch.channels_last))
+        # ResNet: the mean of the last map; DINOv2: the class token after its norm.
+        return output.pooler_output.flatten(1)
 
 
 def load_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenBackbone:
@@ -91,6 +140,10 @@ def load_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenB
 
 
 def _load(vision: Vision) -> nn.Module:
+    if vision.backbone not in BACKBONES:
+        raise RecipeError(
+            f"vision.backbone {vision.backbone!r}; known: {', '.join(BACKBONES)}, or a run's folder"
+        )
     if vision.crop > vision.size:
         raise RecipeError(f"vision.crop {vision.crop} is larger than vision.size {vision.size}")
     with torch.random.fork_rng(devices=[]):

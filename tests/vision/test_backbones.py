@@ -16,6 +16,7 @@ from sage_scale.config import Vision
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.vision.backbones import FrozenBackbone
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
+from sage_scale.vision.feature_batches import FeatureBatches
 from sage_scale.vision.pretrained_weights import load_exactly, read_state_dict
 from sage_scale.vision.resnet_weights import read_resnet_weights, torchvision_to_transformers
 
@@ -221,3 +222,74 @@ def test_dinov2_as_transformers_writes_it(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     load_exactly(twin, read_dinov2_weights(tmp_path), tmp_path)
     assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backbone,size", [("resnet34", 64), ("dinov2-vits14", 56)])
+def test_a_row_depends_on_its_picture_alone_bit_for_bit(backbone, size, dtype) -> None:
+    """Wherever it stands in a batch and whatever stands beside it: so batches may hold several clips' frames."""
+    vision = Vision(
+        kind="features", backbone=backbone, size=size, crop=size, backbone_batch=8, backbone_dtype=dtype,
+        allow_random_backbone=True,
+    )  # fmt: skip
+    network = FrozenBackbone(vision)
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8, generator=generator)
+    rows = network.rows(pixels, None)
+    assert len(np.unique(rows, axis=0)) == 8
+    for shift in (1, 3, 6):
+        assert np.array_equal(network.rows(pixels.roll(shift, 0), None), np.roll(rows, shift, 0))
+    for place in (0, 5, 7):
+        alone = torch.full_like(pixels, 255 * (place % 2))
+        alone[place] = pixels[place]
+        assert np.array_equal(network.rows(alone, None)[place], rows[place])
+
+
+def test_mixed_batches_give_each_clip_what_it_gets_alone() -> None:
+    network = FrozenBackbone(RANDOM)
+    rng = np.random.default_rng(3)
+    clips = [rng.integers(0, 256, (n, 40, 40, 3), dtype=np.uint8) for n in (3, 8, 1, 17, 5, 2, 1)]
+    batches: FeatureBatches[int] = FeatureBatches(network)
+    computed = 0
+    whole = network.rows
+
+    def counted(*arguments):
+        nonlocal computed
+        computed += 1
+        return whole(*arguments)
+
+    network.rows = counted  # type: ignore[method-assign]
+    mixed = [pair for tag, frames in enumerate(clips) for pair in batches.add(tag, frames)]
+    mixed += batches.flush()
+    assert computed == 5  # 37 frames in batches of 8; alone they take 9
+    assert [tag for tag, _ in mixed] == list(range(len(clips)))
+    for tag, rows in mixed:
+        assert rows.shape == (len(clips[tag]), 512)
+        assert np.array_equal(rows, network.pictures(clips[tag]))
+
+
+def test_where_rows_are_not_independent_each_clip_has_its_own_batches() -> None:
+    """As a GPU's kernels might have it: here a network whose rows see the whole batch."""
+    network = FrozenBackbone(RANDOM)
+    whole = network.rows
+    network.rows = lambda x, behind: whole(x, behind) + np.arange(8)[:, None].astype(np.float16)  # type: ignore
+    network.device = torch.device("meta")  # not a CPU: it is tried out
+    batches: FeatureBatches[int] = FeatureBatches(network)
+    rng = np.random.default_rng(3)
+    clips = [rng.integers(0, 256, (n, 40, 40, 3), dtype=np.uint8) for n in (3, 8, 2)]
+    network.device = torch.device("cpu")
+    for tag, frames in enumerate(clips):
+        ((done, rows),) = batches.add(tag, frames)
+        assert done == tag and np.array_equal(rows, network.pictures(frames))
+    assert list(batches.flush()) == []
+
+
+def test_bfloat16_is_near_float32() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), dtype=np.uint8)
+    whole, half = (
+        FrozenBackbone(Vision(**vars(RANDOM) | {"backbone_dtype": dtype})).pictures(frames).astype(float)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert not np.array_equal(whole, half)
+    cosine = (whole * half).sum(1) / np.linalg.norm(whole, axis=1) / np.linalg.norm(half, axis=1)
+    assert cosine.min() > 0.999

@@ -16,7 +16,8 @@ from PIL import Image
 from sage_scale.config import Vision
 from sage_scale.corpora.clip import Clip
 from sage_scale.errors import ClipRejected, StorageError
-from sage_scale.vision.decode import decode_clip, encode_jpeg, median_frame
+from sage_scale.vision.decode import decode_clip, encode_jpeg
+from sage_scale.vision.median import median_frame
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "videos"
 SMALL = Vision(size=32, crop=32, frame_stride=1)

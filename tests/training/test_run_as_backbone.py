@@ -1,0 +1,123 @@
+"""A trained run's frame encoder as frozen backbone (`vision.backbone=runs/NAME`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "precompute"))
+from small_corpus import hashes, write_video
+from tiny_world import SIZE, make_language_folder, make_shards, tiny_recipe
+
+from sage_scale.config import Recipe, override
+from sage_scale.corpora.clip import Clip
+from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.models.visual import VisualEncoder
+from sage_scale.precompute.actor import UnitWorker
+from sage_scale.precompute.description import environment_here
+from sage_scale.precompute.events import UnitDone
+from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.run_backbone import run_backbone, run_weights
+from sage_scale.training import pretrain
+from sage_scale.training.export import load_visual_file
+from sage_scale.vision.packed import PackedVideo
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Recipe]:
+    """A stage-1 run of four steps, on frames."""
+    root = tmp_path_factory.mktemp("own_encoder")
+    language = make_language_folder(root / "language")
+    recipe = tiny_recipe("frames", f"model.language_model={language}", "pretrain.max_steps=4")
+    make_shards(root / "shards", root, recipe, [("train", 14), ("dev", 4)])
+    pretrain.run(recipe, root / "run", str(root / "shards"))
+    return root / "run", recipe
+
+
+def features_recipe(run: Path, recipe: Recipe, *overrides: str) -> Recipe:
+    vision = dataclasses.replace(recipe.vision, kind="features", backbone=str(run), backbone_batch=8)
+    text = dataclasses.replace(recipe.text, tagger="none", target="sentence")
+    return override(dataclasses.replace(recipe, vision=vision, text=text), overrides)
+
+
+@pytest.mark.parametrize("background", ["none", "median"])
+def test_rows_are_what_the_runs_own_model_makes_of_the_frames(trained, tmp_path, background) -> None:
+    run, recipe = trained
+    changed = override(recipe, [f"vision.background={background}"])
+    shutil.copytree(run, tmp_path / "run")
+    from sage_scale.config import to_yaml
+
+    (tmp_path / "run" / "recipe.yaml").write_text(to_yaml(changed), encoding="utf-8")
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, 256, (11, SIZE, SIZE, 3), dtype=np.uint8)
+    vision = features_recipe(tmp_path / "run", changed).vision
+    rows = run_backbone(vision).pictures(frames)
+
+    model = VisualEncoder(changed).eval()
+    values = load_visual_file(run / "pretrain" / "visual.safetensors")
+    model.load_state_dict(
+        {k.removeprefix("visual."): v for k, v in values.items() if k.startswith("visual.")}
+    )
+    middle = np.sort(frames, axis=0)[(len(frames) - 1) // 2]
+    video = PackedVideo(
+        segment_frames_N=torch.tensor([4, 7]),
+        clip_segments_B=torch.tensor([2]),
+        frames_FCHW=torch.from_numpy(frames).permute(0, 3, 1, 2),
+        background_BCHW=torch.from_numpy(middle).permute(2, 0, 1)[None] if background == "median" else None,
+    )
+    with torch.no_grad():
+        expected = model.frame_features(video).numpy()
+    assert rows.shape == expected.shape == (11, 16) and rows.dtype == np.float16
+    assert np.abs(rows - expected).max() < 2e-3 * np.abs(expected).max()
+    assert np.abs(expected).max() > 0.1
+
+
+def test_a_unit_with_a_runs_own_features_is_the_same_in_a_pass_and_alone(trained, tmp_path) -> None:
+    run, recipe = trained
+    write_video(tmp_path / "talk.mp4", frames=200, seed=1)
+    clips = tuple(
+        Clip(id=str(k), video=str(tmp_path / "talk.mp4"), start_s=k, end_s=k + 1.4) for k in (0, 2, 1, 4, 3)
+    )
+    chosen = features_recipe(run, recipe)
+    for name, alone in (("alone", True), ("pass", False)):
+        worker = UnitWorker(chosen, str(tmp_path / name))
+        *_, last = worker.work(Unit(number=0, split="train", clips=clips), "0" * 16, alone=alone)
+        assert isinstance(last, UnitDone), last
+        assert last.marker.samples == 5
+    assert hashes(tmp_path / "alone") == hashes(tmp_path / "pass")
+    assert environment_here(chosen, "none").versions["backbone_sha256"]
+
+
+def test_a_run_is_named_by_its_folder_its_export_or_its_file(trained, tmp_path) -> None:
+    run, recipe = trained
+    file = run / "pretrain" / "visual.safetensors"
+    assert run_weights(str(run)) == run_weights(str(file)) == run_weights(str(run / "pretrain")) == file
+    export = tmp_path / "model"
+    export.mkdir()
+    shutil.copyfile(file, export / "visual.safetensors")
+    with pytest.raises(CheckpointError, match=r"no recipe\.yaml"):
+        run_backbone(features_recipe(export, recipe).vision)
+    shutil.copyfile(run / "recipe.yaml", export / "recipe.yaml")
+    frames = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+    both = [run_backbone(features_recipe(place, recipe).vision).pictures(frames) for place in (run, export)]
+    assert np.array_equal(*both)
+
+
+def test_mistakes_are_one_line(trained, tmp_path) -> None:
+    run, recipe = trained
+    with pytest.raises(RecipeError, match="neither a backbone's name"):
+        run_backbone(features_recipe(tmp_path / "none", recipe).vision)
+    with pytest.raises(RecipeError, match=f"set vision.crop={SIZE}"):
+        run_backbone(features_recipe(run, recipe, "vision.crop=14").vision)
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "pretrain" / "visual.safetensors"
+    file.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"visual\.safetensors"):
+        run_backbone(features_recipe(tmp_path / "run", recipe).vision)
