@@ -22,6 +22,7 @@ from sage_scale.precompute.plan import Unit
 from sage_scale.shards.layout import Unit as Marker
 
 PLAIN_EVERY_S = 5.0
+BAR_EVERY_S = 0.2
 
 
 class Progress:
@@ -58,7 +59,7 @@ class Progress:
         self._started = time.monotonic()
         self._working_since: float | None = None
         self._every_s = every_s
-        self._last = self._started
+        self._last = self._drawn = self._started
         self._quiet = quiet
         self._bar = _bar(self._stream, clips) if _is_terminal(self._stream) and not quiet else None
 
@@ -221,18 +222,18 @@ class Progress:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self._bar:
-            if now - self._last >= 0.2:
-                self._last = now
-                self._refresh()
-        elif now - self._last >= self._every_s:
-            self._last = now
-            if not self._quiet:
-                print(self.line(), file=self._stream, flush=True)
-            self._record("progress", **self._state())
-            if self.metrics:
-                self.metrics.set("clips_left", self.clips - self.clips_done)
-                self.metrics.set("shards_left", self.units_left)
+        if self._bar and now - self._drawn >= BAR_EVERY_S:
+            self._drawn = now
+            self._refresh()
+        if now - self._last < self._every_s:
+            return
+        self._last = now
+        if not self._bar and not self._quiet:
+            print(self.line(), file=self._stream, flush=True)
+        self._record("progress", **self._state())
+        if self.metrics:
+            self.metrics.set("clips_left", self.clips - self.clips_done)
+            self.metrics.set("shards_left", self.units_left)
 
     def _state(self) -> dict[str, Any]:
         state = {

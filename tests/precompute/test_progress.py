@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,63 @@ def test_events_are_json_lines_that_tell_the_whole_run(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [row["event"] for row in rows] == ["reject", "failure", "unit"]
     assert rows[0]["detail"] == "über" and rows[1]["kind"] == "storage" and rows[2]["samples"] == 3
+
+
+class Metrics:
+    """Takes what goes to Ray."""
+
+    def __init__(self) -> None:
+        self.values: Counter[str] = Counter()
+
+    def add(self, name: str, value: float = 1, tags: dict[str, str] | None = None) -> None:
+        self.values[" ".join([name, *(tags or {}).values()])] += value
+
+    def set(self, name: str, value: float) -> None:
+        self.values[name] = value
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_state_has_its_cost_by_stage_and_goes_to_rays_metrics(tmp_path: Path, terminal: bool) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    file, text = tmp_path / "events.jsonl", Stream()
+    with Progress(
+        clips=10,
+        units=5,
+        clips_before=2,
+        units_before=1,
+        events=file,
+        stream=text,
+        every_s=0.0,
+        price_per_cpu_hour=1.8,
+    ) as progress:
+        progress.metrics = Metrics()
+        progress.clip(UNIT, done("c0", decode=500.0, encode=1000.0))
+        progress.clip(UNIT, ClipDone(clip="c1", reason="unreadable", stages={"decode": 500.0}))
+        progress.unit(UNIT, UnitDone(marker=MARKER, stages={"commit": 20.0}))
+    state = [
+        row for line in file.read_text().splitlines() if (row := json.loads(line))["event"] == "progress"
+    ][-1]
+    assert state["cost"] == {"decode": 0.5, "encode": 0.5, "commit": 0.01}  # 1.8 an hour is 0.0005 a second
+    assert (state["clips"], state["shards"], state["video_s"], state["frames"]) == (6, 2, 4.0, 100)
+    assert state["rejects"] == {"unreadable": 1} and state["left_s"] > 0
+    assert "cost 1.01 (decode 0.50 encode 0.50 commit 0.01)" in progress.line()
+    values = progress.metrics.values
+    assert (values["clips"], values["rejects unreadable"], values["shards"], values["shards_left"]) == (
+        2,
+        1,
+        1,
+        3,
+    )
+    assert (values["stage_seconds decode"], values["clips_left"], values["bytes"]) == (1000, 4, 9)
+
+
+def test_without_a_price_there_is_no_cost() -> None:
+    with Progress(clips=1, units=1, quiet=True) as progress:
+        progress.clip(UNIT, done("c0", decode=5.0))
+    assert progress.cost() == {} and "cost" not in progress.line()
 
 
 def test_an_events_file_that_cannot_be_written_is_wrong_usage(tmp_path: Path) -> None:
