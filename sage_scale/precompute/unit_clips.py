@@ -121,7 +121,10 @@ class UnitClips:
 
 
 class Ahead:
-    """Draws from an iterator in a thread, one item ahead of its user; as a context manager it ends the thread."""
+    """Draws from an iterator in a thread, one item ahead of its user; as a context manager it ends the thread.
+
+    The next item is begun when the last one was taken, so that there are never more than two.
+    """
 
     def __init__(self, items: Iterator[Any]) -> None:
         self._items = items
@@ -137,12 +140,12 @@ class Ahead:
         self._stop.set()
         while self._thread.is_alive():
             with contextlib.suppress(queue.Empty):
-                self._ready.get(timeout=0.05)
+                self._take(timeout_s=0.05)
         self._thread.join()
 
     def _drawn(self) -> Iterator[Any]:
         while True:
-            kind, value = self._ready.get()
+            kind, value = self._take()
             if kind == "end":
                 return
             if kind == "error":
@@ -150,11 +153,17 @@ class Ahead:
             yield value
             del value
 
+    def _take(self, timeout_s: float | None = None) -> tuple[str, Any]:
+        taken = self._ready.get(timeout=timeout_s)
+        self._ready.task_done()
+        return taken
+
     def _run(self) -> None:
         try:
             for item in self._items:
                 self._ready.put(("item", item))
                 del item
+                self._ready.join()
                 if self._stop.is_set():
                     return
             self._ready.put(("end", None))

@@ -216,3 +216,39 @@ def test_a_failure_names_the_clip_in_work_also_before_its_turn(tmp_path: Path, m
         *events, last = worker.work(unit, DIGEST, alone=alone)
         assert isinstance(last, UnitFailed) and (last.kind, last.clip) == ("memory", "1")
         assert [event.clip for event in events] == done  # alone, the first not told of is the one in work
+
+
+def test_no_more_than_two_clips_are_decoded_at_a_time() -> None:
+    import threading
+
+    from sage_scale.precompute.unit_clips import Ahead
+
+    alive, most, lock = 0, 0, threading.Lock()
+
+    class Picture:
+        def __init__(self) -> None:
+            nonlocal alive, most
+            with lock:
+                alive += 1
+                most = max(most, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            with lock:
+                alive -= 1
+
+    with Ahead(Picture() for _ in range(20)) as items:
+        count = 0
+        for item in items:
+            count += 1
+            del item
+    assert count == 20 and most <= 2 and alive == 0
+
+    def fails():
+        yield 1
+        raise OSError("broken")
+
+    with Ahead(fails()) as items, pytest.raises(OSError, match="broken"):
+        list(items)
+    with Ahead(iter(range(10**9))) as items:
+        assert next(items) == 0  # and leaving does not wait for the rest
