@@ -14,6 +14,7 @@ from sage_scale.streaming import open_evaluation
 from sage_scale.streaming.frames import grid_runs
 from sage_scale.training.decode import has_split
 from sage_scale.training.pictures import thumbnail
+from sage_scale.training.sign2gpt.vocabulary import targets_of
 
 if TYPE_CHECKING:
     from sage_scale.training.sign2gpt.prototypes import PrototypeTask
@@ -45,7 +46,7 @@ def write_localisation(
         maps = scores.localisation_NU.float().cpu().split(lengths_B.tolist())
         for row, (meta, localised_SU) in enumerate(zip(batch.metas, maps, strict=True)):
             grid = _stored_frames(batch.segments[row], meta)
-            there = set(meta["pseudo_glosses"])
+            there = set(targets_of(recipe, meta))
             shown = [
                 number
                 for number, gloss in enumerate(vocabulary)

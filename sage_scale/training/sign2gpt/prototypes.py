@@ -20,7 +20,7 @@ from sage_scale.training.decode import has_split
 from sage_scale.training.saves.checkpoint import Progress
 from sage_scale.training.sign2gpt.localisation import write_localisation
 from sage_scale.training.sign2gpt.visual import frozen_files, save_signs, sizes
-from sage_scale.training.sign2gpt.vocabulary import run_prototypes
+from sage_scale.training.sign2gpt.vocabulary import run_prototypes, targets_of
 from sage_scale.training.stage import STAGE1, Place, Task, agree, even_slices
 
 SCORES = "prototypes.json"
@@ -43,7 +43,7 @@ class PrototypeTask(Task):
 
     def targets(self, metas: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """What `prototype_loss` takes, on the engine's device."""
-        classes_G, counts_B = self.vocabulary.targets(meta["pseudo_glosses"] for meta in metas)
+        classes_G, counts_B = self.vocabulary.targets(targets_of(self.recipe, meta) for meta in metas)
         device = self.place.ranks.device
         return classes_G.to(device), counts_B.to(device)
 
@@ -117,7 +117,7 @@ class PrototypeTask(Task):
         metas = [meta for dataset in self.place.datasets for meta in read_texts(dataset)]
 
         def classes(split: str) -> list[list[int]]:
-            rows = [meta["pseudo_glosses"] for meta in metas if meta["split"] == split]
+            rows = [targets_of(self.recipe, meta) for meta in metas if meta["split"] == split]
             packed, counts = self.vocabulary.targets(rows)
             return [part.tolist() for part in packed.split(counts.tolist())]
 

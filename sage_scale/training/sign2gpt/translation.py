@@ -21,7 +21,7 @@ from sage_scale.training import export
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
 from sage_scale.training.sign2gpt.export import save_translator
-from sage_scale.training.sign2gpt.visual import frozen_files, sizes
+from sage_scale.training.sign2gpt.visual import frozen_files, homeless_weights, sizes
 from sage_scale.training.stage import STAGE1, Place
 from sage_scale.training.translation import TranslationTask
 from sage_scale.vision.packed import PackedVideo
@@ -40,7 +40,8 @@ class Sign2GptTranslation(TranslationTask):
         taken = []
         if self.stage.init != "none" and self.model.spatial is not None:
             load_signs(self.model, export.load_visual_file(place.folder / STAGE1))
-            taken = [place.folder / STAGE1]
+            if self.stage.freeze != "none" or homeless_weights(self.model, recipe):
+                taken = [place.folder / STAGE1]
         self.outputs = Sign2GptOutputs(self.model, self.stage)
         self.forward = self.outputs.forward
         self.frozen = [prepared, *frozen_files(recipe), *taken]

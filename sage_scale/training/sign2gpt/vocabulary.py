@@ -8,6 +8,7 @@ cooccurrence.vec         where prototypes.vectors=cooccurrence: the vectors they
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sage_scale.config import Recipe
 from sage_scale.config.recipe import to_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.shards import read_texts
+from sage_scale.text import words
 from sage_scale.text.cooccurrence import cooccurrence_vectors, write_vec
 from sage_scale.text.prototypes import (
     PrototypeVocabulary,
@@ -55,9 +58,19 @@ def run_prototypes(place: Place) -> RunPrototypes:
     return RunPrototypes(vocabulary, load_file(file)["prototypes_UD"], file)
 
 
+def targets_of(recipe: Recipe, meta: Mapping[str, Any]) -> list[str]:
+    """What a clip's prototypes are asked for: its pseudo-glosses, or, text.target=sentence, all words of its sentence
+    (Sign2GPT, Table 9)."""
+    if recipe.text.target == "pseudo_gloss":
+        return list(meta["pseudo_glosses"])
+    found = words(meta["sentence"], meta["language"])
+    return [word.lower() for word in found] if recipe.text.lowercase else found
+
+
 def _make(place: Place, folder: Path) -> None:
     settings = place.recipe.prototypes
     decided: dict[str, Any] = {name: to_mapping(settings)[name] for name in _DECIDE}
+    decided["target"] = place.recipe.text.target
     decided["datasets"] = [dataset.digest for dataset in place.datasets]
     done = folder / "prototypes.json"
     if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["settings"] == decided:
@@ -70,7 +83,7 @@ def _make(place: Place, folder: Path) -> None:
     metas = [meta for dataset in place.datasets for meta in read_texts(dataset)]
     chosen = [meta for meta in metas if meta["split"] in settings.splits]
     vocabulary = select_prototypes(
-        ((meta["sentence"], meta["pseudo_glosses"]) for meta in chosen), settings.max_frequency
+        ((meta["sentence"], targets_of(place.recipe, meta)) for meta in chosen), settings.max_frequency
     )
     missing: tuple[str, ...] = ()
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +93,7 @@ def _make(place: Place, folder: Path) -> None:
         path = Path(settings.fasttext)
         if settings.vectors == "cooccurrence":
             path = folder / "cooccurrence.vec"
-            glosses = [meta["pseudo_glosses"] for meta in metas if meta["split"] == "train"]
+            glosses = [targets_of(place.recipe, meta) for meta in metas if meta["split"] == "train"]
             write_vec(path, *cooccurrence_vectors(glosses, settings.dim))
         vocabulary, prototypes_UD, missing = fasttext_prototypes(vocabulary, path)
     save_file({"prototypes_UD": prototypes_UD.contiguous()}, folder / "prototypes.safetensors")
