@@ -136,6 +136,33 @@ def test_with_the_visual_side_frozen_only_adapters_train(world, trained, tmp_pat
     assert gates and all(bool((value != 0).any()) for value in gates)
 
 
+def test_all_words_of_the_sentence_may_be_prototypes(world, tmp_path):
+    """text.target=sentence asks for words of the sentence, whatever the pseudo-glosses are (Table 9)."""
+    root, recipe = world
+    changed = override(
+        recipe, ["text.target=sentence", "pretrain.max_steps=1", "prototypes.vectors=cooccurrence"]
+    )
+    pretrain.run(changed, tmp_path, str(root / "shards"))
+    said = json.loads((tmp_path / "pretrain" / "prototypes" / "prototypes.json").read_text())
+    assert said["glosses"] == sorted(["rot", "blau", "grau", "weiss", "gold", "lila"])
+    assert (tmp_path / "pretrain" / "prototypes" / "cooccurrence.vec").read_text().startswith("6 12\n")
+
+
+def test_a_budget_of_tokens_ends_a_stage_and_is_kept_over_a_resume(world, tmp_path):
+    root, recipe = world
+    data = str(root / "shards")
+    pretrain.run(override(recipe, ["pretrain.max_steps=6"]), tmp_path / "whole", data)
+    rows = [
+        json.loads(line) for line in (tmp_path / "whole" / "pretrain" / "log.jsonl").read_text().splitlines()
+    ]
+    sums = np.cumsum([row["visual_tokens"] + row["text_tokens"] for row in rows if row["event"] == "step"])
+    budget = override(recipe, [f"pretrain.max_tokens={int(sums[3]) - 1}"])
+    assert pretrain.run(budget, tmp_path / "budget", data)["steps"] == 4
+    assert pretrain.run(budget, tmp_path / "budget", data)["steps"] == 4
+    more = override(recipe, [f"pretrain.max_tokens={int(sums[5]) - 1}"])
+    assert pretrain.run(more, tmp_path / "budget", data)["steps"] == 6
+
+
 def test_mistakes_are_named(world, trained, tmp_path):
     root, recipe = world
     with pytest.raises(RecipeError, match="cooccurrence"):
