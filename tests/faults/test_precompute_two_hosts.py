@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "precompute"))
@@ -85,3 +88,73 @@ def test_two_hosts_write_one_dataset_to_one_s3_server(tmp_path) -> None:
     assert {name: digest for _, name, digest in rows} == hashes(tmp_path / "undisturbed")
     writers = set(re.findall(r'^(\S+) .*"PUT /bucket/set/\d+\.tar ', out["s3"].read_text(), re.MULTILINE))
     assert writers == {address["host-a"], address["host-b"]}
+
+
+def test_a_cluster_over_ssh_is_brought_up_and_given_the_script(tmp_path) -> None:
+    """`ray up` and `ray submit` with launch/ray/hosts.yaml, from a third host, over sshd, less the installation."""
+    missing = [name for name in ("ssh", "sshd", "ssh-keygen", "rsync") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed (Debian: openssh-server openssh-client rsync)")
+    corpus = write_corpus(tmp_path / "corpus", clips=12)
+    run_here(recipe_for(corpus), tmp_path / "undisturbed").execute()
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe_for(corpus)))
+    bin_folder = Path(sys.executable).parent
+    shell = tmp_path / "bashrc"
+    shell.write_text(
+        f"export PATH={bin_folder}:$PATH PYTHONPATH={REPOSITORY} RAY_AUTH_MODE=disabled RAY_enable_autoscaler_v2=0\n"
+    )
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    settings = {"HostKey": key, "AuthorizedKeysFile": f"{key}.pub", "PermitRootLogin": "yes", "StrictModes": "no",
+                "UsePAM": "no", "PidFile": "none"}  # fmt: skip
+    sshd = " ".join(
+        [shutil.which("sshd"), "-D -e -f /dev/null", *(f"-o {n}={v}" for n, v in settings.items())]
+    )
+    own_shell = "".join(
+        f"mount --bind {shell} {file} && "
+        for file in (Path.home() / ".bashrc", Path.home() / ".profile")
+        if file.exists()
+    )
+    with hosts("host-a", "host-b", "host-c") as switch:
+        servers = [
+            switch.start(host, ["sh", "-c", f"{OWN_RAY}{own_shell}exec {sshd}"], {}, tmp_path / f"{host}.txt")
+            for host in ("host-a", "host-b")
+        ]
+        cluster = yaml.safe_load((REPOSITORY / "launch" / "ray" / "hosts.yaml").read_text())
+        cluster["provider"] |= {
+            "head_ip": switch.addresses["host-a"],
+            "worker_ips": [switch.addresses["host-b"]],
+        }
+        cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
+        cluster |= {"min_workers": 1, "max_workers": 1, "file_mounts": {}, "setup_commands": []}
+        for role in ("head", "worker"):
+            commands = [line for line in cluster[f"{role}_start_ray_commands"] if "ray stop" not in line]
+            cluster[f"{role}_start_ray_commands"] = [
+                line.replace("~/sage-scale-venv/bin/", "").replace(
+                    "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"
+                )
+                + " --num-cpus=1"
+                for line in commands
+            ]
+        (tmp_path / "hosts.yaml").write_text(yaml.safe_dump(cluster))
+        (tmp_path / "home").mkdir()
+        environment = {
+            "PATH": f"{bin_folder}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", "RAY_enable_autoscaler_v2": "0",
+            "PYTHONPATH": str(REPOSITORY), "HOME": str(tmp_path / "home"),
+        }  # fmt: skip
+        submit = (
+            f"{OWN_RAY}ray up -y --no-config-cache {tmp_path}/hosts.yaml && ray submit {tmp_path}/hosts.yaml "
+            f"{REPOSITORY}/launch/preprocess.py -- --corpus videos --root {corpus} --out {tmp_path}/out "
+            f"--recipe {tmp_path}/recipe.yaml"
+        )
+        said = tmp_path / "said.txt"
+        run = switch.start("host-c", ["sh", "-c", submit], environment, said)
+        try:
+            assert run.wait(200) == 0, said.read_text()
+        finally:
+            for process in (run, *servers):
+                process.kill()
+                process.wait()
+    assert "14 clips, 0 rejects" in said.read_text()
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
