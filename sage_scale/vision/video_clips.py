@@ -4,8 +4,10 @@ Memory is that of the clips which are open at one moment, not of the video. Wher
 wants, the reader seeks (`FrameReader.skip_pays`).
 
 A pass gives what reading each clip alone gives, byte for byte. In a sound file a frame is the same whether the decoder
-came from before or was set down on the key frame before it. In a damaged one it need not be: at the first complaint the
-clips under way are read alone, and a new pass begins with the next clip, as if it were the first.
+came from before or was set down on the key frame before it. In a damaged one it need not be: once the decoder complains
+the clips that are left are read one by one. Where only times do not rise, or the file ends early, those under way are
+read alone, and a new pass begins with the next clip as if it were the first. What is left is damage that no decoder
+reports, in videos without closed groups of pictures.
 """
 
 from __future__ import annotations
@@ -288,7 +290,7 @@ class _Video:
     ) -> Iterator[tuple[int, ClipPictures | ClipRejected]]:
         """Clips of `waiting` (by start), which are taken from it, until none is left or the file complains.
 
-        Then `suspects` are those that are to be read alone: what was under way, or the next one.
+        Then `suspects` are those that are to be read alone: what was under way or the next one, or all that are left.
         """
         while waiting:
             refused = self._refused(intervals[waiting[0]])
@@ -305,8 +307,12 @@ class _Video:
             try:
                 timed = next(frames, None)
             except ClipRejected:
+                suspects.extend(waiting)
                 break
             if timed is not None and not timed.sound:
+                suspects.extend(waiting)
+                break
+            if timed is not None and not timed.on_time:
                 break
             if timed is None and self._ends_early():
                 break
@@ -338,7 +344,9 @@ class _Video:
                 sought = waiting[0]
                 frames = self.reader.frames_from(intervals[waiting[0]].start_s)
                 before = None
-        suspects.extend(clip.number for clip in under_way)
+        if suspects:
+            waiting.clear()
+        suspects[:0] = [clip.number for clip in under_way]
         if not suspects and waiting:
             suspects.append(waiting.popleft())
 

@@ -22,6 +22,8 @@ from sage_scale.vision.crop import LARGEST_PIXELS
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,mxf,rm"
 WAIT_S = 120.0
 """How long ffmpeg may search a file for its next packet before the file system is taken to be stuck, seconds."""
+SOME_BYTES = 2**28
+"""A machine that can give so much at once is not out of memory."""
 LARGEST_HOLE = 2**30
 """Bytes that a file may claim without having them."""
 _HOLES_LOOKED_AT = 1000
@@ -54,7 +56,7 @@ def _open(path: Path, address: str) -> Iterator[av.container.InputContainer]:
             timeout=WAIT_S,
         )
     except av.error.MemoryError:
-        raise MemoryError(f"no memory to open {path}") from None
+        raise no_memory("unreadable", f"no memory to open {path}") from None
     except av.error.ExitError:
         raise _stuck(path) from None
     except (av.error.FFmpegError, ValueError, IndexError) as error:
@@ -151,6 +153,15 @@ def video_stream(container):
         stream.codec_context.thread_count = 1
         stream.thread_type = "NONE"
     return stream
+
+
+def no_memory(reason: str, words: str) -> Exception:
+    """What ffmpeg's lack of memory means: a file that claims an absurd size, unless there is none left indeed."""
+    try:
+        bytearray(SOME_BYTES)
+    except MemoryError:
+        return MemoryError(words)
+    return ClipRejected(reason, "it claims more memory than there is")
 
 
 def duration_s(container, stream) -> float | None:

@@ -15,7 +15,7 @@ from av.video.frame import VideoFrame
 
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import check_picture
-from sage_scale.vision.video_files import video_stream, words
+from sage_scale.vision.video_files import no_memory, video_stream, words
 
 SKIP_S = 1.0
 """A seek pays where it spares decoding at least this much video, seconds: it empties the decoder, which costs as much
@@ -49,7 +49,9 @@ class TimedFrame:
     duration_s: float
     frame: VideoFrame
     sound: bool
-    """False where decoder or container complained of it: a frame after a seek may then look otherwise."""
+    """False where the decoder complained of it: it and others may look otherwise after a seek."""
+    on_time: bool = True
+    """False where frames before it were left out, because their times did not rise."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class FrameReader:
         they were predicted from; one without a time ends them, since nobody knows which it is."""
         self._fresh = False
         previous_s: float | None = None
-        sound = True
+        on_time = True
         try:
             for frame in self.container.decode(self.stream):
                 self.tally.decoded += 1
@@ -159,18 +161,18 @@ class FrameReader:
                 else:
                     time_s = 0.0 if previous_s is None else previous_s + 1 / self.rate
                 if previous_s is not None and time_s <= previous_s:
-                    sound = False
+                    on_time = False
                     continue
                 duration_s = (frame.duration or 0) * self._time_base
                 if not 0 < duration_s <= 1:
                     duration_s = 1 / self.rate
                 previous_s = time_s
                 self.last_end_s = time_s + duration_s
-                yield TimedFrame(time_s, duration_s, frame, sound and not frame.is_corrupt)
-                sound = True
+                yield TimedFrame(time_s, duration_s, frame, not frame.is_corrupt, on_time)
+                on_time = True
         except av.error.ExitError:
             raise  # the file system hangs
         except av.error.MemoryError:
-            raise MemoryError(f"no memory to decode {self.container.name}") from None
+            raise no_memory("corrupt", f"no memory to decode {self.container.name}") from None
         except av.error.FFmpegError as error:
             raise ClipRejected("corrupt", f"{words(error)} after {self.last_end_s:.2f} s") from None

@@ -73,7 +73,7 @@ clips = st.lists(
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(intervals=clips, stride=st.integers(1, 3))
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_a_pass_gives_what_each_clip_gives_alone(made, kind, intervals, stride) -> None:
     pictures = Pictures(**vars(SMALL) | {"stride": stride})
     check_same(made(kind), intervals, pictures)
@@ -116,7 +116,7 @@ def test_damage_rejects_the_clips_in_it_as_alone_and_leaves_the_others(made, kin
     rng = np.random.default_rng(5)
     reasons = set()
     good = 0
-    for case in range(10):
+    for case in range(6):
         damaged = bytearray(data)
         if case % 3 == 0:
             del damaged[int(rng.integers(len(data) // 4, len(data))) :]
@@ -134,7 +134,7 @@ def test_damage_rejects_the_clips_in_it_as_alone_and_leaves_the_others(made, kin
                 reasons.add(outcome.reason)
             else:
                 good += 1
-    assert good > 20 and reasons <= {"corrupt", "truncated", "unreadable", "too-short", "beyond-end", "empty"}
+    assert good > 10 and reasons <= {"corrupt", "truncated", "unreadable", "too-short", "beyond-end", "empty"}
 
 
 def test_a_long_file_cut_short_is_not_read_again_for_each_clip_behind_the_cut(tmp_path) -> None:
