@@ -69,3 +69,28 @@ def merge(
     typer.echo(
         f"{out / 'adapters.safetensors'}: gated cross-attention, sign encoder and projections, over these two"
     )
+
+
+@app.command()
+def signs(
+    run: Annotated[Path, typer.Argument(help="Folder of a Sign2GPT's run with stage 1 trained.")],
+    data: Annotated[str, typer.Option("--data", help="Dataset: a folder, file:// or s3://bucket/prefix.")],
+    out: Annotated[str, typer.Option("--out", help="Folder, or s3://bucket/prefix, to write to.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+) -> None:
+    """Write a dataset's sign features Z once, so that stage 2 trains the decoder's adapters alone (Sign(Z)2GPT).
+
+    Repeat it to go on where it was cut off.
+    """
+    from sage_scale.cli.shards_shown import Progress
+    from sage_scale.config import load_recipe
+    from sage_scale.training.sign2gpt.sign_features import overrides_of, write_sign_features
+
+    with Progress("signs") as show:
+        made = write_sign_features(run, data, out, device, show)
+    clips = sum(unit.samples for unit in made.units)
+    typer.echo(f"{made.url}: sign features of {clips:,} clips. Translate them with")
+    typer.echo(
+        f"sage-scale finetune --run ANOTHER_RUN --data {out} --recipe {run / 'recipe.yaml'} "
+        + " ".join(overrides_of(load_recipe(run / "recipe.yaml")))
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from tiny_world import make_shards
 
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.shards import open_dataset, verify_dataset
+from sage_scale.streaming import open_datasets, open_evaluation
 from sage_scale.training import evaluate_run, export, finetune, pretrain
+from sage_scale.training.sign2gpt.sign_features import SignWriter, overrides_of, write_sign_features
 from sage_scale.training.stopping import Interrupted, StopRequest
 
 PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
@@ -161,6 +165,34 @@ def test_a_budget_of_tokens_ends_a_stage_and_is_kept_over_a_resume(world, tmp_pa
     assert pretrain.run(budget, tmp_path / "budget", data)["steps"] == 4
     more = override(recipe, [f"pretrain.max_tokens={int(sums[5]) - 1}"])
     assert pretrain.run(more, tmp_path / "budget", data)["steps"] == 6
+
+
+def test_sign_features_written_once_are_what_the_frozen_stage_1_gives(world, trained, tmp_path):
+    """In the order of the dataset, as float16; from them stage 2 trains the decoder's adapters alone."""
+    root, recipe = world
+    data, signs = str(root / "shards"), str(tmp_path / "signs")
+    made = write_sign_features(trained, data, signs)
+    assert made.splits == open_dataset(data).splits and not verify_dataset(signs).problems
+    again = [path.stat().st_mtime_ns for path in sorted((tmp_path / "signs").glob("*.tar"))]
+    write_sign_features(trained, data, signs)
+    assert again == [path.stat().st_mtime_ns for path in sorted((tmp_path / "signs").glob("*.tar"))]
+
+    writer = SignWriter(trained)
+    stored = override(recipe, ["finetune.max_steps=8", *overrides_of(recipe)])
+    for split in ("train", "dev"):
+        pairs = zip(
+            open_evaluation(open_datasets(data), recipe, split, rank=0, world=1, batch_size=4),
+            open_evaluation(open_datasets(signs), stored, split, rank=0, world=1, batch_size=4),
+            strict=True,
+        )
+        for frames, features in pairs:
+            expected, lengths = writer.model.encode(replace(frames.video, draws_B=None))
+            assert frames.keys == features.keys
+            assert lengths.tolist() == features.video.segment_frames_N.tolist()
+            torch.testing.assert_close(features.video.features_FC.float(), expected, rtol=2e-3, atol=2e-3)
+    finetune.run(stored, tmp_path / "stored", signs)
+    model, _, _ = export.load_translator(tmp_path / "stored")
+    assert model.spatial is None and model.sign_encoder is None
 
 
 def test_mistakes_are_named(world, trained, tmp_path):
