@@ -29,6 +29,8 @@ from sage_scale.training.language.recombine import recombine
 
 POSITIONS = 160
 """Longest text, subwords."""
+_SMOOTHING = 0.1
+"""Stage 2 smooths its labels as much: adapters of a model that is surer of itself would first learn to doubt."""
 
 
 def make_causal_model(
@@ -107,7 +109,12 @@ def _batch(tokenizer: Any, sentences: Sequence[str]) -> dict[str, Tensor]:
 def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     # Texts are padded at their ends, which a causal model does not see.
     logits_BLV = model(input_ids=batch["input_ids_BL"], use_cache=False).logits
-    return F.cross_entropy(logits_BLV.float().flatten(0, 1), batch["labels_BL"].flatten(), ignore_index=-100)
+    return F.cross_entropy(
+        logits_BLV.float().flatten(0, 1),
+        batch["labels_BL"].flatten(),
+        ignore_index=-100,
+        label_smoothing=_SMOOTHING if model.training else 0.0,
+    )
 
 
 def _config(denoise: Denoise, tokenizer: Any) -> XGLMConfig:
