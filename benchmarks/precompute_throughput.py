@@ -22,6 +22,7 @@ import csv
 import hashlib
 import multiprocessing
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -122,10 +123,10 @@ class PlainRun:
         run = Run(recipe=recipe, manifest=read_corpus(recipe.corpus), url=str(out), quiet=True)
         digest = run.door(None)(UnitWorker(recipe, str(out)).hello())
         spawn = multiprocessing.get_context("spawn")
-        queue, ready = spawn.Queue(), spawn.Barrier(recipe.precompute.actors + 1)
+        queue, used, ready = spawn.Queue(), spawn.Queue(), spawn.Barrier(recipe.precompute.actors + 1)
         for unit in [*run.units, *[None] * recipe.precompute.actors]:
             queue.put(unit)
-        arguments = (recipe, str(out), digest, queue, ready)
+        arguments = (recipe, str(out), digest, queue, ready, used)
         processes = [
             spawn.Process(target=plain_worker, args=arguments) for _ in range(recipe.precompute.actors)
         ]
@@ -133,20 +134,23 @@ class PlainRun:
             process.start()
         ready.wait()
         begun = time.perf_counter()
+        self.cpu_seconds = sum(used.get() for _ in processes)
         for process in processes:
             process.join()
             assert process.exitcode == 0
         self.seconds = time.perf_counter() - begun
 
 
-def plain_worker(recipe: Recipe, out: str, digest: str, queue: Any, ready: Any) -> None:
+def plain_worker(recipe: Recipe, out: str, digest: str, queue: Any, ready: Any, used: Any) -> None:
     """A process without Ray."""
     worker = UnitWorker(recipe, out)
     worker.hello()
     ready.wait()
+    begun = time.process_time()
     while (unit := queue.get()) is not None:
         *_, last = worker.work(unit, digest)
         assert isinstance(last, UnitDone), last
+    used.put(time.process_time() - begun)
 
 
 def beside_video2dataset(folder: Path, peer: str, clips: int, workers: int, rounds: int) -> None:
@@ -159,6 +163,7 @@ def beside_video2dataset(folder: Path, peer: str, clips: int, workers: int, roun
         if found.returncode == 0:
             (folder / "bin" / "ffmpeg").symlink_to(found.stdout.strip())
     times: dict[str, list[float]] = {"ours": [], "peer": []}
+    used: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(rounds):
         ours = PlainRun(recipe, folder / f"ours-{number}")
         finish_dataset(open_store(folder / f"ours-{number}"))
@@ -166,19 +171,27 @@ def beside_video2dataset(folder: Path, peer: str, clips: int, workers: int, roun
         assert sum(dataset.splits.values()) == clips
         assert int(dataset.records["frames"].sum()) == clips * FRAMES
         times["ours"].append(ours.seconds / clips)
-        few = video2dataset(folder, peer, workers, 2)
-        all_of_them = video2dataset(folder, peer, workers, clips)
+        used["ours"].append(ours.cpu_seconds / clips)
+        few, few_cpu = video2dataset(folder, peer, workers, 2)
+        all_of_them, all_cpu = video2dataset(folder, peer, workers, clips)
         times["peer"].append((all_of_them - few) / (clips - 2))
+        used["peer"].append((all_cpu - few_cpu) / (clips - 2))
     rates = {way: FRAMES / statistics.median(seconds) for way, seconds in times.items()}
     told = f"each round: {ratios(times['peer'], times['ours'])}; all clips in both"
     print(
         f"2. decode and write, {workers} processes: {rates['ours']:,.0f} frames/s, video2dataset "
         f"{rates['peer']:,.0f}: ratio {rates['ours'] / rates['peer']:.2f} ({told})"
     )
+    cpu = {way: FRAMES / statistics.median(seconds) for way, seconds in used.items()}
+    told = f"each round: {ratios(used['peer'], used['ours'])}"
+    print(
+        f"   a CPU second: {cpu['ours']:,.0f} frames, video2dataset {cpu['peer']:,.0f}: "
+        f"ratio {cpu['ours'] / cpu['peer']:.2f} ({told})"
+    )
 
 
-def video2dataset(folder: Path, peer: str, workers: int, clips: int) -> float:
-    """Seconds of a run over the first `clips` clips, its start included; its tars must hold each of them."""
+def video2dataset(folder: Path, peer: str, workers: int, clips: int) -> tuple[float, float]:
+    """Seconds and CPU seconds of a run over the first `clips` clips, its start included; its tars hold each of them."""
     table, out = folder / f"clips-{clips}.csv", folder / "peer"
     videos = sorted((folder / "corpus").rglob("*.mp4"))[:clips]
     with table.open("w", newline="") as file:
@@ -208,7 +221,10 @@ if __name__ == "__main__":
         "PATH": f"{folder / 'bin'}:{Path(peer).parent}:{os.environ['PATH']}",
         "PYTHONPATH": "",
     }
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([peer, script], env=environment, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     told = [line for line in done.stdout.splitlines() if line.startswith("SECONDS")]
     assert told, done.stdout[-2000:] + done.stderr[-2000:]
     captions = set()
@@ -223,7 +239,7 @@ if __name__ == "__main__":
         f"{len(captions)} of {clips} clips: {done.stderr[-1500:]}"
     )
     shutil.rmtree(out)
-    return float(told[0].split()[1])
+    return float(told[0].split()[1]), cpu
 
 
 def recipe_for(root: Path, workers: int, **sections: dict) -> Recipe:
