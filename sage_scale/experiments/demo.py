@@ -98,7 +98,8 @@ def home_of_data(recipe: Recipe, home: Path) -> Path:
 
 
 def control_overrides(recipe: Recipe) -> list[str]:
-    """What the same budget gives without stage 1: everything is trained from the start, for the time of both."""
+    """What the same budget gives without stage 1: everything is trained from the start, for the time of both, the visual
+    side at the rate of stage 1."""
     minutes = recipe.pretrain.max_minutes + recipe.finetune.max_minutes
     epochs = recipe.pretrain.epochs + recipe.finetune.epochs
     return [
@@ -106,7 +107,7 @@ def control_overrides(recipe: Recipe) -> list[str]:
         "finetune.freeze=none",
         f"finetune.max_minutes={minutes}",
         f"finetune.epochs={epochs}",
-        f"finetune.visual_lr_scale={max(1.0, recipe.pretrain.lr / recipe.finetune.lr)}",
+        f"finetune.visual_lr_scale={recipe.pretrain.lr / recipe.finetune.lr}",
     ]
 
 
