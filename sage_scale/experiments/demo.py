@@ -98,7 +98,7 @@ def home_of_data(recipe: Recipe, home: Path) -> Path:
 
 
 def control_overrides(recipe: Recipe) -> list[str]:
-    """What the same budget gives without stage 1: everything is trained from the start, for the time of both stages, the
+    """What the same budget gives without stage 1: all is trained from the start, for the time of both stages, the
     visual side at the rate of the first."""
     minutes = recipe.pretrain.max_minutes + recipe.finetune.max_minutes
     epochs = recipe.pretrain.epochs + recipe.finetune.epochs
