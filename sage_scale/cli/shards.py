@@ -81,7 +81,8 @@ def ls(
     rejects: Annotated[bool, typer.Option("--rejects", help="The clips left out, and why.")] = False,
 ) -> None:
     """List splits and shards, or clips, or the clips that were left out. Open units are named."""
-    from sage_scale.shards import open_dataset, open_units, read_rejects, read_texts
+    from sage_scale.shards import open_dataset, open_units, read_texts
+    from sage_scale.shards.rejects import standing_rejects
 
     if web := shards_web.web_index(url):
         return shards_web.ls(web, samples)
@@ -89,8 +90,8 @@ def ls(
     chosen = (split,) if split else ()
     table = dataset.samples(*chosen)  # refuses an unknown split
     if rejects:
-        for unit in dataset.units:
-            for reject in read_rejects(dataset.store, unit) if not split or unit.split == split else ():
+        for unit, reject in standing_rejects(dataset):
+            if not split or unit.split == split:
                 typer.echo(f"{unit.tar}  {reject.id}  {reject.reason}  {reject.detail}".rstrip())
         return
     if samples:

@@ -95,8 +95,11 @@ def to_json_lines(clips: Iterable[Clip]) -> str:
     return "".join(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n" for clip in clips)
 
 
-def from_json_lines(text: str) -> Manifest:
-    """The manifest in `text`; unreadable rows and repeated ids are rejected by line number."""
+def from_json_lines(text: str, language: str = "de") -> Manifest:
+    """The manifest in `text`; unreadable rows and repeated ids are rejected by line number.
+
+    `language` is the BCP 47 tag of rows that name none.
+    """
     known = {field.name for field in dataclasses.fields(Clip)}
     clips: list[Clip] = []
     rejected: list[Rejected] = []
@@ -106,8 +109,10 @@ def from_json_lines(text: str) -> Manifest:
             continue
         try:
             row = json.loads(line)
-            clip = Clip(**{key: value for key, value in row.items() if key in known})
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            if not isinstance(row, dict):
+                raise TypeError("not a JSON object")
+            clip = Clip(**{"language": language, **{key: row[key] for key in row if key in known}})
+        except (json.JSONDecodeError, TypeError) as error:
             rejected.append(Rejected(id=f"line {number}", reason="bad-row", detail=str(error)))
             continue
         if clip.id in seen:

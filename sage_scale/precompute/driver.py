@@ -23,7 +23,7 @@ from typing import Any
 
 from sage_scale.config import Recipe
 from sage_scale.corpora.clip import Manifest, is_expected
-from sage_scale.errors import UsageError
+from sage_scale.errors import RecipeError, UsageError
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.additions import (
     plan_extension,
@@ -48,10 +48,12 @@ from sage_scale.precompute.progress import Progress, duration
 from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
 from sage_scale.shards.additions import AdditionPlan, rejects_now
-from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished, read_rejects
+from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished
 from sage_scale.shards.layout import DATASET_JSON, REMOVED, DatasetInfo, parse_info
+from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.removed import removed_keys
 from sage_scale.storage import NotFound, Store, open_store
+from sage_scale.text.pseudogloss import glosser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,9 @@ class Run:
     def __post_init__(self) -> None:
         shards, vision = self.recipe.shards, self.recipe.vision
         self.manifest = without_repeats(self.manifest)
+        if self.overwrite and (self.extend or self.retry_rejects):
+            added = "--extend" if self.extend else "--retry-rejects"
+            raise UsageError(f"--overwrite deletes the output that {added} would add to: give one of the two")
         self.store: Store = open_store(self.url)
         self.limits = Limits(clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=vision.fps)
         self.units = plan_units(self.manifest, self.limits)
@@ -135,8 +140,11 @@ class Run:
         rejects = rejects_now(dataset.units, len(dataset.info.units), dataset.additions)
         clips = sum(unit.samples for unit in dataset.units)
         reasons: Counter[str] = Counter()
-        for unit in dataset.units:
-            reasons.update(unit.reasons)
+        if rejects and dataset.additions:  # a clip that was tried again counts by its last outcome
+            reasons.update(reject.reason for _, reject in standing_rejects(dataset))
+        else:
+            for unit in dataset.units:
+                reasons.update(unit.reasons)
         removed = 0
         if reasons.pop(REMOVED, 0):  # more than one shard may tell of the same clip
             taken = removed_keys(self.store)
@@ -253,10 +261,8 @@ class Run:
         return RejectLimit(self.recipe.shards.max_reject_rate, rows, expected)
 
     def _first_reject(self, dataset: Dataset) -> str:
-        for unit in dataset.units:
-            for reject in read_rejects(self.store, unit):
-                if reject.reason == REMOVED:
-                    continue
+        for _, reject in standing_rejects(dataset):
+            if reject.reason != REMOVED:
                 return f"clip '{reject.id}': {reject.reason}" + (
                     f" ({reject.detail})" if reject.detail else ""
                 )
@@ -281,6 +287,7 @@ class Run:
         if not left:
             return open_unfinished(self.store), ""
         done = [unit for unit in units if unit.number in listing.done]
+        self._check_languages(left)
         door = self.door(info)
         with (
             Progress(
@@ -305,6 +312,22 @@ class Run:
                 rejects_before=len(self.manifest.rejected),
             ).run(pool)
         return open_unfinished(self.store), progress.bottleneck()
+
+    def _check_languages(self, units: Sequence[Unit]) -> None:
+        """Raise UsageError for a language that no tagger knows, before hours are spent on the clips before it.
+
+        The corpus' own language is asked of each actor (`UnitWorker.hello`).
+        """
+        clips = [clip for unit in units for clip in unit.clips if clip.id not in self.give_up]
+        for language in sorted({clip.language for clip in clips} - {self.recipe.corpus.language}):
+            try:
+                glosser(language, self.recipe.text)
+            except RecipeError as error:
+                these = [clip.id for clip in clips if clip.language == language]
+                raise UsageError(
+                    f"{len(these):,} of {len(clips):,} clips are in '{language}', the first '{these[0]}': {error}; or "
+                    "give their right language"
+                ) from None
 
     def door(self, info: DatasetInfo | None) -> _Door:
         """What each actor passes before its first unit; `info` is dataset.json, None where it is yet to be written."""

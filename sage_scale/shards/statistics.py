@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sage_scale.shards.dataset import Dataset
+from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.texts import read_texts
 
 
@@ -50,22 +51,22 @@ class SplitStatistics:
 
 def statistics(dataset: Dataset, *splits: str) -> list[SplitStatistics]:
     """Figures of the named splits (all where none is named), from the index and the samples' descriptions."""
-    return [_of_split(dataset, split) for split in splits or tuple(dataset.splits)]
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for unit, reject in standing_rejects(dataset):
+        reasons[unit.split][reject.reason] += 1
+    return [_of_split(dataset, split, reasons[split]) for split in splits or tuple(dataset.splits)]
 
 
-def _of_split(dataset: Dataset, split: str) -> SplitStatistics:
+def _of_split(dataset: Dataset, split: str, reasons: Counter[str]) -> SplitStatistics:
     table = dataset.samples(split)
     texts = read_texts(dataset, split)
     units = [unit for unit in dataset.units if unit.split == split]
-    reasons: Counter[str] = Counter()
-    for unit in units:
-        reasons.update(unit.reasons)
     frames, segments = _spread(table.frames), _spread(table.segments)
     return SplitStatistics(
         split=split,
         shards=len(units),
         clips=len(table),
-        rejects=sum(unit.rejects for unit in units),
+        rejects=reasons.total(),
         reasons=dict(reasons.most_common()),
         bytes=sum(unit.bytes for unit in units),
         hours=round(sum(meta["frames"] / meta["fps"] for meta in texts) / 3600, 4),

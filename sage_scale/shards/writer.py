@@ -140,7 +140,10 @@ def _new_tar(
         if not isinstance(error, OSError):
             raise
         reason = "the disk is full: free some space" if error.errno in (28, 122) else error.strerror
-        raise StorageError(f"{path} cannot be written: {reason}") from None
+        where = (
+            f"shard {head.unit:06d}" if str(path).startswith("/proc/") else path
+        )  # a draft has no name yet
+        raise StorageError(f"{where} cannot be written: {reason}") from None
 
 
 def sample_bytes(sample: Sample) -> bytes:

@@ -115,6 +115,32 @@ def test_our_own_manifest(tmp_path) -> None:
         read_corpus(Corpus(name="manifest", root=str(tmp_path / "none")))
 
 
+def test_rows_of_a_manifest_that_no_later_stage_could_use(tmp_path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    rows = [
+        '{"id": "a", "video": "a.mp4", "start_s": NaN}',
+        '{"id": "b", "video": "b.mp4", "end_s": 1e999}',
+        "[1]",
+        "null",
+    ]
+    blank = '{"id": "c", "video": "c.mp4", "sentence": " \\t"}'
+    path.write_text("\n".join([*rows, blank, '{"id": "d", "video": "d.mp4", "language": "fr"}']))
+    manifest = read_corpus(Corpus(name="manifest", root=str(path), language="en"))
+    assert [(row.id, row.detail) for row in manifest.rejected] == [
+        ("line 3", "not a JSON object"),
+        ("line 4", "not a JSON object"),
+        ("a", "start_s is no finite number"),
+        ("b", "end_s is no finite number"),
+    ]
+    assert [(clip.id, clip.sentence, clip.language) for clip in manifest.clips] == [
+        ("c", "", "en"),
+        ("d", "", "fr"),
+    ]
+    path.write_bytes(b'{"id": "a"}\n{"id": "\xff"}\n')
+    with pytest.raises(UsageError, match=r"not UTF-8 \(line 2\)"):
+        read_corpus(Corpus(name="manifest", root=str(path)))
+
+
 def test_a_keypoint_clip_through_a_manifest(tmp_path) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "s.npz", keypoints=rng.random((80, 134)).astype(np.float16), fps=50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,8 @@ from sage_scale.corpora.clip import Manifest, Rejected
 from sage_scale.errors import TooManyRejects, UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import open_dataset, verify_dataset
+from sage_scale.shards.rejects import standing_rejects
+from sage_scale.shards.statistics import statistics
 from sage_scale.storage import Store
 from sage_scale.storage.folder import FolderStore
 
@@ -258,6 +261,10 @@ def test_retried_rejects_make_new_shards_and_leave_the_old_ones(broken_root, tmp
     write_video(broken_root / "train" / "train01.mp4", frames=30, seed=5)  # downloaded again, say
     summary = run_here(recipe, out, retry_rejects=True).execute()
     assert (summary.clips, summary.rejects) == (4, 2)
+    assert sum(summary.reasons.values()) == 2
+    told = [reject.id for _, reject in standing_rejects(open_dataset(out))]
+    assert len(told) == 2 and not any("train01" in clip for clip in told)
+    assert sum(split.rejects for split in statistics(open_dataset(out))) == 2
     new = hashes(out)
     assert {name: new[name] for name in old if name != "index.json"} == {
         name: old[name] for name in old if name != "index.json"
@@ -289,6 +296,27 @@ def test_a_retry_that_was_killed_is_gone_on_with(broken_root, tmp_path) -> None:
     assert run_here(recipe, out).execute().rejects == 3  # the dataset is as finished as it was
     assert run_here(recipe, out, retry_rejects=True).execute().rejects == 2
     assert sorted(path.name for path in out.glob("addition-*")) == ["addition-0001.json"]
+
+
+@pytest.mark.parametrize("added", ["extend", "retry_rejects"])
+def test_overwrite_does_not_delete_what_is_to_be_added_to(corpus_root, tmp_path, added) -> None:
+    recipe = recipe_for(corpus_root)
+    run_here(recipe, tmp_path / "out").execute()
+    old = hashes(tmp_path / "out")
+    with pytest.raises(UsageError, match="give one of the two"):
+        run_here(recipe, tmp_path / "out", overwrite=True, **{added: True}).execute()
+    assert hashes(tmp_path / "out") == old
+
+
+def test_a_language_without_a_tagger_is_named_before_anything_is_made(corpus_root, tmp_path) -> None:
+    recipe = recipe_for(corpus_root, text={"target": "pseudo_gloss"})  # and no tagger at all
+    clips = list(manifest_of(recipe).clips)
+    clips[-1] = dataclasses.replace(clips[-1], language="xx")
+    with pytest.raises(
+        UsageError, match=rf"^1 of {len(clips)} clips are in 'xx', the first '{clips[-1].id}'"
+    ):
+        run_here(recipe, tmp_path / "out", manifest=Manifest(tuple(clips))).execute()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_give_up_refuses_an_unknown_clip(corpus_root, tmp_path) -> None:
