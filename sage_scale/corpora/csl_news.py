@@ -38,7 +38,8 @@ def read_corpus(corpus: Corpus) -> Manifest:
         raise UsageError(f"corpus csl_news: no {LABELS} below {root}; expected: {EXPECTED}")
     rows = _rows(path)
     media = MediaIndex(root)
-    videos = {**_packed(media.archives), **media.videos}
+    packed, broken = _packed(media.archives)
+    videos = {**packed, **media.videos}
     if not videos:
         raise UsageError(f"corpus csl_news: no video below {root}; expected: {EXPECTED}")
     clips: dict[str, Clip] = {}
@@ -68,6 +69,15 @@ def read_corpus(corpus: Corpus) -> Manifest:
                 split=split_of(group, corpus.dev_share, corpus.test_share),
                 frames=max(0, int(named["last"]) - int(named["first"])) if named else 0,
             )
+    if any(row.reason == "missing" for row in rejected):  # else everything lies there unpacked as well
+        rejected += [
+            Rejected(
+                id=archive.name,
+                reason="unfinished-download",
+                detail="not a whole zip archive: download it again",
+            )
+            for archive in broken
+        ]
     return Manifest(tuple(clips.values()), tuple(rejected))
 
 
@@ -83,9 +93,10 @@ def _rows(path: Path) -> list[Any]:
     return rows
 
 
-def _packed(archives: list[Path]) -> dict[str, str]:
-    """Name of a clip -> path through the zip archive that holds it; archives that cannot be listed are passed over."""
+def _packed(archives: list[Path]) -> tuple[dict[str, str], list[Path]]:
+    """Name of a clip -> path through the zip archive that holds it; and the zip archives that cannot be listed."""
     packed: dict[str, str] = {}
+    broken: list[Path] = []
     for archive in archives:
         if archive.suffix.lower() != ".zip":
             continue
@@ -93,9 +104,10 @@ def _packed(archives: list[Path]) -> dict[str, str]:
             with zipfile.ZipFile(archive) as opened:
                 names = opened.namelist()
         except (zipfile.BadZipFile, NotImplementedError, OSError):
+            broken.append(archive)
             continue
         for member in names:
             stem, suffix = os.path.splitext(member.rpartition("/")[2])
             if suffix.lower() in VIDEO_SUFFIXES:
                 packed.setdefault(stem, f"{archive}/{member}")
-    return packed
+    return packed, broken

@@ -215,6 +215,18 @@ def test_csl_news(tmp_path) -> None:
     ]
 
 
+def test_an_archive_of_csl_news_that_was_cut_off_is_named(tmp_path) -> None:
+    root = csl_news(tmp_path)
+    whole = (root / "archive_002.zip").read_bytes()
+    (root / "archive_003.zip").write_bytes(whole[: len(whole) // 2])
+    manifest = read("csl_news", root)
+    assert len(manifest.clips) == 3
+    assert [(row.id, row.reason) for row in manifest.rejected] == [
+        ("20200102_Dragon-TV__50-100_3", "missing"),
+        ("archive_003.zip", "unfinished-download"),
+    ]
+
+
 def test_csl_news_labels_that_cannot_be_used(tmp_path) -> None:
     root = csl_news(tmp_path)
     labels = root / "data" / "train" / "CSL_News_Labels.json"
