@@ -33,6 +33,11 @@ def load_tokenizer(folder: str | Path, language: str = "") -> Any:
     has that size. Raises CheckpointError where there is no tokenizer or it has not the language.
     """
     path = Path(folder)
+    name = str(folder)
+    if not path.exists() and (
+        name.startswith(("/", ".", "~")) or name.count("/") > 1
+    ):  # never a name of the hub
+        raise CheckpointError(f"there is no folder {name}: give a Hugging Face folder, or a name of the hub")
     if path.is_dir() and not any((path / name).is_file() for name in (FAST_FILE, MODEL_FILE)):
         raise CheckpointError(f"{path} holds no tokenizer: {FAST_FILE} or {MODEL_FILE} is needed")
     described = any((path / name).is_file() for name in (FAST_FILE, "tokenizer_config.json"))

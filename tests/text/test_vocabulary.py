@@ -155,3 +155,9 @@ def test_what_is_missing_is_said(tmp_path):
         train_sentencepiece(TRAIN, 5)
     with pytest.raises(RecipeError, match="no text"):
         train_sentencepiece(["", " "], 50)
+
+
+@pytest.mark.parametrize("folder", ["/data/mbart", "./mbart", "~/mbart", "models/large/mbart"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(folder) -> None:
+    with pytest.raises(CheckpointError, match=f"there is no folder {folder}"):
+        load_tokenizer(folder)
