@@ -140,9 +140,9 @@ def _new_tar(
         if not isinstance(error, OSError):
             raise
         reason = "the disk is full: free some space" if error.errno in (28, 122) else error.strerror
-        where = (
-            f"shard {head.unit:06d}" if str(path).startswith("/proc/") else path
-        )  # a draft has no name yet
+        where = str(path)
+        if where.startswith("/proc/"):  # a draft has no name yet
+            where = f"shard {head.unit:06d} in {path.resolve().parent}"
         raise StorageError(f"{where} cannot be written: {reason}") from None
 
 

@@ -333,3 +333,16 @@ def test_no_bytes_whatever_make_the_reader_do_anything_but_read_or_refuse(data: 
         assert KEY in str(error) and "\n" not in str(error)
     else:
         assert sample.segments.dtype == np.int32 and isinstance(sample.meta, dict)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_names_the_shard_and_its_folder_not_a_descriptor() -> None:
+    with open("/dev/full", "wb") as full, pytest.raises(StorageError) as caught:
+        write_shard(
+            Path(f"/proc/self/fd/{full.fileno()}"),
+            [make_sample("a", total=400)],
+            unit=7,
+            split="train",
+            dataset="0" * 16,
+        )
+    assert str(caught.value).startswith("shard 000007 in /dev cannot be written: the disk is full")
