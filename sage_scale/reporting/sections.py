@@ -47,7 +47,7 @@ def tiles(record: RunRecord) -> str:
     if isinstance(heldout, Mapping) and number(heldout.get("bleu4")):
         clips = f"{heldout['clips']} clips" if "clips" in heldout else ""
         found.append(("BLEU-4 on unseen signers", f"{heldout['bleu4']:.1f}", clips))
-    if number(scores.get("token_ratio")):
+    if number(scores.get("token_ratio")) and record.kind == "sage":
         found.append(
             (
                 "token ratio",
@@ -323,7 +323,10 @@ def timelines(record: RunRecord) -> str:
         )
     if not parts:
         return ""
-    intro = "<p>Each coloured bar becomes one visual token; the pictures are from the middle of their segments.</p>"
+    role = (
+        "becomes one visual token" if record.kind == "sage" else "is read frame by frame, one after the other"
+    )
+    intro = f"<p>Each coloured bar {role}; the pictures are from the middle of their segments.</p>"
     return section("timelines", "Segments", intro + "".join(parts))
 
 

@@ -63,8 +63,10 @@ def run(
         "split": split,
         "clips": len(rows),
         "content_f1": content_f1([row["hypothesis"] for row in rows], references, language),
-        "token_ratio": sum(len(row["segments"]) for row in rows) / max(sum(row["frames"] for row in rows), 1),
     }
+    if recipe.model.kind == "sage":  # a token is a segment
+        segments, frames = sum(len(row["segments"]) for row in rows), sum(row["frames"] for row in rows)
+        result["token_ratio"] = segments / max(frames, 1)
     if ranks.first:
         write_rows(folder / "predictions" / f"{split}.jsonl", rows)
     heldout = translate(f"{split}_heldout")
