@@ -6,26 +6,28 @@ the nearest known one. Each field's docstring says its unit and, where it comes 
 """
 
 from sage_scale.config.checks import check
-from sage_scale.config.reading import RECIPE_FOLDER, from_mapping, load_recipe, override, recipe_names
-from sage_scale.config.recipe import Recipe, to_mapping, to_yaml
-from sage_scale.config.sections import (
-    Augment,
-    Backbone,
+from sage_scale.config.data import (
     Captions,
-    Clcl,
     Corpus,
-    Denoise,
-    Evaluation,
-    Model,
     Precompute,
     Segmentation,
     Shards,
-    Stage,
     Stream,
     Text,
     Vision,
+)
+from sage_scale.config.learning import (
+    Augment,
+    Backbone,
+    Clcl,
+    Denoise,
+    Evaluation,
+    Model,
+    Stage,
     Watch,
 )
+from sage_scale.config.reading import RECIPE_FOLDER, from_mapping, load_recipe, override, recipe_names
+from sage_scale.config.recipe import Recipe, to_mapping, to_yaml
 from sage_scale.config.sign2gpt import Prototypes, Sign2Gpt
 
 __all__ = [

@@ -10,19 +10,21 @@ from typing import Any
 
 import yaml
 
-from sage_scale.config.sections import (
-    Clcl,
+from sage_scale.config.data import (
     Corpus,
-    Denoise,
-    Evaluation,
-    Model,
     Precompute,
     Segmentation,
     Shards,
-    Stage,
     Stream,
     Text,
     Vision,
+)
+from sage_scale.config.learning import (
+    Clcl,
+    Denoise,
+    Evaluation,
+    Model,
+    Stage,
     Watch,
 )
 from sage_scale.config.sign2gpt import Prototypes
