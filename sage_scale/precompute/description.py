@@ -21,6 +21,7 @@ from sage_scale.corpora.clip import Manifest
 from sage_scale.errors import UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards.layout import DatasetInfo, PlannedUnit
+from sage_scale.vision.backbone_choice import BACKBONES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,6 @@ def environment_here(recipe: Recipe, tagger: str) -> Environment:
 def weights_sha256(vision: Vision) -> str:
     """Hash of the frozen backbone's weights, file by file in the order of names; empty for random ones."""
     from sage_scale.precompute.run_backbone import run_weights
-    from sage_scale.vision.backbones import BACKBONES
 
     if vision.backbone not in BACKBONES:
         path = run_weights(vision.backbone)

@@ -54,6 +54,7 @@ from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.removed import removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import glosser
+from sage_scale.vision.backbone_choice import NETWORKS, check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,9 @@ class Run:
         if self.overwrite and (self.extend or self.retry_rejects):
             added = "--extend" if self.extend else "--retry-rejects"
             raise UsageError(f"--overwrite deletes the output that {added} would add to: give one of the two")
+        # Where a node has its own file system only its actors can look for the weights.
+        if vision.kind == "features" and vision.backbone in NETWORKS and not self.recipe.precompute.address:
+            check_weights(vision)
         self.store: Store = open_store(self.url)
         self.limits = Limits(clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=vision.fps)
         self.units = plan_units(self.manifest, self.limits)

@@ -186,9 +186,11 @@ class Progress:
         parts = [
             f"{self.clips_done:,} of {self.clips:,} clips",
             f"{self.seconds / 3600:.2f} h of video",
-            f"{self.frames_per_s:,.0f} frames/s",
+            f"{self.frames_per_s:,.0f} frames/s"
+            if self._working_since is not None
+            else "starting the actors",
             f"{self.units_before + self.units_done} of {self.units} shards",
-            f"{self.rejects.total()} rejects",
+            f"{self.rejects.total()} rejects" + (" in this run" if self.clips_before else ""),
         ]
         if self.left_s:
             parts.append(f"{duration(self.left_s)} left")

@@ -19,6 +19,7 @@ from sage_scale.errors import ClipRejected
 from sage_scale.segmentation import segment_clip
 from sage_scale.shards import Sample
 from sage_scale.text.pseudogloss import glosser
+from sage_scale.vision.backbone_choice import BACKBONES
 from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg
 from sage_scale.vision.median import median_frame
 from sage_scale.vision.video_frames import Tally
@@ -50,7 +51,7 @@ class SampleMaker:
     def load(self) -> None:
         """Load the frozen backbone, if the recipe has one. Raises RecipeError or CheckpointError for wrong weights."""
         if self._backbone is None and self.recipe.vision.kind == "features":
-            from sage_scale.vision.backbones import BACKBONES, load_backbone  # imports torch
+            from sage_scale.vision.backbones import load_backbone  # imports torch
 
             vision = self.recipe.vision
             device = "cuda" if self.recipe.precompute.gpus_per_actor > 0 else "cpu"

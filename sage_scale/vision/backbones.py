@@ -7,7 +7,6 @@ whatever stands beside it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sage_scale.config import Vision
-from sage_scale.errors import CheckpointError, ClipRejected, RecipeError
+from sage_scale.errors import ClipRejected, RecipeError
+from sage_scale.vision.backbone_choice import BACKBONES, check_weights
 from sage_scale.vision.decode import DecodedClip
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
 from sage_scale.vision.keypoint_features import keypoint_features
@@ -25,7 +25,6 @@ from sage_scale.vision.resnet_weights import read_resnet_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BACKBONES = ("resnet34", "dinov2-vits14", "keypoints")
 _RANDOM_SEED = 34
 
 
@@ -146,19 +145,12 @@ def _load(vision: Vision) -> nn.Module:
         )
     if vision.crop > vision.size:
         raise RecipeError(f"vision.crop {vision.crop} is larger than vision.size {vision.size}")
+    path = check_weights(vision)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_RANDOM_SEED)  # so that random backbones (tests) agree between actors
         model, read = _resnet34() if vision.backbone == "resnet34" else _dinov2(vision)
-    if vision.backbone_weights:
-        path = Path(vision.backbone_weights).expanduser()
-        if not path.exists():
-            raise CheckpointError(f"vision.backbone_weights: there is no {path}")
+    if path is not None:
         load_exactly(model, read(path), path)
-    elif not vision.allow_random_backbone:
-        raise RecipeError(
-            f"vision.backbone={vision.backbone} needs vision.backbone_weights=FILE_OR_FOLDER "
-            "(random features only with vision.allow_random_backbone=true)"
-        )
     return model
 
 

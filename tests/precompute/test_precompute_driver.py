@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from small_corpus import CLIPS, hashes, manifest_of, recipe_for, run_here, write_corpus, write_video
 
+from sage_scale.config import override
 from sage_scale.corpora.clip import Manifest, Rejected
-from sage_scale.errors import TooManyRejects, UsageError
+from sage_scale.errors import CheckpointError, RecipeError, TooManyRejects, UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import open_dataset, verify_dataset
 from sage_scale.shards.rejects import standing_rejects
@@ -346,3 +347,16 @@ def test_a_store_is_the_only_effect(corpus_root, tmp_path) -> None:
     names = {path.name for path in (tmp_path / "out").iterdir()}
     shards = {f"{unit:06d}.{kind}" for unit in range(5) for kind in ("tar", "idx", "json")}
     assert names == shards | {"dataset.json", "index.json"}
+
+
+def test_missing_weights_are_told_before_ray_is_started(corpus_root: Path, tmp_path: Path) -> None:
+    for changes, message in (
+        ([], "needs vision.backbone_weights"),
+        ([f"vision.backbone_weights={tmp_path}/none.pth"], "there is no"),
+    ):
+        recipe = override(
+            recipe_for(corpus_root), ["vision.kind=features", "vision.backbone=resnet34", *changes]
+        )
+        with pytest.raises((RecipeError, CheckpointError), match=message):
+            run_here(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
