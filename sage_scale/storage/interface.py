@@ -149,7 +149,8 @@ def open_store(url: str | Path) -> Store:
     """The store at a folder's path, a file:// URL or s3://bucket/prefix. Nothing is contacted or created yet.
 
     For S3 the endpoint, region and credentials come from the environment (AWS_ENDPOINT_URL, AWS_REGION,
-    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE). Raises UsageError for another kind of URL.
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE). Raises UsageError for another kind of URL, and where a file
+    stands in the folder's place.
     """
     from sage_scale.storage.folder import FolderStore
 
@@ -158,12 +159,12 @@ def open_store(url: str | Path) -> Store:
         raise UsageError("an empty path is no place for data: give a folder or s3://bucket/prefix")
     scheme, sign, _ = text.partition("://")
     if isinstance(url, Path) or not sign:
-        return FolderStore(Path(text))
+        return FolderStore(_folder(Path(text)))
     if scheme == "file":
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost"):
             raise UsageError(f"{text}: a file:// URL names a path of this machine, file:///path")
-        return FolderStore(Path(unquote(parts.path)))
+        return FolderStore(_folder(Path(unquote(parts.path))))
     if scheme == "s3":
         from sage_scale.storage.s3 import S3Store  # boto3 takes half a second to import
 
@@ -174,3 +175,9 @@ def open_store(url: str | Path) -> Store:
     raise UsageError(
         f"{text}: '{scheme}://' is not supported; give a folder, file:///path or s3://bucket/prefix"
     )
+
+
+def _folder(path: Path) -> Path:
+    if path.expanduser().is_file():
+        raise UsageError(f"{path} is a file: name the folder that holds, or shall hold, the data")
+    return path

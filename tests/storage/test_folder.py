@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sage_scale.errors import StorageError
+from sage_scale.errors import StorageError, UsageError
 from sage_scale.storage import NotFound, open_store
+from sage_scale.storage.folder import FolderStore
 
 
 def _claim(root: str, body: bytes, start: float) -> bool:
@@ -92,7 +93,7 @@ def test_file_systems_without_unnamed_files(tmp_path: Path, monkeypatch: pytest.
 def test_places_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="is not a folder"):
-        open_store(tmp_path / "file").put("x", b"")
+        FolderStore(tmp_path / "file").put("x", b"")  # a file that came after the store was opened
     with pytest.raises(StorageError, match=r"may not be written|cannot be written|does not exist"):
         open_store("/proc/nowhere").put("x", b"")
     with pytest.raises(NotFound, match="source does not exist"):
@@ -113,3 +114,12 @@ def test_permissions(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="may not be written"):
         store.put("y", b"1")
     tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    path = tmp_path / "shards"
+    path.write_text("not a dataset")
+    for url in (path, str(path), f"file://{path}"):
+        with pytest.raises(UsageError, match=f"{path} is a file"):
+            open_store(url)
+    assert path.read_text() == "not a dataset"
