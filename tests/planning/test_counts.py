@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -48,6 +49,7 @@ ROOM = 4 << 20
 def peak_bytes(work: Callable[[], object]) -> int:
     """Most bytes of tensors that `work` holds at once, beyond those that were there before it."""
     cpu = torch.profiler.ProfilerActivity.CPU
+    gc.collect()  # what earlier tests left in cycles must not be given back meanwhile
     with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         work()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
