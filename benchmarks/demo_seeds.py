@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def fixed_work(stage1: int, stage2: int, control_steps: int, *, control: bool) -> list[str]:
-    """Overrides that give every stage its steps instead of its minutes."""
+    """Overrides that give every stage its steps instead of its minutes, those of the control included."""
     return [
         "denoise.max_minutes=0",
         "pretrain.max_minutes=0",

@@ -16,6 +16,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from demo_seeds import fixed_work
+
 from sage_scale.experiments import demo
 
 KINDS: dict[str, list[str]] = {
@@ -51,17 +53,6 @@ def main() -> None:
                 demo.run("sign2gpt-demo", folder, control=control, overrides=changes)
             table.setdefault(kind, []).append(figures(folder))
     print_table(table)
-
-
-def fixed_work(stage1: int, stage2: int, control_steps: int, *, control: bool) -> list[str]:
-    """Overrides that give every stage its steps instead of its minutes, those of the control included."""
-    return [
-        "denoise.max_minutes=0",
-        "pretrain.max_minutes=0",
-        f"pretrain.max_steps={stage1}",
-        "finetune.max_minutes=0",
-        f"finetune.max_steps={control_steps if control else stage2}",
-    ]
 
 
 def figures(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.driver import Run
 from sage_scale.precompute.events import Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
+from sage_scale.storage.folder import FolderStore
 
 CLIPS = 7
 
@@ -121,3 +122,20 @@ def run_here(recipe: Recipe, out: Path | str, **settings) -> HereRun:
     """A run without Ray, to be executed."""
     settings.setdefault("manifest", manifest_of(recipe))
     return HereRun(recipe=recipe, url=str(out), quiet=True, **settings)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+class Counted(FolderStore):
+    """A store that notes every request."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.requests: list[str] = []
+
+    def __getattribute__(self, name: str):
+        if name in ("get", "get_range", "put", "put_if_absent", "list", "size", "exists", "delete"):
+            self.requests.append(name)
+        return super().__getattribute__(name)

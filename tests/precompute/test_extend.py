@@ -7,7 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_corpus import CLIPS, hashes, manifest_of, recipe_for, run_here, write_corpus, write_video
+from small_corpus import (
+    CLIPS,
+    Counted,
+    Killed,
+    hashes,
+    manifest_of,
+    recipe_for,
+    run_here,
+    write_corpus,
+    write_video,
+)
 
 from sage_scale.corpora.clip import Manifest, Rejected
 from sage_scale.errors import TooManyRejects, UsageError
@@ -19,23 +29,6 @@ from sage_scale.streaming import open_stream
 
 MORE = 3
 """New training clips; there is one new dev clip as well."""
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
-
-
-class Counted(FolderStore):
-    """A store that notes every request."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.requests: list[str] = []
-
-    def __getattribute__(self, name: str):
-        if name in ("get", "get_range", "put", "put_if_absent", "list", "size", "exists", "delete"):
-            self.requests.append(name)
-        return super().__getattribute__(name)
 
 
 @pytest.fixture(scope="module")

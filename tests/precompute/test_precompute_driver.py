@@ -9,7 +9,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_corpus import CLIPS, hashes, manifest_of, recipe_for, run_here, write_corpus, write_video
+from small_corpus import (
+    CLIPS,
+    Counted,
+    Killed,
+    hashes,
+    manifest_of,
+    recipe_for,
+    run_here,
+    write_corpus,
+    write_video,
+)
 
 from sage_scale.config import override
 from sage_scale.corpora.clip import Manifest, Rejected
@@ -19,24 +29,6 @@ from sage_scale.shards import open_dataset, verify_dataset
 from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.statistics import statistics
 from sage_scale.storage import Store
-from sage_scale.storage.folder import FolderStore
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
-
-
-class Counted(FolderStore):
-    """A store that notes every request."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.requests: list[str] = []
-
-    def __getattribute__(self, name: str):
-        if name in ("get", "get_range", "put", "put_if_absent", "list", "size", "exists", "delete"):
-            self.requests.append(name)
-        return super().__getattribute__(name)
 
 
 @pytest.fixture(scope="module")

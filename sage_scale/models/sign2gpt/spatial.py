@@ -44,7 +44,11 @@ class SpatialModel(nn.Module):
 
     def forward(self, video: PackedVideo) -> Tensor:
         """Z* (F, width). Raises ValueError where the recipe has stored features and the video none."""
-        return self.norm(self.project(self.frame_features(video)))
+        return self.rows(self.frame_features(video))
+
+    def rows(self, features_FC: Tensor) -> Tensor:
+        """Z* (F, width) of what `frame_features` gave."""
+        return self.norm(self.project(features_FC))
 
     def frame_features(self, video: PackedVideo, augmented: bool | None = None) -> Tensor:
         """(F, C): stored features where the video has them, else the backbone's of its frames.

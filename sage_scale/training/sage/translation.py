@@ -17,7 +17,7 @@ from sage_scale.training import export
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
 from sage_scale.training.stage import STAGE1, Place
-from sage_scale.training.translation import TranslationTask
+from sage_scale.training.translation import TranslationTask, choose_attention
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -29,9 +29,7 @@ class SageTranslation(TranslationTask):
         recipe = place.recipe
         self.language_folder = prepare_language_model(recipe, place.folder, place.datasets, place.ranks)
         language_model, self.tokenizer = load_language_model(self.language_folder)
-        if place.ranks.device.type == "cpu":
-            # The backward of torch's fused attention takes longer on a CPU than all matrix products of a small model.
-            language_model.set_attn_implementation("eager")
+        choose_attention(language_model, place.ranks.device)
         self.model: SageTranslator = SageTranslator(recipe, language_model)
         take_over(self.model, recipe, place.folder)
         self.outputs = SageOutputs(self.model, self.stage)

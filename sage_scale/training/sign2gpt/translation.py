@@ -23,7 +23,7 @@ from sage_scale.training.language.prepare import prepare_language_model
 from sage_scale.training.sign2gpt.export import save_translator
 from sage_scale.training.sign2gpt.visual import frozen_files, homeless_weights, sizes
 from sage_scale.training.stage import STAGE1, Place
-from sage_scale.training.translation import TranslationTask
+from sage_scale.training.translation import TranslationTask, choose_attention
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -49,9 +49,7 @@ class Sign2GptTranslation(TranslationTask):
     def _make(self) -> tuple[Sign2GptTranslator, Any]:
         settings = self.recipe.model.sign2gpt
         language_model, tokenizer = load_causal_model(self.language_folder, settings.language_dtype)
-        if self.place.ranks.device.type == "cpu":
-            # The backward of torch's fused attention takes longer on a CPU than all matrix products of a small model.
-            language_model.set_attn_implementation("eager")
+        choose_attention(language_model, self.place.ranks.device)
         return Sign2GptTranslator(self.recipe, language_model), tokenizer
 
     def build(self) -> Sign2GptTranslator:
@@ -95,8 +93,7 @@ class Sign2GptOutputs(FrozenOutputs):
         if kept is None:
             return model(video, labels_BL, input_ids_BL, label_smoothing)
         if self.kind == "backbone":
-            z_FD = model.spatial.norm(model.spatial.project(kept))
-            tokens_ND, lengths_B = model.sign_encoder(z_FD, frames_B, video.draws_B)
+            tokens_ND, lengths_B = model.sign_encoder(model.spatial.rows(kept), frames_B, video.draws_B)
         else:
             tokens_ND, lengths_B = kept, model.sign_encoder.token_lengths(frames_B)
         return model.decoder(tokens_ND, lengths_B, labels_BL, input_ids_BL, label_smoothing, video.draws_B)
@@ -106,7 +103,5 @@ class Sign2GptOutputs(FrozenOutputs):
         values_FC = model.spatial.frame_features(video, augmented=augmented)
         if self.kind == "backbone":
             return values_FC, frames_B.tolist()
-        tokens_ND, lengths_B = model.sign_encoder(
-            model.spatial.norm(model.spatial.project(values_FC)), frames_B
-        )
+        tokens_ND, lengths_B = model.sign_encoder(model.spatial.rows(values_FC), frames_B)
         return tokens_ND, lengths_B.tolist()
