@@ -53,11 +53,6 @@ def split_path(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def member_names(archive: Path) -> tuple[str, ...]:
-    """Names of the files in an archive. Raises ClipRejected where it is none, OSError where it cannot be read."""
-    return tuple(_directory(archive))
-
-
 def find_member(path: Path) -> Member | None:
     """The member that a path through an archive names; None for any other path.
 
