@@ -16,6 +16,17 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def leave() -> None:
+    """End a rank that has done its work, as the ranks of a run end (training/launched.py): without the interpreter's
+    own end, in which a thread of gloo that is still there now and then aborts the process."""
+    from sage_scale.training import distributed
+
+    distributed.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def run_ranks(script: Path, world: int, arguments: list[object], timeout: float = 240) -> list[str]:
     """Outputs of `world` processes; fails with the output of the first that failed."""
     port = free_port()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from launching import leave
 from toy_stage import Toy
 
 from sage_scale.config import Stage
@@ -33,4 +34,4 @@ for step in range(5):
     updated.append(engine.updated)
 head = next(engine.weight(parameter) for name, parameter in engine.trained() if name.startswith("head"))
 print(json.dumps({"updated": updated, "head": head.flatten().tolist()}), flush=True)
-distributed.close()
+leave()

@@ -5,6 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+from launching import leave
+
 from sage_scale.errors import CheckpointError
 from sage_scale.training import distributed
 from sage_scale.training.saves.reading import read_together
@@ -29,4 +32,4 @@ except CheckpointError as failure:
     error = str(failure)
 print(json.dumps({"asked": asked, "got": got, "error": error}), flush=True)
 distributed.barrier()
-distributed.close()
+leave()

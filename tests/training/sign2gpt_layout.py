@@ -53,7 +53,10 @@ def train(recipe: Recipe, run: Path, data: str) -> None:
 
 
 if __name__ == "__main__":
+    from launching import leave
+
     name, shards, folder, *zeros = sys.argv[1:]
     for zero in zeros:
         stages = [f"pretrain.zero_stage={zero}", f"finetune.zero_stage={zero}"]
         train(override(load_recipe(name), stages), Path(folder) / f"zero-{zero}", shards)
+    leave()

@@ -101,8 +101,11 @@ def steps(stage: str, dtype: str, zero: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    from launching import leave
+
     for case in CASES:
         for number in (1, 2, 3):
             found = steps(*case, number)
             if distributed.initialise().first:
                 print(json.dumps({"case": case, "zero": number, **found}), flush=True)
+    leave()

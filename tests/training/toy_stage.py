@@ -54,8 +54,10 @@ def main(folder: str, zero: str, optimizer: str, first: str, last: str) -> None:
     saver = Saver(checkpoints, ranks)
     saver.save(engine, progress)
     saver.finish()
-    distributed.close()
 
 
 if __name__ == "__main__":
+    from launching import leave
+
     main(*sys.argv[1:])
+    leave()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from launching import leave
 from toy_stage import Toy
 
 from sage_scale.config import Stage
@@ -24,4 +25,4 @@ try:
     saver.finish()
 except StorageError as error:
     print(error, flush=True)
-distributed.close()
+leave()
