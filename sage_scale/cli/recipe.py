@@ -103,9 +103,8 @@ def _keys(kind: type, defaults: object, path: str) -> Iterator[Key]:
 def _docstrings() -> dict[str, dict[str, str]]:
     """Class to field to the string below the field, of which Python keeps no trace at run time."""
     found: dict[str, dict[str, str]] = {}
-    sources = (
-        inspect.getsource(module) for module in (config.data, config.learning, config.sign2gpt, config.recipe)
-    )
+    modules = (config.augmentation, config.data, config.learning, config.sign2gpt, config.recipe)
+    sources = (inspect.getsource(module) for module in modules)
     for node in (node for source in sources for node in ast.parse(source).body):
         if not isinstance(node, ast.ClassDef):
             continue

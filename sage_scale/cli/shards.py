@@ -146,6 +146,7 @@ def cat(
                 "segments": sample.segments.tolist(),
                 "stored_frames": sorted(sample.frames) if sample.frames is not None else None,
                 "features": list(sample.features.shape) if sample.features is not None else None,
+                "views": 1 + len(sample.views) if sample.features is not None else None,
                 "background": sample.background is not None,
             },
             ensure_ascii=False,

@@ -5,6 +5,7 @@ with `section.key=value`, printed whole by every run and stored with its outputs
 the nearest known one. Each field's docstring says its unit and, where it comes from a paper, the section.
 """
 
+from sage_scale.config.augmentation import Augment
 from sage_scale.config.checks import check
 from sage_scale.config.data import (
     Captions,
@@ -17,7 +18,6 @@ from sage_scale.config.data import (
     Vision,
 )
 from sage_scale.config.learning import (
-    Augment,
     Backbone,
     Clcl,
     Denoise,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sage_scale.config.augmentation import Augment
 from sage_scale.config.recipe import Recipe
 from sage_scale.errors import RecipeError
 
@@ -18,6 +19,15 @@ def check(recipe: Recipe) -> None:
     v, s, m, c = recipe.vision, recipe.segmentation, recipe.model, recipe.clcl
     need(0 < v.crop <= v.size, f"vision.crop={v.crop} must be between 1 and vision.size={v.size}")
     need(v.fps > 0 and v.frame_stride >= 1, "vision.fps and vision.frame_stride must be positive")
+    need(v.feature_views >= 1, f"vision.feature_views={v.feature_views} must be at least 1, the plain view")
+    if v.feature_views > 1:
+        need(v.kind == "features", "vision.feature_views are views of features: set vision.kind=features, or 1 (frames "
+             "are augmented while training)")  # fmt: skip
+        need(v.backbone != "keypoints", "vision.feature_views are views of pictures, which the backbone keypoints "
+             "does not see: set it to 1")  # fmt: skip
+        need(v.view_augment.active, "vision.feature_views without any change in vision.view_augment would be "
+             "copies: set one of its keys, or vision.feature_views=1")  # fmt: skip
+        _check_augment("vision.view_augment", v.view_augment, need)
     need(1 <= v.jpeg_quality <= 95, f"vision.jpeg_quality={v.jpeg_quality} must be between 1 and 95")
     need(0 < s.min_frames <= s.max_frames, "segmentation.min_frames must be at most segmentation.max_frames")
     need(
@@ -86,10 +96,7 @@ def check(recipe: Recipe) -> None:
             f"{name}.patience and profile_steps must not be negative",
         )
         need(len(stage.betas) == 2, f"{name}.betas must be two numbers")
-        a = stage.augment
-        need(all(0 <= share <= 1 for share in (a.rotation_share, a.flip, a.colour_share, a.grey)),
-             f"{name}.augment: rotation_share, flip, colour_share and grey are shares of clips, 0 to 1")  # fmt: skip
-        need(0 <= a.crop < 1 and 0 <= a.crop_ratio < 1, f"{name}.augment.crop and crop_ratio must be below 1")
+        _check_augment(f"{name}.augment", stage.augment, need)
         need(stage.spike_factor == 0 or stage.spike_factor > 1, f"{name}.spike_factor must be 0 or above 1")
         need(stage.max_bad_steps >= 0, f"{name}.max_bad_steps must not be negative")
     if m.kind == "sign2gpt":
@@ -115,6 +122,12 @@ def check(recipe: Recipe) -> None:
              f"model.batchnorm=frozen or group (the statistics of a chunk), or {name}.chunk_frames=0")  # fmt: skip
         need(not (stage.compile and stage.zero_stage == 3), f"{name}.compile does not go with {name}.zero_stage=3, "
              "which gathers weights while a pass runs: set one or the other")  # fmt: skip
+
+
+def _check_augment(name: str, a: Augment, need: Callable[[bool, str], None]) -> None:
+    need(all(0 <= share <= 1 for share in (a.rotation_share, a.flip, a.colour_share, a.grey)),
+         f"{name}: rotation_share, flip, colour_share and grey are shares of clips, 0 to 1")  # fmt: skip
+    need(0 <= a.crop < 1 and 0 <= a.crop_ratio < 1, f"{name}.crop and crop_ratio must be below 1")
 
 
 def _check_sign2gpt(recipe: Recipe, need: Callable[[bool, str], None]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sage_scale.config.augmentation import Augment
+
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
@@ -137,6 +139,13 @@ class Vision:
     """Frames in one fixed, padded backbone batch: float results depend on the batch shape."""
     backbone_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of a frozen backbone; bfloat16 is faster where the device has matrix units for it, and other bytes."""
+    feature_views: int = 1
+    """Views of a clip whose `features` are stored: the plain one and so many less one augmented ones, of which training
+    takes another each epoch and evaluation the plain one. A trainer may be given fewer than the shards hold."""
+    view_augment: Augment = field(
+        default_factory=lambda: Augment(rotation=10.0, brightness=0.2, contrast=0.2, saturation=0.2)
+    )
+    """How the views but the first are changed (SAGE, section 4.2), drawn by clip and view."""
     max_frames: int = 3000
     """Frames after which a clip is rejected as too long (at `fps`)."""
     min_frames: int = 8

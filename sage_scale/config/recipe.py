@@ -81,10 +81,12 @@ class Recipe:
         part["text"] = {key: value for key, value in values["text"].items() if key != "trim_vocabulary"}
         part["corpus"] = {key: values["corpus"][key] for key in ("name", "language")}
         del part["shards"]["max_reject_rate"]
-        if (
-            part["vision"]["backbone_dtype"] == "float32"
-        ):  # younger than datasets that were made without the key
-            del part["vision"]["backbone_dtype"]
+        vision = part["vision"]
+        # Keys that are younger than datasets that were made without them.
+        if vision["backbone_dtype"] == "float32":
+            del vision["backbone_dtype"]
+        if vision["feature_views"] == 1:
+            del vision["feature_views"], vision["view_augment"]
         return part
 
     def corpus_part(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sage_scale.config import Augment, Recipe, Stage
 from sage_scale.models.batchnorm import BatchNorm
 from sage_scale.models.chunked import in_chunks
 from sage_scale.models.resnet import FrameEncoder
-from sage_scale.vision.augment import augment, centre_crop, is_active
+from sage_scale.vision.augment import augment, centre_crop
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -55,7 +55,7 @@ class VisualEncoder(nn.Module):
         if self.backbone is None or video.frames_FCHW is None:
             raise ValueError("the recipe has vision.kind=features, but the video holds frames")
         wanted = self.training if augmented is None else augmented
-        active = wanted and video.draws_B is not None and is_active(self.settings)
+        active = wanted and video.draws_B is not None and self.settings.active
         clip_F = video.frame_clip_F()
 
         def some(rows: slice) -> Tensor:

@@ -69,10 +69,8 @@ class _RunNetwork:
     def module(self) -> nn.Module:
         return self._encoder
 
-    def __call__(self, x_BCHW: Tensor, background_BCHW: Tensor | None) -> Tensor:
-        if background_BCHW is None:
-            return self._encoder(x_BCHW)
-        return self._encoder(x_BCHW - background_BCHW, centred=True)
+    def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
+        return self._encoder(x_BCHW, centred=centred)
 
 
 def _recipe(file: Path) -> Recipe:

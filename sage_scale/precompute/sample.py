@@ -87,9 +87,9 @@ class SampleMaker:
         assert self._backbone is not None
         return FeatureBatches(self._backbone)
 
-    def finish(self, clip: Clip, decoded: DecodedClip, features_RC: np.ndarray | None = None) -> Sample:
-        """The sample of a clip that is decoded already, and whose features may be known. The errors are those of
-        `make`."""
+    def finish(self, clip: Clip, decoded: DecodedClip, features_VRC: np.ndarray | None = None) -> Sample:
+        """The sample of a clip that is decoded already, and whose features, of all views, may be known. The errors are
+        those of `make`."""
         vision = self.recipe.vision
         with self.stage("segment"):
             segments_N2 = segment_clip(decoded, self.recipe.segmentation)
@@ -98,9 +98,9 @@ class SampleMaker:
         frames: dict[int, bytes] | None = None
         background = None
         if vision.kind == "features":
-            if features_RC is None:
+            if features_VRC is None:
                 with self.stage("features"):
-                    features_RC = self._features(decoded)
+                    features_VRC = self._features(clip, decoded)
         else:
             if not len(decoded.frames):
                 raise ClipRejected("no-pictures", "the source has no pictures to store")
@@ -117,14 +117,21 @@ class SampleMaker:
             segments=segments_N2,
             frames=frames,
             background=background,
-            features=features_RC,
+            features=None if features_VRC is None else features_VRC[0],
+            views=() if features_VRC is None else tuple(features_VRC[1:]),
         )
 
-    def _features(self, decoded: DecodedClip) -> np.ndarray:
-        """float16 (T / stride, C): one row a frame of the stride grid."""
+    def view_draws(self, clip: Clip) -> list[int]:
+        """What decides each augmented view of the clip's features."""
+        from sage_scale.vision.draws import view_draw  # imports torch
+
+        return [view_draw(clip.key, view) for view in range(1, self.recipe.vision.feature_views)]
+
+    def _features(self, clip: Clip, decoded: DecodedClip) -> np.ndarray:
+        """float16 (V, T / stride, C): one row a view and frame of the stride grid."""
         self.load()
         assert self._backbone is not None
-        return np.asarray(self._backbone(decoded), np.float16)
+        return np.asarray(self._backbone(decoded, self.view_draws(clip)), np.float16)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -86,7 +86,9 @@ class UnitClips:
                     # All that is needed of it when its features are known; they may wait for the next clip's frames.
                     rest = dataclasses.replace(clip, frames=clip.frames[:0].copy())
                     with self.maker.stage("features"):
-                        known = list(batches.add((place, rest), clip.frames))
+                        known = list(
+                            batches.add((place, rest), clip.frames, self.maker.view_draws(self.at_work))
+                        )
                     for (number, kept), rows in known:
                         yield self._finished(number, kept, rows)
                 del clip, got
@@ -224,4 +226,5 @@ class Waiting:
 
 def _size(sample: Sample) -> int:
     frames = sum(map(len, (sample.frames or {}).values()))
-    return frames + (0 if sample.features is None else sample.features.nbytes) + len(sample.background or b"")
+    features = sum(view.nbytes for view in (sample.features, *sample.views) if view is not None)
+    return frames + features + len(sample.background or b"")

@@ -62,11 +62,20 @@ class Sample:
     """JPEG of the clip's median frame, or None."""
     features: np.ndarray | None = None
     """float16 (T', C): row r belongs to frame r * stride; or None where frames are given."""
+    views: tuple[np.ndarray, ...] = ()
+    """Features of views 1, 2, ... of the pictures, changed otherwise each; `features` are those of view 0, as they are.
+    """
 
     @property
     def kind(self) -> str:
         """frames or features."""
         return "frames" if self.features is None else "features"
+
+    def view(self, number: int) -> np.ndarray | None:
+        """float16 (T', C): the features of a view; None where they are not stored."""
+        if number == 0:
+            return self.features
+        return self.views[number - 1] if number <= len(self.views) else None
 
 
 class RejectLike(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 import struct
 
 import numpy as np
@@ -25,6 +26,8 @@ _HEADER_FIELDS = struct.Struct("100s24x11s21xc100x5s83xB166x").unpack_from
 _JSON = json.JSONDecoder().raw_decode
 _KNOWN_HEADERS: dict[bytes, tuple[np.dtype, tuple[int, ...], int, int]] = {}
 _KNOWN_HEADERS_LIMIT = 4096
+_ONCE = (b"json", b"segments.npy", b"features.npy", b"background.jpg")
+_VIEW = re.compile(rb"features\.[1-9]\d*\.npy").fullmatch
 _FLOAT16, _INT32 = np.dtype("<f2"), np.dtype("<i4")
 _DTYPES: dict[str, np.dtype] = {"<f2": _FLOAT16, "<i4": _INT32}
 
@@ -74,6 +77,7 @@ def check_sample(sample: Sample, where: str = "") -> None:
         ordered and int(edges[0]) >= 0 and int(edges[-1]) <= total,
         "segments must be sorted, disjoint, inside it",
     )
+    need(sample.features is not None or not sample.views, "it has views of features and no features")
     rows = math.ceil(total / stride)
     need((sample.frames is None) != (sample.features is None), "it must hold either frames or features")
     if sample.frames is not None:
@@ -87,13 +91,21 @@ def check_sample(sample: Sample, where: str = "") -> None:
             sample.features.dtype == np.float16 and sample.features.ndim == 2,
             "features must be float16 (T, C)",
         )
+        alike = [(view.dtype, view.shape) == (np.float16, sample.features.shape) for view in sample.views]
+        need(all(alike), "its views must be float16 and as large as its features")
         need(len(sample.features) == rows, f"it must hold a feature row for each of its {rows} frames")
+
+
+def view_member(number: int) -> str:
+    """Name of a member with the features of a view from 1, behind the key and its dot."""
+    return f"features.{number}.npy"
 
 
 def _parse(data: bytes, key: str | None, where: str) -> Sample:
     at, end = 0, len(data)
     meta = segments = background = features = None
     frames: dict[int, bytes] = {}
+    views: list[np.ndarray] = []
     prefix = f"{key}.".encode() if key is not None else data[:17]
     skip = len(prefix)
     if skip != 17 or prefix[16:] != b".":
@@ -128,8 +140,10 @@ def _parse(data: bytes, key: str | None, where: str) -> Sample:
             if number in frames:
                 raise _damaged(where, key, f"frame {number} occurs twice")
             frames[number] = data[start:stop]
-        elif suffix in (b"json", b"segments.npy", b"features.npy", b"background.jpg"):
-            raise _damaged(where, key, f"member {suffix.decode()} occurs twice")
+        elif suffix == view_member(len(views) + 1).encode():
+            views.append(_array(data, start, size, _FLOAT16))
+        elif suffix in _ONCE or _VIEW(suffix):
+            raise _damaged(where, key, f"member {suffix.decode()} occurs twice or out of order")
         # Members of other names are of later versions and not ours to judge.
         at = stop + (-size & 511)
     if at != end or not isinstance(meta, dict) or segments is None or (not frames and features is None):
@@ -141,6 +155,7 @@ def _parse(data: bytes, key: str | None, where: str) -> Sample:
         frames=frames or None,
         background=background,
         features=features,
+        views=tuple(views),
     )
 
 

@@ -24,7 +24,7 @@ from sage_scale.shards.layout import (
     ShardHeader,
     canonical_json,
 )
-from sage_scale.shards.sample import check_sample
+from sage_scale.shards.sample import check_sample, view_member
 from sage_scale.shards.tar import END, header, padding
 from sage_scale.storage import MAX_OBJECT_BYTES
 
@@ -156,7 +156,7 @@ def sample_bytes(sample: Sample) -> bytes:
 
 
 def sample_members(sample: Sample) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of a sample's members, in order: JSON, segments, features or background and frames."""
+    """Names and bytes of a sample's members, in order: JSON, segments, features by view, or background and frames."""
     for name, parts in _members(sample):
         yield name, b"".join(parts)
 
@@ -168,6 +168,8 @@ def _members(sample: Sample) -> Iterator[tuple[str, tuple[bytes | memoryview, ..
     yield f"{key}.segments.npy", _npy(sample.segments)
     if sample.features is not None:
         yield f"{key}.features.npy", _npy(sample.features)
+    for number, view in enumerate(sample.views, start=1):
+        yield f"{key}.{view_member(number)}", _npy(view)
     if sample.background is not None:
         yield f"{key}.background.jpg", (sample.background,)
     for number, data in (sample.frames or {}).items():

@@ -31,6 +31,14 @@ class SampleShape:
     """C; 0 for frames."""
     stride: int = 1
     """Every how many frames one is stored."""
+    stored_views: int = 1
+    """Views of a clip's features that a sample holds."""
+    views: int = 1
+    """Of these the first so many are taken, another each epoch."""
+
+    def view(self, key: str, epoch: int) -> int:
+        """The view of a clip in an epoch: each in its turn, and at any time about as many clips in each."""
+        return (int(key, 16) % self.views + epoch) % self.views
 
     @classmethod
     def of(cls, recipe: Recipe) -> SampleShape:

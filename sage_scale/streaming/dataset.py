@@ -50,24 +50,24 @@ class DecodedCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.size = 0
-        self._samples: OrderedDict[int, DecodedSample] = OrderedDict()
+        self._samples: OrderedDict[tuple[int, int], DecodedSample] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, number: int) -> DecodedSample | None:
-        """The sample, if it is there."""
+    def get(self, number: int, view: int = 0) -> DecodedSample | None:
+        """The sample in a view, if it is there."""
         with self._lock:
-            if number in self._samples:
-                self._samples.move_to_end(number)
-            return self._samples.get(number)
+            if (number, view) in self._samples:
+                self._samples.move_to_end((number, view))
+            return self._samples.get((number, view))
 
-    def put(self, number: int, sample: DecodedSample) -> None:
+    def put(self, number: int, sample: DecodedSample, view: int = 0) -> None:
         """Keep the sample; one larger than the whole cache is not kept."""
         if sample.nbytes > self.limit:
             return
         with self._lock:
-            if number in self._samples:
+            if (number, view) in self._samples:
                 return
-            self._samples[number] = sample
+            self._samples[number, view] = sample
             self.size += sample.nbytes
             while self.size > self.limit:
                 self.size -= self._samples.popitem(last=False)[1].nbytes
@@ -138,12 +138,16 @@ class SampleDataset(torch.utils.data.Dataset):
             if batch is not None:
                 return replace(batch, counts=batch.counts + self._fetcher.spent())
         numbers = request.samples_B.tolist()
-        cached = [self._cache.get(number) if self.cache_bytes else None for number in numbers]
+        keys = self.catalog.keys(request.samples_B)
+        views = [self.shape.view(key, request.epoch) for key in keys]
+        cached = [
+            self._cache.get(number, view) if self.cache_bytes else None
+            for number, view in zip(numbers, views)
+        ]
         if len(request.ahead_A):
             self._fetcher.prefetch(request.ahead_A)
         reading = self._fetcher.read([n for n, sample in zip(numbers, cached) if sample is None])
         places, units = self.catalog.places, self.catalog.samples.unit[request.samples_B].tolist()
-        keys = self.catalog.keys(request.samples_B)
         packer = Packer(self.shape, self._expected_rows(request.samples_B))
         kept, skipped = [], []
         read = hits = retries = 0
@@ -164,9 +168,9 @@ class SampleDataset(torch.utils.data.Dataset):
                     skipped.append(str(data))
                     continue
                 read += len(data)
-                packer.add(read_sample(data, key=keys[place], where=places[units[place]]))
+                packer.add(read_sample(data, key=keys[place], where=places[units[place]]), views[place])
                 if self.cache_bytes:
-                    self._cache.put(number, packer.last())
+                    self._cache.put(number, packer.last(), views[place])
                 decode_s += clock() - fetched
             kept.append(place)
         return packer.batch(

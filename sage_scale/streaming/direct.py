@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ import torch.utils.data
 import xxhash
 from numpy.typing import NDArray
 
+from sage_scale.shards.sample import view_member
 from sage_scale.shards.writer import npy_bytes
 from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.catalog import Catalog
@@ -71,7 +73,10 @@ class DirectFeatures:
         rows_B = -(-table.frames[samples_B] // self.shape.stride)
         data_B = rows_B * (2 * self.shape.feature_dim)
         tail_B = -(NPY_HEADER + data_B) % BLOCK
-        head_B = table.length[samples_B] - data_B - tail_B
+        # A view behind the first one has a header of its own, and as many rows.
+        view_B = BLOCK + NPY_HEADER + data_B + tail_B
+        rest_B = self.shape.stored_views * view_B - BLOCK - NPY_HEADER
+        head_B = table.length[samples_B] - rest_B
         # Before the rows lie the headers of their member; before those the segments; before those the description.
         features_B = head_B - NPY_HEADER - BLOCK
         places_B = features_B - BLOCK - _filled(NPY_HEADER + 8 * segments_B)
@@ -80,10 +85,14 @@ class DirectFeatures:
         width = self.shape.feature_dim
         content = _room(int(rows_B.sum()) * width + BLOCK // 2, self._rooms)
         heads = np.empty((len(samples_B), int(_filled(head_B.max()))), np.uint8)
-        if not self._read(request, heads, head_B, content.numpy(), data_B + tail_B, data_B):
+        keys = self.catalog.keys(samples_B)
+        if self.shape.stored_views == 1:
+            whole = self._read(request, heads, head_B, content.numpy(), rest_B, data_B)
+        else:
+            whole = self._read_views(request, heads, head_B, content.numpy(), rest_B, rows_B, view_B, keys)
+        if not whole:
             return None
         read = time.perf_counter()
-        keys = self.catalog.keys(samples_B)
         metas = self._descriptions(heads, head_B, keys, places_B, features_B, segments_B, rows_B)
         if metas is None:
             return None
@@ -166,6 +175,54 @@ class DirectFeatures:
             return False
         return place == len(samples_B)
 
+    def _read_views(
+        self,
+        request: StepRequest,
+        heads: NDArray[np.uint8],
+        head_B: Integers,
+        content: NDArray[np.float16],
+        rest_B: Integers,
+        rows_B: Integers,
+        view_B: Integers,
+        keys: list[str],
+    ) -> bool:
+        """As `_read`, for samples of several views: the rows of one go to their place, the others are read for the
+        hash alone. False also where what stands before the rows is not the header of that view."""
+        hashes = self.catalog.samples.hash[request.samples_B].tobytes()
+        flat, bytes_, width = heads.reshape(-1).data, content.view(np.uint8).data, self.shape.feature_dim
+        spare, at = np.empty(int(rest_B.max()), np.uint8).data, 0
+        columns = zip(
+            self.fetcher.sources(request.samples_B), keys, head_B.tolist(), rest_B.tolist(), rows_B.tolist(),
+            view_B.tolist(),
+        )  # fmt: skip
+        try:
+            for place, (source, key, head, rest, rows, step) in enumerate(columns):
+                if isinstance(source, DamagedSample):
+                    return False
+                view = self.shape.view(key, request.epoch)
+                begin, size = view * step, 2 * rows * width
+                parts = (
+                    flat[heads.shape[1] * place :][:head], spare[:begin], bytes_[at : at + size],
+                    spare[begin + size : rest],
+                )  # fmt: skip
+                if not _fill(parts, *source):
+                    return False
+                if self.checked:
+                    digest = xxhash.xxh3_128()
+                    for part in parts:
+                        digest.update(part)
+                    if digest.digest() != hashes[16 * place : 16 * place + 16]:
+                        return False
+                if view:
+                    top = bytes(spare[begin - BLOCK - NPY_HEADER : begin])
+                    name = f"{key}.{view_member(view)}\0".encode("ascii")
+                    if not (top.startswith(name) and top.startswith(_npy_header("<f2", rows, width), BLOCK)):
+                        return False
+                at += size
+        except OSError:
+            return False
+        return True
+
     def _descriptions(
         self,
         heads: NDArray[np.uint8],
@@ -206,6 +263,18 @@ class DirectFeatures:
         except (ValueError, TypeError, KeyError):
             return None
         return metas
+
+
+def _fill(parts: Sequence[memoryview], where: int | memoryview, offset: int) -> bool:
+    """Fill memory, part after part, with a file's bytes or those of a block; false where there are not enough."""
+    if isinstance(where, int):
+        return os.preadv(where, parts, offset) == sum(map(len, parts))
+    if len(where) < offset + sum(map(len, parts)):
+        return False
+    for part in parts:
+        part[:] = where[offset : offset + len(part)]
+        offset += len(part)
+    return True
 
 
 def _room(numbers: int, rooms: Rooms) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sage_scale.config import Recipe, Vision
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.shards import Dataset
@@ -39,13 +41,12 @@ def open_stream(
     frames are other ones; UsageError for more ranks than lanes.
     """
     seed = recipe.stream.seed if seed is None else seed
-    catalog, order = draw_from(
-        _open(data, recipe), split, recipe.stream, seed=seed, require_text=require_text
-    )
+    datasets = _open(data, recipe)
+    catalog, order = draw_from(datasets, split, recipe.stream, seed=seed, require_text=require_text)
     workers = recipe.stream.workers if workers is None else workers
     samples = SampleDataset(
         catalog,
-        SampleShape.of(recipe),
+        _shape(datasets, recipe, training=True),
         seed=seed,
         on_corrupt=recipe.stream.on_corrupt,
         cache_bytes=recipe.stream.cache_decoded_mb * 1_000_000 // max(1, workers),
@@ -81,11 +82,12 @@ def open_evaluation(
     `batch_size` counts the clips of all ranks; rank r takes the places p with p mod W = r, and every rank sees
     as many batches. A damaged sample raises, whatever the recipe says: a score must not leave clips out.
     """
-    catalogs = catalogs_of(_open(data, recipe), split, require_text=require_text)
+    datasets = _open(data, recipe)
+    catalogs = catalogs_of(datasets, split, require_text=require_text)
     catalog = joined(catalogs)
     samples = SampleDataset(
         catalog,
-        SampleShape.of(recipe),
+        _shape(datasets, recipe, training=False),
         seed=recipe.stream.seed,
         reading=reading_of(recipe.stream, catalog, world=world, workers=workers),
     )
@@ -108,6 +110,30 @@ def _open(data: Data, recipe: Recipe) -> tuple[Dataset, ...]:
     for dataset in datasets:
         _check_made_alike(dataset, recipe.vision)
     return datasets
+
+
+def _shape(datasets: tuple[Dataset, ...], recipe: Recipe, *, training: bool) -> SampleShape:
+    """The shape of the datasets' samples; evaluation takes the plain view."""
+    stored = {dataset.url: _stored_views(dataset) for dataset in datasets}
+    wanted = recipe.vision.feature_views if recipe.vision.kind == "features" else 1
+    fewest = min(stored, key=stored.__getitem__)
+    if len(set(stored.values())) > 1:
+        most = max(stored, key=stored.__getitem__)
+        raise DatasetError(
+            f"{most} holds {stored[most]} views of each clip's features and {fewest} {stored[fewest]}: precompute one "
+            "of them with the other's vision.feature_views"
+        )
+    if wanted > stored[fewest]:
+        raise DatasetError(
+            f"{fewest} holds {stored[fewest]} views of each clip's features, the recipe says vision.feature_views="
+            f"{wanted}: set it to {stored[fewest]}, or precompute with this recipe"
+        )
+    return replace(SampleShape.of(recipe), stored_views=stored[fewest], views=wanted if training else 1)
+
+
+def _stored_views(dataset: Dataset) -> int:
+    vision = dict(dataset.info.recipe_part).get("vision", {})
+    return int(vision.get("feature_views", 1)) if dataset.info.kind == "features" else 1
 
 
 def _check_made_alike(dataset: Dataset, wanted: Vision) -> None:

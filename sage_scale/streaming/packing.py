@@ -60,19 +60,20 @@ class Packer:
         self._segment_frames: list[int] = []
         self._backgrounds: list[NDArray] = []
 
-    def add(self, sample: Sample) -> None:
-        """Decode the frames of the sample's segments, and no others, into their place.
+    def add(self, sample: Sample, view: int = 0) -> None:
+        """Decode the frames of the sample's segments, and no others, into their place; of features, those of a view.
 
         Raises DatasetError where the sample is of another shape than the recipe's.
         """
         stride = int(sample.meta["frame_stride"])
-        rows = self._stored_rows(sample, stride)
+        features = sample.view(view)
+        rows = self._stored_rows(sample, features, stride)
         counts, runs = grid_runs(sample.segments, stride, rows)
         room = self._room(sum(counts))
         at = 0
-        if sample.features is not None:
+        if features is not None:
             for begin, end in runs:
-                room[at : at + end - begin] = sample.features[begin:end]
+                room[at : at + end - begin] = features[begin:end]
                 at += end - begin
         else:
             for begin, end in runs:
@@ -153,10 +154,9 @@ class Packer:
             self._content = larger
         return self._content[begin : self._filled]
 
-    def _stored_rows(self, sample: Sample, stride: int) -> int:
+    def _stored_rows(self, sample: Sample, features: NDArray | None, stride: int) -> int:
         width = self.shape.feature_dim
         if width:
-            features = sample.features
             if features is None or features.ndim != 2 or features.shape[1] != width:
                 have = "no features" if features is None else f"features of shape {features.shape}"
                 raise DatasetError(

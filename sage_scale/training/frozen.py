@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sage_scale.config import Stage
 from sage_scale.streaming import Batch
 from sage_scale.training.engine import Engine
+from sage_scale.vision.draws import view_draw
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -70,14 +71,10 @@ class FrozenOutputs(ABC):
 
     @torch.no_grad()
     def _compute(self, batch: Batch, view: int, engine: Engine) -> None:
-        video = replace(batch.video, draws_B=_fixed_draws(batch.keys, view)).to(engine.ranks.device)
+        # Of clip and view alone: whichever rank and epoch comes first, the view is the same.
+        draws_B = torch.tensor([view_draw(key, view) for key in batch.keys], dtype=torch.int64)
+        video = replace(batch.video, draws_B=draws_B).to(engine.ranks.device)
         with engine.precision():
             values, lengths = self.values(video, augmented=view > 0)
         for key, value in zip(batch.keys, values.detach().cpu().split(lengths)):
             self._kept[key, view] = value.clone()
-
-
-def _fixed_draws(keys: list[str], view: int) -> Tensor:
-    # Of clip and view alone: whichever rank and epoch comes first, the view is the same.
-    mixed = [(int(key, 16) ^ (view * 0x9E3779B97F4A7C15)) & ((1 << 62) - 1) for key in keys]
-    return torch.tensor(mixed, dtype=torch.int64)

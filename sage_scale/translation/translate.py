@@ -76,7 +76,8 @@ class VideoTranslator:
         self.model, self.tokenizer, recipe = load_translator(run, self.device)
         self.recipe = override(recipe, overrides)
         on_gpu = dataclasses.replace(self.recipe.precompute, gpus_per_actor=float(self.device.type == "cuda"))
-        self._maker = SampleMaker(dataclasses.replace(self.recipe, precompute=on_gpu))
+        plain = dataclasses.replace(self.recipe.vision, feature_views=1)
+        self._maker = SampleMaker(dataclasses.replace(self.recipe, precompute=on_gpu, vision=plain))
         self._shape = SampleShape.of(self.recipe)
         self._bf16 = self.recipe.finetune.precision != "fp32" and fast_bf16(self.device)
 

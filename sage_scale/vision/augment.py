@@ -26,11 +26,6 @@ _PLACE = {name: place for place, name in enumerate(_NAMES)}
 _DRAWS = len(_NAMES)
 
 
-def is_active(settings: Augment) -> bool:
-    """Whether anything is changed at all."""
-    return any(value > 0 for name, value in vars(settings).items() if not name.endswith("_share"))
-
-
 def centre_crop(frames_FCHW: Tensor, crop: int) -> Tensor:
     """The middle (F, C, crop, crop); a view. Raises ValueError where the frames are smaller."""
     height, width = frames_FCHW.shape[-2:]

@@ -1,5 +1,5 @@
 """Frozen backbones for `vision.kind=features`: a decoded clip in, one float16 row a frame of the stride grid
-out.
+out, for each view.
 
 Batches have a fixed, padded shape, because float results depend on it: a clip's features are the same bytes
 whatever stands beside it.
@@ -7,6 +7,7 @@ whatever stands beside it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from sage_scale.config import Vision
 from sage_scale.errors import ClipRejected, RecipeError
+from sage_scale.vision.augment import augment, centre_crop
 from sage_scale.vision.backbone_choice import BACKBONES, check_weights
 from sage_scale.vision.decode import DecodedClip
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
@@ -53,40 +55,55 @@ class FrozenBackbone:
             return 2 * POINTS * (2 if self.vision.keypoint_velocities else 1)
         return self.network.width
 
-    def __call__(self, decoded: DecodedClip) -> np.ndarray:
-        """float16 (n, C) for the n frames of the clip's stride grid; row r belongs to frame r * stride."""
+    def __call__(self, decoded: DecodedClip, draws: Sequence[int] = ()) -> np.ndarray:
+        """float16 (V, n, C) for the n frames of the clip's stride grid; row r belongs to frame r * stride.
+
+        The first view is the plain one, and each of `draws` decides another; keypoints have the plain one alone.
+        """
         if self.network is None:
             if decoded.keypoints_TKC is None:
                 raise ClipRejected("no-keypoints", "the source is not a keypoint file (.npz, .pose)")
             grid = decoded.keypoints_TKC[:: decoded.stride]
-            return keypoint_features(grid, velocities=self.vision.keypoint_velocities)
+            return keypoint_features(grid, velocities=self.vision.keypoint_velocities)[None]
         if not len(decoded.frames):
             raise ClipRejected("no-pictures", "the source has no pictures for an image backbone")
-        return self.pictures(decoded.frames)
+        return self.pictures(decoded.frames, draws)
 
-    def pictures(self, frames_nHWC: np.ndarray) -> np.ndarray:
-        """float16 (n, C) of the uint8 pictures (n, S, S, 3) of one clip; their middle `vision.crop` pixels are seen."""
+    def pictures(self, frames_nHWC: np.ndarray, draws: Sequence[int] = ()) -> np.ndarray:
+        """float16 (V, n, C) of the uint8 pictures (n, S, S, 3) of one clip; `vision.crop` pixels of them are seen, in
+        the plain view the middle ones."""
         from sage_scale.vision.feature_batches import FeatureBatches
 
         if not len(frames_nHWC):
-            return np.zeros((0, self.dim), np.float16)
+            return np.zeros((1 + len(draws), 0, self.dim), np.float16)
         alone: FeatureBatches[int] = FeatureBatches(self)
-        ((_, rows),) = (*alone.add(0, frames_nHWC), *alone.flush())
+        ((_, rows),) = (*alone.add(0, frames_nHWC, draws), *alone.flush())
         return rows
 
     @torch.inference_mode()
-    def rows(self, pixels_BHWC: Tensor, background_BHWC: Tensor | None) -> np.ndarray:
-        """float16 (B, C) of one whole batch of uint8 pictures (B, crop, crop, 3).
+    def rows(
+        self, pixels_BHWC: Tensor, background_BHWC: Tensor | None, draws_B: Tensor | None = None
+    ) -> np.ndarray:
+        """float16 (B, C) of one whole batch of uint8 pictures (B, S, S, 3), S at least `vision.crop`.
 
-        Row b depends on picture b alone, bit for bit: the batch always has the same shape, so a kernel does the same
-        sums in the same order for it, wherever it stands and whatever stands beside it (a test asserts it).
+        A picture whose draw is -1 is seen as it is, its middle `vision.crop` pixels; the others are changed as
+        `vision.view_augment` says. Row b depends on picture b alone, bit for bit: the batch always has the same shape,
+        so a kernel does the same sums in the same order for it, wherever it stands and whatever stands beside it (a
+        test asserts it).
         """
         assert self.network is not None, "a keypoint backbone sees no pictures"
         dtype = torch.bfloat16 if self.vision.backbone_dtype == "bfloat16" else torch.float32
-        x = self._floats(pixels_BHWC)
-        behind = None if background_BHWC is None else self._floats(background_BHWC)
+        whole = self._floats(pixels_BHWC)
+        if background_BHWC is not None:
+            whole = whole - self._floats(background_BHWC)
+        x = centre_crop(whole, self.vision.crop)
+        if draws_B is not None:
+            draws_B = draws_B.to(self.device)
+            place_B = torch.arange(len(draws_B), device=self.device)
+            changed = augment(whole, place_B, draws_B, self.vision.view_augment, self.vision.crop)
+            x = torch.where((draws_B < 0)[:, None, None, None], x, changed)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            return self.network(x, behind).half().cpu().numpy()
+            return self.network(x, centred=background_BHWC is not None).half().cpu().numpy()
 
     def _floats(self, pixels_BHWC: Tensor) -> Tensor:
         return pixels_BHWC.to(self.device).permute(0, 3, 1, 2).float()
@@ -110,8 +127,8 @@ class Network(Protocol):
         """Whether it wants each clip's median frame taken off."""
         ...
 
-    def __call__(self, x_BCHW: Tensor, background_BCHW: Tensor | None) -> Tensor:
-        """(B, C) of floats from 0 to 255."""
+    def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
+        """(B, C) of floats from 0 to 255, or, `centred`, of their difference to the clip's median frame."""
         ...
 
 
@@ -125,7 +142,7 @@ class _ImageNetNetwork:
         self.width = {"resnet34": 512, "dinov2-vits14": 384}[vision.backbone]
         self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
 
-    def __call__(self, x_BCHW: Tensor, background_BCHW: Tensor | None) -> Tensor:
+    def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
         mean, std = self._mean.to(x_BCHW.device), self._std.to(x_BCHW.device)
         x_BCHW = (x_BCHW / 255 - mean) / std
         output = self.module(x_BCHW.contiguous(memory_format=torch.channels_last))

@@ -30,6 +30,12 @@ def uniform(key: Tensor, counter: Tensor | int) -> Tensor:
     return _shift(mix(key, counter), 40).to(torch.float32) / 2**24
 
 
+def view_draw(key: str, view: int) -> int:
+    """What decides the change of a clip's augmented view: of its key (16 hex digits) and the view alone, so that
+    whoever makes the view, and when, makes the same one."""
+    return (int(key, 16) ^ (view * 0x9E3779B97F4A7C15)) & ((1 << 62) - 1)
+
+
 def _shift(z: Tensor, bits: int) -> Tensor:
     # torch shifts signed integers arithmetically; the mask makes the shift a logical one.
     return (z >> bits) & ((1 << (64 - bits)) - 1)

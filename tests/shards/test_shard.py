@@ -21,7 +21,8 @@ from sage_scale.errors import DatasetError, StorageError
 from sage_scale.shards import Reject, Sample, build_index, make_marker, read_sample, write_shard
 from sage_scale.shards.index import RECORD, parse_index
 from sage_scale.shards.layout import sample_key
-from sage_scale.shards.writer import write_indexed
+from sage_scale.shards.tar import header, padding
+from sage_scale.shards.writer import sample_bytes, sample_members, write_indexed
 
 SHARD = {"unit": 42, "split": "train", "dataset": "00112233445566aa"}
 
@@ -179,6 +180,9 @@ def change(sample: Sample, **values: object) -> Sample:
         (lambda s: change(s, segments=np.array([[0, 5]], np.int64)), "int32"),
         (lambda s: change(s, features=s.features.astype(np.float32)), "float16"),
         (lambda s: change(s, features=s.features[1:]), "10 frames"),
+        (lambda s: change(s, views=(s.features, s.features[1:])), "as large as its features"),
+        (lambda s: change(s, views=(s.features.astype(np.float32),)), "as large as its features"),
+        (lambda s: change(s, features=None, frames={0: b"\xff\xd8"}, views=(s.features,)), "no features"),
         (lambda s: change(s, features=None), "either frames or features"),
         (lambda s: change(s, features=None, frames={0: b"\xff\xd8"}), "all 10 frames"),
         (lambda s: change(s, meta={**s.meta, "split": "dev"}), "in a unit of train"),
@@ -197,6 +201,31 @@ def test_a_clip_twice_and_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="disk is full"):
         write_shard(tmp_path / "full.tar", [make_sample("clip")], **SHARD)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_views_of_features_come_back_and_anybody_can_read_them(tmp_path: Path) -> None:
+    plain = make_sample("clip")
+    views = tuple(plain.features * scale for scale in (2, 4))
+    write(tmp_path / "a.tar", [change(plain, views=views)])
+    (read,) = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode()
+    for name, array in zip(("features.npy", "features.1.npy", "features.2.npy"), (plain.features, *views)):
+        assert np.array_equal(read[name], array)
+    sample = read_sample(sample_bytes(change(plain, views=views)))
+    assert len(sample.views) == 2 and all(np.array_equal(*pair) for pair in zip(sample.views, views))
+    assert [sample.view(n) is not None for n in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("order", [("2", "1"), ("1", "1"), ("2",), ("0", "1")])
+def test_views_that_do_not_follow_each_other_are_damage(order: tuple[str, ...]) -> None:
+    plain = make_sample("clip")
+    members = list(sample_members(plain))
+    members += [(f"{plain.key}.features.{number}.npy", members[-1][1]) for number in order]
+    data = b"".join(header(name, len(value)) + value + padding(len(value)) for name, value in members)
+    if order[0] == "0":  # no view's name: of somebody else, and not ours to judge
+        assert len(read_sample(data).views) == 1
+    else:
+        with pytest.raises(DatasetError, match=rf"features\.{order[0]}\.npy occurs twice or out of order"):
+            read_sample(data)
 
 
 HEADER = json.dumps({"format": "sage-scale-shards", "version": 1, **SHARD}).encode()

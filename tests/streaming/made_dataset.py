@@ -35,7 +35,7 @@ def jpeg(rng):
     return buffer.getvalue()
 
 
-def make_sample(number, split, kind, sentence=None, prefix="", language="de"):
+def make_sample(number, split, kind, sentence=None, prefix="", language="de", views=1):
     rng = np.random.default_rng([number, len(split), *prefix.encode()])
     total = int(rng.integers(20, 60))
     edges = np.unique(rng.integers(0, total + 1, 12))
@@ -57,25 +57,28 @@ def make_sample(number, split, kind, sentence=None, prefix="", language="de"):
     if kind == "frames":
         content = {"frames": {frame: jpeg(rng) for frame in grid}, "background": jpeg(rng)}
     else:
-        content = {"features": rng.standard_normal((len(grid), WIDTH)).astype(np.float16)}
+        first, *others = rng.standard_normal((views, len(grid), WIDTH)).astype(np.float16)
+        content = {"features": first, "views": tuple(others)}
     return Sample(key=sample_key(clip), meta=meta, segments=segments, **content)
 
 
-def make_recipe(kind, **stream):
+def make_recipe(kind, views=1, **stream):
     recipe = Recipe(
-        vision=Vision(kind=kind, size=SIZE, crop=SIZE, frame_stride=STRIDE, background="median"),
+        vision=Vision(
+            kind=kind, size=SIZE, crop=SIZE, frame_stride=STRIDE, background="median", feature_views=views
+        ),
         stream=Stream(**{"lanes": 8, "window": 16, "seed": 5, **stream}),
     )
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, feature_dim=WIDTH))
 
 
-def make_dataset(url, folder, kind, plan, mute=(), prefix="", languages=("de",)):
+def make_dataset(url, folder, kind, plan, mute=(), prefix="", languages=("de",), views=1):
     """Units of (split, clips); clips whose number is in `mute` have no sentence. Returns samples by key.
 
     `prefix` begins every clip's id; the languages take turns.
     """
     store = open_store(url)
-    recipe = make_recipe(kind)
+    recipe = make_recipe(kind, views)
     info = start_dataset(
         store,
         DatasetInfo(
@@ -91,7 +94,8 @@ def make_dataset(url, folder, kind, plan, mute=(), prefix="", languages=("de",))
         samples = []
         for _ in range(clips):
             language = languages[number % len(languages)]
-            samples.append(make_sample(number, split, kind, "" if number in mute else None, prefix, language))
+            sentence = "" if number in mute else None
+            samples.append(make_sample(number, split, kind, sentence, prefix, language, views))
             number += 1
         tar = folder / f"unit-{unit}.tar"
         write_shard(tar, samples, unit=unit, split=split, dataset=info.digest)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "precompute"))
 from small_corpus import hashes, write_video
 from tiny_world import SIZE, make_language_folder, make_shards, tiny_recipe
 
-from sage_scale.config import Recipe, override
+from sage_scale.config import Recipe, Stage, override, to_yaml
 from sage_scale.corpora.clip import Clip
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.models.visual import VisualEncoder
@@ -52,13 +52,11 @@ def test_rows_are_what_the_runs_own_model_makes_of_the_frames(trained, tmp_path,
     run, recipe = trained
     changed = override(recipe, [f"vision.background={background}"])
     shutil.copytree(run, tmp_path / "run")
-    from sage_scale.config import to_yaml
-
     (tmp_path / "run" / "recipe.yaml").write_text(to_yaml(changed), encoding="utf-8")
     rng = np.random.default_rng(1)
     frames = rng.integers(0, 256, (11, SIZE, SIZE, 3), dtype=np.uint8)
     vision = features_recipe(tmp_path / "run", changed).vision
-    rows = run_backbone(vision).pictures(frames)
+    (rows,) = run_backbone(vision).pictures(frames)
 
     model = VisualEncoder(changed).eval()
     values = load_visual_file(run / "pretrain" / "visual.safetensors")
@@ -79,13 +77,45 @@ def test_rows_are_what_the_runs_own_model_makes_of_the_frames(trained, tmp_path,
     assert np.abs(expected).max() > 0.1
 
 
-def test_a_unit_with_a_runs_own_features_is_the_same_in_a_pass_and_alone(trained, tmp_path) -> None:
+@pytest.mark.parametrize("background", ["none", "median"])
+def test_views_are_what_training_sees_of_the_changed_frames(trained, tmp_path, background) -> None:
+    run, recipe = trained
+    changed = override(recipe, [f"vision.background={background}"])
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text(to_yaml(changed), encoding="utf-8")
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, 256, (11, SIZE, SIZE, 3), dtype=np.uint8)
+    vision = dataclasses.replace(features_recipe(tmp_path / "run", changed).vision, feature_views=2)
+    _, view = run_backbone(vision).pictures(frames, [12345])
+
+    model = VisualEncoder(changed, Stage(augment=vision.view_augment)).eval()
+    values = load_visual_file(run / "pretrain" / "visual.safetensors")
+    model.load_state_dict(
+        {k.removeprefix("visual."): v for k, v in values.items() if k.startswith("visual.")}
+    )
+    middle = np.sort(frames, axis=0)[(len(frames) - 1) // 2]
+    video = PackedVideo(
+        segment_frames_N=torch.tensor([4, 7]),
+        clip_segments_B=torch.tensor([2]),
+        draws_B=torch.tensor([12345]),
+        frames_FCHW=torch.from_numpy(frames).permute(0, 3, 1, 2),
+        background_BCHW=torch.from_numpy(middle).permute(2, 0, 1)[None] if background == "median" else None,
+    )
+    with torch.no_grad():
+        expected = model.frame_features(video, augmented=True).numpy()
+        plain = model.frame_features(video, augmented=False).numpy()
+    assert np.abs(view - expected).max() < 2e-3 * np.abs(expected).max()
+    assert np.abs(plain - expected).max() > 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_unit_with_a_runs_own_features_is_the_same_in_a_pass_and_alone(trained, tmp_path, views) -> None:
     run, recipe = trained
     write_video(tmp_path / "talk.mp4", frames=200, seed=1)
     clips = tuple(
         Clip(id=str(k), video=str(tmp_path / "talk.mp4"), start_s=k, end_s=k + 1.4) for k in (0, 2, 1, 4, 3)
     )
-    chosen = features_recipe(run, recipe)
+    chosen = features_recipe(run, recipe, f"vision.feature_views={views}")
     for name, alone in (("alone", True), ("pass", False)):
         worker = UnitWorker(chosen, str(tmp_path / name))
         *_, last = worker.work(Unit(number=0, split="train", clips=clips), "0" * 16, alone=alone)

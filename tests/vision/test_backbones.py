@@ -107,7 +107,7 @@ def test_frozen_resnet34_from_a_torchvision_file(tmp_path) -> None:
     torch.save(weights, tmp_path / "resnet34.pth")
     vision = Vision(kind="features", size=48, crop=40, backbone_weights=str(tmp_path / "resnet34.pth"))
     frames = np.random.default_rng(0).integers(0, 255, (3, 48, 48, 3), dtype=np.uint8)
-    features = FrozenBackbone(vision).pictures(frames)
+    features = FrozenBackbone(vision).pictures(frames)[0]
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = ((torch.from_numpy(frames[:, 4:44, 4:44]).float() / 255 - mean) / std).permute(0, 3, 1, 2)
     expected = resnet_by_hand(x, weights, depths)
@@ -118,13 +118,13 @@ def test_frozen_resnet34_from_a_torchvision_file(tmp_path) -> None:
 def test_a_clips_features_do_not_depend_on_its_neighbours() -> None:
     backbone = FrozenBackbone(RANDOM)
     frames = np.random.default_rng(1).integers(0, 255, (19, 40, 40, 3), dtype=np.uint8)
-    whole = backbone.pictures(frames)
+    whole = backbone.pictures(frames)[0]
     assert whole.shape == (19, backbone.dim)
-    assert np.array_equal(backbone.pictures(frames[:16]), whole[:16])
-    assert np.array_equal(backbone.pictures(frames[16:]), whole[16:])
-    assert np.array_equal(backbone.pictures(frames[16:17]), whole[16:17])
-    assert np.array_equal(FrozenBackbone(RANDOM).pictures(frames), whole)
-    assert backbone.pictures(frames[:0]).shape == (0, 512)
+    assert np.array_equal(backbone.pictures(frames[:16])[0], whole[:16])
+    assert np.array_equal(backbone.pictures(frames[16:])[0], whole[16:])
+    assert np.array_equal(backbone.pictures(frames[16:17])[0], whole[16:17])
+    assert np.array_equal(FrozenBackbone(RANDOM).pictures(frames)[0], whole)
+    assert backbone.pictures(frames[:0]).shape == (1, 0, 512)
 
 
 def test_published_dinov2_names(tmp_path) -> None:
@@ -264,7 +264,7 @@ def test_mixed_batches_give_each_clip_what_it_gets_alone() -> None:
     assert computed == 5  # 37 frames in batches of 8; alone they take 9
     assert [tag for tag, _ in mixed] == list(range(len(clips)))
     for tag, rows in mixed:
-        assert rows.shape == (len(clips[tag]), 512)
+        assert rows.shape == (1, len(clips[tag]), 512)
         assert np.array_equal(rows, network.pictures(clips[tag]))
 
 
@@ -272,7 +272,7 @@ def test_where_rows_are_not_independent_each_clip_has_its_own_batches() -> None:
     """As a GPU's kernels might have it: here a network whose rows see the whole batch."""
     network = FrozenBackbone(RANDOM)
     whole = network.rows
-    network.rows = lambda x, behind: whole(x, behind) + np.arange(8)[:, None].astype(np.float16)  # type: ignore
+    network.rows = lambda x, behind, draws: whole(x, behind, draws) + np.arange(8)[:, None].astype(np.float16)  # type: ignore
     network.device = torch.device("meta")  # not a CPU: it is tried out
     batches: FeatureBatches[int] = FeatureBatches(network)
     rng = np.random.default_rng(3)
@@ -287,7 +287,7 @@ def test_where_rows_are_not_independent_each_clip_has_its_own_batches() -> None:
 def test_bfloat16_is_near_float32() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), dtype=np.uint8)
     whole, half = (
-        FrozenBackbone(Vision(**vars(RANDOM) | {"backbone_dtype": dtype})).pictures(frames).astype(float)
+        FrozenBackbone(Vision(**vars(RANDOM) | {"backbone_dtype": dtype})).pictures(frames)[0].astype(float)
         for dtype in ("float32", "bfloat16")
     )
     assert not np.array_equal(whole, half)

@@ -34,7 +34,7 @@ def test_npz_at_fifty_frames_a_second_is_halved(tmp_path) -> None:
     assert decode_clip(Clip(id="b", video=str(tmp_path / "b.npz")), KEYPOINTS).total_frames == 61
     part = decode_clip(Clip(id="a", video=str(tmp_path / "a.npz"), start_s=0.2, end_s=0.8), KEYPOINTS)
     assert np.array_equal(part.keypoints_TKC, decoded.keypoints_TKC[5:20])
-    rows = FrozenBackbone(KEYPOINTS)(decoded)
+    (rows,) = FrozenBackbone(KEYPOINTS)(decoded)
     assert rows.shape == (15, 134) and rows.dtype == np.float16  # every second frame
 
 

@@ -12,7 +12,6 @@ from sage_scale.models.resnet import FrameEncoder, load_backbone
 from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.vit import VisionTransformer
 from sage_scale.models.visual import frame_pixels
-from sage_scale.vision.augment import is_active
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -60,7 +59,7 @@ class SpatialModel(nn.Module):
         if self.backbone is None or video.frames_FCHW is None:
             raise ValueError("the recipe has vision.kind=features, but the video holds frames")
         wanted = self.training if augmented is None else augmented
-        active = wanted and video.draws_B is not None and is_active(self.settings)
+        active = wanted and video.draws_B is not None and self.settings.active
         clip_F = video.frame_clip_F()
         count, centred = len(video.frames_FCHW), video.background_BCHW is not None
 

@@ -43,6 +43,9 @@ from sage_scale.training.stage import STAGE1
 
 Progress = Callable[[int, int, int], None]
 
+VIEWS = ("feature_views", "view_augment")
+"""Settings of `vision` that do not hold for what is written here: sign features have the plain view alone."""
+
 
 class SignWriter:
     """A run's stage 1, frozen, on one device."""
@@ -89,7 +92,8 @@ def write_sign_features(
         raise UsageError(f"{out} is the dataset itself: write to another place")
     part = dict(source.info.recipe_part)
     stride = writer.recipe.vision.frame_stride * writer.factor
-    part["vision"] = {**part.get("vision", {}), "kind": "features", "frame_stride": stride}
+    vision = {name: value for name, value in part.get("vision", {}).items() if name not in VIEWS}
+    part["vision"] = {**vision, "kind": "features", "frame_stride": stride}
     info = DatasetInfo(
         kind="features",
         recipe=hashlib.sha256(f"{source.digest} {writer.digest}".encode()).hexdigest()[:16],
