@@ -2,7 +2,7 @@
 
 from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
 from sage_scale.streaming.monitor import WaitMonitor
-from sage_scale.streaming.opening import open_evaluation, open_stream
+from sage_scale.streaming.opening import check_datasets, open_evaluation, open_stream
 from sage_scale.streaming.readers import DamagedSample
 from sage_scale.streaming.sources import Data, open_datasets
 from sage_scale.streaming.stream import Stream
@@ -17,6 +17,7 @@ __all__ = [
     "Stream",
     "WaitMonitor",
     "WebBatch",
+    "check_datasets",
     "open_datasets",
     "open_evaluation",
     "open_stream",

@@ -105,10 +105,16 @@ def open_evaluation(
     )
 
 
-def _open(data: Data, recipe: Recipe) -> tuple[Dataset, ...]:
-    datasets = open_datasets(data)
+def check_datasets(datasets: tuple[Dataset, ...], recipe: Recipe) -> None:
+    """Raise DatasetError where a dataset's frames or features are other ones than the recipe's."""
     for dataset in datasets:
         _check_made_alike(dataset, recipe.vision)
+    _shape(datasets, recipe, training=True)
+
+
+def _open(data: Data, recipe: Recipe) -> tuple[Dataset, ...]:
+    datasets = open_datasets(data)
+    check_datasets(datasets, recipe)
     return datasets
 
 

@@ -18,7 +18,7 @@ from transformers import MBartConfig
 
 from sage_scale.config import Recipe, Stage, to_yaml
 from sage_scale.shards import Dataset
-from sage_scale.streaming import Batch, Data, open_datasets, open_stream
+from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, open_stream
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
@@ -89,6 +89,7 @@ def run_stage(
     stage: Stage = getattr(recipe, name)
     torch.manual_seed(stage.seed)
     datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
+    check_datasets(datasets, recipe)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")

@@ -154,6 +154,13 @@ def test_mistakes_leave_nothing_behind(world, tmp_path):
     with pytest.raises(DatasetError, match="nowhere"):
         pretrain.run(recipe, tmp_path / "run", str(tmp_path / "nowhere"))
     assert not (tmp_path / "run").exists()
+    for change, says in (
+        ("vision.frame_stride=4", "vision.frame_stride=2"),
+        ("vision.feature_views=2", "holds 1 views"),
+    ):
+        with pytest.raises(DatasetError, match=says):
+            pretrain.run(override(recipe, [change]), tmp_path / "run", str(root / "shards"))
+        assert not (tmp_path / "run").exists()  # told before the language model is made
     with pytest.raises(CheckpointError, match="pretrain"):
         finetune.run(recipe, tmp_path / "other", str(root / "shards"))
     with pytest.raises(RecipeError, match="freeze"):

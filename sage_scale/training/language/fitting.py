@@ -71,7 +71,7 @@ def fit(
         if time.monotonic() - last_word > 5:
             last_word = time.monotonic()
             left = min((last_word - started) / step * (denoise.steps - step), budget - (last_word - started))
-            say(f"step {step} of {denoise.steps}, loss {_mean(recent):.3f}, {left:.0f} s left")
+            say(f"step {step} of {denoise.steps}, loss {_mean(recent):.3f}, {max(left, 0):.0f} s left")
     if not math.isfinite(_mean(recent)):
         raise RecipeError(f"the {name} loss is not finite: lower denoise.lr={denoise.lr}")
     say(f"{step} steps in {time.monotonic() - started:.0f} s, {name} loss {_mean(recent):.3f}")
