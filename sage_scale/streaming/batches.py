@@ -6,9 +6,10 @@ sides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,14 @@ from torch import Tensor
 
 from sage_scale.config import Recipe
 from sage_scale.vision.packed import PackedVideo
+
+
+class Memory(Protocol):
+    """Where arrays may be made."""
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """uint8 (size,), uninitialised, held by nobody else."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +60,14 @@ class SampleShape:
             stride=recipe.vision.frame_stride,
         )
 
-    def new(self, rows: int) -> NDArray:
-        """Uninitialised room for this many frames, uint8 (rows, 3, H, W), or features, float16 (rows, C)."""
-        if self.feature_dim:
-            return np.empty((rows, self.feature_dim), np.float16)
-        return np.empty((rows, 3, self.size, self.size), np.uint8)
+    def new(self, rows: int, rooms: Memory | None = None) -> NDArray:
+        """Uninitialised room for this many frames, uint8 (rows, 3, H, W), or features, float16 (rows, C), in memory of
+        `rooms`."""
+        shape = (rows, self.feature_dim) if self.feature_dim else (rows, 3, self.size, self.size)
+        dtype = np.dtype(np.float16 if self.feature_dim else np.uint8)
+        if rooms is None:
+            return np.empty(shape, dtype)
+        return rooms.take(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
     def tensors(self, content: NDArray, backgrounds: NDArray | None) -> dict[str, Tensor | None]:
         """Content and background as the fields of PackedVideo that they belong to, sharing their memory."""

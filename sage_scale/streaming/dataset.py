@@ -25,6 +25,7 @@ from sage_scale.streaming.direct import DirectFeatures
 from sage_scale.streaming.fetchers import open_fetcher
 from sage_scale.streaming.packing import DecodedSample, Packer
 from sage_scale.streaming.readers import DamagedSample
+from sage_scale.streaming.shelf import SharedRooms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +100,16 @@ class SampleDataset(torch.utils.data.Dataset):
     def _start(self) -> None:
         self._fetcher = open_fetcher(self.catalog, self.reading)
         self._cache = DecodedCache(self.cache_bytes)
+        self._rooms: SharedRooms | None = None
         self._direct = None
         if self._fetcher.tells_sources and self.shape.feature_dim and not self.cache_bytes:
             self._direct = DirectFeatures(self.catalog, self._fetcher, self.shape, self.seed)
+
+    def read_into(self, rooms: SharedRooms) -> None:
+        """Make batches in memory that another process reads."""
+        self._rooms = rooms
+        if self._direct is not None:
+            self._direct.rooms = rooms
 
     @property
     def remote(self) -> bool:
@@ -148,7 +156,7 @@ class SampleDataset(torch.utils.data.Dataset):
             self._fetcher.prefetch(request.ahead_A)
         reading = self._fetcher.read([n for n, sample in zip(numbers, cached) if sample is None])
         places, units = self.catalog.places, self.catalog.samples.unit[request.samples_B].tolist()
-        packer = Packer(self.shape, self._expected_rows(request.samples_B))
+        packer = Packer(self.shape, self._expected_rows(request.samples_B), self._rooms)
         kept, skipped = [], []
         read = hits = retries = 0
         clock, read_s, decode_s = time.perf_counter, 0.0, 0.0
@@ -198,7 +206,9 @@ class SampleDataset(torch.utils.data.Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            name: value for name, value in vars(self).items() if name not in ("_fetcher", "_cache", "_direct")
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_fetcher", "_cache", "_direct", "_rooms")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from sage_scale.streaming.frames import grid_rows
 from sage_scale.streaming.packing import draw
 from sage_scale.streaming.readers import DamagedSample, Fetcher
 from sage_scale.streaming.rooms import Rooms
+from sage_scale.streaming.shelf import SharedRooms
 from sage_scale.vision.packed import PackedVideo
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class DirectFeatures:
         self.fetcher = fetcher
         self.shape = shape
         self.seed = seed
-        self._rooms = Rooms()
+        self.rooms: Rooms | SharedRooms = Rooms()
 
     def batch(self, request: StepRequest) -> Batch | None:
         """The batch of a request, every byte checked; None where the general reader has to look at it."""
@@ -83,7 +84,7 @@ class DirectFeatures:
         if places_B.min() < 2 * BLOCK:
             return None
         width = self.shape.feature_dim
-        content = _room(int(rows_B.sum()) * width + BLOCK // 2, self._rooms)
+        content = _room(int(rows_B.sum()) * width + BLOCK // 2, self.rooms)
         heads = np.empty((len(samples_B), int(_filled(head_B.max()))), np.uint8)
         keys = self.catalog.keys(samples_B)
         if self.shape.stored_views == 1:
@@ -277,9 +278,9 @@ def _fill(parts: Sequence[memoryview], where: int | memoryview, offset: int) -> 
     return True
 
 
-def _room(numbers: int, rooms: Rooms) -> torch.Tensor:
+def _room(numbers: int, rooms: Rooms | SharedRooms) -> torch.Tensor:
     """float16 (numbers,), uninitialised; in a loader worker where the trainer sees it too, so that it is not copied."""
-    if torch.utils.data.get_worker_info() is None:
+    if isinstance(rooms, SharedRooms) or torch.utils.data.get_worker_info() is None:
         return torch.from_numpy(rooms.take(2 * numbers).view(np.float16))
     shared = torch.UntypedStorage._new_shared(2 * numbers)  # as torch's own default_collate does
     return torch.empty(0, dtype=torch.float16).set_(shared, 0, (numbers,), (1,))

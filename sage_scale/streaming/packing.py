@@ -19,7 +19,7 @@ from PIL import Image
 
 from sage_scale.errors import DatasetError
 from sage_scale.shards import Sample
-from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
+from sage_scale.streaming.batches import Batch, Memory, ReadCounts, SampleShape
 from sage_scale.streaming.frames import grid_runs
 from sage_scale.vision.packed import PackedVideo
 
@@ -49,10 +49,11 @@ class DecodedSample:
 class Packer:
     """Packs samples clip after clip, segment after segment, frame after frame, without padding."""
 
-    def __init__(self, shape: SampleShape, rows: int) -> None:
-        """`rows` is how many frames are expected; more are taken all the same."""
+    def __init__(self, shape: SampleShape, rows: int, rooms: Memory | None = None) -> None:
+        """`rows` is how many frames are expected; more are taken all the same. They are packed in memory of `rooms`."""
         self.shape = shape
-        self._content = shape.new(rows)
+        self._rooms = rooms
+        self._content = shape.new(rows, rooms)
         self._filled = 0
         self._keys: list[str] = []
         self._metas: list[dict[str, Any]] = []
@@ -149,7 +150,7 @@ class Packer:
         """The next `rows` places."""
         begin, self._filled = self._filled, self._filled + rows
         if self._filled > len(self._content):
-            larger = self.shape.new(max(self._filled, 2 * len(self._content)))
+            larger = self.shape.new(max(self._filled, 2 * len(self._content)), self._rooms)
             larger[:begin] = self._content[:begin]
             self._content = larger
         return self._content[begin : self._filled]

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import logging
 import math
+import multiprocessing
 import signal
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from sage_scale.streaming.batches import Batch, ReadCounts
 from sage_scale.streaming.crew import Crew
 from sage_scale.streaming.dataset import SampleDataset, StepRequest
 from sage_scale.streaming.order import Integers, check_world, rank_part
+from sage_scale.streaming.shelf import Parcel, SharedRooms, Shelf, shelf_for
 from sage_scale.streaming.workers import batches_of
 
 log = logging.getLogger("sage_scale.streaming")
@@ -75,14 +77,22 @@ class Sequence:
 class _Forwarding(torch.utils.data.Dataset):
     """In a worker, an error for a person is a result: a DataLoader would bury its one line in a traceback."""
 
-    def __init__(self, dataset: SampleDataset) -> None:
+    def __init__(self, dataset: SampleDataset, shelf: Shelf | None) -> None:
         self.dataset = dataset
+        self.shelf = shelf
+        self._rooms: SharedRooms | None = None
 
-    def __getitems__(self, request: StepRequest) -> Batch | SageError:
+    def __getitems__(self, request: StepRequest) -> Batch | Parcel | SageError:
+        if self.shelf is not None and self._rooms is None:
+            worker = torch.utils.data.get_worker_info()
+            assert worker is not None
+            self._rooms = self.shelf.rooms(worker.id)
+            self.dataset.read_into(self._rooms)
         try:
-            return self.dataset.__getitems__(request)
+            batch = self.dataset.__getitems__(request)
         except SageError as error:
             return error
+        return Parcel.of(batch, self._rooms) if self._rooms and isinstance(batch, Batch) else batch
 
 
 def _same(value: Any) -> Any:
@@ -255,8 +265,9 @@ class Stream(torch.utils.data.IterableDataset):
         return (self._pinned(self.dataset.__getitems__(request)) for request in requests)
 
     def _by_workers(self, requests: Iterator[StepRequest]) -> Generator[Batch | SageError, None, None]:
+        shelf = shelf_for(self._workers, multiprocessing.get_start_method())
         loader = torch.utils.data.DataLoader(
-            _Forwarding(self.dataset),
+            _Forwarding(self.dataset, shelf),
             batch_sampler=requests,  # type: ignore[arg-type]
             num_workers=self._workers,
             collate_fn=_same,
@@ -264,7 +275,9 @@ class Stream(torch.utils.data.IterableDataset):
             pin_memory=self._pin_memory,
             worker_init_fn=_ignore_interrupts,
         )
-        yield from batches_of(loader)
+        for batch in batches_of(loader):
+            yield batch.unpack() if isinstance(batch, Parcel) else batch
+            del batch  # while the next one is waited for, the trainer's own reference is the last
 
     def _by_threads(self, requests: Iterator[StepRequest]) -> Generator[Batch, None, None]:
         crew = Crew(1 if self.dataset.shape.feature_dim else READ_AHEAD_THREADS, "read-ahead")

@@ -1,0 +1,121 @@
+"""Batches on a shelf: the same bytes as without, never overwritten while anybody holds them, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from test_direct import assert_equal
+
+from sage_scale.streaming import open_stream, shelf, stream
+from sage_scale.streaming.shelf import MOST_ROOMS, Parcel, Shelf
+
+SIZE = 1 << 18
+
+
+@pytest.fixture(autouse=True)
+def frames_and_features_lie_on_it(monkeypatch):
+    monkeypatch.setattr(shelf, "LEAST_BYTES", 3000)
+
+
+def test_batches_of_workers_are_those_of_one_process(features_dataset):
+    url, recipe, _ = features_dataset
+    alone = open_stream(url, recipe, batch_size=12, epochs=2)
+    by_workers = open_stream(url, recipe, batch_size=12, epochs=2, workers=2)
+    for batch, wanted in zip(by_workers, alone, strict=True):
+        assert_equal(batch, wanted)
+
+
+def test_frames_and_backgrounds_too(frames_dataset):
+    url, recipe, _ = frames_dataset
+    alone = open_stream(url, recipe, batch_size=5, epochs=2)
+    by_workers = open_stream(url, recipe, batch_size=5, epochs=2, workers=2)
+    for batch, wanted in zip(by_workers, alone, strict=True):
+        assert_equal(batch, wanted)
+
+
+def test_batches_that_are_kept_stay_as_they_were(features_dataset):
+    url, recipe, _ = features_dataset
+    draw, kept, wrong = random.Random(1), [], 0
+    wanted = [batch.video.features_FC for batch in open_stream(url, recipe, batch_size=12, epochs=12)]
+    for number, batch in enumerate(open_stream(url, recipe, batch_size=12, epochs=12, workers=2)):
+        view = batch.video.features_FC[1:][::2]  # of a view alone the room must not be taken back
+        kept.append((number, view))
+        del batch
+        if len(kept) > 5:
+            place, view = kept.pop(draw.randrange(len(kept)))
+            wrong += not torch.equal(view, wanted[place][1:][::2])
+    assert wrong == 0
+
+
+def test_rooms_are_used_again_and_only_when_the_trainer_has_dropped_them(features_dataset):
+    url, recipe, _ = features_dataset
+    shared = Shelf(1)
+    rooms = shared.rooms(0)
+    reader = open_stream(url, recipe, batch_size=12, epochs=40)
+    reader.dataset.read_into(rooms)
+    requests = list(reader._requests(0, 0))
+
+    def sent(request):
+        return pickle.loads(pickle.dumps(Parcel.of(reader.dataset[request], rooms))).unpack()
+
+    held = [sent(request) for request in requests[:6]]
+    assert len({batch.video.features_FC.data_ptr() for batch in held}) == 6
+    del held
+    counts = []
+    for request in requests[6:]:
+        sent(request)
+        counts.append(len(rooms._rooms))
+    assert len(counts) > 100 and counts[-1] <= counts[len(counts) // 2] + 1  # of every size there is one by then
+
+
+def test_a_forks_copies_give_no_room_back():
+    shared = Shelf(1)
+    rooms = shared.rooms(0)
+    place = rooms.send(rooms.take(SIZE))
+    tensor = shared.lend(place)
+    if os.fork() == 0:
+        del tensor
+        os._exit(0)
+    os.wait()
+    assert shared._flags[place.flag] == 1
+    del tensor
+    assert shared._flags[place.flag] == 0
+
+
+def test_workers_have_parts_of_their_own_and_a_full_one_goes_the_allocators_way(monkeypatch):
+    monkeypatch.setattr(shelf, "PART_BYTES", MOST_ROOMS + 4 * SIZE)
+    shared = Shelf(2)
+    first, second = shared.rooms(0), shared.rooms(1)
+    taken = [rooms.take(2 * SIZE) for rooms in (first, second, first)]
+    for value, array in enumerate(taken):
+        array[:] = value
+    places = [rooms.send(array) for rooms, array in zip((first, second, first), taken)]
+    assert places[2] is None and places[0].offset != places[1].offset
+    for value in (0, 1):
+        assert (shared.lend(places[value]).numpy() == value).all()
+
+
+def test_without_a_shelf_batches_go_torchs_way(features_dataset, monkeypatch):
+    url, recipe, _ = features_dataset
+    assert shelf.shelf_for(2, "spawn") is None and shelf.shelf_for(2, "fork") is not None
+    monkeypatch.delattr(os, "memfd_create")
+    assert shelf.shelf_for(2, "fork") is None
+    monkeypatch.setattr(stream, "shelf_for", lambda workers, context: None)
+    alone = open_stream(url, recipe, batch_size=12, epochs=1)
+    for batch, wanted in zip(
+        open_stream(url, recipe, batch_size=12, epochs=1, workers=2), alone, strict=True
+    ):
+        assert_equal(batch, wanted)
+
+
+def test_nothing_of_it_has_a_name(features_dataset):
+    url, recipe, _ = features_dataset
+    before = set(os.listdir("/dev/shm"))
+    for batch in open_stream(url, recipe, batch_size=12, epochs=3, workers=2):
+        mine = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("torch_")}
+        assert not mine and np.isfinite(batch.video.features_FC.float().sum())
