@@ -139,6 +139,13 @@ def clip_cost(
     )
 
 
+def trained_resnet_operations(recipe: Recipe) -> float:
+    """Of a frame's forward and backward pass through the ResNet of `model.backbone`; nobody asks for the gradient of
+    pixels."""
+    operations = [layer.operations for layer in _convolutions(recipe)]
+    return 3 * sum(operations) - operations[0]
+
+
 def _convolutions(recipe: Recipe) -> Iterator[_Convolution]:
     """The ResNet's: the stem, and basic blocks of two, with a third where size or width change."""
     backbone = recipe.model.backbone

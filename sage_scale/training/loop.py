@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MBartConfig
 
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
+from sage_scale.planning.step import StepSize
 from sage_scale.streaming import Stream, WaitMonitor
 from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
@@ -51,10 +51,10 @@ class Loop:
         engine: Engine,
         stream: Stream,
         frozen: Sequence[Path] = (),
-        language: MBartConfig | None = None,
+        operations: Callable[[StepSize], float] | None = None,
     ) -> None:
-        """`frozen` are the files or folders of weights that the stage uses and does not train; `language` is the
-        language model's configuration, which operations are counted from."""
+        """`frozen` are the files or folders of weights that the stage uses and does not train;
+        `operations` counts those of a step."""
         self.name = name
         self.recipe = recipe
         self.stage: Stage = engine.stage
@@ -67,7 +67,7 @@ class Loop:
         self.log = RunLog(
             self.folder, name, active=engine.ranks.first, wandb=self.stage.wandb, run=run.absolute().name
         )
-        self.meter = Meter(name, recipe, engine, language)
+        self.meter = Meter(engine, operations)
         self.profile = StepProfile(self.folder, self.stage.profile_steps if engine.ranks.first else 0)
         identity = on_first(lambda: Identity.of(name, recipe, frozen), engine.ranks.first)
         self.checkpoints = Checkpoints(self._place(run), self.stage.keep_checkpoints, identity)

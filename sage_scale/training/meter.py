@@ -10,14 +10,13 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import MBartConfig
 
-from sage_scale.config import Recipe
 from sage_scale.planning.gpus import gpu_named
-from sage_scale.planning.step import StepOperations, StepSize
+from sage_scale.planning.step import StepSize
 from sage_scale.streaming import Batch
 from sage_scale.training.engine import Engine
 from sage_scale.training.stepfigures import StepFigures
@@ -38,12 +37,10 @@ def video_sizes(batch: Batch) -> dict[str, float]:
 class Meter:
     """Rates of a stage's steps on all ranks together."""
 
-    def __init__(
-        self, stage: str, recipe: Recipe, engine: Engine, language: MBartConfig | None = None
-    ) -> None:
-        """Without the language model's configuration there is no MFU."""
+    def __init__(self, engine: Engine, operations: Callable[[StepSize], float] | None = None) -> None:
+        """`operations` counts those of a step; without it there is no MFU."""
         self._engine = engine
-        self._operations = None if language is None else StepOperations(recipe, stage, language)
+        self._operations = operations
         self.peak, self.source = peak_rate(engine.ranks.device, engine.compute_type)
 
     def job(self) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MBartConfig
 
 from sage_scale.config import Recipe, Stage, to_yaml
+from sage_scale.planning.step import StepSize
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, open_stream
 from sage_scale.training import distributed
@@ -51,8 +51,8 @@ class Task(ABC):
     """What the engine runs in place of the model's own forward pass."""
     frozen: Sequence[Path] = ()
     """Files or folders of weights that are used and not trained: their hashes stand in each checkpoint."""
-    language: MBartConfig | None = None
-    """The language model's configuration, where operations can be counted from it (MFU)."""
+    operations: Callable[[StepSize], float] | None = None
+    """Those that a step of the whole batch asks for, where they can be counted (MFU)."""
     stream_seed: int = 0
     """Seed of augmentation and dropout draws in the stream."""
 
@@ -105,7 +105,7 @@ def run_stage(
     )
     engine = Engine(task.model, stage, ranks, forward=task.forward, build=task.build)
     task.begin(engine)
-    loop = Loop(name, recipe, folder, engine, stream, frozen=task.frozen, language=task.language)
+    loop = Loop(name, recipe, folder, engine, stream, frozen=task.frozen, operations=task.operations)
     loop.resume()
     progress = loop.train(task.compute, task.evaluate)
     with engine.evaluating() as whole:

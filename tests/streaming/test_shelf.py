@@ -70,7 +70,9 @@ def test_rooms_are_used_again_and_only_when_the_trainer_has_dropped_them(feature
     for request in requests[6:]:
         sent(request)
         counts.append(len(rooms._rooms))
-    assert len(counts) > 100 and counts[-1] <= counts[len(counts) // 2] + 1  # of every size there is one by then
+    assert (
+        len(counts) > 100 and counts[-1] <= counts[len(counts) // 2] + 1
+    )  # of every size there is one by then
 
 
 def test_a_forks_copies_give_no_room_back():

@@ -53,6 +53,8 @@ def test_both_stages_learn_and_the_export_translates(world, trained):
     for stage in ("pretrain", "finetune"):
         found = losses(trained, stage)
         assert len(found) == 20 and np.mean(found[-5:]) < np.mean(found[:5]), stage
+        rows = map(json.loads, (trained / stage / "log.jsonl").read_text().splitlines())
+        assert all(0 < row["mfu"] < 1.5 for row in rows if row["event"] == "step")
     scores = evaluate_run.run(trained, str(root / "shards"), controls=True)
     assert scores["clips"] == 5 and set(scores["controls"]) >= {"blank_videos", "prior_sentence"}
     model, _, loaded = export.load_translator(trained / "model")

@@ -16,6 +16,7 @@ from sage_scale.losses import clcl_loss, clcl_similarity, clip_similarity
 from sage_scale.losses.collectives import gather_counts, gather_rows
 from sage_scale.models.language import TextEncoder, load_language_model
 from sage_scale.models.sage import SageAligner
+from sage_scale.planning.step import StepOperations
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed, export
@@ -44,7 +45,7 @@ class AlignmentTask(Task):
         self.text.to(ranks.device)
         self.forward = run_task
         self.frozen = [language_folder]
-        self.language = self.language_model.config
+        self.operations = StepOperations(recipe, "pretrain", self.language_model.config)
         self.stream_seed = self.stage.seed
 
     def build(self) -> SageAligner:

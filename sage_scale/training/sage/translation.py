@@ -13,6 +13,7 @@ from sage_scale.models.dropout import token_draws
 from sage_scale.models.language import load_language_model, make_labels
 from sage_scale.models.resnet import load_backbone
 from sage_scale.models.sage import SageTranslator, load_visual
+from sage_scale.planning.step import StepOperations
 from sage_scale.training import export
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
@@ -35,7 +36,7 @@ class SageTranslation(TranslationTask):
         self.outputs = SageOutputs(self.model, self.stage)
         self.forward = self.outputs.forward
         self.frozen = [place.folder / STAGE1] if self.stage.freeze != "none" else []
-        self.language = language_model.config
+        self.operations = StepOperations(recipe, "finetune", language_model.config)
 
     def build(self) -> SageTranslator:
         return SageTranslator(self.recipe, load_language_model(self.language_folder)[0])

@@ -13,6 +13,7 @@ from torch import Tensor
 from sage_scale.evaluation.prototype_scores import PresenceCounts, frequency_control
 from sage_scale.losses.prototypes import prototype_loss
 from sage_scale.models.sign2gpt import Sign2GptPretrainer
+from sage_scale.planning.sign2gpt_step import Sign2GptOperations
 from sage_scale.shards import read_texts
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
@@ -35,6 +36,7 @@ class PrototypeTask(Task):
         made = run_prototypes(place)
         self.vocabulary, self.prototypes_UD = made.vocabulary, made.prototypes_UD
         self.model: Sign2GptPretrainer = self.build()
+        self.operations = Sign2GptOperations(self.recipe, "pretrain", prototypes=len(self.prototypes_UD))
         self.frozen = [made.file, *frozen_files(place.recipe)]
         self.stream_seed = self.stage.seed
 

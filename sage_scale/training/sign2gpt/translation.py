@@ -16,6 +16,7 @@ from sage_scale.models.sign2gpt import (
     load_signs,
     make_texts,
 )
+from sage_scale.planning.sign2gpt_step import Sign2GptOperations
 from sage_scale.streaming import Batch
 from sage_scale.training import export
 from sage_scale.training.frozen import FrozenOutputs
@@ -45,6 +46,7 @@ class Sign2GptTranslation(TranslationTask):
         self.outputs = Sign2GptOutputs(self.model, self.stage)
         self.forward = self.outputs.forward
         self.frozen = [prepared, *frozen_files(recipe), *taken]
+        self.operations = Sign2GptOperations(recipe, "finetune", self.model.decoder.language_model.config)
 
     def _make(self) -> tuple[Sign2GptTranslator, Any]:
         settings = self.recipe.model.sign2gpt
