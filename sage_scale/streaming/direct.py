@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +72,8 @@ class DirectFeatures:
             return None
         rows_B = -(-table.frames[samples_B] // self.shape.stride)
         data_B = rows_B * (2 * self.shape.feature_dim)
-        tail_B = -(NPY_HEADER + data_B) % BLOCK
         # A view behind the first one has a header of its own, and as many rows.
-        view_B = BLOCK + NPY_HEADER + data_B + tail_B
-        rest_B = self.shape.stored_views * view_B - BLOCK - NPY_HEADER
+        rest_B = self.shape.stored_views * _view_bytes(data_B) - BLOCK - NPY_HEADER
         head_B = table.length[samples_B] - rest_B
         # Before the rows lie the headers of their member; before those the segments; before those the description.
         features_B = head_B - NPY_HEADER - BLOCK
@@ -87,11 +84,7 @@ class DirectFeatures:
         content = _room(int(rows_B.sum()) * width + BLOCK // 2, self.rooms)
         heads = np.empty((len(samples_B), int(_filled(head_B.max()))), np.uint8)
         keys = self.catalog.keys(samples_B)
-        if self.shape.stored_views == 1:
-            whole = self._read(request, heads, head_B, content.numpy(), rest_B, data_B)
-        else:
-            whole = self._read_views(request, heads, head_B, content.numpy(), rest_B, rows_B, view_B, keys)
-        if not whole:
+        if not self._read(request, keys, heads, head_B, content.numpy(), rest_B, rows_B):
             return None
         read = time.perf_counter()
         metas = self._descriptions(heads, head_B, keys, places_B, features_B, segments_B, rows_B)
@@ -130,99 +123,69 @@ class DirectFeatures:
     def _read(
         self,
         request: StepRequest,
-        heads: NDArray[np.uint8],
-        head_B: Integers,
-        content: NDArray[np.float16],
-        rest_B: Integers,
-        data_B: Integers,
-    ) -> bool:
-        """Every sample into its two places; false where one is short, missing, or has another hash.
-
-        What follows the rows of a sample is padding, which the rows of the next one overwrite.
-        """
-        table, samples_B = self.catalog.samples, request.samples_B
-        flat, rows = heads.reshape(-1).data, content.view(np.uint8).data
-        hashes = table.hash[samples_B].tobytes()
-        width, at, place = heads.shape[1], 0, 0
-        preadv, open_hash = os.preadv, xxhash.xxh3_128
-        try:
-            for source, head, rest, data in zip(
-                self.fetcher.sources(samples_B),
-                head_B.tolist(),
-                rest_B.tolist(),
-                data_B.tolist(),
-            ):
-                front = flat[width * place : width * place + head]
-                back = rows[at : at + rest]
-                if isinstance(source, DamagedSample):
-                    return False
-                where, offset = source
-                if isinstance(where, int):
-                    if preadv(where, (front, back), offset) != head + rest:
-                        return False
-                elif len(where) < offset + head + rest:
-                    return False
-                else:
-                    front[:] = where[offset : offset + head]
-                    back[:] = where[offset + head : offset + head + rest]
-                if self.checked:
-                    digest = open_hash(front)
-                    digest.update(back)
-                    if digest.digest() != hashes[16 * place : 16 * place + 16]:
-                        return False
-                at += data
-                place += 1
-        except OSError:
-            return False
-        return place == len(samples_B)
-
-    def _read_views(
-        self,
-        request: StepRequest,
+        keys: list[str],
         heads: NDArray[np.uint8],
         head_B: Integers,
         content: NDArray[np.float16],
         rest_B: Integers,
         rows_B: Integers,
-        view_B: Integers,
-        keys: list[str],
     ) -> bool:
-        """As `_read`, for samples of several views: the rows of one go to their place, the others are read for the
-        hash alone. False also where what stands before the rows is not the header of that view."""
+        """Every sample into its two places; false where one is short, missing, or has another hash.
+
+        What follows the rows of a sample is padding, which the rows of the next one overwrite. Of several views one
+        goes to its place, and the others are read for the hash alone.
+        """
         hashes = self.catalog.samples.hash[request.samples_B].tobytes()
-        flat, bytes_, width = heads.reshape(-1).data, content.view(np.uint8).data, self.shape.feature_dim
-        spare, at = np.empty(int(rest_B.max()), np.uint8).data, 0
+        flat, rows, size = heads.reshape(-1).data, content.view(np.uint8).data, 2 * self.shape.feature_dim
+        width, at, plain = heads.shape[1], 0, self.shape.stored_views == 1
+        spare = np.empty(0 if plain else int(rest_B.max()), np.uint8).data
+        preadv, open_hash = os.preadv, xxhash.xxh3_128
         columns = zip(
-            self.fetcher.sources(request.samples_B), keys, head_B.tolist(), rest_B.tolist(), rows_B.tolist(),
-            view_B.tolist(),
-        )  # fmt: skip
+            self.fetcher.sources(request.samples_B), keys, head_B.tolist(), rest_B.tolist(), rows_B.tolist()
+        )
         try:
-            for place, (source, key, head, rest, rows, step) in enumerate(columns):
+            for place, (source, key, head, rest, count) in enumerate(columns):
+                front = flat[width * place : width * place + head]
+                data, view, begin = count * size, 0, 0
+                if plain:
+                    parts: tuple[memoryview, ...] = (front, rows[at : at + rest])
+                else:
+                    view = self.shape.view(key, request.epoch)
+                    begin = view * _view_bytes(data)
+                    parts = (front, spare[:begin], rows[at : at + data], spare[begin + data : rest])
                 if isinstance(source, DamagedSample):
                     return False
-                view = self.shape.view(key, request.epoch)
-                begin, size = view * step, 2 * rows * width
-                parts = (
-                    flat[heads.shape[1] * place :][:head], spare[:begin], bytes_[at : at + size],
-                    spare[begin + size : rest],
-                )  # fmt: skip
-                if not _fill(parts, *source):
+                where, offset = source
+                if isinstance(where, int):
+                    if preadv(where, parts, offset) != head + rest:
+                        return False
+                elif len(where) < offset + head + rest:
                     return False
-                if self.checked:
-                    digest = xxhash.xxh3_128()
+                else:
                     for part in parts:
+                        part[:] = where[offset : offset + len(part)]
+                        offset += len(part)
+                if self.checked:
+                    digest = open_hash(front)
+                    for part in parts[1:]:
                         digest.update(part)
                     if digest.digest() != hashes[16 * place : 16 * place + 16]:
                         return False
-                if view:
-                    top = bytes(spare[begin - BLOCK - NPY_HEADER : begin])
-                    name = f"{key}.{view_member(view)}\0".encode("ascii")
-                    if not (top.startswith(name) and top.startswith(_npy_header("<f2", rows, width), BLOCK)):
-                        return False
-                at += size
+                if view and not self._is_header(
+                    bytes(spare[:begin][-BLOCK - NPY_HEADER :]), key, view, count
+                ):
+                    return False
+                at += data
         except OSError:
             return False
-        return True
+        return place + 1 == len(keys)
+
+    def _is_header(self, top: bytes, key: str, view: int, rows: int) -> bool:
+        """Whether this is what stands before the rows of a view."""
+        name = f"{key}.{view_member(view)}\0".encode("ascii")
+        return top.startswith(name) and top.startswith(
+            _npy_header("<f2", rows, self.shape.feature_dim), BLOCK
+        )
 
     def _descriptions(
         self,
@@ -266,16 +229,9 @@ class DirectFeatures:
         return metas
 
 
-def _fill(parts: Sequence[memoryview], where: int | memoryview, offset: int) -> bool:
-    """Fill memory, part after part, with a file's bytes or those of a block; false where there are not enough."""
-    if isinstance(where, int):
-        return os.preadv(where, parts, offset) == sum(map(len, parts))
-    if len(where) < offset + sum(map(len, parts)):
-        return False
-    for part in parts:
-        part[:] = where[offset : offset + len(part)]
-        offset += len(part)
-    return True
+def _view_bytes(data: Any) -> Any:
+    """What a view takes with its header and padding, of the bytes of its rows: a number, or an array of them."""
+    return BLOCK + NPY_HEADER + data + -(NPY_HEADER + data) % BLOCK
 
 
 def _room(numbers: int, rooms: Rooms | SharedRooms) -> torch.Tensor:
