@@ -15,6 +15,7 @@ from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
+from sage_scale.text.hub import model_place
 from sage_scale.text.languages import language_code
 from sage_scale.text.tokenizer import load_tokenizer
 
@@ -42,19 +43,15 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
 
     Raises CheckpointError, with one line, where it is missing, incomplete or no mBART.
     """
-    if isinstance(folder, Path) or "/" not in str(folder) or str(folder).startswith((".", "/")):
-        if not Path(folder).is_dir():
-            raise CheckpointError(
-                f"no language model at '{folder}': give a Hugging Face folder with an mBART"
-            )
-        if not (Path(folder) / "config.json").is_file():
-            raise CheckpointError(f"'{folder}' has no config.json: it is no Hugging Face model folder")
+    place = model_place(folder)
+    if isinstance(place, Path) and not (place / "config.json").is_file():
+        raise CheckpointError(f"'{place}' has no config.json: it is no Hugging Face model folder")
     try:
         loaded: Any = MBartForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            place, dtype=torch.float32, output_loading_info=True
         )
         model, report = loaded
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(place)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"language model '{folder}' cannot be loaded: {reason}") from None

@@ -24,6 +24,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from sage_scale.errors import CheckpointError
+from sage_scale.text.hub import model_place
 from sage_scale.text.tokenizer import load_tokenizer, set_language
 
 _TOKEN_IDS = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
@@ -157,9 +158,10 @@ def trim_vocabulary(
     `sentences` and `lemmas` are the training split's; `check` maps split names to sentences whose loss is
     reported. `target` then opens with from_pretrained; `vocabulary.json` in it holds the report and the kept ids.
     """
-    tokenizer = load_tokenizer(source, language)
+    place = model_place(source)
+    tokenizer = load_tokenizer(place, language)
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(str(source))
+        model = AutoModelForSeq2SeqLM.from_pretrained(str(place))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"no mBART can be read from '{source}': {str(error).splitlines()[0]}") from None
     kept = kept_pieces(tokenizer, [*sentences, *lemmas])

@@ -13,11 +13,11 @@ from sage_scale.config import Recipe
 from sage_scale.streaming import Data
 from sage_scale.training.sage.translation import SageTranslation
 from sage_scale.training.sign2gpt.translation import Sign2GptTranslation
-from sage_scale.training.stage import STAGE1, run_stage
+from sage_scale.training.stage import STAGE1, TaskKind, run_stage
 
 __all__ = ["STAGE1", "TASKS", "run"]
 
-TASKS = {"sage": SageTranslation, "sign2gpt": Sign2GptTranslation}
+TASKS: dict[str, TaskKind] = {"sage": SageTranslation, "sign2gpt": Sign2GptTranslation}
 """By `model.kind`."""
 
 

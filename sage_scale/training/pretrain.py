@@ -13,11 +13,11 @@ from sage_scale.config import Recipe
 from sage_scale.streaming import Data
 from sage_scale.training.sage.alignment import AlignmentTask
 from sage_scale.training.sign2gpt.prototypes import PrototypeTask
-from sage_scale.training.stage import STAGE1, run_stage
+from sage_scale.training.stage import STAGE1, TaskKind, run_stage
 
 __all__ = ["STAGE1", "TASKS", "run"]
 
-TASKS = {"sage": AlignmentTask, "sign2gpt": PrototypeTask}
+TASKS: dict[str, TaskKind] = {"sage": AlignmentTask, "sign2gpt": PrototypeTask}
 """By `model.kind`."""
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -56,6 +56,11 @@ class Task(ABC):
     stream_seed: int = 0
     """Seed of augmentation and dropout draws in the stream."""
 
+    @staticmethod
+    @abstractmethod
+    def check(recipe: Recipe, folder: Path) -> None:
+        """Raise where the stage could not begin in the run's `folder`; asked before anything is written."""
+
     @abstractmethod
     def build(self) -> nn.Module:
         """Another model of the same form: ZeRO-3 evaluates in it."""
@@ -77,8 +82,18 @@ class Task(ABC):
         """Write what the stage leaves behind, from its best weights; gives what the caller is told. A collective."""
 
 
+class TaskKind(Protocol):
+    """A class of tasks, as `run_stage` takes it."""
+
+    def __call__(self, place: Place) -> Task:
+        """Make one; a collective."""
+
+    def check(self, recipe: Recipe, folder: Path) -> None:
+        """`Task.check`."""
+
+
 def run_stage(
-    name: str, make_task: Callable[[Place], Task], recipe: Recipe, run_folder: str | Path, data: Data
+    name: str, kind: TaskKind, recipe: Recipe, run_folder: str | Path, data: Data
 ) -> dict[str, Any]:
     """Train the stage `name` to its end, or go on with it, in `run_folder`; called by every rank.
 
@@ -90,10 +105,11 @@ def run_stage(
     torch.manual_seed(stage.seed)
     datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
     check_datasets(datasets, recipe)
+    kind.check(recipe, folder)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-    task = make_task(Place(recipe, folder, datasets, ranks))
+    task = kind(Place(recipe, folder, datasets, ranks))
     stream = open_stream(
         datasets,
         recipe,

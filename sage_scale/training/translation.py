@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sage_scale.config import Recipe
 from sage_scale.evaluation.metrics import score
 from sage_scale.streaming import Batch
 from sage_scale.training.decode import translate_split
 from sage_scale.training.frozen import FrozenOutputs
+from sage_scale.training.language.prepare import check_language_model
 from sage_scale.training.meter import video_sizes
 from sage_scale.training.saves.checkpoint import Progress
 from sage_scale.training.stage import Place, Task, agree, even_slices
@@ -24,6 +26,10 @@ class TranslationTask(Task):
 
     outputs: FrozenOutputs
     tokenizer: Any
+
+    @staticmethod
+    def check(recipe: Recipe, folder: Path) -> None:
+        check_language_model(recipe, folder)
 
     def __init__(self, place: Place) -> None:
         self.place, self.recipe = place, place.recipe

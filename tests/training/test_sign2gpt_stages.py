@@ -199,8 +199,15 @@ def test_sign_features_written_once_are_what_the_frozen_stage_1_gives(world, tra
 
 def test_mistakes_are_named(world, trained, tmp_path):
     root, recipe = world
+    run, data = tmp_path / "run", str(root / "shards")
     with pytest.raises(RecipeError, match="cooccurrence"):
-        pretrain.run(override(recipe, ["prototypes.vectors=fasttext"]), tmp_path, str(root / "shards"))
+        pretrain.run(override(recipe, ["prototypes.vectors=fasttext"]), run, data)
+    with pytest.raises(CheckpointError, match=r"cc\.xx\.bin: there is no such file"):
+        vectors = ["prototypes.vectors=fasttext", "prototypes.fasttext=cc.xx.bin"]
+        pretrain.run(override(recipe, vectors), run, data)
+    with pytest.raises(RecipeError, match=r"model\.language_model is empty.*XGLM"):
+        finetune.run(override(recipe, ["model.language_model="]), run, data)
+    assert not run.exists()  # nothing half-made is left behind
     with pytest.raises(CheckpointError, match=r"model\.sign2gpt\.window"):
         pretrain.run(override(recipe, ["model.sign2gpt.window=5"]), trained, str(root / "shards"))
     with pytest.raises(RecipeError, match="visual_context"):

@@ -161,6 +161,15 @@ def test_mistakes_leave_nothing_behind(world, tmp_path):
         with pytest.raises(DatasetError, match=says):
             pretrain.run(override(recipe, [change]), tmp_path / "run", str(root / "shards"))
         assert not (tmp_path / "run").exists()  # told before the language model is made
+    for change, error in (
+        ("model.language_model=", RecipeError),
+        (f"model.language_model={tmp_path}/nothing", CheckpointError),
+        (f"model.language_model={root}", CheckpointError),  # a folder without a model
+    ):
+        for stage in (pretrain, finetune):
+            with pytest.raises(error, match=r"language.model"):
+                stage.run(override(recipe, [change]), tmp_path / "run", str(root / "shards"))
+            assert not (tmp_path / "run").exists()
     with pytest.raises(CheckpointError, match="pretrain"):
         finetune.run(recipe, tmp_path / "other", str(root / "shards"))
     with pytest.raises(RecipeError, match="freeze"):

@@ -18,6 +18,7 @@ from sage_scale.losses.padding import pad_packed
 from sage_scale.models.language import subwords
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.positions import TokenPositions, places
+from sage_scale.text.hub import model_place
 from sage_scale.vision.draws import mix
 
 
@@ -152,15 +153,15 @@ def load_causal_model(
 
     Raises CheckpointError, with one line, where it is missing, incomplete or of a family that cannot be adapted.
     """
-    local = isinstance(folder, Path) or "/" not in str(folder) or str(folder).startswith((".", "/"))
-    if local and not (Path(folder) / "config.json").is_file():
+    place = model_place(folder)
+    if isinstance(place, Path) and not (place / "config.json").is_file():
         raise CheckpointError(f"no language model at '{folder}': give a Hugging Face folder with an XGLM")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), output_loading_info=True
+            place, dtype=getattr(torch, dtype), output_loading_info=True
         )
         model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(place))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"language model '{folder}' cannot be loaded: {reason}") from None

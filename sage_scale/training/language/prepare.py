@@ -17,11 +17,31 @@ import torch
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.shards import Dataset, read_texts
+from sage_scale.text.hub import model_place
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.runlog import memory_mb, record_timing
 
 DONE = "prepared.json"
+
+
+def check_language_model(recipe: Recipe, run: Path) -> None:
+    """Raise RecipeError or CheckpointError where the run has no language model and could not get one.
+
+    Asked before anything is written: seconds, also where a name of the hub cannot be looked up.
+    """
+    if recipe.denoise.enabled or (run / "language_model" / DONE).is_file():
+        return
+    kind = "an XGLM" if recipe.model.kind == "sign2gpt" else "mBART-large-50"
+    if not recipe.model.language_model:
+        raise RecipeError(
+            f"model.language_model is empty: give a folder with {kind}, or set denoise.enabled=true"
+        )
+    place = model_place(recipe.model.language_model)
+    if isinstance(place, Path) and not (place / "config.json").is_file():
+        raise CheckpointError(
+            f"model.language_model={place} has no config.json: give a Hugging Face folder with {kind}"
+        )
 
 
 def prepare_language_model(
@@ -50,7 +70,9 @@ def prepare_language_model(
         raise failure
     if failed is not None:
         raise CheckpointError(f"rank 0 could not prepare the language model: {failed}")
-    return folder if (folder / "config.json").is_file() else Path(recipe.model.language_model)
+    if (folder / "config.json").is_file():
+        return folder
+    return Path(recipe.model.language_model).expanduser()
 
 
 def _prepare(
@@ -103,11 +125,6 @@ def _prepare(
             else None,
         )
         report["made"] = "denoising of the training sentences"
-    elif not recipe.model.language_model:
-        raise RecipeError(
-            f"model.language_model is empty: give a folder with {'an XGLM' if causal else 'mBART-large-50'}, or set "
-            "denoise.enabled=true"
-        )
     elif causal:
         report["used"] = recipe.model.language_model
         report["added_characters"] = _add_characters(recipe, sentences, partial)
@@ -143,7 +160,6 @@ def _add_characters(recipe: Recipe, sentences: Sequence[str], folder: Path) -> l
     from sage_scale.text.expansion import expand_vocabulary
 
     name = recipe.model.language_model
-    place = Path(name) if Path(name).is_dir() else name
-    model, tokenizer = load_causal_model(place, recipe.model.sign2gpt.language_dtype)
+    model, tokenizer = load_causal_model(name, recipe.model.sign2gpt.language_dtype)
     _, _, added = expand_vocabulary(model, tokenizer, sentences, folder, seed=recipe.pretrain.seed)
     return list(added.characters)

@@ -22,7 +22,7 @@ from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed, export
 from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
-from sage_scale.training.language.prepare import prepare_language_model
+from sage_scale.training.language.prepare import check_language_model, prepare_language_model
 from sage_scale.training.meter import video_sizes
 from sage_scale.training.sage.embedding_cache import EmbeddingCache, run_task
 from sage_scale.training.saves.checkpoint import Progress
@@ -31,6 +31,10 @@ from sage_scale.training.stage import STAGE1, Place, Task
 
 class AlignmentTask(Task):
     """Stage 1 of SAGE."""
+
+    @staticmethod
+    def check(recipe: Recipe, folder: Path) -> None:
+        check_language_model(recipe, folder)
 
     def __init__(self, place: Place) -> None:
         recipe, ranks = place.recipe, place.ranks

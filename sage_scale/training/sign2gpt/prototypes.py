@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sage_scale.config import Recipe
 from sage_scale.evaluation.prototype_scores import PresenceCounts, frequency_control
 from sage_scale.losses.prototypes import prototype_loss
 from sage_scale.models.sign2gpt import Sign2GptPretrainer
@@ -21,7 +22,7 @@ from sage_scale.training.decode import has_split
 from sage_scale.training.saves.checkpoint import Progress
 from sage_scale.training.sign2gpt.localisation import write_localisation
 from sage_scale.training.sign2gpt.visual import frozen_files, save_signs, sizes
-from sage_scale.training.sign2gpt.vocabulary import run_prototypes, targets_of
+from sage_scale.training.sign2gpt.vocabulary import check_vectors, run_prototypes, targets_of
 from sage_scale.training.stage import STAGE1, Place, Task, agree, even_slices
 
 SCORES = "prototypes.json"
@@ -30,6 +31,10 @@ SCORES = "prototypes.json"
 
 class PrototypeTask(Task):
     """Stage 1 of Sign2GPT."""
+
+    @staticmethod
+    def check(recipe: Recipe, folder: Path) -> None:
+        check_vectors(recipe, folder)
 
     def __init__(self, place: Place) -> None:
         self.place, self.recipe, self.stage = place, place.recipe, place.recipe.pretrain

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sage_scale.config import Recipe
 from sage_scale.config.recipe import to_mapping
-from sage_scale.errors import RecipeError
+from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.shards import read_texts
 from sage_scale.text import words
 from sage_scale.text.cooccurrence import cooccurrence_vectors, write_vec
@@ -45,10 +45,29 @@ class RunPrototypes:
     """Where they lie; its hash stands in the checkpoints."""
 
 
+def check_vectors(recipe: Recipe, run: Path) -> None:
+    """Raise RecipeError where the recipe names no vectors, CheckpointError where their file is not there; nothing is
+    written. A run that has its prototypes needs the file no more."""
+    settings = recipe.prototypes
+    if settings.vectors != "fasttext":
+        return
+    if not settings.fasttext:
+        raise RecipeError(
+            "prototypes.fasttext is empty: give the language's vectors (cc.de.300.bin of fasttext.cc), or set "
+            "prototypes.vectors=cooccurrence, vectors made of the corpus itself"
+        )
+    made = (run / FOLDER / "prototypes.json").is_file()
+    if not made and not Path(settings.fasttext).expanduser().is_file():
+        raise CheckpointError(
+            f"prototypes.fasttext={settings.fasttext}: there is no such file; fetch the language's vectors "
+            "(cc.de.300.bin of fasttext.cc), or set prototypes.vectors=cooccurrence"
+        )
+
+
 def run_prototypes(place: Place) -> RunPrototypes:
     """The run's prototypes, made by rank 0 where they are not there yet (a collective).
 
-    Raises RecipeError where the recipe names no vectors, CheckpointError where their file is no such file.
+    Raises CheckpointError where the vectors' file is no such file.
     """
     folder = place.folder / FOLDER
     on_first(lambda: _make(place, folder), place.ranks.first)
@@ -75,11 +94,6 @@ def _make(place: Place, folder: Path) -> None:
     done = folder / "prototypes.json"
     if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["settings"] == decided:
         return
-    if settings.vectors == "fasttext" and not settings.fasttext:
-        raise RecipeError(
-            "prototypes.fasttext is empty: give the language's vectors (cc.de.300.bin of fasttext.cc), or set "
-            "prototypes.vectors=cooccurrence, vectors made of the corpus itself"
-        )
     metas = [meta for dataset in place.datasets for meta in read_texts(dataset)]
     chosen = [meta for meta in metas if meta["split"] in settings.splits]
     vocabulary = select_prototypes(

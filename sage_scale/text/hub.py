@@ -1,0 +1,57 @@
+"""Models that are named as on the Hugging Face hub: where neither the hub nor the cache has one, told within seconds.
+
+The libraries ask an unreachable hub for each file again and again, with pauses that grow: a minute for one model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from sage_scale.errors import CheckpointError
+
+ANSWER_S = 5.0
+"""How long the hub may take to answer, seconds."""
+
+
+def model_place(name: str | Path) -> str | Path:
+    """What `from_pretrained` is to be given for a folder or a name of the hub.
+
+    A folder is itself; a name stays one where the hub answers, and is its folder in the cache where it does not.
+    Raises CheckpointError, with one line, where there is nothing to load.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    name = str(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(f"no language model at '{name}': there is no such folder")
+    if _answers(name):
+        return name
+    cached: Path | None = None
+    with contextlib.suppress(OSError, ValueError):  # not there
+        cached = Path(snapshot_download(name, local_files_only=True))
+    if cached is None or not (cached / "config.json").is_file():
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+        raise CheckpointError(
+            f"no language model '{name}': it is no folder, {why}, and the cache {constants.HF_HUB_CACHE} does not "
+            f"hold it; give a local folder, or run `hf download {name}` where there is a network and bring its cache "
+            "(HF_HOME)"
+        )
+    return cached
+
+
+def _answers(name: str) -> bool:
+    """Whether the hub says anything about a model, be it that there is none."""
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=ANSWER_S)
+    except HFValidationError as error:
+        raise CheckpointError(f"no language model '{name}': {str(error).splitlines()[0]}") from None
+    except HfHubHTTPError as error:
+        return error.response.status_code < 500
+    except Exception:  # of whatever library carries the request
+        return False
+    return True
