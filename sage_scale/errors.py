@@ -31,8 +31,20 @@ class DatasetError(SageError):
     """Shards, index or markers are missing, damaged or of another recipe; names shard and sample."""
 
 
+class NoDataset(DatasetError):
+    """The place that was named holds no dataset at all: the wrong path, not a damaged one."""
+
+    exit_code = 2
+
+
 class CheckpointError(SageError):
     """A checkpoint or model folder is missing, incomplete or of another shape."""
+
+
+class NoModel(CheckpointError):
+    """The place that was named holds no trained model at all: the wrong path, or too early."""
+
+    exit_code = 2
 
 
 class TooManyRejects(SageError):

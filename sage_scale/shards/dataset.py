@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sage_scale.errors import DatasetError
+from sage_scale.errors import DatasetError, NoDataset
 from sage_scale.shards.additions import Addition, additions_from, is_addition, load_additions
 from sage_scale.shards.index import LANGUAGE_MASK, LANGUAGE_SHIFT, RECORD, parse_index, parse_rejects
 from sage_scale.shards.layout import (
@@ -349,7 +349,7 @@ def open_unfinished(store: Store) -> Dataset:
     try:
         info = parse_info(store.get(DATASET_JSON), f"{store.url}/{DATASET_JSON}")
     except NotFound:
-        raise DatasetError(
+        raise NoDataset(
             f"{store.url} is not a dataset ({DATASET_JSON} is missing): give the place that precompute wrote to"
         ) from None
     listing = list_units(store)

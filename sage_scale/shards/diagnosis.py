@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sage_scale.errors import DatasetError
+from sage_scale.errors import DatasetError, NoDataset
 from sage_scale.shards.dataset import Dataset, UnitListing, list_units, open_finished
 from sage_scale.shards.index import RECORD, ShardIndex, build_index, make_marker, parse_index, parse_rejects
 from sage_scale.shards.layout import (
@@ -116,9 +116,11 @@ def read_frame(store: Store) -> Frame:
         problems.append(f"{where} is damaged: it differs from the copy in {INDEX_JSON}")
     known = indexed.info if indexed is not None else info
     if known is None:
+        if not listing.generation:
+            raise NoDataset(f"{store.url} is not a dataset: give the place that precompute wrote to")
         raise DatasetError(
-            f"{store.url} is not a dataset, or both {DATASET_JSON} and {INDEX_JSON} are lost: restore one of them, or "
-            "precompute into a new place"
+            f"{store.url} has lost both {DATASET_JSON} and {INDEX_JSON}: restore one of them, or precompute into a new "
+            "place"
         )
     orphans: dict[int, int] = {}
     for entry in store.list():

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from sage_scale.errors import DatasetError, StorageError
+from sage_scale.errors import DatasetError, NoDataset, StorageError
 from sage_scale.shards.anytar import Aside, key_and_extension, members
 from sage_scale.shards.sample import sample_hash
 from sage_scale.shards.seal import seal, unseal
@@ -88,7 +88,7 @@ def make_web_index(
             if packed
             else ": give the folder or prefix they lie in"
         )
-        raise DatasetError(f"{tars.url} holds no .tar{hint}")
+        raise NoDataset(f"{tars.url} holds no .tar{hint}")
     scanned: dict[str, tuple[WebShard, list[str], np.ndarray, Aside]] = {}
     read = 0
     with ThreadPoolExecutor(max(1, threads)) as pool:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sage_scale.config import Recipe, load_recipe, to_yaml
-from sage_scale.errors import CheckpointError
+from sage_scale.errors import CheckpointError, NoModel
 from sage_scale.models.language import load_language_model
 from sage_scale.models.sage import SageTranslator
 from sage_scale.vision.packed import PackedVideo
@@ -74,7 +74,7 @@ def load_visual_file(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise CheckpointError(
+        raise NoModel(
             f"{path} is missing: run `sage-scale pretrain` first, or set finetune.init=none"
         ) from None
     except Exception as error:
@@ -112,15 +112,15 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Translator, Any, Recipe]:
     """(translator in eval mode, tokenizer, recipe) from a run folder or its `model/` export.
 
-    Raises CheckpointError naming what is missing.
+    Raises CheckpointError naming what is missing, NoModel where nothing is there.
     """
     path = Path(folder)
     if not path.exists():
-        raise CheckpointError(f"no folder {path}; give a run (runs/NAME) or an export (runs/NAME/model)")
+        raise NoModel(f"there is no run {path}; give a run (runs/NAME) or an export (runs/NAME/model)")
     if not any((path / name).is_file() for name in EXPORTS):
         path = path / "model"
     if not any((path / name).is_file() for name in EXPORTS):
-        raise CheckpointError(
+        raise NoModel(
             f"{folder} holds no trained translator ({' or '.join(f'model/{name}' for name in EXPORTS)}); run "
             "`sage-scale finetune`"
         )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sage_scale.config import Recipe, Stage, to_yaml
+from sage_scale.errors import UsageError
 from sage_scale.planning.step import StepSize
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, open_stream
@@ -100,6 +101,8 @@ def run_stage(
     Writes `NAME/log.jsonl`, checkpoints and what the task leaves; returns steps, seconds and the task's own figures.
     """
     folder = Path(run_folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--run {folder} is a file: name the folder of a run, there or to be made")
     ranks = distributed.initialise()
     stage: Stage = getattr(recipe, name)
     torch.manual_seed(stage.seed)

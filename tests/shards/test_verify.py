@@ -202,7 +202,7 @@ def test_the_verbs_and_their_exit_codes(
     for name in ("000001.json", "000001.idx", "000001.tar", "index.json"):
         store.delete(name)
     assert "1 of 3 units are open (000001)" in call("verify", url, code=1)
-    assert "is not a dataset" in call("verify", str(tmp_path), code=1)
+    assert "is not a dataset" in call("verify", str(tmp_path), code=2)
 
 
 def test_index_makes_everything_again(store: Store, whole: dict[str, bytes]) -> None:

@@ -1,0 +1,65 @@
+"""A path that is no dataset, run, corpus or recipe is wrong usage, code 2, for every verb; and nothing is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sage_scale.cli import main as command_line
+
+SHARDS = Path(__file__).resolve().parents[2] / "shards" / "sample"
+VERBS = (
+    "shards ls PLACE",
+    "shards cat PLACE anybody",
+    "shards stats PLACE",
+    "shards verify PLACE",
+    "shards index PLACE",
+    "shards remove PLACE --ids anybody",
+    "shards repair PLACE",
+    "shards merge NEW PLACE PLACE",
+    "shards split PLACE --out NEW --share a=0.5",
+    "pretrain --run NEW --data PLACE --recipe demo",
+    "pretrain --run PLACE --data SHARDS",
+    "finetune --run NEW --data PLACE --recipe demo",
+    "finetune --run PLACE --data SHARDS",
+    "evaluate --run PLACE --data SHARDS",
+    "report PLACE",
+    "report PLACE PLACE",
+    "translate VIDEO --model PLACE",
+    "models describe PLACE",
+    "models merge PLACE --out NEW",
+    "models signs PLACE --data SHARDS --out NEW",
+    "plan PLACE",
+    "recipe show PLACE",
+    "corpus inspect --root PLACE",
+    "corpus inspect --corpus videos --root PLACE",
+    "corpus inspect --corpus manifest --root PLACE",
+    "corpus inspect --corpus phoenix14t --root PLACE",
+    "precompute --corpus videos --root PLACE --out NEW",
+    "precompute --corpus csl_daily --root PLACE --out NEW",
+)
+
+
+@pytest.mark.parametrize("place", ["missing", "empty folder", "file"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_wrong_path_is_code_2_and_one_line(tmp_path, capsys, verb, place) -> None:
+    (tmp_path / "empty folder").mkdir()
+    for name in ("file", "video.mp4"):
+        (tmp_path / name).write_text("nothing of ours\n")
+    names = {"PLACE": place, "NEW": "new", "VIDEO": "video.mp4"}
+    paths = {word: str(tmp_path / name) for word, name in names.items()} | {"SHARDS": str(SHARDS)}
+    before = sorted(tmp_path.rglob("*"))
+    code = command_line.run([paths.get(word, word) for word in verb.split()])
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert paths["PLACE"] in said and len(said.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_file_is_no_run(tmp_path, capsys, stage) -> None:
+    (tmp_path / "file").write_text("nothing of ours\n")
+    words = [stage, "--run", str(tmp_path / "file"), "--data", str(SHARDS), "--recipe", "demo"]
+    assert command_line.run(words) == 2
+    assert "is a file: name the folder of a run" in capsys.readouterr().err
