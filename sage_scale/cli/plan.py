@@ -2,11 +2,13 @@
 
 sage-scale plan sage-phoenix14t --gpu h200 --ranks 8
 sage-scale plan sage-phoenix14t --gpu rtx3090 model.batchnorm=frozen pretrain.chunk_frames=128 finetune.chunk_frames=128
+sage-scale plan sign2gpt-phoenix14t --gpu a100-40 --frames 256 pretrain.chunk_frames=256 finetune.chunk_frames=256
 sage-scale plan sage-phoenix14t --memory-gb 24 --tokens 16 --words 12 vision.kind=features
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sage_scale.config import Recipe
-    from sage_scale.planning import Stage1, Stage2
+    from sage_scale.planning import Gpu, Sign2GptPlan, Stage1, Stage2
 
 
 def plan(
@@ -41,6 +43,9 @@ def plan(
     ] = 0,
     tokens: Annotated[float, typer.Option(min=1, help="Visual tokens of a mean clip.")] = 16,
     words: Annotated[float, typer.Option(min=1, help="Text tokens of a mean clip.")] = 12,
+    prototypes: Annotated[
+        int, typer.Option(min=1, help="Pseudo-glosses with a prototype (Sign2GPT).")
+    ] = 2500,
     vocabulary: Annotated[
         int, typer.Option(min=0, help="Subwords that trimming leaves; 0: the language model's own.")
     ] = 0,
@@ -51,7 +56,7 @@ def plan(
     from rich.table import Table
 
     from sage_scale.config import load_recipe
-    from sage_scale.planning import GPUS, ClipSize, Gpu, LossSize, Stage1, Stage2, loss_bytes
+    from sage_scale.planning import GPUS, ClipSize, Gpu, LossSize, Sign2GptPlan, Stage1, Stage2, loss_bytes
     from sage_scale.planning.loss import WAYS
 
     if gpu not in GPUS:
@@ -59,6 +64,12 @@ def plan(
     device = GPUS[gpu] if not memory_gb else Gpu(memory_gb, GPUS[gpu].bf16_tflops)
     chosen = load_recipe(recipe, overrides or ())
     clip = ClipSize(frames or 117 / chosen.vision.frame_stride, tokens, words)
+    if chosen.model.kind == "sign2gpt":
+        Console(width=118, highlight=False).print(
+            *_sign2gpt(Sign2GptPlan(chosen, clip, ranks, prototypes), gpu, device, batch or (), share),
+            sep="\n",
+        )
+        return
     bf16 = chosen.pretrain.precision != "fp32"
     micro = chunk or chosen.pretrain.micro_batch or 16
     stage = Stage1(chosen, clip, ranks, bf16)
@@ -124,6 +135,49 @@ def _by_part(recipe: Recipe, stage1: Stage1, stage2: Stage2) -> Table:
     table.add_section()
     table.add_row("peak", _gb(first.device_bytes), _gb(second.device_bytes))
     return table
+
+
+def _sign2gpt(
+    plan: Sign2GptPlan, gpu: str, device: Gpu, batches: Sequence[int], share: float
+) -> Iterator[str | Table]:
+    """What is printed of Sign2GPT: both stages' steps by part, at the recipe's batch and others."""
+    from rich.table import Table
+
+    recipe, clip = plan.recipe, plan.clip
+    sizes = f"{clip.frames:.0f} stored frames, {clip.visual_tokens:.0f} visual and {clip.text_tokens:g} text tokens"
+    yield f"recipe {recipe.name}: {plan.ranks} x {gpu} with {device.memory_gb:g} GB\na clip: {sizes}\n"
+    for stage, number in (("pretrain", 1), ("finetune", 2)):
+        steps = [plan.plan(stage, size) for size in (getattr(recipe, stage).batch_size, *batches)]
+        table = Table(title=f"stage {number} on one rank, GB by part", title_justify="left")
+        table.add_column("part")
+        for step in steps:
+            table.add_column(f"batch {step.batch:,}", justify="right")
+        for name, of in (
+            ("frozen weights", lambda step: step.weights.frozen),
+            ("trained weights, gradients, optimizer", lambda step: step.weights.total - step.weights.frozen),
+            (
+                "stored frames" if recipe.vision.kind == "frames" else "features",
+                lambda step: step.pixels_bytes,
+            ),
+            ("below the adapters (then free)", lambda step: step.below_bytes),
+            ("spatial model", lambda step: step.spatial_bytes),
+            ("sign encoder" + (" and prototypes" if number == 1 else ""), lambda step: step.signs_bytes),
+            ("language model's layers", lambda step: step.language_bytes),
+            ("logits", lambda step: step.logits_bytes),
+        ):
+            if any(of(step) for step in steps):
+                table.add_row(name, *(_gb(of(step)) for step in steps))
+        table.add_section()
+        table.add_row("peak", *(_gb(step.device_bytes) for step in steps))
+        rate = share * device.bf16_tflops * 1e12
+        table.add_row("seconds a step", *(f"{step.operations / rate:.3g}" for step in steps))
+        yield table
+        most = plan.largest_batch(stage, device.memory_gb * 1e9)
+        yield f"largest batch in {device.memory_gb:g} GB a rank: {most:,}\n"
+    yield (
+        f"seconds: at {100 * share:g}% of {device.bf16_tflops:g} TFLOP/s, without loading, traffic and what chunks compute "
+        "again"
+    )
 
 
 def _gb(size: float) -> str:

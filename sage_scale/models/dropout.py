@@ -12,6 +12,9 @@ from sage_scale.vision.draws import mix
 
 _ODD = -4658895280553007687  # 0xBF58476D1CE4E5B9, of SplitMix64, as a signed integer
 
+VALUES_AT_ONCE = (1 << 15, 1 << 24)
+"""Hashed together on a CPU, where they stay in its cache, and on a GPU."""
+
 
 def token_draws(draws_B: Tensor, clip_segments_B: Tensor) -> Tensor:
     """int64 (N,): a number for each token, from its clip's number and its place in the clip."""
@@ -32,11 +35,18 @@ def keyed_dropout(x_ND: Tensor, draws_N: Tensor | None, p: float, salt: int, tra
     if draws_N is None:
         raise ValueError("dropout in training needs PackedVideo.draws_B, the clips' random numbers")
     # Rows and columns are hashed in full, their sums in one round: the work is per value, and costs memory passes.
-    columns_D = mix(torch.arange(x_ND.shape[-1], device=x_ND.device), salt)
-    bits_ND = mix(draws_N, salt)[..., None] + columns_D
-    bits_ND ^= bits_ND >> 32
-    bits_ND *= _ODD
-    keep_ND = (bits_ND >= round(p * 2**64) - 2**63).to(x_ND.dtype)
+    width = x_ND.shape[-1]
+    columns_D = mix(torch.arange(width, device=x_ND.device), salt)
+    rows_N1 = mix(draws_N, salt).reshape(-1, 1)
+    keep_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
+    flat_ND = keep_ND.view(-1, width)
+    # Some rows at a time: 17 bytes a value would be more than all that the layer keeps of it.
+    step = max(1, VALUES_AT_ONCE[x_ND.device.type == "cuda"] // max(width, 1))
+    for begin in range(0, len(rows_N1), step):
+        bits_RD = rows_N1[begin : begin + step] + columns_D
+        bits_RD ^= bits_RD >> 32
+        bits_RD *= _ODD
+        flat_ND[begin : begin + step] = bits_RD >= round(p * 2**64) - 2**63
     return x_ND * keep_ND.div_(1 - p)
 
 
