@@ -174,8 +174,8 @@ def _sign2gpt(
         yield table
         most = plan.largest_batch(stage, device.memory_gb * 1e9)
         yield f"largest batch in {device.memory_gb:g} GB a rank: {most:,}\n"
-    rate = f"{100 * share:g}% of {device.bf16_tflops:g} TFLOP/s"
-    yield f"seconds: at {rate}, without loading, traffic and what chunks compute again"
+    reached = f"{100 * share:g}% of {device.bf16_tflops:g} TFLOP/s"
+    yield f"seconds: at {reached}, without loading, traffic and what chunks compute again"
 
 
 def _gb(size: float) -> str:
