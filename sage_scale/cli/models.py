@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -53,15 +54,16 @@ def merge(
     """Merge a Sign2GPT's adapters into plain models that transformers opens, as far as that goes."""
     from sage_scale.errors import UsageError
     from sage_scale.models.sign2gpt import Sign2GptTranslator, save_merged
-    from sage_scale.training.export import load_translator
+    from sage_scale.training.export import SAGE_EXPORT, export_folder, load_translator
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already: give another folder")
-    model, tokenizer, recipe = load_translator(run)
-    if not isinstance(model, Sign2GptTranslator):
+    if (export_folder(run) / SAGE_EXPORT).is_file():  # told before a large model is read
         raise UsageError(
             f"{run} is a SAGE, which has no adapters: its language_model/ is a plain mBART already"
         )
+    model, tokenizer, recipe = load_translator(run)
+    assert isinstance(model, Sign2GptTranslator)
     save_merged(model, tokenizer, recipe, out)
     typer.echo(f"{out / 'language_model'}: a plain {type(model.decoder.language_model).__name__}")
     if (out / "vit").is_dir():
@@ -89,8 +91,9 @@ def signs(
     with Progress("signs") as show:
         made = write_sign_features(run, data, out, device, show)
     clips = sum(unit.samples for unit in made.units)
+    recipe = run / "recipe.yaml"
     typer.echo(f"{made.url}: sign features of {clips:,} clips. Translate them with")
     typer.echo(
-        f"sage-scale finetune --run ANOTHER_RUN --data {out} --recipe {run / 'recipe.yaml'} "
-        + " ".join(overrides_of(load_recipe(run / "recipe.yaml")))
+        "sage-scale finetune --run ANOTHER_RUN "
+        + shlex.join(["--data", out, "--recipe", str(recipe), *overrides_of(load_recipe(recipe))])
     )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,8 +64,8 @@ def verify(
         more = len(report.problems) - SHOWN
         rest = f" ({more} more are not shown)" if more > 0 else ""
         raise DatasetError(
-            f"{report.url}: {len(report.problems)} problems{rest}; `sage-scale shards repair {report.url} --dry-run` "
-            "says what can be done"
+            f"{report.url}: {len(report.problems)} problems{rest}; "
+            f"`sage-scale shards repair {quote(report.url)} --dry-run` says what can be done"
         )
     typer.echo(
         f"{report.url}: {report.units} shards, {report.samples:,} samples, {size(report.bytes)}: all is as written"
@@ -235,6 +236,8 @@ def _top(counts: dict[str, int], most: int = 12) -> str:
 
 def _find(dataset: Dataset, wanted: str) -> int:
     from sage_scale.shards import sample_key
+    from sage_scale.shards.generations import reject_key
+    from sage_scale.shards.rejects import standing_rejects
 
     keys = dataset.records["key"]
     for key in (wanted.lower(), sample_key(wanted)):
@@ -242,6 +245,13 @@ def _find(dataset: Dataset, wanted: str) -> int:
             rows = (keys == int(key, 16)).nonzero()[0]
             if len(rows):
                 return int(rows[0])
+    for unit, reject in standing_rejects(dataset):
+        if wanted == reject.id or wanted.lower() == reject_key(reject):
+            why = f"{reject.reason}: {reject.detail}" if reject.detail else reject.reason
+            raise UsageError(
+                f"{dataset.url}: clip '{reject.id}' was rejected, nothing of it is stored; why stands in {unit.tar}: "
+                f"{why}. Where the cause is mended, `sage-scale precompute --retry-rejects` tries again"
+            )
     raise UsageError(
-        f"{dataset.url} has no clip '{wanted}'; `sage-scale shards ls {dataset.url} --samples` lists them"
+        f"{dataset.url} has no clip '{wanted}'; `sage-scale shards ls {quote(dataset.url)} --samples` lists them"
     )

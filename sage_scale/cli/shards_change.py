@@ -22,6 +22,8 @@ Out = Annotated[str, typer.Option("--out", help="Folder, or s3://bucket/prefix, 
 Threads = Annotated[int, typer.Option(help="Shards worked on at once.", min=1)]
 Pairs = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE")]
 T = TypeVar("T")
+LISTS = (".txt", ".tsv", ".csv", ".lst", ".list", ".ids", ".json", ".jsonl")
+"""Endings of files with ids in them, which no id has."""
 
 
 def remove(
@@ -182,7 +184,12 @@ def split(
         for name, value in (("share", share), ("count", count), ("signer", signer), ("ids", ids))
         if value
     ]
-    if len(given) != 1:
+    if len(given) > 1:
+        both = " and ".join(f"--{name}" for name in given)
+        raise UsageError(
+            f"{both} cannot be given together: split by one of them, and then a part of that by the other"
+        )
+    if not given:
         raise UsageError("say by what to split: one of --share, --count, --signer, --ids (each NAME=VALUE)")
     source = open_dataset(url)
     if share:
@@ -255,7 +262,18 @@ def _ids(text: str) -> list[str]:
             return read_ids(Path(text).read_text(encoding="utf-8"), text)
         except UnicodeDecodeError:
             raise UsageError(f"{text} is no text in UTF-8: write one id in a line") from None
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    gone = next((name for name in names if _is_path(name)), None)
+    if gone is not None:
+        raise UsageError(
+            f"there is no file {gone}: give ids, parted by commas, or a file with one id in a line"
+        )
+    return names
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is a file's rather than a clip's, whose id may have slashes inside (videos in folders)."""
+    return name.startswith(("/", "./", "../", "~")) or name.lower().endswith(LISTS)
 
 
 def _pairs(option: str, pairs: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
@@ -80,7 +81,7 @@ def cat(index: WebIndex, key: str, out: str) -> None:
 
     if key not in index.keys:
         raise UsageError(
-            f"{index.url} has no sample '{key}'; `sage-scale shards ls {index.url} --samples` lists them"
+            f"{index.url} has no sample '{key}'; `sage-scale shards ls {quote(index.url)} --samples` lists them"
         )
     row = index.keys.index(key)
     record, shard = index.records[row], index.shards[int(index.shard_of[row])]

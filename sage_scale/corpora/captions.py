@@ -10,13 +10,18 @@ import html
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sage_scale.corpora.folders import read_text
 
+BAD_CUE = "bad-cue"
+"""Reason of a caption that is set aside because its times cannot be read."""
 SUFFIXES = (".vtt", ".srt")
 
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 _TIMING = re.compile(rf"^\s*{_TIME}\s*-->\s*{_TIME}")
+_ARROWLESS = re.compile(rf"^\s*{_TIME}\s*\S{{1,3}}\s*{_TIME}")
+"""Two times with something else than an arrow between them: 00:01.000 -> 00:02.000."""
 _BREAK = re.compile(r"<br\s*/?>", re.I)
 _TAGS = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 _WORD_TIMES = re.compile(r"<\d{2}:\d{2}:\d{2}\.\d{3}><c>")
@@ -34,12 +39,21 @@ class Cue:
     """The lines as they are shown, without mark-up; empty ones left out."""
 
 
-def read_captions(path: Path) -> list[Cue]:
-    """The cues of a .vtt or .srt file in the file's order; UnicodeDecodeError where it is not UTF-8."""
+class CaptionFile(NamedTuple):
+    """What a caption file holds."""
+
+    cues: list[Cue]
+    """In the file's order."""
+    broken: list[str]
+    """Cues whose line of times cannot be read: their texts belong nowhere. Line number and line, for a person."""
+
+
+def read_captions(path: Path) -> CaptionFile:
+    """The cues of a .vtt or .srt file; UnicodeDecodeError where it is not UTF-8."""
     return parse_captions(read_text(path))
 
 
-def parse_captions(text: str) -> list[Cue]:
+def parse_captions(text: str) -> CaptionFile:
     """The cues of the text of a .vtt or .srt file; lines that belong to no cue are passed over.
 
     A cue's text ends at an empty line, which both formats ask for, or at the next cue's times where that line
@@ -47,6 +61,7 @@ def parse_captions(text: str) -> list[Cue]:
     and cue settings go.
     """
     cues: list[Cue] = []
+    broken: list[str] = []
     times: tuple[float, float] | None = None
     shown: list[str] = []
 
@@ -58,7 +73,8 @@ def parse_captions(text: str) -> list[Cue]:
         times = None
         shown.clear()
 
-    for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+    rows = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    for number, line in enumerate(rows, start=1):
         match = _TIMING.match(line) if "-->" in line else None
         if match:
             if times is not None and shown and shown[-1].strip().isdigit():
@@ -66,13 +82,16 @@ def parse_captions(text: str) -> list[Cue]:
             close()
             groups = match.groups()
             times = _seconds(groups[:4]), _seconds(groups[4:])
+        elif "-->" in line or (times is None and _ARROWLESS.match(line)):  # text may hold no arrow
+            close()
+            broken.append(f"line {number}: {line.strip()[:60]}")
         elif times is not None:
             if line == "":
                 close()
             else:
                 shown.append(line)
     close()
-    return cues
+    return CaptionFile(cues, broken)
 
 
 def plain_text(text: str) -> str:

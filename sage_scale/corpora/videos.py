@@ -24,7 +24,7 @@ from typing import Any
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.caption_filters import filter_cues
-from sage_scale.corpora.captions import SUFFIXES, parse_seconds, read_captions
+from sage_scale.corpora.captions import BAD_CUE, SUFFIXES, parse_seconds, read_captions
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
 from sage_scale.corpora.folders import corpus_folder, read_text
 from sage_scale.corpora.media import KEYPOINT_SUFFIXES, VIDEO_SUFFIXES, is_text, walk
@@ -182,7 +182,9 @@ class _Folder:
         return name, language
 
     def _captioned(self, video: str, name: str, language: str) -> Iterator[Clip]:
-        cues = read_captions(self.folder / name)
+        cues, broken = read_captions(self.folder / name)
+        for line in broken:
+            self._reject(video, BAD_CUE, f"{name} {line}")
         if not cues:
             self._reject(video, "no-captions", f"{name} has no readable cue")
         if self.options.rolling:

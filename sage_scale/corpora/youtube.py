@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.caption_filters import filter_cues
-from sage_scale.corpora.captions import is_automatic, parse_captions
+from sage_scale.corpora.captions import BAD_CUE, is_automatic, parse_captions
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
 from sage_scale.corpora.folders import corpus_folder, read_text
 from sage_scale.corpora.media import walk
@@ -130,7 +130,9 @@ class _Video:
         if self.corpus.languages and language.split("-")[0] not in self.corpus.languages:
             self._reject("filter-language", language)
             return []
-        cues = parse_captions(text)
+        cues, broken = parse_captions(text)
+        for line in broken:
+            self._reject(BAD_CUE, line)
         if not cues:
             self._reject("no-captions", "no readable cue")
             return []

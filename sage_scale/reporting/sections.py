@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from shlex import quote
 from typing import Any
 
 from sage_scale.reporting import figures
@@ -380,7 +381,7 @@ def recipe(record: RunRecord) -> str:
     if not record.recipe_text:
         return ""
     text = f"<details><summary>Every value of this run</summary><pre>{escape(record.recipe_text)}</pre></details>"
-    again = f"sage-scale recipe show {record.folder / 'recipe.yaml'}"
+    again = f"sage-scale recipe show {quote(str(record.folder / 'recipe.yaml'))}"
     return section("recipe", "Recipe", f'<p class="note">The same as <code>{escape(again)}</code>.</p>{text}')
 
 

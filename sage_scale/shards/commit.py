@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sage_scale.errors import DatasetError, UnitsOpen
@@ -159,7 +160,7 @@ def _compare_with_marker(store: Store, index: ShardIndex) -> None:
         tar = tar_name(index.header.unit, index.header.generation)
         raise DatasetError(
             f"{store.url}/{tar} is not the tar that {name} was made from: it is damaged or was exchanged; run "
-            f"`sage-scale shards repair {store.url}` (or delete {name} if you know the tar to be right)"
+            f"`sage-scale shards repair {quote(store.url)}` (or delete {name} if you know the tar to be right)"
         )
 
 

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,7 @@ class Dataset:
         except NotFound:
             raise DatasetError(
                 f"{self.url}/{tar}, sample {key}: the shard is missing; a newer generation may have taken its place: "
-                f"open the dataset again, or run `sage-scale shards verify {self.url}`"
+                f"open the dataset again, or run `sage-scale shards verify {quote(self.url)}`"
             ) from None
         return read_sample(data, key=key, digest=digest, where=f"{self.url}/{tar}")
 
@@ -179,7 +180,7 @@ def read_rejects(store: Store, unit: Unit) -> tuple[Reject, ...]:
         if member.name == REJECTS_MEMBER:
             return parse_rejects(data[member.offset : member.offset + member.size], where)
     raise DatasetError(
-        f"{where}: member '{REJECTS_MEMBER}' is missing: run `sage-scale shards verify {store.url}`"
+        f"{where}: member '{REJECTS_MEMBER}' is missing: run `sage-scale shards verify {quote(store.url)}`"
     )
 
 
@@ -201,7 +202,7 @@ def open_dataset(place: str | Path | Store, *, unfinished: bool = False) -> Data
     if missing:
         raise DatasetError(still_open(store.url, missing, len(dataset.info.units)))
     raise DatasetError(
-        f"{store.url}: all units are done, {INDEX_JSON} is missing: run `sage-scale shards index {store.url}`"
+        f"{store.url}: all units are done, {INDEX_JSON} is missing: run `sage-scale shards index {quote(store.url)}`"
     )
 
 
@@ -311,7 +312,7 @@ def in_parallel(work: Callable[[Any], Any], items: Iterable[Any], threads: int =
 
 def _parse_index_json(store: Store, data: bytes) -> Dataset:
     where = f"{store.url}/{INDEX_JSON}"
-    broken = DatasetError(f"{where} is damaged: rebuild it with `sage-scale shards index {store.url}`")
+    broken = DatasetError(f"{where} is damaged: rebuild it with `sage-scale shards index {quote(store.url)}`")
     body, digest = unseal(data)
     if body is None:
         raise broken
@@ -366,7 +367,7 @@ def open_unfinished(store: Store) -> Dataset:
         records = parse_index(store.get(index), f"{store.url}/{index}")
         if len(records) != marker.samples or marker.bytes != listing.tar_bytes[unit]:
             raise DatasetError(
-                f"{where} differs from its tar or .idx: run `sage-scale shards repair {store.url}`"
+                f"{where} differs from its tar or .idx: run `sage-scale shards repair {quote(store.url)}`"
             )
         return marker, records
 

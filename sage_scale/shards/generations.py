@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def _without(store: Store, unit: Unit, keys: frozenset[str]) -> None:
         if (newest_generation(store, unit.unit) or 0) > unit.generation:
             return  # another one was faster, and has already deleted the older generation
         raise DatasetError(
-            f"{where} is missing: run `sage-scale shards repair {store.url}`, then this command again"
+            f"{where} is missing: run `sage-scale shards repair {quote(store.url)}`, then this command again"
         ) from None
 
 
@@ -129,5 +130,5 @@ def _whole(view: memoryview, where: str, unit: Unit) -> ShardIndex:
     except DatasetError as error:
         url = where.rpartition("/")[0]
         raise DatasetError(
-            f"{error}: run `sage-scale shards repair {url}`, then this command again"
+            f"{error}: run `sage-scale shards repair {quote(url)}`, then this command again"
         ) from None

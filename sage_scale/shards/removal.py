@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from shlex import quote
 
-from sage_scale.errors import DatasetError, UnitsOpen, UsageError
+from sage_scale.errors import UnitsOpen, UsageError
 from sage_scale.shards.commit import finish_dataset, settle
 from sage_scale.shards.dataset import (
     Dataset,
@@ -75,7 +76,7 @@ def remove_clips(
         named = ", ".join(f"'{name}'" for name in absent[:NAMED]) + (", ..." if len(absent) > NAMED else "")
         raise UsageError(
             f"{store.url} has no clip {named} ({len(absent)} unknown); nothing was done. `sage-scale shards ls "
-            f"{store.url} --samples` lists what there is; --ignore-unknown takes out the others"
+            f"{quote(store.url)} --samples` lists what there is; --ignore-unknown takes out the others"
         )
     new = keys.keys() - before
     if new:
@@ -125,8 +126,8 @@ def _rejected_keys(dataset: Dataset) -> set[str]:
 
 
 def read_ids(text: str, where: str) -> list[str]:
-    """Ids from a file's text, one in a line; empty lines are passed over. Raises DatasetError for none at all."""
+    """Ids from a file's text, one in a line; empty lines are passed over. Raises UsageError for none at all."""
     ids = [line.strip() for line in text.splitlines() if line.strip()]
     if not ids:
-        raise DatasetError(f"{where} names no clip: write one id in a line")
+        raise UsageError(f"{where} names no clip: write one id in a line")
     return ids

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from shlex import quote
 from typing import Literal
 
 from sage_scale.errors import DatasetError
@@ -153,7 +154,7 @@ def precompute_command(url: str, info: DatasetInfo, mode: Mode) -> str:
         return ""
     corpus = dict(info.recipe_part).get("corpus", {}).get("name", "NAME")
     again = " --retry-rejects" if mode == "keep" else ""
-    return f"sage-scale precompute --corpus {corpus} --root ROOT --out {url} --recipe RECIPE{again}"
+    return f"sage-scale precompute --corpus {quote(str(corpus))} --root ROOT --out {quote(url)} --recipe RECIPE{again}"
 
 
 def _drop(store: Store, patient: Patient) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sage_scale.errors import DatasetError
@@ -41,5 +42,5 @@ def _meta(dataset: Dataset, table: SampleTable, row: int) -> dict[str, Any]:
             head = dataset.store.get_range(tar, offset, min(BLOCK + size, length))
         meta = json.loads(head[BLOCK : BLOCK + size])
     except ValueError as error:
-        raise DatasetError(f"{where}: {error}; run `sage-scale shards verify {dataset.url}`") from None
+        raise DatasetError(f"{where}: {error}; run `sage-scale shards verify {quote(dataset.url)}`") from None
     return meta

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from shlex import quote
 
 import numpy as np
 
@@ -161,12 +162,12 @@ def open_web_index(place: str | Store) -> WebIndex:
     """The index at a place, by one GET. Raises DatasetError where there is none, or a damaged one."""
     store = place if isinstance(place, Store) else open_store(place)
     where = f"{store.url}/{WEB_INDEX_JSON}"
-    again = f"make it again with `sage-scale shards index` (and --out {store.url}, if the tars lie elsewhere)"
+    again = f"make it again with `sage-scale shards index` (and --out {quote(store.url)}, if the tars lie elsewhere)"
     try:
         data = store.get(WEB_INDEX_JSON)
     except NotFound:
         raise DatasetError(
-            f"{store.url} has no {WEB_INDEX_JSON}: make it with `sage-scale shards index {store.url}`"
+            f"{store.url} has no {WEB_INDEX_JSON}: make it with `sage-scale shards index {quote(store.url)}`"
         ) from None
     body, digest = unseal(data)
     if body is None:

@@ -26,7 +26,8 @@ from sage_scale.vision.packed import PackedVideo
 
 VOCABULARY = "vocabulary.json"
 VISUAL = ("visual.", "mapper.", "context.")
-EXPORTS = ("visual.safetensors", "adapters.safetensors")
+SAGE_EXPORT = "visual.safetensors"
+EXPORTS = (SAGE_EXPORT, "adapters.safetensors")
 """One of them is in every export: SAGE's, or Sign2GPT's (sign2gpt/export.py)."""
 
 
@@ -109,11 +110,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     partial.rename(folder)
 
 
-def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Translator, Any, Recipe]:
-    """(translator in eval mode, tokenizer, recipe) from a run folder or its `model/` export.
-
-    Raises CheckpointError naming what is missing, NoModel where nothing is there.
-    """
+def export_folder(folder: str | Path) -> Path:
+    """Where a run folder, or its `model/` export, has the export. Raises NoModel where there is none."""
     path = Path(folder)
     if not path.exists():
         raise NoModel(f"there is no run {path}; give a run (runs/NAME) or an export (runs/NAME/model)")
@@ -124,14 +122,23 @@ def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> t
             f"{folder} holds no trained translator ({' or '.join(f'model/{name}' for name in EXPORTS)}); run "
             "`sage-scale finetune`"
         )
-    if not (path / "visual.safetensors").is_file():
+    return path
+
+
+def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Translator, Any, Recipe]:
+    """(translator in eval mode, tokenizer, recipe) from a run folder or its `model/` export.
+
+    Raises CheckpointError naming what is missing, NoModel where nothing is there.
+    """
+    path = export_folder(folder)
+    if not (path / SAGE_EXPORT).is_file():
         from sage_scale.training.sign2gpt import export as sign2gpt
 
         return sign2gpt.load_translator(path, device)
     recipe = load_recipe(path / "recipe.yaml")
     language_model, tokenizer = load_language_model(path / "language_model")
     model = SageTranslator(recipe, language_model)
-    tensors = load_visual_file(path / "visual.safetensors")
+    tensors = load_visual_file(path / SAGE_EXPORT)
     wanted = {name for name in model.state_dict() if name.startswith(VISUAL)}
     if wanted - tensors.keys():
         raise CheckpointError(

@@ -47,6 +47,13 @@ def test_merged_folder_may_be_moved_and_translates_as_before(tmp_path):
     assert not report["missing_keys"] and not report["unexpected_keys"]
 
 
+def test_a_sage_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "visual.safetensors").write_bytes(b"would fail if it were opened")
+    said = CliRunner().invoke(app, ["merge", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert isinstance(said.exception, UsageError) and "is a SAGE" in str(said.exception)
+
+
 def test_nothing_to_merge_is_said_in_one_line(tmp_path):
     said = CliRunner().invoke(app, ["merge", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     assert isinstance(said.exception, CheckpointError) and "\n" not in str(said.exception)

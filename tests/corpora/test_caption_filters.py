@@ -133,7 +133,7 @@ def test_rolled_up_lines_come_back_each_once(lines, rows) -> None:
 
 
 def test_ordinary_captions_are_left_alone() -> None:
-    cues = parse_captions(
+    cues, _ = parse_captions(
         "1\n00:01,000 --> 00:03,000\n- Nein.\n- Doch.\n\n2\n00:03,000 --> 00:05,000\nOh.\n\n"
         "3\n00:09,0 --> 00:11,0\nOh.\n"
     )
@@ -148,8 +148,30 @@ def test_captions_of_a_broken_writer() -> None:
         "3\n00:03.0 --> 00:04.0\n<i>Drei</i>, <font color=red>vier</font><br>fünf\n"
     )
     for ends in ("\n", "\r\n", "\r"):
-        cues = parse_captions(text.replace("\n", ends))
+        cues, broken = parse_captions(text.replace("\n", ends))
+        assert broken == []
         assert [cue.text for cue in cues] == ["Eins", "Zwei", "Drei, vier fünf"]
+
+
+BAD_TIMES = "00:04.000 -->", "00:04.000 -> 00:06.000", "00:0a.000 --> 00:06.000", "--> 00:06.000", "4 --> 6"
+
+
+@pytest.mark.parametrize(
+    ("times", "gap"),  # without an arrow and an empty line before it, it is text
+    [(times, gap) for times in BAD_TIMES for gap in ("\n\n", "\n") if gap == "\n\n" or "-->" in times],
+)
+def test_a_cue_whose_times_cannot_be_read_is_counted_and_lends_nobody_its_text(tmp_path, times, gap) -> None:
+    first, last = "00:01.000 --> 00:03.000\nEins zwei.", "00:07.000 --> 00:09.000\nDrei vier.\n"
+    written = f"WEBVTT\n\n{first}{gap}{times}\nVerloren.\n\n{last}"
+    cues, broken = parse_captions(written)
+    assert [cue.text for cue in cues] == ["Eins zwei.", "Drei vier."]
+    assert broken == [f"line {written[: written.index(times)].count(chr(10)) + 1}: {times}"]
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.vtt").write_text(written)
+    manifest = read_corpus(Corpus(name="videos", root=str(tmp_path)))
+    assert [(row.reason, row.detail, row.expected) for row in manifest.rejected] == [
+        ("bad-cue", f"a.vtt {broken[0]}", False)
+    ]
 
 
 def test_videos_beside_their_captions_pass_the_same_filters(tmp_path) -> None:

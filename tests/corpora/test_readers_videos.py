@@ -209,4 +209,5 @@ def test_times_and_words() -> None:
         and not has_words("♪ la la ♪")
         and not has_words("(lacht)")
     )
-    assert parse_captions("") == [] and parse_captions("00:01 --> 00:02\nkein Format") == []
+    assert parse_captions("") == ([], [])
+    assert parse_captions("00:01 --> 00:02\nkein Format") == ([], ["line 1: 00:01 --> 00:02"])

@@ -203,7 +203,7 @@ def test_the_verbs(one: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "14 clips of 2 datasets" in call("merge", str(tmp_path / "m"), f"{out}/a", f"{out}/b")
     call("merge", str(tmp_path / "m"), f"{out}/a", f"{out}/b")
     assert "say by what to split" in call("split", one.url, "--out", out, code=2)
-    assert "say by what to split" in call(
+    assert "--share and --count cannot be given together" in call(
         "split", one.url, "--out", out, "--share", "a=1", "--count", "b=1", code=2
     )
     assert "write NAME=VALUE" in call("split", one.url, "--out", out, "--share", "../x=1", code=2)

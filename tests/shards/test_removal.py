@@ -237,8 +237,21 @@ def test_the_verb(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[st
     said = call("--ids", str(tmp_path / "ids.txt"), "--ignore-unknown")
     assert "2 clips taken out, 2 shards written anew, 6 older objects deleted; 12 clips are left" in said
     (tmp_path / "empty.txt").write_text("\n")
-    assert "names no clip" in call("--ids", str(tmp_path / "empty.txt"), code=1)
-    assert run(["shards", "remove", str(tmp_path / "nowhere"), "--ids", "x"]) == 1
+    assert "names no clip" in call("--ids", str(tmp_path / "empty.txt"), code=2)
+    assert run(["shards", "remove", str(tmp_path / "nowhere"), "--ids", "x"]) == 2
+
+
+@pytest.mark.parametrize("name", ["ids.txt", "GONE.CSV", "./ids", "/lists/ids", "~/ids", "../ids"])
+def test_a_file_that_is_not_there_is_no_id(store: Store, capsys, name: str) -> None:
+    """Nor with --ignore-unknown, which would pass over it and take nobody out."""
+    before = snapshot(store)
+    for ids in (name, f"{GONE[0]},{name}"):
+        assert run(["shards", "remove", store.url, "--ids", ids, "--ignore-unknown"]) == 2
+        said = capsys.readouterr().err
+        assert f"there is no file {name}" in said and len(said.splitlines()) == 1
+    assert snapshot(store) == before
+    inside = "a folder/clip.mp4@1.000-2.500"  # as ids of videos in folders are
+    assert run(["shards", "remove", store.url, "--ids", inside, "--ignore-unknown"]) == 0
 
 
 @pytest.mark.system

@@ -11,7 +11,7 @@ from made_samples import make_dataset, make_sample
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, StorageError
-from sage_scale.shards import open_dataset, publish_shard, verify_dataset, write_shard
+from sage_scale.shards import open_dataset, publish_shard, sample_key, verify_dataset, write_shard
 from sage_scale.storage import Store, open_store
 
 Damage = Callable[[Store, np.random.Generator], tuple[str, str]]
@@ -194,6 +194,9 @@ def test_the_verbs_and_their_exit_codes(
     assert members == {f"{key}.json", f"{key}.segments.npy", f"{key}.features.npy"}
     assert f'"key": "{key}"' in call("cat", url, key)
     assert "has no clip 'nobody'" in call("cat", url, "nobody", code=2)
+    for name in ("dev-x", sample_key("dev-x")):
+        assert "'dev-x' was rejected" in (said := call("cat", url, name, code=2))
+        assert "000002.tar: too-short: 3 frames" in said and len(said.splitlines()) == 1
     assert "train: 12 clips in 2 shards" in call("stats", url)
     assert '"gloss_types": 3' in call("stats", url, "--json")
     store.put("000001.tar", store.get("000001.tar")[:-2000])

@@ -27,6 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from shlex import quote
 from typing import Any
 
 from sage_scale import config
@@ -137,7 +138,8 @@ def read_corpus(corpus: config.Corpus, root: Path) -> Manifest:
     found = _finished(root)
     if found is None:
         raise UsageError(
-            f"{root} holds no finished synthetic corpus: make it with `sage-scale corpus make --root {root}`"
+            f"{root} holds no finished synthetic corpus: make it with "
+            f"`sage-scale corpus make --root {quote(str(root))}`"
         )
     wanted = _settings(corpus)
     if found != wanted:
