@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
+from transformers.models.resnet.modeling_resnet import ResNetShortCut
 
 from sage_scale.config import Backbone
 from sage_scale.models.batchnorm import Mode, convert_batchnorm
@@ -31,6 +32,9 @@ class FrameEncoder(nn.Module):
                 layer_type="basic",
             )
         )
+        for module in self.resnet.modules():
+            if isinstance(module, ResNetShortCut) and narrow(module.convolution):
+                module.convolution.__class__ = PickedConv
         convert_batchnorm(self.resnet, batchnorm)
         self.flatten: nn.Linear | None = None
         if backbone.pool == "flatten":
@@ -59,6 +63,27 @@ class FrameEncoder(nn.Module):
         if self.flatten is None:
             return x.mean(dim=(-2, -1))
         return self.flatten(x.flatten(1))
+
+
+class PickedConv(nn.Conv2d):
+    """A 1 x 1 convolution with strides that picks the pixels it reads first: the same result, without strides."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        rows, columns = self.stride
+        picked = x_BCHW[:, :, ::rows, ::columns]
+        if not picked.numel():  # the backward pass of no frames
+            return super().forward(x_BCHW)
+        picked = picked.contiguous(memory_format=torch.channels_last)
+        return nn.functional.conv2d(picked, self.weight, self.bias)
+
+
+def narrow(convolution: nn.Conv2d) -> bool:
+    """Whether the weight gradient of a 1 x 1 convolution with strides writes past its memory on a CPU.
+
+    Seen with torch 2.13 (oneDNN, AVX-512) in channels_last for fewer than 16 channels to at most 16, on maps of 56 x 56
+    and more: the process ends by SIGSEGV.
+    """
+    return convolution.in_channels < 16 and convolution.out_channels <= 16
 
 
 def load_backbone(encoder: FrameEncoder, path: str) -> None:

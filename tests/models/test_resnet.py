@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import nn
 
 from sage_scale.config import Backbone
 from sage_scale.errors import CheckpointError
-from sage_scale.models.resnet import IMAGENET_MEAN, IMAGENET_STD, FrameEncoder, last_map_side, load_backbone
+from sage_scale.models.resnet import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FrameEncoder,
+    PickedConv,
+    last_map_side,
+    load_backbone,
+)
 
 SMALL = Backbone(depths=(2, 1, 2), widths=(8, 12, 16))
 
@@ -124,6 +134,37 @@ def test_flatten_keeps_the_places_of_the_last_map(crop):
     assert encoder(pictures(2, crop).float()).shape == (2, 8)
     x = pictures(1, crop).float()
     assert not torch.allclose(encoder(x), encoder(x.flip(3)), atol=1e-4)
+
+
+def test_picking_pixels_first_is_the_convolution_with_strides():
+    torch.manual_seed(0)
+    plain = nn.Conv2d(8, 16, 1, stride=2, bias=False).double()
+    picked = PickedConv(8, 16, 1, stride=2, bias=False).double()
+    picked.load_state_dict(plain.state_dict())
+    for side in (7, 8):
+        x, same = (torch.randn(3, 8, side, side).double().requires_grad_() for _ in range(2))
+        same.data.copy_(x.data)
+        weights = torch.randn(3, 16, 4, 4).double()
+        for conv, values in ((plain, x), (picked, same)):
+            conv.zero_grad()
+            (conv(values) * weights).sum().backward()
+        torch.testing.assert_close(picked.weight.grad, plain.weight.grad)
+        torch.testing.assert_close(same.grad, x.grad)
+
+
+@pytest.mark.system
+def test_narrow_stages_train_on_large_frames():
+    """In a process of its own: what is tested ends it by SIGSEGV where torch has the fault."""
+    program = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from sage_scale.config import Backbone\n"
+        "from sage_scale.models.resnet import FrameEncoder\n"
+        "for widths in ((8, 16), (4, 8, 12)):\n"
+        "    encoder = FrameEncoder(Backbone(depths=(1,) * len(widths), widths=widths), 224)\n"
+        "    encoder(torch.rand(4, 3, 224, 224) * 255).sum().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
 
 
 @pytest.mark.parametrize("pool", ["mean", "flatten"])
