@@ -58,8 +58,7 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
                 ) from None
         else:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            ray.init(
-                address="local",
+            _start_here(
                 num_cpus=max(settings.actors, cores) if settings.actors else None,
                 object_store_memory=max(settings.object_store_mb, 80) * 2**20,
                 include_dashboard=False,
@@ -73,6 +72,25 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _start_here(**settings: Any) -> None:
+    """Start Ray on this machine; once more where it was too slow. Raises SageError where it is then, too."""
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(address="local", **settings)
+            return
+        except Exception as error:  # Ray's own, of no class of its own
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if last:
+                raise SageError(
+                    "Ray did not start on this machine in its time, twice: most often the machine is overloaded or out of "
+                    "memory. What is done stays done: run the same command again when it has room"
+                ) from None
 
 
 def _knock(address: str) -> None:
