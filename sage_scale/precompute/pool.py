@@ -88,7 +88,7 @@ def _start_here(**settings: Any) -> None:
             ray.shutdown()
             if last:
                 raise SageError(
-                    "Ray did not start on this machine in its time, twice: most often the machine is overloaded or out of "
+                    "Ray did not start on this machine in its time, twice: most often it is overloaded or out of "
                     "memory. What is done stays done: run the same command again when it has room"
                 ) from None
 
