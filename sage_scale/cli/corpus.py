@@ -13,12 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sage_scale import config
 from sage_scale.errors import ClipRejected, UsageError
+
+if TYPE_CHECKING:
+    from sage_scale.corpora.census import Census
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make or inspect a corpus.")
 
@@ -103,6 +106,7 @@ def inspect(
         print(f"  video {video}: {error}")
     if len(unreadable) > 10:
         print(f"  ... and {len(unreadable) - 10} more videos that cannot be opened")
+    _warn_of_languages(chosen, census)
     if not census.defects and not unreadable:
         print("  no defect found")
     if not probe and any(split.unknown_lengths for split in census.splits):
@@ -111,6 +115,19 @@ def inspect(
         rows = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in manifest.rejected)
         rejects.write_text("".join(rows), encoding="utf-8")
         print(f"  {len(manifest.rejected)} rows set aside are in {rejects}")
+
+
+def _warn_of_languages(recipe: config.Recipe, census: Census) -> None:
+    from sage_scale.text.languages import has_code
+
+    if recipe.model.kind != "sage":  # a causal model is told no language
+        return
+    for counted in census.languages:
+        if not has_code(counted.language):
+            print(
+                f"  warning: {counted.clips} clips in '{counted.language}', a language that mBART-50 has no code for: "
+                "SAGE refuses to train on them; corpus.language and a manifest's `language` say the sentences' language"
+            )
 
 
 def _short(languages: tuple[str, ...]) -> str:

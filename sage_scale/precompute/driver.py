@@ -54,7 +54,7 @@ from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.removed import removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import glosser
-from sage_scale.vision.backbone_choice import NETWORKS, check_weights
+from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,11 @@ class Run:
         # Where a node has its own file system only its actors can look for the weights.
         if vision.kind == "features" and vision.backbone in NETWORKS and not self.recipe.precompute.address:
             check_weights(vision)
+        elif vision.kind == "features" and vision.backbone not in BACKBONES:
+            from sage_scale.precompute.run_backbone import check_run
+
+            if not self.recipe.precompute.address:
+                check_run(self.recipe)
         self.store: Store = open_store(self.url)
         self.limits = Limits(clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=vision.fps)
         self.units = plan_units(self.manifest, self.limits)

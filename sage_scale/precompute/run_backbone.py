@@ -36,6 +36,19 @@ def run_weights(backbone: str) -> Path:
     )
 
 
+def check_run(recipe: Recipe) -> None:
+    """Raise RecipeError where the run that `vision.backbone` names makes other features than the recipe trains on."""
+    file = run_weights(recipe.vision.backbone)
+    made = _recipe(file)
+    _check_crop(made, recipe.vision)
+    width = made.model.backbone.widths[-1]
+    if width != recipe.model.feature_dim:
+        raise RecipeError(
+            f"vision.backbone={recipe.vision.backbone} makes features of {width} numbers, model.feature_dim is "
+            f"{recipe.model.feature_dim}: set model.feature_dim={width}"
+        )
+
+
 def run_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenBackbone:
     """The frame encoder of the run that `vision.backbone` names, as a frozen backbone.
 
@@ -49,11 +62,7 @@ class _RunNetwork:
     """The frame encoder, in evaluation mode as the run's own evaluation has it."""
 
     def __init__(self, file: Path, recipe: Recipe, vision: Vision) -> None:
-        if recipe.vision.crop != vision.crop:
-            raise RecipeError(
-                f"vision.backbone={vision.backbone} was trained on pictures of {recipe.vision.crop} pixels: set "
-                f"vision.crop={recipe.vision.crop}"
-            )
+        _check_crop(recipe, vision)
         self.background = recipe.vision.background == "median"
         values = read_state_dict(file)
         state = {name.removeprefix(_OURS): v for name, v in values.items() if name.startswith(_OURS)}
@@ -71,6 +80,14 @@ class _RunNetwork:
 
     def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
         return self._encoder(x_BCHW, centred=centred)
+
+
+def _check_crop(made: Recipe, vision: Vision) -> None:
+    if made.vision.crop != vision.crop:
+        raise RecipeError(
+            f"vision.backbone={vision.backbone} was trained on pictures of {made.vision.crop} pixels: set "
+            f"vision.crop={made.vision.crop}"
+        )
 
 
 def _recipe(file: Path) -> Recipe:

@@ -26,6 +26,11 @@ def primary_subtag(language: str) -> str:
     return language.strip().replace("_", "-").split("-")[0].lower()
 
 
+def has_code(language: str) -> bool:
+    """Whether mBART-50 has the language of a BCP 47 tag."""
+    return primary_subtag(language) in _BY_SUBTAG
+
+
 def language_code(language: str) -> str:
     """The mBART-50 code of a BCP 47 tag: `de` and `de-AT` give `de_DE`, `zh-Hans` gives `zh_CN`.
 

@@ -59,7 +59,7 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def check(recipe: Recipe, folder: Path) -> None:
+    def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
         """Raise where the stage could not begin in the run's `folder`; asked before anything is written."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class TaskKind(Protocol):
     def __call__(self, place: Place) -> Task:
         """Make one; a collective."""
 
-    def check(self, recipe: Recipe, folder: Path) -> None:
+    def check(self, recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
         """`Task.check`."""
 
 
@@ -108,7 +108,7 @@ def run_stage(
     torch.manual_seed(stage.seed)
     datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
     check_datasets(datasets, recipe)
-    kind.check(recipe, folder)
+    kind.check(recipe, folder, datasets)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from sage_scale.config import Recipe
 from sage_scale.evaluation.metrics import score
+from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
 from sage_scale.training.decode import translate_split
 from sage_scale.training.frozen import FrozenOutputs
@@ -28,8 +30,8 @@ class TranslationTask(Task):
     tokenizer: Any
 
     @staticmethod
-    def check(recipe: Recipe, folder: Path) -> None:
-        check_language_model(recipe, folder)
+    def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
+        check_language_model(recipe, folder, datasets)
 
     def __init__(self, place: Place) -> None:
         self.place, self.recipe = place, place.recipe

@@ -54,6 +54,18 @@ def test_inspect_names_defects(made, tmp_path) -> None:
     assert "1 x no sentence" in shown and "c.mp4: unreadable" in shown
 
 
+def test_inspect_warns_of_a_language_that_sage_cannot_be_trained_on(tmp_path) -> None:
+    rows = [
+        {"id": str(n), "video": "a.mp4", "sentence": "Satz", "language": tag}
+        for n, tag in enumerate(("xx", "de"))
+    ]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ("inspect", "--corpus", "manifest", "--root", tmp_path)
+    warned = [line for line in invoke(*arguments).stdout.splitlines() if "warning" in line]
+    assert len(warned) == 1 and "1 clips in 'xx'" in warned[0]
+    assert "warning" not in invoke(*arguments, "--recipe", "sign2gpt-demo").stdout
+
+
 def test_wrong_usage_is_one_line(tmp_path) -> None:
     for arguments, words in (
         (["make", "--recipe", "demo"], "--root PATH"),

@@ -17,9 +17,10 @@ from small_corpus import hashes, write_video
 from tiny_world import SIZE, make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import Recipe, Stage, override, to_yaml
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.clip import Clip, Manifest
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.models.visual import VisualEncoder
+from sage_scale.precompute import driver
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.description import environment_here
 from sage_scale.precompute.events import UnitDone
@@ -119,6 +120,14 @@ def test_mistakes_are_one_line(trained, tmp_path) -> None:
         run_backbone(features_recipe(tmp_path / "none", recipe).vision)
     with pytest.raises(RecipeError, match=f"set vision.crop={SIZE}"):
         run_backbone(features_recipe(run, recipe, "vision.crop=14").vision)
+    for change, told in (
+        ("model.feature_dim=12", r"set model\.feature_dim=16"),
+        ("vision.crop=14", r"set vision\.crop=16"),
+    ):
+        with pytest.raises(RecipeError, match=told):  # before Ray is started or a thing is written
+            wanted = features_recipe(run, recipe, "model.feature_dim=16", change)
+            driver.Run(manifest=Manifest(()), recipe=wanted, url=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
     shutil.copytree(run, tmp_path / "run")
     file = tmp_path / "run" / "pretrain" / "visual.safetensors"
     file.write_bytes(b"damaged")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import tiny_world
 from launching import run_ranks
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 
@@ -174,6 +175,23 @@ def test_mistakes_leave_nothing_behind(world, tmp_path):
         finetune.run(recipe, tmp_path / "other", str(root / "shards"))
     with pytest.raises(RecipeError, match="freeze"):
         tiny_recipe("frames", "finetune.freeze=backbone", "finetune.init=none")
+
+
+def test_a_language_without_a_code_is_refused_before_the_run_is_there(world, tmp_path, monkeypatch):
+    _, recipe = world
+    made = tiny_world.make_sample
+
+    def one_foreign(number, split, kind):
+        sample = made(number, split, kind)
+        sample.meta["language"] = "xx" if number == 1 else "de"
+        return sample
+
+    monkeypatch.setattr(tiny_world, "make_sample", one_foreign)
+    make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    for stage in (pretrain, finetune):
+        with pytest.raises(DatasetError, match="1 sentences in 'xx'"):
+            stage.run(recipe, tmp_path / "run", str(tmp_path / "shards"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 97])

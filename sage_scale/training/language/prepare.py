@@ -12,12 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sage_scale.config import Recipe
-from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.errors import CheckpointError, DatasetError, RecipeError
 from sage_scale.shards import Dataset, read_texts
 from sage_scale.text.hub import model_place
+from sage_scale.text.languages import has_code
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.runlog import memory_mb, record_timing
@@ -25,11 +27,15 @@ from sage_scale.training.runlog import memory_mb, record_timing
 DONE = "prepared.json"
 
 
-def check_language_model(recipe: Recipe, run: Path) -> None:
-    """Raise RecipeError or CheckpointError where the run has no language model and could not get one.
+def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset]) -> None:
+    """Raise RecipeError or CheckpointError where the run has no language model and could not get one, DatasetError
+    where it would be asked for a language that it has not.
 
     Asked before anything is written: seconds, also where a name of the hub cannot be looked up.
     """
+    if recipe.model.kind == "sage":
+        for dataset in datasets:
+            _check_languages(dataset)
     if recipe.denoise.enabled or (run / "language_model" / DONE).is_file():
         return
     kind = "an XGLM" if recipe.model.kind == "sign2gpt" else "mBART-large-50"
@@ -41,6 +47,27 @@ def check_language_model(recipe: Recipe, run: Path) -> None:
     if isinstance(place, Path) and not (place / "config.json").is_file():
         raise CheckpointError(
             f"model.language_model={place} has no config.json: give a Hugging Face folder with {kind}"
+        )
+
+
+def _check_languages(dataset: Dataset) -> None:
+    # A dataset from before languages stood in its markers tells none.
+    unknown = {tag for tag in dataset.languages if tag and not has_code(tag)}
+    splits = [split for split in ("train", "dev") if split in dataset.splits]
+    if not unknown or not splits:
+        return
+    table = dataset.samples(*splits)
+    written = table.language[(table.flags & 1) == 1]
+    counts = {
+        dataset.languages[place]: int(number)
+        for place, number in zip(*np.unique(written, return_counts=True))
+    }
+    found = sorted(unknown & counts.keys())
+    if found:
+        raise DatasetError(
+            f"{dataset.url} has {counts[found[0]]:,} sentences in '{found[0]}' to train on, a language that mBART-50 "
+            "has no code for: give the sentences' language in corpus.language or in the manifest, precompute into a "
+            "new place, or train model.kind=sign2gpt"
         )
 
 

@@ -33,8 +33,8 @@ class AlignmentTask(Task):
     """Stage 1 of SAGE."""
 
     @staticmethod
-    def check(recipe: Recipe, folder: Path) -> None:
-        check_language_model(recipe, folder)
+    def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
+        check_language_model(recipe, folder, datasets)
 
     def __init__(self, place: Place) -> None:
         recipe, ranks = place.recipe, place.ranks

@@ -15,7 +15,7 @@ from sage_scale.evaluation.prototype_scores import PresenceCounts, frequency_con
 from sage_scale.losses.prototypes import prototype_loss
 from sage_scale.models.sign2gpt import Sign2GptPretrainer
 from sage_scale.planning.sign2gpt_step import Sign2GptOperations
-from sage_scale.shards import read_texts
+from sage_scale.shards import Dataset, read_texts
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.decode import has_split
@@ -33,7 +33,7 @@ class PrototypeTask(Task):
     """Stage 1 of Sign2GPT."""
 
     @staticmethod
-    def check(recipe: Recipe, folder: Path) -> None:
+    def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
         check_vectors(recipe, folder)
 
     def __init__(self, place: Place) -> None:
