@@ -184,6 +184,12 @@ class Batch:
         """
         return self.select(np.argsort(self.video.clip_segments_B.numpy(), kind="stable").tolist())
 
+    def share_memory(self) -> None:
+        """Move the tensors to memory that another process may map. Raises RuntimeError where /dev/shm is full."""
+        for tensor in (*vars(self.video).values(), self.weights_B):
+            if tensor is not None:
+                tensor.share_memory_()
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (what a DataLoader calls for pin_memory=True)."""
         pinned = {n: value.pin_memory() for n, value in vars(self.video).items() if isinstance(value, Tensor)}

@@ -7,7 +7,8 @@ start. A worker takes rooms in its own part of it, reads or decodes into them, a
 tensor of a room is gone, the trainer clears the room's flag, and the worker may take it again. It has no name and no
 size in /dev/shm, so that a killed process leaves nothing behind, and the 64 MB that containers have there are enough.
 
-What does not fit (no room free, no memfd, another start method than fork) goes torch's way.
+What finds no room there is sent through the worker's pipe, which needs no shared memory. Where there is no shelf (no
+memfd, another start method than fork) batches go torch's way, through /dev/shm.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class Parcel:
 
     batch: Batch
     """Without video and segments."""
-    tensors: dict[str, Place | NDArray | Tensor | None]
+    tensors: dict[str, Place | NDArray | None]
     """The video's, by field."""
     segments_N2: NDArray[np.int32]
     weights_B: NDArray[np.float32]
@@ -194,7 +195,7 @@ def shelf_for(workers: int, context: str) -> Shelf | None:
     return None
 
 
-def _packed(tensor: Tensor | None, rooms: SharedRooms) -> Place | NDArray | Tensor | None:
+def _packed(tensor: Tensor | None, rooms: SharedRooms) -> Place | NDArray | None:
     if tensor is None:
         return None
     array = tensor.numpy()
@@ -205,10 +206,11 @@ def _packed(tensor: Tensor | None, rooms: SharedRooms) -> Place | NDArray | Tens
         room = rooms.take(array.nbytes).view(array.dtype).reshape(array.shape)
         room[...] = array
         place = rooms.send(room)
-    return tensor if place is None else place
+    # Not as a tensor: in a full /dev/shm torch fails in the queue's own thread, and the trainer would wait for ever.
+    return array if place is None else place
 
 
-def _unpacked(value: Place | NDArray | Tensor | None, shelf: Shelf) -> Tensor | None:
+def _unpacked(value: Place | NDArray | None, shelf: Shelf) -> Tensor | None:
     if isinstance(value, Place):
         return shelf.lend(value)
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -14,6 +14,8 @@ import itertools
 import logging
 import math
 import multiprocessing
+import multiprocessing.util
+import os
 import signal
 import time
 from collections import deque
@@ -92,16 +94,33 @@ class _Forwarding(torch.utils.data.Dataset):
             batch = self.dataset.__getitems__(request)
         except SageError as error:
             return error
-        return Parcel.of(batch, self._rooms) if self._rooms and isinstance(batch, Batch) else batch
+        if self._rooms is not None:
+            return Parcel.of(batch, self._rooms)
+        try:
+            batch.share_memory()  # else the queue's own thread would, whose errors nobody sees
+        except RuntimeError as error:
+            return SageError(
+                f"shared memory, through which loader workers hand over batches, is used up ({error}): "
+                "make /dev/shm larger (docker run --shm-size), or set stream.workers=0"
+            )
+        return batch
 
 
 def _same(value: Any) -> Any:
     return value
 
 
-def _ignore_interrupts(_: int) -> None:
+def _begin_worker(_: int) -> None:
     # Ctrl-C reaches every process of the terminal; what happens then is the trainer's to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Once the trainer was killed nobody reads the pipe, and the queue's thread, for which the end of a process waits,
+    # would write into it for ever.
+    multiprocessing.util.Finalize(None, _end_if_orphaned, args=(os.getppid(),), exitpriority=0)
+
+
+def _end_if_orphaned(parent: int) -> None:
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -273,7 +292,7 @@ class Stream(torch.utils.data.IterableDataset):
             collate_fn=_same,
             prefetch_factor=READ_AHEAD,
             pin_memory=self._pin_memory,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_begin_worker,
         )
         for batch in batches_of(loader):
             yield batch.unpack() if isinstance(batch, Parcel) else batch

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
+import signal
+import time
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from test_direct import assert_equal
 
+from sage_scale.errors import SageError
 from sage_scale.streaming import open_stream, shelf, stream
 from sage_scale.streaming.shelf import MOST_ROOMS, Parcel, Shelf
 
@@ -100,6 +106,57 @@ def test_workers_have_parts_of_their_own_and_a_full_one_goes_the_allocators_way(
     assert places[2] is None and places[0].offset != places[1].offset
     for value in (0, 1):
         assert (shared.lend(places[value]).numpy() == value).all()
+
+
+def test_what_finds_no_room_needs_no_shared_memory_of_torchs(features_dataset, monkeypatch):
+    url, recipe, _ = features_dataset
+    monkeypatch.setattr(shelf, "PART_BYTES", MOST_ROOMS)
+
+    def full(*_):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_using_fd_cpu", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    shared = Shelf(1)
+    reader = open_stream(url, recipe, batch_size=12, epochs=1)
+    for request, wanted in zip(list(reader._requests(0, 0)), reader, strict=True):
+        parcel = ForkingPickler.dumps(Parcel.of(reader.dataset[request], shared.rooms(0)))
+        assert_equal(pickle.loads(parcel).unpack(), wanted)
+    forwarding = stream._Forwarding(reader.dataset, None)
+    error = forwarding.__getitems__(next(reader._requests(0, 0)))
+    assert isinstance(error, SageError) and "/dev/shm" in str(error) and "stream.workers" in str(error)
+
+
+@pytest.mark.system
+def test_workers_end_after_a_trainer_that_was_killed_though_nobody_reads_their_pipe(frames_dataset):
+    url, recipe, _ = frames_dataset
+    read, write = os.pipe()
+    trainer = os.fork()
+    if trainer == 0:
+        shelf.LEAST_BYTES = 1 << 40  # all goes through the pipe, which is full after 64 KiB
+        batches = iter(open_stream(url, recipe, batch_size=8, epochs=50, workers=2))
+        next(batches)
+        workers = [child.pid for child in psutil.Process().children()]
+        time.sleep(1)
+        os.write(write, json.dumps(workers).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    workers = json.loads(os.read(read, 1000))
+    assert len(workers) == 2
+    end = time.monotonic() + 60
+    while time.monotonic() < end and any(map(_runs, workers)):
+        time.sleep(0.1)
+    left = [worker for worker in workers if _runs(worker)]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left
+
+
+def _runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_without_a_shelf_batches_go_torchs_way(features_dataset, monkeypatch):
