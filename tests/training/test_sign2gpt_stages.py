@@ -207,6 +207,10 @@ def test_mistakes_are_named(world, trained, tmp_path):
         pretrain.run(override(recipe, vectors), run, data)
     with pytest.raises(RecipeError, match=r"model\.language_model is empty.*XGLM"):
         finetune.run(override(recipe, ["model.language_model="]), run, data)
+    with pytest.raises(
+        RecipeError, match=r"model\.language_model=.*would not be used.*denoise\.enabled=false"
+    ):
+        finetune.run(override(recipe, ["denoise.enabled=true"]), run, data)
     assert not run.exists()  # nothing half-made is left behind
     with pytest.raises(CheckpointError, match=r"model\.sign2gpt\.window"):
         pretrain.run(override(recipe, ["model.sign2gpt.window=5"]), trained, str(root / "shards"))

@@ -36,7 +36,14 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
     if recipe.model.kind == "sage":
         for dataset in datasets:
             _check_languages(dataset)
-    if recipe.denoise.enabled or (run / "language_model" / DONE).is_file():
+    if (run / "language_model" / DONE).is_file():
+        return
+    if recipe.denoise.enabled:
+        if recipe.model.language_model:
+            raise RecipeError(
+                f"model.language_model={recipe.model.language_model} would not be used, since denoise.enabled=true "
+                "makes one from the corpus: set denoise.enabled=false, or model.language_model= to nothing"
+            )
         return
     kind = "an XGLM" if recipe.model.kind == "sign2gpt" else "mBART-large-50"
     if not recipe.model.language_model:
