@@ -41,6 +41,7 @@ from sage_scale.storage.interface import (
     Unavailable,
     check_name,
 )
+from sage_scale.storage.patience import tell_of_retries
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = float(os.environ.get("SAGE_SCALE_S3_READ_TIMEOUT_S", "60"))
@@ -273,13 +274,15 @@ class S3Store(Store):
             response_checksum_validation="when_required",
         )
         try:
-            # A session of its own, since the default one is not safe between threads, but the descriptions of S3's
-            # operations read once a process: they are most of the tenth of a second that a client takes.
+            # A session of its own (the default one is not safe between threads); what S3's operations are is read once.
             core = botocore.session.Session()
             core.register_component("data_loader", _models())
             session = boto3.session.Session(botocore_session=core)
             region = session.region_name or ("us-east-1" if endpoint else None)
-            return session.client("s3", config=config, region_name=region)
+            client = session.client("s3", config=config, region_name=region)
+            if not tries_once:
+                tell_of_retries(client, _public(endpoint or "Amazon S3"), ATTEMPTS)
+            return client
         except (boto.BotoCoreError, ValueError) as error:
             raise self._explain("", error) from None
 
@@ -304,7 +307,7 @@ class S3Store(Store):
         ):
             return Unavailable(f"{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network")
         if isinstance(error, boto.ReadTimeoutError | ReadTimeoutError | TimeoutError):
-            return Unavailable(f"{what}: {where} does not answer; try again, it goes on where it stopped")
+            return Unavailable(f"{what}: {where} does not answer; when it does, run the same command again")
         if isinstance(error, boto.ClientError):
             return self._explain_answer(name, what, where, error, attempts)
         if isinstance(error, ValueError):

@@ -154,7 +154,10 @@ def test_a_hasty_store_asks_once_and_leaves_repeating_to_its_caller(s3, behind_p
     assert store.hasty().get("x") == b"1"
 
 
-def test_a_server_that_is_silent_is_a_time_out(s3, behind_proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_silent_is_a_time_out(
+    s3, behind_proxy, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sage_scale.storage.patience._told", -1000.0)
     monkeypatch.setattr("sage_scale.storage.s3.ATTEMPTS", 2)
     monkeypatch.setattr("sage_scale.storage.s3.READ_TIMEOUT_S", 0.3)
     proxy = behind_proxy(s3)
@@ -164,6 +167,8 @@ def test_a_server_that_is_silent_is_a_time_out(s3, behind_proxy, monkeypatch: py
     start = time.monotonic()
     _says(lambda: store.get("x"), "does not answer")
     assert time.monotonic() - start < 5
+    said = [record.getMessage() for record in caplog.records if record.name == "sage_scale.storage"]
+    assert len(said) == 1 and "does not answer (1 of 2 attempts), asking again" in said[0]
     proxy.rules.clear()
     proxy.add("stall", at=200_000, seconds=1.0)
     assert store.get("x") == b"a" * 500_000

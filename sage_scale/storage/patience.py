@@ -1,0 +1,32 @@
+"""A line for whoever waits while a server does not answer: boto3 repeats in silence, for minutes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+log = logging.getLogger("sage_scale.storage")
+
+TELL_EVERY_S = 20.0
+"""At most one line in so many seconds, from all clients of a process."""
+_lock = threading.Lock()
+_told = -TELL_EVERY_S
+
+
+def tell_of_retries(client: Any, where: str, attempts: int) -> None:
+    """Have the boto3 client log a warning whenever `where` left a request without an answer that is to be repeated."""
+
+    def tell(caught_exception: Exception | None = None, **said: Any) -> None:
+        global _told
+        made = int(said.get("attempts", 0))
+        if caught_exception is None or made >= attempts:
+            return
+        with _lock:
+            if time.monotonic() - _told < TELL_EVERY_S:
+                return
+            _told = time.monotonic()
+        log.warning("%s does not answer (%d of %d attempts), asking again", where, made, attempts)
+
+    client.meta.events.register("needs-retry.s3", tell)
