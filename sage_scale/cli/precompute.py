@@ -5,6 +5,7 @@ sage-scale precompute --corpus phoenix14t --root data/phoenix --out s3://bucket/
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import typer
@@ -51,3 +52,9 @@ def precompute(
     if summary.stages:
         typer.echo(f"seconds of all actors: {summary.stages}")
     typer.echo(summary.line())
+    if summary.kept:
+        typer.echo(
+            f"--give-up {summary.kept[0]}: that clip is stored already and stays; to take it out: sage-scale shards remove "
+            f"{shlex.quote(summary.url)} --ids {shlex.quote(summary.kept[0])}",
+            err=True,
+        )

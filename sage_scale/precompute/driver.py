@@ -44,8 +44,9 @@ from sage_scale.precompute.description import (
 from sage_scale.precompute.metrics import RayMetrics
 from sage_scale.precompute.plan import Limits, Unit, plan_units, without_repeats
 from sage_scale.precompute.pool import Pool, ray_session
-from sage_scale.precompute.progress import Progress, duration
+from sage_scale.precompute.progress import Progress
 from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
+from sage_scale.precompute.summary import Summary
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
 from sage_scale.shards.additions import AdditionPlan, rejects_now
 from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished
@@ -55,43 +56,6 @@ from sage_scale.shards.removed import removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import glosser
 from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What the dataset holds at the end."""
-
-    url: str
-    clips: int
-    rejects: int
-    reasons: dict[str, int]
-    segments: int
-    frames: int
-    fps: float
-    bytes: int
-    shards: int
-    seconds: float
-    """Wall-clock seconds of this run."""
-    stages: str = ""
-    """Seconds of all actors by stage; empty where nothing was left to do."""
-    removed: int = 0
-    """Clips that were taken out on request and are left out for good."""
-
-    @property
-    def token_ratio(self) -> float:
-        """Segments (visual tokens) per frame; .129 in the paper."""
-        return self.segments / max(1, self.frames)
-
-    def line(self) -> str:
-        """One line for a person."""
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
-        return (
-            f"{self.url}: {self.clips:,} clips, {self.rejects:,} rejects{f' ({reasons})' if reasons else ''}, "
-            f"{f'{self.removed:,} taken out on request, ' if self.removed else ''}"
-            f"{self.segments:,} segments, token ratio {self.token_ratio:.3f}, "
-            f"{duration(self.frames / self.fps)} of video, "
-            f"{self.bytes / 1e6:,.1f} MB in {self.shards:,} shards, done in {duration(self.seconds)}"
-        )
 
 
 @dataclass(kw_only=True)
@@ -166,9 +130,17 @@ class Run:
             raise limit.error(rejects, reasons, self._first_reject(dataset))
         if not dataset.finished:
             dataset = finish_dataset(self.store)
+        stored = set(dataset.records["key"].tolist()) if self.give_up else set()
         return Summary(
             url=self.store.url,
             clips=clips,
+            kept=tuple(
+                sorted(
+                    clip.id
+                    for clip in self.manifest.clips
+                    if clip.id in self.give_up and int(clip.key, 16) in stored
+                )
+            ),
             rejects=rejects,
             reasons=dict(reasons) if rejects else {},
             removed=removed,

@@ -93,7 +93,7 @@ def fairness(records: Sequence[RunRecord]) -> str:
         apart = max(known) / min(known) - 1
         each = ", ".join(f"{escape(r.name)} {value:,.0f}" for r, value in zip(records, known))
         verdict = "The same token budget" if apart <= EQUAL else "<b>Not the same token budget</b>"
-        tokens = f"{verdict}: visual and text tokens of both stages, {each} (the largest {apart:.1%} more)."
+        tokens = f"{verdict}: visual and text tokens of both stages, {each} (the largest {_more(apart)})."
         if apart > EQUAL:
             tokens += " <code>pretrain.max_tokens</code> and <code>finetune.max_tokens</code> end stages at a budget."
     return section("fair", "What is equal", f"<p>{corpus}</p><p>{tokens}</p>")
@@ -251,3 +251,8 @@ def _count(value: float | None) -> str:
 
 def _score(value: Any) -> str:
     return f"{value:.1f}" if number(value) else ""
+
+
+def _more(share: float) -> str:
+    """How much more, in words that fit small and large."""
+    return f"{share:.1%} more" if share < 1 else f"{1 + share:.3g} times"

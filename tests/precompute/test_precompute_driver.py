@@ -352,3 +352,11 @@ def test_missing_weights_are_told_before_ray_is_started(corpus_root: Path, tmp_p
         with pytest.raises((RecipeError, CheckpointError), match=message):
             run_here(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stored_clip_cannot_be_given_up_and_that_is_said(corpus_root: Path, tmp_path: Path) -> None:
+    run_here(recipe_for(corpus_root), tmp_path / "out").execute()
+    before = hashes(tmp_path / "out")
+    clip = manifest_of(recipe_for(corpus_root)).clips[1].id
+    again = run_here(recipe_for(corpus_root), tmp_path / "out", give_up=frozenset({clip})).execute()
+    assert again.kept == (clip,) and hashes(tmp_path / "out") == before

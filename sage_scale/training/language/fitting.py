@@ -70,8 +70,11 @@ def fit(
         step += 1
         if time.monotonic() - last_word > 5:
             last_word = time.monotonic()
-            left = min((last_word - started) / step * (denoise.steps - step), budget - (last_word - started))
-            say(f"step {step} of {denoise.steps}, loss {_mean(recent):.3f}, {max(left, 0):.0f} s left")
+            spent = last_word - started
+            by_steps, by_budget = spent / step * (denoise.steps - step), max(budget - spent, 0)
+            # Where the minutes end it, how many steps it would have is of no use to anybody.
+            asked = f" of {denoise.steps}" if by_steps <= by_budget else ""
+            say(f"step {step}{asked}, loss {_mean(recent):.3f}, {min(by_steps, by_budget):.0f} s left")
     if not math.isfinite(_mean(recent)):
         raise RecipeError(f"the {name} loss is not finite: lower denoise.lr={denoise.lr}")
     say(f"{step} steps in {time.monotonic() - started:.0f} s, {name} loss {_mean(recent):.3f}")
