@@ -54,7 +54,7 @@ def precompute(
     typer.echo(summary.line())
     if summary.kept:
         typer.echo(
-            f"--give-up {summary.kept[0]}: that clip is stored already and stays; to take it out: sage-scale shards remove "
-            f"{shlex.quote(summary.url)} --ids {shlex.quote(summary.kept[0])}",
+            f"--give-up {summary.kept[0]}: that clip is stored already and stays; to take it out: "
+            f"sage-scale shards remove {shlex.quote(summary.url)} --ids {shlex.quote(summary.kept[0])}",
             err=True,
         )

@@ -130,17 +130,12 @@ class Run:
             raise limit.error(rejects, reasons, self._first_reject(dataset))
         if not dataset.finished:
             dataset = finish_dataset(self.store)
-        stored = set(dataset.records["key"].tolist()) if self.give_up else set()
+        given_up = [clip for clip in self.manifest.clips if clip.id in self.give_up]
+        stored = set(dataset.records["key"].tolist()) if given_up else set()
         return Summary(
             url=self.store.url,
             clips=clips,
-            kept=tuple(
-                sorted(
-                    clip.id
-                    for clip in self.manifest.clips
-                    if clip.id in self.give_up and int(clip.key, 16) in stored
-                )
-            ),
+            kept=tuple(clip.id for clip in given_up if int(clip.key, 16) in stored),
             rejects=rejects,
             reasons=dict(reasons) if rejects else {},
             removed=removed,
