@@ -81,10 +81,7 @@ def note(recipe: Recipe) -> str:
 def language_model_config(recipe: Recipe) -> MBartConfig:
     """The configuration of the recipe's mBART, without a download. Raises RecipeError for a recipe of Sign2GPT."""
     if recipe.model.kind != "sage":
-        raise RecipeError(
-            f"memory and arithmetic are planned for model.kind=sage only; what {recipe.name} consists of is said by "
-            f"`sage-scale models describe {recipe.name}`"
-        )
+        raise RecipeError(f"{recipe.name} is a recipe of model.kind={recipe.model.kind}, which has no mBART")
     name = recipe.model.language_model
     if recipe.denoise.enabled:
         small = recipe.denoise

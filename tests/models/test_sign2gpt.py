@@ -55,16 +55,6 @@ def test_describe_prints_them():
         assert f"{count:,}" in shown.stdout
 
 
-def test_plan_says_that_it_does_not_count_it():
-    from sage_scale.cli.main import app as verbs
-    from sage_scale.errors import RecipeError
-
-    said = CliRunner().invoke(verbs, ["plan", "sign2gpt-phoenix14t"])
-    assert isinstance(said.exception, RecipeError) and "models describe sign2gpt-phoenix14t" in str(
-        said.exception
-    )
-
-
 def pretrainer(**changed) -> Sign2GptPretrainer:
     torch.manual_seed(0)
     return moved(Sign2GptPretrainer(recipe(**changed), torch.randn(9, 6))).eval()
