@@ -94,6 +94,8 @@ class _Forwarding(torch.utils.data.Dataset):
             batch = self.dataset.__getitems__(request)
         except SageError as error:
             return error
+        if not isinstance(batch, Batch):  # of a WebDataset of others: bytes, which go through the pipe
+            return batch
         if self._rooms is not None:
             return Parcel.of(batch, self._rooms)
         try:

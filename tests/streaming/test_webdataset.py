@@ -94,7 +94,6 @@ def test_decode_makes_of_a_sample_what_it_likes(theirs) -> None:
         assert batch.samples == [len(expected[key]["jpg"]) for key in batch.keys]
 
 
-@pytest.mark.system
 def test_workers_give_the_same(theirs) -> None:
     folder, _ = theirs
     alone, worked = (
