@@ -7,10 +7,14 @@ import threading
 import time
 from typing import Any
 
+from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+
 log = logging.getLogger("sage_scale.storage")
 
 TELL_EVERY_S = 20.0
 """At most one line in so many seconds, from all clients of a process."""
+SILENT = (ConnectTimeoutError, ReadTimeoutError)
+"""What takes long enough to be told of; a refusal comes at once."""
 _lock = threading.Lock()
 _told = -TELL_EVERY_S
 
@@ -21,7 +25,7 @@ def tell_of_retries(client: Any, where: str, attempts: int) -> None:
     def tell(caught_exception: Exception | None = None, **said: Any) -> None:
         global _told
         made = int(said.get("attempts", 0))
-        if caught_exception is None or made >= attempts:
+        if not isinstance(caught_exception, SILENT) or made >= attempts:
             return
         with _lock:
             if time.monotonic() - _told < TELL_EVERY_S:
