@@ -189,7 +189,7 @@ def stats(
         return
     for part in found:
         typer.echo(_paragraph(part))
-    if (views := dict(dataset.info.recipe_part).get("vision", {}).get("feature_views", 1)) > 1:
+    if (views := dataset.info.feature_views) > 1:
         typer.echo(f"{views} views of each clip's features, the plain one and {views - 1} augmented")
     if not found:
         typer.echo(f"{dataset.url}: no clips yet")

@@ -77,7 +77,9 @@ class Sign2GptPlan:
         tokens = frames if settings.spatial == "signs" or not settings.downsample_after else -(-frames // 2)
         self.clip = ClipSize(frames, tokens, clip.text_tokens)
         self._parts = {part.name: part for part in describe(self.recipe)}
-        self._signs = {stage: self._measure_signs(stage) for stage in ("pretrain", "finetune")}
+        precisions = {recipe.pretrain.precision, recipe.finetune.precision}
+        self._signs = {precision: self._measure_signs(precision) for precision in precisions}
+        self._head = self._measure_head()
         self._language = self._measure_decoder()
 
     def plan(self, stage: str, batch: int) -> Sign2GptStep:
@@ -90,7 +92,7 @@ class Sign2GptPlan:
         pixels = below = spatial = signs = 0.0
         if settings.freeze != "visual" and self._settings.spatial != "signs":
             pixels, below, spatial, signs = self._visual(stage, held)
-        head = held * N * (self._head() if first else 0.0)
+        head = held * N * (self._head if first else 0.0)
         language = 0.0 if first else held * self._language
         if not first and settings.recompute:  # what enters a layer is all that stays, and one layer's own
             H, layers = self._config.hidden_size, self._config.num_hidden_layers
@@ -128,9 +130,8 @@ class Sign2GptPlan:
             held = getattr(torch, self._settings.language_dtype).itemsize if decoder else 4
             trained += own
             frozen += held * (part.parameters - own)
-            if (
-                decoder and held == 4 and settings.precision != "fp32"
-            ):  # gradients pass through: once more in bfloat16
+            # Gradients pass through: once more in bfloat16.
+            if decoder and held == 4 and settings.precision != "fp32":
                 rounded = 2.0 * (part.parameters - own)
         found = weights_bytes(settings, trained, 0, self.ranks, settings.precision != "fp32")
         return replace(found, frozen=frozen, rounded=found.rounded + rounded)
@@ -140,7 +141,7 @@ class Sign2GptPlan:
         recipe, g = self.recipe, self._settings
         settings: Stage = getattr(recipe, stage)
         frames = clips * self.clip.frames
-        per_frame, per_clip = self._signs[stage]
+        per_frame, per_clip = self._signs[settings.precision]
         signs = clips * per_clip
         if recipe.vision.kind == "features":
             return 2.0 * frames * recipe.model.feature_dim, 0.0, frames * per_frame, signs
@@ -156,10 +157,9 @@ class Sign2GptPlan:
         # In chunks what has passed waits for the rest.
         return pixels, below + (entering if at_once < frames else 0.0), entering + at_once * per_frame, signs
 
-    def _measure_signs(self, stage: str) -> tuple[float, float]:
+    def _measure_signs(self, precision: str) -> tuple[float, float]:
         """Bytes that the spatial model keeps for a frame, and the sign encoder for a clip."""
-        settings: Stage = getattr(self.recipe, stage)
-        if self._settings.spatial == "signs" or settings.freeze == "visual":
+        if self._settings.spatial == "signs":
             return 0.0, 0.0
         crop, width = self.recipe.vision.crop, self._settings.width
         spatial, encoder = SpatialModel(self.recipe).train(), SignEncoder(self._settings).train()
@@ -180,27 +180,23 @@ class Sign2GptPlan:
             rows = torch.randn(clips * frames, width, requires_grad=True)
             return encoder(rows, torch.full((clips,), frames), torch.arange(clips))
 
-        with self._precision(settings):
+        with _autocast(precision):
             return (
                 slope(seen, 2, 4, [*spatial.parameters(), *spatial.buffers()]),
                 slope(encoded, 1, 2, encoder.parameters()),
             )
 
-    def _head(self) -> float:
+    def _measure_head(self) -> float:
         """Bytes that the comparison with the prototypes keeps for a token."""
         g = self._settings
-        head = PrototypeHead(
-            g.width, self.recipe.prototypes, torch.randn(64, self.recipe.prototypes.dim)
-        ).train()
+        prototypes_UD = torch.randn(self._prototypes, self.recipe.prototypes.dim)
+        head = PrototypeHead(g.width, self.recipe.prototypes, prototypes_UD).train()
 
         def compared(tokens: int) -> Any:
             rows = torch.randn(tokens, g.width, requires_grad=True)
             return head(rows, torch.tensor([tokens]), torch.tensor([1]))
 
-        kept = slope(compared, FEW, MANY, [*head.parameters(), *head.buffers()])
-        return (
-            kept + (self._prototypes - 64) * 4 * 5
-        )  # similarity, softmaxes over time and classes, their product
+        return slope(compared, FEW, MANY, [*head.parameters(), *head.buffers()])
 
     def _measure_decoder(self) -> float:
         """Bytes that all layers of the language model keep for a clip."""
@@ -227,11 +223,12 @@ class Sign2GptPlan:
                 shown, tokens * one.expand(clips), one.expand(clips, words), one.expand(clips)
             )
 
-        with self._precision(self.recipe.finetune):
+        with _autocast(self.recipe.finetune.precision):
             return slope(told, 1, 2, [*decoder.parameters(), *decoder.buffers()])
 
-    def _precision(self, stage: Stage) -> AbstractContextManager:
-        return nullcontext() if stage.precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
+
+def _autocast(precision: str) -> AbstractContextManager:
+    return nullcontext() if precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
 
 
 def _set_layers(config: Any, layers: int) -> None:

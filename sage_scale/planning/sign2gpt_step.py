@@ -40,9 +40,8 @@ class Sign2GptOperations:
         """From a frame's pixels (or stored features) to its row of Z*."""
         settings, recipe = self._settings, self._recipe
         if recipe.vision.kind == "features":
-            return (
-                2 * THROUGH * recipe.model.feature_dim * settings.width
-            )  # nothing asks for the features' gradient
+            # Nothing asks for the features' gradient.
+            return 2 * THROUGH * recipe.model.feature_dim * settings.width
         trained = self._frozen != "backbone"
         if settings.spatial == "resnet":
             width = recipe.model.backbone.widths[-1]

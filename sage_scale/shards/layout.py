@@ -185,6 +185,12 @@ class DatasetInfo:
     def to_bytes(self) -> bytes:
         return (json.dumps(self.to_mapping(), sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
 
+    @property
+    def feature_views(self) -> int:
+        """Views of a clip's features in each sample, the plain one counted."""
+        vision = dict(self.recipe_part).get("vision", {})
+        return int(vision.get("feature_views", 1)) if self.kind == "features" else 1
+
     @cached_property
     def digest(self) -> str:
         """16 hex digits of sha256 over the file's bytes; every shard and marker carries it."""

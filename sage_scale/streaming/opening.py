@@ -120,7 +120,7 @@ def _open(data: Data, recipe: Recipe) -> tuple[Dataset, ...]:
 
 def _shape(datasets: tuple[Dataset, ...], recipe: Recipe, *, training: bool) -> SampleShape:
     """The shape of the datasets' samples; evaluation takes the plain view."""
-    stored = {dataset.url: _stored_views(dataset) for dataset in datasets}
+    stored = {dataset.url: dataset.info.feature_views for dataset in datasets}
     wanted = recipe.vision.feature_views if recipe.vision.kind == "features" else 1
     fewest = min(stored, key=stored.__getitem__)
     if len(set(stored.values())) > 1:
@@ -135,11 +135,6 @@ def _shape(datasets: tuple[Dataset, ...], recipe: Recipe, *, training: bool) -> 
             f"{wanted}: set it to {stored[fewest]}, or precompute with this recipe"
         )
     return replace(SampleShape.of(recipe), stored_views=stored[fewest], views=wanted if training else 1)
-
-
-def _stored_views(dataset: Dataset) -> int:
-    vision = dict(dataset.info.recipe_part).get("vision", {})
-    return int(vision.get("feature_views", 1)) if dataset.info.kind == "features" else 1
 
 
 def _check_made_alike(dataset: Dataset, wanted: Vision) -> None:

@@ -28,18 +28,12 @@ def frames_and_features_lie_on_it(monkeypatch):
     monkeypatch.setattr(shelf, "LEAST_BYTES", 3000)
 
 
-def test_batches_of_workers_are_those_of_one_process(features_dataset):
-    url, recipe, _ = features_dataset
-    alone = open_stream(url, recipe, batch_size=12, epochs=2)
-    by_workers = open_stream(url, recipe, batch_size=12, epochs=2, workers=2)
-    for batch, wanted in zip(by_workers, alone, strict=True):
-        assert_equal(batch, wanted)
-
-
-def test_frames_and_backgrounds_too(frames_dataset):
-    url, recipe, _ = frames_dataset
-    alone = open_stream(url, recipe, batch_size=5, epochs=2)
-    by_workers = open_stream(url, recipe, batch_size=5, epochs=2, workers=2)
+@pytest.mark.parametrize(("kind", "batch_size"), [("features", 12), ("frames", 5)])
+def test_batches_of_workers_are_those_of_one_process(request, kind, batch_size):
+    """Frames come with their backgrounds."""
+    url, recipe, _ = request.getfixturevalue(f"{kind}_dataset")
+    alone = open_stream(url, recipe, batch_size=batch_size, epochs=2)
+    by_workers = open_stream(url, recipe, batch_size=batch_size, epochs=2, workers=2)
     for batch, wanted in zip(by_workers, alone, strict=True):
         assert_equal(batch, wanted)
 
