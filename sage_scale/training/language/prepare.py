@@ -17,7 +17,7 @@ import torch
 
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError
-from sage_scale.shards import Dataset, read_texts
+from sage_scale.shards import HAS_SENTENCE, Dataset, read_texts
 from sage_scale.text.hub import model_place
 from sage_scale.text.languages import has_code
 from sage_scale.training import distributed
@@ -64,7 +64,7 @@ def _check_languages(dataset: Dataset) -> None:
     if not unknown or not splits:
         return
     table = dataset.samples(*splits)
-    written = table.language[(table.flags & 1) == 1]
+    written = table.language[table.flags & HAS_SENTENCE != 0]
     counts = {
         dataset.languages[place]: int(number)
         for place, number in zip(*np.unique(written, return_counts=True))
