@@ -65,7 +65,8 @@ class Catalog:
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """Keys of these samples."""
-        return [f"{key:016x}" for key in self.samples.key[samples].tolist()]
+        digits = self.samples.key[samples].astype(">u8").tobytes().hex()
+        return [digits[begin : begin + 16] for begin in range(0, len(digits), 16)]
 
     def key(self, sample: int) -> str:
         """The sample's key as in the names of its members."""
