@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,17 +11,14 @@ import pytest
 
 from sage_scale.shards import verify_dataset
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "corruptions.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("corruptions", BENCHMARK)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["corruptions"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def benchmark() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:  # as it is when the script is run
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("corruptions")
 
 
 def all_right(benchmark: ModuleType, url: str, kind: str, count: int, seed: int) -> int:
