@@ -174,14 +174,15 @@ def measure_gallery(run: str, shards: str) -> None:
     from sage_scale.models.language import TextEncoder, load_language_model
     from sage_scale.models.sage import SageAligner
     from sage_scale.streaming import open_datasets
-    from sage_scale.training import distributed, export, pretrain
+    from sage_scale.training import distributed, pretrain
     from sage_scale.training.sage import alignment
+    from sage_scale.training.saves.tensors import load_tensors
 
     folder = Path(run)
     recipe = load_recipe(folder / "recipe.yaml")
     language_model, tokenizer = load_language_model(recipe.model.language_model)
     model = SageAligner(recipe, language_model)
-    model.load_state_dict(export.load_visual_file(folder / pretrain.STAGE1), strict=False)
+    model.load_state_dict(load_tensors(folder / pretrain.STAGE1), strict=False)
     trained = SimpleNamespace(whole=model.eval(), ranks=distributed.initialise(), precision=nullcontext)
     text = TextEncoder(language_model, tokenizer)
     rows = alignment.embed_split(recipe, trained, text, open_datasets(shards), "test")

@@ -115,11 +115,11 @@ def held_out_similarity(recipe, run_folder: Path, data: str):
     from sage_scale.models.language import TextEncoder, load_language_model
     from sage_scale.models.sage import SageAligner
     from sage_scale.streaming import open_datasets
-    from sage_scale.training.export import load_visual_file
+    from sage_scale.training.saves.tensors import load_tensors
 
     model, tokenizer = load_language_model(run_folder / "language_model")
     aligner = SageAligner(recipe, model)
-    aligner.load_state_dict(load_visual_file(run_folder / pretrain.STAGE1), strict=False)
+    aligner.load_state_dict(load_tensors(run_folder / pretrain.STAGE1), strict=False)
     ranks = distributed.initialise()
     engine = Engine(aligner.eval(), recipe.pretrain, ranks)
     aligner.eval()

@@ -1,4 +1,4 @@
-"""A batch: one rank's part of one step, decoded and packed.
+"""A batch, one rank's part of one step, decoded and packed; and what is asked for to have it.
 
 Shape letters: B clips, N segments of all clips, F stored frames of all segments, C feature width, H and W
 sides.
@@ -75,6 +75,23 @@ class SampleShape:
             "features_FC" if self.feature_dim else "frames_FCHW": torch.from_numpy(content),
             "background_BCHW": None if backgrounds is None else torch.from_numpy(backgrounds),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRequest:
+    """One rank's part of one step."""
+
+    epoch: int
+    samples_B: NDArray[np.int64]
+    """Numbers of the samples in the catalog."""
+    positions_B: NDArray[np.int64]
+    """Their places in the epoch."""
+    global_batch: int
+    """Clips of the step over all ranks."""
+    position: int
+    """Position in the epoch after the step."""
+    ahead_A: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Samples of blocks that this step or a later one needs first: fetching them is to begin (streaming/ahead.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,30 +19,13 @@ from numpy.typing import NDArray
 
 from sage_scale.shards import read_sample
 from sage_scale.streaming.ahead import Reading, look_ahead
-from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
+from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape, StepRequest
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.direct import DirectFeatures
 from sage_scale.streaming.fetchers import open_fetcher
 from sage_scale.streaming.packing import DecodedSample, Packer
 from sage_scale.streaming.readers import DamagedSample
 from sage_scale.streaming.shelf import SharedRooms
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRequest:
-    """One rank's part of one step."""
-
-    epoch: int
-    samples_B: NDArray[np.int64]
-    """Numbers of the samples in the catalog."""
-    positions_B: NDArray[np.int64]
-    """Their places in the epoch."""
-    global_batch: int
-    """Clips of the step over all ranks."""
-    position: int
-    """Position in the epoch after the step."""
-    ahead_A: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Samples of blocks that this step or a later one needs first: fetching them is to begin (streaming/ahead.py)."""
 
 
 class DecodedCache:

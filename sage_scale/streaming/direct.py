@@ -17,7 +17,7 @@ import json
 import os
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from sage_scale.shards.sample import view_member
 from sage_scale.shards.writer import npy_bytes
-from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
+from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape, StepRequest
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.frames import grid_rows
 from sage_scale.streaming.packing import draws
@@ -35,9 +35,6 @@ from sage_scale.streaming.readers import DamagedSample, Fetcher
 from sage_scale.streaming.rooms import Rooms
 from sage_scale.streaming.shelf import SharedRooms
 from sage_scale.vision.packed import PackedVideo
-
-if TYPE_CHECKING:
-    from sage_scale.streaming.dataset import StepRequest
 
 Integers = NDArray[np.int64]
 

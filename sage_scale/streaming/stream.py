@@ -29,9 +29,9 @@ import numpy as np
 import torch.utils.data
 
 from sage_scale.errors import CheckpointError, SageError
-from sage_scale.streaming.batches import Batch, ReadCounts
+from sage_scale.streaming.batches import Batch, ReadCounts, StepRequest
 from sage_scale.streaming.crew import Crew
-from sage_scale.streaming.dataset import SampleDataset, StepRequest
+from sage_scale.streaming.dataset import SampleDataset
 from sage_scale.streaming.order import Integers, check_world, rank_part
 from sage_scale.streaming.shelf import Parcel, SharedRooms, Shelf, shelf_for
 from sage_scale.streaming.workers import batches_of

@@ -26,9 +26,9 @@ from sage_scale.errors import DatasetError, UsageError
 from sage_scale.shards import SampleTable
 from sage_scale.shards.webindex import WebIndex, open_web_index, read_members
 from sage_scale.streaming.ahead import reading_of
-from sage_scale.streaming.batches import ReadCounts, SampleShape
+from sage_scale.streaming.batches import ReadCounts, SampleShape, StepRequest
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.dataset import SampleDataset, StepRequest
+from sage_scale.streaming.dataset import SampleDataset
 from sage_scale.streaming.mixture import Mixture
 from sage_scale.streaming.order import dataset_order
 from sage_scale.streaming.readers import DamagedSample

@@ -9,19 +9,18 @@ model/visual.safetensors     visual encoder and mapper, float32, by name (`visua
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from sage_scale.config import Recipe, load_recipe, to_yaml
 from sage_scale.errors import CheckpointError, NoModel
 from sage_scale.models.language import load_language_model
 from sage_scale.models.sage import SageTranslator
+from sage_scale.training.saves.tensors import load_tensors, replace_folder, save_tensors
 from sage_scale.vision.packed import PackedVideo
 
 VOCABULARY = "vocabulary.json"
@@ -56,32 +55,6 @@ def save_visual(model: nn.Module, path: Path) -> None:
     save_tensors({n: value for n, value in model.state_dict().items() if n.startswith(VISUAL)}, path)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, numbers as float32, atomically."""
-    tensors = {
-        name: value.detach().float().cpu().contiguous().clone()
-        if value.is_floating_point()
-        else value.cpu().clone()
-        for name, value in tensors.items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
-
-
-def load_visual_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of `save_visual`. Raises CheckpointError where the file is missing or damaged."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise NoModel(
-            f"{path} is missing: run `sage-scale pretrain` first, or set finetune.init=none"
-        ) from None
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-
-
 def save_translator(
     model: SageTranslator, tokenizer: Any, recipe: Recipe, folder: Path, language_folder: Path | None = None
 ) -> None:
@@ -96,18 +69,6 @@ def save_translator(
         if language_folder is not None and (language_folder / VOCABULARY).is_file():
             shutil.copyfile(language_folder / VOCABULARY, partial / "language_model" / VOCABULARY)
         (partial / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-
-
-@contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into, which takes the place of `folder` when it is whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
 
 
 def export_folder(folder: str | Path) -> Path:
@@ -138,7 +99,7 @@ def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> t
     recipe = load_recipe(path / "recipe.yaml")
     language_model, tokenizer = load_language_model(path / "language_model")
     model = SageTranslator(recipe, language_model)
-    tensors = load_visual_file(path / SAGE_EXPORT)
+    tensors = load_tensors(path / SAGE_EXPORT)
     wanted = {name for name in model.state_dict() if name.startswith(VISUAL)}
     if wanted - tensors.keys():
         raise CheckpointError(

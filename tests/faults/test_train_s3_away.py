@@ -15,8 +15,9 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import override
 from sage_scale.errors import StorageError
 from sage_scale.storage import s3
-from sage_scale.training import export, pretrain
+from sage_scale.training import pretrain
 from sage_scale.training.saves.checkpoint import Checkpoints
+from sage_scale.training.saves.tensors import load_tensors
 
 pytestmark = pytest.mark.system
 PATIENCE_S = 3.0
@@ -48,7 +49,7 @@ def test_an_outage_during_a_save_changes_nothing(server, world, tmp_path, behind
     pretrain.run(override(recipe, [f"pretrain.checkpoints={bucket.url}/runs"]), tmp_path / "run", data)
     assert outage.hits == 3
     assert "waits for its storage" in capfd.readouterr().err
-    one, other = (export.load_visual_file(tmp_path / run / pretrain.STAGE1) for run in ("calm", "run"))
+    one, other = (load_tensors(tmp_path / run / pretrain.STAGE1) for run in ("calm", "run"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     remote = Checkpoints(f"{bucket.url}/runs/run/pretrain")
     assert len(remote.steps()) == 2 and all(remote.damage(step) is None for step in remote.steps())

@@ -21,10 +21,11 @@ from toy_stage import Toy
 
 from sage_scale.config import Stage
 from sage_scale.errors import SageError
-from sage_scale.training import distributed, export, pretrain
+from sage_scale.training import distributed, pretrain
 from sage_scale.training.engine import Engine
 from sage_scale.training.guard import FEWEST, LossGuard, judge_loss
 from sage_scale.training.saves.checkpoint import Checkpoints, Progress
+from sage_scale.training.saves.tensors import load_tensors
 
 BAD_CLIP = 3
 
@@ -146,7 +147,7 @@ def test_a_run_survives_a_clip_that_gives_no_numbers(world, tmp_path, action):
     assert [row["step"] for row in steps if row["loss"] is None] == [row["step"] for row in bad]
     assert sum(row["clips"] for row in steps) == 3 * 20
     assert {row["action"] for row in bad} <= {action, "skip"} and bad[-1]["action"] == action
-    for name, value in export.load_visual_file(tmp_path / pretrain.STAGE1).items():
+    for name, value in load_tensors(tmp_path / pretrain.STAGE1).items():
         assert torch.isfinite(value).all(), name
 
 

@@ -27,7 +27,7 @@ from sage_scale.precompute.events import UnitDone
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.run_backbone import run_backbone, run_weights
 from sage_scale.training import pretrain
-from sage_scale.training.export import load_visual_file
+from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -60,7 +60,7 @@ def test_rows_are_what_the_runs_own_model_makes_of_the_frames(trained, tmp_path,
     rows, view = run_backbone(vision).pictures(frames, [12345])
 
     model = VisualEncoder(changed, Stage(augment=vision.view_augment)).eval()
-    values = load_visual_file(run / "pretrain" / "visual.safetensors")
+    values = load_tensors(run / "pretrain" / "visual.safetensors")
     model.load_state_dict(
         {k.removeprefix("visual."): v for k, v in values.items() if k.startswith("visual.")}
     )

@@ -20,6 +20,7 @@ from sage_scale.errors import CheckpointError, DatasetError, RecipeError
 from sage_scale.training import export, finetune, pretrain
 from sage_scale.training.evaluate_run import derangement
 from sage_scale.training.optimizer import rate
+from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.training.stopping import Interrupted, StopRequest
 
 PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
@@ -75,11 +76,11 @@ def test_export_opens_and_translates_as_the_trained_model(world, tmp_path):
     root, recipe = world
     data = str(root / "shards")
     pretrain.run(recipe, tmp_path, data)
-    before = export.load_visual_file(tmp_path / pretrain.STAGE1)
+    before = load_tensors(tmp_path / pretrain.STAGE1)
     finetune.run(recipe, tmp_path, data)
     model, tokenizer, loaded = export.load_translator(tmp_path)
     assert loaded.fingerprint() == recipe.fingerprint()
-    exported = export.load_visual_file(tmp_path / "model" / "visual.safetensors")
+    exported = load_tensors(tmp_path / "model" / "visual.safetensors")
     trained = [name for name in exported if name.startswith("mapper.") and name.endswith("weight")]
     assert any(not torch.equal(exported[name], before[name]) for name in trained)
     from transformers import MBartForConditionalGeneration
@@ -124,8 +125,8 @@ def test_frozen_backbone_is_untouched_byte_for_byte(tmp_path):
     data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
     pretrain.run(recipe, tmp_path / "run", data)
     finetune.run(recipe, tmp_path / "run", data)
-    before = export.load_visual_file(tmp_path / "run" / pretrain.STAGE1)
-    after = export.load_visual_file(tmp_path / "run" / "model" / "visual.safetensors")
+    before = load_tensors(tmp_path / "run" / pretrain.STAGE1)
+    after = load_tensors(tmp_path / "run" / "model" / "visual.safetensors")
     frozen = [name for name in after if name.startswith("visual.backbone.")]
     assert frozen
     for name in frozen:

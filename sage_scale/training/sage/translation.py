@@ -17,6 +17,7 @@ from sage_scale.planning.step import StepOperations
 from sage_scale.training import export
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
+from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.training.stage import STAGE1, Place
 from sage_scale.training.translation import TranslationTask, choose_attention
 from sage_scale.vision.packed import PackedVideo
@@ -92,7 +93,7 @@ def take_over(model: SageTranslator, recipe: Recipe, run: Path) -> None:
         if weights and model.visual.backbone is not None:
             load_backbone(model.visual.backbone, weights)
         return
-    state = export.load_visual_file(run / STAGE1)
+    state = load_tensors(run / STAGE1)
     load_visual(model, state)
     if init == "visual_context":
         encoder = model.language_model.get_encoder()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,10 @@ from sage_scale.models.sign2gpt import clip_frames
 from sage_scale.streaming import open_evaluation
 from sage_scale.streaming.frames import grid_runs
 from sage_scale.training.decode import has_split
+from sage_scale.training.engine import Engine
 from sage_scale.training.pictures import thumbnail
 from sage_scale.training.sign2gpt.vocabulary import targets_of
-
-if TYPE_CHECKING:
-    from sage_scale.training.sign2gpt.prototypes import PrototypeTask
+from sage_scale.training.stage import Place
 
 CLIPS = 6
 PICTURES = 12
@@ -26,20 +26,20 @@ PICTURES = 12
 
 @torch.no_grad()
 def write_localisation(
-    task: PrototypeTask, model: Any, path: Path, clips: int = CLIPS, width: int = 72
+    place: Place, engine: Engine, vocabulary: Sequence[str], model: Any, path: Path, width: int = 72
 ) -> None:
-    """A JSON list of dev clips (rank 0 only): for each pseudo-gloss that was found or is there, E over the tokens.
+    """A JSON list of dev clips (rank 0 only): for each of the vocabulary's pseudo-glosses that was found or is
+    there, E over the tokens.
 
     Each clip has `sentence`, `fps`, `frames`, `threshold`, `times` (S, the frame of each token), `rows` (`gloss`,
     `there`, `presence`, `values` (S)) in the order of their strongest token, and `pictures` (`frame`, `jpeg`).
     """
-    recipe, datasets = task.recipe, task.place.datasets
+    recipe, datasets = place.recipe, place.datasets
     split = "dev" if has_split(datasets, "dev") else "train"
-    vocabulary = task.vocabulary.glosses
     clip_rows: list[dict[str, Any]] = []
-    for batch in open_evaluation(datasets, recipe, split, rank=0, world=1, batch_size=clips):
-        with task.engine.precision():
-            scores = model.scores(batch.video.to(task.engine.ranks.device))
+    for batch in open_evaluation(datasets, recipe, split, rank=0, world=1, batch_size=CLIPS):
+        with engine.precision():
+            scores = model.scores(batch.video.to(engine.ranks.device))
             lengths_B = model.sign_encoder.token_lengths(clip_frames(batch.video))
         presence_BU = scores.presence_BU.float().cpu()
         packed = 0

@@ -84,7 +84,8 @@ class PrototypeTask(Task):
         if self.place.ranks.first:
             save_signs(whole, self.recipe, self.place.folder / STAGE1)
             self._write_scores(figures, self.place.folder / SCORES)
-            write_localisation(self, whole, self.place.folder / "localisation.json")
+            glosses, path = self.vocabulary.glosses, self.place.folder / "localisation.json"
+            write_localisation(self.place, self.engine, glosses, whole, path)
         return figures["dev"]
 
     @torch.no_grad()

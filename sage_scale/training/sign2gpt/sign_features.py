@@ -38,7 +38,7 @@ from sage_scale.shards import (
 from sage_scale.storage import open_store
 from sage_scale.streaming.batches import SampleShape
 from sage_scale.streaming.packing import collate, decode_sample
-from sage_scale.training.export import load_visual_file
+from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.training.stage import STAGE1
 
 Progress = Callable[[int, int, int], None]
@@ -53,7 +53,7 @@ class SignWriter:
     def __init__(self, run: str | Path, device: str | torch.device = "cpu") -> None:
         """Raises CheckpointError where the run has no stage 1, UsageError where it has no sign encoder."""
         file = Path(run) / STAGE1
-        state = load_visual_file(file)
+        state = load_tensors(file)
         self.recipe: Recipe = load_recipe(Path(run) / "recipe.yaml")
         settings = self.recipe.model.sign2gpt
         if self.recipe.model.kind != "sign2gpt" or settings.spatial == "signs":

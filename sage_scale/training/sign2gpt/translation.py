@@ -18,9 +18,9 @@ from sage_scale.models.sign2gpt import (
 )
 from sage_scale.planning.sign2gpt_step import Sign2GptOperations
 from sage_scale.streaming import Batch
-from sage_scale.training import export
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
+from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.training.sign2gpt.export import save_translator
 from sage_scale.training.sign2gpt.visual import frozen_files, homeless_weights, sizes
 from sage_scale.training.stage import STAGE1, Place
@@ -40,7 +40,7 @@ class Sign2GptTranslation(TranslationTask):
         self.model, self.tokenizer = self._make()
         taken = []
         if self.stage.init != "none" and self.model.spatial is not None:
-            load_signs(self.model, export.load_visual_file(place.folder / STAGE1))
+            load_signs(self.model, load_tensors(place.folder / STAGE1))
             if self.stage.freeze != "none" or homeless_weights(self.model, recipe):
                 taken = [place.folder / STAGE1]
         self.outputs = Sign2GptOutputs(self.model, self.stage)

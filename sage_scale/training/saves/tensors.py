@@ -1,0 +1,51 @@
+"""Files of tensors and folders of a model, which appear whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sage_scale.errors import CheckpointError, NoModel
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, numbers as float32, atomically."""
+    tensors = {
+        name: value.detach().float().cpu().contiguous().clone()
+        if value.is_floating_point()
+        else value.cpu().clone()
+        for name, value in tensors.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of `save_tensors`. Raises CheckpointError where the file is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise NoModel(
+            f"{path} is missing: run `sage-scale pretrain` first, or set finetune.init=none"
+        ) from None
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of `folder` when it is whole."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
