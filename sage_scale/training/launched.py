@@ -15,7 +15,7 @@ from sage_scale.errors import SageError, StorageError
 from sage_scale.training import launcher
 from sage_scale.training.watching import watchdog
 from sage_scale.training.watching.claim import claim
-from sage_scale.training.watching.sentinel import stand_guard
+from sage_scale.training.watching.split import stand_guard
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> int:

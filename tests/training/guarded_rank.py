@@ -13,7 +13,7 @@ from pathlib import Path
 from sage_scale.errors import DatasetError
 from sage_scale.training.stopping import StopRequest
 from sage_scale.training.watching import watchdog
-from sage_scale.training.watching.sentinel import stand_guard
+from sage_scale.training.watching.split import stand_guard
 
 run, steps = Path(sys.argv[1]), int(sys.argv[2])
 stand_guard("pretrain")

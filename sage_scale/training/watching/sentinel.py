@@ -1,28 +1,23 @@
 """The process that watches one rank, and ends it when the run cannot go on.
 
-A launched process splits in two before anything heavy is imported: the parent is the sentinel, the child trains.
-So the sentinel sees how its rank died (a thread of the rank would die with it), works while the rank holds the
-interpreter's lock or is stopped, can end it in the middle of a collective, and decides the exit code that the
-launcher sees. Sentinels hear of each other through rank 0's (contact.py), which decides why the run ends
-(verdicts.py) and says so in one line.
+It is the parent of the process that trains (split.py). So it sees how its rank died (a thread of it would die with
+it), works while the rank holds the interpreter's lock or is stopped, can end it in the middle of a collective, and
+decides the exit code that the launcher sees. Sentinels hear of each other through rank 0's (contact.py), which decides
+why the run ends (verdicts.py) and says so in one line.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import faulthandler
 import json
 import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import IO, Any
 
-from sage_scale.training.watching import watchdog
 from sage_scale.training.watching.ancestors import Ancestors
 from sage_scale.training.watching.contact import EVERY_S, Caller, Line, Listener, ports, run_token
 from sage_scale.training.watching.notices import watch_for_notice
@@ -38,39 +33,6 @@ ORPHAN_S = 30.0
 """What a rank whose launcher died has to save in, seconds."""
 _LOOK_S = 1.5
 """How long a rank has to write its stacks, seconds."""
-
-
-def stand_guard(stage: str) -> None:
-    """Split this process: returns in the child, which trains; the parent watches and ends with the exit code.
-
-    `SAGE_WATCHDOG=0` leaves it whole, for debuggers. Call it before threads are started.
-    """
-    if os.environ.get("SAGE_WATCHDOG", "1") == "0" or not hasattr(os, "fork"):
-        return
-    stacks = tempfile.TemporaryFile()  # noqa: SIM115 - both processes keep it for life
-    read_end, write_end = os.pipe()
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        _die_with(parent)
-        faulthandler.enable(stacks)
-        faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
-        watchdog.attach(write_end, stacks)
-        return
-    os.close(write_end)
-    code = 1
-    try:
-        code = Sentinel(stage, child, read_end, stacks).run()
-    except BaseException as error:  # a fault of ours must not leave a rank without guard
-        with contextlib.suppress(OSError):
-            os.kill(child, signal.SIGKILL)
-        print(f"sage-scale {stage}: the watchdog failed: {type(error).__name__}: {error}", file=sys.stderr)
-        if os.environ.get("SAGE_DEBUG", "") not in ("", "0"):
-            raise
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
 
 
 class Sentinel:
@@ -440,12 +402,3 @@ class Sentinel:
                 partial = place.with_name(f"ended.{self.rank}.partial")
                 partial.write_text(json.dumps(row, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
                 partial.replace(place)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies (Linux)."""
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)

@@ -1,6 +1,6 @@
 """What a rank tells the sentinel that watches it: steps done, long work begun, how it failed.
 
-Every process that a launcher starts splits in two (sentinel.py): the parent watches, the child trains. Here is the
+Every process that a launcher starts splits in two (split.py): the parent watches, the child trains. Here is the
 child's side, a few lines into a pipe. Where nobody watches (a stage run in this process, as tests and one-rank
 commands do) every function does nothing, so the loop need not ask.
 """
