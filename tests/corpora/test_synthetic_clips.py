@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -270,8 +271,10 @@ def test_an_interrupted_run_is_continued(made: Path, tmp_path: Path, monkeypatch
 
 def test_other_settings_are_made_anew_and_strangers_are_left_alone(made: Path, tmp_path: Path) -> None:
     fewer = config.Corpus(train_clips=2, dev_clips=0, test_clips=0, heldout_clips=0)
-    with pytest.raises(UsageError, match="another synthetic corpus"):
+    with pytest.raises(UsageError, match="another synthetic corpus") as refused:
         read_corpus(fewer, made)
+    repeated = re.findall(r"corpus\.(\w+)=(\d+)", str(refused.value))
+    assert len(read_corpus(replace(fewer, **{key: int(n) for key, n in repeated}), made).clips) == 14
     make_corpus(fewer, tmp_path / "a", workers=1)
     note = tmp_path / "a" / "videos" / "mine.mp4"
     note.write_bytes(b"mine")

@@ -64,10 +64,13 @@ class Task:
         return hashlib.sha256(json.dumps(plan, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
+KEYS = {"train": "train_clips", "dev": "dev_clips", "test": "test_clips", "test_heldout": "heldout_clips"}
+"""The key of `corpus` that says how many clips a split has, by split."""
+
+
 def split_counts(corpus: config.Corpus) -> dict[str, int]:
     """Clips of each split, train first."""
-    return {"train": corpus.train_clips, "dev": corpus.dev_clips, "test": corpus.test_clips,
-            "test_heldout": corpus.heldout_clips}  # fmt: skip
+    return {split: getattr(corpus, key) for split, key in KEYS.items()}
 
 
 def plan(corpus: config.Corpus) -> list[Task]:
@@ -143,14 +146,7 @@ def read_corpus(corpus: config.Corpus, root: Path) -> Manifest:
         )
     wanted = _settings(corpus)
     if found != wanted:
-        differing = ", ".join(
-            f"{key} {found.get(key)} instead of {wanted[key]}"
-            for key in wanted
-            if found.get(key) != wanted[key]
-        )
-        raise UsageError(
-            f"{root} holds another synthetic corpus ({differing}): make it again or give another folder"
-        )
+        raise UsageError(_another(root, found, wanted))
     manifest = from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8"))
     clips = tuple(Clip(**{**asdict(clip), "video": str(root / clip.video)}) for clip in manifest.clips)
     return Manifest(clips, manifest.rejected)
@@ -265,6 +261,24 @@ def _finished(root: Path) -> dict[str, Any] | None:
         if isinstance(found, dict)
         else None
     )
+
+
+def _another(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What sets the corpus in `root` apart from the one that is asked for, and what to do about it."""
+    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    said = ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in differing)
+    again = "make it again or give another folder"
+    counts = found.get("clips")
+    if set(differing) <= {"clips", "seed"} and isinstance(counts, dict) and counts.keys() == KEYS.keys():
+        keys = [
+            f"corpus.{KEYS[split]}={counts[split]}"
+            for split in KEYS
+            if counts[split] != wanted["clips"][split]
+        ]
+        if "seed" in differing:
+            keys.append(f"corpus.seed={found.get('seed')}")
+        again = f"repeat the keys that it was made with ({' '.join(keys)}), {again}"
+    return f"{root} holds another synthetic corpus ({said}): {again}"
 
 
 def _check_ours(root: Path) -> None:
