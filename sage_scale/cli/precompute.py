@@ -53,8 +53,9 @@ def precompute(
         typer.echo(f"seconds of all actors: {summary.stages}")
     typer.echo(summary.line())
     if summary.kept:
+        ids = ",".join(summary.kept)
         typer.echo(
-            f"--give-up {summary.kept[0]}: that clip is stored already and stays; to take it out: "
-            f"sage-scale shards remove {shlex.quote(summary.url)} --ids {shlex.quote(summary.kept[0])}",
+            f"--give-up {ids}: stored already, and stays; to take {'it' if len(summary.kept) == 1 else 'them'} out: "
+            f"sage-scale shards remove {shlex.quote(summary.url)} --ids {shlex.quote(ids)}",
             err=True,
         )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sage_scale.storage import local_path
+
 
 def report(
     runs: Annotated[
@@ -24,6 +26,8 @@ def report(
 
     Of several runs, one page that compares them: corpus, token budget, parameters, time, scores, the same clips.
     """
+    if out is not None:
+        local_path(out, "a page")
     if len(runs) > 1:
         from sage_scale.reporting.comparison import write_comparison
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from sage_scale.config import Corpus
 from sage_scale.corpora.clip import Manifest
 from sage_scale.errors import UsageError
+from sage_scale.storage import local_path
 
 READERS = {
     "synthetic": "sage_scale.corpora.registry:_read_synthetic",
@@ -36,6 +37,8 @@ def read_corpus(corpus: Corpus) -> Manifest:
         near = difflib.get_close_matches(corpus.name, READERS, n=1)
         advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(READERS)}"
         raise UsageError(f"no corpus reader {corpus.name!r}; {advice}")
+    if corpus.root:
+        local_path(corpus.root, "a corpus")
     module, _, function = READERS[corpus.name].partition(":")
     manifest: Manifest = getattr(importlib.import_module(module), function)(corpus)
     if not manifest.clips:

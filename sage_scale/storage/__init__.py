@@ -4,10 +4,22 @@ from sage_scale.storage.interface import (
     MAX_OBJECT_BYTES,
     Buffer,
     Entry,
+    NoBucket,
     NotFound,
     Store,
     Unavailable,
+    local_path,
     open_store,
 )
 
-__all__ = ["MAX_OBJECT_BYTES", "Buffer", "Entry", "NotFound", "Store", "Unavailable", "open_store"]
+__all__ = [
+    "MAX_OBJECT_BYTES",
+    "Buffer",
+    "Entry",
+    "NoBucket",
+    "NotFound",
+    "Store",
+    "Unavailable",
+    "local_path",
+    "open_store",
+]

@@ -8,6 +8,7 @@ a whole. Names are relative, parts joined by `/`.
 from __future__ import annotations
 
 import contextlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,12 +21,20 @@ MAX_OBJECT_BYTES = 5 * 1024**3
 """Largest object of one PUT (S3), and so the largest shard."""
 
 
+_URL = re.compile(r"(s3a?|gs|gcs|az|abfss?|hdfs|https?|ftp|file):/", re.IGNORECASE)
+
 Buffer = bytes | bytearray | memoryview
 """Bytes of an answer."""
 
 
 class NotFound(StorageError):
     """There is no object of this name."""
+
+
+class NoBucket(StorageError):
+    """The bucket that was named is not there, or cannot be: the wrong place, not a store in trouble."""
+
+    exit_code = 2
 
 
 class Unavailable(StorageError):
@@ -159,6 +168,10 @@ def open_store(url: str | Path) -> Store:
         raise UsageError("an empty path is no place for data: give a folder or s3://bucket/prefix")
     scheme, sign, _ = text.partition("://")
     if isinstance(url, Path) or not sign:
+        if _URL.match(text):
+            raise UsageError(
+                f"{text} is neither a folder nor a URL: write s3://bucket/prefix, with two slashes"
+            )
         return FolderStore(_folder(Path(text)))
     if scheme == "file":
         parts = urlsplit(text)
@@ -175,6 +188,17 @@ def open_store(url: str | Path) -> Store:
     raise UsageError(
         f"{text}: '{scheme}://' is not supported; give a folder, file:///path or s3://bucket/prefix"
     )
+
+
+def local_path(path: str | Path, what: str) -> Path:
+    """A path of this machine. Raises UsageError where it looks like a URL, which would become a folder named `s3:`.
+
+    `what` is what has to lie in a folder, for the message ("a run"). Also `s3:/bucket` is refused: a Path of a URL has
+    one slash left.
+    """
+    if _URL.match(str(path)):
+        raise UsageError(f"{path}: {what} is a folder or file of this machine, not a URL")
+    return Path(path)
 
 
 def _folder(path: Path) -> Path:

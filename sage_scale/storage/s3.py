@@ -14,6 +14,7 @@ import functools
 import hashlib
 import os
 import random
+import re
 import secrets
 import threading
 import time
@@ -36,6 +37,7 @@ from sage_scale.storage.interface import (
     MAX_OBJECT_BYTES,
     Buffer,
     Entry,
+    NoBucket,
     NotFound,
     Store,
     Unavailable,
@@ -310,6 +312,15 @@ class S3Store(Store):
             return Unavailable(f"{what}: {where} does not answer; when it does, run the same command again")
         if isinstance(error, boto.ClientError):
             return self._explain_answer(name, what, where, error, attempts)
+        if isinstance(error, boto.SSLError):
+            return Unavailable(
+                f"{what}: no TLS connection to {where} ({_first_words(error.kwargs.get('error'))}); check whether "
+                "AWS_ENDPOINT_URL should begin with http://, or AWS_CA_BUNDLE"
+            )
+        if isinstance(error, boto.ParamValidationError):
+            return NoBucket(
+                f"{what}: '{self.bucket}' cannot be the name of a bucket; write s3://bucket/prefix"
+            )
         if isinstance(error, ValueError):
             return StorageError(f"{what}: AWS_ENDPOINT_URL is no URL; write http://host:port or https://host")
         return Unavailable(f"{what}: the connection to {where} broke ({type(error).__name__}); try again")
@@ -318,16 +329,20 @@ class S3Store(Store):
         self, name: str, what: str, where: str, error: boto.ClientError, attempts: int
     ) -> StorageError:
         code = _code(error)
+        if code in ("404", "NotFound") and error.operation_name == "ListObjectsV2":
+            return StorageError(
+                f"{what}: {where} lists no objects, as an S3 server would; check AWS_ENDPOINT_URL"
+            )
         if code in ("NoSuchKey", "404", "NotFound"):
             return NotFound(f"{what} does not exist")
         if code == "NoSuchBucket":
-            return StorageError(
+            return NoBucket(
                 f"{what}: bucket '{self.bucket}' does not exist on {where}; create it or correct it"
             )
         if code in _REFUSED:
             return StorageError(
                 f"{what}: {where} refuses this ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-                "and the bucket's policy"
+                "and the bucket's policy (s3:ListBucket, s3:GetObject; to write, s3:PutObject and s3:DeleteObject)"
             )
         if code in ("InvalidRange", "416"):
             return StorageError(f"{what} is shorter than its index says: it was cut off or exchanged")
@@ -392,6 +407,12 @@ def _reader(stream: Any) -> Callable[[memoryview], int]:
 
 def _code(error: boto.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+def _first_words(error: object) -> str:
+    """The heart of a TLS error: `[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)` in words."""
+    found = re.search(r"\[SSL[^]]*\] ([^(]+)", str(error))
+    return found[1].strip() if found else "it was cut off"
 
 
 def _public(endpoint: str) -> str:

@@ -43,7 +43,12 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     except SageError as error:
         if error.exit_code == 130:  # saved, as asked, on every rank
             return _leave(130, f"sage-scale {stage}: {error}")
-        return _fail(stage, error, error.exit_code, permanent=not isinstance(error, StorageError))
+        return _fail(
+            stage,
+            error,
+            error.exit_code,
+            permanent=not isinstance(error, StorageError) or error.exit_code == 2,
+        )
     except KeyboardInterrupt as error:
         return _fail(stage, error, 130, permanent=True)
     except BaseException as error:

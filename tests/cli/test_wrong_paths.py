@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,39 @@ def test_a_wrong_path_is_code_2_and_one_line(tmp_path, capsys, verb, place) -> N
     assert code == 2, said
     assert paths["PLACE"] in said and len(said.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+NO_URL = (
+    "pretrain --run URL --data SHARDS --recipe demo",
+    "pretrain --run URL --data SHARDS --recipe demo --ranks 2",
+    "finetune --run URL --data SHARDS --recipe demo",
+    "evaluate --run URL --data SHARDS",
+    "report URL",
+    "report SHARDS --out URL",
+    "translate URL --model SHARDS",
+    "translate VIDEO --model URL",
+    "models merge URL --out NEW",
+    "models merge SHARDS --out URL",
+    "models signs URL --data SHARDS --out NEW",
+    "corpus make --root URL",
+    "corpus inspect --corpus videos --root URL",
+    "precompute --corpus manifest --root URL --out NEW",
+    "demo --run URL",
+    "shards ls s3:/one-slash/alone",
+)
+
+
+@pytest.mark.parametrize("verb", NO_URL)
+def test_a_url_where_a_folder_belongs_makes_no_folder_of_that_name(
+    tmp_path, capsys, monkeypatch, verb
+) -> None:
+    (tmp_path / "video.mp4").write_text("nothing of ours\n")
+    monkeypatch.chdir(tmp_path)
+    words = {"URL": "s3://bucket/place", "NEW": "new", "VIDEO": "video.mp4", "SHARDS": str(SHARDS)}
+    code = command_line.run([words.get(word, word) for word in verb.split()])
+    said = capsys.readouterr().err
+    assert code == 2 and re.search("not a URL|nor a URL", said) and len(said.strip().splitlines()) == 1, said
+    assert [path.name for path in tmp_path.iterdir()] == ["video.mp4"]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import threading
 import time
 from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -124,6 +127,25 @@ def test_an_endpoint_nobody_listens_at(s3, monkeypatch: pytest.MonkeyPatch) -> N
     _says(lambda: open_store(s3.url).get("a"), "http://127.0.0.1:9", "cannot be reached", "AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
     _says(lambda: open_store(s3.url).get("a"), "AWS_ENDPOINT_URL")
+
+
+def test_a_wrong_place_is_wrong_usage_and_not_the_network(s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("s3://no-such-bucket-here/x", "s3://never a bucket!/x"):
+        with pytest.raises(StorageError, match="bucket") as told:
+            open_store(url).exists("a") or open_store(url).get("a")
+        assert told.value.exit_code == 2 and "try again" not in str(told.value)
+    monkeypatch.setattr("sage_scale.storage.s3.ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.server.endpoint.replace("http:", "https:"))
+    _says(lambda: open_store(s3.url).get("a"), "no TLS connection", "AWS_ENDPOINT_URL", "http://")
+
+
+def test_a_web_server_that_is_no_s3_server(tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        _says(lambda: list(open_store(s3.url).list()), "AWS_ENDPOINT_URL")
+        server.shutdown()
 
 
 @pytest.mark.system
