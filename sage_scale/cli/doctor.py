@@ -110,7 +110,7 @@ def _machine() -> Iterator[Check]:
     if memory:
         yield _check(part, "memory", memory >= 8e9, _size(memory), "The demo needs up to 8 GB.")
     for name, place, need, cost in (
-        ("disk", ".", 5e9, "An installation takes 3 GB, the demo 1 GB."),
+        ("disk", ".", 5e9, "An installation takes 3 GB, or 7 with CUDA, the demo 1 GB."),
         (
             "temporary disk",
             os.environ.get("TMPDIR", "/tmp"),
