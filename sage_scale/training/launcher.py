@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,7 @@ from typing import Any
 
 from sage_scale.config import RECIPE_FOLDER
 from sage_scale.errors import UsageError
+from sage_scale.training.stopping import SAME_S
 from sage_scale.training.watching.ancestors import LAUNCHER_PID
 from sage_scale.training.watching.contact import ask_to_stop
 from sage_scale.training.watching.sentinel import ENDED_FILE
@@ -180,10 +182,13 @@ def start_and_wait(
             # A process of many GB may not be forked, but it may start another; sentinels see our end in any case.
             child = subprocess.Popen(arguments, env=given, start_new_session=True)
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        received: list[int] = []
+        received: list[float] = []
 
         def hand_on(number: int, frame: object) -> None:
-            received.append(number)
+            now = time.monotonic()
+            if received and now - received[0] < SAME_S:
+                return  # one request, as the ranks take it: they are saving
+            received.append(now)
             # Before any rank runs, and when someone insists, the launcher's whole group goes. On other hosts there
             # is nobody below us but ssh.
             told = len(received) == 1 and (ask_to_stop(*stop_at) if stop_at else _signal_ranks(child.pid))

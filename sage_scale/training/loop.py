@@ -40,6 +40,13 @@ Compute = Callable[[Any], dict[str, float]]
 Evaluate = Callable[[int], tuple[dict[str, float], float]]
 
 
+def checkpoint_place(stage: Stage, run: Path, name: str) -> str | Path:
+    """Where the checkpoints of the stage `name` go; runs that share a recipe do not share these: the name is in it."""
+    if not stage.checkpoints:
+        return run / name / "checkpoints"
+    return f"{stage.checkpoints.rstrip('/')}/{run.absolute().name}/{name}"
+
+
 class Loop:
     """Trains one stage of a run; the state it keeps is `progress` (see checkpoint.py)."""
 
@@ -70,7 +77,9 @@ class Loop:
         self.meter = Meter(engine, operations)
         self.profile = StepProfile(self.folder, self.stage.profile_steps if engine.ranks.first else 0)
         identity = on_first(lambda: Identity.of(name, recipe, frozen), engine.ranks.first)
-        self.checkpoints = Checkpoints(self._place(run), self.stage.keep_checkpoints, identity)
+        self.checkpoints = Checkpoints(
+            checkpoint_place(self.stage, run, name), self.stage.keep_checkpoints, identity
+        )
         self.saver = Saver(
             self.checkpoints, engine.ranks, self.stage.async_save, recipe.stream.give_up_after_s, self._say
         )
@@ -301,12 +310,6 @@ class Loop:
             return
         self.checkpoints.load(self.engine, best)
         self.log.line(f"took the weights of step {best}, the best on dev", now=True)
-
-    def _place(self, run: Path) -> str | Path:
-        """Where checkpoints go. Runs that share a recipe must not share them, so the run's name is in it."""
-        if not self.stage.checkpoints:
-            return self.folder / "checkpoints"
-        return f"{self.stage.checkpoints.rstrip('/')}/{run.absolute().name}/{self.name}"
 
     def _say(self, line: str) -> None:
         """A line of this rank alone, also from the thread that saves."""

@@ -58,8 +58,10 @@ def keep_going(
         pause = min(60.0, 2.0 ** (started - 1))
         _note(run, stage=stage, start=started, of=restarts, reached_step=now, pause_s=pause, **_reason(ended))
         told = "" if ended.why else f"{ended.line}; "
-        say(f"{told}starting again from the last checkpoint in {pause:.0f} s ({started} of {restarts}; step {now} was "
-            "reached)")  # fmt: skip
+        how_far = f"step {now} was reached" if now >= 0 else "no step was made"
+        say(
+            f"{told}starting again from the last checkpoint in {pause:.0f} s ({started} of {restarts}; {how_far})"
+        )
         sleep(pause)
 
 

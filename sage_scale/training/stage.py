@@ -24,9 +24,9 @@ from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, ope
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
-from sage_scale.training.loop import Loop
+from sage_scale.training.loop import Loop, checkpoint_place
 from sage_scale.training.runlog import memory_mb, record_timing
-from sage_scale.training.saves.checkpoint import Progress
+from sage_scale.training.saves.checkpoint import Progress, on_first, try_place
 
 STAGE1 = "pretrain/visual.safetensors"
 """What stage 1 leaves to stage 2, of either model."""
@@ -110,6 +110,8 @@ def run_stage(
     datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
     check_datasets(datasets, recipe)
     kind.check(recipe, folder, datasets)
+    if stage.checkpoints:
+        on_first(lambda: try_place(checkpoint_place(stage, folder, name)), ranks.first)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")

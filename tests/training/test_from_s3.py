@@ -11,6 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 
+from sage_scale.config import override
+from sage_scale.storage import open_store
+
 PLAN = [("train", 20), ("train", 9), ("dev", 6)]
 
 
@@ -34,3 +37,22 @@ def test_training_from_s3_equals_training_from_a_folder(server, kind, request, t
     folder, remote = losses.values()
     assert len(folder) == 6
     assert remote == pytest.approx(folder, rel=1e-5)
+
+
+def test_a_place_that_takes_no_checkpoint_is_told_before_the_run_begins(s3, behind_proxy, tmp_path):
+    from sage_scale.errors import StorageError
+    from sage_scale.training import pretrain
+
+    language = make_language_folder(tmp_path / "language")
+    recipe = tiny_recipe("features", f"model.language_model={language}", "pretrain.max_steps=1")
+    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    refusing = behind_proxy(s3).add(
+        "status", method="PUT", path=s3.name, times=99, status=403, code="AccessDenied"
+    )
+    for place, code in (("s3://no-such-bucket-here/x", 2), (s3.url, 1)):
+        with pytest.raises(StorageError, match=r"does not exist|refuses") as told:
+            pretrain.run(override(recipe, [f"pretrain.checkpoints={place}"]), tmp_path / "run", data)
+        assert told.value.exit_code == code and not (tmp_path / "run").exists()
+    refusing.times = 0
+    pretrain.run(override(recipe, [f"pretrain.checkpoints={s3.url}"]), tmp_path / "run", data)
+    assert {entry.name.split("/")[2] for entry in open_store(s3.url).list()} == {"step-00000001"}

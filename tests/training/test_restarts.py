@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -117,6 +120,17 @@ def test_the_verdict_of_the_ranks_decides_the_exit_code():
     said = json.dumps({**KILLED, "code": 2})
     ended = launcher.start_and_wait([sys.executable, "-c", write.replace("{}", f"json.loads({said!r})", 1)])
     assert ended.code == 2 and ended.line == KILLED["line"]
+
+
+def test_two_hasty_ctrl_c_are_one_request(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(launcher, "_signal_ranks", lambda pid: told.append(pid) or 1)
+    saving = f"import time; time.sleep(1.5); open({str(tmp_path / 'saved')!r}, 'w')"
+    hasty = [threading.Timer(at, os.kill, (os.getpid(), signal.SIGINT)) for at in (0.4, 0.7, 1.0)]
+    for timer in hasty:
+        timer.start()
+    ended = launcher.start_and_wait([sys.executable, "-c", saving])
+    assert ended.asked and len(told) == 1 and (tmp_path / "saved").exists()
 
 
 def test_a_process_too_large_to_be_forked_starts_its_launcher_all_the_same(monkeypatch):

@@ -45,6 +45,7 @@ from sage_scale.training.saves.snapshot import Restore, shapes
 
 FORMAT = 2
 STATE = "state.json"
+_TRIAL = "trial"
 _STATE_NAME = re.compile(r"^step-(\d{8})/state\.json$")
 _ANY_NAME = re.compile(r"^step-(\d{8})/[^/]+$")
 
@@ -86,6 +87,16 @@ class Progress:
 def folder_of(step: int) -> str:
     """`step-00000123`."""
     return f"step-{step:08d}"
+
+
+def try_place(url: str | Path) -> None:
+    """Write an object there and delete it, so that a place which refuses this is told of before the stage begins.
+
+    Raises StorageError.
+    """
+    store = open_store(url)
+    store.put(_TRIAL, b"")
+    store.delete(_TRIAL)
 
 
 class Checkpoints:

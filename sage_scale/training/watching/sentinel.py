@@ -176,7 +176,7 @@ class Sentinel:
         number = os.WTERMSIG(status)
         name = signal.Signals(number).name
         if self.told is not None and number in (signal.SIGTERM, signal.SIGINT):
-            text = f"stopped as asked ({name}) while {self.at}, before there was anything new to save"
+            text = f"stopped as asked ({name}) while {self.at}; the same command goes on from what is saved"
             self._report("asked", text, code=130, known=True)
         elif number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             why = ""
