@@ -14,7 +14,6 @@ import functools
 import hashlib
 import os
 import random
-import re
 import secrets
 import threading
 import time
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
@@ -30,20 +28,19 @@ import numpy as np
 from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.loaders import Loader, create_loader
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError
 
 from sage_scale.errors import StorageError
 from sage_scale.storage.interface import (
     MAX_OBJECT_BYTES,
     Buffer,
     Entry,
-    NoBucket,
     NotFound,
     Store,
-    Unavailable,
     check_name,
 )
 from sage_scale.storage.patience import tell_of_retries
+from sage_scale.storage.s3_errors import BUSY, code_of, endpoint, explain, server
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = float(os.environ.get("SAGE_SCALE_S3_READ_TIMEOUT_S", "60"))
@@ -52,26 +49,7 @@ TRY_CONNECT_TIMEOUT_S = 5
 TRY_READ_TIMEOUT_S = 15
 """Silence after which a single attempt (`try_range`) is given up; its caller repeats it."""
 _CONNECTIONS = 32
-_REFUSED = (
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "403",
-    "UserSuspended",
-)
-_PASSING = (
-    "SlowDown",
-    "RequestTimeout",
-    "RequestTimeTooSkewed",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
-    "RequestLimitExceeded",
-    "429",
-)
 _PIECE_BYTES = 1 << 20
-_BUSY = ("ConditionalRequestConflict", "OperationAborted", "409")
 
 
 class _BodyBroke(Exception):
@@ -176,7 +154,7 @@ class S3Store(Store):
                 self._send(name, data, token, IfNoneMatch="*")
                 return True
             except boto.ClientError as error:
-                if _code(error) not in ("PreconditionFailed", "412"):
+                if code_of(error) not in ("PreconditionFailed", "412"):
                     raise
             # The name is taken: by somebody else, or by our own PUT whose answer never came.
             head = self.client.head_object(Bucket=self.bucket, Key=key)
@@ -255,7 +233,7 @@ class S3Store(Store):
                 if attempt == attempts - 1:
                     raise self._explain(name, broke.error, attempts) from None
             except boto.ClientError as error:
-                if attempt == attempts - 1 or _code(error) not in _BUSY:
+                if attempt == attempts - 1 or code_of(error) not in BUSY:
                     raise self._explain(name, error, attempts) from None
             except (boto.BotoCoreError, boto3.exceptions.Boto3Error) as error:
                 raise self._explain(name, error, attempts) from None
@@ -263,7 +241,7 @@ class S3Store(Store):
         raise AssertionError("the last attempt returns or raises")
 
     def _connect(self, tries_once: bool) -> Any:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        named = endpoint()
         config = Config(
             # max_attempts would count the repetitions alone.
             retries={"mode": "standard", "total_max_attempts": 1 if tries_once else ATTEMPTS},
@@ -271,7 +249,7 @@ class S3Store(Store):
             read_timeout=min(TRY_READ_TIMEOUT_S, READ_TIMEOUT_S) if tries_once else READ_TIMEOUT_S,
             max_pool_connections=_CONNECTIONS,
             # Other servers than Amazon's know no bucket host names and stumble over trailing checksums.
-            s3={"addressing_style": "path" if endpoint else "auto"},
+            s3={"addressing_style": "path" if named else "auto"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -280,80 +258,16 @@ class S3Store(Store):
             core = botocore.session.Session()
             core.register_component("data_loader", _models())
             session = boto3.session.Session(botocore_session=core)
-            region = session.region_name or ("us-east-1" if endpoint else None)
+            region = session.region_name or ("us-east-1" if named else None)
             client = session.client("s3", config=config, region_name=region)
             if not tries_once:
-                tell_of_retries(client, _public(endpoint or "Amazon S3"), ATTEMPTS)
+                tell_of_retries(client, server(), ATTEMPTS)
             return client
         except (boto.BotoCoreError, ValueError) as error:
             raise self._explain("", error) from None
 
     def _explain(self, name: str, error: Exception, attempts: int = ATTEMPTS) -> StorageError:
-        """One line for a person; never a key, a token or a signed URL. Unavailable for what may pass."""
-        what = f"{self.url}/{name}" if name else self.url
-        where = _public(
-            os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
-        )
-        if isinstance(
-            error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
-        ):
-            return StorageError(
-                f"{what}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            )
-        if isinstance(error, boto.ProfileNotFound):
-            return StorageError(f"{what}: AWS_PROFILE names a profile that does not exist")
-        if isinstance(error, boto.NoRegionError):
-            return StorageError(f"{what}: no region; set AWS_REGION, or AWS_ENDPOINT_URL for another server")
-        if isinstance(
-            error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ConnectionClosedError
-        ):
-            return Unavailable(f"{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network")
-        if isinstance(error, boto.ReadTimeoutError | ReadTimeoutError | TimeoutError):
-            return Unavailable(f"{what}: {where} does not answer; when it does, run the same command again")
-        if isinstance(error, boto.ClientError):
-            return self._explain_answer(name, what, where, error, attempts)
-        if isinstance(error, boto.SSLError):
-            return Unavailable(
-                f"{what}: no TLS connection to {where} ({_first_words(error.kwargs.get('error'))}); check whether "
-                "AWS_ENDPOINT_URL should begin with http://, or AWS_CA_BUNDLE"
-            )
-        if isinstance(error, boto.ParamValidationError):
-            return NoBucket(
-                f"{what}: '{self.bucket}' cannot be the name of a bucket; write s3://bucket/prefix"
-            )
-        if isinstance(error, ValueError):
-            return StorageError(f"{what}: AWS_ENDPOINT_URL is no URL; write http://host:port or https://host")
-        return Unavailable(f"{what}: the connection to {where} broke ({type(error).__name__}); try again")
-
-    def _explain_answer(
-        self, name: str, what: str, where: str, error: boto.ClientError, attempts: int
-    ) -> StorageError:
-        code = _code(error)
-        if code in ("404", "NotFound") and error.operation_name == "ListObjectsV2":
-            return StorageError(
-                f"{what}: {where} lists no objects, as an S3 server would; check AWS_ENDPOINT_URL"
-            )
-        if code in ("NoSuchKey", "404", "NotFound"):
-            return NotFound(f"{what} does not exist")
-        if code == "NoSuchBucket":
-            return NoBucket(
-                f"{what}: bucket '{self.bucket}' does not exist on {where}; create it or correct it"
-            )
-        if code in _REFUSED:
-            return StorageError(
-                f"{what}: {where} refuses this ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-                "and the bucket's policy (s3:ListBucket, s3:GetObject; to write, s3:PutObject and s3:DeleteObject)"
-            )
-        if code in ("InvalidRange", "416"):
-            return StorageError(f"{what} is shorter than its index says: it was cut off or exchanged")
-        if code in ("QuotaExceeded", "InsufficientStorage", "507"):
-            return StorageError(
-                f"{what}: {where} is full ({code}); free some space and run the command again"
-            )
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        kind = Unavailable if status >= 500 or status == 429 or code in _PASSING + _BUSY else StorageError
-        times = f" {attempts} times" if attempts > 1 else ""
-        return kind(f"{what}: {where} answered {code}{times}; try again later")
+        return explain(f"{self.url}/{name}" if name else self.url, self.bucket, error, attempts)
 
 
 @functools.cache
@@ -403,20 +317,3 @@ def _reader(stream: Any) -> Callable[[memoryview], int]:
         return len(piece)
 
     return read_into
-
-
-def _code(error: boto.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", "unknown"))
-
-
-def _first_words(error: object) -> str:
-    """The heart of a TLS error: `[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)` in words."""
-    found = re.search(r"\[SSL[^]]*\] ([^(]+)", str(error))
-    return found[1].strip() if found else "it was cut off"
-
-
-def _public(endpoint: str) -> str:
-    parts = urlsplit(endpoint)
-    if not parts.hostname:
-        return endpoint if "@" not in endpoint else "the endpoint"
-    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
