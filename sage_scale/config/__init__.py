@@ -26,11 +26,19 @@ from sage_scale.config.learning import (
     Stage,
     Watch,
 )
-from sage_scale.config.reading import RECIPE_FOLDER, from_mapping, load_recipe, override, recipe_names
+from sage_scale.config.reading import (
+    LAUNCH_FOLDER,
+    RECIPE_FOLDER,
+    from_mapping,
+    load_recipe,
+    override,
+    recipe_names,
+)
 from sage_scale.config.recipe import Recipe, to_mapping, to_yaml
 from sage_scale.config.sign2gpt import Prototypes, Sign2Gpt
 
 __all__ = [
+    "LAUNCH_FOLDER",
     "RECIPE_FOLDER",
     "Augment",
     "Backbone",

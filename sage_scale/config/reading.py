@@ -16,7 +16,13 @@ from sage_scale.config.checks import check
 from sage_scale.config.recipe import Recipe
 from sage_scale.errors import RecipeError
 
-RECIPE_FOLDER = Path(__file__).resolve().parents[2] / "launch" / "recipes"
+_PACKAGE = Path(__file__).resolve().parents[1]
+LAUNCH_FOLDER = next(
+    (place / "launch" for place in (_PACKAGE, _PACKAGE.parent) if (place / "launch" / "recipes").is_dir()),
+    _PACKAGE / "launch",
+)
+"""The scripts that launchers are given, and the recipes: in an installed package, else in the checkout beside it."""
+RECIPE_FOLDER = LAUNCH_FOLDER / "recipes"
 
 
 def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:

@@ -26,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sage_scale.config import RECIPE_FOLDER
+from sage_scale.config import LAUNCH_FOLDER
 from sage_scale.errors import UsageError
 from sage_scale.training.stopping import SAME_S
 from sage_scale.training.watching.ancestors import LAUNCHER_PID
@@ -236,12 +236,7 @@ def _program() -> str:
 
 
 def _script(stage: str) -> Path:
-    script = RECIPE_FOLDER.parent / f"{stage}.py"
-    if not script.is_file():
-        raise UsageError(
-            f"{script} is missing: several ranks need a checkout of the project, not only the package"
-        )
-    return script
+    return LAUNCH_FOLDER / f"{stage}.py"
 
 
 def _end_with_parent() -> None:

@@ -188,10 +188,8 @@ def test_version_is_the_packages():
 
 
 def test_several_ranks_go_to_the_deepspeed_launcher(tmp_path):
-    from sage_scale.config import RECIPE_FOLDER
+    from sage_scale.config import LAUNCH_FOLDER
 
-    if not (RECIPE_FOLDER.parent / "pretrain.py").is_file():
-        pytest.skip("launch/pretrain.py is not in this checkout")
     fake = tmp_path / "deepspeed"
     fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\nexit 3\n')
     fake.chmod(0o755)
@@ -201,5 +199,5 @@ def test_several_ranks_go_to_the_deepspeed_launcher(tmp_path):
     result = call("pretrain", "--ranks", "2", *given, PATH=path)
     line = (tmp_path / "arguments").read_text().splitlines()
     assert line[line.index("--num_gpus") + 1] == "2" and line[line.index("--master_port") + 1].isdigit()
-    assert line[-len(given) - 1 :] == [str(RECIPE_FOLDER.parent / "pretrain.py"), *given]
+    assert line[-len(given) - 1 :] == [str(LAUNCH_FOLDER / "pretrain.py"), *given]
     assert result.returncode == 3 and "the launcher ended with exit code 3" in result.stderr
