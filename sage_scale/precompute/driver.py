@@ -55,7 +55,7 @@ from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.removed import removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import glosser
-from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights
+from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights, check_width
 
 
 @dataclass(kw_only=True)
@@ -87,6 +87,8 @@ class Run:
         if self.overwrite and (self.extend or self.retry_rejects):
             added = "--extend" if self.extend else "--retry-rejects"
             raise UsageError(f"--overwrite deletes the output that {added} would add to: give one of the two")
+        if vision.kind == "features" and vision.backbone in BACKBONES:
+            check_width(self.recipe)
         # Where a node has its own file system only its actors can look for the weights.
         if vision.kind == "features" and vision.backbone in NETWORKS and not self.recipe.precompute.address:
             check_weights(vision)

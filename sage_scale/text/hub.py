@@ -6,6 +6,7 @@ The libraries ask an unreachable hub for each file again and again, with pauses 
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
@@ -47,9 +48,18 @@ def model_place(name: str | Path) -> str | Path:
 def _answers(name: str) -> bool:
     """Whether the hub says anything about a model, be it that there is none."""
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=ANSWER_S)
+        return _speaks(hf_hub_url(name, "config.json"))
     except HFValidationError as error:
         raise CheckpointError(f"no language model '{name}': {str(error).splitlines()[0]}") from None
+
+
+@functools.cache
+def _speaks(url: str) -> bool:
+    """Whether there is any answer; asked once a process, since a name is checked first and loaded later."""
+    try:
+        get_hf_file_metadata(url, timeout=ANSWER_S)
+    except HFValidationError:
+        raise
     except HfHubHTTPError as error:
         return error.response.status_code < 500
     except Exception:  # of whatever library carries the request

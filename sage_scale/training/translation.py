@@ -20,7 +20,8 @@ from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import check_language_model
 from sage_scale.training.meter import video_sizes
 from sage_scale.training.saves.checkpoint import Progress
-from sage_scale.training.stage import Place, Task, agree, even_slices
+from sage_scale.training.saves.tensors import need_tensors
+from sage_scale.training.stage import STAGE1, Place, Task, agree, even_slices
 
 
 class TranslationTask(Task):
@@ -32,6 +33,8 @@ class TranslationTask(Task):
     @staticmethod
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
         check_language_model(recipe, folder, datasets)
+        if recipe.finetune.init != "none" and recipe.model.sign2gpt.spatial != "signs":
+            need_tensors(folder / STAGE1)
 
     def __init__(self, place: Place) -> None:
         self.place, self.recipe = place, place.recipe

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sage_scale.config import Vision
+from sage_scale.config import Recipe, Vision
 from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.vision.keypoint_files import POINTS
 
-NETWORKS = ("resnet34", "dinov2-vits14")
+WIDTHS = {"resnet34": 512, "dinov2-vits14": 384}
+"""Numbers in a row of features, by network."""
+NETWORKS = tuple(WIDTHS)
 """Networks that want weights."""
 BACKBONES = (*NETWORKS, "keypoints")
+
+
+def row_width(vision: Vision) -> int:
+    """Numbers in a row of features of one of BACKBONES."""
+    if vision.backbone == "keypoints":
+        return 2 * POINTS * (2 if vision.keypoint_velocities else 1)
+    return WIDTHS[vision.backbone]
+
+
+def check_width(recipe: Recipe) -> None:
+    """Raise RecipeError where one of BACKBONES makes rows of another width than the model is to read."""
+    vision, width = recipe.vision, row_width(recipe.vision)
+    if width != recipe.model.feature_dim:
+        raise RecipeError(
+            f"vision.backbone={vision.backbone} makes features of {width} numbers, model.feature_dim is "
+            f"{recipe.model.feature_dim}: set model.feature_dim={width}"
+        )
 
 
 def check_weights(vision: Vision) -> Path | None:

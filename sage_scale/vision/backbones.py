@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from sage_scale.config import Vision
 from sage_scale.errors import ClipRejected, RecipeError
 from sage_scale.vision.augment import augment, centre_crop
-from sage_scale.vision.backbone_choice import BACKBONES, check_weights
+from sage_scale.vision.backbone_choice import BACKBONES, check_weights, row_width
 from sage_scale.vision.decode import DecodedClip
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
 from sage_scale.vision.keypoint_features import keypoint_features
-from sage_scale.vision.keypoint_files import POINTS
 from sage_scale.vision.pretrained_weights import load_exactly
 from sage_scale.vision.resnet_weights import read_resnet_weights
 
@@ -52,7 +51,7 @@ class FrozenBackbone:
     def dim(self) -> int:
         """C, the width of a row; `model.feature_dim` of the recipe must say the same."""
         if self.network is None:
-            return 2 * POINTS * (2 if self.vision.keypoint_velocities else 1)
+            return row_width(self.vision)
         return self.network.width
 
     def __call__(self, decoded: DecodedClip, draws: Sequence[int] = ()) -> np.ndarray:
@@ -139,7 +138,7 @@ class _ImageNetNetwork:
 
     def __init__(self, vision: Vision) -> None:
         self.module = _load(vision)
-        self.width = {"resnet34": 512, "dinov2-vits14": 384}[vision.backbone]
+        self.width = row_width(vision)
         self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
 
     def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:

@@ -58,6 +58,15 @@ def test_a_wrong_path_is_code_2_and_one_line(tmp_path, capsys, verb, place) -> N
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("recipe", ["demo", "sign2gpt-demo"])
+def test_a_stage_2_without_stage_1_leaves_no_run_behind(tmp_path, capsys, recipe) -> None:
+    words = ["finetune", "--run", str(tmp_path / "run"), "--data", str(SHARDS), "--recipe", recipe]
+    made_with = ["vision.frame_stride=4", "vision.size=48", "vision.crop=48"]
+    assert command_line.run([*words, *made_with]) == 2
+    assert "run `sage-scale pretrain` first" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 NO_URL = (
     "pretrain --run URL --data SHARDS --recipe demo",
     "pretrain --run URL --data SHARDS --recipe demo --ranks 2",

@@ -354,6 +354,20 @@ def test_missing_weights_are_told_before_ray_is_started(corpus_root: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("backbone", "width"), [("resnet34", 512), ("dinov2-vits14", 384), ("keypoints", 134)]
+)
+def test_features_of_another_width_than_the_models_are_refused_before_anything_begins(
+    corpus_root: Path, tmp_path: Path, backbone: str, width: int
+) -> None:
+    changes = ["vision.kind=features", f"vision.backbone={backbone}", "vision.allow_random_backbone=true"]
+    recipe = override(recipe_for(corpus_root), [*changes, "model.feature_dim=7"])
+    with pytest.raises(RecipeError, match=f"model.feature_dim is 7: set model.feature_dim={width}"):
+        run_here(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run_here(override(recipe, [f"model.feature_dim={width}"]), tmp_path / "out")
+
+
 def test_a_stored_clip_cannot_be_given_up_and_that_is_said(corpus_root: Path, tmp_path: Path) -> None:
     run_here(recipe_for(corpus_root), tmp_path / "out").execute()
     before = hashes(tmp_path / "out")

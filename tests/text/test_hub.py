@@ -78,6 +78,12 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(answering
     assert answering.asked == 1
 
 
+def test_a_name_that_is_checked_and_then_loaded_is_looked_up_once(answering) -> None:
+    answering.status = 200
+    assert [model_place(NAME) for _ in range(3)] == [NAME] * 3
+    assert answering.asked == 1
+
+
 def test_without_a_network_or_by_wish_nothing_is_asked(answering, monkeypatch) -> None:
     answering.server.shutdown()
     answering.server.server_close()

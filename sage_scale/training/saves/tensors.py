@@ -32,11 +32,19 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise NoModel(
-            f"{path} is missing: run `sage-scale pretrain` first, or set finetune.init=none"
-        ) from None
+        raise _missing(path) from None
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def need_tensors(path: Path) -> None:
+    """Raise NoModel where there is no such file: `load_tensors` will be called later."""
+    if not path.is_file():
+        raise _missing(path)
+
+
+def _missing(path: Path) -> NoModel:
+    return NoModel(f"{path} is missing: run `sage-scale pretrain` first, or set finetune.init=none")
 
 
 @contextmanager
