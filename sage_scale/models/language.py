@@ -19,6 +19,9 @@ from sage_scale.text.hub import model_place
 from sage_scale.text.languages import language_code
 from sage_scale.text.tokenizer import load_tokenizer
 
+LONGEST_TEXT = 512
+"""Subwords after which a sentence to learn is cut."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextTargets:
@@ -82,7 +85,7 @@ def make_labels(
     tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[str],
     languages: Sequence[str],
-    max_tokens: int = 512,
+    max_tokens: int = LONGEST_TEXT,
 ) -> tuple[Tensor, Tensor]:
     """Labels, -100 on padding, and decoder inputs, both int64 (B, L); sentences are cut after `max_tokens` subwords.
 

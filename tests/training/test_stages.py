@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -193,6 +194,24 @@ def test_a_language_without_a_code_is_refused_before_the_run_is_there(world, tmp
         with pytest.raises(DatasetError, match="1 sentences in 'xx'"):
             stage.run(recipe, tmp_path / "run", str(tmp_path / "shards"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sentence_longer_than_the_language_model_is_cut(tmp_path, monkeypatch):
+    """The tiny mBART has 64 positions; the longest sentences here want 125."""
+    make = tiny_world.make_sample
+
+    def wordy(*place):
+        sample = make(*place)
+        words = sample.meta["sentence"].split()
+        return dataclasses.replace(sample, meta={**sample.meta, "sentence": " ".join(words * 25)})
+
+    monkeypatch.setattr(tiny_world, "make_sample", wordy)
+    language = make_language_folder(tmp_path / "language")
+    recipe = tiny_recipe("features", f"model.language_model={language}", "finetune.init=none",
+                         "finetune.max_steps=2", "evaluation.max_tokens=100")  # fmt: skip
+    make_shards(tmp_path / "shards", tmp_path, recipe, PLAN[:3])
+    finetune.run(recipe, tmp_path / "run", str(tmp_path / "shards"))
+    assert len(losses(tmp_path / "run", "finetune")) == 2
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 97])

@@ -10,7 +10,7 @@ from torch import Tensor
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import CheckpointError
 from sage_scale.models.dropout import token_draws
-from sage_scale.models.language import load_language_model, make_labels
+from sage_scale.models.language import LONGEST_TEXT, load_language_model, make_labels
 from sage_scale.models.resnet import load_backbone
 from sage_scale.models.sage import SageTranslator, load_visual
 from sage_scale.planning.step import StepOperations
@@ -32,6 +32,8 @@ class SageTranslation(TranslationTask):
         self.language_folder = prepare_language_model(recipe, place.folder, place.datasets, place.ranks)
         language_model, self.tokenizer = load_language_model(self.language_folder)
         choose_attention(language_model, place.ranks.device)
+        # A label has two positions more than subwords: the language code and the end mark.
+        self.longest_text = min(LONGEST_TEXT, language_model.config.max_position_embeddings - 2)
         self.model: SageTranslator = SageTranslator(recipe, language_model)
         take_over(self.model, recipe, place.folder)
         self.outputs = SageOutputs(self.model, self.stage)
@@ -44,7 +46,8 @@ class SageTranslation(TranslationTask):
 
     def texts(self, metas: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         sentences = [meta["sentence"] for meta in metas]
-        return make_labels(self.tokenizer, sentences, [meta["language"] for meta in metas])
+        languages = [meta["language"] for meta in metas]
+        return make_labels(self.tokenizer, sentences, languages, self.longest_text)
 
     def save(self, whole: Any, folder: Path) -> None:
         export.save_translator(whole, self.tokenizer, self.recipe, folder, Path(self.language_folder))
