@@ -108,6 +108,10 @@ def inspect(
     if len(unreadable) > 10:
         print(f"  ... and {len(unreadable) - 10} more videos that cannot be opened")
     _warn_of_languages(chosen, census)
+    for lacking, cost in (("train", "there is nothing to train on"), ("dev", "training cannot choose its best weights"),
+                          ("test", "`evaluate` has nothing to score")):  # fmt: skip
+        if lacking not in {split.split for split in census.splits}:
+            print(f"  no clip in split '{lacking}': {cost}")
     if not census.defects and not unreadable:
         print("  no defect found")
     if not probe and any(split.unknown_lengths for split in census.splits):

@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from sage_scale.errors import CheckpointError
+from sage_scale.errors import CheckpointError, NoModel
 
 ANSWER_S = 5.0
 """How long the hub may take to answer, seconds."""
@@ -29,7 +29,7 @@ def model_place(name: str | Path) -> str | Path:
         return path
     name = str(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"no language model at '{name}': there is no such folder")
+        raise NoModel(f"no language model at '{name}': there is no such folder")
     if _answers(name):
         return name
     cached: Path | None = None

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from sage_scale.config import Recipe
-from sage_scale.errors import DatasetError
+from sage_scale.errors import DatasetError, UsageError
 from sage_scale.evaluation.baselines import nearest_in_length, prior_sentence
 from sage_scale.evaluation.metrics import content_f1, score
 from sage_scale.shards import Dataset, read_texts
 from sage_scale.streaming import Data, open_datasets, open_evaluation
 from sage_scale.training import distributed
-from sage_scale.training.decode import blank, translate_split
+from sage_scale.training.decode import blank, has_split, translate_split
 from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator
 from sage_scale.training.pictures import thumbnail
@@ -41,6 +41,12 @@ def run(
     folder = Path(run_folder)
     started = time.monotonic()
     datasets = open_datasets(data)
+    if not has_split(datasets, split):
+        there = sorted({name for dataset in datasets for name in dataset.splits})
+        raise UsageError(
+            f"{datasets[0].url} has no clip in split '{split}'; it has {', '.join(there)}: give --split, or "
+            "precompute a corpus that has it"
+        )
     ranks = distributed.initialise()
     model, tokenizer, recipe = load_translator(folder, ranks.device)
     language = recipe.corpus.language
@@ -54,7 +60,7 @@ def run(
 
     say(f"translating {split}")
     rows = translate(split)
-    if not rows:
+    if not rows:  # all that was planned for it was rejected
         raise DatasetError(f"{datasets[0].url} has no clip in split '{split}'")
     references = [row["reference"] for row in rows]
     scores = score([row["hypothesis"] for row in rows], references, language)

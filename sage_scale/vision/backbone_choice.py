@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sage_scale.config import Recipe, Vision
-from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.errors import NoModel, RecipeError
 from sage_scale.vision.keypoint_files import POINTS
 
 WIDTHS = {"resnet34": 512, "dinov2-vits14": 384}
@@ -35,13 +35,13 @@ def check_width(recipe: Recipe) -> None:
 def check_weights(vision: Vision) -> Path | None:
     """The file or folder of the weights of a network; None where weights are random.
 
-    Raises RecipeError where the recipe has neither weights nor the permission to do without, CheckpointError where they
+    Raises RecipeError where the recipe has neither weights nor the permission to do without, NoModel where they
     are not there.
     """
     if vision.backbone_weights:
         path = Path(vision.backbone_weights).expanduser()
         if not path.exists():
-            raise CheckpointError(f"vision.backbone_weights: there is no {path}")
+            raise NoModel(f"vision.backbone_weights: there is no {path}")
         return path
     if not vision.allow_random_backbone:
         raise RecipeError(

@@ -52,6 +52,10 @@ def test_inspect_names_defects(made, tmp_path) -> None:
         in shown
     )
     assert "1 x no sentence" in shown and "c.mp4: unreadable" in shown
+    assert [name for name in ("train", "dev", "test") if f"no clip in split '{name}'" in shown] == [
+        "dev",
+        "test",
+    ]
 
 
 def test_inspect_warns_of_a_language_that_sage_cannot_be_trained_on(tmp_path) -> None:

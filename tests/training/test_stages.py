@@ -17,8 +17,8 @@ from launching import run_ranks
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
-from sage_scale.errors import CheckpointError, DatasetError, RecipeError
-from sage_scale.training import export, finetune, pretrain
+from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageError
+from sage_scale.training import evaluate_run, export, finetune, pretrain
 from sage_scale.training.evaluate_run import derangement
 from sage_scale.training.optimizer import rate
 from sage_scale.training.saves.tensors import load_tensors
@@ -177,6 +177,11 @@ def test_mistakes_leave_nothing_behind(world, tmp_path):
         finetune.run(recipe, tmp_path / "other", str(root / "shards"))
     with pytest.raises(RecipeError, match="freeze"):
         tiny_recipe("frames", "finetune.freeze=backbone", "finetune.init=none")
+
+
+def test_a_split_that_is_not_there_is_told_with_those_that_are(world, tmp_path):
+    with pytest.raises(UsageError, match="no clip in split 'dusk'; it has dev, test, train"):
+        evaluate_run.run(tmp_path, str(world[0] / "shards"), split="dusk")
 
 
 def test_a_language_without_a_code_is_refused_before_the_run_is_there(world, tmp_path, monkeypatch):

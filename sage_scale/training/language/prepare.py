@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sage_scale.config import Recipe
-from sage_scale.errors import CheckpointError, DatasetError, RecipeError
+from sage_scale.errors import CheckpointError, DatasetError, NoModel, RecipeError
 from sage_scale.shards import HAS_SENTENCE, Dataset, read_texts
 from sage_scale.text.hub import model_place
 from sage_scale.text.languages import has_code
@@ -52,7 +52,7 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
         )
     place = model_place(recipe.model.language_model)
     if isinstance(place, Path) and not (place / "config.json").is_file():
-        raise CheckpointError(
+        raise NoModel(
             f"model.language_model={place} has no config.json: give a Hugging Face folder with {kind}"
         )
 
