@@ -6,6 +6,7 @@ index.json: nothing that differs from what the writer left goes unnoticed, and a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sage_scale.errors import DatasetError
+from sage_scale.shards.additions import load_additions
 from sage_scale.shards.dataset import (
     Dataset,
     index_json,
@@ -150,16 +152,31 @@ def _check_generations(dataset: Dataset) -> list[str]:
     generation = {unit.unit: unit.generation for unit in dataset.units}
     problems = []
     older = 0
+    try:
+        begun = load_additions(store)[len(dataset.additions) :]
+    except DatasetError as error:
+        problems.append(str(error))
+        begun = []
+    added = {unit: number for number, plan in enumerate(begun) for unit in plan.addition.units}
+    stored = Counter[int]()
     for entry in store.list():
         found = unit_object(entry.name)
         if found is None:
             continue
         known = generation.get(found.unit)
-        if found.ending == "tar" and (known is None or found.generation > known):
+        if found.ending == "tar" and known is None and found.unit in added:
+            stored[added[found.unit]] += 1
+        elif found.ending == "tar" and (known is None or found.generation > known):
             problems.append(
                 f"{store.url}/{entry.name} is a shard that {INDEX_JSON} does not know: the index is stale"
             )
         older += known is not None and found.generation < known
+    for number, there in sorted(stored.items()):
+        option = "--extend" if begun[number].manifest else "--retry-rejects"
+        problems.append(
+            f"{store.url}: {there} of {len(begun[number].units)} shards of precompute's {option} are there, and no "
+            f"reader sees them: it was cut off, or is at work; run precompute with {option} again"
+        )
     if older:
         problems.append(
             f"{store.url}: {older} objects of older generations are still there: run `sage-scale shards repair "

@@ -121,6 +121,10 @@ def test_a_killed_extension_is_gone_on_with(
     with pytest.raises(Killed):
         run.execute()
     assert ids(open_dataset(out)) == ids_of(corpus_root)  # as finished as it was
+    told = [
+        f"{kill_at - 5} of 3 shards of precompute's --extend" in line for line in verify_dataset(out).problems
+    ]
+    assert told == [True] * (kill_at > 5)
     again = run_here(recipe_for(larger), out, extend=extend)
     done: list[int] = []
     again.interrupt = lambda unit: done.append(unit.number)
