@@ -19,7 +19,7 @@ import typer
 
 from sage_scale import config
 from sage_scale.errors import ClipRejected, UsageError
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 
 if TYPE_CHECKING:
     from sage_scale.corpora.census import Census
@@ -50,7 +50,7 @@ def make(
         raise UsageError("say where to make the corpus: --root PATH")
     from sage_scale.corpora.synthetic import make_corpus
 
-    root_folder = local_path(chosen.corpus.root, "a corpus").expanduser()
+    root_folder = on_this_machine(chosen.corpus.root, "a corpus").expanduser()
     with _progress("clips rendered") as progress:
         manifest = make_corpus(chosen.corpus, root_folder, progress=progress)
     frames = sum(clip.frames for clip in manifest.clips)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sage_scale.errors import UsageError
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 
 
 def evaluate(
@@ -23,7 +23,7 @@ def evaluate(
     controls: Annotated[bool, typer.Option(help="Score what a translator must beat as well.")] = True,
 ) -> None:
     """Translate a split; write scores.json and predictions/SPLIT.jsonl into the run and print the scores."""
-    if not local_path(run, "a run").is_dir():
+    if not on_this_machine(run, "a run").is_dir():
         raise UsageError(f"there is no run {run}")
 
     from sage_scale.training import evaluate_run

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -58,7 +58,7 @@ def merge(
     from sage_scale.models.sign2gpt import Sign2GptTranslator, save_merged
     from sage_scale.training.export import SAGE_EXPORT, export_folder, load_translator
 
-    local_path(out, "what is merged")
+    on_this_machine(out, "what is merged")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already: give another folder")
     if (export_folder(run) / SAGE_EXPORT).is_file():  # told before a large model is read
@@ -91,7 +91,7 @@ def signs(
     from sage_scale.config import load_recipe
     from sage_scale.training.sign2gpt.sign_features import overrides_of, write_sign_features
 
-    local_path(run, "a run")
+    on_this_machine(run, "a run")
     with Progress("signs") as show:
         made = write_sign_features(run, data, out, device, show)
     clips = sum(unit.samples for unit in made.units)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 
 
 def report(
@@ -27,7 +27,7 @@ def report(
     Of several runs, one page that compares them: corpus, token budget, parameters, time, scores, the same clips.
     """
     if out is not None:
-        local_path(out, "a page")
+        on_this_machine(out, "a page")
     if len(runs) > 1:
         from sage_scale.reporting.comparison import write_comparison
 

@@ -18,7 +18,7 @@ import typer
 
 from sage_scale import config
 from sage_scale.errors import UsageError
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 from sage_scale.training import launcher, restarts
 
 Run = Annotated[Path, typer.Option("--run", help="Folder of the run (runs/mine); the same folder resumes.")]
@@ -80,7 +80,7 @@ finetune = _command("finetune", "Stage 2: train the translator.")
 
 def recipe_of_run(run: Path, recipe: str) -> str:
     """The recipe to load: the named one, else the one stored with the run; UsageError without either."""
-    stored = local_path(run, "a run") / "recipe.yaml"
+    stored = on_this_machine(run, "a run") / "recipe.yaml"
     if recipe:
         return recipe
     if stored.is_file():

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from sage_scale.errors import ClipRejected, SageError, UsageError
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 
 
 def translate(
@@ -31,7 +31,7 @@ def translate(
     ] = False,
 ) -> None:
     """Print the sentence of each signing video; with several videos each line starts with the file's name."""
-    missing = [video for video in videos if not local_path(video, "a video to translate").exists()]
+    missing = [video for video in videos if not on_this_machine(video, "a video to translate").exists()]
     if missing:
         raise UsageError(f"there is no video {missing[0]}")
     if figure and len(videos) > 1:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from pathlib import Path
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.clip import Manifest
 from sage_scale.errors import UsageError
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 
 READERS = {
     "synthetic": "sage_scale.corpora.registry:_read_synthetic",
@@ -37,8 +36,6 @@ def read_corpus(corpus: Corpus) -> Manifest:
         near = difflib.get_close_matches(corpus.name, READERS, n=1)
         advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(READERS)}"
         raise UsageError(f"no corpus reader {corpus.name!r}; {advice}")
-    if corpus.root:
-        local_path(corpus.root, "a corpus")
     module, _, function = READERS[corpus.name].partition(":")
     manifest: Manifest = getattr(importlib.import_module(module), function)(corpus)
     if not manifest.clips:
@@ -53,4 +50,4 @@ def _read_synthetic(corpus: Corpus) -> Manifest:
 
     if not corpus.root:
         raise UsageError("corpus synthetic: give the folder it was made in (--root PATH or corpus.root=PATH)")
-    return read_made(corpus, Path(corpus.root).expanduser())
+    return read_made(corpus, on_this_machine(corpus.root, "a corpus").expanduser())

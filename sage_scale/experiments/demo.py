@@ -18,7 +18,7 @@ import torch
 
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import SageError
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 from sage_scale.training import launcher
 from sage_scale.training.runlog import clock, record_timing
 
@@ -54,7 +54,7 @@ def run(
     corpus, shards = place / "corpus", place / "shards"
     changes = list(overrides) + (control_overrides(recipe) if control else [])
     ranks = ranks or min(os.cpu_count() or 1, 2)
-    local_path(run_path, "a run")
+    on_this_machine(run_path, "a run")
     run_path.mkdir(parents=True, exist_ok=True)
     said = Steps(run_path, total=6 if control else 7)
 

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from sage_scale.errors import UsageError
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 
 STAGES = ("pretrain", "finetune")
 
@@ -110,7 +110,7 @@ class RunRecord:
 
 def read_run(folder: str | Path) -> RunRecord:
     """The record of a run. Raises UsageError where `folder` is no run at all."""
-    run = local_path(folder, "a run")
+    run = on_this_machine(folder, "a run")
     if not run.is_dir():
         raise UsageError(f"there is no run folder {run}")
     missing: list[tuple[str, str]] = []

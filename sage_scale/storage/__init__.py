@@ -8,7 +8,7 @@ from sage_scale.storage.interface import (
     NotFound,
     Store,
     Unavailable,
-    local_path,
+    on_this_machine,
     open_store,
 )
 
@@ -20,6 +20,6 @@ __all__ = [
     "NotFound",
     "Store",
     "Unavailable",
-    "local_path",
+    "on_this_machine",
     "open_store",
 ]

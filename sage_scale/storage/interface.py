@@ -190,14 +190,14 @@ def open_store(url: str | Path) -> Store:
     )
 
 
-def local_path(path: str | Path, what: str) -> Path:
+def on_this_machine(path: str | Path, what: str) -> Path:
     """A path of this machine. Raises UsageError where it looks like a URL, which would become a folder named `s3:`.
 
     `what` is what has to lie in a folder, for the message ("a run"). Also `s3:/bucket` is refused: a Path of a URL has
     one slash left.
     """
     if _URL.match(str(path)):
-        raise UsageError(f"{path}: {what} is a folder or file of this machine, not a URL")
+        raise UsageError(f"{path} is not a local folder or file: {what} must lie on this machine")
     return Path(path)
 
 

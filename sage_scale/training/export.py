@@ -20,7 +20,7 @@ from sage_scale.config import Recipe, load_recipe, to_yaml
 from sage_scale.errors import CheckpointError, NoModel
 from sage_scale.models.language import load_language_model
 from sage_scale.models.sage import SageTranslator
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 from sage_scale.training.saves.tensors import load_tensors, replace_folder, save_tensors
 from sage_scale.vision.packed import PackedVideo
 
@@ -74,7 +74,7 @@ def save_translator(
 
 def export_folder(folder: str | Path) -> Path:
     """Where a run folder, or its `model/` export, has the export. Raises NoModel where there is none."""
-    path = local_path(folder, "a run or an export")
+    path = on_this_machine(folder, "a run or an export")
     if not path.exists():
         raise NoModel(f"there is no run {path}; give a run (runs/NAME) or an export (runs/NAME/model)")
     if not any((path / name).is_file() for name in EXPORTS):

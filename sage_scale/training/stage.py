@@ -19,7 +19,7 @@ from sage_scale.config import Recipe, Stage, to_yaml
 from sage_scale.errors import UsageError
 from sage_scale.planning.step import StepSize
 from sage_scale.shards import Dataset
-from sage_scale.storage import local_path
+from sage_scale.storage import on_this_machine
 from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, open_stream
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
@@ -101,7 +101,7 @@ def run_stage(
 
     Writes `NAME/log.jsonl`, checkpoints and what the task leaves; returns steps, seconds and the task's own figures.
     """
-    folder = local_path(run_folder, "a run")
+    folder = on_this_machine(run_folder, "a run")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--run {folder} is a file: name the folder of a run, there or to be made")
     ranks = distributed.initialise()

@@ -96,7 +96,9 @@ def test_a_url_where_a_folder_belongs_makes_no_folder_of_that_name(
     words = {"URL": "s3://bucket/place", "NEW": "new", "VIDEO": "video.mp4", "SHARDS": str(SHARDS)}
     code = command_line.run([words.get(word, word) for word in verb.split()])
     said = capsys.readouterr().err
-    assert code == 2 and re.search("not a URL|nor a URL", said) and len(said.strip().splitlines()) == 1, said
+    assert (
+        code == 2 and re.search("not a local folder|nor a URL", said) and len(said.strip().splitlines()) == 1
+    ), said
     assert [path.name for path in tmp_path.iterdir()] == ["video.mp4"]
 
 
