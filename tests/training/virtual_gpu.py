@@ -1,9 +1,9 @@
 """A GPU that is not there: its tensors lie in host memory, and what a real one would refuse is an error.
 
 Within `VirtualGpu()`, `tensor.to("cuda:0")`, `module.to(...)` and `torch.zeros(..., device=...)` give tensors that
-Python sees on `cuda:0`, with the CPU's numbers. Operands on two devices, a CUDA index into a tensor of the host, `.numpy()` of
-what is on the GPU and a fused optimizer with a part of its state on the host raise RuntimeError or TypeError, as on a
-GPU. What it cannot show: kernels, autocast's lists, streams, memory.
+Python sees on `cuda:0`, with the CPU's numbers. Operands on two devices, a CUDA index into a tensor of the host,
+`.numpy()` of what is on the GPU and a fused optimizer with a part of its state on the host raise RuntimeError or
+TypeError, as on a GPU. What it cannot show: kernels, autocast's lists, streams, memory.
 """
 
 from __future__ import annotations
