@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -65,8 +67,14 @@ def triton_lacks(device: torch.device | str) -> str:
         return ""
     if torch.device(device).type != "cuda":
         return "triton needs a GPU"
+    # It compiles the code that starts a kernel when it first does.
     compilers = [os.environ.get("CC", ""), "gcc", "clang", "cc"]
-    return "" if any(name and shutil.which(name) for name in compilers) else "triton needs a C compiler (gcc)"
+    if not any(name and shutil.which(name) for name in compilers):
+        return "triton needs a C compiler (gcc)"
+    places = {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}
+    if not any((Path(place) / "Python.h").is_file() for place in places):
+        return "triton needs Python's headers (Debian and Ubuntu: python3-dev)"
+    return ""
 
 
 def tile_maker(chosen: Implementation) -> type[Tile]:

@@ -34,6 +34,15 @@ def test_the_kernels_equal_the_reference_in_the_interpreter():
     assert {name: value for name, value in found.items() if value > BOUND[name.rsplit(" ", 1)[1]]} == {}
 
 
+@needs_triton
+def test_the_kernels_compile_for_gpus_that_are_not_here():
+    """To machine code, by the assembler that comes with Triton."""
+    script = Path(__file__).with_name("triton_for_gpus.py")
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=280)
+    assert run.returncode == 0, run.stderr.decode()
+    assert json.loads(run.stdout) == 2 * 2 * 6
+
+
 @pytest.mark.gpu
 @needs_triton
 def test_the_kernels_equal_the_reference_on_a_gpu():
@@ -58,6 +67,9 @@ def test_which_implementation_is_chosen(monkeypatch):
     assert chosen_implementation("cuda", "tiled") == "tiled"
     with pytest.raises(RecipeError, match="needs a GPU: take auto"):
         chosen_implementation("cpu", "triton")
+    with monkeypatch.context() as patch:
+        patch.setattr(similarity.sysconfig, "get_path", lambda *_: "/no/such/place")
+        assert chosen_implementation("cuda") == "tiled" and "python3-dev" in similarity.triton_lacks("cuda")
     monkeypatch.setattr(similarity.shutil, "which", lambda name: None)
     assert chosen_implementation("cuda") == "tiled"
     monkeypatch.setattr(similarity.importlib.util, "find_spec", lambda name: None)
