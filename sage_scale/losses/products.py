@@ -16,8 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sage_scale.errors import RecipeError
-
 Precision = Literal["float32", "tfloat32", "bfloat16"]
 
 ONEDNN_GRANULE = 64
@@ -32,15 +30,8 @@ def granule(precision: Precision, compute: torch.dtype, device: torch.device) ->
 
 
 def factor_type(precision: Precision, compute: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type in which `multiply` and `accumulate` want their factors.
-
-    Raises RecipeError where torch is too old for products of bfloat16 with sums in float32.
-    """
+    """The type in which `multiply` and `accumulate` want their factors."""
     rounded = precision == "bfloat16" and compute == torch.float32 and device.type != "cpu"
-    if rounded and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
-        raise RecipeError(
-            f"clcl.products=bfloat16 on a GPU needs torch 2.8, this is {torch.__version__}: take float32"
-        )
     return torch.bfloat16 if rounded else compute
 
 
