@@ -23,9 +23,10 @@ from sage_scale.training.distributed import Ranks
 
 STAGES = {"pretrain": pretrain, "finetune": finetune}
 ONE_RANK = [
-    f"{name}.{key}" for name in STAGES for key in ("precision=fp32", "clip=0", "zero_stage=0", "epochs=1")
+    "clcl.implementation=tiled",
+    *(f"{name}.{key}" for name in STAGES for key in ("precision=fp32", "clip=0", "zero_stage=0", "epochs=1")),
 ]
-"""Of the plain engine below, which neither clips nor shards."""
+"""Of the plain engine below, which neither clips nor shards; a GPU that is not there runs no Triton kernels."""
 
 
 class PlainEngine:
