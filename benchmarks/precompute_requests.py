@@ -141,6 +141,7 @@ def recipe() -> Recipe:
     values = {
         "corpus": {"name": "videos"},
         "vision": {"kind": "features", "backbone": "keypoints"},
+        "model": {"feature_dim": 134},
         "text": {"tagger": "none", "target": "sentence"},
         "shards": {"clips_per_unit": 1},
     }
