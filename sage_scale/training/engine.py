@@ -7,7 +7,7 @@ the whole. So `Engine.backward` multiplies by the number of ranks, and nothing e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -37,14 +37,25 @@ def compute_type(stage: Stage, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[stage.precision]
 
 
-def deepspeed_config(stage: Stage, world: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for a stage.
+BUCKET = 50_000_000
+"""Numbers of gradients that ranks reduce at a time."""
+
+
+def deepspeed_config(stage: Stage, world: int, sizes: Sequence[int]) -> dict[str, Any]:
+    """DeepSpeed's JSON for a stage that trains parameters of these many numbers.
 
     Batches are cut by the stream, not by DeepSpeed, so its own batch sizes are nominal. Weights stay float32 and
     forward and backward run under autocast: ZeRO then shards float32 weights and states, and keeps them in host memory
     or on an NVMe disk where the recipe says `offload`.
     """
-    zero: dict[str, Any] = {"stage": stage.zero_stage, "contiguous_gradients": True}
+    # Each rank holds a buffer for a bucket; by default it has room for 500 million numbers, 2 GB, whatever is trained.
+    bucket = max([1, min(sum(sizes), BUCKET), *sizes])
+    zero: dict[str, Any] = {
+        "stage": stage.zero_stage,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
     if stage.offload != "none":
         place: dict[str, Any] = {"device": stage.offload, "pin_memory": torch.cuda.is_available()}
         if stage.offload == "nvme":
@@ -146,10 +157,11 @@ class Engine:
         self.scale = LossScale(enabled=self.compute_type is torch.float16)
         wrapped = _Autocast(self.model, forward or self.model, self.precision)
         optimizer = make_optimizer(parameter_groups(wrapped, stage, PREFIX), stage, ranks.device)
+        sizes = [math.prod(self.shape(parameter)) for _, parameter in self.trained()]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=wrapped,
             optimizer=optimizer,
-            config=deepspeed_config(stage, ranks.world),
+            config=deepspeed_config(stage, ranks.world, sizes),
             dist_init_required=False,
         )
         self.prepare_optimizer_state(0)

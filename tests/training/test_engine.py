@@ -14,7 +14,7 @@ from toy_stage import Toy
 from sage_scale.config import Stage, check, from_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.training import distributed
-from sage_scale.training.engine import Engine, LossScale
+from sage_scale.training.engine import BUCKET, Engine, LossScale, deepspeed_config
 
 
 def losses(**settings) -> tuple[list[float], Engine]:
@@ -94,6 +94,20 @@ def test_scale_grows_after_patience_and_never_below_one():
         scale.update(finite)
         values.append(scale.value)
     assert values == [4, 4, 8, 4, 4, 4, 8, 4, 2, 1, 1, 1]
+
+
+def test_the_buffer_of_a_bucket_is_no_larger_than_what_is_trained():
+    """DeepSpeed's own default takes 2 GB of every rank, be the model ever so small."""
+
+    def numbers(*sizes: int) -> int:
+        zero = deepspeed_config(Stage(), 2, sizes)["zero_optimization"]
+        assert zero["allgather_bucket_size"] == zero["reduce_bucket_size"]
+        return zero["reduce_bucket_size"]
+
+    assert numbers(10, 300) == 310
+    assert numbers(*[BUCKET // 4] * 8) == BUCKET
+    assert numbers(2 * BUCKET, 5) == 2 * BUCKET  # a weight that is larger goes at once
+    assert numbers() == 1
 
 
 def test_contradicting_settings_are_named():
