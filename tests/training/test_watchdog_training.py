@@ -20,13 +20,15 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import to_yaml
 from sage_scale.training.restarts import reached
 
+SAVE_EVERY = 5
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("watched")
     language = make_language_folder(root / "language")
     recipe = tiny_recipe("features", f"model.language_model={language}", "pretrain.max_steps=100000",
-                         "pretrain.save_every=5")  # fmt: skip
+                         f"pretrain.save_every={SAVE_EVERY}")  # fmt: skip
     (root / "tiny.yaml").write_text(to_yaml(recipe))
     make_shards(root / "shards", root, recipe, [("train", 20), ("dev", 6)])
     return root
@@ -83,7 +85,14 @@ def test_a_stopped_rank_is_named_and_the_run_restarted_and_a_killed_launcher_lea
     training = Training(world, tmp_path / "run", "--restarts", "1", "watch.hang_timeout_s=8")
     try:
         training.wait_for(lambda: training.step() >= 8)
-        training.trainer(1).send_signal(signal.SIGSTOP)
+        rank = training.trainer(1)
+        rank.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        while training.step() % SAVE_EVERY == 0:  # within a save the watchdog has, rightly, more patience
+            rank.send_signal(signal.SIGCONT)
+            time.sleep(0.2)
+            rank.send_signal(signal.SIGSTOP)
+            time.sleep(1)
         stopped = time.monotonic()
         log = tmp_path / "run" / "restarts.jsonl"
         training.wait_for(log.exists, within=90)
