@@ -52,14 +52,9 @@ class FileFetcher(Fetcher):
 
     def sources(self, samples: NDArray[np.int64]) -> Iterator[Source | DamagedSample]:
         table = self.catalog.samples
-        held: dict[int, Descriptor] = {}  # those of a step's shards stay open for as long as it reads
         for shard, offset in zip(table.unit[samples].tolist(), table.offset[samples].tolist()):
-            found = held.get(shard)
-            if found is None:
-                if len(held) == MAX_DESCRIPTORS:
-                    held.clear()
-                found = held[shard] = self.descriptor(shard)
-            yield found.number, offset
+            held = self.descriptor(shard)
+            yield held.number, offset
 
     def _read(self, sample: int, shard: int, offset: int, size: int) -> bytes | DamagedSample:
         try:

@@ -304,8 +304,8 @@ class Engine:
                 state.setdefault(name, torch.zeros_like(holder, dtype=torch.float32))
             if self.stage.optimizer == "adamw":
                 # The fused kernel reads the count where the weights are; elsewhere torch wants it on the host.
-                fused = any(group.get("fused") for group in optimizer.param_groups)
-                state["step"] = torch.tensor(float(step), device=holder.device if fused else "cpu")
+                place = holder.device if optimizer.defaults.get("fused") else "cpu"
+                state["step"] = torch.tensor(float(step), device=place)
         relink = getattr(self._optimizer, "_lazy_init_hp_params_optimizer_state", None)
         if self.stage.zero_stage in (1, 2) and relink is not None:
             self._optimizer._hp_optimizer_states_linked = False
