@@ -1,0 +1,60 @@
+"""Prepares text from outside for a terminal, a log or a page: one line, no control characters, no secrets of URLs."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_SHOWN = 80
+"""Characters that a message shows of a value."""
+_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,30})://([^\s\"'<>|]+)")
+_HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+"""Unicode categories that are escaped: controls, directional and invisible formats, surrogates, line separators."""
+
+
+def printable(text: object) -> str:
+    """Returns `text` as one printable line: other characters become Python escapes such as \\x1b, \\n or \\u202e.
+
+    Zero-width joiners stay, since scripts and emoji need them.
+    """
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(map(_shown, shown))
+
+
+def shortened(text: object, limit: int = MAX_SHOWN) -> str:
+    """Returns `printable(text)`, cut to `limit` characters with "..." and its whole length where it is longer."""
+    whole = str(text)
+    if len(whole) <= limit:
+        return printable(whole)
+    return f"{printable(whole[:limit])}... ({len(whole):,} characters)"
+
+
+def redacted(text: str) -> str:
+    """Returns `text` with user, password, query and fragment of every URL in it replaced by `***`."""
+    return _URL.sub(_masked, text) if "://" in text else text
+
+
+def message_line(text: object) -> str:
+    """Returns a message as one line that is safe to print: `redacted`, `printable`, runs of blanks as one."""
+    return redacted(printable(" ".join(str(text).split())))
+
+
+def _shown(character: str) -> str:
+    if character in "\u200c\u200d" or unicodedata.category(character) not in _HIDDEN:
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _masked(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
+    end = min((at for at in map(rest.find, "?#") if at >= 0), default=len(rest))
+    authority, slash, path = rest[:end].partition("/")
+    if "@" in authority:
+        authority = f"***@{authority.rpartition('@')[2]}"
+    elif "@" in path and ":" in authority and not authority.rpartition(":")[2].isdigit():
+        # An unescaped slash within a password: hide everything up to the last @.
+        authority, slash, path = f"***@{path.rpartition('@')[2]}", "", ""
+    query = "?***" if end < len(rest) else ""
+    return f"{scheme}://{authority}{slash}{path}{query}"

@@ -1,0 +1,88 @@
+"""Opens regular files only, and reads text files as lines that end at a line feed alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+class NotRegularFile(OSError):
+    """The path names a FIFO, a device or a socket. Reading it could block for ever or never end."""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a regular file for reading, links followed. Never blocks.
+
+    Raises NotRegularFile for FIFOs, devices and sockets, IsADirectoryError for folders, other OSErrors as `open`.
+    """
+    try:  # O_NONBLOCK: opening a FIFO would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # opening a socket
+            raise NotRegularFile(errno.EINVAL, "a socket, not a regular file", str(path)) from None
+        raise
+    try:
+        check_regular(os.fstat(descriptor).st_mode, path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_regular(mode: int, path: str | Path) -> None:
+    """Raises NotRegularFile or IsADirectoryError unless `mode` (of os.stat) is that of a regular file."""
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    kind = next((name for test, name in _KINDS if test(mode)), "a special file")
+    raise NotRegularFile(errno.EINVAL, f"{kind}, not a regular file", str(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Returns the bytes of a regular file. Errors as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_text(path: str | Path) -> str:
+    """Returns the text of a UTF-8 file, or of a UTF-16 file with its byte order mark; the mark is removed.
+
+    Raises UnicodeDecodeError, and OSError as `open_regular`. Text decoded so holds no lone surrogates.
+    """
+    data = read_bytes(path)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
+
+
+def lines(text: str) -> list[str]:
+    """Returns the lines of a text. They end at "\\n" alone; carriage returns before it are removed.
+
+    `str.splitlines` also ends lines at U+2028, U+0085 and form feeds, which occur within sentences. A text without any
+    "\\n" but with "\\r" (spreadsheets of old Macintoshes) is split at "\\r".
+    """
+    mark = "\r" if "\r" in text and "\n" not in text else "\n"
+    found = text.split(mark)
+    return [line.rstrip("\r") for line in (found[:-1] if found[-1] == "" else found)]
+
+
+def text_fault(text: str) -> str:
+    """Returns the reason why a string cannot be stored as text ("a NUL", "a lone surrogate"), else ""."""
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate, which is not a character"
+    return ""
