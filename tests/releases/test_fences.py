@@ -1,0 +1,57 @@
+"""Values of release 0.1.0 that later versions keep: dataset fingerprints, orders of samples, verbs and their options.
+
+`0.1.0.json` was written by that release. A fingerprint that changes would refuse every dataset made before; a changed
+order would break resumption in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+from sage_scale.cli.main import app
+from sage_scale.config import load_recipe
+from sage_scale.streaming.order import dataset_order
+
+RELEASED: dict[str, Any] = json.loads((Path(__file__).parent / "0.1.0.json").read_text())
+
+
+@pytest.mark.parametrize("recipe", RELEASED["dataset_fingerprints"])
+def test_dataset_fingerprints(recipe: str):
+    assert load_recipe(recipe).dataset_fingerprint() == RELEASED["dataset_fingerprints"][recipe]
+
+
+@pytest.mark.parametrize("case", RELEASED["orders"], ids=lambda case: case["name"])
+def test_orders_of_samples(case: dict[str, Any]):
+    """Samples of made sizes in shards of made lengths; sha256 over the samples of two epochs as int64."""
+    assert order_digest(**case["arguments"]) == case["sha256"]
+
+
+def order_digest(samples: int, shards: int, **constants: int) -> str:
+    numbers = np.arange(samples)
+    order = dataset_order(numbers * shards // samples, 1000 + 7919 * numbers % 60_000, **constants)
+    digest = hashlib.sha256()
+    for epoch in (0, 5):
+        digest.update(order.epoch(epoch).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def test_verbs_and_options():
+    """Later versions may have more of them."""
+    now = options(typer.main.get_command(app))
+    for verb, names in RELEASED["verbs"].items():
+        assert verb in now and set(names) <= set(now[verb]), verb
+
+
+def options(command: Any, verb: str = "") -> dict[str, list[str]]:
+    """Verb -> its long options, over all verbs below `command`."""
+    found = {verb: sorted(name for option in command.params for name in option.opts if name.startswith("--"))}
+    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+        found |= options(command.get_command(None, name), f"{verb} {name}".strip())
+    return found
