@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ import typer
 from sage_scale import config
 from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.display import json_text
+from sage_scale.untrusted.printer import console, echo, tell
 
 if TYPE_CHECKING:
     from sage_scale.corpora.census import Census
@@ -54,7 +55,7 @@ def make(
     with _progress("clips rendered") as progress:
         manifest = make_corpus(chosen.corpus, root_folder, progress=progress)
     frames = sum(clip.frames for clip in manifest.clips)
-    print(f"{len(manifest.clips)} clips, {frames} frames in {root_folder}")
+    echo(f"{len(manifest.clips)} clips, {frames} frames in {root_folder}")
 
 
 @app.command()
@@ -79,9 +80,9 @@ def inspect(
     manifest = read_corpus(chosen.corpus)
     durations_s, unreadable = _durations([clip.video for clip in manifest.clips]) if probe else ({}, {})
     census = count(manifest, durations_s, chosen.vision.source_fps)
-    print(f"corpus {chosen.corpus.name}, manifest {manifest.digest()}, {len(manifest.clips)} clips")
+    echo(f"corpus {chosen.corpus.name}, manifest {manifest.digest()}, {len(manifest.clips)} clips")
     row = "{:<14}{:>8}{:>8}{:>9}{:>9}{:>11}{:>8}  {}"
-    print(row.format("split", "clips", "videos", "signers", "hours", "sentences", "words", "languages"))
+    echo(row.format("split", "clips", "videos", "signers", "hours", "sentences", "words", "languages"))
     for split in census.splits:
         hours = "?" if split.hours is None else f"{split.hours:.2f}{'+' if split.unknown_lengths else ''}"
         values = (
@@ -93,33 +94,33 @@ def inspect(
             split.sentences,
             split.words,
         )
-        print(row.format(*values, _short(split.languages)))
+        echo(row.format(*values, _short(split.languages)))
     if len(census.languages) > 1:
-        print("{:<14}{:>8}{:>8}{:>9}".format("language", "clips", "videos", "hours"))
+        echo("{:<14}{:>8}{:>8}{:>9}".format("language", "clips", "videos", "hours"))
         for count_ in census.languages:
             hours = "?" if count_.hours is None else f"{count_.hours:.2f}"
-            print(f"{count_.language:<14}{count_.clips:>8}{count_.videos:>8}{hours:>9}")
+            echo(f"{count_.language:<14}{count_.clips:>8}{count_.videos:>8}{hours:>9}")
     for what, number in manifest.notes:
-        print(f"  {number} x {what}")
+        echo(f"  {number} x {what}")
     for what, (number, first) in census.defects.items():
-        print(f"  {number} x {what}, first: {first}")
+        echo(f"  {number} x {what}, first: {first}")
     for video, error in list(unreadable.items())[:10]:
-        print(f"  video {video}: {error}")
+        echo(f"  video {video}: {error}")
     if len(unreadable) > 10:
-        print(f"  ... and {len(unreadable) - 10} more videos that cannot be opened")
+        echo(f"  ... and {len(unreadable) - 10} more videos that cannot be opened")
     _warn_of_languages(chosen, census)
     for lacking, cost in (("train", "there is nothing to train on"), ("dev", "training cannot choose its best weights"),
                           ("test", "`evaluate` has nothing to score")):  # fmt: skip
         if lacking not in {split.split for split in census.splits}:
-            print(f"  no clip in split '{lacking}': {cost}")
+            echo(f"  no clip in split '{lacking}': {cost}")
     if not census.defects and not unreadable:
-        print("  no defect found")
+        echo("  no defect found")
     if not probe and any(split.unknown_lengths for split in census.splits):
-        print("  hours are known in part: --probe opens the videos' headers")
+        echo("  hours are known in part: --probe opens the videos' headers")
     if rejects is not None:
-        rows = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in manifest.rejected)
+        rows = (json_text(dataclasses.asdict(row)) + "\n" for row in manifest.rejected)
         rejects.write_text("".join(rows), encoding="utf-8")
-        print(f"  {len(manifest.rejected)} rows set aside are in {rejects}")
+        echo(f"  {len(manifest.rejected)} rows set aside are in {rejects}")
 
 
 def _warn_of_languages(recipe: config.Recipe, census: Census) -> None:
@@ -129,7 +130,7 @@ def _warn_of_languages(recipe: config.Recipe, census: Census) -> None:
         return
     for counted in census.languages:
         if not has_code(counted.language):
-            print(
+            echo(
                 f"  warning: {counted.clips} clips in '{counted.language}', a language that mBART-50 has no code for: "
                 "SAGE refuses to train on them; corpus.language and a manifest's `language` say the sentences' language"
             )
@@ -143,13 +144,11 @@ def _short(languages: tuple[str, ...]) -> str:
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A function of (done, total) that shows done, total, rate and time left: a bar on a terminal, else lines."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if console.is_terminal:
+    if sys.stderr.isatty():
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
+        with Progress(*columns, console=console(sys.stderr)) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
@@ -165,7 +164,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         last = now
         rate = (done - before) / max(now - begun, 1e-9)
         left = f"{(total - done) / rate:.0f} s left" if rate else "time left unknown"
-        print(f"{what}: {done} of {total}, {rate:.1f}/s, {left}", file=sys.stderr, flush=True)
+        tell(f"{what}: {done} of {total}, {rate:.1f}/s, {left}")
 
     yield say
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from sage_scale.untrusted.printer import echo, echo_coloured, echo_json
 
 State = Literal["ok", "note", "missing"]
 MARKS: dict[State, tuple[str, str]] = {"ok": ("+", "green"), "note": ("~", "yellow"), "missing": ("-", "red")}
@@ -53,22 +54,21 @@ def doctor(
     """Say what is installed, what is missing and what that costs. Always ends with exit code 0."""
     found = checks()
     if as_json:
-        typer.echo(json.dumps([asdict(check) for check in found], indent=1))
+        echo_json([asdict(check) for check in found], indent=1)
         return
     part = ""
     width = max(len(check.name) for check in found)
     for check in found:
         if check.part != part:
             part = check.part
-            typer.secho(f"\n{part}", bold=True)
+            echo("")
+            echo_coloured((part, "bold"))
         mark, colour = MARKS[check.state]
-        typer.echo(f"  {typer.style(mark, fg=colour)} {check.name:<{width}}  {check.found}")
+        echo_coloured(("  ", ""), (mark, colour), (f" {check.name:<{width}}  {check.found}", ""))
         if check.cost:
-            typer.echo(f"    {'':<{width}}  {check.cost}")
+            echo(f"    {'':<{width}}  {check.cost}")
     missing = [check.name for check in found if check.state == "missing"]
-    typer.echo(
-        f"\nMissing: {', '.join(missing)}" if missing else "\nNothing that the main job needs is missing."
-    )
+    echo("", f"Missing: {', '.join(missing)}" if missing else "Nothing that the main job needs is missing.")
 
 
 def checks() -> list[Check]:

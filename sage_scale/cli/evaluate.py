@@ -9,6 +9,7 @@ import typer
 
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.printer import echo, tell
 
 
 def evaluate(
@@ -28,14 +29,10 @@ def evaluate(
 
     from sage_scale.training import evaluate_run
 
-    scores = evaluate_run.run(
-        run, data, split=split, controls=controls, say=lambda line: typer.echo(line, err=True)
-    )
+    scores = evaluate_run.run(run, data, split=split, controls=controls, say=tell)
     figures = f"BLEU-4 {scores['bleu4']:.2f}  ROUGE-L {scores['rouge_l']:.2f}  ({scores['signature']})"
-    typer.echo(f"{split}: {figures}, {scores['clips']} clips")
+    echo(f"{split}: {figures}, {scores['clips']} clips")
     if "heldout" in scores:
-        typer.echo(
-            f"{split}_heldout: BLEU-4 {scores['heldout']['bleu4']:.2f}, {scores['heldout']['clips']} clips"
-        )
+        echo(f"{split}_heldout: BLEU-4 {scores['heldout']['bleu4']:.2f}, {scores['heldout']['clips']} clips")
     for name, values in scores.get("controls", {}).items():
-        typer.echo(f"  control {name.replace('_', ' ')}: BLEU-4 {values['bleu4']:.2f}")
+        echo(f"  control {name.replace('_', ' ')}: BLEU-4 {values['bleu4']:.2f}")

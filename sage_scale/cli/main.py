@@ -23,6 +23,8 @@ import typer
 from typer.core import TyperGroup
 
 from sage_scale import errors
+from sage_scale.untrusted.display import message_line, shortened
+from sage_scale.untrusted.printer import echo, tell
 
 VERBS = {
     "demo": "sage_scale.cli.demo:demo",
@@ -41,6 +43,8 @@ VERBS = {
 }
 """Every verb, in the order of the work, and the function or the Typer application behind it."""
 
+MAX_LINE = 2_000
+"""Characters that are printed of an error."""
 ADVICE = "this is a fault in sage-scale; run again with --debug (or SAGE_DEBUG=1) for the traceback"
 SERVICE_FAULTS = ("BotoCoreError", "ClientError", "RayError")
 """Base classes of the outside world's errors, by name: nothing heavy is imported to recognise them."""
@@ -79,7 +83,7 @@ def _version(show: bool) -> None:
     if show:
         from importlib.metadata import version
 
-        typer.echo(f"sage-scale {version('sage-scale')}")
+        echo(f"sage-scale {version('sage-scale')}")
         raise typer.Exit()
 
 
@@ -128,9 +132,9 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
         return 1
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            tell(*traceback.format_exc().splitlines())
         if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()  # type: ignore[attr-defined]
+            error.echo()  # type: ignore[attr-defined]
             return 2
         _say(message(error))
         return getattr(error, "exit_code", 1)
@@ -167,9 +171,8 @@ def _interrupted() -> int:
 
 
 def _say(text: str) -> None:
-    line = " ".join(text.split())
     try:
-        print(f"sage-scale: {line}", file=sys.stderr, flush=True)
+        tell(f"sage-scale: {shortened(message_line(text), MAX_LINE)}")
     except BrokenPipeError:
         _silence(sys.stderr)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.printer import console, echo
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -26,7 +28,6 @@ def describe(
     ] = None,
 ) -> None:
     """Parameters of each part, total and trained in each stage; nothing is downloaded."""
-    from rich.console import Console
     from rich.table import Table
 
     from sage_scale.config import load_recipe
@@ -45,7 +46,7 @@ def describe(
     totals = (sum(counts) for counts in zip(*((p.parameters, p.stage1, p.stage2) for p in parts)))
     table.add_row("total", *(f"{count:,}" for count in totals))
     table.caption, table.caption_justify = note(chosen) or None, "left"
-    Console(width=110, highlight=False).print(table)
+    console(sys.stdout, width=110).print(table)
 
 
 @app.command()
@@ -68,10 +69,10 @@ def merge(
     model, tokenizer, recipe = load_translator(run)
     assert isinstance(model, Sign2GptTranslator)
     save_merged(model, tokenizer, recipe, out)
-    typer.echo(f"{out / 'language_model'}: a plain {type(model.decoder.language_model).__name__}")
+    echo(f"{out / 'language_model'}: a plain {type(model.decoder.language_model).__name__}")
     if (out / "vit").is_dir():
-        typer.echo(f"{out / 'vit'}: a plain Dinov2Model")
-    typer.echo(
+        echo(f"{out / 'vit'}: a plain Dinov2Model")
+    echo(
         f"{out / 'adapters.safetensors'}: gated cross-attention, sign encoder and projections, over these two"
     )
 
@@ -96,8 +97,8 @@ def signs(
         made = write_sign_features(run, data, out, device, show)
     clips = sum(unit.samples for unit in made.units)
     recipe = run / "recipe.yaml"
-    typer.echo(f"{made.url}: sign features of {clips:,} clips. Translate them with")
-    typer.echo(
+    echo(f"{made.url}: sign features of {clips:,} clips. Translate them with")
+    echo(
         "sage-scale finetune --run ANOTHER_RUN "
         + shlex.join(["--data", out, "--recipe", str(recipe), *overrides_of(load_recipe(recipe))])
     )

@@ -8,12 +8,14 @@ sage-scale plan sage-phoenix14t --memory-gb 24 --tokens 16 --words 12 vision.kin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.printer import console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +54,6 @@ def plan(
     share: Annotated[float, typer.Option(help="Share of the device's matrix rate that is reached.")] = 0.4,
 ) -> None:
     """Memory of both stages by part at the recipe's batch; stage 1 at others, and the largest that fits."""
-    from rich.console import Console
     from rich.table import Table
 
     from sage_scale.config import load_recipe
@@ -64,8 +65,9 @@ def plan(
     device = GPUS[gpu] if not memory_gb else Gpu(memory_gb, GPUS[gpu].bf16_tflops)
     chosen = load_recipe(recipe, overrides or ())
     clip = ClipSize(frames or 117 / chosen.vision.frame_stride, tokens, words)
+    screen = console(sys.stdout, width=118)
     if chosen.model.kind == "sign2gpt":
-        Console(width=118, highlight=False).print(
+        screen.print(
             *_sign2gpt(Sign2GptPlan(chosen, clip, ranks, prototypes), gpu, device, batch or (), share),
             sep="\n",
         )
@@ -74,14 +76,13 @@ def plan(
     micro = chunk or chosen.pretrain.micro_batch or 16
     stage = Stage1(chosen, clip, ranks, bf16)
     width = stage.width
-    console = Console(width=118, highlight=False)
-    console.print(
+    screen.print(
         f"recipe {chosen.name}: {ranks} x {gpu} with {device.memory_gb:g} GB, ZeRO-{chosen.pretrain.zero_stage}, "
         f"encoder in {'bfloat16' if bf16 else 'float32'}\n"
         f"a clip: {clip.frames:.0f} stored frames, {tokens:g} visual and {words:g} text tokens of width {width}\n"
     )
     second = Stage2(chosen, clip, ranks, chosen.finetune.precision != "fp32", vocabulary)
-    console.print(_by_part(chosen, stage, second))
+    screen.print(_by_part(chosen, stage, second))
     table = Table(title="stage 1 on one rank, GB", title_justify="left")
     for name in ("batch", "loss naive", "tiled", "ring", "weights", "direct step", f"cached by {micro}",
                  "host", "PFLOP encoder", "loss", "seconds a step"):  # fmt: skip
@@ -95,15 +96,15 @@ def plan(
             f"{cached.loss_operations / 1e15:.3g}",
             f"{cached.operations / (share * device.bf16_tflops * 1e12):.3g}",
         )  # fmt: skip
-    console.print(table)
+    screen.print(table)
     largest = Table(title=f"largest batch in {device.memory_gb:g} GB a rank", title_justify="left")
     for name in ("encoder", *(f"loss {way}" for way in WAYS)):
         largest.add_column(name, justify="right")
     for name, held in (("direct", 0), (f"cached by {micro}", micro)):
         found = [stage.largest_batch(device.memory_gb * 1e9, way, held) for way in WAYS]
         largest.add_row(name, *(f"{size:,}" for size in found))
-    console.print(largest)
-    console.print(
+    screen.print(largest)
+    screen.print(
         f"seconds: the cached step at {100 * share:g}% of {device.bf16_tflops:g} TFLOP/s, without loading and "
         "traffic; host: the rank's clips before decoding is repeated"
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import typer
 
+from sage_scale.untrusted.printer import echo, tell
+
 CORPUS = typer.Option(..., "--corpus", help="Corpus reader; `recipe explain corpus.name` lists them.")
 ROOT = typer.Option(..., "--root", help="Folder of the corpus.")
 OUT = typer.Option(..., "--out", help="Where the dataset goes: a folder, file:// or s3://bucket/prefix.")
@@ -50,12 +52,11 @@ def precompute(
         events=events,
     )
     if summary.stages:
-        typer.echo(f"seconds of all actors: {summary.stages}")
-    typer.echo(summary.line())
+        echo(f"seconds of all actors: {summary.stages}")
+    echo(summary.line())
     if summary.kept:
         ids = ",".join(summary.kept)
-        typer.echo(
+        tell(
             f"--give-up {ids}: stored already, and stays; to take {'it' if len(summary.kept) == 1 else 'them'} out: "
             f"sage-scale shards remove {shlex.quote(summary.url)} --ids {shlex.quote(ids)}",
-            err=True,
         )

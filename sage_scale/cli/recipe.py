@@ -20,6 +20,7 @@ import typer
 
 from sage_scale import config
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.printer import echo
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Show, list and explain recipes.")
 
@@ -45,8 +46,8 @@ def show(
 ) -> None:
     """Print the whole recipe as YAML, with its fingerprints."""
     recipe = config.load_recipe(name, overrides or [])
-    typer.echo(f"# fingerprint {recipe.fingerprint()}   dataset fingerprint {recipe.dataset_fingerprint()}")
-    typer.echo(config.to_yaml(recipe), nl=False)
+    echo(f"# fingerprint {recipe.fingerprint()}   dataset fingerprint {recipe.dataset_fingerprint()}")
+    echo(*config.to_yaml(recipe).rstrip("\n").split("\n"))
 
 
 @app.command("list")
@@ -56,14 +57,14 @@ def list_recipes() -> None:
     width = max(map(len, names), default=0)
     for name in names:
         first = (config.RECIPE_FOLDER / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
-        typer.echo(f"{name:<{width}}  {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+        echo(f"{name:<{width}}  {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
 
 
 @app.command("keys")
 def list_keys() -> None:
     """List every key with its default, one a line."""
     for key in keys():
-        typer.echo(f"{key.path}={_yaml(key.default)}")
+        echo(f"{key.path}={_yaml(key.default)}")
 
 
 @app.command("explain")
@@ -79,8 +80,8 @@ def explain(
         hint = f" (did you mean '{near[0]}'?)" if near else "; `sage-scale recipe keys` lists them"
         raise UsageError(f"no recipe key '{name}'{hint}")
     for key in chosen:
-        typer.echo(f"{key.path} = {_yaml(key.default)}   [{key.kind}]")
-        typer.echo(textwrap.fill(key.meaning, width=100, initial_indent="    ", subsequent_indent="    "))
+        echo(f"{key.path} = {_yaml(key.default)}   [{key.kind}]")
+        echo(*textwrap.wrap(key.meaning, width=100, initial_indent="    ", subsequent_indent="    "))
 
 
 def keys() -> list[Key]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.printer import echo
 
 
 def report(
@@ -31,8 +32,8 @@ def report(
     if len(runs) > 1:
         from sage_scale.reporting.comparison import write_comparison
 
-        typer.echo(write_comparison(runs, out))
+        echo(write_comparison(runs, out))
     else:
         from sage_scale.reporting.page import write_report
 
-        typer.echo(write_report(runs[0], out))
+        echo(write_report(runs[0], out))

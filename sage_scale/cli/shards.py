@@ -16,7 +16,6 @@ The last five are in shards_change.py.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from shlex import quote
@@ -27,6 +26,7 @@ import typer
 from sage_scale.cli import shards_change, shards_web
 from sage_scale.cli.shards_shown import SHOWN, Progress, size
 from sage_scale.errors import DatasetError, StorageError, UsageError
+from sage_scale.untrusted.printer import echo, echo_json, tell
 
 if TYPE_CHECKING:
     from sage_scale.shards import Dataset
@@ -59,7 +59,7 @@ def verify(
     with Progress("verify") as show:
         report = verify_dataset(url, threads=threads, progress=show)
     for problem in report.problems[:SHOWN]:
-        typer.echo(problem)
+        echo(problem)
     if report.problems:
         more = len(report.problems) - SHOWN
         rest = f" ({more} more are not shown)" if more > 0 else ""
@@ -67,7 +67,7 @@ def verify(
             f"{report.url}: {len(report.problems)} problems{rest}; "
             f"`sage-scale shards repair {quote(report.url)} --dry-run` says what can be done"
         )
-    typer.echo(
+    echo(
         f"{report.url}: {report.units} shards, {report.samples:,} samples, {size(report.bytes)}: all is as written"
     )
 
@@ -93,30 +93,30 @@ def ls(
     if rejects:
         for unit, reject in standing_rejects(dataset):
             if not split or unit.split == split:
-                typer.echo(f"{unit.tar}  {reject.id}  {reject.reason}  {reject.detail}".rstrip())
+                echo(f"{unit.tar}  {reject.id}  {reject.reason}  {reject.detail}".rstrip())
         return
     if samples:
         for row, meta in enumerate(read_texts(dataset, *chosen)):
             unit = dataset.units[int(table.unit[row])]
-            typer.echo(
+            echo(
                 f"{int(table.key[row]):016x}  {unit.tar}  {unit.split:<12}  {meta['frames']:>5} frames  "
                 f"{int(table.segments[row]):>3} segments  {meta['id']}  {meta['sentence']}"
             )
         return
     for unit in dataset.units:
         if not split or unit.split == split:
-            typer.echo(
+            echo(
                 f"{unit.tar}  {unit.split:<12}  {unit.samples:>5} clips  {unit.rejects:>3} rejects  "
                 f"{unit.frames:>8} frames  {size(unit.bytes):>9}"
             )
     missing = open_units(dataset)
     for number in missing[:SHOWN]:
-        typer.echo(f"{number:06d}.tar  {dataset.info.units[number].split:<12}  open")
+        echo(f"{number:06d}.tar  {dataset.info.units[number].split:<12}  open")
     if len(missing) > SHOWN:
-        typer.echo(f"... and {len(missing) - SHOWN} more open units")
+        echo(f"... and {len(missing) - SHOWN} more open units")
     state = "finished" if dataset.finished else f"{len(missing)} of {len(dataset.info.units)} units open"
     parts = ", ".join(f"{name} {count:,}" for name, count in dataset.splits.items()) or "no clips yet"
-    typer.echo(f"{dataset.url}: {dataset.info.kind}; {parts}; {state}")
+    echo(f"{dataset.url}: {dataset.info.kind}; {parts}; {state}")
 
 
 @app.command("cat")
@@ -135,23 +135,20 @@ def cat(
     row = _find(dataset, key)
     table = dataset.samples()
     sample = dataset.read(table, row)
-    typer.echo(
-        json.dumps(
-            {
-                "key": sample.key,
-                "shard": dataset.units[int(table.unit[row])].tar,
-                "offset": int(table.offset[row]),
-                "length": int(table.length[row]),
-                "xxh3": table.hash[row].tobytes().hex(),
-                **sample.meta,
-                "segments": sample.segments.tolist(),
-                "stored_frames": sorted(sample.frames) if sample.frames is not None else None,
-                "features": list(sample.features.shape) if sample.features is not None else None,
-                "views": 1 + len(sample.views) if sample.features is not None else None,
-                "background": sample.background is not None,
-            },
-            ensure_ascii=False,
-        )
+    echo_json(
+        {
+            "key": sample.key,
+            "shard": dataset.units[int(table.unit[row])].tar,
+            "offset": int(table.offset[row]),
+            "length": int(table.length[row]),
+            "xxh3": table.hash[row].tobytes().hex(),
+            **sample.meta,
+            "segments": sample.segments.tolist(),
+            "stored_frames": sorted(sample.frames) if sample.frames is not None else None,
+            "features": list(sample.features.shape) if sample.features is not None else None,
+            "views": 1 + len(sample.views) if sample.features is not None else None,
+            "background": sample.background is not None,
+        }
     )
     if out:
         from sage_scale.storage import open_store
@@ -159,7 +156,7 @@ def cat(
         folder = open_store(out)
         for name, data in sample_members(sample):
             folder.put(name, data)
-        typer.echo(f"members written to {folder.url}", err=True)
+        tell(f"members written to {folder.url}")
 
 
 @app.command("stats")
@@ -185,14 +182,14 @@ def stats(
     if figure:
         _draw(dataset, found, Path(figure))
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(part) for part in found], ensure_ascii=False, indent=1))
+        echo_json([dataclasses.asdict(part) for part in found], indent=1)
         return
     for part in found:
-        typer.echo(_paragraph(part))
+        echo(*_paragraph(part))
     if (views := dataset.info.feature_views) > 1:
-        typer.echo(f"{views} views of each clip's features, the plain one and {views - 1} augmented")
+        echo(f"{views} views of each clip's features, the plain one and {views - 1} augmented")
     if not found:
-        typer.echo(f"{dataset.url}: no clips yet")
+        echo(f"{dataset.url}: no clips yet")
 
 
 def _draw(dataset: Dataset, found: list[SplitStatistics], path: Path) -> None:
@@ -204,10 +201,10 @@ def _draw(dataset: Dataset, found: list[SplitStatistics], path: Path) -> None:
         path.write_text(dataset_figure(dataset, found), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}") from None
-    typer.echo(f"figure written to {path}", err=True)
+    tell(f"figure written to {path}")
 
 
-def _paragraph(part: SplitStatistics) -> str:
+def _paragraph(part: SplitStatistics) -> list[str]:
     lines = [
         f"{part.split}: {part.clips:,} clips in {part.shards} shards, {size(part.bytes)}, {part.hours:.2f} hours",
         f"  frames         {_line(part.frames)}",
@@ -221,7 +218,7 @@ def _paragraph(part: SplitStatistics) -> str:
         lines.append(f"  without a sentence (can be translated, not trained on): {part.without_sentence:,}")
     if part.rejects:
         lines.append(f"  rejects        {part.rejects:,}: {_top(part.reasons)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _line(spread: dict[str, float]) -> str:

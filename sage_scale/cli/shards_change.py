@@ -13,6 +13,7 @@ import typer
 
 from sage_scale.cli.shards_shown import Progress, size
 from sage_scale.errors import DatasetError, UnitsOpen, UsageError
+from sage_scale.untrusted.printer import echo
 
 if TYPE_CHECKING:
     from sage_scale.shards.repair import Mode, Repair
@@ -46,12 +47,10 @@ def remove(
         report = remove_clips(open_store(url), _ids(ids), ignore_unknown=ignore_unknown, progress=show)
     if report.absent:
         unknown = "are in no shard yet" if report.open_units else "are not in the dataset"
-        typer.echo(f"{report.absent} clips {unknown}; should they be made, they are left out")
+        echo(f"{report.absent} clips {unknown}; should they be made, they are left out")
     if report.open_units:
-        typer.echo(
-            f"{report.open_units} units are not made yet: what was taken out will be left out there too"
-        )
-    typer.echo(
+        echo(f"{report.open_units} units are not made yet: what was taken out will be left out there too")
+    echo(
         f"{report.url}: {report.samples} clips taken out, {report.shards} shards written anew, {report.objects} older "
         f"objects deleted; {report.left:,} clips are left"
     )
@@ -83,9 +82,7 @@ def repair(
     with Progress("repair: reading") as show:
         found = diagnose(open_store(url), threads=threads, progress=show)
     if found.nothing:
-        typer.echo(
-            f"{found.store.url}: {len(found.frame.units)} shards, {size(found.bytes)}: nothing to repair"
-        )
+        echo(f"{found.store.url}: {len(found.frame.units)} shards, {size(found.bytes)}: nothing to repair")
         return
     _say_findings(found, mode, done=not dry_run)
     if dry_run:
@@ -100,9 +97,9 @@ def repair(
     )
     if not finished:
         raise UnitsOpen(f"{found.store.url}: repaired, and units are open now; have them made again {advice}")
-    typer.echo(f"{found.store.url}: repaired; `sage-scale shards verify` finds it whole")
+    echo(f"{found.store.url}: repaired; `sage-scale shards verify` finds it whole")
     if found.lost:
-        typer.echo(f"to have the {len(found.lost)} lost clips made again, {advice}")
+        echo(f"to have the {len(found.lost)} lost clips made again, {advice}")
 
 
 def _say_findings(found: Repair, mode: Mode, done: bool) -> None:
@@ -110,26 +107,26 @@ def _say_findings(found: Repair, mode: Mode, done: bool) -> None:
     from sage_scale.shards.repair import drops
 
     for problem in found.frame.problems:
-        typer.echo(problem)
+        echo(problem)
     for patient in found.patients:
-        typer.echo(patient.problem)
+        echo(patient.problem)
         if patient.cure == "marker":
-            typer.echo(f"  index and marker {'made' if done else 'to be made'} from the tar")
+            echo(f"  index and marker {'made' if done else 'to be made'} from the tar")
             continue
         if drops(patient, mode):
-            typer.echo(f"  shard {'deleted' if done else 'to be deleted'}, to be made again by precompute")
+            echo(f"  shard {'deleted' if done else 'to be deleted'}, to be made again by precompute")
         else:
-            typer.echo(
+            echo(
                 f"  {len(patient.kept)} clips kept in a new generation of the shard, {len(patient.lost)} lost"
             )
         for lost in patient.lost:
-            typer.echo(f"  lost  {lost.key}  {lost.id or '(id unknown)'}")
+            echo(f"  lost  {lost.key}  {lost.id or '(id unknown)'}")
         if patient.rejects is None and not drops(patient, mode):
-            typer.echo("  lost  the list of clips that this shard had left out")
+            echo("  lost  the list of clips that this shard had left out")
     if found.stale or found.frame.indexed is None:
-        typer.echo(f"{found.store.url}/{INDEX_JSON} is missing, stale or damaged")
+        echo(f"{found.store.url}/{INDEX_JSON} is missing, stale or damaged")
     if found.frame.listing.superseded:
-        typer.echo(f"{len(found.frame.listing.superseded)} objects of older generations are left over")
+        echo(f"{len(found.frame.listing.superseded)} objects of older generations are left over")
 
 
 def merge(
@@ -149,9 +146,7 @@ def merge(
     sources = [open_dataset(url) for url in urls]
     with Progress("merge") as show:
         made = merge_datasets(open_store(out), sources, first_wins=duplicates == "first", progress=show)
-    typer.echo(
-        f"{made.url}: {len(made.records):,} clips of {len(sources)} datasets in {len(made.units)} shards"
-    )
+    echo(f"{made.url}: {len(made.records):,} clips of {len(sources)} datasets in {len(made.units)} shards")
 
 
 def split(
@@ -207,7 +202,7 @@ def split(
         made = split_dataset(source, outs, parts, as_splits=as_splits, progress=show)
     for dataset in made.values():
         splits = ", ".join(f"{name} {clips:,}" for name, clips in dataset.splits.items())
-        typer.echo(f"{dataset.url}: {len(dataset.records):,} clips in {len(dataset.units)} shards ({splits})")
+        echo(f"{dataset.url}: {len(dataset.records):,} clips in {len(dataset.units)} shards ({splits})")
 
 
 def index(
@@ -232,18 +227,16 @@ def index(
     if not out and store.exists(DATASET_JSON):
         with Progress("index") as show:
             dataset = rebuild_index(store, progress=show)
-        typer.echo(
-            f"{dataset.url}: index of {len(dataset.units)} shards, {len(dataset.records):,} samples written"
-        )
+        echo(f"{dataset.url}: index of {len(dataset.units)} shards, {len(dataset.records):,} samples written")
         return
     with Progress("index") as show:
         made, aside = make_web_index(store, open_store(out) if out else None, threads=threads, progress=show)
     for what, number in sorted(aside.counts.items()):
-        typer.echo(f"set aside: {number:,} x {what}")
+        echo(f"set aside: {number:,} x {what}")
     for name in aside.names:
-        typer.echo(f"  {name}")
+        echo(f"  {name}")
     total = sum(shard.bytes for shard in made.shards)
-    typer.echo(
+    echo(
         f"{made.url}/{WEB_INDEX_JSON}: {len(made.keys):,} samples in {len(made.shards)} tars, {size(total)}"
         + (f" of {made.tars}" if out else "")
     )

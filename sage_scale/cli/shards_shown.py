@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from sage_scale.untrusted.printer import redraw, tell
+
 SHOWN = 20
 """Problems printed; the rest is counted."""
 
@@ -32,7 +34,7 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         if self.moving:
-            sys.stderr.write("\r\033[K")
+            redraw("")
 
     def __call__(self, done: int, total: int, read: int) -> None:
         """`done` of `total` shards, `read` bytes of them."""
@@ -46,5 +48,4 @@ class Progress:
             line += f", {size(read)}, {size(read / elapsed)}/s"
         if done:
             line += f", {elapsed / done * (total - done):.0f} s left"
-        sys.stderr.write(f"\r\033[K{line}" if self.moving else f"{line}\n")
-        sys.stderr.flush()
+        (redraw if self.moving else tell)(line)

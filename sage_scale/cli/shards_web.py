@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from shlex import quote
 from typing import TYPE_CHECKING
 
-import typer
-
 from sage_scale.cli.shards_shown import SHOWN, Progress, size
 from sage_scale.errors import DatasetError, UsageError
+from sage_scale.untrusted.printer import echo, echo_json, tell
 
 if TYPE_CHECKING:
     from sage_scale.shards.webindex import WebIndex
@@ -34,14 +32,14 @@ def verify(index: WebIndex, threads: int) -> None:
     with Progress("verify") as show:
         problems = verify_web_index(index, threads=threads, progress=show)
     for problem in problems[:SHOWN]:
-        typer.echo(problem)
+        echo(problem)
     if problems:
         raise DatasetError(
             f"{index.tars}: {len(problems)} problems; fetch those tars again, or `sage-scale shards index` them as "
             "they are"
         )
     total = sum(shard.bytes for shard in index.shards)
-    typer.echo(
+    echo(
         f"{index.tars}: {len(index.shards)} tars, {len(index.keys):,} samples, {size(total)}: all is as indexed"
     )
 
@@ -50,11 +48,11 @@ def ls(index: WebIndex, samples: bool) -> None:
     """One line a tar, or a sample."""
     if samples:
         for shard, key, record in zip(index.shard_of.tolist(), index.keys, index.records):
-            typer.echo(f"{index.shards[shard].name}  {size(int(record['length'])):>9}  {key}")
+            echo(f"{index.shards[shard].name}  {size(int(record['length'])):>9}  {key}")
         return
     for entry in index.shards:
-        typer.echo(f"{entry.name}  {entry.samples:>7} samples  {size(entry.bytes):>9}")
-    typer.echo(f"{index.tars}: WebDataset of {len(index.keys):,} samples in {len(index.shards)} tars")
+        echo(f"{entry.name}  {entry.samples:>7} samples  {size(entry.bytes):>9}")
+    echo(f"{index.tars}: WebDataset of {len(index.keys):,} samples in {len(index.shards)} tars")
 
 
 def stats(index: WebIndex) -> None:
@@ -64,13 +62,13 @@ def stats(index: WebIndex) -> None:
     lengths = index.records["length"].astype(float)
     low, middle, high = np.percentile(lengths, [10, 50, 90])
     keys = len(set(index.keys))
-    typer.echo(
-        f"{index.tars}: {len(index.keys):,} samples in {len(index.shards)} tars, {size(float(lengths.sum()))}\n"
+    echo(
+        f"{index.tars}: {len(index.keys):,} samples in {len(index.shards)} tars, {size(float(lengths.sum()))}",
         f"  bytes a sample  mean {size(lengths.mean())}  10/50/90%: {size(low)} / {size(middle)} / {size(high)}  "
-        f"max {size(lengths.max())}"
+        f"max {size(lengths.max())}",
     )
     if keys < len(index.keys):
-        typer.echo(f"  keys that occur more than once: {len(index.keys) - keys:,}")
+        echo(f"  keys that occur more than once: {len(index.keys) - keys:,}")
 
 
 def cat(index: WebIndex, key: str, out: str) -> None:
@@ -89,21 +87,18 @@ def cat(index: WebIndex, key: str, out: str) -> None:
     if sample_hash(data) != record["hash"].tobytes():
         raise DatasetError(f"{index.tars}/{shard.name}, sample {key}: its bytes differ from the index's hash")
     _, members = read_members(data, shard.name)
-    typer.echo(
-        json.dumps(
-            {
-                "key": key,
-                "shard": shard.name,
-                "offset": int(record["offset"]),
-                "length": int(record["length"]),
-                "xxh3": record["hash"].tobytes().hex(),
-                "members": {extension: len(body) for extension, body in members.items()},
-            },
-            ensure_ascii=False,
-        )
+    echo_json(
+        {
+            "key": key,
+            "shard": shard.name,
+            "offset": int(record["offset"]),
+            "length": int(record["length"]),
+            "xxh3": record["hash"].tobytes().hex(),
+            "members": {extension: len(body) for extension, body in members.items()},
+        }
     )
     if out:
         folder = open_store(out)
         for extension, body in members.items():
             folder.put(f"{key}.{extension}", body)
-        typer.echo(f"members written to {folder.url}", err=True)
+        tell(f"members written to {folder.url}")

@@ -5,7 +5,6 @@ sage-scale translate weather.mp4 --model runs/demo --figure weather.png
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ import typer
 
 from sage_scale.errors import ClipRejected, SageError, UsageError
 from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.printer import echo, echo_json, tell
 
 
 def translate(
@@ -51,13 +51,13 @@ def translate(
         try:
             translation = translator.translate(video, language)
         except ClipRejected as reason:
-            typer.echo(f"sage-scale: {video} cannot be translated: {reason}", err=True)
+            tell(f"sage-scale: {video} cannot be translated: {reason}")
             failed += 1
             continue
         if as_json:
-            typer.echo(json.dumps(translation.as_mapping(), ensure_ascii=False))
+            echo_json(translation.as_mapping())
         else:
-            typer.echo(f"{video.name}: {translation.sentence}" if len(videos) > 1 else translation.sentence)
+            echo(f"{video.name}: {translation.sentence}" if len(videos) > 1 else translation.sentence)
         if figure:
             write_timeline(translation, figure)
     if failed and len(videos) > 1:

@@ -21,6 +21,7 @@ from sage_scale.errors import SageError
 from sage_scale.storage import on_this_machine
 from sage_scale.training import launcher
 from sage_scale.training.runlog import clock, record_timing
+from sage_scale.untrusted.printer import echo
 
 STAGE_1 = {
     "sage": "visual tokens aligned with pseudo-glosses by CLCL",
@@ -150,14 +151,14 @@ class Steps:
         """Announce the next step; `timed` steps are recorded here, the others record themselves."""
         self.number += 1
         self._name, self._timed = name, timed
-        print(f"\n[{self.number}/{self.total}] {name}: {what}", flush=True)
+        echo("", f"[{self.number}/{self.total}] {name}: {what}", flush=True)
 
     def call(self, command: list[str]) -> None:
         """Run a command. Raises SageError with its exit code where it fails."""
         shown = [Path(command[0]).name, *command[1:]]
         if command[1:3] == ["-m", "sage_scale.cli.main"]:
             shown = ["sage-scale", *command[3:]]
-        print("  $ " + " ".join(shown), flush=True)
+        echo("  $ " + " ".join(shown), flush=True)
         started = time.monotonic()
         environment = launcher.environment()
         if not torch.cuda.is_available():
@@ -172,21 +173,19 @@ class Steps:
         seconds = time.monotonic() - started
         if self._timed:
             record_timing(self.run_path, self._name, seconds, 0)
-        print(f"  done in {clock(seconds)}", flush=True)
+        echo(f"  done in {clock(seconds)}", flush=True)
 
     def finish(self) -> None:
         """The closing lines: scores beside the best control, and the places to look."""
         scores = json.loads((self.run_path / "scores.json").read_text(encoding="utf-8"))
-        print(f"\nBLEU-4 {scores['bleu4']:.1f} on {scores['clips']} unseen test sentences", end="")
+        line = f"BLEU-4 {scores['bleu4']:.1f} on {scores['clips']} unseen test sentences"
         if "heldout" in scores:
-            print(f", {scores['heldout']['bleu4']:.1f} with held-out signers", end="")
+            line += f", {scores['heldout']['bleu4']:.1f} with held-out signers"
         controls = {name: values["bleu4"] for name, values in scores.get("controls", {}).items()}
         if controls:
             best = max(controls, key=controls.__getitem__)
-            print(f"; best control ({best.replace('_', ' ')}) {controls[best]:.1f}", end="")
+            line += f"; best control ({best.replace('_', ' ')}) {controls[best]:.1f}"
         if (self.run_path / "prototypes.json").is_file():
-            print("; " + prototype_line(self.run_path / "prototypes.json"), end="")
-        print(
-            f"\nreport: {self.run_path}/report.html\nall of it took {clock(time.monotonic() - self.started)}",
-            flush=True,
-        )
+            line += "; " + prototype_line(self.run_path / "prototypes.json")
+        took = f"all of it took {clock(time.monotonic() - self.started)}"
+        echo("", line, f"report: {self.run_path}/report.html", took, flush=True)

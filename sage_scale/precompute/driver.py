@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -55,6 +54,7 @@ from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.removed import removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import glosser
+from sage_scale.untrusted.printer import tell
 from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights, check_width
 
 
@@ -163,10 +163,7 @@ class Run:
         if finished is not None and holds_manifest(finished, ours):
             return finished, ""
         if self.overwrite and info is not None and not self.quiet:
-            print(
-                f"{url} holds an unfinished dataset of this recipe and manifest: going on with it",
-                file=sys.stderr,
-            )
+            tell(f"{url} holds an unfinished dataset of this recipe and manifest: going on with it")
         listing = list_units(self.store)
         if info is None:
             if listing.tar_bytes:

@@ -7,7 +7,6 @@ figures go to Ray's dashboard (metrics.py).
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter, defaultdict
@@ -20,6 +19,8 @@ from sage_scale.precompute.events import STAGES, ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.metrics import RayMetrics
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards.layout import Unit as Marker
+from sage_scale.untrusted.display import json_text
+from sage_scale.untrusted.printer import console, tell
 
 PLAIN_EVERY_S = 5.0
 BAR_EVERY_S = 0.2
@@ -139,9 +140,9 @@ class Progress:
         if self._quiet:
             return
         if self._bar:
-            self._bar[0].console.print(text, markup=False, highlight=False)
+            self._bar[0].console.print(text)
         else:
-            print(text, file=self._stream, flush=True)
+            tell(text, stream=self._stream)
 
     def idle(self) -> None:
         """Called while nothing happens, so that the display keeps moving."""
@@ -219,7 +220,7 @@ class Progress:
             self.rejects[values["reason"]] += 1
         if self._events:
             row = {"event": event, "at_s": round(self.elapsed_s, 3), **values}
-            self._events.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._events.write(json_text(row) + "\n")
             self._events.flush()
 
     def _tick(self) -> None:
@@ -231,7 +232,7 @@ class Progress:
             return
         self._last = now
         if not self._bar and not self._quiet:
-            print(self.line(), file=self._stream, flush=True)
+            tell(self.line(), stream=self._stream)
         self._record("progress", **self._state())
         if self.metrics:
             self.metrics.set("clips_left", self.clips - self.clips_done)
@@ -290,13 +291,12 @@ def _is_terminal(stream: IO[str]) -> bool:
 
 
 def _bar(stream: IO[str], clips: int) -> tuple[Any, Any]:
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     display = Progress(
         BarColumn(bar_width=20),
         TextColumn("{task.fields[line]}", markup=False),
-        console=Console(file=stream),
+        console=console(stream),
         transient=True,
     )
     return display, display.add_task("precompute", total=clips, line="starting")

@@ -6,7 +6,6 @@ Runs are fairly compared where they saw the same dataset and as many tokens; the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from sage_scale.errors import UsageError
 from sage_scale.reporting import figures
 from sage_scale.reporting.examples import differences, similarity
 from sage_scale.reporting.figures import Line
-from sage_scale.reporting.markup import duration, number, scroll, section
+from sage_scale.reporting.markup import duration, escape, number, scroll, section
 from sage_scale.reporting.page import document, write_page
 from sage_scale.reporting.runlog import RunRecord, StageLog, read_run
 from sage_scale.reporting.sections import best_control
@@ -49,7 +48,7 @@ def render(records: Sequence[RunRecord]) -> str:
         ("examples", "Examples", examples(records)),
     ]
     about = " · ".join(
-        f"<b>{escape(record.name)}</b>: {NAMES[record.kind]}, recipe {escape(str(record.setting('name', '')))}"
+        f"<b>{escape(record.name)}</b>: {NAMES[record.kind]}, recipe {escape(record.setting('name', ''))}"
         for record in records
     )
     return document(names, about, "", parts)
@@ -199,7 +198,7 @@ def examples(records: Sequence[RunRecord]) -> str:
     if not common:
         return ""
     spaced = any(" " in str(rows[0][key]["reference"]) for key in common)
-    language = escape(str(records[0].setting("corpus.language", "")), quote=True)
+    language = escape(records[0].setting("corpus.language", ""))
 
     def likeness(key: Any) -> float:
         row = rows[0][key]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sage_scale.reporting.figures import SEGMENT_COLOURS, short, ticks
+from sage_scale.reporting.markup import escape
 from sage_scale.reporting.style import CSS
 from sage_scale.shards import Dataset
 from sage_scale.shards.statistics import SplitStatistics

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
-from sage_scale.reporting.markup import scroll, section
+from sage_scale.reporting.markup import escape, scroll, section
 from sage_scale.reporting.runlog import RunRecord
 
 EXAMPLES = 12
@@ -27,7 +26,7 @@ def examples(record: RunRecord) -> str:
     ranked = sorted(unlike.values(), key=lambda row: -_in_common(row, spaced))
     count = min(EXAMPLES, len(ranked))
     chosen = [ranked[round(i * (len(ranked) - 1) / max(count - 1, 1))] for i in range(count)]
-    language = escape(str(record.setting("corpus.language", "")), quote=True)
+    language = escape(record.setting("corpus.language", ""))
     items = "".join(_example(row, spaced, language) for row in chosen)
     intro = (
         f"{count} of {len(rows)} clips of <code>{escape(split)}</code>, at even steps from the best to the worst "
@@ -35,8 +34,8 @@ def examples(record: RunRecord) -> str:
         '<mark class="added">only in the hypothesis</mark>.'
     )
     everything = "".join(
-        f"<tr><td>{n}</td><td lang='{language}'>{escape(str(row['reference']))}</td>"
-        f"<td lang='{language}'>{escape(str(row['hypothesis']))}</td></tr>"
+        f"<tr><td>{n}</td><td lang='{language}'>{escape(row['reference'])}</td>"
+        f"<td lang='{language}'>{escape(row['hypothesis'])}</td></tr>"
         for n, row in enumerate(rows[:ALL_EXAMPLES], start=1)
     )
     count_all = (
@@ -53,13 +52,13 @@ def _example(row: Mapping[str, Any], spaced: bool, language: str) -> str:
     reference_html, hypothesis_html = differences(reference, hypothesis, spaced)
     glosses = row.get("pseudo_glosses")
     chips = (
-        "".join(f'<span class="chip">{escape(str(g))}</span>' for g in glosses)
+        "".join(f'<span class="chip">{escape(g)}</span>' for g in glosses)
         if isinstance(glosses, list)
         else ""
     )
     notes = [f"{_in_common(row, spaced):.0%} in common"]
     if row.get("signer"):
-        notes.append(f"signer {escape(str(row['signer']))}")
+        notes.append(f"signer {escape(row['signer'])}")
     if isinstance(row.get("segments"), list):
         notes.append(f"{len(row['segments'])} segments")
     lang = f' lang="{language}"' if language else ""

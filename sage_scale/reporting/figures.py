@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from sage_scale.reporting.markup import escape
 
 Points = Sequence[tuple[float, float]]
 SEGMENT_COLOURS = 6

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
-from sage_scale.reporting.markup import duration, number, scroll
+from sage_scale.reporting.markup import duration, escape, number, scroll
 from sage_scale.reporting.runlog import StageLog
 
 LAYOUT = (
@@ -43,7 +42,7 @@ def job(log: StageLog) -> str:
         source = starts[-1].get("peak_source", "")
         rows.append(("MFU is of", f"{peak:.3g} TFLOP/s a rank ({source})"))
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>' for name, value in rows
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows
     )
     return scroll(f'<table class="job"><tbody>{body}</tbody></table>')
 

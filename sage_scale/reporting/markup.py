@@ -5,7 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+from html import escape as html_escape
 from typing import Any
+
+from sage_scale.untrusted.display import printable, redacted
+
+
+def escape(text: object) -> str:
+    """Returns text for HTML and SVG: markup and hidden characters escaped, URLs without their secrets."""
+    return html_escape(redacted(printable(text)))
 
 
 def section(anchor: str, title: str, body: str, kind: str = "") -> str:

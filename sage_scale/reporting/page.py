@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError, StorageError
 from sage_scale.reporting import examples, prototypes, sections
+from sage_scale.reporting.markup import escape
 from sage_scale.reporting.runlog import RunRecord, read_run
 from sage_scale.reporting.style import CSS
 
@@ -73,7 +73,7 @@ def document(name: str, about: str, tiles: str, parts: Sequence[tuple[str, str, 
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(POLICY, quote=False)}">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title} · sage-scale report</title>
@@ -101,7 +101,7 @@ def _about(record: RunRecord) -> str:
     """What was run, in one line."""
     parts = []
     if name := record.setting("name"):
-        parts.append(f"recipe <b>{escape(str(name))}</b>")
+        parts.append(f"recipe <b>{escape(name)}</b>")
     try:
         parts.append(
             f"fingerprint <code>{from_mapping(record.recipe).fingerprint()}</code>" if record.recipe else ""

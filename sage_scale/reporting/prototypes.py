@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import pairwise
 from typing import Any
 
 from sage_scale.reporting import figures
-from sage_scale.reporting.markup import is_jpeg, number, scroll, section
+from sage_scale.reporting.markup import escape, is_jpeg, number, scroll, section
 from sage_scale.reporting.runlog import RunRecord
 
 WIDTH, ROW, PICTURE, RIGHT = 960.0, 22.0, 64.0, 12.0
@@ -36,8 +35,8 @@ def prototype_scores(record: RunRecord) -> str:
     said = record.prototypes
     vectors = VECTORS.get(str(said.get("vectors")), "unknown vectors")
     intro = (
-        f'<p class="note">A pseudo-gloss is found where its presence is above {escape(str(said.get("threshold")))}. '
-        f"{escape(str(said.get('prototypes')))} prototypes: {vectors}. "
+        f'<p class="note">A pseudo-gloss is found where its presence is above {escape(said.get("threshold"))}. '
+        f"{escape(said.get('prototypes'))} prototypes: {vectors}. "
         "Percent; micro counts all occurrences together, macro is the mean over the pseudo-glosses that occur in the "
         "split. Below each, the most frequent ones of training, as many as score best there.</p>"
     )
@@ -65,7 +64,7 @@ def localisation_maps(record: RunRecord) -> str:
         except (KeyError, TypeError, ValueError, IndexError):
             continue
         if drawing:
-            sentence = escape(str(clip.get("sentence", "")))
+            sentence = escape(clip.get("sentence", ""))
             wide = scroll(f'<div class="wide">{drawing}</div>')
             parts.append(
                 f'<figure class="clip"><figcaption class="sentence">{sentence}</figcaption>{wide}</figure>'

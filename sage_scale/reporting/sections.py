@@ -6,14 +6,13 @@ Everything that comes from a run (sentences, glosses, names) is escaped here, at
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from shlex import quote
 from typing import Any
 
 from sage_scale.reporting import figures
 from sage_scale.reporting.figures import Line
 from sage_scale.reporting.job import job
-from sage_scale.reporting.markup import brief, duration, is_jpeg, number, scroll, section
+from sage_scale.reporting.markup import brief, duration, escape, is_jpeg, number, scroll, section
 from sage_scale.reporting.runlog import RunRecord, StageLog
 
 PAPER_TOKEN_RATIO = 0.129
@@ -258,7 +257,7 @@ def scores_table(record: RunRecord) -> str:
     ]
     notes = f'<p class="note">On the first line also: {", ".join(further)}.</p>' if further else ""
     if scores.get("signature"):
-        notes += f'<p class="note">sacrebleu: <code>{escape(str(scores["signature"]))}</code></p>'
+        notes += f'<p class="note">sacrebleu: <code>{escape(scores["signature"])}</code></p>'
     intro = '<p class="note">Percent. A control is given no chance to look at the right video.</p>'
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return section("scores", "Scores and controls", intro + scroll(table) + notes)
@@ -269,7 +268,7 @@ def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) 
     tds = f'<td class="with-bar"><div><span>{values["bleu4"]:.2f}</span>{drawing}</div></td>'
     for key in ("rouge_l", "bleu1", "bleu2", "bleu3"):
         tds += f"<td>{values[key]:.2f}</td>" if number(values.get(key)) else "<td></td>"
-    tds += f"<td>{escape(str(values.get('clips', '')))}</td>"
+    tds += f"<td>{escape(values.get('clips', ''))}</td>"
     return f'<tr class="{"strong" if strong else ""}"><th scope="row">{escape(name)}</th>{tds}</tr>'
 
 
@@ -286,7 +285,7 @@ def alignments(record: RunRecord) -> str:
             continue
         if drawing:
             values = [value for line in row["similarity"] for value in line]
-            label = escape(str(row.get("sentence", "")))
+            label = escape(row.get("sentence", ""))
             parts.append(
                 f'<figure class="clip"><figcaption class="sentence">{label}</figcaption>'
                 f'<p class="note">cosine from {min(values):.2f} (blank) to {max(values):.2f} (full)</p>'
@@ -312,13 +311,11 @@ def timelines(record: RunRecord) -> str:
         except (KeyError, TypeError, ValueError, IndexError):
             continue
         hypothesis = (
-            f'<p class="note">Translated as: {escape(str(row["hypothesis"]))}</p>'
-            if "hypothesis" in row
-            else ""
+            f'<p class="note">Translated as: {escape(row["hypothesis"])}</p>' if "hypothesis" in row else ""
         )
         wide = f'<div class="wide">{drawing}</div>'
         parts.append(
-            f'<div class="clip"><p class="sentence">{escape(str(row.get("sentence", "")))}</p>{hypothesis}'
+            f'<div class="clip"><p class="sentence">{escape(row.get("sentence", ""))}</p>{hypothesis}'
             f"{_thumbnails(row.get('thumbnails'), segments, fps)}"
             f"{scroll(wide)}</div>"
         )
@@ -371,7 +368,7 @@ def _cost_row(row: Mapping[str, Any], most: float) -> str:
         f"{row['memory_mb'] / 1000:.2f} GB" if number(row.get("memory_mb")) and row["memory_mb"] > 0 else ""
     )
     return (
-        f'<tr><th scope="row">{escape(str(row.get("stage", "")))}</th><td class="with-bar"><div>'
+        f'<tr><th scope="row">{escape(row.get("stage", ""))}</th><td class="with-bar"><div>'
         f"<span>{duration(seconds)}</span>{figures.bar(seconds, most, True)}</div></td><td>{memory}</td></tr>"
     )
 
@@ -380,7 +377,8 @@ def recipe(record: RunRecord) -> str:
     """The recipe, whole."""
     if not record.recipe_text:
         return ""
-    text = f"<details><summary>Every value of this run</summary><pre>{escape(record.recipe_text)}</pre></details>"
+    lines = "\n".join(map(escape, record.recipe_text.split("\n")))
+    text = f"<details><summary>Every value of this run</summary><pre>{lines}</pre></details>"
     again = f"sage-scale recipe show {quote(str(record.folder / 'recipe.yaml'))}"
     return section("recipe", "Recipe", f'<p class="note">The same as <code>{escape(again)}</code>.</p>{text}')
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import Any
 
 from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
-log = logging.getLogger("sage_scale.storage")
+from sage_scale.untrusted.printer import logger
+
+log = logger("sage_scale.storage")
 
 TELL_EVERY_S = 20.0
 """At most one line in so many seconds, from all clients of a process."""

@@ -7,7 +7,6 @@ Whoever first needs a sample of a block fetches all of it, or finds that another
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -24,8 +23,9 @@ from sage_scale.streaming.cache import PATIENCE_S, BlockCache, CacheFailed, bloc
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.crew import AHEAD, URGENT
 from sage_scale.streaming.flights import Flight, Flights
+from sage_scale.untrusted.printer import logger
 
-log = logging.getLogger("sage_scale.streaming")
+log = logger("sage_scale.streaming")
 
 COLD_BYTES = 64 << 20
 """More missing blocks than this are not waited for by one step, as long as such steps are few."""

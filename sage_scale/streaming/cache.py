@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import re
 import stat
@@ -33,7 +32,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-log = logging.getLogger("sage_scale.streaming")
+from sage_scale.untrusted.printer import logger
+
+log = logger("sage_scale.streaming")
 
 KEEP_SHARE = 0.9
 """An eviction makes room down to this share of the bound, so that the files are counted seldom."""

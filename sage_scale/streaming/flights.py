@@ -9,7 +9,6 @@ all, and a few. What nobody waits for is not hedged.
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -21,8 +20,9 @@ from sage_scale.errors import StorageError
 from sage_scale.storage import Buffer, Store, Unavailable
 from sage_scale.streaming.crew import URGENT, Crew
 from sage_scale.streaming.rooms import Rooms
+from sage_scale.untrusted.printer import logger
 
-log = logging.getLogger("sage_scale.streaming")
+log = logger("sage_scale.streaming")
 
 PARALLEL_GETS = 16
 """Requests of a process under way at once; hedges come on top."""

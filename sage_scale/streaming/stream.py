@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
 import math
 import multiprocessing
 import multiprocessing.util
@@ -35,8 +34,9 @@ from sage_scale.streaming.dataset import SampleDataset
 from sage_scale.streaming.order import Integers, check_world, rank_part
 from sage_scale.streaming.shelf import Parcel, SharedRooms, Shelf, shelf_for
 from sage_scale.streaming.workers import batches_of
+from sage_scale.untrusted.printer import logger
 
-log = logging.getLogger("sage_scale.streaming")
+log = logger("sage_scale.streaming")
 
 READ_AHEAD = 2
 """Batches that each worker reads ahead."""

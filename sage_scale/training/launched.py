@@ -16,6 +16,8 @@ from sage_scale.training import launcher
 from sage_scale.training.watching import watchdog
 from sage_scale.training.watching.claim import claim
 from sage_scale.training.watching.split import stand_guard
+from sage_scale.untrusted.display import message_line
+from sage_scale.untrusted.printer import tell
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +62,7 @@ def _leave(code: int, line: str = "") -> int:
     from sage_scale.training import distributed
 
     if line and int(os.environ.get("RANK", 0)) == 0:
-        print(line, file=sys.stderr)
+        tell(line)
     distributed.close()
     watchdog.done(code)
     if watchdog.watched():
@@ -76,10 +78,10 @@ def _leave(code: int, line: str = "") -> int:
 def _fail(stage: str, error: BaseException, code: int, permanent: bool) -> int:
     debug = os.environ.get("SAGE_DEBUG", "") not in ("", "0")
     if debug or (not watchdog.watched() and not isinstance(error, SageError)):
-        traceback.print_exception(error)
+        tell(*"".join(traceback.format_exception(error)).splitlines())
     watchdog.failed(error, code, permanent)
     if not watchdog.watched():
-        print(f"sage-scale {stage}: {error}", file=sys.stderr)
+        tell(f"sage-scale {stage}: {message_line(error)}")
         return code
     sys.stdout.flush()
     sys.stderr.flush()

@@ -8,7 +8,6 @@ carries the shares, the clock and a stop request to every rank, so that all of t
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from sage_scale.training.stepfigures import StepFigures, share_step
 from sage_scale.training.stopping import Interrupted, StopRequest
 from sage_scale.training.tracing import StepProfile
 from sage_scale.training.watching import watchdog
+from sage_scale.untrusted.printer import tell
 
 TRIM_EVERY = 16
 """Steps between two returns of freed memory to the system (CPU only)."""
@@ -316,7 +316,7 @@ class Loop:
         if self.engine.ranks.first:
             self.log.line(line, now=True)
         else:
-            print(f"{self.name}: rank {self.engine.ranks.rank}: {line}", file=sys.stderr, flush=True)
+            tell(f"{self.name}: rank {self.engine.ranks.rank}: {line}")
 
     def _say_once(self, line: str) -> None:
         """A line that every rank has."""

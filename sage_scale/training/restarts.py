@@ -6,8 +6,6 @@ one line on the terminal and one in `RUN/restarts.jsonl`.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,9 @@ from typing import Any
 
 from sage_scale.errors import SageError
 from sage_scale.training.launcher import Ended
+from sage_scale.untrusted.display import json_text
+from sage_scale.untrusted.json_values import parse_json
+from sage_scale.untrusted.printer import tell
 
 LOG = "restarts.jsonl"
 UNCHANGING = (2, 3, 4, 130)
@@ -40,7 +41,7 @@ def keep_going(
 
     Raises KeyboardInterrupt where we were told to stop, RunEnded (with the ranks' exit code) where it ended for good.
     """
-    say = say or (lambda line: print(f"sage-scale {stage}: {line}", file=sys.stderr, flush=True))
+    say = say or (lambda line: tell(f"sage-scale {stage}: {line}"))
     furthest, futile, started = reached(run, stage), 0, 0
     while True:
         ended = attempt()
@@ -77,7 +78,7 @@ def reached(run: Path, stage: str) -> int:
     steps = [-1]
     for line in lines:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue  # the first may be cut by us, the last by a kill
         if isinstance(row, dict) and row.get("event") == "step":
@@ -113,4 +114,4 @@ def _note(run: Path, **row: Any) -> None:
         return
     row["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     with (run / LOG).open("a", encoding="utf-8") as log:
-        log.write(json.dumps({"event": "restart", **row}, ensure_ascii=False) + "\n")
+        log.write(json_text({"event": "restart", **row}) + "\n")

@@ -15,6 +15,8 @@ import psutil
 import torch
 
 from sage_scale.errors import RecipeError
+from sage_scale.untrusted.display import json_text
+from sage_scale.untrusted.printer import redraw, tell
 
 
 class RunLog:
@@ -50,7 +52,7 @@ class RunLog:
         if not self.active:
             return
         row = {"event": event, "step": step, **{key: _plain(value) for key, value in values.items()}}
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(json_text(row) + "\n")
         numbers = {}
         for key, value in row.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step",):
@@ -69,11 +71,7 @@ class RunLog:
         if not now and since < (0.2 if terminal else self.line_every_s):
             return
         self._last_line = time.monotonic()
-        if terminal:
-            sys.stderr.write("\r\033[K" + f"{self.name}: {text}"[:180] + ("\n" if now else ""))
-        else:
-            sys.stderr.write(f"{self.name}: {text}\n")
-        sys.stderr.flush()
+        (redraw if terminal and not now else tell)(f"{self.name}: {text}")
 
     def close(self) -> None:
         """Flush and close the files."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from typing import Any
 
 MAX_SHOWN = 80
 """Characters that a message shows of a value."""
@@ -39,6 +41,28 @@ def redacted(text: str) -> str:
 def message_line(text: object) -> str:
     """Returns a message as one line that is safe to print: `redacted`, `printable`, runs of blanks as one."""
     return redacted(printable(" ".join(str(text).split())))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Returns a value as JSON for a terminal, a log or an event: strings `redacted`, hidden characters as \\uXXXX.
+
+    Without `indent` it is one line. Lone surrogates are escaped, too, so that the text can always be encoded.
+    """
+    text = json.dumps(_redacted_values(value), ensure_ascii=False, indent=indent)
+    if text.isprintable():
+        return text
+    # Raw line feeds are those of the indentation: within strings they are escaped already.
+    return "".join(c if c == "\n" or _shown(c) == c else json.dumps(c)[1:-1] for c in text)
+
+
+def _redacted_values(value: Any) -> Any:
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, dict):
+        return {_redacted_values(key): _redacted_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted_values(item) for item in value]
+    return value
 
 
 def _shown(character: str) -> str:

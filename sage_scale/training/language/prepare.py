@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from sage_scale.text.languages import has_code
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.runlog import memory_mb, record_timing
+from sage_scale.untrusted.printer import tell
 
 DONE = "prepared.json"
 
@@ -138,7 +138,7 @@ def _prepare(
             recipe.denoise,
             partial,
             seed=recipe.pretrain.seed,
-            progress=say or (lambda line: print(f"language model: {line}", file=sys.stderr, flush=True)),
+            progress=say or (lambda line: tell(f"language model: {line}")),
             dev=[meta["sentence"] for meta in texts if meta["split"] == "dev"],
         )
         report["made"] = "next-subword prediction of the training sentences"
@@ -153,7 +153,7 @@ def _prepare(
             partial,
             recipe.corpus.language,
             seed=recipe.pretrain.seed,
-            progress=say or (lambda line: print(f"language model: {line}", file=sys.stderr, flush=True)),
+            progress=say or (lambda line: tell(f"language model: {line}")),
             dev=([meta["sentence"] for meta in dev], [meta["pseudo_glosses"] for meta in dev])
             if dev
             else None,

@@ -7,11 +7,11 @@ them; and a command that was typed twice is refused, rather than both writing th
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.printer import tell
 
 WAIT_S = 45.0
 """How long the ranks of a run before may take to save and end, seconds."""
@@ -43,7 +43,7 @@ def claim(run: str | Path, wait_s: float = WAIT_S) -> None:
                 ) from None
             if not told:
                 told = True
-                print(f"waiting for the processes that still hold {run}", file=sys.stderr, flush=True)
+                tell(f"waiting for the processes that still hold {run}")
             time.sleep(0.2)
         except OSError:
             os.close(folder)

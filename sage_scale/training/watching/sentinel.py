@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +22,8 @@ from sage_scale.training.watching.contact import EVERY_S, Caller, Line, Listener
 from sage_scale.training.watching.notices import watch_for_notice
 from sage_scale.training.watching.postmortem import innermost, keep_stacks, kills_for_memory, process_state
 from sage_scale.training.watching.verdicts import Report, RollCall, Verdict, decide
+from sage_scale.untrusted.display import message_line
+from sage_scale.untrusted.printer import tell
 
 ENDED_FILE = "SAGE_ENDED_FILE"
 """Environment variable: where rank 0's sentinel also writes why the run ended, besides `RUN/STAGE/ended.json`."""
@@ -387,9 +388,7 @@ class Sentinel:
 
     def _say(self, line: str) -> None:
         with contextlib.suppress(OSError):
-            end = "\r\033[K" if sys.stderr.isatty() else ""
-            sys.stderr.write(f"{end}sage-scale {self.stage}: {line}\n")
-            sys.stderr.flush()
+            tell(f"sage-scale {self.stage}: {message_line(line)}")
 
     def _record(self, verdict: Verdict) -> None:
         """`ended.json` of the stage: for the launcher that restarts, and for whoever looks later."""

@@ -12,6 +12,7 @@ import tempfile
 
 from sage_scale.training.watching import watchdog
 from sage_scale.training.watching.sentinel import Sentinel
+from sage_scale.untrusted.printer import tell
 
 
 def stand_guard(stage: str) -> None:
@@ -39,7 +40,7 @@ def stand_guard(stage: str) -> None:
     except BaseException as error:  # a fault of ours must not leave a rank without guard
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
-        print(f"sage-scale {stage}: the watchdog failed: {type(error).__name__}: {error}", file=sys.stderr)
+        tell(f"sage-scale {stage}: the watchdog failed: {type(error).__name__}: {error}")
         if os.environ.get("SAGE_DEBUG", "") not in ("", "0"):
             raise
     finally:
