@@ -134,7 +134,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
         if debug:
             tell(*traceback.format_exc().splitlines())
         if type(error).__name__ == "NoArgsIsHelpError":
-            error.echo()  # type: ignore[attr-defined]
+            error.show()  # type: ignore[attr-defined]
             return 2
         _say(message(error))
         return getattr(error, "exit_code", 1)
