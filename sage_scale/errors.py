@@ -37,6 +37,12 @@ class NoDataset(DatasetError):
     exit_code = 2
 
 
+class OtherDataset(DatasetError):
+    """The dataset was made with other values of recipe keys than were asked for: the wrong dataset or key."""
+
+    exit_code = 2
+
+
 class CheckpointError(SageError):
     """A checkpoint or model folder is missing, incomplete or of another shape."""
 

@@ -46,6 +46,8 @@ def translate(
         check_target(figure)
     logging.disable_progress_bar()  # stderr is for what went wrong
     translator = VideoTranslator(model, device, changes or [])
+    for line in translator.warnings:
+        tell(f"sage-scale: {line}")
     failed = 0
     for video in videos:
         try:
@@ -54,6 +56,11 @@ def translate(
             tell(f"sage-scale: {video} cannot be translated: {reason}")
             failed += 1
             continue
+        if translator.recipe.segmentation.tagger != translation.tagger:
+            tell(
+                f"sage-scale: {video} is cut by {translation.tagger}: the model was trained on precomputed segments, "
+                "and there are no labels of this video (--set segmentation.labels=FILE_OR_FOLDER)"
+            )
         if as_json:
             echo_json(translation.as_mapping())
         else:

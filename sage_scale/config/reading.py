@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from sage_scale.config.checks import check
-from sage_scale.config.recipe import Recipe
+from sage_scale.config.recipe import Recipe, flat
 from sage_scale.errors import RecipeError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -27,8 +27,10 @@ RECIPE_FOLDER = LAUNCH_FOLDER / "recipes"
 
 def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
     """A recipe from nested dictionaries over `base` (the defaults). Raises RecipeError with the key's path."""
-    recipe = _build(Recipe, values, base or Recipe(), "")
+    base = base or Recipe()
+    recipe = _build(Recipe, values, base, "")
     check(recipe)
+    object.__setattr__(recipe, "given", base.given)
     return recipe
 
 
@@ -80,7 +82,9 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
             if not isinstance(node, dict):
                 raise RecipeError(f"'{key}': '{parent}' has been given a value already")
         node[last] = value
-    return from_mapping(values, recipe)
+    changed = from_mapping(values, recipe)
+    object.__setattr__(changed, "given", recipe.given | flat(values).keys())
+    return changed
 
 
 def _build(kind: type, values: Any, base: Any, path: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -68,6 +69,8 @@ class Recipe:
     """Decoding."""
     watch: Watch = field(default_factory=Watch)
     """What ends a run that no longer works."""
+    given: ClassVar[frozenset[str]] = frozenset()
+    """Keys that overrides named (`override` sets it), which a dataset's values do not replace; no key itself."""
 
     def fingerprint(self) -> str:
         """16 hex digits of sha256 over the canonical JSON of every value except the name."""
@@ -111,6 +114,46 @@ def to_mapping(value: Any) -> Any:
     if isinstance(value, tuple):
         return [to_mapping(item) for item in value]
     return value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested sections as `section.key`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `section.key` as nested sections, the reverse of `flat`."""
+    found: dict[str, Any] = {}
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        node = found
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return found
+
+
+def values_of(parts: Iterable[Mapping[str, Any]], more: Iterable[Any] = ()) -> dict[str, list[Any]]:
+    """Returns the different values that each key has in `parts` (`section.key`), in their order.
+
+    `more` are mappings from keys to lists of values, as this function returns them; others are left out.
+    """
+    found: dict[str, list[Any]] = {}
+    several = [{key: [value] for key, value in part.items()} for part in parts]
+    for one in more:
+        if isinstance(one, Mapping):
+            several.append({key: some for key, some in one.items() if isinstance(some, list)})
+    for values in several:
+        for key, some in values.items():
+            there = found.setdefault(key, [])
+            there += [value for value in some if value not in there]
+    return found
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -46,6 +46,7 @@ from sage_scale.precompute.pool import Pool, ray_session
 from sage_scale.precompute.progress import Progress
 from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
 from sage_scale.precompute.summary import Summary
+from sage_scale.segmentation.precomputed import check_labels
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
 from sage_scale.shards.additions import AdditionPlan, rejects_now
 from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished
@@ -101,6 +102,7 @@ class Run:
         self.limits = Limits(clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=vision.fps)
         self.units = plan_units(self.manifest, self.limits)
         self.limit = self._limit_over(self.manifest)
+        check_labels(self.recipe, self.manifest, self.limit.exceeded)
         unknown = sorted(self.give_up - {clip.id for clip in self.manifest.clips})
         if unknown:
             raise UsageError(f"--give-up {unknown[0]}: no clip of that id in the manifest")

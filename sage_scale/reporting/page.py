@@ -113,6 +113,6 @@ def _about(record: RunRecord) -> str:
         ("corpus.language", "language {}"),
         ("segmentation.tagger", "segments by {}"),
     ):
-        if value := record.setting(path):
+        if value := record.of_datasets(path):
             parts.append(escape(words.format(value)))
     return " · ".join(part for part in parts if part)

@@ -107,6 +107,16 @@ class RunRecord:
             node = node[part]
         return node
 
+    def of_datasets(self, path: str) -> str:
+        """A value of the recipe that describes the datasets; all of them, joined by "and", where these differ."""
+        for log in self.logs.values():
+            for row in log.of_event("start"):
+                differing = row.get("differing")
+                values = differing.get(path) if isinstance(differing, Mapping) else None
+                if isinstance(values, list) and values:
+                    return " and ".join(map(str, values))
+        return str(self.setting(path) or "")
+
 
 def read_run(folder: str | Path) -> RunRecord:
     """The record of a run. Raises UsageError where `folder` is no run at all."""

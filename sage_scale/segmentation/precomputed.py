@@ -1,110 +1,147 @@
 """The tagger `precomputed`: O/I/B labels or sign intervals that lie beside a corpus.
 
-`segmentation.labels` is a folder or one file. A folder has a file a clip, named by the clip's id (with / as
-__) or key: `.npy` with labels (T,) as 0, 1, 2, scores (T, 3) or intervals (N, 2) in frames, or `.json`. One
-file is `.json`, a mapping from clip id, or `.csv` with the columns id and labels, or id, start and end
-(frames, one sign a row).
+`segmentation.labels` is a folder or one file. A folder has a file a clip, named by the clip's id (with / as __; with or
+without its split) or key: `.npy`, `.pt` or `.json`. One file is `.pt` or `.json`, a mapping from clip id to labels or
+from split to such mappings, or `.csv` with the columns id and labels, or id, start and end (frames, one sign a row).
 
-A JSON value is a string of the letters O, I, B; a list of numbers 0, 1, 2; a list of [start, end]; or a
-mapping with `labels` or `segments` and, where they were made at another frame rate than 25, `fps`.
+Labels of a clip are an array, tensor or list (T,) of 0, 1, 2 (O, I, B), scores (T, 3) or intervals (N, 2) in frames, or
+a string of the letters O, I, B; or a mapping with `labels` or `segments` and, where they were made at another frame
+rate than 25, `fps`.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
-import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sage_scale.errors import ClipRejected, UsageError
-from sage_scale.segmentation.rules import (
-    RULE_FPS,
-    decode_oib,
-    parse_letters,
-    resample_labels,
-    segments_to_labels,
-)
+from sage_scale.config import Recipe
+from sage_scale.corpora.clip import Manifest
+from sage_scale.errors import ClipRejected, StorageError, TooManyRejects, UsageError
+from sage_scale.segmentation.label_files import Entry, Labels, clip_names, read_clip_file, read_table
+from sage_scale.segmentation.rules import resample_labels, segments_to_labels
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import NotRegularFile
+from sage_scale.vision.decode import Source
+
+SUFFIXES = (".npy", ".pt", ".json")
+"""Of files with the labels of one clip."""
 
 
-def precomputed_labels(place: str, clip_id: str, key: str, total: int, fps: float) -> np.ndarray:
-    """Labels int8 (total,) at `fps` of one clip; ClipRejected `no-labels` or `bad-labels`, UsageError for
-    `place`."""
-    path = Path(place)
-    if not place:
-        raise UsageError("segmentation.tagger=precomputed needs segmentation.labels=FILE_OR_FOLDER")
-    if not path.exists():
-        raise UsageError(f"segmentation.labels: there is no {path}")
-    try:
-        entry = _from_folder(path, clip_id, key) if path.is_dir() else _table(path).get(clip_id)
-        if entry is None:
-            raise ClipRejected("no-labels", f"{path.name} has none for this clip")
-        return _to_labels(entry, total, fps)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ClipRejected("bad-labels", " ".join(str(error).split())[:120]) from None
+def precomputed_labels(labels: str, clip: Source, total: int, fps: float) -> np.ndarray:
+    """Returns labels int8 (total,) at `fps` of one clip from `labels`, a file or folder.
 
-
-def _from_folder(folder: Path, clip_id: str, key: str) -> Any:
-    for stem in (clip_id.replace("/", "__"), key):
-        if (npy := folder / f"{stem}.npy").is_file():
-            return np.load(npy, allow_pickle=False)
-        if (text := folder / f"{stem}.json").is_file():
-            return json.loads(text.read_text(encoding="utf-8"))
-    return None
-
-
-@functools.lru_cache(maxsize=2)
-def _table(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".csv":
-            return _read_csv(path)
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a label file (.json mapping or .csv): {error}") from None
-    if not isinstance(table, dict):
-        raise UsageError(f"{path}: expected a mapping from clip id to labels")
-    return table
-
-
-def _read_csv(path: Path) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        names = set(rows.fieldnames or ())
-        if {"id", "labels"} <= names:
-            return {row["id"]: row["labels"] for row in rows}
-        if not {"id", "start", "end"} <= names:
-            raise ValueError("columns id and labels, or id, start and end, are needed")
-        for row in rows:
-            table.setdefault(row["id"], []).append([int(row["start"]), int(row["end"])])
-    return table
-
-
-def _to_labels(entry: Any, total: int, fps: float) -> np.ndarray:
-    source_fps = RULE_FPS
-    if isinstance(entry, dict):
-        source_fps = float(entry.get("fps", RULE_FPS))
-        if not 0 < source_fps <= 1000:
-            raise ValueError(f"fps {source_fps}")
-        entry = entry["labels"] if "labels" in entry else np.asarray(entry["segments"]).reshape(-1, 2)
+    Raises ClipRejected `no-labels` or `bad-labels`; UsageError where `labels` is no label file.
+    """
+    path = _place(labels)
+    entry = _from_folder(path, clip) if path.is_dir() else read_table(path).find(clip.id, clip.split)
+    if entry is None:
+        raise ClipRejected("no-labels", f"{path.name} has none for this clip")
     if isinstance(entry, str):
-        labels_S = parse_letters(entry)
+        raise ClipRejected("bad-labels", entry)
+    return _fitted(entry, total, fps)
+
+
+def has_labels(labels: str, clip: Source) -> bool:
+    """Returns whether a file or folder names the clip. Raises UsageError where it is no label file."""
+    path = _place(labels)
+    if path.is_dir():
+        return _file_of(path, clip) is not None
+    return read_table(path).find(clip.id, clip.split) is not None
+
+
+def check_labels(recipe: Recipe, manifest: Manifest, exceeded: Callable[[int], bool]) -> None:
+    """Checks the labels of a whole manifest before any work is begun.
+
+    Raises UsageError where `segmentation.labels` is no label file or has usable labels of none of the clips,
+    TooManyRejects where `exceeded` is true of the number that it has none of. Of a folder, names alone are looked at.
+    """
+    segmentation = recipe.segmentation
+    if segmentation.tagger != "precomputed":
+        return
+    if recipe.precompute.address and not os.path.exists(segmentation.labels):
+        return  # on the nodes alone
+    path = _place(segmentation.labels)
+    lacking: list[str] = []
+    if path.is_dir():
+        try:
+            there = set(os.listdir(path))
+        except OSError as error:
+            raise StorageError(f"segmentation.labels: {path} cannot be read: {error.strerror}") from None
+        example = next(iter(sorted(there)), "")
+        for clip in manifest.clips:
+            if not any(f"{stem}{suffix}" in there for stem in _stems(clip) for suffix in SUFFIXES):
+                lacking.append(clip.id)
     else:
-        values = np.asarray(entry)
-        if values.ndim == 2 and values.shape[1] == 2:
-            scaled = np.floor(values * fps / source_fps + 0.5).astype(int)
-            return segments_to_labels(scaled, total)
-        if values.ndim == 2 and values.shape[1] == 3:
-            labels_S = decode_oib(values, source_fps)
-        elif values.ndim == 1 and len(values) and np.isin(values, (0, 1, 2)).all():
-            labels_S = values.astype(np.int8)
-        else:
-            raise ValueError(f"labels of shape {values.shape}; expected (T,) of 0, 1, 2, (T, 3) or (N, 2)")
-    if source_fps == fps and len(labels_S) == total:
-        return labels_S
-    seconds, needed = len(labels_S) / source_fps, total / fps
-    if abs(seconds - needed) > max(0.5, 0.05 * needed):
-        raise ValueError(f"labels last {seconds:.2f} s, the clip {needed:.2f} s")
-    return resample_labels(labels_S, source_fps, total, fps)
+        table = read_table(path)
+        example = table.first()
+        lacking = [
+            clip.id for clip in manifest.clips if not isinstance(table.find(clip.id, clip.split), Labels)
+        ]
+    if not lacking:
+        return
+    of_them = f"{len(lacking):,} of {len(manifest.clips):,} clips (the first: '{shortened(lacking[0])}')"
+    if len(lacking) == len(manifest.clips):
+        other = f"there is '{shortened(example)}'" if example else "it is empty"
+        raise UsageError(f"segmentation.labels: {path} has no labels that can be used for {of_them}; {other}")
+    if exceeded(len(lacking)):
+        raise TooManyRejects(
+            f"segmentation.labels: {path} has no labels that can be used for {of_them}, more than "
+            "shards.max_reject_rate allows: nothing was begun"
+        )
+
+
+def _place(labels: str) -> Path:
+    if not labels:
+        raise UsageError("segmentation.tagger=precomputed needs segmentation.labels=FILE_OR_FOLDER")
+    path = Path(labels)
+    if not os.path.exists(path):
+        raise UsageError(f"segmentation.labels: there is no {shortened(path, 300)}")
+    return path
+
+
+def _stems(clip: Source) -> list[str]:
+    return [*(name.replace("/", "__") for name in clip_names(clip.id, clip.split)), clip.key]
+
+
+def _file_of(folder: Path, clip: Source) -> Path | None:
+    files = (folder / f"{stem}{suffix}" for stem in _stems(clip) for suffix in SUFFIXES)
+    return next((file for file in files if os.path.lexists(file)), None)
+
+
+def _from_folder(folder: Path, clip: Source) -> Entry | None:
+    file = _file_of(folder, clip)
+    if file is None:
+        return None
+    try:
+        return read_clip_file(file)
+    except (NotRegularFile, IsADirectoryError, FileNotFoundError) as error:
+        return f"{shortened(file.name)}: {error.strerror}"
+    except OSError as error:
+        raise StorageError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _fitted(labels: Labels, total: int, fps: float) -> np.ndarray:
+    """Labels of a clip of `total` frames at `fps`. Raises ClipRejected where they last longer or shorter than it."""
+    needed = total / fps
+    tolerance_s = max(0.5, 0.05 * needed)
+    if labels.values.ndim == 2:
+        last = float(labels.values.max(initial=0)) / labels.fps
+        if last > needed + tolerance_s:
+            raise ClipRejected(
+                "bad-labels", f"the last sign ends at {last:.2f} s, the clip at {needed:.2f} s"
+            )
+        return segments_to_labels(np.floor(labels.values * fps / labels.fps + 0.5).astype(int), total)
+    if labels.fps == fps and len(labels.values) == total:
+        return labels.values
+    seconds = len(labels.values) / labels.fps
+    if abs(seconds - needed) > tolerance_s:
+        at = (
+            f" (at {labels.fps:g} frames a second)"
+            if labels.fps != fps or len(labels.values) != total
+            else ""
+        )
+        raise ClipRejected("bad-labels", f"labels last {seconds:.2f} s, the clip {needed:.2f} s{at}")
+    return resample_labels(labels.values, labels.fps, total, fps)

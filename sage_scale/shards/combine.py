@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sage_scale.config.recipe import flat, values_of
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.shards.commit import finish_dataset, publish_shard, restore_marker, start_dataset
 from sage_scale.shards.dataset import Dataset, in_parallel, list_units, open_finished, read_rejects
@@ -97,7 +98,7 @@ def merge_datasets(
     info = DatasetInfo(
         units=tuple(planned),
         manifest=_digest(*(source.info.manifest for source in sources)),
-        notes={"made_by": "merge", "made_from": [source.digest for source in sources]},
+        notes={"made_by": "merge", "made_from": [source.digest for source in sources], **_differing(sources)},
         **alike,
     )
     return _compose(out, info, sources, units, progress)
@@ -131,7 +132,11 @@ def split_dataset(
             manifest=_digest(
                 source.info.manifest, *(str(row) for unit in new for run in unit.runs for row in run.rows)
             ),
-            notes={"made_by": f"split {name}".strip(), "made_from": [source.digest]},
+            notes={
+                "made_by": f"split {name}".strip(),
+                "made_from": [source.digest],
+                **_differing([source]),
+            },
             **alike,
         )
         made[name] = _compose(outs[name], info, [source], new, progress)
@@ -285,6 +290,16 @@ def _common_info(sources: Sequence[Dataset]) -> dict[str, Any]:
         "versions": versions,
         "device": " | ".join(sorted({info.device for info in infos})),
     }
+
+
+def _differing(sources: Sequence[Dataset]) -> dict[str, dict[str, list[Any]]]:
+    """A note of the recipe keys in which the sources, or their own parts, differ; empty where they do not."""
+    values = values_of(
+        [flat(source.info.recipe_part) for source in sources],
+        [source.info.notes.get("differing") for source in sources],
+    )
+    differing = {key: several for key, several in values.items() if len(several) > 1}
+    return {"differing": differing} if differing else {}
 
 
 def _must_agree(one: Dataset, other: Dataset) -> None:

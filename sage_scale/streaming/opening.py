@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sage_scale.config import Recipe, Vision
-from sage_scale.errors import DatasetError, UsageError
+from sage_scale.errors import OtherDataset, UsageError
 from sage_scale.shards import Dataset
 from sage_scale.streaming.ahead import reading_of
 from sage_scale.streaming.batches import SampleShape
@@ -106,7 +106,7 @@ def open_evaluation(
 
 
 def check_datasets(datasets: tuple[Dataset, ...], recipe: Recipe) -> None:
-    """Raise DatasetError where a dataset's frames or features are other ones than the recipe's."""
+    """Raise OtherDataset where a dataset's frames or features are other ones than the recipe's."""
     for dataset in datasets:
         _check_made_alike(dataset, recipe.vision)
     _shape(datasets, recipe, training=True)
@@ -125,12 +125,12 @@ def _shape(datasets: tuple[Dataset, ...], recipe: Recipe, *, training: bool) -> 
     fewest = min(stored, key=stored.__getitem__)
     if len(set(stored.values())) > 1:
         most = max(stored, key=stored.__getitem__)
-        raise DatasetError(
+        raise OtherDataset(
             f"{most} holds {stored[most]} views of each clip's features and {fewest} {stored[fewest]}: precompute one "
             "of them with the other's vision.feature_views"
         )
     if wanted > stored[fewest]:
-        raise DatasetError(
+        raise OtherDataset(
             f"{fewest} holds {stored[fewest]} views of each clip's features, the recipe says vision.feature_views="
             f"{wanted}: set it to {stored[fewest]}, or precompute with this recipe"
         )
@@ -144,7 +144,7 @@ def _check_made_alike(dataset: Dataset, wanted: Vision) -> None:
         names.append("background")
     for name in names:
         if name in made and made[name] != getattr(wanted, name):
-            raise DatasetError(
+            raise OtherDataset(
                 f"{dataset.url} was made with vision.{name}={made[name]}, the recipe says "
                 f"{getattr(wanted, name)}: use the dataset's recipe, or precompute with this one"
             )

@@ -25,6 +25,7 @@ from sage_scale.training import distributed
 from sage_scale.training.decode import blank, has_split, translate_split
 from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator
+from sage_scale.training.inherited import contradictions
 from sage_scale.training.pictures import thumbnail
 from sage_scale.training.runlog import memory_mb, record_timing
 
@@ -49,6 +50,8 @@ def run(
         )
     ranks = distributed.initialise()
     model, tokenizer, recipe = load_translator(folder, ranks.device)
+    for line in contradictions(recipe, datasets):
+        say(line)
     language = recipe.corpus.language
     use_bf16 = recipe.finetune.precision != "fp32" and fast_bf16(ranks.device)
 

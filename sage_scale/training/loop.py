@@ -64,6 +64,8 @@ class Loop:
         `operations` counts those of a step."""
         self.name = name
         self.recipe = recipe
+        self.differing: dict[str, list[Any]] = {}
+        """Values of recipe keys in which the run's datasets differ; the log tells of them."""
         self.stage: Stage = engine.stage
         self.engine = engine
         self.stream = stream
@@ -130,7 +132,8 @@ class Loop:
         ):
             self._evaluate_once(evaluate)  # due, but asked to stop at that very step
         dataset = self.stream.state_dict()["digest"]
-        self.log.event("start", self.progress.step, **self.meter.job(), dataset=dataset)
+        differing = {"differing": self.differing} if self.differing else {}
+        self.log.event("start", self.progress.step, **self.meter.job(), dataset=dataset, **differing)
         with StopRequest() as stop, self.profile:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
             while self.fraction < 1:

@@ -24,9 +24,11 @@ from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, ope
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
+from sage_scale.training.inherited import inherit
 from sage_scale.training.loop import Loop, checkpoint_place
 from sage_scale.training.runlog import memory_mb, record_timing
 from sage_scale.training.saves.checkpoint import Progress, on_first, try_place
+from sage_scale.untrusted.printer import tell
 
 STAGE1 = "pretrain/visual.safetensors"
 """What stage 1 leaves to stage 2, of either model."""
@@ -99,6 +101,7 @@ def run_stage(
 ) -> dict[str, Any]:
     """Train the stage `name` to its end, or go on with it, in `run_folder`; called by every rank.
 
+    The keys of `recipe` that describe the datasets are taken from these (`inherit`); the result is the run's recipe.
     Writes `NAME/log.jsonl`, checkpoints and what the task leaves; returns steps, seconds and the task's own figures.
     """
     folder = on_this_machine(run_folder, "a run")
@@ -108,6 +111,11 @@ def run_stage(
     stage: Stage = getattr(recipe, name)
     torch.manual_seed(stage.seed)
     datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
+    inherited = inherit(recipe, datasets, folder)
+    recipe = inherited.recipe
+    if ranks.first:
+        for line in inherited.lines:
+            tell(f"sage-scale {name}: {line}")
     check_datasets(datasets, recipe)
     kind.check(recipe, folder, datasets)
     if stage.checkpoints:
@@ -128,6 +136,7 @@ def run_stage(
     engine = Engine(task.model, stage, ranks, forward=task.forward, build=task.build)
     task.begin(engine)
     loop = Loop(name, recipe, folder, engine, stream, frozen=task.frozen, operations=task.operations)
+    loop.differing = inherited.differing
     loop.resume()
     progress = loop.train(task.compute, task.evaluate)
     with engine.evaluating() as whole:

@@ -17,16 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from sage_scale.config import override
+from sage_scale.config import Recipe, override
+from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.corpora.clip import Clip
 from sage_scale.errors import UsageError
 from sage_scale.precompute.sample import SampleMaker
+from sage_scale.segmentation.precomputed import has_labels
 from sage_scale.shards import Sample
 from sage_scale.streaming.batches import SampleShape
 from sage_scale.streaming.packing import collate, decode_sample
 from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator
+from sage_scale.training.inherited import decides_a_sample
 from sage_scale.vision.packed import PackedVideo
+
+WITHOUT_LABELS = "motion"
+"""Tagger of a video without labels, for a model that was trained on precomputed ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,8 @@ class Translation:
     """T, frames at `fps`."""
     segments: np.ndarray
     """int32 (N, 2): half-open frame intervals, one visual token each."""
+    tagger: str
+    """How it was cut: `segmentation.tagger`."""
     seconds: float
     """Time it took, decoding included."""
     sample: Sample = field(repr=False, compare=False)
@@ -58,6 +66,7 @@ class Translation:
             "language": self.language,
             "frames": self.frames,
             "fps": self.fps,
+            "tagger": self.tagger,
             "segments_s": (np.asarray(self.segments) / self.fps).round(3).tolist(),
             "seconds": round(self.seconds, 2),
         }
@@ -73,17 +82,36 @@ class VideoTranslator:
         that is not there.
         """
         self.device = choose_device(device)
-        self.model, self.tokenizer, recipe = load_translator(run, self.device)
-        self.recipe = override(recipe, overrides)
+        self.model, self.tokenizer, trained = load_translator(run, self.device)
+        self.recipe = override(trained, overrides)
+        if "segmentation.labels" in self.recipe.given and not Path(self.recipe.segmentation.labels).exists():
+            raise UsageError(f"segmentation.labels: there is no {self.recipe.segmentation.labels}")
+        self.warnings = _other_than_trained(trained, self.recipe)
+        """Lines on what the overrides change against training."""
         on_gpu = dataclasses.replace(self.recipe.precompute, gpus_per_actor=float(self.device.type == "cuda"))
         plain = dataclasses.replace(self.recipe.vision, feature_views=1)
-        self._maker = SampleMaker(dataclasses.replace(self.recipe, precompute=on_gpu, vision=plain))
+        self._makers: dict[str, SampleMaker] = {}
+        self._plain = dataclasses.replace(self.recipe, precompute=on_gpu, vision=plain)
         self._shape = SampleShape.of(self.recipe)
         self._bf16 = self.recipe.finetune.precision != "fp32" and fast_bf16(self.device)
 
+    def named(self, clip: Clip) -> tuple[Clip, str]:
+        """The clip under the name that its labels have, and the tagger that cuts it.
+
+        Where the recipe's is `precomputed` and there are no labels of this video, that is `motion`.
+        """
+        segmentation = self.recipe.segmentation
+        if segmentation.tagger != "precomputed":
+            return clip, segmentation.tagger
+        found = labelled(clip, segmentation.labels)
+        return (found, segmentation.tagger) if found else (clip, WITHOUT_LABELS)
+
     def prepare(self, clip: Clip) -> tuple[Sample, PackedVideo]:
         """The sample that precompute would store of `clip`, and what a trainer would give the model of it (B = 1)."""
-        sample = self._maker.make(clip)
+        clip, tagger = self.named(clip)
+        if tagger not in self._makers:
+            self._makers[tagger] = SampleMaker(override(self._plain, [f"segmentation.tagger={tagger}"]))
+        sample = self._makers[tagger].make(clip)
         batch = collate(
             [decode_sample(sample, self._shape)], self._shape, seed=0, positions_B=np.zeros(1, np.int64),
             global_batch=1, epoch=0, position=0,
@@ -99,9 +127,8 @@ class VideoTranslator:
         """
         began = time.monotonic()
         spoken = self.recipe.corpus.language
-        sample, packed = self.prepare(
-            Clip(id=str(video), video=str(video), start_s=start_s, end_s=end_s, language=spoken)
-        )
+        clip = Clip(id=str(video), video=str(video), start_s=start_s, end_s=end_s, language=spoken)
+        sample, packed = self.prepare(clip)
         settings = self.recipe.evaluation
         with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             (sentence,) = self.model.generate(
@@ -119,9 +146,32 @@ class VideoTranslator:
             fps=float(sample.meta["fps"]),
             frames=int(sample.meta["frames"]),
             segments=sample.segments,
+            tagger=self.named(clip)[1],
             seconds=time.monotonic() - began,
             sample=sample,
         )
+
+
+def labelled(clip: Clip, labels: str) -> Clip | None:
+    """Returns the clip under the name that its precomputed labels have: the path, file name or stem of its video.
+
+    None where `labels` has none of these, or is not there. Raises UsageError for a file that is no label file.
+    """
+    video = Path(clip.video)
+    if not labels or not Path(labels).exists():
+        return None
+    for name in (clip.id, video.name, video.stem):
+        named = dataclasses.replace(clip, id=name)
+        if has_labels(labels, named):
+            return named
+    return None
+
+
+def _other_than_trained(trained: Recipe, wanted: Recipe) -> list[str]:
+    before, now = flat(to_mapping(trained)), flat(to_mapping(wanted))
+    apart = [f"{key}={now[key]} (trained on: {before[key]})" for key in sorted(wanted.given)
+             if decides_a_sample(key) and now[key] != before[key]]  # fmt: skip
+    return [f"cut or stored otherwise than the model was trained on: {', '.join(apart)}"] if apart else []
 
 
 def choose_device(name: str = "") -> torch.device:

@@ -13,6 +13,7 @@ from sage_scale.corpora.clip import Clip
 from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.segmentation import segment_clip
 from sage_scale.segmentation.boundary_score import boundary_score, matches
+from sage_scale.segmentation.label_files import _table
 from sage_scale.segmentation.motion import fall, grey_movement, motion_labels, peaks
 from sage_scale.segmentation.rules import B, I, O, parse_letters
 from sage_scale.segmentation.segmenter import tag_clip
@@ -116,9 +117,7 @@ def test_every_form_of_labels_gives_the_same_segments(tmp_path) -> None:
 
     for entry in (TEXT, numbers.tolist(), SIGNS, {"labels": TEXT}, {"segments": SIGNS, "fps": 25}):
         (tmp_path / "all.json").write_text(json.dumps({"sub/a clip": entry, "other": "B"}))
-        import sage_scale.segmentation.precomputed as module
-
-        module._table.cache_clear()
+        _table.cache_clear()  # files of one size within one tick of the clock
         assert segments(tmp_path / "all.json") == EXPECTED
     doubled = {"segments": (np.array(SIGNS) * 2).tolist(), "fps": 50}
     (tmp_path / "fifty.json").write_text(json.dumps({"sub/a clip": doubled}))

@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 
 from sage_scale.config import Recipe
-from sage_scale.config.recipe import to_mapping
+from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.errors import CheckpointError
 
 DECIDING = (
@@ -99,17 +99,6 @@ class Identity:
                     f"{where} was trained with other frozen weights than {path} holds now; put the file back, or "
                     f"delete the checkpoints to begin the stage anew"
                 )
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as `section.key`."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _file_digest(path: Path) -> str:

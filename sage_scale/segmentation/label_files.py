@@ -1,0 +1,267 @@
+"""Reads label files: .json, .csv and .pt of a whole corpus, .npy, .json and .pt of one clip.
+
+Nothing in them is trusted: regular files of limited size, JSON with limits, arrays and tensors without pickled code.
+What is wrong with one clip's labels stands in that clip's place; what is wrong with the file is a UsageError.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sage_scale.corpora.splits import NAMES
+from sage_scale.errors import UsageError
+from sage_scale.segmentation.rules import RULE_FPS, decode_oib, parse_letters
+from sage_scale.untrusted.display import message_line, printable, shortened
+from sage_scale.untrusted.files import lines, open_regular, read_bytes, read_text
+from sage_scale.untrusted.json_values import InvalidJSON, parse_json
+
+MAX_FILE_BYTES = 2 << 30
+"""Largest label file: 2 GB are labels of 24,000 hours in bytes."""
+MAX_NUMBERS = 1 << 24
+"""Most numbers of one clip's labels."""
+_OPTIONS = {"labels", "segments", "fps"}
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of one clip as its file has them."""
+
+    values: np.ndarray
+    """int8 (T,) of O = 0, I = 1, B = 2; or float64 (N, 2), sign intervals in frames."""
+    fps: float
+    """Frame rate at which they count."""
+
+
+Entry = Labels | str
+"""Labels, or why there are none that can be used."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """Labels of a corpus, by the names that a file has."""
+
+    by_split: Mapping[str, Mapping[str, Entry]]
+    """Split as we call it ("" where the file has none) to name to entry."""
+
+    def find(self, clip_id: str, split: str) -> Entry | None:
+        """Returns the entry of a clip: by its id, with or without its split before it; None where there is none.
+
+        A file with splits that do not have it in the clip's own is asked in the others, where one alone has it.
+        """
+        names = clip_names(clip_id, split)
+        own = [self.by_split[part] for part in ("", split) if part in self.by_split]
+        others = [entries for part, entries in self.by_split.items() if part not in ("", split)]
+        for entries in own:
+            for name in names:
+                if name in entries:
+                    return entries[name]
+        found = [entries[name] for entries in others for name in names if name in entries]
+        return found[0] if len(found) == 1 else "several splits have it" if found else None
+
+    def first(self) -> str:
+        """Returns the first name in the table, "" where it is empty."""
+        return next((name for entries in self.by_split.values() for name in entries), "")
+
+
+def clip_names(clip_id: str, split: str) -> list[str]:
+    """Returns the names that labels of a clip may stand under: its id, that without its split, or with another word
+    for it (`dev/x`, `x`, `valid/x`)."""
+    words = [word for word, ours in NAMES.items() if ours == split]
+    first, slash, rest = clip_id.partition("/")
+    bare = rest if slash and (first == split or first in words) else clip_id
+    return list(dict.fromkeys([clip_id, bare, f"{split}/{bare}", *(f"{word}/{bare}" for word in words)]))
+
+
+def read_table(path: Path) -> LabelTable:
+    """Returns the labels of a .json, .csv or .pt file; read once a process. Raises UsageError where it is none."""
+    try:
+        stamp = path.stat()
+        return _table(path, (stamp.st_mtime_ns, stamp.st_size))
+    except OSError as error:
+        raise _refused(path, error.strerror or str(error)) from None
+
+
+@functools.lru_cache(maxsize=2)
+def _table(path: Path, stamp: tuple[int, int]) -> LabelTable:
+    if stamp[1] > MAX_FILE_BYTES:
+        raise _refused(
+            path, f"{stamp[1]:,} bytes are more than {MAX_FILE_BYTES:,}: give a folder with a file a clip"
+        )
+    try:
+        if path.suffix == ".csv":
+            return LabelTable({"": _read_csv(read_text(path))})
+        values = _read_pt(path) if path.suffix == ".pt" else parse_json(read_bytes(path))
+    except (InvalidJSON, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise _refused(path, f"not a label file (.json mapping, .pt mapping or .csv): {error}") from None
+    if not isinstance(values, Mapping):
+        raise _refused(path, "expected a mapping from clip id to labels")
+    split = values and all(
+        isinstance(value, Mapping) and not value.keys() <= _OPTIONS for value in values.values()
+    )
+    table: dict[str, dict[str, Entry]] = {}
+    for name, entries in values.items() if split else (("", values),):
+        part = table.setdefault(NAMES.get(str(name).lower(), str(name)), {})
+        for clip, value in entries.items():
+            if not isinstance(clip, str | int):
+                raise _refused(path, f"a name is {type(clip).__name__}, not text")
+            part[str(clip)] = entry_of(value)
+    return LabelTable(table)
+
+
+def read_clip_file(path: Path) -> Entry:
+    """Returns the labels of one clip from a .npy, .json or .pt file. Raises OSError where it cannot be read."""
+    with open_regular(path) as file:
+        size = file.seek(0, io.SEEK_END)
+        if size > 16 * MAX_NUMBERS:
+            return f"{size:,} bytes are more than the labels of a clip"
+        file.seek(0)
+        try:
+            if path.suffix == ".npy":
+                with warnings.catch_warnings():  # of headers that Python 2 wrote
+                    warnings.simplefilter("ignore")
+                    return entry_of(np.load(file, allow_pickle=False))
+            return entry_of(_load_pt(file) if path.suffix == ".pt" else parse_json(file.read()))
+        except (ValueError, MemoryError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+            return _line(error)
+
+
+def entry_of(value: Any) -> Entry:
+    """Returns one clip's labels, checked, or why they are none."""
+    try:
+        return _labels(value)
+    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, RuntimeError) as error:
+        return _line(error)
+
+
+def _labels(value: Any) -> Labels:
+    fps, segments = RULE_FPS, False
+    if isinstance(value, Mapping):
+        rate = value.get("fps", RULE_FPS)
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1000:
+            raise ValueError(f"fps {shortened(rate)}")
+        if not value.keys() & {"labels", "segments"}:
+            raise ValueError("neither labels nor segments")
+        fps, segments = float(rate), "labels" not in value
+        value = value["segments"] if segments else value["labels"]
+    if isinstance(value, str):
+        if len(value) > MAX_NUMBERS:
+            raise ValueError(f"{len(value):,} labels are more than a clip has")
+        if not value:
+            raise ValueError("no labels")
+        return Labels(parse_letters(value), fps)
+    array = _array(value)
+    if segments and array.size == 0:
+        array = array.reshape(0, 2)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"labels of the type {array.dtype}, expected numbers")
+    if not np.isfinite(array).all():
+        raise ValueError("labels hold NaN or infinite numbers")
+    if array.ndim == 2 and array.shape[1] == 2:
+        if np.abs(array).max(initial=0) > MAX_NUMBERS or (array[:, 0] > array[:, 1]).any():
+            raise ValueError("an interval ends before it starts, or counts more frames than a clip has")
+        return Labels(array.astype(np.float64), fps)
+    if segments:
+        raise ValueError(f"segments of shape {array.shape}; expected (N, 2)")
+    if array.ndim == 2 and array.shape[1] == 3 and len(array):
+        return Labels(decode_oib(array, fps), fps)
+    if array.ndim == 1 and len(array) and np.isin(array, (0, 1, 2)).all():
+        return Labels(array.astype(np.int8), fps)
+    if array.ndim == 1 and len(array):
+        raise ValueError(
+            f"a label is {array[~np.isin(array, (0, 1, 2))][0]}, only 0, 1 and 2 (O, I, B) are known"
+        )
+    raise ValueError(f"labels of shape {array.shape}; expected (T,) of 0, 1, 2, (T, 3) or (N, 2)")
+
+
+def _array(value: Any) -> np.ndarray:
+    if type(value).__module__.partition(".")[0] == "torch":
+        import torch
+
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"a {type(value).__name__}, not a tensor")
+        if value.numel() > MAX_NUMBERS:
+            raise ValueError(f"{value.numel():,} numbers are more than the labels of a clip")
+        if value.is_complex():
+            raise ValueError("complex numbers, no labels")
+        value = value.detach().cpu()
+        return np.array(value.float() if value.is_floating_point() else value)
+    if isinstance(value, list) and len(value) > MAX_NUMBERS:
+        raise ValueError(f"{len(value):,} labels are more than a clip has")
+    if not isinstance(value, list | np.ndarray):
+        raise ValueError(f"a {type(value).__name__}, no labels")
+    array = np.asarray(value)
+    if array.size > MAX_NUMBERS:
+        raise ValueError(f"{array.size:,} numbers are more than the labels of a clip")
+    return array
+
+
+def _read_pt(path: Path) -> Any:
+    with open_regular(path) as file:
+        return _load_pt(file)
+
+
+def _load_pt(file: BinaryIO) -> Any:
+    """The object of a .pt file: containers, numbers and tensors. Raises ValueError for anything else."""
+    if zipfile.is_zipfile(file):  # packed members could unpack to any size
+        file.seek(0)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("its parts are compressed, which torch.save does not do")
+        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            raise ValueError(f"a damaged .pt: {_line(error)}") from None
+    file.seek(0)
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises errors of many types for damaged files
+        reason = "it holds other objects than tensors and text, which are not loaded"
+        if (
+            not isinstance(error, Warning)
+            and "nsupported" not in str(error)
+            and "weights_only" not in str(error)
+        ):
+            reason = f"not what torch.save writes ({type(error).__name__})"
+        raise ValueError(reason) from None
+
+
+def _read_csv(text: str) -> dict[str, Entry]:
+    rows = csv.DictReader(io.StringIO("\n".join(lines(text)), newline=""))
+    names = set(rows.fieldnames or ())
+    found: dict[str, Any] = {}
+    if {"id", "labels"} <= names:
+        for row in rows:
+            again = row["id"] in found
+            found[row["id"]] = "several rows have its id" if again else entry_of(row["labels"])
+        return found
+    if not {"id", "start", "end"} <= names:
+        raise ValueError("columns id and labels, or id, start and end, are needed")
+    for row in rows:
+        signs = found.setdefault(row["id"], [])
+        try:
+            if isinstance(signs, list):
+                signs.append([float(row["start"]), float(row["end"])])
+        except (ValueError, TypeError):
+            found[row["id"]] = f"start {shortened(row['start'])} or end {shortened(row['end'])} is no number"
+    return {name: entry_of(signs) if isinstance(signs, list) else signs for name, signs in found.items()}
+
+
+def _refused(path: Path, reason: str) -> UsageError:
+    return UsageError(f"segmentation.labels: {printable(path)}: {message_line(reason)}")
+
+
+def _line(error: BaseException) -> str:
+    return shortened(message_line(error) or type(error).__name__, 120)
