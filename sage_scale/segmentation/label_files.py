@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import os
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sage_scale.corpora.media import VIDEO_SUFFIXES
 from sage_scale.corpora.splits import NAMES
 from sage_scale.errors import UsageError
 from sage_scale.segmentation.rules import RULE_FPS, decode_oib, parse_letters
@@ -74,12 +76,15 @@ class LabelTable:
 
 
 def clip_names(clip_id: str, split: str) -> list[str]:
-    """Returns the names that labels of a clip may stand under: its id, that without its split, or with another word
-    for it (`dev/x`, `x`, `valid/x`)."""
-    words = [word for word, ours in NAMES.items() if ours == split]
+    """Returns the names that labels of a clip may stand under: its id, that without its split or with another word for
+    it (`dev/x`, `x`, `valid/x`), each also without the ending of its video file."""
+    words = [split, *(word for word, ours in NAMES.items() if ours == split)]
     first, slash, rest = clip_id.partition("/")
-    bare = rest if slash and (first == split or first in words) else clip_id
-    return list(dict.fromkeys([clip_id, bare, f"{split}/{bare}", *(f"{word}/{bare}" for word in words)]))
+    bare = rest if slash and first in words else clip_id
+    names = [clip_id, bare, *(f"{word}/{bare}" for word in words)]
+    if os.path.splitext(bare)[1].lower() in VIDEO_SUFFIXES:
+        names += [os.path.splitext(name)[0] for name in names]
+    return list(dict.fromkeys(names))
 
 
 def read_table(path: Path) -> LabelTable:
@@ -105,8 +110,9 @@ def _table(path: Path, stamp: tuple[int, int]) -> LabelTable:
         raise _refused(path, f"not a label file (.json mapping, .pt mapping or .csv): {error}") from None
     if not isinstance(values, Mapping):
         raise _refused(path, "expected a mapping from clip id to labels")
-    split = values and all(
-        isinstance(value, Mapping) and not value.keys() <= _OPTIONS for value in values.values()
+    parts = values.values()
+    split = parts and all(
+        isinstance(part, Mapping) and (not part or part.keys() - _OPTIONS) for part in parts
     )
     table: dict[str, dict[str, Entry]] = {}
     for name, entries in values.items() if split else (("", values),):
@@ -127,11 +133,9 @@ def read_clip_file(path: Path) -> Entry:
         file.seek(0)
         try:
             if path.suffix == ".npy":
-                with warnings.catch_warnings():  # of headers that Python 2 wrote
-                    warnings.simplefilter("ignore")
-                    return entry_of(np.load(file, allow_pickle=False))
+                return entry_of(_load_npy(file))
             return entry_of(_load_pt(file) if path.suffix == ".pt" else parse_json(file.read()))
-        except (ValueError, MemoryError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+        except ValueError as error:
             return _line(error)
 
 
@@ -199,7 +203,10 @@ def _array(value: Any) -> np.ndarray:
         raise ValueError(f"{len(value):,} labels are more than a clip has")
     if not isinstance(value, list | np.ndarray):
         raise ValueError(f"a {type(value).__name__}, no labels")
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError("lists of unlike lengths") from None
     if array.size > MAX_NUMBERS:
         raise ValueError(f"{array.size:,} numbers are more than the labels of a clip")
     return array
@@ -208,6 +215,19 @@ def _array(value: Any) -> np.ndarray:
 def _read_pt(path: Path) -> Any:
     with open_regular(path) as file:
         return _load_pt(file)
+
+
+def _load_npy(file: BinaryIO) -> np.ndarray:
+    """The array of a .npy file, without objects. Raises ValueError for anything else."""
+    try:
+        with warnings.catch_warnings():  # of headers that Python 2 wrote
+            warnings.simplefilter("ignore")
+            array = np.load(file, allow_pickle=False)
+    except Exception as error:  # of many types: the header is parsed as Python's literals
+        raise ValueError(f"not a .npy of numbers: {_line(error)}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError("an archive of arrays, not a .npy")
+    return array
 
 
 def _load_pt(file: BinaryIO) -> Any:
@@ -227,15 +247,12 @@ def _load_pt(file: BinaryIO) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises errors of many types for damaged files
-        reason = "it holds other objects than tensors and text, which are not loaded"
-        if (
-            not isinstance(error, Warning)
-            and "nsupported" not in str(error)
-            and "weights_only" not in str(error)
-        ):
-            reason = f"not what torch.save writes ({type(error).__name__})"
-        raise ValueError(reason) from None
+    except (
+        Exception
+    ):  # of many types for damaged files; its advice to load without the limit is not passed on
+        raise ValueError(
+            "not tensors and text as torch.save writes them; other objects are not loaded"
+        ) from None
 
 
 def _read_csv(text: str) -> dict[str, Entry]:
