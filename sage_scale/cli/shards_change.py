@@ -220,7 +220,7 @@ def index(
     """
     from sage_scale.shards import rebuild_index
     from sage_scale.shards.layout import DATASET_JSON
-    from sage_scale.shards.webindex import WEB_INDEX_JSON, make_web_index
+    from sage_scale.shards.webindex import ODD, WEB_INDEX_JSON, make_web_index
     from sage_scale.storage import open_store
 
     store = open_store(url)
@@ -232,9 +232,13 @@ def index(
     with Progress("index") as show:
         made, aside = make_web_index(store, open_store(out) if out else None, threads=threads, progress=show)
     for what, number in sorted(aside.counts.items()):
-        echo(f"set aside: {number:,} x {what}")
-    for name in aside.names:
-        echo(f"  {name}")
+        named = ", ".join(aside.names.get(what, ()))
+        echo(
+            f"{'odd' if what in ODD else 'set aside'}: {number:,} x {what}" + (f": {named}" if named else "")
+        )
+    by_tar = len(set(zip(made.shard_of.tolist(), made.keys)))
+    if repeated := by_tar - len(set(made.keys)):
+        echo(f"odd: {repeated:,} x key that stands in another tar before")
     total = sum(shard.bytes for shard in made.shards)
     echo(
         f"{made.url}/{WEB_INDEX_JSON}: {len(made.keys):,} samples in {len(made.shards)} tars, {size(total)}"

@@ -17,9 +17,11 @@ from sage_scale.shards.tar import BLOCK
 
 MAX_EXTENSION_BYTES = 1 << 20
 """Largest PAX record or long name; real ones have hundreds of bytes."""
+MOST_NAMED = 3
 _ASIDE = {b"1": "hard link", b"2": "link", b"3": "device", b"4": "device", b"5": "folder", b"6": "pipe"}
 _META = re.compile(r"__[^/]*__($|/)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_LEFT_BEHIND = (".DS_Store", "Thumbs.db", "desktop.ini")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 
 
@@ -36,20 +38,23 @@ class AnyMember:
 
 @dataclass
 class Aside:
-    """Members that were set aside, by what they are, and the first few names."""
+    """Members that were set aside, or are odd, by what they are, and the first few names of each."""
 
+    tar: str = ""
+    """Name of the tar that is read."""
     counts: dict[str, int] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, what: str, name: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
-        if what != "folder" and len(self.names) < 5:
-            self.names.append(f"{what} {name[:80]!r}")
+        if what != "folder" and len(self.names.setdefault(what, [])) < MOST_NAMED:
+            self.names[what].append(f"{name[:80]!r}" + (f" in {self.tar}" if self.tar else ""))
 
     def update(self, other: Aside) -> None:
         for what, count in other.counts.items():
             self.counts[what] = self.counts.get(what, 0) + count
-        self.names = (self.names + other.names)[:5]
+        for what, names in other.names.items():
+            self.names[what] = (self.names.get(what, []) + names)[:MOST_NAMED]
 
 
 @dataclass
@@ -145,6 +150,15 @@ def key_and_extension(name: str) -> tuple[str, str] | None:
     if slash and "." not in folder.rpartition("/")[2]:
         return f"{folder}/", extension.lower()
     return None
+
+
+def left_behind(name: str) -> bool:
+    """Returns whether an operating system left the file beside the user's own (macOS's `._x`, `.DS_Store`).
+
+    webdataset takes `d/._x.jpg` for a member of the sample `d/`, which parts the members before it from those behind.
+    """
+    base = name.rpartition("/")[2]
+    return base.startswith("._") or base in _LEFT_BEHIND or "__MACOSX" in name.split("/")
 
 
 def _is_header(block: bytes) -> bool:

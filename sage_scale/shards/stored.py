@@ -10,26 +10,28 @@ from pathlib import Path
 
 from sage_scale.errors import DatasetError, StorageError
 from sage_scale.storage import Store
+from sage_scale.untrusted.files import open_regular
 
 _PIECE_BYTES = 16 << 20
 
 
 @contextmanager
-def mapped(path: Path) -> Iterator[memoryview]:
-    """The file's bytes, mapped read-only."""
+def mapped(path: Path, where: str = "") -> Iterator[memoryview]:
+    """The bytes of a regular file, mapped read-only; messages call it `where`, or by its path."""
+    where = where or str(path)
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as area:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as area:
             view = memoryview(area)
             try:
                 yield view
             finally:
                 view.release()
     except FileNotFoundError:
-        raise DatasetError(f"{path} does not exist") from None
+        raise DatasetError(f"{where} does not exist") from None
     except ValueError:  # mmap refuses an empty file
-        raise DatasetError(f"{path} is empty: it was cut off") from None
+        raise DatasetError(f"{where} is empty: it was cut off") from None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from None
+        raise StorageError(f"{where} cannot be read: {error.strerror}") from None
 
 
 @contextmanager
@@ -38,10 +40,10 @@ def stored_tar(store: Store, name: str) -> Iterator[memoryview]:
 
     Raises NotFound, StorageError, and DatasetError for an empty one.
     """
-    path = store.local_path(name)
+    path, where = store.local_path(name), f"{store.url}/{name}"
     if path is not None:
         store.size(name)  # NotFound rather than an error of the mapping
-        with mapped(path) as view:
+        with mapped(path, where) as view:
             yield view
         return
     total = store.size(name)
@@ -54,5 +56,5 @@ def stored_tar(store: Store, name: str) -> Iterator[memoryview]:
             raise StorageError(
                 f"{file.name} cannot be written: {error.strerror}; set TMPDIR to a larger disk"
             ) from None
-        with mapped(Path(file.name)) as view:
+        with mapped(Path(file.name), where) as view:
             yield view

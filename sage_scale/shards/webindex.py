@@ -21,15 +21,21 @@ from shlex import quote
 import numpy as np
 
 from sage_scale.errors import DatasetError, NoDataset, StorageError
-from sage_scale.shards.anytar import Aside, key_and_extension, members
+from sage_scale.shards.anytar import Aside, key_and_extension, left_behind, members
 from sage_scale.shards.sample import sample_hash
 from sage_scale.shards.seal import seal, unseal
 from sage_scale.shards.stored import stored_tar
 from sage_scale.storage import NotFound, Store, open_store
+from sage_scale.untrusted.display import printable
+from sage_scale.untrusted.files import text_fault
 
 WEB_INDEX_JSON = "sage-index.json"
 WEB_FORMAT, WEB_VERSION = "sage-scale-webdataset-index", 1
 WEB_RECORD = np.dtype([("offset", "<u8"), ("length", "<u8"), ("hash", "u1", 16)])
+TORN = "sample whose members do not stand side by side, which is read in pieces"
+AGAIN = "sample whose key stands in the tar before"
+ODD = (TORN, AGAIN)
+"""What `Aside` counts of samples that are not set aside: they are read as webdataset reads them."""
 _MAX_KEYS_BYTES = 1 << 34
 """Keys of one index, unpacked: more would be a trap for the memory."""
 
@@ -90,6 +96,9 @@ def make_web_index(
             else ": give the folder or prefix they lie in"
         )
         raise NoDataset(f"{tars.url} holds no .tar{hint}")
+    odd = next((name for name in names if text_fault(name)), "")
+    if odd:
+        raise DatasetError(f"{tars.url} holds '{printable(odd)}', whose name is not UTF-8: rename it")
     scanned: dict[str, tuple[WebShard, list[str], np.ndarray, Aside]] = {}
     read = 0
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -134,7 +143,7 @@ def make_web_index(
 
 def scan(tars: Store, name: str) -> tuple[WebShard, list[str], np.ndarray, Aside]:
     """What an index says of one tar: the shard, its keys and WEB_RECORDs, and what was set aside."""
-    where, aside = f"{tars.url}/{name}", Aside()
+    where, aside = f"{tars.url}/{name}", Aside(name)
     keys, records = [], []
     with stored_tar(tars, name) as view:
         for key, start, end in _samples(view, where, aside):
@@ -148,14 +157,15 @@ def scan(tars: Store, name: str) -> tuple[WebShard, list[str], np.ndarray, Aside
 
 def read_members(data: bytes, where: str) -> tuple[str, dict[str, bytes]]:
     """Key, and bytes by extension, of a sample's bytes; nothing in them is interpreted, let alone unpickled."""
-    found: dict[str, bytes] = {}
-    sample_key = ""
+    own: list[tuple[str, str, bytes]] = []
+    left: list[tuple[str, str, bytes]] = []
     for member in members(data, where, part=True):
         parts = key_and_extension(member.name)
         if parts is not None:
-            sample_key, extension = parts
-            found[extension] = data[member.offset : member.offset + member.size]
-    return sample_key, found
+            place = left if left_behind(member.name) else own
+            place.append((*parts, data[member.offset : member.offset + member.size]))
+    found = own or left  # indexes of version 0.1.0 have samples of what is left behind
+    return (found[-1][0] if found else ""), {extension: body for _, extension, body in found}
 
 
 def open_web_index(place: str | Store) -> WebIndex:
@@ -243,13 +253,25 @@ def _samples(view: memoryview, where: str, aside: Aside) -> Iterator[tuple[str, 
     """Key, first byte and end of each sample. Raises DatasetError for an extension that occurs twice in one."""
     key, start, end = "", -1, -1
     extensions: set[str] = set()
+    before: dict[str, set[str]] = {}
+
+    def whole() -> tuple[str, int, int]:
+        known = before.setdefault(key, set())
+        if known:
+            aside.add(AGAIN if known & extensions else TORN, key)
+        known |= extensions
+        return key, start, end
+
     for member in members(view, where, aside=aside):
+        if left_behind(member.name):
+            aside.add("file that an operating system left behind", member.name)
+            continue
         parts = key_and_extension(member.name)
         if parts is None:
             aside.add("member without key and extension", member.name)
             continue
         if start >= 0 and parts[0] != key:
-            yield key, start, end
+            yield whole()
             start = -1
         if start < 0:
             key, start, extensions = parts[0], member.start, set()
@@ -258,4 +280,4 @@ def _samples(view: memoryview, where: str, aside: Aside) -> Iterator[tuple[str, 
         extensions.add(parts[1])
         end = member.end
     if start >= 0:
-        yield key, start, end
+        yield whole()

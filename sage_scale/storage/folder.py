@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from sage_scale.errors import StorageError
-from sage_scale.storage.interface import Entry, NotFound, Store, check_name
+from sage_scale.storage.interface import Entry, NotFound, Store, check_name, is_name
+from sage_scale.untrusted.files import check_regular, open_descriptor, read_bytes
 
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _COPY_BYTES = 1 << 20
@@ -40,7 +41,7 @@ class FolderStore(Store):
     def get(self, name: str) -> bytes:
         path = self.local_path(name)
         try:
-            return path.read_bytes()
+            return read_bytes(path)
         except OSError as error:
             raise _reading(path, error) from None
 
@@ -49,7 +50,7 @@ class FolderStore(Store):
         pieces = []
         left = length
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_descriptor(path)
             try:
                 while left:
                     piece = os.pread(descriptor, left, offset + length - left)
@@ -101,7 +102,9 @@ class FolderStore(Store):
     def size(self, name: str) -> int:
         path = self.local_path(name)
         try:
-            return path.stat().st_size
+            found = path.stat()
+            check_regular(found.st_mode, path)
+            return found.st_size
         except OSError as error:
             raise _reading(path, error) from None
 
@@ -121,12 +124,12 @@ class FolderStore(Store):
             inside = os.path.relpath(folder, self.root)
             for file in files:
                 name = file if inside == "." else f"{inside}/{file}"
-                if not file.startswith(".") and name.startswith(prefix):
+                if is_name(name) and name.startswith(prefix):
                     try:
                         entries.append(Entry(name, os.stat(os.path.join(folder, file)).st_size))
                     except FileNotFoundError:
                         continue  # deleted while the listing ran
-        yield from sorted(entries, key=lambda entry: entry.name.encode())
+        yield from sorted(entries, key=lambda entry: os.fsencode(entry.name))
 
     def delete(self, name: str) -> None:
         path = self.local_path(name)

@@ -106,7 +106,10 @@ class Store(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Every object whose name starts with `prefix`, in the order of the names' bytes."""
+        """Every object whose name starts with `prefix`, in the order of the names' bytes.
+
+        Objects that `get` would refuse by name (`is_name`) are left out: `.a.tmp`, `.git/x`.
+        """
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -141,13 +144,18 @@ class Store(ABC):
         return f"{type(self).__name__}({self.url!r})"
 
 
+def is_name(name: str) -> bool:
+    """Returns whether a name is a plain relative one; listings, of folders and of S3, leave out all others."""
+    odd = "\0" in name or "\\" in name
+    return not odd and all(part and not part.startswith(".") for part in name.split("/"))
+
+
 def check_name(name: str) -> str:
     """The name itself where it is a plain relative one; StorageError for one that could leave the store.
 
     Names whose parts begin with a dot are refused too: they are kept for files in the making.
     """
-    parts = name.split("/")
-    if not name or "\0" in name or "\\" in name or any(not part or part.startswith(".") for part in parts):
+    if not is_name(name):
         raise StorageError(
             f"'{name!r}' is no name of an object: it must be relative, without empty or dotted parts"
         )

@@ -38,6 +38,7 @@ from sage_scale.storage.interface import (
     NotFound,
     Store,
     check_name,
+    is_name,
 )
 from sage_scale.storage.patience import tell_of_retries
 from sage_scale.storage.s3_errors import BUSY, code_of, endpoint, explain, server
@@ -180,7 +181,7 @@ class S3Store(Store):
             page = self._call(prefix, fetch)
             for item in page.get("Contents", ()):
                 name = item["Key"][len(self.prefix) :]
-                if name and not name.endswith("/"):
+                if is_name(name):
                     yield Entry(name, item["Size"])
             if not page.get("IsTruncated"):
                 return

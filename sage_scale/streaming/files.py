@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sage_scale.errors import StorageError
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.readers import ADVICE, DamagedSample, Fetcher, Source
+from sage_scale.untrusted.files import open_descriptor
 
 MAX_DESCRIPTORS = 256
 
@@ -23,7 +24,7 @@ class Descriptor:
     """An open file that closes when the last thread lets go of it."""
 
     def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = open_descriptor(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):

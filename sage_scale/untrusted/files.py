@@ -25,6 +25,11 @@ def open_regular(path: str | Path) -> BinaryIO:
 
     Raises NotRegularFile for FIFOs, devices and sockets, IsADirectoryError for folders, other OSErrors as `open`.
     """
+    return os.fdopen(open_descriptor(path), "rb")
+
+
+def open_descriptor(path: str | Path) -> int:
+    """Returns a descriptor of a regular file, for reading, as `open_regular` opens it; the caller closes it."""
     try:  # O_NONBLOCK: opening a FIFO would wait for a writer
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -33,10 +38,10 @@ def open_regular(path: str | Path) -> BinaryIO:
         raise
     try:
         check_regular(os.fstat(descriptor).st_mode, path)
-        return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
 
 
 def check_regular(mode: int, path: str | Path) -> None:

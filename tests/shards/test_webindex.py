@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import random
 import tarfile
@@ -325,3 +326,110 @@ def test_an_index_in_s3_of_tars_in_s3(s3, tmp_path: Path) -> None:
     expected = [sample for path in sorted(folder.glob("*.tar")) for sample in theirs(path)]
     assert strip == [{k: v for k, v in sample.items() if k != "__url__"} for sample in expected]
     assert verify_web_index(index) == []
+
+
+def write_tar(path: Path, *names: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            tar.addfile(info, io.BytesIO(name.encode()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (["d/._0.jpg", "d/0.jpg", "d/._0.txt", "d/0.txt", "d/._1.jpg", "d/1.jpg", "d/1.txt"], 3),
+        (["d/0.jpg", "d/.DS_Store", "d/0.txt", "d/1.jpg", "d/1.txt"], 1),
+        (
+            [
+                "d/0.jpg",
+                "__MACOSX/d/._0.jpg",
+                "d/0.txt",
+                "d/1.jpg",
+                "d/Thumbs.db",
+                "d/1.txt",
+                "d/desktop.ini",
+            ],
+            3,
+        ),
+    ],
+)
+def test_what_an_operating_system_left_behind_parts_no_sample(
+    tmp_path: Path, names, left: int, capsys
+) -> None:
+    """webdataset takes them for members of samples of their own, and the samples beside them for several."""
+    path = write_tar(tmp_path / "a.tar", *names)
+    assert len(theirs(path)) > 2
+    said = _call(capsys, "index", tmp_path)
+    assert f"set aside: {left} x file that an operating system left behind: '" in said and "in a.tar" in said
+    whole = [{"__key__": f"d/{n}", "__url__": f"{tmp_path}/a.tar", "jpg": b"d/%d.jpg" % n, "txt": b"d/%d.txt" % n}
+             for n in range(2)]  # fmt: skip
+    assert ours(tmp_path) == whole
+    assert verify_web_index(open_web_index(str(tmp_path))) == []
+
+
+def test_members_that_do_not_stand_side_by_side_are_told(tmp_path: Path, capsys) -> None:
+    """They are pieces for webdataset as well, which says nothing."""
+    path = write_tar(tmp_path / "a.tar", "0.jpg", "1.jpg", "2.jpg", "2.txt", "0.txt", "1.txt", "0.json")
+    said = _call(capsys, "index", tmp_path)
+    assert "odd: 3 x sample whose members do not stand side by side" in said and "'0' in a.tar" in said
+    assert ours(tmp_path) == theirs(path) and len(theirs(path)) == 6
+    write_tar(tmp_path / "a.tar", "0.jpg", "0.txt", "1.jpg", "0.jpg", "0.txt")
+    assert "odd: 1 x sample whose key stands in the tar before: '0' in a.tar" in _call(
+        capsys, "index", tmp_path
+    )
+    write_tar(tmp_path / "a.tar", "0.jpg", "0.txt")
+    write_tar(tmp_path / "b.tar", "0.jpg", "1.txt")
+    assert "odd: 1 x key that stands in another tar before" in _call(capsys, "index", tmp_path)
+    (tmp_path / "b.tar").unlink()
+    assert "odd" not in _call(capsys, "index", tmp_path)
+
+
+def test_a_sample_of_files_left_behind_in_an_older_index_is_still_read(tmp_path: Path) -> None:
+    data = write_tar(tmp_path / "a.tar", "d/._0.jpg").read_bytes()
+    assert read_members(data[: 512 * 2], "a.tar") == ("d/", {"_0.jpg": b"d/._0.jpg"})
+
+
+@pytest.mark.parametrize("where", ["folder", "s3"])
+def test_tars_in_the_making_are_skipped_and_an_empty_one_is_named(where, tmp_path: Path, request) -> None:
+    write_tar(tmp_path / "good.tar", "0.jpg", "0.txt")
+    hidden = {"train/.tmp.tar": b"half of it", ".a.tar": b""}
+    if where == "folder":
+        store = open_store(tmp_path / "tars")
+        for name, data in hidden.items():
+            (tmp_path / "tars" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "tars" / name).write_bytes(data)
+    else:
+        store = open_store(request.getfixturevalue("s3").url + "/tars")
+        for name, data in hidden.items():
+            store.client.put_object(Bucket=store.bucket, Key=store.prefix + name, Body=data)
+    store.put("train/a.tar", tmp_path / "good.tar")
+    made, _ = make_web_index(store)
+    assert made.keys == ("0",) and [shard.name for shard in made.shards] == ["train/a.tar"]
+    store.put("train/b.tar", b"")
+    with pytest.raises(DatasetError, match=rf"^{store.url}/train/b.tar is empty"):
+        make_web_index(store)
+
+
+def test_only_regular_files_are_tars(tmp_path: Path, capsys) -> None:
+    write_tar(tmp_path / "a.tar", "0.jpg")
+    assert run(["shards", "index", str(tmp_path)]) == 0
+    for make, what in (
+        (os.mkfifo, "a FIFO"),
+        (lambda path: path.symlink_to("/dev/zero"), "a character device"),
+    ):
+        (tmp_path / "a.tar").unlink()
+        make(tmp_path / "a.tar")
+        capsys.readouterr()
+        assert run(["shards", "index", str(tmp_path)]) == 1
+        assert what in capsys.readouterr().err
+        assert run(["shards", "verify", str(tmp_path)]) == 1
+        assert run(["shards", "cat", str(tmp_path), "0"]) == 1
+        assert what in capsys.readouterr().err
+    (tmp_path / "a.tar").unlink()
+    write_tar(tmp_path / "b.tar", "0.jpg")
+    (tmp_path / "b.tar").rename(tmp_path / os.fsdecode(b"\xff.tar"))
+    assert "whose name is not UTF-8" in _call(capsys, "index", tmp_path, code=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -123,3 +124,25 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
         with pytest.raises(UsageError, match=f"{path} is a file"):
             open_store(url)
     assert path.read_text() == "not a dataset"
+
+
+def test_only_regular_files_are_objects(tmp_path: Path) -> None:
+    """A FIFO would wait for a writer for ever, /dev/zero never end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        before = os.getcwd()
+        os.chdir(tmp_path)  # a socket's path is short
+        try:
+            listening.bind("socket")
+        finally:
+            os.chdir(before)
+        store = open_store(tmp_path)
+        for name, what in (
+            ("pipe", "a FIFO"), ("zero", "a character device"), ("socket", "a socket"), ("folder", "a folder"),
+        ):  # fmt: skip
+            reads = (store.get, store.size, store.exists, lambda name: store.get_range(name, 0, 1))
+            for read in reads:
+                with pytest.raises(StorageError, match=f"{name} .*{what}"):
+                    read(name)

@@ -135,3 +135,20 @@ def test_urls(tmp_path: Path) -> None:
     for url in ("", "ftp://x/y", "s3://", "file://other-host/x"):
         with pytest.raises(UsageError):
             open_store(url)
+
+
+def test_a_listing_has_only_names_that_can_be_read(store: Store, tmp_path: Path) -> None:
+    """Files in the making and such as could leave the store are skipped in a folder and in a bucket alike."""
+    odd = [".tmp.tar", "train/.tmp.tar", ".git/x.tar", "a/.b/c.tar", "back\\slash.tar"]
+    plain = ["a.tar", "train/b.tar", "ü/日.tar"]
+    if (path := store.local_path("a.tar")) is not None:
+        for name in (*odd, *plain):
+            place = path.parent / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(b"x")
+    else:
+        for name in (*odd, "a//b.tar", "../x.tar", *plain):
+            store.client.put_object(Bucket=store.bucket, Key=store.prefix + name, Body=b"x")
+    assert [entry.name for entry in store.list()] == plain
+    assert [entry.name for entry in store.list("train/")] == ["train/b.tar"]
+    assert all(store.get(entry.name) == b"x" for entry in store.list())
