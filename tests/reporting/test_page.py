@@ -298,3 +298,13 @@ def test_the_page_tells_of_the_job_and_what_befell_it(whole):
         "Tokens a second",
     ):
         assert shown in text, shown
+
+
+def test_datasets_that_differ_are_all_named(tmp_path):
+    run = make_run(tmp_path / "run")
+    log = run / "pretrain" / "log.jsonl"
+    start, _, rest = log.read_text().partition("\n")
+    differing = {"segmentation.tagger": ["motion", "uniform"], "corpus.name": ["a", "<b>"]}
+    log.write_text(json.dumps(json.loads(start) | {"differing": differing}) + "\n" + rest)
+    page = write_report(run).read_text()
+    assert "segments by motion and uniform" in page and "corpus a and &lt;b&gt;" in page

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import time
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from networks import Network, read
 
+from sage_scale.cli.main import run
 from sage_scale.errors import StorageError
 from sage_scale.storage import open_store
 from sage_scale.streaming import open_stream
@@ -202,3 +204,24 @@ def test_neighbours_share_a_request_and_all_are_covered():
                 assert shard[member] == span.shard
                 assert span.begin <= offset[member] and offset[member] + length[member] <= span.end
     assert len(coalesce(np.zeros(4, int), np.array([0, 60, 10, 131]), np.full(4, 50), 10, 200)) == 2
+
+
+@pytest.mark.parametrize("kind", ["features_dataset", "frames_dataset"])
+def test_a_pipe_or_a_device_in_the_place_of_a_shard_is_named_at_once(kind, request, tmp_path):
+    url, recipe, _ = request.getfixturevalue(kind)
+    for number, what in enumerate(("a FIFO", "a character device")):
+        copy = tmp_path / str(number)
+        shutil.copytree(url, copy)
+        tar = copy / "000000.tar"
+        tar.unlink()
+        os.mkfifo(tar) if what == "a FIFO" else tar.symlink_to("/dev/zero")
+        with pytest.raises(StorageError, match=what):
+            list(open_stream(copy, recipe, batch_size=4, epochs=1))
+        for verb in (
+            ["shards", "verify"],
+            ["shards", "index"],
+            ["shards", "ls", "--samples"],
+            ["shards", "repair"],
+        ):
+            before = time.monotonic()
+            assert run([*verb[:2], str(copy), *verb[2:]]) in (0, 1, 4) and time.monotonic() - before < 10
