@@ -103,9 +103,9 @@ def _table(path: Path, stamp: tuple[int, int]) -> LabelTable:
             path, f"{stamp[1]:,} bytes are more than {MAX_FILE_BYTES:,}: give a folder with a file a clip"
         )
     try:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             return LabelTable({"": _read_csv(read_text(path))})
-        values = _read_pt(path) if path.suffix == ".pt" else parse_json(read_bytes(path))
+        values = _read_pt(path) if path.suffix.lower() in (".pt", ".pth") else parse_json(read_bytes(path))
     except (InvalidJSON, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise _refused(path, f"not a label file (.json mapping, .pt mapping or .csv): {error}") from None
     if not isinstance(values, Mapping):

@@ -64,16 +64,13 @@ def check_labels(recipe: Recipe, manifest: Manifest, exceeded: Callable[[int], b
     if recipe.precompute.address and not os.path.exists(segmentation.labels):
         return  # on the nodes alone
     path = _place(segmentation.labels)
-    lacking: list[str] = []
     if path.is_dir():
         try:
-            there = set(os.listdir(path))
+            there = {stem for stem, suffix in map(os.path.splitext, os.listdir(path)) if suffix in SUFFIXES}
         except OSError as error:
             raise StorageError(f"segmentation.labels: {path} cannot be read: {error.strerror}") from None
         example = next(iter(sorted(there)), "")
-        for clip in manifest.clips:
-            if not any(f"{stem}{suffix}" in there for stem in _stems(clip) for suffix in SUFFIXES):
-                lacking.append(clip.id)
+        lacking = [clip.id for clip in manifest.clips if there.isdisjoint(_stems(clip))]
     else:
         table = read_table(path)
         example = table.first()

@@ -38,8 +38,10 @@ from sage_scale.shards import (
 from sage_scale.storage import open_store
 from sage_scale.streaming.batches import SampleShape
 from sage_scale.streaming.packing import collate, decode_sample
+from sage_scale.training.inherited import contradictions
 from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.training.stage import STAGE1
+from sage_scale.untrusted.printer import tell
 
 Progress = Callable[[int, int, int], None]
 
@@ -90,6 +92,7 @@ def write_sign_features(
     writer, source, store = SignWriter(run, device), open_dataset(data), open_store(out)
     if store.url.rstrip("/") == source.url.rstrip("/"):
         raise UsageError(f"{out} is the dataset itself: write to another place")
+    tell(*contradictions(writer.recipe, [source]))
     part = dict(source.info.recipe_part)
     stride = writer.recipe.vision.frame_stride * writer.factor
     vision = {name: value for name, value in part.get("vision", {}).items() if name not in VIEWS}
