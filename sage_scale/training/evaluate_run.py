@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sage_scale.config import Recipe
+from sage_scale.config.recipe import values_of
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.evaluation.baselines import nearest_in_length, prior_sentence
 from sage_scale.evaluation.metrics import content_f1, score
@@ -25,7 +26,7 @@ from sage_scale.training import distributed
 from sage_scale.training.decode import blank, has_split, translate_split
 from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator
-from sage_scale.training.inherited import contradictions
+from sage_scale.training.inherited import contradictions, described
 from sage_scale.training.pictures import thumbnail
 from sage_scale.training.runlog import memory_mb, record_timing
 
@@ -76,6 +77,7 @@ def run(
     if recipe.model.kind == "sage":  # a token is a segment
         segments, frames = sum(len(row["segments"]) for row in rows), sum(row["frames"] for row in rows)
         result["token_ratio"] = segments / max(frames, 1)
+        result["taggers"] = values_of(map(described, datasets)).get("segmentation.tagger", [])
     if ranks.first:
         write_rows(folder / "predictions" / f"{split}.jsonl", rows)
     heldout = translate(f"{split}_heldout")

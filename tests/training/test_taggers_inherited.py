@@ -73,6 +73,7 @@ def test_what_the_dataset_is_the_run_says(world: Path, tagger: str, capsys) -> N
         assert recipe.corpus_part() == dict(made.notes["corpus"])
     assert run(["evaluate", *begin]) == 0
     assert "made otherwise" not in capsys.readouterr().err
+    assert json.loads((folder / "scores.json").read_text())["taggers"] == [tagger]
     assert run(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert f"segments by {tagger}" in page and f"tagger: {tagger}" in page
