@@ -15,6 +15,7 @@ from sage_scale.config import Segmentation
 
 O, I, B = 0, 1, 2  # noqa: E741 - the labels' names in the literature
 LETTERS = "OIB"
+_NUMBERS = bytes.maketrans(LETTERS.encode(), bytes(range(len(LETTERS))))
 RULE_FPS = 25.0
 """Frame rate at which the rules' frame counts are stated."""
 
@@ -122,11 +123,11 @@ def resample_labels(labels_S: np.ndarray, from_fps: float, total: int, to_fps: f
 
 
 def parse_letters(text: str) -> np.ndarray:
-    """Labels int8 (T,) of a string such as "OOBIIIOBII"; ValueError names a strange letter."""
+    """Returns labels int8 (T,) of a string such as "OOBIIIOBII". Raises ValueError with the strange letters."""
     strange = set(text.upper()) - set(LETTERS)
     if strange:
-        raise ValueError(f"labels hold {sorted(strange)!r}, only O, I and B are known")
-    return np.array([LETTERS.index(letter) for letter in text.upper()], np.int8)
+        raise ValueError(f"labels hold {sorted(strange)[:5]!r}, only O, I and B are known")
+    return np.frombuffer(text.upper().encode().translate(_NUMBERS), np.int8).copy()
 
 
 def apply_rule(labels_T: np.ndarray, segmentation: Segmentation, fps: float) -> np.ndarray:

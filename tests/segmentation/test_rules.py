@@ -84,8 +84,10 @@ def test_limits_follow_the_frame_rate(labels, factor) -> None:
     for k in np.flatnonzero(repeated):
         faster[k * factor] = B
     slow, fast = labels_to_segments(labels), labels_to_segments(faster, fps=25.0 * factor)
-    assert len(slow) == len(fast)
-    assert np.abs(slow * factor - fast).max() <= 2 * factor
+    # Of 21 frames one half has 10, which is short enough; of 42 both have 21 and are halved again.
+    assert len(fast) >= len(slow)
+    for edges, faster_edges in zip(slow.T * factor, fast.T):
+        assert np.abs(edges[:, None] - faster_edges[None]).min(axis=1).max() <= 2 * factor
 
 
 @given(labels=labels)
