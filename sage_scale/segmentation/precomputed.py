@@ -1,8 +1,9 @@
 """The tagger `precomputed`: O/I/B labels or sign intervals that lie beside a corpus.
 
-`segmentation.labels` is a folder or one file. A folder has a file a clip, named by the clip's id (with / as __; with or
-without its split) or key: `.npy`, `.pt` or `.json`. One file is `.pt` or `.json`, a mapping from clip id to labels or
-from split to such mappings, or `.csv` with the columns id and labels, or id, start and end (frames, one sign a row).
+`segmentation.labels` is a folder or one file. A folder has a file a clip, named by the clip's id (with / as __ or in
+folders; with or without its split) or key: `.npy`, `.pt` or `.json`. One file is `.pt` or `.json`, a mapping from clip
+id to labels or from split to such mappings, or `.csv` with the columns id and labels, or id, start and end (frames, one
+sign a row).
 
 Labels of a clip are an array, tensor or list (T,) of 0, 1, 2 (O, I, B), scores (T, 3) or intervals (N, 2) in frames, or
 a string of the letters O, I, B; or a mapping with `labels` or `segments` and, where they were made at another frame
@@ -22,6 +23,7 @@ from sage_scale.corpora.clip import Manifest
 from sage_scale.errors import ClipRejected, StorageError, TooManyRejects, UsageError
 from sage_scale.segmentation.label_files import Entry, Labels, clip_names, read_clip_file, read_table
 from sage_scale.segmentation.rules import resample_labels, segments_to_labels
+from sage_scale.storage.interface import is_name
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import NotRegularFile
 from sage_scale.vision.decode import Source
@@ -65,10 +67,7 @@ def check_labels(recipe: Recipe, manifest: Manifest, exceeded: Callable[[int], b
         return  # on the nodes alone
     path = _place(segmentation.labels)
     if path.is_dir():
-        try:
-            there = {stem for stem, suffix in map(os.path.splitext, os.listdir(path)) if suffix in SUFFIXES}
-        except OSError as error:
-            raise StorageError(f"segmentation.labels: {path} cannot be read: {error.strerror}") from None
+        there = _all_stems(path)
         example = next(iter(sorted(there)), "")
         lacking = [clip.id for clip in manifest.clips if there.isdisjoint(_stems(clip))]
     else:
@@ -100,7 +99,26 @@ def _place(labels: str) -> Path:
 
 
 def _stems(clip: Source) -> list[str]:
-    return [*(name.replace("/", "__") for name in clip_names(clip.id, clip.split)), clip.key]
+    """Names of a clip's file below the folder, less the ending, in the order in which they are tried."""
+    names = clip_names(clip.id, clip.split)
+    return [
+        *(name.replace("/", "__") for name in names),
+        clip.key,
+        *(n for n in names if "/" in n and is_name(n)),
+    ]
+
+
+def _all_stems(folder: Path) -> set[str]:
+    """Names of all files of labels below a folder, less the ending."""
+
+    def refuse(error: OSError) -> None:
+        raise StorageError(f"segmentation.labels: {folder} cannot be read: {error.strerror}") from None
+
+    found = set()
+    for place, _, files in os.walk(folder, onerror=refuse):
+        inside = "" if place == str(folder) else f"{os.path.relpath(place, folder)}/"
+        found |= {inside + stem for stem, suffix in map(os.path.splitext, files) if suffix in SUFFIXES}
+    return found
 
 
 def _file_of(folder: Path, clip: Source) -> Path | None:

@@ -98,9 +98,10 @@ def test_json_has_the_same_forms_and_publishers_words_for_splits(tmp_path):
 
 
 def test_a_folder_has_a_file_a_clip_under_any_of_its_names(tmp_path):
-    for number, name in enumerate(("train__heute-1.pt", "heute-1.pt", f"{clip().key}.npy", "heute-1.json")):
+    names = ("train__heute-1.pt", "heute-1.pt", f"{clip().key}.npy", "heute-1.json", "train/heute-1.pt")
+    for number, name in enumerate(names):
         folder = tmp_path / str(number)
-        folder.mkdir()
+        (folder / name).parent.mkdir(parents=True)
         if name.endswith(".pt"):
             torch.save(torch.tensor(LETTERS), folder / name)
         elif name.endswith(".npy"):
@@ -110,6 +111,9 @@ def test_a_folder_has_a_file_a_clip_under_any_of_its_names(tmp_path):
         assert labels_of(folder) == LETTERS and has_labels(str(folder), clip())
         assert not has_labels(str(folder), clip("train/other"))
         check(folder, [clip()])
+    (tmp_path / "outside.json").write_text(json.dumps(LETTERS))
+    for name in ("../outside", f"{tmp_path}/outside", "x/../../outside"):
+        assert not has_labels(str(tmp_path / "0"), clip(name))
 
 
 def test_a_table_keeps_its_line_separators_and_byte_order_marks(tmp_path):
