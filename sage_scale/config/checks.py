@@ -35,7 +35,10 @@ def check(recipe: Recipe) -> None:
     )
     need(m.conv_kernel % 2 == 1, f"model.conv_kernel={m.conv_kernel} must be odd")
     need(0 <= c.alpha <= 1 and 0 <= c.beta <= 1, "clcl.alpha and clcl.beta must be between 0 and 1")
-    need(c.tau > 0 and c.scale_init > 0, "clcl.tau and clcl.scale_init must be positive")
+    need(
+        min(c.tau, c.scale_init, c.scale_max) > 0,
+        "clcl.tau, clcl.scale_init and clcl.scale_max must be positive",
+    )
     need(c.beta == 1 or m.context_layers > 0, "model.context_layers=0 has no hidden states: set clcl.beta=1")
     need(0 <= recipe.shards.max_reject_rate <= 1, "shards.max_reject_rate must be between 0 and 1")
     memory = recipe.precompute.actor_memory_mb

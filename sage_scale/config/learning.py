@@ -74,9 +74,9 @@ class Clcl:
     beta: float = 0.6
     """Weight of the embedding level against the hidden-state level (equation 5)."""
     scale_init: float = 1 / 0.07
-    """Start of the learnable logit scales."""
+    """Start of the logit scales; their logarithms are trained, without weight decay (CiCo)."""
     scale_max: float = 100.0
-    """Logit scales are clamped to this value (CiCo)."""
+    """Greatest logit scale: the trained values are clamped to it after each step (CiCo)."""
     same_text: Literal["negative", "masked"] = "negative"
     """Whether clips of the same sentence in a batch count as negatives."""
     implementation: Literal["auto", "reference", "tiled", "triton"] = "auto"

@@ -89,9 +89,9 @@ class Prototypes:
     tau_class: float = 0.1
     """Start of the temperature over prototypes, learnable (section 4.2)."""
     tau_min: float = 0.01
-    """Both temperatures are clamped to at least this (released code)."""
+    """Least temperature: both are clamped to it after each step (released code: in the forward pass)."""
     tau_max: float = 1.0
-    """Both temperatures are clamped to at most this (released code)."""
+    """Greatest temperature."""
     weight: float = 1.0
     """Factor on the loss; 10 in the released code."""
     max_frequency: float = 1.0

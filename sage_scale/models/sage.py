@@ -7,6 +7,7 @@ video -> VisualEncoder -> Mapper -> L     stage 1: L against text embeddings (CE
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,9 +55,13 @@ class SageAligner(nn.Module):
             self.context.recompute = recipe.pretrain.recompute
             if recipe.model.context_init == "language_model":
                 self.context.copy_from(language_model)
+        # Logarithms, as in CLIP, CiCo and the released SAGE: a step on the scale itself would be scale^2 times smaller.
         # Of shape (1,): a parameter of no dimension crashes DeepSpeed over gloo.
-        self.scale_embedding = nn.Parameter(torch.tensor([recipe.clcl.scale_init]))
-        self.scale_hidden = nn.Parameter(torch.tensor([recipe.clcl.scale_init]))
+        greatest = math.log(recipe.clcl.scale_max)
+        start = min(math.log(recipe.clcl.scale_init), greatest)
+        self.log_scale_embedding = nn.Parameter(torch.tensor([start]))
+        self.log_scale_hidden = nn.Parameter(torch.tensor([start]))
+        self.bounds = dict.fromkeys(("log_scale_embedding", "log_scale_hidden"), (-math.inf, greatest))
 
     def encode(self, video: PackedVideo) -> tuple[Tensor, Tensor | None]:
         """L (N, d_model), and the context encoder's hidden states (N, d_model) or None without one."""
@@ -87,12 +92,12 @@ class SageAligner(nn.Module):
         text: TextTargets,
         text_ids_B: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
-        scales: tuple[Tensor, Tensor] | None = None,
+        log_scales: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `forward`, from what `encode` gave; `scales`, each (1,), stand in for the model's own two."""
+        """As `forward`, from what `encode` gave; `log_scales`, each (1,), stand in for the model's own two."""
         beta = self.clcl.beta
-        own = (self.scale_embedding, self.scale_hidden) if scales is None else scales
-        scale_embedding, scale_hidden = (scale.clamp(max=self.clcl.scale_max) for scale in own)
+        own = (self.log_scale_embedding, self.log_scale_hidden) if log_scales is None else log_scales
+        scale_embedding, scale_hidden = (log_scale.exp() for log_scale in own)
         # Both scales and both outputs stay in the graph at any beta: ZeRO waits for every parameter's gradient.
         share = (scale_embedding * 0).sum() + (scale_hidden * 0).sum() + tokens_ND.sum() * 0
         parts = {"scale_embedding": scale_embedding.detach()[0], "scale_hidden": scale_hidden.detach()[0]}

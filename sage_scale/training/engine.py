@@ -50,6 +50,7 @@ def deepspeed_config(stage: Stage, world: int, sizes: Sequence[int]) -> dict[str
     """
     # Each rank holds a buffer for a bucket; by default it has room for 500 million numbers, 2 GB, whatever is trained.
     bucket = max([1, min(sum(sizes), BUCKET), *sizes])
+    bucket += bucket % 2  # which DeepSpeed asks for
     zero: dict[str, Any] = {
         "stage": stage.zero_stage,
         "contiguous_gradients": True,

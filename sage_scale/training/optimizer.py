@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,30 +15,67 @@ from sage_scale.config import Stage
 VISUAL_PARTS = ("visual.", "mapper.", "context.", "spatial.", "sign_encoder.")
 
 
-def parameter_groups(model: nn.Module, stage: Stage, prefix: str = "") -> list[dict]:
-    """Trainable parameters in four groups: visual side or language model, with or without weight decay.
+Bounds = tuple[float, float]
+"""Least and greatest value of a parameter."""
+UNBOUNDED: Bounds = (-math.inf, math.inf)
 
-    Biases, norms and logit scales (fewer than two dimensions) are not decayed. Each group carries `lr_scale`.
+
+def bounds_of(model: nn.Module) -> dict[nn.Parameter, Bounds]:
+    """Returns the bounds of each parameter that a module of `model` names in its `bounds`: {attribute: Bounds}."""
+    return {
+        getattr(module, name): bounds
+        for module in model.modules()
+        for name, bounds in getattr(module, "bounds", {}).items()
+    }
+
+
+def parameter_groups(model: nn.Module, stage: Stage, prefix: str = "") -> list[dict]:
+    """Returns the trainable parameters in groups: visual side or language model, with or without weight decay.
+
+    Biases, norms and logit scales (fewer than two dimensions) are not decayed. Parameters with bounds have groups of
+    their own. Each group carries `lr_scale` and `bounds`.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, Bounds], list[nn.Parameter]] = {}
+    bounds = bounds_of(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             visual = name.removeprefix(prefix).startswith(VISUAL_PARTS)
-            groups.setdefault((visual, parameter.ndim >= 2), []).append(parameter)
+            key = (visual, parameter.ndim >= 2, bounds.get(parameter, UNBOUNDED))
+            groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
             "lr": stage.lr * (stage.visual_lr_scale if visual else 1.0),
             "lr_scale": stage.visual_lr_scale if visual else 1.0,
             "weight_decay": stage.weight_decay if decayed else 0.0,
+            "bounds": within,
         }
-        for (visual, decayed), parameters in sorted(groups.items(), reverse=True)
+        for (visual, decayed, within), parameters in sorted(groups.items(), reverse=True)
     ]
 
 
 def make_optimizer(groups: list[dict], stage: Stage, device: torch.device) -> torch.optim.Optimizer:
-    """SGD with momentum (SAGE, section 4.2) or AdamW: one fused kernel a group on a GPU, and where it is offloaded,
-    DeepSpeed's vectorised AdamW if this machine can compile it, else torch's own."""
+    """Returns SGD with momentum (SAGE, section 4.2) or AdamW, whose steps keep each group within its `bounds`.
+
+    One fused kernel a group on a GPU; where it is offloaded, DeepSpeed's vectorised AdamW if this machine can compile
+    it, else torch's own.
+    """
+    optimizer = _plain_optimizer(groups, stage, device)
+    optimizer.register_step_post_hook(_clamp)
+    return optimizer
+
+
+def _clamp(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    # The data, after the step: a clamp in the forward pass has no gradient beyond the bound, so a parameter that passed
+    # it would stay there. Here `params` are what the optimizer itself moves: the parameters, or under ZeRO a rank's
+    # float32 part of all parameters of the group, which DeepSpeed then hands to every rank.
+    for group in optimizer.param_groups:
+        if group["bounds"] != UNBOUNDED:
+            for values in group["params"]:
+                values.data.clamp_(*group["bounds"])
+
+
+def _plain_optimizer(groups: list[dict], stage: Stage, device: torch.device) -> torch.optim.Optimizer:
     # Offloaded weights are stepped on the CPU, whatever the device.
     fused = (device.type == "cuda" and stage.offload == "none") or None
     if stage.optimizer == "sgd":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -49,8 +50,32 @@ def test_the_stage_1_loss_is_equation_5(beta):
     CE = clcl_loss(*clcl_similarity(L, text.embeddings_MD, n, text.lengths_B), scale, 0.3)
     HS = clcl_loss(*clcl_similarity(hidden, text.hidden_MD, n, text.lengths_B), scale, 0.3)
     torch.testing.assert_close(total, beta * CE + (1 - beta) * HS)
-    assert parts["scale_embedding"].item() == 100 and not parts["scale_hidden"].requires_grad
+    assert parts["scale_embedding"].item() == pytest.approx(100) and not parts["scale_hidden"].requires_grad
     assert ("loss_embedding" in parts) == (beta > 0) and ("loss_hidden" in parts) == (beta < 1)
+
+
+@pytest.mark.parametrize("loss", ["clcl", "clip", "maxsim"])
+@pytest.mark.parametrize("implementation", ["reference", "tiled"])
+@pytest.mark.parametrize("start", [1 / 0.07, 100.0])
+def test_the_logarithm_of_each_scale_is_trained(loss, implementation, start):
+    """d loss / d log(scale) by differences of the loss itself, at the bound as well as below it."""
+    model = aligner(loss=loss, implementation=implementation, scale_init=start).eval().double()
+    given = targets()
+    text = replace(given, embeddings_MD=given.embeddings_MD.double(), hidden_MD=given.hidden_MD.double())
+
+    def share(**logarithms: float) -> torch.Tensor:
+        for name, value in logarithms.items():
+            model.get_parameter(name).data.fill_(value)
+        return model(video(), text)[0]
+
+    share().backward()
+    for name in ("log_scale_embedding", "log_scale_hidden"):
+        at = model.get_parameter(name).item()
+        assert at == pytest.approx(math.log(start), rel=1e-6)
+        step = 1e-4
+        slope = (share(**{name: at + step}) - share(**{name: at - step})).item() / (2 * step)
+        assert model.get_parameter(name).grad.item() == pytest.approx(slope, rel=1e-5) and abs(slope) > 1e-3
+        share(**{name: at})
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.6, 1.0])

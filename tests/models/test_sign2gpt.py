@@ -11,11 +11,11 @@ from models.small_sign2gpt import language_model, moved, recipe, video, xglm_tok
 from typer.testing import CliRunner
 
 from sage_scale.cli.models import app
-from sage_scale.config import load_recipe
+from sage_scale.config import Stage, load_recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.models import describe
 from sage_scale.models.sign2gpt import Sign2GptPretrainer, Sign2GptTranslator, load_signs, make_texts
-from sage_scale.training.optimizer import parameter_groups
+from sage_scale.training.optimizer import make_optimizer, parameter_groups
 
 TABLE_1B = {
     "spatial": (22_328_448, 271_872),
@@ -95,6 +95,31 @@ def test_temperatures_are_clamped():
         presence.append(model.scores(video()).presence_BU)
     assert torch.equal(presence[0], presence[1]) and torch.equal(presence[2], presence[3])
     assert not torch.allclose(presence[1], presence[2])
+
+
+@pytest.mark.parametrize(("start", "sign"), [(0.011, 1), (0.99, -1)])
+def test_a_temperature_at_its_bound_comes_back(start, sign):
+    """The gradient leads beyond the bound for some steps, then the other way; a clamp in the forward pass alone has no
+    gradient there."""
+    model = pretrainer()
+    low, high = model.head.settings.tau_min, model.head.settings.tau_max
+    stage = Stage(optimizer="sgd", lr=0.03, momentum=0.0)
+    optimizer = make_optimizer(parameter_groups(model, stage), stage, torch.device("cpu"))
+    taus = model.head.tau_time, model.head.tau_class
+    for tau in taus:
+        tau.data.fill_(start)
+    for step in range(4):
+        model(video(), *TARGETS)[0].backward()
+        for tau in taus:
+            assert tau.grad.abs().sum() > 0
+        optimizer.zero_grad()
+        for tau in taus:
+            tau.grad = torch.full((1,), float(sign if step < 2 else -sign))
+        optimizer.step()
+        for tau in taus:
+            assert low - 1e-8 <= tau.item() <= high
+    for tau in taus:  # two steps back from the bound
+        assert tau.item() == pytest.approx(low + 2 * 0.03 if sign > 0 else high - 2 * 0.03, abs=1e-6)
 
 
 @torch.no_grad()

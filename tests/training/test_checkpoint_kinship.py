@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_world import make_language_folder, make_shards, tiny_recipe
@@ -15,6 +17,8 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError
 from sage_scale.training import pretrain
+from sage_scale.training.engine import Engine
+from sage_scale.training.saves.checkpoint import Checkpoints
 from sage_scale.training.saves.kinship import Identity
 
 PLAN = [("train", 12), ("dev", 4)]
@@ -79,3 +83,65 @@ def test_a_run_refuses_the_checkpoint_of_another_model(tmp_path):
     pretrain.run(recipe, tmp_path / "run", data)
     with pytest.raises(CheckpointError, match=r"model\.token_dim=48 \(there: 24\)"):
         pretrain.run(override(recipe, ["model.token_dim=48"]), tmp_path / "run", data)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("optimizer", "scale", "becomes"), [("sgd", 14.47, 14.47), ("adamw", 250.0, 100.0), ("sgd", -1.0, 1.0)]
+)
+def test_a_checkpoint_of_version_0_1_0_is_converted(tmp_path, capsys, zero, optimizer, scale, becomes):
+    """It holds each scale itself, which its forward pass clamped at 100, and the scale's own moments."""
+    language = make_language_folder(tmp_path / "language")
+    recipe = tiny_recipe(
+        "features", f"model.language_model={language}", "pretrain.max_steps=2", "pretrain.batch_size=4",
+        f"pretrain.zero_stage={zero}", f"pretrain.optimizer={optimizer}", "pretrain.save_every=1",
+    )  # fmt: skip
+    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    pretrain.run(recipe, tmp_path / "run", data)
+    checkpoints = Checkpoints(tmp_path / "run" / "pretrain" / "checkpoints")
+    for step in checkpoints.steps():
+        as_version_0_1_0(checkpoints, step, scale)
+    kinds = {"sgd": ["momentum_buffer"], "adamw": ["exp_avg", "exp_avg_sq"]}[optimizer]
+    with pytest.MonkeyPatch.context() as patch:
+        engines: list[Engine] = []
+        load = Checkpoints.load
+
+        def seen(self, engine, step, say=lambda line: None):
+            progress = load(self, engine, step, say)
+            engines.append(engine)
+            for name, parameter in engine.trained():
+                moments = [engine.optimizer_state(parameter, kind) for kind in kinds]
+                if name.startswith("log_scale"):
+                    assert engine.weight(parameter).exp().item() == pytest.approx(becomes, rel=1e-6)
+                    assert all(moment.abs().sum() == 0 for moment in moments)
+                elif name.startswith("mapper"):
+                    assert any(moment.abs().sum() > 0 for moment in moments)
+            return progress
+
+        patch.setattr(Checkpoints, "load", seen)
+        capsys.readouterr()
+        pretrain.run(override(recipe, ["pretrain.max_steps=4"]), tmp_path / "run", data)
+    assert engines
+    said = [line for line in capsys.readouterr().err.splitlines() if "0.1.0" in line]
+    assert len(said) == 1 and "logarithms" in said[0] and "moments" in said[0]
+    rows = map(json.loads, (tmp_path / "run" / "pretrain" / "log.jsonl").read_text().splitlines())
+    scales = [row["scale_embedding"] for row in rows if row["event"] == "step"][-2:]
+    assert scales[0] == pytest.approx(becomes, rel=1e-5) and len(scales) == 2
+    assert "weight/log_scale_hidden" in checkpoints.tensors(4)
+
+
+def as_version_0_1_0(checkpoints: Checkpoints, step: int, scale: float) -> None:
+    """Write a checkpoint again as that version did, with its scales at `scale` and moments that are not zero."""
+    state = checkpoints.state(step)
+    files = {}
+    for number, name in enumerate(state["files"]):
+        tensors = load_file(checkpoints.store.local_path(f"step-{step:08d}/{name}"))
+        for key in [key for key in tensors if "log_scale" in key]:
+            tensors[key.replace("log_scale", "scale")] = torch.full_like(
+                tensors.pop(key), scale if key.startswith("weight/") else 0.5
+            )
+        new = f"tensors-00000-{number:03d}-00000000.safetensors"
+        files[new] = checkpoints.write_file(step, new, tensors)
+    checkpoints.identity = Identity("pretrain", state["recipe"], state["frozen"])
+    shaped = {name.replace("log_scale", "scale"): shape for name, shape in state["shapes"].items()}
+    checkpoints.write_state(state["progress"], files, shaped)

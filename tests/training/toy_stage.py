@@ -16,6 +16,9 @@ from sage_scale.training.engine import Engine
 from sage_scale.training.saves.checkpoint import Checkpoints, Progress
 from sage_scale.training.saves.saving import Saver
 
+BOUNDS = {"scale": (1.49, 1.6)}
+"""The scale begins at 1.5, and its gradients lead below."""
+
 
 class Toy(nn.Module):
     """Odd sizes, so that no weight divides evenly by the ranks, and a parameter of one number."""
@@ -37,7 +40,9 @@ def main(folder: str, zero: str, optimizer: str, first: str, last: str) -> None:
     ranks = distributed.initialise()
     stage = Stage(zero_stage=int(zero), optimizer=optimizer, lr=0.05, weight_decay=0.01, clip=0.5, warmup=0.2)
     torch.manual_seed(0)
-    engine = Engine(Toy(), stage, ranks)
+    model = Toy()
+    model.bounds = BOUNDS
+    engine = Engine(model, stage, ranks)
     checkpoints = Checkpoints(Path(folder), keep=3)
     progress = checkpoints.load(engine, int(first)) if int(first) else Progress()
     for step in range(int(first), int(last)):

@@ -29,6 +29,8 @@ class PrototypeHead(nn.Module):
         # Of shape (1,): a parameter of no dimension crashes DeepSpeed over gloo.
         self.tau_time = nn.Parameter(torch.tensor([settings.tau_time]))
         self.tau_class = nn.Parameter(torch.tensor([settings.tau_class]))
+        # The released code clamps in the forward pass alone, where a temperature beyond its bounds has no gradient.
+        self.bounds = dict.fromkeys(("tau_time", "tau_class"), (settings.tau_min, settings.tau_max))
         self.prototypes_UD: Tensor
         self.register_buffer("prototypes_UD", prototypes_UD)
 

@@ -169,7 +169,7 @@ def dev_figures(
         levels.append(("hidden", "hidden", "states", 1 - recipe.clcl.beta))
     for name, visual_key, text_key, weight in levels:
         video_to_text, text_to_video = similarity_matrices(recipe, rows, visual_key, text_key)
-        scale = getattr(engine.whole, f"scale_{name}").detach().float().cpu().clamp(max=recipe.clcl.scale_max)
+        scale = getattr(engine.whole, f"log_scale_{name}").detach().float().cpu().exp()
         loss = float(
             clcl_loss(
                 video_to_text, text_to_video, scale, alpha=recipe.clcl.alpha, variant=recipe.clcl.variant

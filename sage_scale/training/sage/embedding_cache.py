@@ -53,16 +53,17 @@ class EmbeddingCache:
                 self.engine.forward(self._encode, batch.select(rows).video.to(device)) for rows in slices
             ]
         # Parameters of one number stay whole under ZeRO-3, so any chunk's copy of the scales will do.
-        scales = [scale.requires_grad_() for scale in encoded[0][2:]]
+        log_scales = [log_scale.requires_grad_() for log_scale in encoded[0][2:]]
         tokens_ND = torch.cat([part[0] for part in encoded]).requires_grad_()
-        leaves = [*scales, tokens_ND]
+        leaves = [*log_scales, tokens_ND]
         hidden_ND = None
         if encoded[0][1] is not None:
             hidden_ND = torch.cat([part[1] for part in encoded]).requires_grad_()
             leaves.append(hidden_ND)
         del encoded
         share, parts = self.model.loss(
-            tokens_ND, hidden_ND, batch.video.clip_segments_B.to(device), text, text_ids_B, scales=tuple(scales)
+            tokens_ND, hidden_ND, batch.video.clip_segments_B.to(device), text, text_ids_B,
+            log_scales=(log_scales[0], log_scales[1]),
         )  # fmt: skip
         gradients = torch.autograd.grad(share, leaves)
         share = share.detach()
@@ -83,17 +84,20 @@ class EmbeddingCache:
 
     def _encode(self, video: PackedVideo) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         tokens_ND, hidden_ND = self.model.encode(video)
-        scales = self.model.scale_embedding.detach().clone(), self.model.scale_hidden.detach().clone()
+        log_scales = (
+            self.model.log_scale_embedding.detach().clone(),
+            self.model.log_scale_hidden.detach().clone(),
+        )
         return (
             _at_least_float32(tokens_ND),
             hidden_ND if hidden_ND is None else _at_least_float32(hidden_ND),
-            *scales,
+            *log_scales,
         )
 
     def _pull(self, video: PackedVideo, of_scales: list[Tensor], of_outputs: list[Tensor]) -> Tensor:
         """A number whose gradient is the share's: the outputs weighted with the share's gradient of them."""
         outputs = [output for output in self.model.encode(video) if output is not None]
-        outputs += [self.model.scale_embedding, self.model.scale_hidden]
+        outputs += [self.model.log_scale_embedding, self.model.log_scale_hidden]
         products = [
             (_at_least_float32(output) * gradient).sum()
             for output, gradient in zip(outputs, [*of_outputs, *of_scales], strict=True)

@@ -41,7 +41,7 @@ from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
 from sage_scale.training.saves.kinship import Identity
 from sage_scale.training.saves.reading import read_together
-from sage_scale.training.saves.snapshot import Restore, shapes
+from sage_scale.training.saves.snapshot import Restore, renamed, shapes
 
 FORMAT = 2
 STATE = "state.json"
@@ -254,7 +254,13 @@ class Checkpoints:
         state = self.state(step)
         where = f"{self.store.url}/{folder_of(step)}"
         self.identity.compare(state, where, say)
-        _compare_shapes(state["shapes"], shapes(engine), where)
+        stored = renamed(state["shapes"])
+        _compare_shapes(stored, shapes(engine), where)
+        if stored != state["shapes"]:
+            say(
+                f"{where} is of version 0.1.0, which trained the logit scales themselves: their logarithms are trained "
+                "from there on, and the optimizer's moments of these begin at zero"
+            )
         try:
             progress = Progress(**state["progress"])
         except TypeError as error:

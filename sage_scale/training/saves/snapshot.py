@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sage_scale.training.engine import Engine
-from sage_scale.training.optimizer import state_names
+from sage_scale.training.optimizer import UNBOUNDED, bounds_of, state_names
 
 
 class HostCopies:
@@ -76,6 +76,15 @@ def shapes(engine: Engine) -> dict[str, list[int]]:
     return {name: list(engine.shape(parameter)) for name, parameter in engine.trained()}
 
 
+LOGARITHMS = {"scale_embedding": "log_scale_embedding", "scale_hidden": "log_scale_hidden"}
+"""Parameters of version 0.1.0 that held a scale itself, and those that hold its logarithm since."""
+
+
+def renamed(shaped: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Returns a checkpoint's shapes by today's names of the parameters."""
+    return {LOGARITHMS.get(name, name): shape for name, shape in shaped.items()}
+
+
 class Restore:
     """Puts tensors of a checkpoint back, a file at a time, so that never all of them are in memory."""
 
@@ -85,16 +94,26 @@ class Restore:
         self._engine = engine
         self._parameters = dict(engine.trained())
         self._buffers = dict(stored_buffers(engine))
+        self._bounds = bounds_of(engine.model)
         self._kinds = state_names(engine.stage)
 
     @torch.no_grad()
     def put(self, name: str, value: Tensor) -> None:
-        """Set one tensor; what the engine does not know (another optimizer's state) is left out."""
+        """Set one tensor; what the engine does not know (another optimizer's state) is left out.
+
+        A scale of version 0.1.0 becomes its logarithm. The optimizer's tensors of the scale say nothing of the
+        logarithm's, which are set to zero.
+        """
         kind, _, rest = name.partition("/")
+        if rest in LOGARITHMS and LOGARITHMS[rest] in self._parameters:
+            rest = LOGARITHMS[rest]
+            # Nothing held a scale of 0.1.0 above 0; what is not begins at 1.
+            value = torch.where(value > 0, value, 1.0).log() if kind == "weight" else torch.zeros_like(value)
         if kind == "buffer" and rest in self._buffers:
             self._buffers[rest].copy_(value)
         elif kind == "weight" and rest in self._parameters:
-            self._engine.set_weight(self._parameters[rest], value)
+            parameter = self._parameters[rest]
+            self._engine.set_weight(parameter, value.clamp(*self._bounds.get(parameter, UNBOUNDED)))
         elif kind in self._kinds and rest in self._parameters:
             self._engine.set_optimizer_state(self._parameters[rest], kind, value)
 
