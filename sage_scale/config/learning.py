@@ -65,8 +65,9 @@ class Clcl:
 
     loss: Literal["clcl", "clip", "maxsim"] = "clcl"
     """Token-level CLCL, the CLIP-style loss of mean-pooled tokens (Table 4a), or ColBERT's MaxSim both ways."""
-    variant: Literal["paper", "released"] = "paper"
-    """paper: both InfoNCE directions, masked; released: one direction each, softmax over padding."""
+    variant: Literal["paper", "one_direction"] = "paper"
+    """paper: InfoNCE over rows and columns of both similarities (equations 3 and 4); one_direction: over rows of video
+    to text and columns of text to video, as in the released code."""
     tau: float = 0.07
     """Temperature of the inner softmax (CiCo)."""
     alpha: float = 0.5

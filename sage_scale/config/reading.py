@@ -25,6 +25,10 @@ LAUNCH_FOLDER = next(
 RECIPE_FOLDER = LAUNCH_FOLDER / "recipes"
 
 
+_RENAMED = {("clcl.variant", "released"): "one_direction"}
+"""Values that version 0.1.0 had, and what they are called since: recipes of its runs must open."""
+
+
 def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
     """A recipe from nested dictionaries over `base` (the defaults). Raises RecipeError with the key's path."""
     base = base or Recipe()
@@ -109,6 +113,7 @@ def _build(kind: type, values: Any, base: Any, path: str) -> Any:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     origin = get_origin(hint)
+    value = _RENAMED.get((path, str(value)), value)
     if origin is Literal:
         if isinstance(value, bool):  # YAML reads a bare `none` as a string, but `off` and `no` as booleans
             value = str(value).lower()

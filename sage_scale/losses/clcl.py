@@ -21,7 +21,7 @@ from torch import Tensor
 from sage_scale.losses.contrastive import info_nce, matches
 from sage_scale.losses.padding import pad_packed
 
-Variant = Literal["paper", "released"]
+Variant = Literal["paper", "one_direction"]
 
 
 def reference_similarity(
@@ -30,25 +30,19 @@ def reference_similarity(
     visual_lengths: Tensor,
     text_lengths: Tensor,
     tau: float = 0.07,
-    variant: Variant = "paper",
-    padded_to: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Zv and Zt, both (Bv, Bt), before the logit scale.
+    """Returns Zv and Zt, both (Bv, Bt), before the logit scale.
 
     `visual` (sum of visual_lengths, D) and `text` (sum of text_lengths, D) are packed and need not be normalised.
-    `variant="released"` lets the inner softmax run over padding as the published code does: every clip is filled
-    with zero tokens (s = 0) up to `padded_to` = (N, M), by default the longest clip and text given here; the
-    outer means leave padding out in both variants. Values from -1 to 1; a row depends on its own video only.
+    Padding is in no softmax and no mean. Values from -1 to 1; a row depends on its own video only.
     `tau=0` is the limit of the softmax, the maximum over real tokens (ColBERT's MaxSim in both directions).
     """
-    N, M = padded_to or (None, None)
-    v_aiD, valid_ai = pad_packed(F.normalize(visual, dim=-1), visual_lengths, N)
-    t_bjD, valid_bj = pad_packed(F.normalize(text, dim=-1), text_lengths, M)
+    v_aiD, valid_ai = pad_packed(F.normalize(visual, dim=-1), visual_lengths)
+    t_bjD, valid_bj = pad_packed(F.normalize(text, dim=-1), text_lengths)
     s_abij = torch.einsum("aid,bjd->abij", v_aiD, t_bjD)
-    logits_i = logits_j = s_abij if tau == 0 else s_abij / tau
-    if variant == "paper" or tau == 0:
-        logits_j = logits_j.masked_fill(~valid_bj[None, :, None, :], torch.finfo(s_abij.dtype).min)
-        logits_i = logits_i.masked_fill(~valid_ai[:, None, :, None], torch.finfo(s_abij.dtype).min)
+    logits_abij = s_abij if tau == 0 else s_abij / tau
+    logits_j = logits_abij.masked_fill(~valid_bj[None, :, None, :], torch.finfo(s_abij.dtype).min)
+    logits_i = logits_abij.masked_fill(~valid_ai[:, None, :, None], torch.finfo(s_abij.dtype).min)
     if tau == 0:
         r_abi, c_abj = logits_j.amax(dim=3), logits_i.amax(dim=2)
     else:
@@ -68,13 +62,13 @@ def clcl_loss(
     text_ids: Tensor | None = None,
     same_text: Literal["negative", "masked"] = "negative",
 ) -> Tensor:
-    """The loss of one level over B clips in one process: a tensor of no dimension.
+    """Returns the loss of one level over B clips in one process: a tensor of no dimension.
 
-    paper: alpha InfoNCE(scale Zv) + (1 - alpha) InfoNCE(scale Zt), each symmetric (equations 3 and 4); released:
-    rows of Zv and columns of Zt only, a half each. `same_text="masked"` takes the pairs of different clips with equal
-    `text_ids` (B,) out of the denominators.
+    paper: alpha InfoNCE(scale Zv) + (1 - alpha) InfoNCE(scale Zt), each symmetric (equations 3 and 4); one_direction:
+    rows of Zv and columns of Zt only, a half each (released code). `same_text="masked"` takes the pairs of different
+    clips with equal `text_ids` (B,) out of the denominators.
     """
     other_BB = matches(text_ids, text_ids) if same_text == "masked" and text_ids is not None else None
-    if variant == "released":
+    if variant == "one_direction":
         return 0.5 * (info_nce(scale * Zv, other_BB, "rows") + info_nce(scale * Zt, other_BB, "columns"))
     return alpha * info_nce(scale * Zv, other_BB) + (1 - alpha) * info_nce(scale * Zt, other_BB)

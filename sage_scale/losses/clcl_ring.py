@@ -82,8 +82,6 @@ def ring_loss(
     tokens = [sum(map(sum, lengths)) for lengths in (batch.visual_lengths, batch.text_lengths)]
     if tokens[0] < tokens[1]:
         # The matrices of swapped sides are Zt^T and Zv^T.
-        pad = softmax.padded_to
-        softmax = Softmax(softmax.tau, None if pad is None else (pad[1], pad[0]))
         weights = Weights(weights.columns[::-1], weights.rows[::-1])
         batch = Batch(
             batch.text_lengths, batch.visual_lengths, batch.text_ids, batch.trained[::-1], batch.group

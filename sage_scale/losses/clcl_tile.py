@@ -20,9 +20,6 @@ of a tile is kept: u, e and the sums are computed again in the backward pass.
 No maximum need be taken off u as long as exp(2 / tau) stays inside float32; below tau .025 rows and columns have
 their own maxima and so their own exponentials. tau = 0 stands for the limit, MaxSim: u = s, and e is 1 at a maximum
 and 0 elsewhere, so that r = max_j s, c = max_i s, and equal maxima share the gradient.
-
-The released variant runs the softmaxes over padding too, which has s = 0: it adds a count to R and C, and nothing
-to P and Q.
 """
 
 from __future__ import annotations
@@ -45,8 +42,6 @@ class Softmax:
 
     tau: float
     """Temperature; 0 is the limit, the maximum."""
-    padded_to: tuple[int, int] | None = None
-    """(N, M) of the released variant: clips and texts are filled up with s = 0; None leaves padding out."""
 
     @property
     def unit(self) -> float:
@@ -84,7 +79,7 @@ class TorchTile:
     measures_first = True
 
     def __init__(self, softmax: Softmax, factors: torch.dtype | None = None) -> None:
-        self.tau, self.unit, self.padded_to = softmax.tau, softmax.unit, softmax.padded_to
+        self.tau, self.unit = softmax.tau, softmax.unit
         self._scratch: list[Tensor | None] = [None, None]
 
     def measure(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
@@ -136,27 +131,14 @@ class TorchTile:
         torch.exp(u_RC, out=e_RC)
         torch.mul(u_RC, e_RC, out=x_RC)
         R_ib, C_aj = row_sums(e_RC, columns), column_sums(e_RC, rows)
-        if self.padded_to is not None:
-            R_ib += self._padding_of_texts(R_ib, columns)
-            C_aj += self._padding_of_videos(C_aj, rows)
         return e_RC, R_ib, C_aj, row_sums(x_RC, columns).div_(R_ib), column_sums(x_RC, rows).div_(C_aj)
 
     def _with_two_exponentials(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, ...]:
         maximum_ib, maximum_aj = row_maxima(u_RC, columns), column_maxima(u_RC, rows)
-        if self.padded_to is not None:  # the maximum over real tokens and, where there is padding, its zeros
-            has_ib, has_aj = (
-                self._padding_of_texts(maximum_ib, columns) > 0,
-                self._padding_of_videos(maximum_aj, rows) > 0,
-            )
-            maximum_ib = torch.where(has_ib, maximum_ib.clamp_min(0), maximum_ib)
-            maximum_aj = torch.where(has_aj, maximum_aj.clamp_min(0), maximum_aj)
         e_RC = self._exponential_by_text(u_RC, maximum_ib, columns)
         R_ib, P_ib = row_sums(e_RC, columns), row_sums(e_RC.mul_(u_RC), columns)
         e_RC = self._exponential_by_video(u_RC, maximum_aj, rows)
         C_aj, Q_aj = column_sums(e_RC, rows), column_sums(e_RC.mul_(u_RC), rows)
-        if self.padded_to is not None:
-            R_ib += self._padding_of_texts(R_ib, columns) * (-maximum_ib).exp()
-            C_aj += self._padding_of_videos(C_aj, rows) * (-maximum_aj).exp()
         return maximum_ib, maximum_aj, R_ib, C_aj, P_ib.div_(R_ib), Q_aj.div_(C_aj)
 
     def _exponential_by_text(self, u_RC: Tensor, maximum_ib: Tensor, columns: Block) -> Tensor:
@@ -174,14 +156,6 @@ class TorchTile:
     def _powers(self, below_RC: Tensor) -> Tensor:
         """exp of what is at most 0; at tau = 0 its limit, 1 for each maximum and 0 below."""
         return below_RC.exp_() if self.tau else below_RC.eq_(0)
-
-    def _padding_of_texts(self, like_ib: Tensor, columns: Block) -> Tensor:
-        assert self.padded_to is not None
-        return self.padded_to[1] - counts(columns, like_ib)[None, :]
-
-    def _padding_of_videos(self, like_aj: Tensor, rows: Block) -> Tensor:
-        assert self.padded_to is not None
-        return self.padded_to[0] - counts(rows, like_aj)[:, None]
 
     def _like(self, u_RC: Tensor, which: int) -> Tensor:
         """A scratch tile laid out as s, in as much memory: spare rows and columns have their place too."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sage_scale.losses.clcl import Variant
 from sage_scale.losses.clcl_tile import Softmax, Tile, TorchTile
 from sage_scale.losses.products import (
     Precision,
@@ -45,8 +44,6 @@ def tiled_clcl_similarity(
     visual_lengths_B: Tensor,
     text_lengths_B: Tensor,
     tau: float = 0.07,
-    variant: Variant = "paper",
-    padded_to: tuple[int, int] | None = None,
     products: Precision = "float32",
     tile: type[Tile] = TorchTile,
 ) -> tuple[Tensor, Tensor]:
@@ -56,28 +53,8 @@ def tiled_clcl_similarity(
     Raises ValueError where lengths do not fit the tokens or a clip has no token.
     """
     visual_lengths, text_lengths = _integers(visual_lengths_B), _integers(text_lengths_B)
-    softmax = Softmax(tau, padding(visual_lengths, text_lengths, tau, variant, padded_to))
-    Zv, Zt = _Similarity.apply(visual_ND, text_MD, visual_lengths, text_lengths, softmax, products, tile)
+    Zv, Zt = _Similarity.apply(visual_ND, text_MD, visual_lengths, text_lengths, Softmax(tau), products, tile)
     return Zv, Zt
-
-
-def padding(
-    visual_lengths: list[int],
-    text_lengths: list[int],
-    tau: float,
-    variant: Variant,
-    padded_to: tuple[int, int] | None,
-) -> tuple[int, int] | None:
-    """What the released variant fills up to: `padded_to`, or the longest; None for the paper's and for MaxSim.
-
-    Raises ValueError where a clip is longer than that.
-    """
-    if variant == "paper" or tau == 0:
-        return None
-    longest = max(visual_lengths, default=0), max(text_lengths, default=0)
-    if padded_to is not None and (padded_to[0] < longest[0] or padded_to[1] < longest[1]):
-        raise ValueError(f"padded_to={padded_to} is less than the longest clip and text, {longest}")
-    return padded_to or longest
 
 
 class Sweep:

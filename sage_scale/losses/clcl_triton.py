@@ -35,7 +35,7 @@ class TritonTile:
     def __init__(self, softmax: Softmax, factors: torch.dtype) -> None:
         self.factors = factors
         self._narrow = torch.empty(0, dtype=factors)
-        self.unit, self.padded_to = softmax.unit, softmax.padded_to
+        self.unit = softmax.unit
         self.mode = MAXIMUM if softmax.tau == 0 else ONE if softmax.tau >= ONE_EXPONENTIAL else TWO
         self._torch = TorchTile(softmax)
 
@@ -80,13 +80,12 @@ class TritonTile:
                 *rows.places(u_RC.device, torch.int32),
                 *columns.places(u_RC.device, torch.int32),
             ),
-            sizes=(u_RC.stride(0), len(columns.lengths), *(self.padded_to or (0, 0))),
+            sizes=(u_RC.stride(0), len(columns.lengths)),
             constants={
                 "n_block": n,
                 "texts_block": texts,
                 "m_block": m,
                 "mode": self.mode,
-                "padded": self.padded_to is not None,
                 "num_warps": max(1, min(16, n * m * texts // 512)),
             },
         )
@@ -106,8 +105,8 @@ def _power(length: int) -> int:
 
 @triton.jit
 def _softmaxes(
-    u_ptr, row_start, n, column_start_K, m_K, stride, padded_n, padded_m,
-    n_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr, padded: tl.constexpr,
+    u_ptr, row_start, n, column_start_K, m_K, stride,
+    n_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr,
 ):  # fmt: skip
     """u and, of both softmaxes, the powers, their sums and the weighted means; 0 outside of the clips."""
     i = tl.arange(0, n_block)[:, None, None]
@@ -121,16 +120,10 @@ def _softmaxes(
         f_ikj = e_ikj
         R_ik = tl.sum(e_ikj, 2)
         C_kj = tl.sum(f_ikj, 0)
-        if padded:
-            R_ik += (padded_m - m_K)[None, :]
-            C_kj += padded_n - n
     else:
         low_ikj = tl.where(real_ikj, u_ikj, float("-inf"))
         top_ik = tl.max(low_ikj, 2)
         top_kj = tl.max(low_ikj, 0)
-        if padded:
-            top_ik = tl.where((m_K < padded_m)[None, :], tl.maximum(top_ik, 0.0), top_ik)
-            top_kj = tl.where(n < padded_n, tl.maximum(top_kj, 0.0), top_kj)
         top_ik = tl.where(top_ik == float("-inf"), 0.0, top_ik)
         top_kj = tl.where(top_kj == float("-inf"), 0.0, top_kj)
         if mode == 1:
@@ -141,9 +134,6 @@ def _softmaxes(
             f_ikj = tl.where(real_ikj & (u_ikj == top_kj[None, :, :]), 1.0, 0.0).to(u_ikj.dtype)
         R_ik = tl.sum(e_ikj, 2)
         C_kj = tl.sum(f_ikj, 0)
-        if padded:
-            R_ik += (padded_m - m_K)[None, :] * tl.exp(-top_ik)
-            C_kj += (padded_n - n) * tl.exp(-top_kj)
     # Outside of the clips the sums are 0, and so is what they divide.
     R_ik = tl.where(R_ik > 0, R_ik, 1.0)
     C_kj = tl.where(C_kj > 0, C_kj, 1.0)
@@ -155,8 +145,8 @@ def _softmaxes(
 @triton.jit
 def _measure(
     u_ptr, row_start_ptr, n_ptr, column_start_ptr, m_ptr, Zv_ptr, Zt_ptr,
-    stride, texts, padded_n, padded_m,
-    n_block: tl.constexpr, texts_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr, padded: tl.constexpr,
+    stride, texts,
+    n_block: tl.constexpr, texts_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr,
 ):  # fmt: skip
     """Means over i of r and over j of c, for video program_id(0) and the texts of program_id(1)."""
     a = tl.program_id(0)
@@ -165,8 +155,8 @@ def _measure(
     m_K = tl.load(m_ptr + b_K, mask=b_K < texts, other=0)
     column_start_K = tl.load(column_start_ptr + b_K, mask=b_K < texts, other=0)
     _, _, _, _, _, _, _, r_ik, c_kj = _softmaxes(
-        u_ptr, tl.load(row_start_ptr + a), n, column_start_K, m_K, stride, padded_n, padded_m,
-        n_block, m_block, mode, padded,
+        u_ptr, tl.load(row_start_ptr + a), n, column_start_K, m_K, stride,
+        n_block, m_block, mode,
     )  # fmt: skip
     place_K = a.to(tl.int64) * texts + b_K
     tl.store(Zv_ptr + place_K, tl.sum(r_ik, 0) / n, mask=b_K < texts)
@@ -176,8 +166,8 @@ def _measure(
 @triton.jit
 def _gradient(
     u_ptr, row_start_ptr, n_ptr, column_start_ptr, m_ptr, W_ptr, G_ptr, H_ptr,
-    stride, texts, padded_n, padded_m,
-    n_block: tl.constexpr, texts_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr, padded: tl.constexpr,
+    stride, texts,
+    n_block: tl.constexpr, texts_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr,
 ):  # fmt: skip
     """W = e A (1 + u - r) + f B (1 + u - c) in W (which may be u), with A = G / (n R) and B = H / (m C)."""
     a = tl.program_id(0)
@@ -186,8 +176,8 @@ def _gradient(
     m_K = tl.load(m_ptr + b_K, mask=b_K < texts, other=0)
     column_start_K = tl.load(column_start_ptr + b_K, mask=b_K < texts, other=0)
     place_ikj, real_ikj, u_ikj, e_ikj, f_ikj, R_ik, C_kj, r_ik, c_kj = _softmaxes(
-        u_ptr, tl.load(row_start_ptr + a), n, column_start_K, m_K, stride, padded_n, padded_m,
-        n_block, m_block, mode, padded,
+        u_ptr, tl.load(row_start_ptr + a), n, column_start_K, m_K, stride,
+        n_block, m_block, mode,
     )  # fmt: skip
     place_K = a.to(tl.int64) * texts + b_K
     G_K = tl.load(G_ptr + place_K, mask=b_K < texts, other=0.0) / n

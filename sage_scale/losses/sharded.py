@@ -7,7 +7,6 @@ whole batch, and the ranks' gradients to its gradient. A rank may hold no clip a
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Literal, Protocol
 
 import torch
@@ -18,7 +17,6 @@ from sage_scale.errors import RecipeError
 from sage_scale.losses.clcl import Variant, clcl_loss, reference_similarity
 from sage_scale.losses.clcl_ring import Batch, Weights, ring_loss
 from sage_scale.losses.clcl_tile import Softmax
-from sage_scale.losses.clcl_tiled import padding
 from sage_scale.losses.clip import mean_tokens
 from sage_scale.losses.collectives import gather_counts, gather_rows
 from sage_scale.losses.products import Precision
@@ -84,7 +82,7 @@ def sharded_clcl_loss(
     if chosen == "reference":
         if len(clips) > 1:
             raise RecipeError("clcl.implementation=reference is for one process: take auto")
-        Z = reference_similarity(visual_ND, text_MD, visual_lengths_B, text_lengths_B, tau, variant)
+        Z = reference_similarity(visual_ND, text_MD, visual_lengths_B, text_lengths_B, tau)
         return clcl_loss(*Z, scale, clcl.alpha, variant, text_ids_B, clcl.same_text)
     batch = Batch(
         visual_lengths,
@@ -99,15 +97,15 @@ def sharded_clcl_loss(
         scale,
         batch,
         weights_of(variant, clcl.alpha),
-        Softmax(tau, padding([*chain(*visual_lengths)], [*chain(*text_lengths)], tau, variant, None)),
+        Softmax(tau),
         clcl.products,
         tile_maker(chosen),
     )
 
 
 def weights_of(variant: Variant, alpha: float) -> Weights:
-    """Equation 4, or the released code's rows of Zv and columns of Zt."""
-    if variant == "released":
+    """Returns the weights of equation 4, or the released code's rows of Zv and columns of Zt."""
+    if variant == "one_direction":
         return Weights(rows=(0.5, 0.0), columns=(0.0, 0.5))
     halves = (alpha / 2, (1 - alpha) / 2)
     return Weights(rows=halves, columns=halves)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sage_scale.errors import RecipeError
-from sage_scale.losses.clcl import Variant, reference_similarity
+from sage_scale.losses.clcl import reference_similarity
 from sage_scale.losses.clcl_tile import Tile, TorchTile
 from sage_scale.losses.clcl_tiled import tiled_clcl_similarity
 from sage_scale.losses.products import Precision
@@ -27,8 +27,6 @@ def clcl_similarity(
     visual_lengths: Tensor,
     text_lengths: Tensor,
     tau: float = 0.07,
-    variant: Variant = "paper",
-    padded_to: tuple[int, int] | None = None,
     *,
     implementation: Implementation = "auto",
     products: Precision = "float32",
@@ -40,9 +38,9 @@ def clcl_similarity(
     """
     chosen = chosen_implementation(visual.device, implementation)
     if chosen == "reference":
-        return reference_similarity(visual, text, visual_lengths, text_lengths, tau, variant, padded_to)
+        return reference_similarity(visual, text, visual_lengths, text_lengths, tau)
     return tiled_clcl_similarity(
-        visual, text, visual_lengths, text_lengths, tau, variant, padded_to, products, tile_maker(chosen)
+        visual, text, visual_lengths, text_lengths, tau, products, tile_maker(chosen)
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 from typer.testing import CliRunner
 
 from sage_scale import config
 from sage_scale.cli import recipe as verb
+from sage_scale.config import load_recipe
+from sage_scale.errors import RecipeError
 
 FILE = "name: small\npretrain:\n  batch_size: 4\n"
 
@@ -53,5 +56,15 @@ def test_every_key_has_a_meaning_and_can_be_assigned_its_default():
 
 def test_explain_gives_choices_default_and_docstring():
     out = invoke("explain", "clcl.variant").stdout
-    assert "clcl.variant = paper" in out and "paper | released" in out and "InfoNCE" in out
+    assert "clcl.variant = paper" in out and "paper | one_direction" in out and "InfoNCE" in out
     assert invoke("explain", "clcl").stdout.count("clcl.") >= 8
+
+
+def test_a_recipe_of_version_0_1_0_opens_with_todays_names(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("clcl: {variant: released, tau: 0.1}\n")
+    assert load_recipe(file).clcl.variant == "one_direction"
+    assert load_recipe("demo", ["clcl.variant=released"]).clcl.variant == "one_direction"
+    file.write_text("clcl: {loss: released}\n")
+    with pytest.raises(RecipeError, match=r"clcl\.loss"):
+        load_recipe(file)

@@ -46,12 +46,12 @@ def aligned_tokens(visual_lengths: list[int], text_lengths: list[int], width: in
     return visual, text
 
 
-def reference_loss(visual, text, scale, n, m, options, ids=None, padded_to=None):
+def reference_loss(visual, text, scale, n, m, options, ids=None):
     """The loss of a whole batch by the reference."""
     if options.loss == "clip":
         return clip_loss(clip_similarity(visual, text, n, m), scale, ids, options.same_text)
     tau = 0 if options.loss == "maxsim" else options.tau
-    Z = reference_similarity(visual, text, n, m, tau, options.variant, padded_to)
+    Z = reference_similarity(visual, text, n, m, tau)
     return clcl_loss(*Z, scale, options.alpha, options.variant, ids, options.same_text)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sage_scale.config import Clcl
 from sage_scale.losses import (
     clcl_loss,
     clcl_similarity,
@@ -15,6 +16,7 @@ from sage_scale.losses import (
     clip_similarity,
     info_nce,
     reference_similarity,
+    sharded_clcl_loss,
     tiled_clcl_similarity,
 )
 
@@ -36,39 +38,34 @@ def lists(tokens: torch.Tensor, lengths: list[int]) -> list[list[list[float]]]:
     return clips
 
 
-def weighted(values: list[float], zeros: int) -> float:
-    """sum of s softmax(s / tau), with `zeros` more values of 0 in the softmax."""
+def weighted(values: list[float]) -> float:
+    """sum of s softmax(s / tau)."""
     powers = [math.exp(value / TAU) for value in values]
-    return sum(value * power for value, power in zip(values, powers)) / (sum(powers) + zeros)
+    return sum(value * power for value, power in zip(values, powers)) / sum(powers)
 
 
-def by_hand(v, t, padded_to=None):
+def by_hand(v, t, of=weighted):
     Zv = [[0.0] * len(t) for _ in v]
     Zt = [[0.0] * len(t) for _ in v]
     for a, video in enumerate(v):
         for b, text in enumerate(t):
             s = [[sum(x * y for x, y in zip(vi, tj)) for tj in text] for vi in video]
-            rest_i = padded_to[0] - len(video) if padded_to else 0
-            rest_j = padded_to[1] - len(text) if padded_to else 0
-            r = [weighted(row, rest_j) for row in s]
-            c = [weighted([row[j] for row in s], rest_i) for j in range(len(text))]
+            r = [of(row) for row in s]
+            c = [of([row[j] for row in s]) for j in range(len(text))]
             Zv[a][b] = sum(r) / len(r)
             Zt[a][b] = sum(c) / len(c)
     return torch.tensor(Zv, dtype=torch.float64), torch.tensor(Zt, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("similarity", [reference_similarity, tiled_clcl_similarity])
-@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("tau, of", [(TAU, weighted), (0, max)])
 @pytest.mark.parametrize(
     "visual_lengths, text_lengths", [([3, 1, 4], [2, 5, 1]), ([1], [1]), ([2, 6], [3, 1, 1, 4])]
 )
-def test_similarity_follows_the_equations(similarity, variant, visual_lengths, text_lengths):
+def test_similarity_follows_the_equations(similarity, tau, of, visual_lengths, text_lengths):
     v, t = packed(visual_lengths), packed(text_lengths, seed=1)
-    padded_to = (7, 9) if variant == "released" else None
-    found = similarity(
-        v, t, torch.tensor(visual_lengths), torch.tensor(text_lengths), TAU, variant, padded_to
-    )
-    wanted = by_hand(lists(v, visual_lengths), lists(t, text_lengths), padded_to)
+    found = similarity(v, t, torch.tensor(visual_lengths), torch.tensor(text_lengths), tau)
+    wanted = by_hand(lists(v, visual_lengths), lists(t, text_lengths), of)
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-12, atol=1e-13)
 
@@ -83,18 +80,6 @@ def test_similarity_equals_one_pair_at_a_time():
             s = F.normalize(video, dim=1) @ F.normalize(text, dim=1).T
             torch.testing.assert_close(Zv[a, b], (s * (s / TAU).softmax(1)).sum(1).mean())
             torch.testing.assert_close(Zt[a, b], (s * (s / TAU).softmax(0)).sum(0).mean())
-
-
-def test_padding_matters_in_the_released_variant_only():
-    n, m = torch.tensor([2, 3]), torch.tensor([4, 1])
-    v, t = packed([2, 3]), packed([4, 1], seed=1)
-    near = clcl_similarity(v, t, n, m, TAU, "paper")
-    far = clcl_similarity(v, t, n, m, TAU, "paper", (30, 40))
-    torch.testing.assert_close(near, far, rtol=1e-13, atol=1e-14)
-    released = [clcl_similarity(v, t, n, m, TAU, "released", size)[0] for size in ((3, 4), (30, 40))]
-    assert (released[0] - released[1]).abs().max() > 1e-3
-    longest = clcl_similarity(v, t, n, m, TAU, "released")
-    torch.testing.assert_close(longest[0], released[0])
 
 
 def test_swapping_the_sides_swaps_the_matrices_and_order_moves_with_the_clips():
@@ -120,10 +105,10 @@ def test_gradients_of_similarity_and_loss():
     n, m = torch.tensor([2, 1]), torch.tensor([1, 3])
     v, t = packed([2, 1], 3).requires_grad_(), packed([1, 3], 3, seed=1).requires_grad_()
     scale = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
-    for variant in ("paper", "released"):
+    for variant in ("paper", "one_direction"):
 
         def loss(v, t, scale, variant=variant):
-            return clcl_loss(*clcl_similarity(v, t, n, m, 0.3, variant), scale, 0.3, variant)
+            return clcl_loss(*clcl_similarity(v, t, n, m, 0.3), scale, 0.3, variant)
 
         assert torch.autograd.gradcheck(loss, (v, t, scale))
 
@@ -142,8 +127,8 @@ def test_loss_follows_equations_3_and_4():
     Zv, Zt = packed([4], 4, 5), packed([4], 4, 6)
     left, right = sum(nce_by_hand(Zv.tolist(), 2.5)), sum(nce_by_hand(Zt.tolist(), 2.5))
     assert clcl_loss(Zv, Zt, 2.5, alpha=0.3).item() == pytest.approx(0.3 * left + 0.7 * right, rel=1e-12)
-    released = nce_by_hand(Zv.tolist(), 2.5)[0] + nce_by_hand(Zt.tolist(), 2.5)[1]
-    assert clcl_loss(Zv, Zt, 2.5, variant="released").item() == pytest.approx(released, rel=1e-12)
+    one = nce_by_hand(Zv.tolist(), 2.5)[0] + nce_by_hand(Zt.tolist(), 2.5)[1]
+    assert clcl_loss(Zv, Zt, 2.5, variant="one_direction").item() == pytest.approx(one, rel=1e-12)
     targets = torch.arange(4)
     assert info_nce(Zv, direction="rows").item() == pytest.approx(
         F.cross_entropy(Zv, targets).item(), rel=1e-12
@@ -163,6 +148,47 @@ def test_the_same_text_is_no_negative_when_masked():
     plain = clcl_loss(Z, Z, 1.0, text_ids=ids)
     torch.testing.assert_close(plain, clcl_loss(Z, Z, 1.0))
     assert found < plain
+
+
+@pytest.mark.parametrize("implementation", ["reference", "tiled"])
+@pytest.mark.parametrize("same_text", ["negative", "masked"])
+@pytest.mark.parametrize("variant", ["paper", "one_direction"])
+@pytest.mark.parametrize("loss", ["clcl", "maxsim", "clip"])
+def test_every_objective_is_what_loops_give(loss, variant, same_text, implementation):
+    """Value by value, at the scale where training begins and at its bound."""
+    n, m, ids = [3, 1, 4, 2], [2, 5, 1, 1], [7, 8, 7, 9]
+    v, t = packed(n), packed(m, seed=1)
+    if loss == "clip":
+        v_a, t_b = (
+            [
+                [sum(x) / len(clip) for x in zip(*clip)]
+                for clip in (part.tolist() for part in side.split(lengths))
+            ]
+            for side, lengths in ((v, n), (t, m))
+        )
+        Zv = Zt = by_hand(*(lists(torch.tensor(side, dtype=torch.float64), [1] * 4) for side in (v_a, t_b)))[
+            0
+        ]
+    else:
+        Zv, Zt = by_hand(lists(v, n), lists(t, m), max if loss == "maxsim" else weighted)
+    counted = [
+        [b for b in range(4) if same_text == "negative" or b == a or ids[b] != ids[a]] for a in range(4)
+    ]
+    both = variant == "paper" or loss == "clip"
+    for scale in (1 / 0.07, 100.0):
+        wanted = 0.0
+        for Z, alpha, rows, columns in ((Zv, 0.3, 1, both), (Zt, 0.7, both, 1)):
+            weight = alpha / 2 if both else 0.5
+            for a in range(4):
+                row = sum(math.exp(scale * float(Z[a, b] - Z[a, a])) for b in counted[a])
+                column = sum(math.exp(scale * float(Z[b, a] - Z[a, a])) for b in counted[a])
+                wanted += weight * (rows * math.log(row) + columns * math.log(column)) / 4
+        clcl = Clcl(loss=loss, variant=variant, alpha=0.3, same_text=same_text, implementation=implementation)
+        found = sharded_clcl_loss(
+            v, t, torch.tensor(n), torch.tensor(m), torch.tensor([scale], dtype=torch.float64),
+            clcl=clcl, text_ids_B=torch.tensor(ids),
+        )  # fmt: skip
+        assert found.item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
 def test_clip_is_the_cosine_of_means():

@@ -42,8 +42,8 @@ CASES = {
     "text-frozen": made_case(Options(), text_trained=False),
     "texts-longer": made_case(Options(alpha=0.2), texts_longer=True),
     "texts-longer-frozen": made_case(Options(), texts_longer=True, text_trained=False),
-    "released": made_case(Options(variant="released")),
-    "released-texts-longer": made_case(Options(variant="released"), texts_longer=True),
+    "one-direction": made_case(Options(variant="one-direction")),
+    "one-direction-texts-longer": made_case(Options(variant="one_direction"), texts_longer=True),
     "masked": made_case(Options(same_text="masked")),
     "scale-100": made_case(Options(), scale=100.0),
     "scale-1000": made_case(Options(), scale=1000.0),
@@ -141,5 +141,5 @@ def test_the_weights_of_swapped_sides_are_those_of_transposed_matrices():
     Zv, Zt = torch.randn(2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(clcl_loss(Zv, Zt, 3.0, 0.2), clcl_loss(Zt.T, Zv.T, 3.0, 0.8))
     torch.testing.assert_close(
-        clcl_loss(Zv, Zt, 3.0, variant="released"), clcl_loss(Zt.T, Zv.T, 3.0, variant="released")
+        clcl_loss(Zv, Zt, 3.0, variant="one_direction"), clcl_loss(Zt.T, Zv.T, 3.0, variant="one_direction")
     )

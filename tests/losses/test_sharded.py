@@ -15,7 +15,7 @@ TEXT = [2, 6, 1, 3, 3]
 IDS = [5, 9, 5, 7, 9]
 CASES = {
     "paper": Options(),
-    "released": Options(variant="released"),
+    "one-direction": Options(variant="one_direction"),
     "masked": Options(same_text="masked"),
     "clip": Options(loss="clip"),
     "maxsim": Options(loss="maxsim"),

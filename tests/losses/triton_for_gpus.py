@@ -24,22 +24,20 @@ TYPES = {
     "H_ptr": "*{u}",
     "W_ptr": "*{w}",
 }
-NUMBERS = ("stride", "texts", "padded_n", "padded_m")
+NUMBERS = ("stride", "texts")
 SOME = (
-    (16, 8, ONE, False, "fp32", "fp32"),
-    (64, 32, ONE, True, "fp32", "bf16"),
-    (1, 1, ONE, False, "fp64", "fp64"),
-    (32, 16, TWO, True, "fp32", "fp32"),
-    (8, 1, MAXIMUM, False, "fp32", "fp32"),
-    (128, 128, TWO, False, "fp64", "fp64"),
+    (16, 8, ONE, "fp32", "fp32"),
+    (64, 32, ONE, "fp32", "bf16"),
+    (1, 1, ONE, "fp64", "fp64"),
+    (32, 16, TWO, "fp32", "fp32"),
+    (8, 1, MAXIMUM, "fp32", "fp32"),
+    (128, 128, TWO, "fp64", "fp64"),
 )
 
 
-def compile_for(
-    capability: int, kernel: Any, n: int, m: int, mode: int, padded: bool, u: str, w: str
-) -> None:
+def compile_for(capability: int, kernel: Any, n: int, m: int, mode: int, u: str, w: str) -> None:
     texts = max(1, min(VALUES // (n * m), 64))
-    constants = {"n_block": n, "texts_block": texts, "m_block": m, "mode": mode, "padded": padded}
+    constants = {"n_block": n, "texts_block": texts, "m_block": m, "mode": mode}
     signature = {
         name: "constexpr"
         if name in constants
