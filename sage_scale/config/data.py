@@ -157,7 +157,10 @@ class Segmentation:
     """How a clip is cut into sign segments (SAGE, section 3.1.1 and released code)."""
 
     tagger: Literal["precomputed", "motion", "uniform"] = "motion"
-    """Where the O/I/B labels come from: a file beside the corpus, hand motion (no training), equal lengths."""
+    """Where the O/I/B labels come from. precomputed: files of a segmenter, as in the paper; best where you have them.
+    motion: the movement of the hands, without training; it finds where signs begin and never marks the pauses between
+    them. On 86 real clips that it was not made on: F1 of onsets within one frame .326 (even spacing .222), F1 of
+    segments at an overlap of .5 .254, less than uniform's .306. uniform: equal lengths, `uniform_frames`."""
     labels: str = ""
     """Folder or file of precomputed labels or segments, for `precomputed`."""
     rule: Literal["sage", "plain"] = "sage"

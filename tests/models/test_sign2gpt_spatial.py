@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from models.small_sign2gpt import moved, recipe, settings, video
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from sage_scale.config import Stage
 from sage_scale.errors import CheckpointError, RecipeError
@@ -32,6 +34,46 @@ def test_at_the_start_it_is_transformers_dinov2():
     wanted = model.dino(x).pooler_output
     torch.testing.assert_close(vit().eval().above(vit().eval().below(pictures())), wanted, atol=1e-5, rtol=0)
     assert model.above(model.below(pictures())).shape == wanted.shape
+
+
+def cubic(x: float) -> float:
+    """Keys' cubic convolution kernel with a = -0.75, as torch's bicubic has it."""
+    x = abs(x)
+    if x <= 1:
+        return 1.25 * x**3 - 2.25 * x**2 + 1
+    return -0.75 * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+@pytest.mark.parametrize(("stored", "height", "width"), [(37, 16, 16), (7, 4, 4), (5, 3, 8), (4, 6, 6)])
+def test_positions_are_interpolated_as_the_published_model_does(stored, height, width):
+    """A patch's position is read at ((place + 1/2) stored / (patches + 0.1) - 1/2), 16 weights at once, edges repeated;
+    transformers reads at (place + 1/2) stored / patches - 1/2."""
+    patch = 4
+    model = vit(vit_image=stored * patch, vit_patch=patch)
+    table = model.dino.embeddings.position_embeddings.data.normal_(
+        generator=torch.Generator().manual_seed(stored)
+    )[0].double()
+    grid = table[1:].view(stored, stored, -1)
+
+    def weights(patches: int) -> torch.Tensor:
+        found = torch.zeros(patches, stored, dtype=torch.float64)
+        for place in range(patches):
+            at = (place + 0.5) * stored / (patches + 0.1) - 0.5
+            for tap in range(math.floor(at) - 1, math.floor(at) + 3):
+                found[place, min(max(tap, 0), stored - 1)] += cubic(at - tap)
+        return found
+
+    wanted = torch.einsum("yh,xw,hwd->yxd", weights(height), weights(width), grid).flatten(0, 1)
+    given = torch.zeros(1, height * width + 1, table.shape[1])
+    found = model.dino.embeddings.interpolate_pos_encoding(given, height * patch, width * patch)[0]
+    torch.testing.assert_close(found.double(), torch.cat([table[:1], wanted]), rtol=1e-4, atol=1e-4)
+    theirs = Dinov2Embeddings.interpolate_pos_encoding(
+        model.dino.embeddings, given, height * patch, width * patch
+    )
+    assert (theirs[0] - found).abs().max() > 0.01
+    if height == width:
+        below = model.below(torch.zeros(1, 3, height * patch, width * patch))
+        assert below.shape == (1, height * width + 1, table.shape[1])
 
 
 @torch.no_grad()

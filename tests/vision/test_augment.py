@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sage_scale.config import Augment
+from sage_scale.config import Augment, load_recipe
 from sage_scale.vision.augment import augment, centre_crop
 from sage_scale.vision.draws import mix, uniform
 
@@ -37,6 +37,23 @@ def test_nothing_to_change_is_the_centre_crop():
     assert torch.equal(centre_crop(x, 10), x)
     with pytest.raises(ValueError, match=r"vision\.crop=11 is larger than the stored frames of 10x10"):
         centre_crop(x, 11)
+
+
+def test_the_released_recipes_shift_is_a_random_crop_of_224_of_256():
+    """Every pixel of the result says which column and row it is from; no crop leaves the picture."""
+    settings = load_recipe("sage-phoenix14t-released").pretrain.augment
+    assert (settings.rotation, settings.rotation_share) == (30, 0.5)
+    y, x = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
+    picture = torch.stack([x, y, x])[None]
+    corners = []
+    for draw in range(200):
+        draws = torch.tensor([draw * 1_000_003])
+        out = augment(picture, torch.tensor([0]), draws, Augment(translate=settings.translate), 224)[0, :2]
+        corners.append(out[:, 0, 0])
+        torch.testing.assert_close(out - out[:, :1, :1], picture[0, :2, :224, :224], atol=2e-3, rtol=0)
+    corners = torch.stack(corners)
+    assert corners.min() >= -1e-3 and corners.max() <= 32.001
+    assert (corners.mean(0) - 16).abs().max() < 2 and (corners.std(0) - 32 / 12**0.5).abs().max() < 1
 
 
 def test_a_shift_moves_the_picture_and_a_rotation_turns_it():

@@ -1,7 +1,8 @@
 """Adapters merged into plain models that transformers' `from_pretrained` opens.
 
 What can be merged is: a frozen weight W and its own LoRA pair are one weight, W + s B A. So the language model becomes
-a plain one of its class (it writes as the adapted one does when it is shown no signs), DINOv2 a plain `Dinov2Model`.
+a plain one of its class (it writes as the adapted one does when it is shown no signs), DINOv2 a plain `Dinov2Model`,
+which interpolates its positions in its own way (see `vit.PublishedPositions`).
 
 What cannot be: the gated cross-attention, since no causal language model of transformers has one, nor the sign encoder.
 They stay beside the models as an adapter checkpoint over the *merged* ones. Cross-attention shares the projections, but

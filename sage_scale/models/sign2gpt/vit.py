@@ -6,6 +6,7 @@ them. Nothing but the class token leaves, so the last block computes its queries
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from sage_scale.config import Sign2Gpt
 from sage_scale.models.chunked import in_chunks
@@ -24,6 +26,8 @@ from sage_scale.vision.pretrained_weights import load_exactly
 
 LORA_STD = 0.02
 """Deviation of the pairs' first matrix in the spatial model (released code)."""
+OFFSET = 0.1
+"""Added to the patches of a side before positions are interpolated (DINOv2, `interpolate_offset`)."""
 _SALT = 20_000
 
 
@@ -44,6 +48,8 @@ class VisionTransformer(nn.Module):
                 mlp_ratio=4,
             )
         ).requires_grad_(False)
+        # Kept within the module, whose forward pass ZeRO-3 gathers the positions for.
+        self.dino.embeddings.__class__ = PublishedPositions
         if settings.vit_weights:
             path = Path(settings.vit_weights).expanduser()
             load_exactly(self.dino, read_dinov2_weights(path), path)
@@ -113,6 +119,27 @@ class VisionTransformer(nn.Module):
             return self.above(below_FPD[rows], None if draws_F is None else draws_F[rows])
 
         return in_chunks(self, some, count, chunk)
+
+
+class PublishedPositions(Dinov2Embeddings):
+    """Embeddings whose positions are interpolated as the published DINOv2 does it, to other sizes than `vit_image`.
+
+    It scales by (patches + 0.1) / positions, which moves each place by up to 0.6% of the side; transformers scales to
+    the number of patches.
+    """
+
+    def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
+        """Returns (1, patches + 1, width): the class token's position and those of the patches, row by row."""
+        table_1PD = self.position_embeddings
+        side = math.isqrt(table_1PD.shape[1] - 1)
+        patch_height, patch_width = self.patch_embeddings.patch_size
+        rows, columns = height // patch_height, width // patch_width
+        if rows == columns == side:
+            return table_1PD
+        grid_1DHW = table_1PD[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        scales = (rows + OFFSET) / side, (columns + OFFSET) / side
+        grid_1DHW = F.interpolate(grid_1DHW, scale_factor=scales, mode="bicubic")
+        return torch.cat((table_1PD[:, :1], grid_1DHW.flatten(2).transpose(1, 2).to(table_1PD.dtype)), dim=1)
 
 
 class AdaptedAttention(nn.Module):
