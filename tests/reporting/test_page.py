@@ -103,6 +103,16 @@ def test_a_whole_run_has_every_section_and_sound_links(whole):
     assert "Not in this report" not in page.text
 
 
+def test_the_logit_scales_course_is_a_chart(whole):
+    """A line for each level, from every step's log, and where it ends."""
+    text = write_report(whole).read_text(encoding="utf-8")
+    chart = re.split(r'<figure|<div class="chart"', text.split("Logit scales", 1)[1])[0]
+    shown = re.sub(r"<[^>]*>", " ", chart)
+    assert re.search(r"embeddings\s+23\.3", shown) and re.search(r"hidden states\s+19\.3", shown)
+    lines = re.findall(r"<(?:path|polyline)[^>]*>", chart)
+    assert len([line for line in lines if "fill" in line or "stroke" in line or "class" in line]) >= 2
+
+
 def test_the_page_can_be_heard_and_used_by_keyboard(whole):
     page = read(whole)
     assert next(a for tag, a in page.tags if tag == "html")["lang"] == "en"
