@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sage_scale import config
-from sage_scale.errors import ClipRejected, UsageError
+from sage_scale.errors import ClipRejected, StorageError, UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import json_text
 from sage_scale.untrusted.printer import console, echo, tell
@@ -71,14 +71,17 @@ def inspect(
 ) -> None:
     """Count clips, hours, signers, words and languages of a corpus, and list what is odd about it.
 
-    Tables, captions and names are read; videos are opened with --probe alone, and only their headers.
+    Tables, captions and names are read; videos are opened with --probe alone: their headers, and the
+    packets of those whose header says no length of its own (.mkv, .ts).
     """
     from sage_scale.corpora.census import count
     from sage_scale.corpora.registry import read_corpus
 
     chosen = _recipe(recipe, corpus, root, overrides)
     manifest = read_corpus(chosen.corpus)
-    durations_s, unreadable = _durations([clip.video for clip in manifest.clips]) if probe else ({}, {})
+    durations_s, unreadable, notes = (
+        _opened([clip.video for clip in manifest.clips]) if probe else ({}, {}, {})
+    )
     census = count(manifest, durations_s, chosen.vision.source_fps)
     echo(f"corpus {chosen.corpus.name}, manifest {manifest.digest()}, {len(manifest.clips)} clips")
     row = "{:<14}{:>8}{:>8}{:>9}{:>9}{:>11}{:>8}  {}"
@@ -104,10 +107,11 @@ def inspect(
         echo(f"  {number} x {what}")
     for what, (number, first) in census.defects.items():
         echo(f"  {number} x {what}, first: {first}")
-    for video, error in list(unreadable.items())[:10]:
-        echo(f"  video {video}: {error}")
-    if len(unreadable) > 10:
-        echo(f"  ... and {len(unreadable) - 10} more videos that cannot be opened")
+    for said, kind in ((unreadable, "cannot be opened"), (notes, "have such notes")):
+        for video, line in list(said.items())[:10]:
+            echo(f"  video {video}: {line}")
+        if len(said) > 10:
+            echo(f"  ... and {len(said) - 10} more videos that {kind}")
     _warn_of_languages(chosen, census)
     for lacking, cost in (("train", "there is nothing to train on"), ("dev", "training cannot choose its best weights"),
                           ("test", "`evaluate` has nothing to score")):  # fmt: skip
@@ -176,35 +180,26 @@ def _recipe(recipe: str, corpus: str, root: str, overrides: list[str] | None) ->
     return dataclasses.replace(chosen, corpus=dataclasses.replace(chosen.corpus, **named))
 
 
-def _durations(videos: list[str]) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds of each video file whose header says them, and what is wrong with those that do not open."""
+def _opened(videos: list[str]) -> tuple[dict[str, float], dict[str, str], dict[str, str]]:
+    """Returns seconds of each video file that says them, why others do not open, and notes on those that do."""
+    from sage_scale.vision.decode import probe
+
     durations_s: dict[str, float] = {}
     unreadable: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    wanted = list(dict.fromkeys(videos))
     with _progress("videos opened") as progress:
-        _open_each(list(dict.fromkeys(videos)), durations_s, unreadable, progress)
-    return durations_s, unreadable
-
-
-def _open_each(
-    videos: list[str],
-    durations_s: dict[str, float],
-    unreadable: dict[str, str],
-    progress: Callable[[int, int], None],
-) -> None:
-    from sage_scale.vision.decode import KEYPOINT_SUFFIXES
-    from sage_scale.vision.video_files import probe_video
-
-    for done, video in enumerate(videos, start=1):
-        progress(done, len(videos))
-        path = Path(video.removeprefix("file://"))
-        if path.is_dir() or path.suffix.lower() in KEYPOINT_SUFFIXES:
-            continue
-        try:
-            seconds, _ = probe_video(path)
-        except ClipRejected as rejected:
-            unreadable[video] = str(rejected)
-        except OSError as error:
-            unreadable[video] = error.strerror or str(error)
-        else:
-            if seconds > 0:
-                durations_s[video] = seconds
+        for done, video in enumerate(wanted, start=1):
+            progress(done, len(wanted))
+            try:
+                track = probe(video)
+            except ClipRejected as rejected:
+                unreadable[video] = str(rejected)
+            except StorageError as error:
+                unreadable[video] = str(error.__cause__ or error)
+            else:
+                if track is not None and track.end_s:
+                    durations_s[video] = track.end_s
+                if track is not None and track.note:
+                    notes[video] = track.note
+    return durations_s, unreadable, notes

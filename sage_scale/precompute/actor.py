@@ -206,14 +206,23 @@ class UnitWorker:
                     )
                     rejects.append(reject)
                     stages = self.maker.take_stages()
-                    report(ClipDone(clip=clip.id, reason=reject.reason, detail=reject.detail, stages=stages))
+                    report(
+                        ClipDone(
+                            clip=clip.id,
+                            reason=reject.reason,
+                            detail=reject.detail,
+                            stages=stages,
+                            notes=self.tally.take_notes(),
+                        )
+                    )
                     continue
                 frames = int(outcome.meta["frames"])
                 begun = time.perf_counter()
                 yield outcome
                 stages = {**self.maker.take_stages(), "write": time.perf_counter() - begun}
                 seconds = frames / self.recipe.vision.fps
-                report(ClipDone(clip=clip.id, frames=frames, seconds=seconds, stages=stages))
+                notes = self.tally.take_notes()
+                report(ClipDone(clip=clip.id, frames=frames, seconds=seconds, stages=stages, notes=notes))
 
     def _placeless(self, detail: str) -> str:
         """A reject's detail without the corpus' place, which would make the shard depend on the machine."""

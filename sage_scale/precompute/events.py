@@ -27,6 +27,8 @@ class ClipDone:
     """Length of the clip's video, seconds."""
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds spent in each stage."""
+    notes: tuple[str, ...] = ()
+    """What a user should hear of the videos read since the last clip, one line each."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from sage_scale.untrusted.printer import console, tell
 
 PLAIN_EVERY_S = 5.0
 BAR_EVERY_S = 0.2
+_NOTES_SAID = 10
 
 
 class Progress:
@@ -49,6 +50,8 @@ class Progress:
         self.clips_committed = 0
         self.clips_in_flight: Counter[int] = Counter()
         self.rejects: Counter[str] = Counter()
+        self.notes: set[str] = set()
+        """What was said of videos."""
         self.frames = 0
         self.seconds = 0.0
         self.stages: defaultdict[str, float] = defaultdict(float)
@@ -109,7 +112,19 @@ class Progress:
             self._record(
                 "reject", unit=unit.number, clip=event.clip, reason=event.reason, detail=event.detail
             )
+        for note in event.notes:
+            self._note(unit, note)
         self._tick()
+
+    def _note(self, unit: Unit, note: str) -> None:
+        if note in self.notes:
+            return
+        self.notes.add(note)
+        self._record("note", unit=unit.number, note=note)
+        if len(self.notes) <= _NOTES_SAID:
+            self.say(f"note on {note}")
+        elif len(self.notes) == _NOTES_SAID + 1:
+            self.say("more notes on videos are left out here; --events FILE keeps all")
 
     def unit(self, unit: Unit, event: UnitDone) -> None:
         """A unit is committed."""

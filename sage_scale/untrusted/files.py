@@ -15,6 +15,10 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
 )
 
+_NO_SUCH_NAME = (
+    errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL,
+)  # fmt: skip
+
 
 class NotRegularFile(OSError):
     """The path names a FIFO, a device or a socket. Reading it could block for ever or never end."""
@@ -42,6 +46,32 @@ def open_descriptor(path: str | Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def mode_of(path: str | Path) -> int:
+    """Returns the mode (of os.stat, links followed) of what a path names; 0 where nothing can bear such a name.
+
+    Names that are too long, hold a NUL, lead through a file or in a circle name nothing. Raises other OSErrors: what
+    the file system refuses to tell (permission, a failing disk).
+    """
+    try:
+        return os.stat(path).st_mode
+    except ValueError:  # a NUL, or a character that the file system cannot encode
+        return 0
+    except OSError as error:
+        if error.errno in _NO_SUCH_NAME:
+            return 0
+        raise
+
+
+def is_file(path: str | Path) -> bool:
+    """Returns whether a path names a regular file, links followed. Errors as `mode_of`."""
+    return stat.S_ISREG(mode_of(path))
+
+
+def is_folder(path: str | Path) -> bool:
+    """Returns whether a path names a folder, links followed. Errors as `mode_of`."""
+    return stat.S_ISDIR(mode_of(path))
 
 
 def check_regular(mode: int, path: str | Path) -> None:

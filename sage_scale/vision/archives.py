@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,10 +17,14 @@ from pathlib import Path
 from typing import IO
 
 from sage_scale.errors import ClipRejected
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import NotRegularFile, is_file
 
 SUFFIX = ".zip"
 LARGEST_UNPACKED = 4 << 30
 """Most bytes that a deflated member may unpack to: a zip may claim anything."""
+SOME_BYTES = 2**28
+"""A machine that can give so much at once is not out of memory."""
 _LOCAL_HEADER = 30
 _PIECE_BYTES = 1 << 20
 
@@ -48,7 +51,7 @@ class Member:
 def split_path(path: Path) -> tuple[Path, str] | None:
     """(archive, name in it) of a path through a zip archive; None for any other path."""
     for folder in path.parents:
-        if folder.suffix.lower() == SUFFIX and folder.is_file():
+        if folder.suffix.lower() == SUFFIX and is_file(folder):
             return folder, path.relative_to(folder).as_posix()
     return None
 
@@ -64,7 +67,7 @@ def find_member(path: Path) -> Member | None:
     archive, name = parts
     info = _directory(archive).get(name)
     if info is None:
-        raise ClipRejected("missing", f"there is no {path.name} in {archive.name}")
+        raise ClipRejected("missing", f"there is no {shortened(path.name, 255)} in {archive.name}")
     return Member(archive, info)
 
 
@@ -91,11 +94,8 @@ def _directory(archive: Path) -> dict[str, zipfile.ZipInfo]:
 @lru_cache(maxsize=8)
 def _read_directory(archive: Path, size: int, changed_ns: int) -> dict[str, zipfile.ZipInfo]:
     """Size and time are what a changed archive is known by."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return {info.filename: info for info in opened.infolist() if not info.is_dir()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise ClipRejected("unreadable", f"{archive.name}: {error}") from None
+    with damage_rejects(archive.name, "unreadable"), zipfile.ZipFile(archive) as opened:
+        return {info.filename: info for info in opened.infolist() if not info.is_dir()}
 
 
 def _content_begins(member: Member) -> int:
@@ -114,10 +114,43 @@ def _unpack(member: Member, file: IO[bytes]) -> None:
     archive = member.archive.name
     if member.info.file_size > LARGEST_UNPACKED:
         raise ClipRejected("unreadable", f"{archive} claims {member.info.file_size:,} bytes for it")
-    try:
-        with zipfile.ZipFile(member.archive) as whole, whole.open(member.info) as source:
-            while piece := source.read(_PIECE_BYTES):
-                file.write(piece)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ClipRejected("corrupt", f"{archive}: {error}") from None
+    with (
+        damage_rejects(archive, "corrupt"),
+        zipfile.ZipFile(member.archive) as whole,
+        whole.open(member.info) as source,
+    ):
+        while piece := source.read(_PIECE_BYTES):
+            file.write(piece)
     file.flush()
+
+
+@contextlib.contextmanager
+def damage_rejects(name: str, reason: str) -> Iterator[None]:
+    """Raises ClipRejected with `reason` (`unsupported` for an unknown compression) where unpacking fails for what lies
+    in the bytes. What the machine is to blame for (OSError with a number, no memory left) stays what it is.
+    """
+    try:
+        yield
+    except ClipRejected:
+        raise
+    except NotRegularFile as error:
+        raise ClipRejected("unreadable", f"{name}: {error.strerror}") from None
+    except MemoryError:  # lzma asks for what the bytes claim
+        raise no_memory(reason, f"no memory to unpack {name}") from None
+    except NotImplementedError as error:
+        raise ClipRejected("unsupported", f"{name}: {error}") from None
+    except (
+        Exception
+    ) as error:  # each decompressor and parser raises its own; bz2 and gzip an OSError without a number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ClipRejected(reason, f"{name}: {shortened(error) or type(error).__name__}") from None
+
+
+def no_memory(reason: str, words: str) -> Exception:
+    """Returns what a lack of memory means: a file that claims an absurd size, unless there is none left indeed."""
+    try:
+        bytearray(SOME_BYTES)
+    except MemoryError:
+        return MemoryError(words)
+    return ClipRejected(reason, "it claims more memory than there is")

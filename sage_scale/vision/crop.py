@@ -3,6 +3,7 @@ stretch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,57 @@ LARGEST_RATIO = 8.0
 """Pictures longer than this many times their width are refused: scaling the short side would blow them up."""
 _LEAST_SIDE = 16
 """Side of the smallest part that is cut out, pixels."""
+_SLANT = 0.01
+"""How far a display matrix may be from a multiple of 90 degrees, as a tangent."""
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a stored picture is turned and mirrored before it is shown: one of eight ways."""
+
+    turns: int = 0
+    """Counter-clockwise quarter turns."""
+    mirrored: bool = False
+    """Whether left and right are exchanged after the turns."""
+
+    @classmethod
+    def of_matrix(cls, matrix: Sequence[int]) -> Orientation:
+        """Returns the orientation of an ISO 14496-12 display matrix of nine numbers, row by row.
+
+        A matrix that is none of the eight (other angles, shears) gives the stored orientation.
+        """
+        # A stored point (x, y), y downwards, is shown at (a x + c y, b x + d y).
+        a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
+        straight, crossed = min(abs(a), abs(d)), min(abs(b), abs(c))
+        if max(abs(b), abs(c)) <= _SLANT * straight:
+            mirrored = (a > 0) != (d > 0)
+            return cls(2 if d < 0 else 0, mirrored)
+        if max(abs(a), abs(d)) <= _SLANT * crossed:
+            mirrored = (b > 0) == (c > 0)
+            return cls(3 if b > 0 else 1, mirrored)
+        return cls()
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """Returns a view of a stored picture (H, W, ...) as it is shown."""
+        if self.turns:
+            picture = np.rot90(picture, self.turns)
+        return picture[:, ::-1] if self.mirrored else picture
+
+    def stored(self, x: float, y: float) -> tuple[float, float]:
+        """Returns where a point of the shown picture lies in the stored one, as shares of their sides."""
+        if self.mirrored:
+            x = 1 - x
+        for _ in range(self.turns):  # each clockwise quarter turn takes (x, y) to (1 - y, x)
+            x, y = 1 - y, x
+        return x, y
+
+
+UPRIGHT = Orientation()
 
 
 @dataclass(frozen=True)
 class SquarePlan:
-    """How a stored picture (`width` x `height` before rotation) becomes a `size` x `size` square."""
+    """The scaling of a stored picture and the `size` x `size` square in its middle."""
 
     width: int
     """Width to scale to, pixels, in the stored orientation."""
@@ -27,19 +74,12 @@ class SquarePlan:
     """Height to scale to, pixels, in the stored orientation."""
     size: int
     """Side of the square."""
-    quarter_turns: int
-    """Counter-clockwise quarter turns after scaling."""
 
     @property
     def middle(self) -> tuple[slice, slice]:
         """The square's rows and columns in the scaled picture."""
         top, left = (self.height - self.size) // 2, (self.width - self.size) // 2
         return slice(top, top + self.size), slice(left, left + self.size)
-
-    def cut(self, picture: np.ndarray) -> np.ndarray:
-        """The (size, size, ...) middle of the scaled (height, width, ...) picture, upright."""
-        square = picture[self.middle]
-        return np.rot90(square, self.quarter_turns) if self.quarter_turns else square
 
 
 @dataclass(frozen=True)
@@ -76,52 +116,39 @@ def check_picture(width: int, height: int) -> None:
         raise ClipRejected("bad-shape", f"pictures of {width} x {height}")
 
 
-def plan_square(
-    width: int, height: int, size: int, *, stretch: bool, rotation: int = 0, pixel_ratio: float = 1.0
-) -> SquarePlan:
-    """The plan for pictures of `width` x `height` pixels whose pixels are `pixel_ratio` times as wide as
-    high.
-
-    `rotation` is the display rotation in degrees, counter-clockwise, a multiple of 90 (else it is ignored).
-    """
+def plan_square(width: int, height: int, size: int, *, stretch: bool, pixel_ratio: float = 1.0) -> SquarePlan:
+    """Returns the plan for stored pictures of `width` x `height` pixels, each `pixel_ratio` times as wide as high."""
     check_picture(width, height)
-    turns = quarter_turns(rotation)
     if stretch:
-        return SquarePlan(size, size, size, turns)
+        return SquarePlan(size, size, size)
     shown = width * _plausible(pixel_ratio)
     scale = size / min(shown, height)
     # An even margin, so that the cut is exactly the middle.
     margins = [round((side * scale - size) / 2) for side in (shown, height)]
-    return SquarePlan(size + 2 * margins[0], size + 2 * margins[1], size, turns)
+    return SquarePlan(size + 2 * margins[0], size + 2 * margins[1], size)
 
 
-def plan_cut(width: int, height: int, region: Region | None, turns: int, pixel_ratio: float = 1.0) -> Box:
-    """The part of a stored picture of `width` x `height` pixels that is shown as the square `region`, or its middle.
-
-    `turns` are the counter-clockwise quarter turns that make it upright.
-    """
+def plan_cut(
+    width: int,
+    height: int,
+    region: Region | None,
+    orientation: Orientation = UPRIGHT,
+    pixel_ratio: float = 1.0,
+) -> Box:
+    """Returns the part of a stored picture of `width` x `height` pixels that is shown as the square `region`, or its
+    middle."""
     ratio = _plausible(pixel_ratio)
-    shown_width, shown_height = width * ratio, float(height)
-    side = min(shown_width, shown_height)
+    wide, high = width * ratio, float(height)
+    side = min(wide, high)
     x, y = 0.5, 0.5
     if region is not None:
-        upright_width, upright_height = (
-            (shown_height, shown_width) if turns % 2 else (shown_width, shown_height)
-        )
+        upright_width, upright_height = (high, wide) if orientation.turns % 2 else (wide, high)
         side = min(side, max(_LEAST_SIDE, region.width * upright_width))
-        # Back from the upright picture to the stored one: each clockwise quarter turn takes (x, y) to (1 - y, x).
-        x, y = region.x, region.y + region.below * side / upright_height
-        for _ in range(turns):
-            x, y = 1 - y, x
-    left = min(max(x * shown_width - side / 2, 0.0), shown_width - side) / ratio
-    top = min(max(y * shown_height - side / 2, 0.0), shown_height - side)
+        x, y = orientation.stored(region.x, region.y + region.below * side / upright_height)
+    left = min(max(x * wide - side / 2, 0.0), wide - side) / ratio
+    top = min(max(y * high - side / 2, 0.0), high - side)
     columns, rows = max(1, round(side / ratio)), max(1, round(side))
     return Box(min(round(left), width - columns), min(round(top), height - rows), columns, rows)
-
-
-def quarter_turns(rotation: int) -> int:
-    """Counter-clockwise quarter turns of a display rotation in degrees; 0 where it is no multiple of 90."""
-    return (rotation // 90) % 4 if rotation % 90 == 0 else 0
 
 
 def _plausible(pixel_ratio: float) -> float:

@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from PIL import Image
 
 from sage_scale.config import Vision
 from sage_scale.errors import ClipRejected, StorageError
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import is_file, is_folder
 from sage_scale.vision.frame_folders import read_folder
 from sage_scale.vision.keypoint_files import read_keypoints
 from sage_scale.vision.sampling import check_interval, check_length, nearest_frames
@@ -28,6 +31,7 @@ from sage_scale.vision.signer import sidecar, signer_region
 from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures, read_clip, read_clips
 from sage_scale.vision.video_files import check_file
 from sage_scale.vision.video_frames import Tally
+from sage_scale.vision.video_track import VideoTrack, read_track
 
 GREY_SIZE = 48
 """Side of the grey pictures kept for every frame, pixels: a hand is still 5 to 8 pixels wide."""
@@ -96,7 +100,7 @@ def decode_clip(
             assert file is not None, (
                 "a video or folder is of this kind only if a keypoint file lies beside it"
             )
-            keypoints_TKC, source_fps = _decode_keypoints(file, clip, vision)
+            keypoints_TKC, source_fps = _decode_keypoints(file, clip, path, vision)
             return DecodedClip(
                 clip=clip,
                 frames=np.zeros((0, vision.size, vision.size, 3), np.uint8),
@@ -157,9 +161,23 @@ def decode_clips(
                 yield place, _with_pictures(clips[place], vision, outcome)
 
 
+def probe(video: str) -> VideoTrack | None:
+    """Returns where the video that a clip names begins and ends, after a look at its header, or at its packets where
+    the header does not say; None for folders of pictures and keypoint files. The track's stream is closed.
+
+    Raises ClipRejected for what is no video, StorageError where it cannot be read.
+    """
+    path = local_path(video)
+    with _storage(path):
+        if is_folder(path) or (path.suffix.lower() in KEYPOINT_SUFFIXES and is_file(path)):
+            return None
+        check_file(path)
+        return read_track(path)
+
+
 @contextlib.contextmanager
 def _storage(path: Path) -> Iterator[None]:
-    """What the file system says against reading a file is no fault of its clips."""
+    """Raises StorageError for what the file system says against reading a file: no fault of its clips."""
     try:
         yield
     except OSError as error:
@@ -169,13 +187,15 @@ def _storage(path: Path) -> Iterator[None]:
 
 
 def _kind(path: Path, vision: Vision) -> Literal["video", "folder", "keypoints"]:
-    if path.suffix.lower() in KEYPOINT_SUFFIXES and path.is_file():
+    if path.suffix.lower() in KEYPOINT_SUFFIXES and is_file(path):
         return "keypoints"
     if vision.kind == "features" and vision.backbone == "keypoints":
         if sidecar(path) is not None:
             return "keypoints"
-        raise ClipRejected("no-keypoints", f"{path.name} is not a keypoint file (.npz, .pose)")
-    if path.is_dir():
+        raise ClipRejected(
+            "no-keypoints", f"{shortened(path.name, 255)} is not a keypoint file (.npz, .pose)"
+        )
+    if is_folder(path):
         return "folder"
     check_file(path)
     return "video"
@@ -194,7 +214,9 @@ def _pictures(vision: Vision, grey: bool, folder: bool = False) -> Pictures:
 
 
 def _interval(clip: Source, path: Path, vision: Vision) -> Interval:
-    region = signer_region(path, clip.start_s, clip.end_s, vision) if vision.fit == "signer" else None
+    region = None
+    if vision.fit == "signer" and sidecar(path) is not None:
+        region = signer_region(path, *_since_first_picture(clip, path), vision)
     return Interval(clip.start_s, clip.end_s, region)
 
 
@@ -211,13 +233,35 @@ def _with_pictures(clip: Source, vision: Vision, read: ClipPictures) -> DecodedC
     )
 
 
-def _decode_keypoints(path: Path, clip: Source, vision: Vision) -> tuple[np.ndarray, float]:
+def _since_first_picture(clip: Source, path: Path) -> tuple[float, float | None]:
+    """Returns the clip's start and end on the clock of keypoints that were made of the file's pictures."""
+    status = path.stat() if is_file(path) else None
+    first_s = _first_picture_s(path, status.st_mtime_ns, status.st_size) if status else 0.0
+    if not first_s:
+        return clip.start_s, clip.end_s
+    start_s = max(0.0, clip.start_s - first_s)
+    return start_s, None if clip.end_s is None else max(start_s, clip.end_s - first_s)
+
+
+@functools.lru_cache(maxsize=4)
+def _first_picture_s(path: Path, *_changed: int) -> float:
+    """Returns when a video's first picture is shown; 0 for what is no video, as one hears when it is decoded."""
+    if path.suffix.lower() in KEYPOINT_SUFFIXES:
+        return 0.0
+    try:
+        return read_track(path).first_s
+    except ClipRejected:
+        return 0.0
+
+
+def _decode_keypoints(path: Path, clip: Source, video: Path, vision: Vision) -> tuple[np.ndarray, float]:
     if vision.kind != "features" or vision.backbone != "keypoints":
         raise ClipRejected(
             "no-pictures", f"{path.name} has keypoints only: vision.backbone=keypoints is needed"
         )
     keypoints_SKC, source_fps = read_keypoints(path, vision.source_fps)
-    chosen_T = nearest_frames(len(keypoints_SKC), source_fps, vision.fps, clip.start_s, clip.end_s)
+    start_s, end_s = _since_first_picture(clip, video)
+    chosen_T = nearest_frames(len(keypoints_SKC), source_fps, vision.fps, start_s, end_s)
     check_length(len(chosen_T), vision.min_frames, vision.max_frames)
     return keypoints_SKC[chosen_T], source_fps
 
@@ -230,8 +274,10 @@ def local_path(video: str) -> Path:
         raise ClipRejected(
             "unsupported", f"{video.split('://')[0]}:// videos are not read; copy them to a folder"
         )
-    if not video or "\0" in video:
+    if not video:
         raise ClipRejected("missing", "no video is named")
+    if "\0" in video:
+        raise ClipRejected("missing", "the video's name holds a NUL character")
     return Path(video)
 
 

@@ -6,18 +6,29 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sage_scale.errors import ClipRejected
+from sage_scale.untrusted.files import NotRegularFile, mode_of, open_regular
 from sage_scale.vision.crop import Region, check_picture, plan_cut, plan_square
 from sage_scale.vision.sampling import check_length, nearest_frames
 from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What EXIF orientations ask for (CIPA DC-008, 4.6.4)."""
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder; `image10` comes after `image9`."""
+    """Returns the pictures of a folder; `image10` comes after `image9`."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != "."]
     return sorted(
         files, key=lambda path: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path.name)]
@@ -25,7 +36,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def read_folder(folder: Path, interval: Interval, pictures: Pictures, *, source_fps: float) -> ClipPictures:
-    """The pictures of a stretch of a folder, whose files are `source_fps` a second."""
+    """Returns the pictures of a stretch of a folder, whose files are `source_fps` a second."""
     files = list_pictures(folder)
     if not files:
         raise ClipRejected("empty", "a folder without pictures")
@@ -44,21 +55,44 @@ def read_folder(folder: Path, interval: Interval, pictures: Pictures, *, source_
 
 
 def _open(path: Path) -> Image.Image:
+    """Returns a picture in RGB as viewers show it: turned as its EXIF orientation says, 16 bits a colour as 8, on black
+    where it is transparent; of several pictures in a file the first."""
     try:
-        with Image.open(path) as picture:
+        with open_regular(path) as file, Image.open(file) as picture:
             check_picture(*picture.size)  # from the header, before the pixels are decoded
-            return picture.convert("RGB")
+            return _turned(_in_rgb(picture), picture)
+    except (NotRegularFile, IsADirectoryError) as error:
+        raise ClipRejected("unreadable", f"picture {path.name}: {error.strerror}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk, not the picture
+        if isinstance(error, OSError) and error.errno is not None and mode_of(path):
+            raise  # the disk, not the picture, nor a link that leads nowhere
         raise ClipRejected("unreadable", f"picture {path.name}: {type(error).__name__}") from None
+
+
+def _in_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        # One colour of 16 bits; Pillow would clip it at 255. Of three it keeps the upper 8 bits itself.
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        shown = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", shown.size, "black"), shown).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _turned(shown: Image.Image, picture: Image.Image) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever damaged EXIF makes its parser raise; viewers then show the picture unturned
+        return shown
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return shown if turn is None else shown.transpose(turn)
 
 
 def _square(picture: Image.Image, size: int, stretch: bool, region: Region | None) -> np.ndarray:
     if region is not None:
-        box = plan_cut(*picture.size, region, turns=0)
+        box = plan_cut(*picture.size, region)
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)
         return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=corners))
     plan = plan_square(*picture.size, size, stretch=stretch)
     scaled = picture.resize((plan.width, plan.height), Image.Resampling.BILINEAR)
-    return plan.cut(np.asarray(scaled))
+    return np.asarray(scaled)[plan.middle]

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from sage_scale.errors import ClipRejected, UsageError
+from sage_scale.untrusted.files import open_regular, read_bytes
+from sage_scale.vision.archives import damage_rejects
 
 POINTS = 67
 LEFT_HAND = slice(25, 46)
@@ -52,24 +54,23 @@ _BODY_FROM_HOLISTIC: dict[int, tuple[str, ...]] = {
 
 
 def read_keypoints(path: Path, default_fps: float) -> tuple[np.ndarray, float]:
-    """All keypoints of a file as float32 (S, 67, 2) and their frame rate; ClipRejected for a bad file."""
+    """Returns all keypoints of a file, float32 (S, 67, 2), and their frame rate. Raises ClipRejected for a bad file."""
     if path.suffix.lower() == ".pose":
         return _read_pose(path)
     return _read_npz(path, default_fps)
 
 
 def _read_npz(path: Path, default_fps: float) -> tuple[np.ndarray, float]:
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with damage_rejects("keypoints", "unreadable"), open_regular(path) as file:
+        with zipfile.ZipFile(file) as archive:
             if sum(member.file_size for member in archive.infolist()) > _LARGEST_BYTES:
                 raise ClipRejected("too-large", "keypoints above 256 MiB")
-        with np.load(path, allow_pickle=False) as arrays:
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
             if "keypoints" not in arrays:
                 raise ClipRejected("unreadable", f"no member `keypoints`, only {', '.join(arrays.files)}")
             values = arrays["keypoints"].astype(np.float32)
             fps = float(arrays["fps"]) if "fps" in arrays else default_fps
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, TypeError) as error:
-        raise ClipRejected("unreadable", f"keypoints: {type(error).__name__}") from None
     if values.ndim == 3:
         values = values.reshape(len(values), -1)
     if values.ndim != 2 or values.shape[1] != 2 * POINTS or not len(values):
@@ -84,25 +85,21 @@ def _read_pose(path: Path) -> tuple[np.ndarray, float]:
         from pose_format import Pose
     except ImportError:
         raise UsageError(f"{path.name}: .pose files need the extra: pip install 'sage-scale[pose]'") from None
-    try:
-        pose = Pose.read(path.read_bytes())
+    with damage_rejects(".pose", "unreadable"):
+        pose = Pose.read(read_bytes(path))
         names = {}
         start = 0
         for component in pose.header.components:
             for offset, point in enumerate(component.points):
                 names[component.name, point] = start + offset
             start += len(component.points)
-        data = np.ma.asarray(pose.body.data)[:, 0, :, :2]
-        seen = ~np.ma.getmaskarray(data).any(-1) & (np.ma.asarray(pose.body.confidence)[:, 0] > 0).filled(
+        places = np.ma.asarray(pose.body.data)[:, 0, :, :2]
+        seen = ~np.ma.getmaskarray(places).any(-1) & (np.ma.asarray(pose.body.confidence)[:, 0] > 0).filled(
             False
         )
         fps = float(pose.body.fps)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # the reader raises whatever its struct and numpy calls raise on damaged bytes
-        raise ClipRejected("unreadable", f".pose: {type(error).__name__}") from None
     size = np.array([pose.header.dimensions.width or 1, pose.header.dimensions.height or 1], np.float32)
-    values = np.where(seen[..., None], data.filled(0) / size, 0).astype(np.float32)
+    values = np.where(seen[..., None], places.filled(0) / size, 0).astype(np.float32)
     result = np.zeros((len(values), POINTS, 2), np.float32)
     for target, sources in _BODY_FROM_HOLISTIC.items():
         columns = [names[key] for name in sources if (key := ("POSE_LANDMARKS", name)) in names]

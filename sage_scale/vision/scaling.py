@@ -17,7 +17,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from sage_scale.vision.crop import Box, Region, check_picture, plan_cut, plan_square, quarter_turns
+from sage_scale.vision.crop import UPRIGHT, Box, Orientation, Region, check_picture, plan_cut, plan_square
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class _Shape:
     height: int
     pixel_format: str
     interlaced: bool
-    rotation: int
+    orientation: Orientation
     pixel_ratio: float
     region: Region | None
 
@@ -45,22 +45,25 @@ class SquareScaler:
         self._filter: av.filter.Graph | None = None
         self._scale_to = (size, size)
         self._middle = (slice(0, size), slice(0, size))
-        self._turns = 0
 
     def __call__(
-        self, frame: VideoFrame, pixel_ratio: float = 1.0, region: Region | None = None
+        self,
+        frame: VideoFrame,
+        pixel_ratio: float = 1.0,
+        region: Region | None = None,
+        orientation: Orientation = UPRIGHT,
     ) -> np.ndarray:
-        """uint8 (size, size, 3) for rgb24, (size, size) for gray; a view of ffmpeg's memory.
+        """Returns uint8 (size, size, 3) for rgb24, (size, size) for gray; a view of ffmpeg's memory.
 
         `pixel_ratio` is how many times as wide as high a pixel is; `region` the part of the upright picture that is
-        wanted, instead of its middle.
+        wanted, instead of its middle; `orientation` what makes it upright.
         """
         shape = _Shape(
             frame.width,
             frame.height,
             frame.format.name,
             bool(frame.interlaced_frame),
-            frame.rotation,
+            orientation,
             pixel_ratio,
             region,
         )
@@ -73,27 +76,18 @@ class SquareScaler:
         scaled = self._reformatter.reformat(
             frame, width=width, height=height, format=self.pixel_format, threads=1
         )
-        square = _pixels(scaled)[self._middle]
-        return np.rot90(square, self._turns) if self._turns else square
+        return orientation(_pixels(scaled)[self._middle])
 
     def _prepare(self, shape: _Shape) -> None:
         width, height = shape.width, shape.height
         check_picture(width, height)
-        self._turns = quarter_turns(shape.rotation)
         self._middle = (slice(0, self.size), slice(0, self.size))
         self._scale_to = (self.size, self.size)
         box: Box | None = None
         if shape.region is not None or (self.cut_first and not self.stretch):
-            box = plan_cut(width, height, shape.region, self._turns, shape.pixel_ratio)
+            box = plan_cut(width, height, shape.region, shape.orientation, shape.pixel_ratio)
         elif not self.stretch:
-            plan = plan_square(
-                width,
-                height,
-                self.size,
-                stretch=False,
-                rotation=shape.rotation,
-                pixel_ratio=shape.pixel_ratio,
-            )
+            plan = plan_square(width, height, self.size, stretch=False, pixel_ratio=shape.pixel_ratio)
             self._scale_to = (plan.width, plan.height)
             self._middle = plan.middle
         self._filter = _filter(shape, box)

@@ -15,6 +15,7 @@ import numpy as np
 
 from sage_scale.config import Vision
 from sage_scale.errors import ClipRejected
+from sage_scale.untrusted.files import is_file, is_folder
 from sage_scale.vision.crop import Region
 from sage_scale.vision.keypoint_files import LEFT_SHOULDER, RIGHT_SHOULDER, read_keypoints
 
@@ -26,8 +27,8 @@ SIDECARS = (".npz", ".pose")
 
 
 def sidecar(video: Path) -> Path | None:
-    """The keypoint file beside a video file or folder of frames, if there is one."""
-    return next((path for suffix in SIDECARS if (path := _beside(video, suffix)).is_file()), None)
+    """Returns the keypoint file beside a video file or folder of frames, if there is one."""
+    return next((path for suffix in SIDECARS if is_file(path := _beside(video, suffix))), None)
 
 
 def signer_region(video: Path, start_s: float, end_s: float | None, vision: Vision) -> Region | None:
@@ -69,6 +70,6 @@ def _shoulders(path: Path, default_fps: float, *_changed: int) -> tuple[np.ndarr
 def _beside(video: Path, suffix: str) -> Path:
     return (
         video.parent / (video.stem + suffix)
-        if video.suffix and not video.is_dir()
+        if video.suffix and not is_folder(video)
         else Path(f"{video}{suffix}")
     )

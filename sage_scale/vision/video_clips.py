@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,9 @@ from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Region, check_picture
 from sage_scale.vision.sampling import StreamSampler, check_interval, check_length
 from sage_scale.vision.scaling import SquareScaler
-from sage_scale.vision.video_files import (
-    BYTES_AT_FAULT,
-    duration_s,
-    open_video,
-    read_through,
-    video_stream,
-)
+from sage_scale.vision.video_files import BYTES_AT_FAULT, open_video, read_through
 from sage_scale.vision.video_frames import Ending, FrameReader, Tally, TimedFrame
+from sage_scale.vision.video_track import Survey, VideoTrack, open_track, survey_if_needed
 
 _TRUNCATED_S = 1.0
 _SOURCE_FRAMES_PER_FRAME = 16
@@ -118,11 +113,12 @@ class _File:
     def __init__(self, path: Path, pictures: Pictures, tally: Tally) -> None:
         self.path, self.pictures, self.tally = path, pictures, tally
         self._known: list[Ending] = []
+        self._survey: Survey | None = None
         self._disk_checked = False
 
     @contextlib.contextmanager
     def open(self) -> Iterator[_Video]:
-        """The file, to be read once. Raises ClipRejected for what is wrong with all of its clips."""
+        """Opens the file, to be read once. Raises ClipRejected for what is wrong with all of its clips."""
         with contextlib.ExitStack() as opened:
 
             def once_more() -> Any:
@@ -130,7 +126,13 @@ class _File:
                 opened.pop_all().close()
                 return opened.enter_context(open_video(self.path))
 
-            yield _Video(once_more(), once_more, self.pictures, self.tally, self._known)
+            container = once_more()
+            if self._survey is None:
+                self._survey = survey_if_needed(self.path, container)
+            track = open_track(container, self._survey)
+            if track.note:
+                self.tally.notes.append(f"{self.path.name}: {track.note}")
+            yield _Video(container, track, once_more, self.pictures, self.tally, self._known)
 
     def one(self, interval: Interval) -> ClipPictures:
         """A clip by itself."""
@@ -237,6 +239,7 @@ class _Video:
     def __init__(
         self,
         container: Any,
+        track: VideoTrack,
         reopen: Callable[[], Any],
         pictures: Pictures,
         tally: Tally,
@@ -244,13 +247,12 @@ class _Video:
     ) -> None:
         """Raises ClipRejected for what is wrong with every clip of the file. `known` takes what is found out about its
         end, and helps later readers of the same file."""
-        stream = video_stream(container)
-        check_picture(stream.codec_context.width, stream.codec_context.height)
         # The stream is not kept: it is gone when the reader opens the file anew.
-        self.duration_s = duration_s(container, stream)
-        self.pixel_ratio = float(stream.sample_aspect_ratio or 1)
-        self.rate = float(stream.average_rate or stream.guessed_rate or pictures.fps)
-        self.reader = FrameReader(container, stream, tally, reopen)
+        check_picture(track.stream.codec_context.width, track.stream.codec_context.height)
+        self.pixel_ratio = float(track.stream.sample_aspect_ratio or 1)
+        self.first_s, self.end_s = track.first_s, track.end_s
+        self.rate = track.rate or pictures.fps
+        self.reader = FrameReader(container, track, tally, reopen)
         self.pictures, self.known = pictures, known
         stretch = pictures.stretch
         self._colour = SquareScaler(pictures.size, "rgb24", stretch=stretch)
@@ -259,10 +261,11 @@ class _Video:
     def scale(self, timed: TimedFrame, colour: bool, region: Region | None) -> np.ndarray:
         """A square of the frame."""
         scaler = self._colour if colour else self._grey
-        return scaler(timed.frame, self.pixel_ratio, region)
+        return scaler(timed.frame, self.pixel_ratio, region, timed.orientation)
 
     def one(self, interval: Interval) -> ClipPictures:
         """A clip by itself."""
+        interval = self._shown(interval)
         self._check(interval)
         clip = _Clip(0, interval, self.pictures, self._stop_s(interval))
         known = self.known[0] if self.known else None
@@ -292,6 +295,7 @@ class _Video:
 
         Then `suspects` are those that are to be read alone: what was under way or the next one, or all that are left.
         """
+        intervals = [self._shown(interval) for interval in intervals]
         while waiting:
             refused = self._refused(intervals[waiting[0]])
             if refused is None:
@@ -352,7 +356,7 @@ class _Video:
 
     def _ends_early(self) -> bool:
         """Whether frames ran out long before the length that the header promises."""
-        return self.duration_s is not None and self.duration_s - self.reader.last_end_s > _TRUNCATED_S
+        return self.end_s is not None and self.end_s - self.reader.last_end_s > _TRUNCATED_S
 
     def _fed(
         self, clip: _Clip, timed: TimedFrame | None, shown: _Shown | None
@@ -377,17 +381,26 @@ class _Video:
             return rejected
         return None
 
+    def _shown(self, interval: Interval) -> Interval:
+        """Returns the interval without what lies before the first picture, as what lies behind the last is cut."""
+        return replace(interval, start_s=self.first_s) if interval.start_s < self.first_s else interval
+
     def _check(self, interval: Interval) -> None:
-        """Refuse what need not be decoded to be refused."""
-        check_interval(interval.start_s, interval.end_s, self.duration_s)
+        """Raises ClipRejected for what need not be decoded to be refused."""
+        if self.first_s and interval.end_s is not None and interval.end_s <= self.first_s:
+            raise ClipRejected(
+                "too-short",
+                f"0 frames, it ends at {interval.end_s:g} s, the first picture is at {self.first_s:.2f} s",
+            )
+        check_interval(interval.start_s, interval.end_s, self.end_s)
         stop_s = self._stop_s(interval)
         if stop_s is not None:
             check_length(round((stop_s - interval.start_s) * self.pictures.fps), 0, self.pictures.max_frames)
 
     def _stop_s(self, interval: Interval) -> float | None:
-        if self.duration_s is None:
+        if self.end_s is None:
             return interval.end_s
-        return min(interval.end_s or self.duration_s, self.duration_s)
+        return min(interval.end_s or self.end_s, self.end_s)
 
     def _complete(self, clip: _Clip) -> ClipPictures:
         """The pictures, after a look at whether all are there: a file cut short decodes without an error up to its
@@ -395,10 +408,10 @@ class _Video:
         last_end_s, stop_s = self.reader.last_end_s, self._stop_s(clip.interval)
         if last_end_s == 0:
             raise ClipRejected("empty", "no frame could be decoded")
-        if self.duration_s is not None and stop_s is not None:
+        if self.end_s is not None and stop_s is not None:
             missing_s = stop_s - last_end_s
-            if missing_s > _TRUNCATED_S and missing_s > 0.1 * self.duration_s:
-                raise ClipRejected("truncated", f"ends at {last_end_s:.2f} s of {self.duration_s:.2f} s")
+            if missing_s > _TRUNCATED_S and missing_s > 0.1 * self.end_s:
+                raise ClipRejected("truncated", f"ends at {last_end_s:.2f} s of {self.end_s:.2f} s")
         check_length(clip.greys.count, self.pictures.min_frames, self.pictures.max_frames)
         if not clip.greys.count:  # a recipe may permit clips of no frames, but nothing can be made of them
             raise ClipRejected("too-short", "0 frames")

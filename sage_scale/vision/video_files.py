@@ -14,7 +14,9 @@ from pathlib import Path
 import av
 
 from sage_scale.errors import ClipRejected
-from sage_scale.vision.archives import find_member, opened
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import is_file
+from sage_scale.vision.archives import find_member, no_memory, opened
 from sage_scale.vision.crop import LARGEST_PIXELS
 
 # Playlists and concat scripts are videos to ffmpeg too, and would let a corpus file open other files or
@@ -22,11 +24,11 @@ from sage_scale.vision.crop import LARGEST_PIXELS
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,mxf,rm"
 WAIT_S = 120.0
 """How long ffmpeg may search a file for its next packet before the file system is taken to be stuck, seconds."""
-SOME_BYTES = 2**28
-"""A machine that can give so much at once is not out of memory."""
 LARGEST_HOLE = 2**30
 """Bytes that a file may claim without having them."""
 _HOLES_LOOKED_AT = 1000
+_LONGEST_NAME = 255
+"""Characters of a file's name that a message repeats; no file system has longer ones."""
 BYTES_AT_FAULT = ("unreadable", "corrupt", "truncated", "empty", "no-video")
 """Reasons that hold only if the file could be read to its end."""
 
@@ -124,53 +126,12 @@ def _stuck(path: Path) -> OSError:
 
 
 def check_file(path: Path) -> None:
-    """Raise ClipRejected where no video can be there: `missing`, or neither a file nor a member of an archive."""
-    if path.is_file() or find_member(path) is not None:
+    """Raises ClipRejected where no video can be there: `missing`, or neither a file nor a member of an archive."""
+    if is_file(path) or find_member(path) is not None:
         return
     if os.path.lexists(path):
         raise ClipRejected("unreadable", f"{path.name} is neither a file nor a folder")
-    raise ClipRejected("missing", f"there is no {path.name}")
-
-
-def probe_video(path: Path) -> tuple[float, float]:
-    """Duration in seconds (0 if the header does not say) and frame rate of a video file, from its header
-    alone. Raises ClipRejected for what is no video file, OSError where it cannot be read."""
-    check_file(path)
-    with open_video(path) as container:
-        stream = video_stream(container)
-        return duration_s(container, stream) or 0.0, float(stream.average_rate or stream.guessed_rate or 0)
-
-
-def video_stream(container):
-    """The first video stream, set to one thread. Raises ClipRejected where there is none, or no decoder for it."""
-    streams = container.streams.video
-    if not streams:
-        raise ClipRejected("no-video", f"{len(container.streams)} streams, none of them video")
-    stream = streams[0]
-    if stream.codec_context is None:
-        raise ClipRejected("unreadable", "no decoder for this video codec")
-    with contextlib.suppress(av.error.FFmpegError, RuntimeError):
-        stream.codec_context.thread_count = 1
-        stream.thread_type = "NONE"
-    return stream
-
-
-def no_memory(reason: str, words: str) -> Exception:
-    """What ffmpeg's lack of memory means: a file that claims an absurd size, unless there is none left indeed."""
-    try:
-        bytearray(SOME_BYTES)
-    except MemoryError:
-        return MemoryError(words)
-    return ClipRejected(reason, "it claims more memory than there is")
-
-
-def duration_s(container, stream) -> float | None:
-    """What the header says of the length, seconds; None where it says nothing."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    if container.duration:
-        return container.duration / av.time_base
-    return None
+    raise ClipRejected("missing", f"there is no {shortened(path.name, _LONGEST_NAME)}")
 
 
 def words(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The frames of an open video from any place on, timed from its first frame; and when it pays to seek.
+"""The frames of an open video from any place on, with their times on the file's clock; and when it pays to seek.
 
 A seek is right when the first frame it gives is not behind the place asked for. Containers without an index land where
 they like: then an earlier place is tried, and at last the beginning.
@@ -6,16 +6,19 @@ they like: then an earlier place is tried, and at last the beginning.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import av
 from av.video.frame import VideoFrame
 
 from sage_scale.errors import ClipRejected
-from sage_scale.vision.crop import check_picture
-from sage_scale.vision.video_files import no_memory, video_stream, words
+from sage_scale.vision.archives import no_memory
+from sage_scale.vision.crop import UPRIGHT, Orientation, check_picture
+from sage_scale.vision.video_files import words
+from sage_scale.vision.video_track import VideoTrack
 
 SKIP_S = 1.0
 """A seek pays where it spares decoding at least this much video, seconds: it empties the decoder, which costs as much
@@ -26,6 +29,8 @@ _NO_SEEKS = {"mpeg", "mpegvideo", "h264", "hevc", "rm"}
 """Formats whose times after a seek are guesses (or none): an MPEG program stream comes back half a frame off."""
 _STEPS_BACK_S = (0.0, 4.0, 16.0)
 _EPSILON_S = 1e-6
+_MATRIX = struct.Struct("=9i")
+_MATRIX_TYPE: Any = "DISPLAYMATRIX"
 
 
 @dataclass
@@ -38,6 +43,13 @@ class Tally:
     """Jumps within the file."""
     passes: int = 0
     """Times the file was opened."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should hear of a file and was not yet told, one line each."""
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Returns the notes so far, each once."""
+        taken = [self.notes.pop(0) for _ in range(len(self.notes))]  # another thread may add to them
+        return tuple(dict.fromkeys(taken))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +57,11 @@ class TimedFrame:
     """A decoded frame and when it is shown."""
 
     time_s: float
-    """Seconds from the video's first frame."""
+    """Seconds from the file's start."""
     duration_s: float
     frame: VideoFrame
+    orientation: Orientation
+    """How the stored picture is turned and mirrored to be shown."""
     sound: bool
     """False where the decoder complained of it: it and others may look otherwise after a seek."""
     on_time: bool = True
@@ -67,18 +81,19 @@ class Ending:
 class FrameReader:
     """Reads one open video file, from wherever it is told to."""
 
-    def __init__(self, container: Any, stream: Any, tally: Tally, reopen: Callable[[], Any]) -> None:
+    def __init__(self, container: Any, track: VideoTrack, tally: Tally, reopen: Callable[[], Any]) -> None:
         """`reopen` gives the same file as a new container: some formats never find back from a seek."""
-        self.container, self.stream, self.tally, self._reopen = container, stream, tally, reopen
+        self.container, self.track, self.tally, self._reopen = container, track, tally, reopen
         self.last_end_s = 0.0
         """End of the last decoded frame, seconds."""
         self.from_beginning = False
         """Whether the last reading began at the file's beginning."""
-        self.rate = float(stream.average_rate or stream.guessed_rate or 25)
+        self.rate = track.rate or 25.0
         self._can_seek = container.format.name not in _NO_SEEKS
+        self._skip_s: float | None = None
+        """Where reading is to begin without a seek: its packets before are read, but not decoded."""
         self._fresh = True  # nothing read yet: the beginning needs no seek
-        self._time_base = float(stream.time_base)
-        self._origin = stream.start_time or 0
+        self._time_base = float(track.stream.time_base)
 
     def frames_from(self, start_s: float, known: Ending | None = None) -> Iterator[TimedFrame]:
         """Frames in order, the first of them at or before `start_s` wherever the video has one.
@@ -87,7 +102,7 @@ class FrameReader:
         come to the same end before `start_s`. Raises ClipRejected `corrupt`.
         """
         self.last_end_s, self.from_beginning = 0.0, False
-        if start_s > 0 and self._can_seek:
+        if start_s > self.track.first_s and self._can_seek:
             for back_s in _STEPS_BACK_S:
                 if back_s >= start_s or not self._seek(start_s - back_s):
                     break
@@ -108,8 +123,7 @@ class FrameReader:
         self.from_beginning = True
         if not self._fresh:
             self._can_seek = False  # a seek led nowhere
-            self.container = self._reopen()
-            self.stream = video_stream(self.container)
+            self._open_again()
         yield from self._decode(started=True)
 
     def skip_pays(self, start_s: float) -> bool:
@@ -119,47 +133,87 @@ class FrameReader:
         be SKIP_WITHOUT_INDEX_S, more than the distance of key frames in nearly all videos.
         """
         here_s = self.last_end_s
-        if not self._can_seek or start_s - here_s < SKIP_S:
+        if not self._can_seek or self.track.restarts or start_s - here_s < SKIP_S:
             return False
-        entries = self.stream.index_entries
+        entries = self.track.stream.index_entries
         if entries is not None and len(entries):
             at = entries.search_timestamp(self._ticks(start_s))
-            if at >= 0 and (entries[at].timestamp - self._origin) * self._time_base - here_s >= SKIP_S:
+            if at >= 0 and self._time_s(entries[at].timestamp) - here_s >= SKIP_S:
                 return True
             if entries[len(entries) - 1].timestamp >= self._ticks(start_s):  # the index covers the place
                 return False
         return start_s - here_s >= SKIP_WITHOUT_INDEX_S
 
     def _ticks(self, time_s: float) -> int:
-        return int(time_s / self.stream.time_base) + self._origin
+        return int((time_s - self.track.first_s) / self.track.stream.time_base) + self.track.first_ticks
+
+    def _time_s(self, ticks: int) -> float:
+        return (ticks - self.track.first_ticks) * self._time_base + self.track.first_s
+
+    def _open_again(self) -> None:
+        self.container = self._reopen()
+        self.track = self.track.reopened(self.container)
+        self._skip_s = None
 
     def _seek(self, time_s: float) -> bool:
+        if self.track.restarts:  # the container would look for another time, and may find it twice
+            if not self._fresh:
+                self._open_again()
+            self._skip_s = time_s
+            return True
         self._fresh = False
         try:
-            self.container.seek(self._ticks(time_s), stream=self.stream, backward=True)
+            self.container.seek(self._ticks(time_s), stream=self.track.stream, backward=True)
         except av.error.FFmpegError:
             return False
         self.tally.seeks += 1
         return True
 
+    def _decoded(self) -> Iterator[VideoFrame]:
+        packets = self.track.packets(self.container)
+        if self._skip_s is not None:
+            packets = self._behind(packets, self._ticks(self._skip_s))
+        for packet in packets:
+            yield from packet.decode()
+
+    def _behind(self, packets: Iterator[Any], ticks: int) -> Iterator[Any]:
+        """Yields packets from the last key frame on that is shown at `ticks` or before."""
+        waiting: list[Any] = []
+        for packet in packets:
+            time = packet.pts if packet.dts is None else packet.dts
+            if packet.is_keyframe and (packet.pts is None or packet.pts <= ticks):
+                waiting.clear()
+            waiting.append(packet)
+            if time is not None and time > ticks:
+                break
+        yield from waiting
+        yield from packets
+
     def _decode(self, started: bool) -> Generator[TimedFrame, None, None]:
-        """Frames in rising time. After a seek (not `started`) they begin with a key frame, since others may lack what
-        they were predicted from; one without a time ends them, since nobody knows which it is."""
+        """Yields frames in rising time. After a seek (not `started`) they begin with a key frame, since others may lack
+        what they were predicted from; where that has no time there are none, since nobody knows which it is."""
         self._fresh = False
         previous_s: float | None = None
         on_time = True
+        orientation: Orientation | None = None
         try:
-            for frame in self.container.decode(self.stream):
+            for frame in self._decoded():
                 self.tally.decoded += 1
+                if (
+                    orientation is None or frame.key_frame
+                ):  # looking it up costs a tenth of decoding a small frame
+                    orientation = _orientation(frame)
                 check_picture(frame.width, frame.height)
                 if not started and previous_s is None and (frame.is_corrupt or not frame.key_frame):
                     continue
                 if frame.pts is not None:
-                    time_s = (frame.pts - self._origin) * self._time_base
-                elif not started:
-                    return
+                    time_s = self._time_s(frame.pts)
+                elif previous_s is not None:
+                    time_s = previous_s + 1 / self.rate
+                elif started:
+                    time_s = self.track.first_s
                 else:
-                    time_s = 0.0 if previous_s is None else previous_s + 1 / self.rate
+                    return
                 if previous_s is not None and time_s <= previous_s:
                     on_time = False
                     continue
@@ -168,7 +222,7 @@ class FrameReader:
                     duration_s = 1 / self.rate
                 previous_s = time_s
                 self.last_end_s = time_s + duration_s
-                yield TimedFrame(time_s, duration_s, frame, not frame.is_corrupt, on_time)
+                yield TimedFrame(time_s, duration_s, frame, orientation, not frame.is_corrupt, on_time)
                 on_time = True
         except av.error.ExitError:
             raise  # the file system hangs
@@ -176,3 +230,11 @@ class FrameReader:
             raise no_memory("corrupt", f"no memory to decode {self.container.name}") from None
         except av.error.FFmpegError as error:
             raise ClipRejected("corrupt", f"{words(error)} after {self.last_end_s:.2f} s") from None
+
+
+def _orientation(frame: VideoFrame) -> Orientation:
+    """Returns what the display matrix says that came with the frame, from the container or the stream."""
+    matrix: Any = frame.side_data.get(_MATRIX_TYPE)
+    if matrix is None or len(bytes(matrix)) < _MATRIX.size:
+        return UPRIGHT
+    return Orientation.of_matrix(_MATRIX.unpack_from(bytes(matrix)))

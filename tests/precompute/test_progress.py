@@ -65,6 +65,24 @@ def test_events_are_json_lines_that_tell_the_whole_run(tmp_path: Path) -> None:
     assert rows[0]["detail"] == "über" and rows[1]["kind"] == "storage" and rows[2]["samples"] == 3
 
 
+def test_notes_on_videos_are_said_once_each_and_ten_at_most(tmp_path: Path) -> None:
+    stream, file = io.StringIO(), tmp_path / "events.jsonl"
+    with Progress(clips=30, units=1, stream=stream, events=file, every_s=999) as progress:
+        for k in range(30):
+            note = f"{k // 2}.mkv: 2 video streams\x1b[31m"
+            progress.clip(UNIT, ClipDone(clip=f"c{k}", frames=9, seconds=1.0, notes=(note,)))
+    said = [line for line in stream.getvalue().splitlines() if "note" in line]
+    assert [line[:14] for line in said[:2]] == [
+        "note on 0.mkv:",
+        "note on 1.mkv:",
+    ] and "\x1b" not in stream.getvalue()
+    assert len(said) == 11 and "--events" in said[-1]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [row["note"].split(":")[0] for row in rows if row["event"] == "note"] == [
+        f"{k}.mkv" for k in range(15)
+    ]
+
+
 class Metrics:
     """Takes what goes to Ray."""
 

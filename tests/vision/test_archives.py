@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import zipfile
@@ -10,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from made_videos import write_video
 
 from sage_scale.config import Vision
 from sage_scale.errors import ClipRejected
 from sage_scale.vision import archives
 from sage_scale.vision.archives import find_member
-from sage_scale.vision.decode import decode_clip, decode_clips
-from sage_scale.vision.video_files import probe_video
+from sage_scale.vision.decode import decode_clip, decode_clips, probe
 
 VISION = Vision(size=32, crop=32, fps=25.0, frame_stride=1, min_frames=1)
 NAMES = ("rgb/ein Clip, größer.mp4", "%d:x.mp4", "deep/er/b.mkv")
 WAYS = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
+PACKED = {"deflated": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
 
 
 @dataclass
@@ -57,7 +60,7 @@ def test_clips_in_an_archive_are_those_of_the_files(packed):
     assert all(find_member(archive / name) for name in files)
     for name, path in files.items():
         inside = str(archive / name)
-        assert probe_video(Path(inside)) == probe_video(path)
+        assert (probe(inside).end_s, probe(inside).rate) == (probe(str(path)).end_s, probe(str(path)).rate)
         spans = [(0.0, None), (0.4, 1.2), (0.9, 1.3)]
         alone = [decode_clip(Clip(str(path), *span), VISION) for span in spans]
         assert all(
@@ -132,3 +135,82 @@ def test_what_an_archive_claims_is_not_believed(tmp_path, monkeypatch):
     with pytest.raises(ClipRejected) as refused:
         decode_clip(Clip(str(tmp_path / "no.zip" / "a.mp4")), VISION)
     assert refused.value.reason == "unreadable"
+
+
+def zipped(archive: Path, video: bytes, way: int) -> tuple[bytearray, int, int]:
+    """An archive of one video: its bytes, and where the member's begin and end."""
+    with zipfile.ZipFile(archive, "w", way) as out:
+        out.writestr("v.mp4", video)
+        size = out.getinfo("v.mp4").compress_size
+    data = bytearray(archive.read_bytes())
+    return data, 30 + len("v.mp4"), 30 + len("v.mp4") + size
+
+
+def refused(video: Path) -> str:
+    """The reason for which a video is refused, by decoding and by its header alone."""
+    reasons = set()
+    for read in (lambda: decode_clip(Clip(str(video)), VISION), lambda: probe(str(video))):
+        with pytest.raises(ClipRejected) as caught:
+            read()
+        assert str(video.parent) not in caught.value.detail and len(caught.value.detail) < 300
+        reasons.add(caught.value.reason)
+    (reason,) = reasons
+    return reason
+
+
+@pytest.mark.parametrize("way", PACKED)
+def test_a_damaged_member_is_corrupt_however_it_was_packed(tmp_path, way):
+    video = write_video(tmp_path / "v.mp4", 40).read_bytes()
+    archive = tmp_path / "a.zip"
+    data, begin, end = zipped(archive, video, PACKED[way])
+    damages = {
+        "first bytes": lambda d: d.__setitem__(slice(begin, begin + 12), bytes(12)),
+        "all ones": lambda d: d.__setitem__(slice(begin, begin + 12), b"\xff" * 12),
+        "the middle": lambda d: d.__setitem__(
+            slice((begin + end) // 2, (begin + end) // 2 + 40), b"\x5a" * 40
+        ),
+        "the last bytes": lambda d: d.__setitem__(slice(end - 30, end), bytes(30)),
+        "its checksum": lambda d: d.__setitem__(
+            d.rindex(b"PK\x01\x02") + 16, d[d.rindex(b"PK\x01\x02") + 16] ^ 1
+        ),
+    }
+    for damage in damages.values():
+        damaged = bytearray(data)
+        damage(damaged)
+        archive.write_bytes(damaged)
+        assert refused(archive / "v.mp4") == "corrupt"
+
+
+def test_members_that_cannot_be_unpacked_are_refused(tmp_path):
+    archive = tmp_path / "a.zip"
+    data, *_ = zipped(archive, b"video" * 100, zipfile.ZIP_DEFLATED)
+    entry = data.rindex(b"PK\x01\x02")
+    for method in (1, 6, 9, 93, 96, 98, 99):  # shrunk, imploded, deflate64, zstd, JPEG, PPMd, AES
+        changed = bytearray(data)
+        changed[8:10] = changed[entry + 10 : entry + 12] = method.to_bytes(2, "little")
+        archive.write_bytes(changed)
+        assert refused(archive / "v.mp4") in ("unsupported", "corrupt")
+    for flags in (0x01, 0x41, 0x20):  # encrypted, strongly encrypted, a patch
+        changed = bytearray(data)
+        changed[6] = changed[entry + 8] = flags
+        archive.write_bytes(changed)
+        assert refused(archive / "v.mp4") in ("unreadable", "unsupported")
+
+
+@given(st.sampled_from(sorted(PACKED)), st.data())
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_any_bytes_in_an_archive_give_frames_or_a_reason(tmp_path, way, choice):
+    archive = tmp_path / "a.zip"
+    data, *_ = zipped(archive, bytes(range(256)) * 8, PACKED[way])
+    places = choice.draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=6))
+    for place in places:
+        data[place] = choice.draw(st.integers(0, 255))
+    archive.write_bytes(data)
+    with pytest.raises(ClipRejected):
+        decode_clip(Clip(str(archive / "v.mp4")), VISION)
+
+
+def test_a_pipe_named_as_an_archive_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.zip")
+    assert refused(tmp_path / "a.zip" / "v.mp4") == "missing"
+    assert refused(tmp_path / "a.zip") == "unreadable"

@@ -16,7 +16,7 @@ from PIL import Image
 from sage_scale.config import Vision
 from sage_scale.corpora.clip import Clip
 from sage_scale.errors import ClipRejected, StorageError
-from sage_scale.vision.decode import decode_clip, encode_jpeg
+from sage_scale.vision.decode import decode_clip, encode_jpeg, probe
 from sage_scale.vision.median import median_frame
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "videos"
@@ -159,6 +159,27 @@ def test_bad_files_are_rejected_with_a_reason(video, tmp_path) -> None:
     (tmp_path / "frames").mkdir()
     assert reason(tmp_path / "frames") == "empty"
     assert reason(good, Vision(kind="features", backbone="keypoints")) == "no-keypoints"
+
+
+def test_names_that_nothing_can_bear_are_missing(video, tmp_path) -> None:
+    path = video(frames=10)
+    (tmp_path / "round").symlink_to("about")
+    (tmp_path / "about").symlink_to("round")
+    for name in ("x" * 300 + ".mp4", "x" * 300 + "/a.mp4", "手" * 90, f"{path.name}/a.mp4", "round/a.mp4",
+                 "round.zip/a.mp4", "a\0b.mp4", "\ud800.mp4", "/".join(["a"] * 4000), "x" * 300 + ".npz"):  # fmt: skip
+        for vision in (SMALL, Vision(size=32, fit="signer")):
+            with pytest.raises(ClipRejected) as caught:
+                decode_clip(Clip(id="a", video=f"{tmp_path}/{name}"), vision)
+            assert caught.value.reason == "missing" and len(caught.value.detail) < 400
+        with pytest.raises(ClipRejected, match="missing"):
+            probe(f"{tmp_path}/{name}")
+    assert reason(tmp_path / "round") == "unreadable"
+
+
+def test_the_longest_name_that_a_file_can_have(video) -> None:
+    """The keypoint file beside it would have a name that is one too long."""
+    path = video("v" * 251 + ".mp4", frames=10)
+    assert decode_clip(clip(path), Vision(size=32, fit="signer")).total_frames == 10
 
 
 def test_sound_alone_is_no_video(tmp_path) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import zipfile
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sage_scale.config import Vision
 from sage_scale.corpora.clip import Clip
@@ -11,6 +17,7 @@ from sage_scale.errors import ClipRejected
 from sage_scale.vision.backbones import FrozenBackbone
 from sage_scale.vision.decode import decode_clip
 from sage_scale.vision.keypoint_features import keypoint_features
+from sage_scale.vision.keypoint_files import read_keypoints
 
 KEYPOINTS = Vision(kind="features", backbone="keypoints", source_fps=50.0)
 
@@ -82,6 +89,47 @@ def test_bad_keypoint_files(tmp_path) -> None:
     assert reason() == "too-short"
     np.savez(path, keypoints=np.ones((40, 134)))
     assert reason(Vision()) == "no-pictures"
+
+
+@pytest.mark.parametrize(
+    "way", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+@given(choice=st.data())
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_any_bytes_give_keypoints_or_a_reason(tmp_path, way, choice) -> None:
+    np.savez(tmp_path / "whole.npz", keypoints=np.ones((40, 134), np.float32))
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(tmp_path / "whole.npz") as whole, zipfile.ZipFile(path, "w", way) as out:
+        out.writestr("keypoints.npy", whole.read("keypoints.npy"))
+    data = bytearray(path.read_bytes())
+    header = min(200, len(data) - 1)
+    for place in choice.draw(
+        st.lists(st.integers(0, header) | st.integers(0, len(data) - 1), min_size=1, max_size=5)
+    ):
+        data[place] = choice.draw(st.integers(0, 255))
+    path.write_bytes(data)
+    with contextlib.suppress(ClipRejected):
+        assert decode_clip(Clip(id="x", video=str(path)), KEYPOINTS).keypoints_TKC is not None
+
+
+def test_an_array_that_claims_all_memory_is_refused(tmp_path) -> None:
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000, 134), }"
+    header += b" " * (117 - len(header)) + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as out:
+        out.writestr("keypoints.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ClipRejected, match="unreadable"):
+        decode_clip(Clip(id="x", video=str(tmp_path / "a.npz")), KEYPOINTS)
+
+
+def test_what_is_no_file_is_no_keypoint_file(tmp_path) -> None:
+    os.mkfifo(tmp_path / "a.npz")
+    (tmp_path / "b.pose").symlink_to("/dev/zero")
+    (tmp_path / "c.npz").mkdir()
+    for name in ("a.npz", "b.pose", "c.npz"):
+        with pytest.raises(ClipRejected):
+            decode_clip(Clip(id="x", video=str(tmp_path / name)), KEYPOINTS)
+    with pytest.raises(ClipRejected, match="a FIFO"):
+        read_keypoints(tmp_path / "a.npz", 25.0)
 
 
 def test_pose_files(tmp_path) -> None:
