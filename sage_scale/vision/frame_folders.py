@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from sage_scale.errors import ClipRejected
 from sage_scale.untrusted.files import NotRegularFile, mode_of, open_regular
+from sage_scale.vision.archives import no_memory
 from sage_scale.vision.crop import Region, check_picture, plan_cut, plan_square
 from sage_scale.vision.sampling import check_length, nearest_frames
 from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures
@@ -30,9 +31,12 @@ PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 def list_pictures(folder: Path) -> list[Path]:
     """Returns the pictures of a folder; `image10` comes after `image9`."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != "."]
-    return sorted(
-        files, key=lambda path: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path.name)]
-    )
+    return sorted(files, key=_natural)
+
+
+def _natural(path: Path) -> list[str | int]:
+    # Every second part is a number; others may consist of what only looks like digits (a superscript).
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", path.name))]
 
 
 def read_folder(folder: Path, interval: Interval, pictures: Pictures, *, source_fps: float) -> ClipPictures:
@@ -63,7 +67,11 @@ def _open(path: Path) -> Image.Image:
             return _turned(_in_rgb(picture), picture)
     except (NotRegularFile, IsADirectoryError) as error:
         raise ClipRejected("unreadable", f"picture {path.name}: {error.strerror}") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except ClipRejected:
+        raise
+    except MemoryError:
+        raise no_memory("unreadable", f"no memory for picture {path.name}") from None
+    except Exception as error:  # whatever the parsers of many formats raise on damaged bytes
         if isinstance(error, OSError) and error.errno is not None and mode_of(path):
             raise  # the disk, not the picture, nor a link that leads nowhere
         raise ClipRejected("unreadable", f"picture {path.name}: {type(error).__name__}") from None

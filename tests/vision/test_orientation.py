@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from made_videos import write_video
 from PIL import ExifTags, Image
 
@@ -18,6 +20,7 @@ from sage_scale.corpora.clip import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Orientation, Region
 from sage_scale.vision.decode import decode_clip
+from sage_scale.vision.frame_folders import list_pictures
 from sage_scale.vision.keypoint_files import LEFT_SHOULDER, POINTS, RIGHT_SHOULDER
 from sage_scale.vision.video_clips import Interval, Pictures, read_clip
 
@@ -241,3 +244,37 @@ def test_what_lies_among_the_pictures_and_is_none_is_refused_at_once(tmp_path) -
         with pytest.raises(ClipRejected, match=r"picture 7\.png") as refused:
             first_frame(folder)
         assert refused.value.reason == "unreadable" and str(tmp_path) not in refused.value.detail
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "kind,suffix", [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("BMP", "bmp"), ("GIF", "png")]
+)
+@given(choice=st.data())
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_any_bytes_give_a_picture_or_a_reason(tmp_path, kind, suffix, choice) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = bytearray(
+        encoded(Image.fromarray(PICTURE[::4, ::4]), kind, **({"exif": exif} if kind != "BMP" else {}))
+    )
+    header = min(120, len(data) - 1)
+    places = choice.draw(st.lists(st.integers(0, header) | st.integers(0, len(data) - 1), max_size=6))
+    for place in places:
+        data[place] = choice.draw(st.integers(0, 255))
+    del data[choice.draw(st.integers(0, 2 * len(data))) :]
+    folder = tmp_path / "a"
+    folder.mkdir(exist_ok=True)
+    (folder / f"1.{suffix}").write_bytes(data)
+    try:
+        assert first_frame(folder).shape == (64, 64, 3)
+    except ClipRejected as rejected:
+        assert str(tmp_path) not in rejected.detail
+
+
+def test_names_with_odd_digits_have_an_order(tmp_path) -> None:
+    data = encoded(Image.fromarray(PICTURE), "PNG")
+    for name in ("a\u00b2.png", "\u00b2.png", "10.png", "9.png", "\u0661\u0662.png", "x\u2460y3.png"):
+        (tmp_path / name).write_bytes(data)
+    assert [path.name for path in list_pictures(tmp_path)][:2] == ["9.png", "10.png"]
+    assert decode_clip(Clip(id="a", video=str(tmp_path)), SMALL).total_frames == 6
