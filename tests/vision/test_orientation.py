@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -79,6 +80,25 @@ def test_all_eight_display_matrices(tmp_path, matrix, atom) -> None:
         Clip(id="a", video=str(path)), Vision(size=64, frame_stride=1, min_frames=1, fit="stretch")
     )
     assert close(stretched.frames[2], np.asarray(Image.fromarray(upright).resize((64, 64))))
+
+
+@pytest.mark.parametrize("matrix", MATRICES, ids=str)
+@pytest.mark.parametrize("suffix", ["mkv", "mov"])
+def test_the_eight_matrices_as_other_containers_store_them(tmp_path, matrix, suffix) -> None:
+    """Matroska has angles of a projection instead."""
+    path = tmp_path / f"a.{suffix}"
+    a, b, c, d = (value << 16 for value in matrix)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"qp": "4", "threads": "1"})
+        stream.height, stream.width = PICTURE.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+        for _ in range(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(PICTURE, "rgb24")))
+        container.mux(stream.encode(None))
+    assert close(
+        decode_clip(Clip(id="a", video=str(path)), SMALL).frames[2], square(displayed(PICTURE, matrix))
+    )
 
 
 @pytest.mark.parametrize("matrix", MATRICES, ids=str)
