@@ -131,3 +131,27 @@ def _pixels(frame: VideoFrame) -> np.ndarray:
     if frame.format.name == "gray":
         return lines[:, : frame.width]
     return lines[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+
+
+class PictureStack:
+    """Pictures of one shape, copied side by side as they come: the frame they lie in is then used again by ffmpeg,
+    which is cheaper than to keep each and copy them all at the end."""
+
+    def __init__(self, shape: tuple[int, ...], expected: int) -> None:
+        self._array = np.empty((max(1, expected), *shape), np.uint8)
+        self.count = 0
+
+    def append(self, picture: np.ndarray) -> None:
+        """Copies one more picture."""
+        if self.count == len(self._array):
+            self._resize(2 * self.count)
+        self._array[self.count] = picture
+        self.count += 1
+
+    def array(self) -> np.ndarray:
+        """Returns all of them, (count, ...); nothing may be added afterwards."""
+        self._resize(self.count)
+        return self._array
+
+    def _resize(self, count: int) -> None:
+        self._array.resize((count, *self._array.shape[1:]), refcheck=False)  # nobody else has seen it

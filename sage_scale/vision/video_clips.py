@@ -24,7 +24,7 @@ import numpy as np
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Region, check_picture
 from sage_scale.vision.sampling import StreamSampler, check_interval, check_length
-from sage_scale.vision.scaling import SquareScaler
+from sage_scale.vision.scaling import PictureStack, SquareScaler
 from sage_scale.vision.video_files import BYTES_AT_FAULT, open_video, read_through
 from sage_scale.vision.video_frames import Ending, FrameReader, Tally, TimedFrame
 from sage_scale.vision.video_track import Survey, VideoTrack, open_track, survey_if_needed
@@ -150,30 +150,6 @@ class _File:
             self._disk_checked = True
 
 
-class _Stack:
-    """Pictures of one shape, copied side by side as they come: the frame they lie in is then used again by ffmpeg,
-    which is cheaper than to keep each and copy them all at the end."""
-
-    def __init__(self, shape: tuple[int, ...], expected: int) -> None:
-        self._array = np.empty((max(1, expected), *shape), np.uint8)
-        self.count = 0
-
-    def append(self, picture: np.ndarray) -> None:
-        """Copy one more picture."""
-        if self.count == len(self._array):
-            self._resize(2 * self.count)
-        self._array[self.count] = picture
-        self.count += 1
-
-    def array(self) -> np.ndarray:
-        """All of them, (count, ...); nothing may be added afterwards."""
-        self._resize(self.count)
-        return self._array
-
-    def _resize(self, count: int) -> None:
-        self._array.resize((count, *self._array.shape[1:]), refcheck=False)  # nobody else has seen it
-
-
 class _Clip:
     """A clip that is being read."""
 
@@ -182,8 +158,8 @@ class _Clip:
         self.number, self.interval, self.pictures = number, interval, pictures
         expected = 64 if stop_s is None else round((stop_s - interval.start_s) * pictures.fps)
         expected = min(expected, pictures.max_frames)
-        self.frames = _Stack((pictures.size, pictures.size, 3), -(-expected // pictures.stride))
-        self.greys = _Stack((pictures.grey_size, pictures.grey_size), expected)
+        self.frames = PictureStack((pictures.size, pictures.size, 3), -(-expected // pictures.stride))
+        self.greys = PictureStack((pictures.grey_size, pictures.grey_size), expected)
         self.sampler: StreamSampler[_Shown] = StreamSampler(
             pictures.fps, interval.start_s, interval.end_s, pictures.max_frames
         )
