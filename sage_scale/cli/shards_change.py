@@ -249,6 +249,7 @@ def index(
 def _ids(text: str) -> list[str]:
     """Ids from a file of that name, else the text itself, parted by commas."""
     from sage_scale.shards.removal import read_ids
+    from sage_scale.untrusted.files import read_text
 
     try:
         is_file = bool(text) and Path(text).is_file()
@@ -256,7 +257,7 @@ def _ids(text: str) -> list[str]:
         is_file = False
     if is_file:
         try:
-            return read_ids(Path(text).read_text(encoding="utf-8"), text)
+            return read_ids(read_text(text), text)
         except UnicodeDecodeError:
             raise UsageError(f"{text} is no text in UTF-8: write one id in a line") from None
     names = [name.strip() for name in text.split(",") if name.strip()]

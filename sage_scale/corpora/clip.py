@@ -9,8 +9,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from sage_scale.text.languages import language_tag
+from sage_scale.untrusted.files import lines
+from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
+
+MAX_SECONDS = 1e7
+"""Times in a video beyond 116 days are mistakes of a writer."""
+MAX_FRAMES = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +100,12 @@ class Manifest:
 
 
 def to_json_lines(clips: Iterable[Clip]) -> str:
-    """One clip a line, keys in the order of the fields."""
+    """Returns one clip a line, keys in the order of the fields."""
     return "".join(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n" for clip in clips)
 
 
 def from_json_lines(text: str, language: str = "de") -> Manifest:
-    """The manifest in `text`; unreadable rows and repeated ids are rejected by line number.
+    """Returns the clips of JSON Lines; rows that are none and repeated ids are rejected, by line number.
 
     `language` is the BCP 47 tag of rows that name none.
     """
@@ -104,20 +113,51 @@ def from_json_lines(text: str, language: str = "de") -> Manifest:
     clips: list[Clip] = []
     rejected: list[Rejected] = []
     seen: set[str] = set()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines(text), start=1):
         if not line.strip():
             continue
+        here = name = f"line {number}"
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise TypeError("not a JSON object")
-            clip = Clip(**{"language": language, **{key: row[key] for key in row if key in known}})
-        except (json.JSONDecodeError, TypeError) as error:
-            rejected.append(Rejected(id=f"line {number}", reason="bad-row", detail=str(error)))
+            row = parse_json_object(line)
+        except InvalidJSON as error:
+            rejected.append(Rejected(id=here, reason="bad-row", detail=str(error)))
             continue
-        if clip.id in seen:
-            rejected.append(Rejected(id=clip.id, reason="repeated-id", detail=f"line {number}"))
+        values = {key: row[key] for key in row if key in known}
+        reason, detail = _fault(values)
+        name = values["id"] if isinstance(values.get("id"), str) and values["id"] else here
+        if not reason:
+            tag = language_tag(values["language"]) if values.get("language") else language
+            values["language"] = tag
+            if not tag:
+                reason, detail = "bad-row", "language is not a tag of BCP 47, such as de, pt-BR or zh-Hans"
+            elif name in seen:
+                reason, detail = "repeated-id", "an earlier line has the same id"
+        if reason:
+            rejected.append(Rejected(id=name, reason=reason, detail=f"{here}: {detail}"))
             continue
-        seen.add(clip.id)
-        clips.append(clip)
+        seen.add(name)
+        clips.append(Clip(**values))
     return Manifest(tuple(clips), tuple(rejected))
+
+
+def _fault(values: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns reason and detail of the first value that no clip can have, ("", "") where there is none."""
+    for key in ("id", "video"):
+        if not values.get(key):
+            return "bad-row", f"no {key}"
+    for key in ("id", "video", "sentence", "language", "signer", "split"):
+        if not isinstance(values.get(key, ""), str):
+            return "bad-row", f"{key} is not a string"
+    frames, start_s, end_s = values.get("frames", 0), values.get("start_s", 0.0), values.get("end_s")
+    if isinstance(frames, bool) or not isinstance(frames, int) or not 0 <= frames < MAX_FRAMES:
+        return "bad-row", f"frames is not an integer from 0 to {MAX_FRAMES:,}"
+    for key, seconds in (("start_s", start_s), ("end_s", 0.0 if end_s is None else end_s)):
+        if (
+            isinstance(seconds, bool)
+            or not isinstance(seconds, int | float)
+            or not 0 <= seconds < MAX_SECONDS
+        ):
+            return "bad-row", f"{key} is not a number of seconds from 0 to {MAX_SECONDS:,.0f}"
+    if end_s is not None and end_s <= start_s:
+        return "bad-interval", f"from {start_s:g} s to {end_s:g} s"
+    return "", ""

@@ -11,6 +11,7 @@ the cut videos were made, `sentence-crop/<name>.mp4` is taken.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def read_corpus(corpus: Corpus) -> Manifest:
             language=corpus.language,
             signer=named[1],
             split=split,
-            frames=int(row["length"]) if row["length"].isdigit() else 0,
+            frames=int(row["length"]) if re.fullmatch("[0-9]{1,6}", row["length"]) else 0,
         )
     rejected += [
         Rejected(id=name, reason="no-label", detail=f"in {splits.name}, not in {labels.name}")
@@ -104,8 +105,8 @@ def _labels(root: Path) -> tuple[Path, Path]:
 
 
 def _place(frames: Path | None, videos: Path | None, name: str) -> Path | None:
-    if frames is not None and (frames / name).is_dir():
+    if frames is not None and os.path.isdir(frames / name):  # also False for names that are too long
         return frames / name
-    if videos is not None and (videos / f"{name}.mp4").is_file():
+    if videos is not None and os.path.isfile(videos / f"{name}.mp4"):
         return videos / f"{name}.mp4"
     return None

@@ -20,14 +20,15 @@ from typing import Any
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
-from sage_scale.corpora.folders import corpus_folder, read_text
-from sage_scale.corpora.media import VIDEO_SUFFIXES, MediaIndex, find_files
+from sage_scale.corpora.folders import corpus_folder, table_text
+from sage_scale.corpora.media import VIDEO_SUFFIXES, MediaIndex, file_key, find_files
 from sage_scale.corpora.splits import split_of
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.files import open_regular, text_fault
 
 LABELS = "CSL_News_Labels.json"
 EXPECTED = f"{LABELS} and the archives, or their mp4 files, below one folder"
-_NAME = re.compile(r"(?P<broadcast>.+?)_+(?P<first>\d+)-(?P<last>\d+)_\d+$")
+_INTERVAL = re.compile(r"_(\d{1,9})-(\d{1,9})_\d+$")
 
 
 def read_corpus(corpus: Corpus) -> Manifest:
@@ -50,7 +51,10 @@ def read_corpus(corpus: Corpus) -> Manifest:
         if not isinstance(video, str) or not isinstance(text, str) or not video:
             rejected.append(Rejected(id=here, reason="bad-row", detail="no video and text"))
             continue
-        name = Path(video.replace("\\", "/")).stem
+        if fault := text_fault(video + text):
+            rejected.append(Rejected(id=here, reason="bad-row", detail=fault))
+            continue
+        name = file_key(Path(video.replace("\\", "/")).stem)
         sentence = " ".join(text.split())
         if name in clips:
             rejected.append(Rejected(id=name, reason="repeated-id", detail=here))
@@ -59,15 +63,15 @@ def read_corpus(corpus: Corpus) -> Manifest:
         elif name not in videos:
             rejected.append(Rejected(id=name, reason="missing", detail=f"no {name}.mp4"))
         else:
-            named = _NAME.fullmatch(name)
-            group = named["broadcast"] if named else name
+            named = _INTERVAL.search(name)
+            group = name[: named.start()].rstrip("_") if named else ""
             clips[name] = Clip(
                 id=name,
                 video=videos[name],
                 sentence=sentence,
                 language=corpus.language,
-                split=split_of(group, corpus.dev_share, corpus.test_share),
-                frames=max(0, int(named["last"]) - int(named["first"])) if named else 0,
+                split=split_of(group or name, corpus.dev_share, corpus.test_share),
+                frames=max(0, int(named[2]) - int(named[1])) if named else 0,
             )
     if any(row.reason == "missing" for row in rejected):  # else everything lies there unpacked as well
         rejected += [
@@ -82,10 +86,13 @@ def read_corpus(corpus: Corpus) -> Manifest:
 
 
 def _rows(path: Path) -> list[Any]:
+    def ignored(_: str) -> None:  # no number is read, whatever its size
+        return None
+
     try:
-        rows = json.loads(read_text(path))
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8; download it again") from None
+        rows = json.loads(table_text(path), parse_int=ignored, parse_float=ignored, parse_constant=ignored)
+    except RecursionError:
+        raise UsageError(f"{path} is nested too deeply; download it again") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not whole JSON ({error}); download it again") from None
     if not isinstance(rows, list):
@@ -101,7 +108,7 @@ def _packed(archives: list[Path]) -> tuple[dict[str, str], list[Path]]:
         if archive.suffix.lower() != ".zip":
             continue
         try:
-            with zipfile.ZipFile(archive) as opened:
+            with open_regular(archive) as file, zipfile.ZipFile(file) as opened:
                 names = opened.namelist()
         except (zipfile.BadZipFile, NotImplementedError, OSError):
             broken.append(archive)
@@ -109,5 +116,5 @@ def _packed(archives: list[Path]) -> tuple[dict[str, str], list[Path]]:
         for member in names:
             stem, suffix = os.path.splitext(member.rpartition("/")[2])
             if suffix.lower() in VIDEO_SUFFIXES:
-                packed.setdefault(stem, f"{archive}/{member}")
+                packed.setdefault(file_key(stem), f"{archive}/{member}")
     return packed, broken

@@ -1,15 +1,15 @@
-"""What the readers share: the corpus folder and text files, with one clear line when they are not what is
-expected."""
+"""Opens a corpus' folder and its tables, with one clear line where they are not as published."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.files import read_text
 
 
 def corpus_folder(root: str, name: str, expected: str) -> Path:
-    """The existing folder `root`, or UsageError saying what the corpus `name` expects there."""
+    """Returns the folder `root`. Raises UsageError with the files that the corpus `name` expects there."""
     if not root:
         raise UsageError(
             f"corpus {name}: give its folder (--root PATH or corpus.root=PATH); expected: {expected}"
@@ -26,10 +26,12 @@ def corpus_folder(root: str, name: str, expected: str) -> Path:
     return folder
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file (UTF-16 where it begins with its mark); UnicodeDecodeError names nothing but the
-    byte."""
-    data = path.read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16")
-    return data.decode("utf-8-sig")
+def table_text(path: Path, advice: str = "download it again") -> str:
+    """Returns the text of a table without which there is no corpus. Raises UsageError where it is not readable."""
+    try:
+        return read_text(path)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path} is not UTF-8 (line {line}); {advice}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None

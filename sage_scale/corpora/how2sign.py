@@ -49,13 +49,14 @@ def read_corpus(corpus: Corpus) -> Manifest:
         )
     clips: dict[str, Clip] = {}
     rejected: list[Rejected] = []
+    notes: list[tuple[str, int]] = []
     for split, (aligned, plain) in names.items():
         path = found.get(aligned) or found.get(plain)
         if path is None:
-            rejected.append(Rejected(id=aligned, reason="missing", detail=f"the split {split} has no table"))
+            notes.append((f"split without its table {aligned}", 1))
             continue
         _read_table(path, NAMES[split], corpus, media, clips, rejected)
-    return Manifest(tuple(clips.values()), tuple(rejected))
+    return Manifest(tuple(clips.values()), tuple(rejected), tuple(notes))
 
 
 def _read_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def walk(root: Path, skip: Collection[str] = ()) -> Iterator[tuple[Path, list[st
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
+def file_key(name: str) -> str:
+    """Returns a file name as names are compared: in NFC. macOS stores letters and their marks apart (NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
 def is_text(name: str) -> bool:
     """Whether a name that the file system gave is valid UTF-8; only such names can stand in a manifest."""
     try:
@@ -40,6 +46,35 @@ def is_text(name: str) -> bool:
     return True
 
 
+class NameIndex:
+    """Finds files by names that are equal in NFC; each folder is listed once."""
+
+    def __init__(self) -> None:
+        self._listed: dict[str, dict[str, str]] = {}
+
+    def existing(self, path: str) -> str:
+        """Returns the path as the file system has it; `path` itself where it exists so, or in no form."""
+        if path.isascii() or os.path.exists(path):
+            return path
+        found, *parts = Path(path).parts
+        for part in parts:
+            here = os.path.join(found, part)
+            found = (
+                here
+                if os.path.exists(here)
+                else os.path.join(found, self._names(found).get(file_key(part), part))
+            )
+        return found if os.path.exists(found) else path
+
+    def _names(self, folder: str) -> dict[str, str]:
+        if folder not in self._listed:
+            try:
+                self._listed[folder] = {file_key(name): name for name in os.listdir(folder)}
+            except OSError:
+                self._listed[folder] = {}
+        return self._listed[folder]
+
+
 class MediaIndex:
     """The videos and archives below a folder."""
 
@@ -47,7 +82,7 @@ class MediaIndex:
         """`prefer` names folders whose files win where two files have one name, `skip` those not to look into."""
         self.root = root
         self.videos: dict[str, str] = {}
-        """File name without ending -> path."""
+        """`file_key` of the name without ending -> path."""
         self.archives: list[Path] = []
         wanted = tuple(prefer)
         ranks: dict[str, int] = {}
@@ -58,7 +93,7 @@ class MediaIndex:
             for name in names:
                 if not is_text(name):
                     continue
-                stem, suffix = os.path.splitext(name)
+                stem, suffix = os.path.splitext(file_key(name))
                 if suffix.lower() in VIDEO_SUFFIXES:
                     if rank < ranks.get(stem, len(wanted) + 1):
                         self.videos[stem], ranks[stem] = f"{base}/{name}", rank

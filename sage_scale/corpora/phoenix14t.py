@@ -9,13 +9,13 @@ stop. Glosses (`orth`) are not read: the training is gloss-free.
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
-from sage_scale.corpora.folders import corpus_folder, read_text
+from sage_scale.corpora.folders import corpus_folder
+from sage_scale.corpora.tables import Table
 from sage_scale.errors import UsageError
 
 SPLITS = ("train", "dev", "test")
@@ -25,31 +25,31 @@ EXPECTED = f"{FRAMES.as_posix()}/ and {TABLES.as_posix()}/ as in PHOENIX-2014-T-
 
 
 def read_corpus(corpus: Corpus) -> Manifest:
-    """The clips of train, dev and test in the order of the published tables."""
+    """Returns the clips of train, dev and test in the order of the published tables."""
     root = _base(corpus_folder(corpus.root, "phoenix14t", EXPECTED))
     clips: list[Clip] = []
     rejected: list[Rejected] = []
     seen: set[str] = set()
+    notes: list[tuple[str, int]] = []
     tables = [(split, root / TABLES / f"PHOENIX-2014-T.{split}.corpus.csv") for split in SPLITS]
     if not any(table.is_file() for _, table in tables):
         raise UsageError(
             f"corpus phoenix14t: no {tables[0][1].name} in {root / TABLES}; expected: {EXPECTED}"
         )
-    for split, table in tables:
-        if not table.is_file():
-            rejected.append(
-                Rejected(id=table.name, reason="missing", detail=f"the split {split} has no table")
-            )
+    for split, path in tables:
+        if not path.is_file():
+            notes.append((f"split without its table {path.name}", 1))
             continue
-        for row in _rows(table):
+        table = Table(path, "|", ("name", "speaker", "translation"))
+        for _, row in table.rows():
             name = f"{split}/{row['name']}"
             folder = root / FRAMES / split / row["name"]
             sentence = " ".join(row["translation"].split())
             if name in seen:
-                rejected.append(Rejected(id=name, reason="repeated-id", detail=table.name))
+                rejected.append(Rejected(id=name, reason="repeated-id", detail=path.name))
             elif "/" in row["name"] or "\\" in row["name"] or row["name"] in ("", ".", ".."):
                 rejected.append(Rejected(id=name, reason="bad-row", detail="not the name of a folder"))
-            elif not folder.is_dir():
+            elif not os.path.isdir(folder):
                 rejected.append(
                     Rejected(
                         id=name,
@@ -58,7 +58,7 @@ def read_corpus(corpus: Corpus) -> Manifest:
                     )
                 )
             elif not sentence:
-                rejected.append(Rejected(id=name, reason="no-sentence", detail=table.name))
+                rejected.append(Rejected(id=name, reason="no-sentence", detail=path.name))
             else:
                 clips.append(
                     Clip(
@@ -72,7 +72,8 @@ def read_corpus(corpus: Corpus) -> Manifest:
                     )
                 )
             seen.add(name)
-    return Manifest(tuple(clips), tuple(rejected))
+        rejected += table.rejected
+    return Manifest(tuple(clips), tuple(rejected), tuple(notes))
 
 
 def _base(root: Path) -> Path:
@@ -81,15 +82,3 @@ def _base(root: Path) -> Path:
         if (root / inner / TABLES).is_dir():
             return root / inner
     raise UsageError(f"corpus phoenix14t: {root} has no {TABLES.as_posix()}; expected: {EXPECTED}")
-
-
-def _rows(table: Path) -> list[dict[str, str]]:
-    try:
-        lines = read_text(table).splitlines()
-    except UnicodeDecodeError:
-        raise UsageError(f"{table} is not UTF-8; download it again") from None
-    rows = list(csv.DictReader(lines, delimiter="|", quoting=csv.QUOTE_NONE))
-    needed = {"name", "speaker", "translation"}
-    if rows and not needed <= set(rows[0]):
-        raise UsageError(f"{table}: columns {', '.join(sorted(needed))} are needed, separated by |")
-    return [{key: (row.get(key) or "").strip() for key in needed} for row in rows]

@@ -6,6 +6,7 @@ a video.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 
@@ -13,6 +14,8 @@ from sage_scale.config import Corpus
 from sage_scale.corpora.clip import Manifest
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
+from sage_scale.text.languages import checked_tag
+from sage_scale.untrusted.display import shortened
 
 READERS = {
     "synthetic": "sage_scale.corpora.registry:_read_synthetic",
@@ -30,17 +33,28 @@ READERS = {
 
 
 def read_corpus(corpus: Corpus) -> Manifest:
-    """The clips of `corpus` and the rows set aside; UsageError for an unknown name or a wrong or empty
-    root."""
+    """Returns the clips of `corpus` and the rows set aside, every language as its BCP 47 tag.
+
+    Raises UsageError for an unknown name, a wrong or empty root, and a language that is no tag.
+    """
     if corpus.name not in READERS:
         near = difflib.get_close_matches(corpus.name, READERS, n=1)
         advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(READERS)}"
-        raise UsageError(f"no corpus reader {corpus.name!r}; {advice}")
+        raise UsageError(f"no corpus reader '{shortened(corpus.name)}'; {advice}")
+    corpus = dataclasses.replace(
+        corpus,
+        language=checked_tag(corpus.language, "corpus.language"),
+        languages=tuple(checked_tag(tag, "corpus.languages") for tag in corpus.languages),
+    )
     module, _, function = READERS[corpus.name].partition(":")
     manifest: Manifest = getattr(importlib.import_module(module), function)(corpus)
     if not manifest.clips:
         set_aside = f"; {len(manifest.rejected)} rows were set aside" if manifest.rejected else ""
-        first = f", the first: {manifest.rejected[0].id}: {manifest.rejected[0].reason}" if set_aside else ""
+        first = (
+            f", the first: {shortened(manifest.rejected[0].id)}: {manifest.rejected[0].reason}"
+            if set_aside
+            else ""
+        )
         raise UsageError(f"corpus {corpus.name}: no clip in {corpus.root}{set_aside}{first}")
     return manifest
 

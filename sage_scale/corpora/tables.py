@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sage_scale.corpora.clip import Rejected
-from sage_scale.corpora.folders import read_text
+from sage_scale.corpora.folders import table_text
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.files import lines, text_fault
 
 
 @dataclass
 class Table:
-    """A table's rows; lines with another number of fields are gathered in `rejected` as they are met."""
+    """A table's rows; lines of another number of fields or with a NUL are gathered in `rejected` as they are met."""
 
     path: Path
     delimiter: str
@@ -28,13 +29,9 @@ class Table:
     columns: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """(line number from 1, column -> field without blanks around it). UsageError where it is no such table."""
-        try:
-            # Not splitlines: a sentence may hold characters that Unicode counts as line ends.
-            lines = read_text(self.path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        except UnicodeDecodeError:
-            raise UsageError(f"{self.path} is not UTF-8; download it again") from None
-        self.columns = tuple(unquoted(cell) for cell in lines[0].split(self.delimiter))
+        """Yields (line number from 1, column -> field without blanks around it); UsageError for another table."""
+        rows = lines(table_text(self.path)) or [""]
+        self.columns = tuple(unquoted(cell) for cell in rows[0].split(self.delimiter))
         absent = [name for name in self.needed if name not in self.columns]
         if absent:
             shown = {"\t": "tabs"}.get(self.delimiter, self.delimiter)
@@ -42,18 +39,16 @@ class Table:
                 f"{self.path}: no column {', '.join(absent)} in the first line; expected "
                 f"{', '.join(self.needed)}, separated by {shown}"
             )
-        for number, line in enumerate(lines[1:], start=2):
+        for number, line in enumerate(rows[1:], start=2):
             if not line.strip():
                 continue
             cells = [unquoted(cell) for cell in line.split(self.delimiter)]
+            fault = text_fault(line)
             if len(cells) != len(self.columns):
-                self.rejected.append(
-                    Rejected(
-                        id=f"{self.path.name} line {number}",
-                        reason="bad-row",
-                        detail=f"{len(cells)} fields, the first line has {len(self.columns)}",
-                    )
-                )
+                fault = f"{len(cells)} fields, the first line has {len(self.columns)}"
+            if fault:
+                here = f"{self.path.name} line {number}"
+                self.rejected.append(Rejected(id=here, reason="bad-row", detail=fault))
                 continue
             yield number, dict(zip(self.columns, cells, strict=True))
 

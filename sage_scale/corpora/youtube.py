@@ -20,7 +20,7 @@ from sage_scale.config import Corpus
 from sage_scale.corpora.caption_filters import filter_cues
 from sage_scale.corpora.captions import BAD_CUE, is_automatic, parse_captions
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
-from sage_scale.corpora.folders import corpus_folder, read_text
+from sage_scale.corpora.folders import corpus_folder, table_text
 from sage_scale.corpora.media import walk
 from sage_scale.corpora.rolling import merge_rolling
 from sage_scale.corpora.sign_languages import UNKNOWN, WRITTEN
@@ -35,6 +35,7 @@ from sage_scale.corpora.youtube_files import (
     read_info,
 )
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.files import lines, read_text
 
 SL25_LIST = "youtube-sl-25-metadata.csv"
 ASL_LIST = "youtube_asl_video_ids.txt"
@@ -232,8 +233,4 @@ def _list_file(root: Path, name: str) -> Path | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = read_text(path)
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8; download it again") from None
-    return ((number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip())
+    return ((number, line) for number, line in enumerate(lines(table_text(path)), start=1) if line.strip())

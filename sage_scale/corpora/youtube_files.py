@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sage_scale.corpora.captions import SUFFIXES
-from sage_scale.corpora.clip import Rejected
+from sage_scale.corpora.clip import MAX_SECONDS, Rejected
 from sage_scale.corpora.media import VIDEO_SUFFIXES, walk
+from sage_scale.untrusted.files import read_bytes, text_fault
 
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _IN_BRACKETS = re.compile(r"\[([A-Za-z0-9_-]{11})\]$")
@@ -162,11 +163,13 @@ def read_info(path: Path | None) -> Info:
     if path is None:
         return Info()
     try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        # Not parse_json: half a character in a description is no reason to forget the channel.
+        values = json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError):
         return Info()
     if not isinstance(values, dict):
         return Info()
     channel, duration = values.get("channel_id"), values.get("duration")
-    known = duration if isinstance(duration, int | float) and duration > 0 else None
-    return Info(channel if isinstance(channel, str) else "", known)
+    known = isinstance(duration, int | float) and 0 < duration < MAX_SECONDS
+    named = channel if isinstance(channel, str) and not text_fault(channel) else ""
+    return Info(named, duration if known else None)

@@ -31,6 +31,7 @@ from sage_scale.shards.generations import Progress, concerned_units, reject_key,
 from sage_scale.shards.layout import sample_key
 from sage_scale.shards.removed import record_removal, removed_keys
 from sage_scale.storage import Store
+from sage_scale.untrusted.files import lines
 
 _KEY = re.compile("[0-9a-f]{16}")
 NAMED = 3
@@ -126,8 +127,8 @@ def _rejected_keys(dataset: Dataset) -> set[str]:
 
 
 def read_ids(text: str, where: str) -> list[str]:
-    """Ids from a file's text, one in a line; empty lines are passed over. Raises UsageError for none at all."""
-    ids = [line.strip() for line in text.splitlines() if line.strip()]
+    """Returns the ids of a text, one in a line; empty lines are passed over. Raises UsageError where there is none."""
+    ids = [line.strip() for line in lines(text) if line.strip()]
     if not ids:
         raise UsageError(f"{where} names no clip: write one id in a line")
     return ids

@@ -1,8 +1,15 @@
-"""From BCP 47 tags, which manifests carry, to the language codes of mBART-50, which its tokenizer wants."""
+"""Language tags: brought to one BCP 47 form where they enter, and to the language codes of mBART-50.
+
+langcodes (https://github.com/georgkrause/langcodes) knows the registered tags. It is imported where a tag needs it, so
+that machines that only train, on plain tags such as de or zh-CN, do without it.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.display import shortened
 
 MBART50_CODES: tuple[str, ...] = (
     "ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN", "it_IT",
@@ -21,18 +28,58 @@ UNSPACED = frozenset({"zh", "ja", "th", "km", "my", "cmn", "lo", "yue"})
 """Languages written without spaces between words: scored per character."""
 
 
+@lru_cache(maxsize=1024)
+def language_tag(written: str, registered: bool = False) -> str:
+    """Returns the BCP 47 form of a language tag, "" for text that is none, and with `registered` for unknown subtags.
+
+    zh_CN gives zh-CN, PT-br pt-BR, por pt, cmn-Hans zh-Hans, iw he, en-Latn en.
+    """
+    import langcodes
+
+    if len(written) > 64:  # RFC 5646 asks for room for 35 characters
+        return ""
+    try:
+        # Three-letter members of a macrolanguage become it (cmn: zh, arb: ar); nb, of two letters, stays apart from no.
+        language = langcodes.Language.get(written.strip())
+        tag = langcodes.standardize_tag(language, macro=len(language.language or "") == 3)
+        return tag if not registered or langcodes.tag_is_valid(tag) else ""
+    except ValueError:
+        return ""
+
+
+def checked_tag(written: str, where: str) -> str:
+    """Returns the BCP 47 form of a language tag. Raises UsageError, naming `where` it was given, for any other text."""
+    tag = language_tag(written)
+    if not tag:
+        raise UsageError(
+            f"{where}={shortened(written)} is not a language tag of BCP 47, such as de, pt-BR or zh-Hans"
+        )
+    return tag
+
+
+def matches(tag: str, wanted: str) -> bool:
+    """Returns whether a BCP 47 tag is in a range of tags (RFC 4647): pt-BR is in pt and in pt-BR, pt not in pt-BR."""
+    return f"{tag}-".lower().startswith(f"{wanted}-".lower())
+
+
 def primary_subtag(language: str) -> str:
-    """The language subtag of a BCP 47 tag, in lower case: `zh-Hans-CN` gives `zh`."""
-    return language.strip().replace("_", "-").split("-")[0].lower()
+    """Returns the language subtag of a BCP 47 tag, in lower case: `zh-Hans-CN` gives `zh`, `por` gives `pt`."""
+    subtag = language.strip().replace("_", "-").split("-")[0].lower()
+    if len(subtag) != 3:
+        return subtag
+    try:
+        return language_tag(subtag).split("-")[0] or subtag
+    except ImportError:  # a machine that only trains
+        return subtag
 
 
 def has_code(language: str) -> bool:
-    """Whether mBART-50 has the language of a BCP 47 tag."""
+    """Returns whether mBART-50 has the language of a BCP 47 tag."""
     return primary_subtag(language) in _BY_SUBTAG
 
 
 def language_code(language: str) -> str:
-    """The mBART-50 code of a BCP 47 tag: `de` and `de-AT` give `de_DE`, `zh-Hans` gives `zh_CN`.
+    """Returns the mBART-50 code of a BCP 47 tag: `de` and `de-AT` give `de_DE`, `zh-Hans` gives `zh_CN`.
 
     Script and region do not matter, since mBART-50 knows one form of each language. Its own codes pass
     unchanged. Raises UsageError for a language that mBART-50 does not have.
@@ -41,6 +88,6 @@ def language_code(language: str) -> str:
     if subtag in _BY_SUBTAG:
         return _BY_SUBTAG[subtag]
     raise UsageError(
-        f"mBART-50 has no language '{language}': give the BCP 47 tag of the sentences' spoken language, "
+        f"mBART-50 has no language '{shortened(language)}': give the BCP 47 tag of the sentences' spoken language, "
         f"one of {', '.join(sorted(code.split('_')[0] for code in MBART50_CODES))}"
     )

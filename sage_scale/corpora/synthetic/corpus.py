@@ -32,6 +32,7 @@ from typing import Any
 
 from sage_scale import config
 from sage_scale.corpora.clip import Clip, Manifest, from_json_lines, to_json_lines
+from sage_scale.corpora.folders import table_text
 from sage_scale.corpora.synthetic.choreography import FPS, choreograph, marked_spans
 from sage_scale.corpora.synthetic.grammar import dominant, signing
 from sage_scale.corpora.synthetic.lexicon import as_json
@@ -40,6 +41,8 @@ from sage_scale.corpora.synthetic.signers import HELD_OUT_SIGNERS, SIGNERS, TRAI
 from sage_scale.corpora.synthetic.splits import Item, draw_splits
 from sage_scale.corpora.synthetic.video import write_h264
 from sage_scale.errors import SageError, StorageError, UsageError
+from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 
 VERSION = 5
 """Raised whenever the bytes of a corpus change; part of every clip id, so that no dataset mixes versions."""
@@ -147,7 +150,7 @@ def read_corpus(corpus: config.Corpus, root: Path) -> Manifest:
     wanted = _settings(corpus)
     if found != wanted:
         raise UsageError(_another(root, found, wanted))
-    manifest = from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8"))
+    manifest = from_json_lines(table_text(root / "manifest.jsonl", "make the corpus again"))
     clips = tuple(Clip(**{**asdict(clip), "video": str(root / clip.video)}) for clip in manifest.clips)
     return Manifest(clips, manifest.rejected)
 
@@ -162,9 +165,11 @@ def load_gold(root: Path, clip_id: str) -> dict[str, Any]:
         raise UsageError(f"'{clip_id}' is no clip id of the synthetic corpus")
     path = Path(root) / "gold" / f"{clip_id}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json_object(read_bytes(path))
     except FileNotFoundError:
         raise UsageError(f"no gold annotation for clip '{clip_id}' in {root}") from None
+    except (OSError, InvalidJSON) as error:
+        raise UsageError(f"{path} is no gold annotation ({error}): make the corpus again") from None
 
 
 # -- one clip --------------------------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ def make_clip(root: Path, task: Task) -> dict[str, Any]:
 def _kept(root: Path, task: Task) -> dict[str, Any] | None:
     """The gold of a clip that was finished earlier by the same plan."""
     try:
-        gold = json.loads((root / "gold" / f"{task.id}.json").read_text(encoding="utf-8"))
+        gold = parse_json_object(read_bytes(root / "gold" / f"{task.id}.json"))
         size = (root / "videos" / f"{task.id}.mp4").stat().st_size
     except (OSError, ValueError):
         return None
@@ -253,14 +258,10 @@ def _settings(corpus: config.Corpus) -> dict[str, Any]:
 def _finished(root: Path) -> dict[str, Any] | None:
     """The settings of a finished corpus in `root`."""
     try:
-        found = json.loads((root / "corpus.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = parse_json_object(read_bytes(root / "corpus.json"))
+    except (OSError, InvalidJSON):
         return None
-    return (
-        {key: value for key, value in found.items() if key != "statistics"}
-        if isinstance(found, dict)
-        else None
-    )
+    return {key: value for key, value in found.items() if key != "statistics"}
 
 
 def _another(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> str:
