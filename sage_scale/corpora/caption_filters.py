@@ -27,7 +27,8 @@ from sage_scale.config import Captions
 from sage_scale.corpora.captions import Cue, has_words
 
 _ADDRESS = re.compile(
-    r"(?:https?://|www\.)\S+|\b[\w-]+\.(?:com|org|net|de|tv|fr|co\.uk)\b(?:/\S*)?|@\w{2,}|#[^\W\d]\w+", re.I
+    r"(?:https?://|www\.)\S+|(?<![\w-])[\w-]+\.(?:com|org|net|de|tv|fr|co\.uk)\b(?:/\S*)?|@\w{2,}|#[^\W\d]\w+",
+    re.I,
 )
 _MADE = (
     r"subtitles?|subtitled|subtitling|captions?|captioned|captioning|transcripts?|transcription|transcribed|"

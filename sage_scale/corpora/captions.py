@@ -1,31 +1,51 @@
 """Captions beside a video: WebVTT (.vtt) and SubRip (.srt) to cues in seconds with plain text.
 
-Automatic captions of YouTube are WebVTT too: words carry their own times, and each line is shown twice while it
-rolls up. They are told from written ones here; `corpora/rolling.py` undoes the rolling.
+Both are read as players read them. WebVTT: an empty line ends a cue, as browsers have it
+(https://www.w3.org/TR/webvtt1/#file-parsing). SubRip has no specification; as in FFmpeg and mpv a cue lasts to the
+times of the next one, empty lines in its text are passed over, and a cue without length is shown until the next begins.
+Text that no player would show is named.
+
+Automatic captions of YouTube are told from written ones here; `corpora/rolling.py` undoes their rolling.
 """
 
 from __future__ import annotations
 
+import contextlib
 import html
+import itertools
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sage_scale.corpora.folders import read_text
+from sage_scale.corpora.clip import MAX_SECONDS
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import lines
 
 BAD_CUE = "bad-cue"
-"""Reason of a caption that is set aside because its times cannot be read."""
+"""Reason of a caption that is set aside: times that cannot be read, a NUL, or text outside any cue."""
 SUFFIXES = (".vtt", ".srt")
+JOIN_S = 0.1
+"""Cues this close after one another, in seconds, may show the same line on."""
+BLINK_S = 0.2
+"""A cue that shows a line again for no longer, in seconds, is a step of captions that roll."""
+AUTOMATIC_BLINK_S = 0.05
+"""The steps of YouTube's automatic captions last 0.01 s."""
 
-_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
-_TIMING = re.compile(rf"^\s*{_TIME}\s*-->\s*{_TIME}")
-_ARROWLESS = re.compile(rf"^\s*{_TIME}\s*\S{{1,3}}\s*{_TIME}")
+_PART = r"(?:(\d{1,5})[ \t]*:[ \t]*)?(\d{1,2})[ \t]*:[ \t]*(\d{1,2})(?:[ \t]*[.,:][ \t]*(\d{1,9}))?"
+_TIMING = re.compile(rf"\s*{_PART}\s*-->\s*{_PART}(?!\d)")
+_CLOCK = r"(?:\d{1,5}:)?\d{1,2}:\d{1,2}[.,]\d{1,3}"
+_ARROWLESS = re.compile(rf"\s*{_CLOCK}\s*\S{{1,3}}\s*{_CLOCK}")
 """Two times with something else than an arrow between them: 00:01.000 -> 00:02.000."""
+_HEADER = re.compile(r"\ufeff?WEBVTT(?:[ \t]|$)")
+_TIME_MAP = "X-TIMESTAMP-MAP"
+_MPEG_CLOCK = 2**33
+"""MPEG times count to this many 90,000ths of a second, then from 0 again."""
+_NO_TEXT = re.compile(r"NOTE(?:[ \t]|$)|STYLE[ \t]*$|REGION[ \t]*$")
 _BREAK = re.compile(r"<br\s*/?>", re.I)
-_TAGS = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+_TAGS = {"<": ">", "{\\": "}"}
+_SOUNDS = {"[": "]", "(": ")", "（": "）", "【": "】", "♪": "♪"}
 _WORD_TIMES = re.compile(r"<\d{2}:\d{2}:\d{2}\.\d{3}><c>")
-_SOUND = re.compile(r"\[[^\]]*\]|\([^)]*\)|（[^）]*）|【[^】]*】|♪[^♪]*♪?|[♪♫#*]+")
 
 
 @dataclass(frozen=True)
@@ -45,92 +65,277 @@ class CaptionFile(NamedTuple):
     cues: list[Cue]
     """In the file's order."""
     broken: list[str]
-    """Cues whose line of times cannot be read: their texts belong nowhere. Line number and line, for a person."""
-
-
-def read_captions(path: Path) -> CaptionFile:
-    """The cues of a .vtt or .srt file; UnicodeDecodeError where it is not UTF-8."""
-    return parse_captions(read_text(path))
+    """Cues that cannot be read and text that belongs to no cue: line number and line, for a person."""
 
 
 def parse_captions(text: str) -> CaptionFile:
-    """The cues of the text of a .vtt or .srt file; lines that belong to no cue are passed over.
+    """Returns the cues of the text of a .vtt or .srt file. Mark-up, entities and settings of cues are left out.
 
-    A cue's text ends at an empty line, which both formats ask for, or at the next cue's times where that line
-    was forgotten. A line of blanks alone is part of the text, as automatic captions have it. Mark-up, entities
-    and cue settings go.
+    Joined segments of a stream (HLS) are read as one file: headers between them are left out, cues move by the
+    difference of their time maps (RFC 8216, section 3.5), and a cue cut by the end of a segment is one again.
     """
-    cues: list[Cue] = []
-    broken: list[str] = []
-    times: tuple[float, float] | None = None
-    shown: list[str] = []
-
-    def close() -> None:
-        nonlocal times
-        if times is not None:
-            lines = tuple(line for line in map(plain_text, shown) if line)
-            cues.append(Cue(*times, " ".join(lines), lines))
-        times = None
-        shown.clear()
-
-    rows = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    rows = [part for line in lines(text) for part in line.split("\r")]
+    reader = _WebVTT() if rows and _HEADER.match(rows[0]) else _SubRip()
     for number, line in enumerate(rows, start=1):
-        match = _TIMING.match(line) if "-->" in line else None
-        if match:
-            if times is not None and shown and shown[-1].strip().isdigit():
-                shown.pop()  # the next SubRip cue's number, where the empty line before it is missing
-            close()
-            groups = match.groups()
-            times = _seconds(groups[:4]), _seconds(groups[4:])
-        elif "-->" in line or (times is None and _ARROWLESS.match(line)):  # text may hold no arrow
-            close()
-            broken.append(f"line {number}: {line.strip()[:60]}")
-        elif times is not None:
-            if line == "":
-                close()
+        reader.take(number, line, rows[number] if number < len(rows) else "")
+    reader.end()
+    return CaptionFile(reader.cues, reader.broken + (reader.strays if reader.cues else []))
+
+
+class _SubRip:
+    """Reads SubRip line by line: a cue lasts until the times of the next one."""
+
+    def __init__(self) -> None:
+        self.cues: list[Cue] = []
+        self.broken: list[str] = []
+        self.strays: list[str] = []
+        """Texts outside any cue."""
+        self._times: tuple[int, float, float] | None = None
+        """Line number, start and end of the cue that is being read."""
+        self._outside = True
+        """Whether text belongs to no cue; after a cue that cannot be read it is that cue's, and not named again."""
+        self._shown: list[str] = []
+        self._stray: list[tuple[int, str]] = []
+        self._index = 0
+
+    def take(self, number: int, line: str, following: str) -> None:
+        """Reads one line; `following` is the next one."""
+        times = _parse_times(line) if "-->" in line else None
+        if times is not None:
+            self._drop_index()
+            self._close()
+            self._times, self._outside = (number, *times), False
+        elif "-->" in line or (self._may_begin() and _ARROWLESS.match(line)):
+            self._drop_index()
+            self._close()
+            self.broken.append(f"line {number}: {shortened(line.strip(), 60)}")
+            self._outside = False
+        elif self._times is not None:
+            self._text(line)
+        elif self._outside and line.strip():
+            self._stray.append((number, line))
+        else:
+            self._between(line)
+
+    def end(self) -> None:
+        """Reads the end of the file."""
+        self._close()
+        for at, (cue, after) in enumerate(itertools.pairwise(list(self.cues))):
+            if cue.end_s == cue.start_s < after.start_s:
+                self.cues[at] = replace(cue, end_s=after.start_s)
+
+    def _may_begin(self) -> bool:
+        """Whether a line of times is expected here: after an empty line, or after a number."""
+        return (
+            self._times is None
+            or not self._shown
+            or self._shown[-1].strip().isdigit()
+            or not self._shown[-1].strip()
+        )
+
+    def _text(self, line: str) -> None:
+        self._shown.append(line)
+
+    def _between(self, line: str) -> None:
+        """Takes a line after a cue that could not be read, or an empty one."""
+
+    def _drop_index(self) -> None:
+        """Leaves out the number before a cue's times: the line before them, or the next number above empty lines."""
+        place = self._shown if self._times is not None else [line for _, line in self._stray]
+        last = next((at for at in range(len(place) - 1, -1, -1) if place[at].strip()), None)
+        number = place[last].strip() if last is not None else ""
+        if last is None or not (number.isdecimal() and len(number) < 9):
+            return
+        if last == len(place) - 1 or int(number) == self._index + 1:
+            self._index = int(number)
+            del (self._shown if self._times is not None else self._stray)[last:]
+
+    def _close(self) -> None:
+        if self._times is not None:
+            at, start_s, end_s = self._times
+            shown = tuple(line for line in map(plain_text, self._shown) if line)
+            if any("\0" in line for line in shown):
+                self.broken.append(f"line {at}: a NUL character in its text")
             else:
-                shown.append(line)
-    close()
-    return CaptionFile(cues, broken)
+                self._add(Cue(start_s, end_s, " ".join(shown), shown))
+        elif self._stray:
+            number, line = self._stray[0]
+            self.strays.append(f"line {number}: text outside any caption: {shortened(line.strip(), 60)}")
+        self._times = None
+        self._shown.clear()
+        self._stray.clear()
+
+    def _add(self, cue: Cue) -> None:
+        self.cues.append(cue)
+
+
+class _WebVTT(_SubRip):
+    """Reads WebVTT line by line: an empty line ends a cue, and blocks without times are no text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._in_header = False
+        self._segment = 0
+        """Number of cues before the segment that is being read."""
+        self._first_map: tuple[int, float] | None = None
+        self._shift_s = 0.0
+
+    def take(self, number: int, line: str, following: str) -> None:
+        """Reads one line; `following` is the next one."""
+        glued = line.endswith("WEBVTT") and (following == "" or following.startswith(_TIME_MAP))
+        if glued and self._times is not None and not line[:-6].endswith((" ", "\t")):
+            if rest := line[:-6].rstrip("\ufeff"):
+                self._text(rest)
+            line = "WEBVTT"
+        inside = self._times is not None and line.lstrip("\ufeff") != "WEBVTT"
+        if _HEADER.match(line) and not (inside and not following.startswith(_TIME_MAP)):
+            self._close()
+            self._in_header, self._segment, self._shift_s = True, len(self.cues), 0.0
+        elif self._in_header and "-->" not in line:
+            if line.startswith(_TIME_MAP):
+                self._map_times(number, line)
+            self._in_header = line != ""
+        else:
+            self._in_header = False
+            super().take(number, line, following)
+
+    def end(self) -> None:
+        """Reads the end of the file."""
+        self._close()
+
+    def _may_begin(self) -> bool:
+        return self._times is None
+
+    def _text(self, line: str) -> None:
+        if line == "":
+            self._close()
+            self._outside = True
+        else:
+            self._shown.append(line)
+
+    def _between(self, line: str) -> None:
+        if line == "":
+            self._close()
+            self._outside = True
+
+    def _drop_index(self) -> None:
+        if self._times is None and len(self._stray) == 1:  # the name of a cue, whatever it is
+            self._stray.clear()
+        super()._drop_index()
+
+    def _close(self) -> None:
+        if self._times is None and self._stray and _NO_TEXT.match(self._stray[0][1]):
+            self._stray.clear()
+        super()._close()
+
+    def _add(self, cue: Cue) -> None:
+        if self._shift_s:
+            cue = replace(cue, start_s=cue.start_s + self._shift_s, end_s=cue.end_s + self._shift_s)
+        if not 0 <= cue.start_s < MAX_SECONDS:
+            self.broken.append(f"a caption at {cue.start_s:.3f} s after its segment's time map")
+            return
+        for at in range(max(0, self._segment - 4), self._segment):
+            before = self.cues[at]
+            if before.lines == cue.lines and before.start_s <= cue.start_s <= before.end_s + JOIN_S:
+                self.cues[at] = replace(before, end_s=max(before.end_s, cue.end_s))
+                return
+        self.cues.append(cue)
+
+    def _map_times(self, number: int, line: str) -> None:
+        """Takes X-TIMESTAMP-MAP=MPEGTS:900000,LOCAL:00:00:00.000: LOCAL is shown at MPEGTS / 90,000 s."""
+        values = dict(part.strip().partition(":")[::2] for part in line.partition("=")[2].split(","))
+        try:
+            ticks, local_s = int(values.get("MPEGTS", "0")[:20]), parse_seconds(values.get("LOCAL", "0"))
+        except ValueError:
+            self.broken.append(f"line {number}: {shortened(line.strip(), 60)}")
+            return
+        self._first_map = self._first_map or (ticks, local_s)
+        later = (ticks - self._first_map[0] + _MPEG_CLOCK // 2) % _MPEG_CLOCK - _MPEG_CLOCK // 2
+        self._shift_s = round(later / 90_000 - (local_s - self._first_map[1]), 3)
+
+
+def _parse_times(line: str) -> tuple[float, float] | None:
+    """Returns start and end of a cue's line of times in seconds, None where they cannot be read."""
+    match = _TIMING.match(line)
+    if match is None:
+        return None
+    groups = match.groups()
+    start_s, end_s = _seconds(groups[:4]), _seconds(groups[4:])
+    return None if start_s is None or end_s is None else (start_s, end_s)
 
 
 def plain_text(text: str) -> str:
-    """Caption text without tags, entities and doubled blanks."""
+    """Returns a caption's text without tags, entities and doubled blanks."""
     if "<" in text or "{" in text:
-        text = _TAGS.sub("", _BREAK.sub(" ", text))
+        text = _without(_BREAK.sub(" ", text), _TAGS)
     if "&" in text:
-        text = html.unescape(text)
+        with contextlib.suppress(ValueError):  # an entity of thousands of digits
+            text = html.unescape(text)
     return " ".join(text.split())
 
 
 def has_words(text: str) -> bool:
-    """Whether something is said: sounds in brackets and notes are no words."""
-    return any(character.isalnum() for character in _SOUND.sub(" ", text))
+    """Returns whether something is said: sounds in brackets and notes are no words."""
+    said = _without(text, _SOUNDS).partition("♪")[0]  # a note that is not closed lasts to the end
+    return any(map(str.isalnum, said))
 
 
-def is_automatic(text: str) -> bool:
-    """Whether a caption file's text gives each word its own time, as only a recogniser's captions do."""
-    return _WORD_TIMES.search(text[:100_000]) is not None
+def is_automatic(text: str, cues: Sequence[Cue] = ()) -> bool:
+    """Returns whether captions are a recogniser's: their text gives each word its own time, or their cues roll.
+
+    Converted to .srt they have lost the words' times, but every line is shown again in a cue of 10 ms.
+    """
+    if _WORD_TIMES.search(text[:100_000]):
+        return True
+    blinks = sum(is_blink(before, cue, AUTOMATIC_BLINK_S) for before, cue in itertools.pairwise(cues))
+    return blinks > 0 and 3 * blinks >= len(cues)
+
+
+def is_blink(before: Cue, cue: Cue, longest_s: float = BLINK_S) -> bool:
+    """Returns whether a cue shows the last line of the one before again, for less time than anybody could read."""
+    repeated = bool(before.lines and cue.lines) and cue.lines[-1] == before.lines[-1]
+    return repeated and 0 < cue.end_s - cue.start_s <= longest_s + 1e-6
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds from `12.5`, `1:02.5` or `1:00:02,500`; ValueError where it is none of them."""
+    """Returns seconds from `12.5`, `1:02.5` or `1:00:02,500`. Raises ValueError for any other text."""
     parts = text.strip().replace(",", ".").split(":")
-    if not 1 <= len(parts) <= 3:
-        raise ValueError(f"not a time: {text!r}")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
     seconds = 0.0
-    for part in parts:
-        try:
-            value = float(part)
-        except ValueError:
-            raise ValueError(f"not a time: {text!r}") from None
-        if not 0 <= value < 1e7:
-            raise ValueError(f"not a time: {text!r}")
+    for value in values:
         seconds = seconds * 60 + value
+    if not 1 <= len(values) <= 3 or not all(0 <= value < MAX_SECONDS for value in [*values, seconds]):
+        raise ValueError(f"not a time: '{shortened(text)}'")
     return seconds
 
 
-def _seconds(groups: tuple[str | None, ...]) -> float:
+def _seconds(groups: tuple[str | None, ...]) -> float | None:
     hours, minutes, seconds, fraction = groups
-    thousandths = int((fraction or "0").ljust(3, "0"))
-    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0) + thousandths / 1000
+    if hours is None and fraction is None:  # 00:01 may be minutes and seconds or hours and minutes
+        return None
+    thousandths = int((fraction or "0").ljust(3, "0")[:3])
+    total = int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0) + thousandths / 1000
+    return total if total < MAX_SECONDS else None
+
+
+def _without(text: str, pairs: Mapping[str, str]) -> str:
+    """Returns text less everything from an opening to its closing mark; openings that are not closed stay.
+
+    Linear in the text, where a pattern would search for a missing closing mark from each opening again.
+    """
+    openings = re.compile("|".join(map(re.escape, pairs)))
+    kept: list[str] = []
+    unclosed: set[str] = set()
+    done = at = 0
+    while match := openings.search(text, at):
+        at = match.end()
+        end = -1 if match[0] in unclosed else text.find(pairs[match[0]], at)
+        if end < 0:
+            unclosed.add(match[0])
+        else:
+            kept.append(text[done : match.start()])
+            done = at = end + len(pairs[match[0]])
+    return "".join(kept) + text[done:]

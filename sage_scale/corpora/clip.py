@@ -66,8 +66,8 @@ class Rejected:
 
 
 def is_expected(reason: str) -> bool:
-    """Whether a reject of this reason was asked for by the recipe, or is gone from the web."""
-    return reason.startswith("filter-") or reason == "not-downloaded"
+    """Returns whether a reject was asked for by the recipe, or is no clip: gone from the web, captions of no video."""
+    return reason.startswith("filter-") or reason in ("not-downloaded", "unmatched")
 
 
 @dataclass(frozen=True)

@@ -35,3 +35,10 @@ def table_text(path: Path, advice: str = "download it again") -> str:
         raise UsageError(f"{path} is not UTF-8 (line {line}); {advice}") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def unreadable_text(name: str, error: OSError | UnicodeDecodeError) -> tuple[str, str]:
+    """Returns reason and detail of the reject for a text file beside a video that cannot be read."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not-utf8", f"{name} is not UTF-8; save it as UTF-8"
+    return "unreadable", f"{name}: {error.strerror or error}"

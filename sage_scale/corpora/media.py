@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from sage_scale.corpora.clip import Rejected
+
 VIDEO_SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".npz", ".pose",
 ))  # fmt: skip
@@ -44,6 +46,12 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def nameless(root: Path, path: Path) -> Rejected:
+    """Returns the reject for a file whose name is not UTF-8."""
+    name = str(path.relative_to(root)).encode(errors="replace").decode()
+    return Rejected(id=name, reason="bad-name", detail="its name is no UTF-8; rename it")
 
 
 class NameIndex:

@@ -1,12 +1,13 @@
 """The corpus `videos`: any folder of videos with their sentences beside them.
 
 For `name.mp4` (or a keypoint file `name.npz`, `name.pose`) the first of these is taken:
-- a row of any `.tsv` in the same folder: `filename<TAB>sentence` or
-`filename<TAB>start<TAB>end<TAB>sentence`, times in
-  seconds or h:mm:ss; a first line of column names (video, start, end, sentence, split, signer, language) may
-  reorder;
+- rows of any `.tsv` in the same folder: `filename<TAB>sentence` or `filename<TAB>start<TAB>end<TAB>sentence`, times in
+  seconds or h:mm:ss; a first line of column names (video, start, end, sentence, split, signer, language) may reorder;
 - `name.vtt`, `name.srt`, or with a language, `name.de.vtt`: a clip a caption;
 - `name.txt`: one sentence for the whole file.
+
+A caption file belongs to the video with the longest name that it begins with; a language tag may follow the name.
+Caption files without a video are named. Names are compared in NFC.
 
 Captions pass the named filters of corpora/caption_filters.py; rows and texts are what somebody wrote as sentences
 and pass none.
@@ -17,22 +18,28 @@ on. Folders called train, dev or test below the root give the split.
 
 from __future__ import annotations
 
-import unicodedata
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.caption_filters import filter_cues
-from sage_scale.corpora.captions import BAD_CUE, SUFFIXES, parse_seconds, read_captions
+from sage_scale.corpora.captions import BAD_CUE, SUFFIXES, parse_captions, parse_seconds
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
-from sage_scale.corpora.folders import corpus_folder, read_text
-from sage_scale.corpora.media import KEYPOINT_SUFFIXES, VIDEO_SUFFIXES, is_text, walk
+from sage_scale.corpora.folders import corpus_folder, unreadable_text
+from sage_scale.corpora.media import KEYPOINT_SUFFIXES, VIDEO_SUFFIXES, file_key, is_text, nameless, walk
 from sage_scale.corpora.rolling import merge_rolling
+from sage_scale.text.languages import language_tag, primary_subtag, tag_distance
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import lines, read_text, text_fault
 
 SPLITS = ("train", "dev", "test")
 UNLABELLED = "unlabelled"
 """Split of the videos without a sentence."""
+
+UNMATCHED = "unmatched"
+"""Reason of a caption file that belongs to no video."""
 
 EXPECTED = "videos (.mp4, .mov, .webm, ...) with sentences in .txt, .tsv, .vtt or .srt beside them"
 _COLUMNS = {
@@ -52,14 +59,15 @@ _COLUMNS = {
 
 
 def read_corpus(corpus: Corpus) -> Manifest:
-    """The clips of a folder of videos, in the order of their paths and times."""
+    """Returns the clips of a folder of videos, in the order of their paths and times."""
     root = corpus_folder(corpus.root, "videos", EXPECTED)
     clips: dict[str, Clip] = {}
     rejected: list[Rejected] = []
     merged = 0
     for folder, listed in walk(root):
-        names = [name for name in listed if is_text(str(folder / name))]
-        rejected += [_nameless(root, folder / name) for name in listed if not is_text(str(folder / name))]
+        names = [name for name in listed if is_text(f"{folder}{name}")]
+        if len(names) < len(listed):
+            rejected += [nameless(root, folder / name) for name in listed if not is_text(f"{folder}{name}")]
         found = _Folder(root, folder, names, corpus)
         for clip in found.clips():
             if clip.id in clips:
@@ -77,52 +85,67 @@ def read_corpus(corpus: Corpus) -> Manifest:
     return Manifest(tuple(ordered), tuple(rejected), notes)
 
 
-def _nameless(root: Path, path: Path) -> Rejected:
-    name = str(path.relative_to(root)).encode(errors="replace").decode()
-    return Rejected(id=name, reason="bad-name", detail="its name is no UTF-8; rename it")
-
-
-def _plain(name: str) -> str:
-    """One form for umlauts: macOS stores them as letter and mark, other systems as one character."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _without_sidecars(names: list[str]) -> list[str]:
-    """The videos without the keypoint files that lie beside one of the same name and belong to it."""
-    pictures = {Path(name).stem for name in names if Path(name).suffix.lower() not in KEYPOINT_SUFFIXES}
-    return [
-        name
-        for name in names
-        if Path(name).suffix.lower() not in KEYPOINT_SUFFIXES or Path(name).stem not in pictures
-    ]
-
-
 class _Folder:
     """One folder's videos, sentences and complaints."""
 
     def __init__(self, root: Path, folder: Path, names: list[str], corpus: Corpus) -> None:
         self.folder, self.language, self.options = folder, corpus.language, corpus.captions
         self.merged = 0
-        self.place = "/".join(_plain(part) for part in folder.relative_to(root).parts)
+        self.place = "/".join(file_key(part) for part in folder.relative_to(root).parts)
         self.split = next((part for part in self.place.split("/") if part in SPLITS), "train")
-        self.names = names
-        self.videos = _without_sidecars(
-            [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
-        )
         self.rejected: list[Rejected] = []
+        parts = [(name, *os.path.splitext(name)) for name in names]
+        media = [(name, stem, end.lower()) for name, stem, end in parts if end.lower() in VIDEO_SUFFIXES]
+        pictures = {stem for _, stem, end in media if end not in KEYPOINT_SUFFIXES}
+        # Keypoints beside a video of the same name belong to it and are no clip of their own.
+        kept = [
+            (name, stem) for name, stem, end in media if end not in KEYPOINT_SUFFIXES or stem not in pictures
+        ]
+        self.videos = [name for name, _ in kept]
+        self.by_name = {file_key(name): name for name, _ in kept}
+        self.by_stem: dict[str, list[str]] = {}
+        for name, stem in kept:
+            self.by_stem.setdefault(file_key(stem), []).append(name)
+        self.tables = [name for name, _, end in parts if end.lower() == ".tsv"]
+        self.captions: dict[str, list[tuple[str, str]]] = {}
+        """Video -> caption files with the language tag in their names, "" where there is none."""
+        self.texts: dict[str, str] = {}
+        """Video -> text file."""
+        for name, stem, end in parts:
+            if end.lower() in SUFFIXES:
+                self._match(name, stem)
+            elif end.lower() == ".txt":
+                self.texts |= dict.fromkeys(self.by_stem.get(file_key(stem), ()), name)
+
+    def _match(self, name: str, stem: str) -> None:
+        """Gives a caption file to the videos with the longest name that it begins with."""
+        base, between = file_key(stem), ""
+        while base and base not in self.by_stem and base not in self.by_name:
+            base, _, part = base.rpartition(".")
+            between = f"{part}.{between}" if between else part
+        owners = self.by_stem.get(base) or ([self.by_name[base]] if base in self.by_name else [])
+        tag = language_tag(between, registered=True) if between else ""
+        if not owners:
+            self._reject(name, UNMATCHED, "no video's name begins it; capitals count")
+        elif between and not tag:
+            self._reject(
+                name, UNMATCHED, f"'{shortened(between)}' after the name of {owners[0]} is not a language tag"
+            )
+        else:
+            for video in owners:
+                self.captions.setdefault(video, []).append((name, tag))
 
     def clips(self) -> Iterator[Clip]:
         """The clips of every video here; complaints are gathered in `rejected`."""
         tabled: dict[str, list[Clip]] = {}
-        for name in self.names:
-            if name.lower().endswith(".tsv"):
-                for video, clip in self._table(name):
-                    tabled.setdefault(video, []).append(clip)
+        for name in self.tables:
+            for video, clip in self._table(name):
+                tabled.setdefault(video, []).append(clip)
         for video in self.videos:
             yield from tabled.get(video) or self._beside(video)
 
     def _id(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> str:
-        place = f"{self.place}/{_plain(name)}" if self.place else _plain(name)
+        place = f"{self.place}/{file_key(name)}" if self.place else file_key(name)
         if start_s == 0.0 and end_s is None:
             return place
         return f"{place}@{start_s:.3f}-{'' if end_s is None else f'{end_s:.3f}'}"
@@ -147,42 +170,42 @@ class _Folder:
         self.rejected.append(Rejected(id=self._id(name), reason=reason, detail=detail))
 
     def _beside(self, video: str) -> Iterator[Clip]:
-        stem = Path(video).stem
-        captions = self._caption_file(stem)
-        text = f"{stem}.txt"
-        source = captions[0] if captions else text
+        found = self.captions.get(video)
+        name, language = min(found, key=self._preference) if found else (self.texts.get(video, ""), "")
+        if not name:
+            yield self._clip(video, "")
+            return
+        text = self._read(video, name)
+        if text is None:
+            return
+        if found:
+            yield from self._captioned(video, name, text, language or self.language)
+            return
+        sentence = " ".join(text.split())
+        if fault := text_fault(text):
+            self._reject(video, "bad-row", f"{fault} in {name}")
+        elif sentence:
+            yield self._clip(video, sentence)
+        else:
+            self._reject(video, "no-sentence", f"{name} is empty")
+
+    def _read(self, owner: str, name: str) -> str | None:
+        """Returns the text of a file, None with the reason noted where it cannot be read."""
         try:
-            if captions:
-                yield from self._captioned(video, *captions)
-            elif text in self.names:
-                sentence = " ".join(read_text(self.folder / text).split())
-                if sentence:
-                    yield self._clip(video, sentence)
-                else:
-                    self._reject(video, "no-sentence", f"{text} is empty")
-            else:
-                yield self._clip(video, "")
-        except UnicodeDecodeError:
-            self._reject(video, "not-utf8", f"{source} is not UTF-8; save it as UTF-8")
-
-    def _caption_file(self, stem: str) -> tuple[str, str] | None:
-        """(file name, language) of a video's captions: the recipe's language first, then a name without
-        one."""
-        found = []
-        for name in self.names:
-            if not name.lower().endswith(SUFFIXES) or not name.startswith(f"{stem}."):
-                continue
-            tag = name[len(stem) + 1 : -4].strip(".")
-            language = tag or self.language
-            same = language.split("-")[0].lower() == self.language.split("-")[0].lower()
-            found.append((not same, tag != "" and not same, name, language))
-        if not found:
+            return read_text(self.folder / name)
+        except (OSError, UnicodeDecodeError) as error:
+            self._reject(owner, *unreadable_text(name, error))
             return None
-        _, _, name, language = min(found)
-        return name, language
 
-    def _captioned(self, video: str, name: str, language: str) -> Iterator[Clip]:
-        cues, broken = read_captions(self.folder / name)
+    def _preference(self, file: tuple[str, str]) -> tuple[bool, int, str]:
+        """Ranks caption files: the corpus' language, or none named, first, then its region and script, then by name."""
+        name, tag = file
+        same = primary_subtag(tag or self.language) == primary_subtag(self.language)
+        regional = same and tag != "" and "-" in self.language
+        return not same, tag_distance(self.language, tag) if regional else 0, name
+
+    def _captioned(self, video: str, name: str, text: str, language: str) -> Iterator[Clip]:
+        cues, broken = parse_captions(text)
         for line in broken:
             self._reject(video, BAD_CUE, f"{name} {line}")
         if not cues:
@@ -198,15 +221,11 @@ class _Folder:
             self._reject(video, one.reason, detail)
 
     def _table(self, name: str) -> Iterator[tuple[str, Clip]]:
-        try:
-            lines = read_text(self.folder / name).splitlines()
-        except UnicodeDecodeError:
-            self._reject(name, "not-utf8", "save it as UTF-8")
+        text = self._read(name, name)
+        if text is None:
             return
         columns: list[str] | None = None
-        by_name = {_plain(video): video for video in self.videos}
-        by_stem = {_plain(Path(video).stem): video for video in self.videos}
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(lines(text), start=1):
             cells = [cell.strip() for cell in line.split("\t")]
             if not line.strip():
                 continue
@@ -217,14 +236,17 @@ class _Folder:
             names = columns or (
                 ["video", "sentence"] if len(cells) == 2 else ["video", "start", "end", "sentence"]
             )
+            if fault := text_fault(line):
+                self._reject(here, "bad-row", fault)
+                continue
             if len(cells) != len(names):
                 self._reject(here, "bad-row", f"{len(cells)} columns, expected {len(names)}")
                 continue
             row = dict(zip(names, cells))
-            wanted = _plain(row["video"].removeprefix("./"))
-            video = by_name.get(wanted) or by_stem.get(wanted)
-            if video is None:
-                self._reject(here, "missing", f"there is no {wanted}")
+            wanted = file_key(row["video"].removeprefix("./"))
+            video = self.by_name.get(wanted) or self.by_stem.get(wanted, [""])[-1]
+            if not video:
+                self._reject(here, "missing", f"there is no {shortened(wanted)}")
                 continue
             if not row["sentence"]:
                 self._reject(here, "no-sentence")
@@ -239,6 +261,13 @@ class _Folder:
                 self._reject(here, "bad-interval", f"from {start_s:g} s to {end_s:g} s")
                 continue
             more = {key: row[key] for key in ("split", "signer", "language") if row.get(key)}
+            if "language" in more:
+                more["language"] = language_tag(more["language"])
+                if not more["language"]:
+                    self._reject(
+                        here, "bad-row", f"language '{shortened(row['language'])}' is not a BCP 47 tag"
+                    )
+                    continue
             yield video, self._clip(video, row["sentence"], start_s, end_s, **more)
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.caption_filters import filter_cues
-from sage_scale.corpora.captions import BAD_CUE, is_automatic, parse_captions
+from sage_scale.corpora.captions import BAD_CUE, CaptionFile, is_automatic, parse_captions
 from sage_scale.corpora.clip import Clip, Manifest, Rejected
-from sage_scale.corpora.folders import corpus_folder, table_text
+from sage_scale.corpora.folders import corpus_folder, table_text, unreadable_text
 from sage_scale.corpora.media import walk
 from sage_scale.corpora.rolling import merge_rolling
 from sage_scale.corpora.sign_languages import UNKNOWN, WRITTEN
@@ -35,7 +35,9 @@ from sage_scale.corpora.youtube_files import (
     read_info,
 )
 from sage_scale.errors import UsageError
-from sage_scale.untrusted.files import lines, read_text
+from sage_scale.text.languages import matches
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import lines, read_text, text_fault
 
 SL25_LIST = "youtube-sl-25-metadata.csv"
 ASL_LIST = "youtube_asl_video_ids.txt"
@@ -56,10 +58,12 @@ def read_sl25(corpus: Corpus) -> Manifest:
         )
     listed: dict[str, str] = {}
     repeated: list[Rejected] = []
-    for number, line in _lines(path):
+    for number, line in _lines(path, repeated):
         video, comma, code = (part.strip().strip('"') for part in line.partition(","))
         if not comma or not video or not code:
-            repeated.append(Rejected(id=f"{path.name} line {number}", reason="bad-row", detail=line[:60]))
+            repeated.append(
+                Rejected(id=f"{path.name} line {number}", reason="bad-row", detail=shortened(line))
+            )
         elif video in listed:
             if listed[video] != code:
                 detail = f"{path.name} line {number} says {code}, an earlier line {listed[video]}"
@@ -73,8 +77,9 @@ def read_asl(corpus: Corpus) -> Manifest:
     """The captions of YouTube-ASL's videos, in the order of its list; without it, of all videos by id."""
     root = corpus_folder(corpus.root, "youtube_asl", EXPECTED_ASL)
     path = _list_file(root, ASL_LIST)
-    listed = {line.strip(): "ase" for _, line in _lines(path)} if path is not None else None
-    return _read(corpus, "youtube_asl", root, listed, [], EXPECTED_ASL)
+    rejected: list[Rejected] = []
+    listed = {line.strip(): "ase" for _, line in _lines(path, rejected)} if path is not None else None
+    return _read(corpus, "youtube_asl", root, listed, rejected, EXPECTED_ASL)
 
 
 def _read(
@@ -127,11 +132,10 @@ class _Video:
         chosen = self._track()
         if chosen is None:
             return []
-        language, text = chosen
-        if self.corpus.languages and language.split("-")[0] not in self.corpus.languages:
+        language, (cues, broken) = chosen
+        if self.corpus.languages and not any(matches(language, wanted) for wanted in self.corpus.languages):
             self._reject("filter-language", language)
             return []
-        cues, broken = parse_captions(text)
         for line in broken:
             self._reject(BAD_CUE, line)
         if not cues:
@@ -164,8 +168,8 @@ class _Video:
             self._reject(one.reason, one.detail, _clip_id(self.video, one.cue.start_s, one.cue.end_s))
         return list(clips.values())
 
-    def _track(self) -> tuple[str, str] | None:
-        """(language, text) of the caption file to read, or None with the reason noted."""
+    def _track(self) -> tuple[str, CaptionFile] | None:
+        """Returns language and cues of the caption file to read, or None with the reason noted."""
         tracks = self.files.tracks
         wanted = self._wanted()
         if not tracks:
@@ -178,26 +182,27 @@ class _Video:
             shown = ", ".join(sorted(tracks)[:8])
             self._reject("no-captions", f"none in {' or '.join(wanted) or 'one language'}, there is {shown}")
             return None
-        automatic: tuple[str, str] | None = None
-        unreadable = ""
+        automatic: tuple[str, CaptionFile] | None = None
+        unreadable: tuple[str, str] | None = None
         for tag in ordered:
             language = wanted[0] if tag in ("", self.code) else language_of(tag)
-            by_name = automatic_by_name(tag)
+            by_name = automatic_by_name(tag, tracks)
             if by_name and (automatic or self.corpus.captions.automatic == "skip"):
-                automatic = automatic or (language, "")
+                automatic = automatic or (language, CaptionFile([], []))
                 continue
             try:
                 text = read_text(tracks[tag])
-            except UnicodeDecodeError:
-                unreadable = tracks[tag].name
+            except (UnicodeDecodeError, OSError) as error:
+                unreadable = unreadable or unreadable_text(tracks[tag].name, error)
                 continue
-            if not by_name and not is_automatic(text):
-                return language, text
-            automatic = automatic or (language, text)
+            found = parse_captions(text)
+            if not by_name and not is_automatic(text, found.cues):
+                return language, found
+            automatic = automatic or (language, found)
         if automatic and self.corpus.captions.automatic == "fallback":
             return automatic
         if unreadable:
-            self._reject("not-utf8", f"{unreadable} is not UTF-8; save it as UTF-8")
+            self._reject(*unreadable)
         else:
             self._reject(
                 "filter-automatic", "a recogniser's captions only; captions.automatic=fallback takes them"
@@ -210,7 +215,7 @@ class _Video:
             languages = {
                 language_of(tag).split("-")[0]
                 for tag in self.files.tracks
-                if language_of(tag) and not automatic_by_name(tag)
+                if language_of(tag) and not automatic_by_name(tag, self.files.tracks)
             }
             return tuple(languages) if len(languages) == 1 else ()
         return WRITTEN[self.code]
@@ -232,5 +237,10 @@ def _list_file(root: Path, name: str) -> Path | None:
     return None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(lines(table_text(path)), start=1) if line.strip())
+def _lines(path: Path, rejected: list[Rejected]) -> Iterator[tuple[int, str]]:
+    """Yields (number from 1, line) of a list; empty lines are passed over, lines with a NUL join `rejected`."""
+    for number, line in enumerate(lines(table_text(path)), start=1):
+        if fault := text_fault(line):
+            rejected.append(Rejected(id=f"{path.name} line {number}", reason="bad-row", detail=fault))
+        elif line.strip():
+            yield number, line

@@ -1,31 +1,37 @@
 """Videos, captions and notes of YouTube as downloaders leave them: which file belongs to which video id.
 
     <id>.mp4, <title> [<id>].webm, <title>-<id>.mkv            the video
+    <title> - 001 <chapter> [<id>].mp4                         a chapter of it (--split-chapters)
     <id>.en.vtt, <title> [<id>].en-US.srt                      its captions, the tag between dots
     <id>.info.json                                             yt-dlp's notes: channel, duration
 
 The files of one video may lie in different folders. What a broken download leaves (`.part`, `.ytdl`, `.f137.mp4`,
-`.temp.mp4`) is no video.
+`.temp.mp4`) is no video. Nor is a chapter: captions count from the start of the whole video.
 """
 
 from __future__ import annotations
 
 import json
+import locale
 import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from sage_scale.corpora.captions import SUFFIXES
 from sage_scale.corpora.clip import MAX_SECONDS, Rejected
-from sage_scale.corpora.media import VIDEO_SUFFIXES, walk
+from sage_scale.corpora.media import VIDEO_SUFFIXES, is_text, nameless, walk
+from sage_scale.text.languages import language_tag, primary_subtag
 from sage_scale.untrusted.files import read_bytes, text_fault
 
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _IN_BRACKETS = re.compile(r"\[([A-Za-z0-9_-]{11})\]$")
 _AFTER_HYPHEN = re.compile(r"-([A-Za-z0-9_-]{11})$")
-_UNFINISHED = re.compile(r"\.(?:f\d+(?:-\w+)?|temp)$")
+_UNFINISHED = re.compile(r"\.(?:f(?:\d[\w+-]*|[A-Za-z]\w*[-+][\w+-]*|hls|dash|http)|temp)$")
+"""Endings that yt-dlp gives to one stream of a video, by its format: f137, f303-drc, fhls-720."""
+_CHAPTER = re.compile(r"(?P<title>.*?) - (?P<number>\d{3}) .+")
 _PARTS = (".part", ".ytdl")
 _PREFERRED = (".mp4", ".mkv", ".webm")
 # `en-orig` is what the recogniser heard, `en-de` its translation from German, `a.en` an older name of both; a
@@ -33,8 +39,7 @@ _PREFERRED = (".mp4", ".mkv", ".webm")
 _AUTOMATIC = re.compile(
     r"(?:^a\.|(?:^|[.-])auto(?:[.-]|$)|-orig$|^[a-z]{2,3}(?:-[A-Z][a-z]{3})?-[a-z]{2,3}$)"
 )
-_BCP47 = re.compile(r"([a-z]{2,3})(-[A-Z][a-z]{3})?(-(?:[A-Z]{2}|\d{3}))?(?=$|-)")
-_RENAMED = {"iw": "he", "in": "id", "ji": "yi"}
+_TAG = re.compile(r"[a-z]{2,3}(?:[-_][a-z]{4})?(?:[-_](?:[a-z]{2}|\d{3}))?(?=$|[-_])", re.I)
 
 
 def video_id(stem: str) -> str:
@@ -71,9 +76,16 @@ class Downloads:
         self.videos: dict[str, VideoFiles] = {}
         self.rejected: list[Rejected] = []
         """Videos without an id, second files of one video, broken downloads."""
+        self._found: dict[str, list[str]] = {}
+        """Paths of the videos of each id."""
         for folder, names in walk(root):
             for name in names:
-                self._take(folder, name)
+                if is_text(str(folder / name)):
+                    self._take(folder, name)
+                else:
+                    self.rejected.append(nameless(root, folder / name))
+        for known, paths in self._found.items():
+            self._choose(known, paths)
 
     def __bool__(self) -> bool:
         return any(files.video for files in self.videos.values())
@@ -110,15 +122,33 @@ class Downloads:
         if not known:
             self._reject(folder, name, "no-video-id", "expected ID.mp4 or TITLE [ID].mp4")
             return
-        files = self.videos.setdefault(known, VideoFiles())
-        path = str(folder / name)
-        if files.video:
-            worse, files.video = sorted((files.video, path), key=_preference, reverse=True)
-            self._reject(
-                Path(worse).parent, Path(worse).name, "second-file", f"{Path(files.video).name} is taken"
-            )
-        else:
-            files.video = path
+        self.videos.setdefault(known, VideoFiles())
+        self._found.setdefault(known, []).append(str(folder / name))
+
+    def _choose(self, known: str, paths: list[str]) -> None:
+        """Takes one file of a video: a whole one before chapters, .mp4 before others."""
+        files = self.videos[known]
+        stems = {path: _title(Path(path).stem, known) for path in paths}
+        beside = [*files.tracks.values(), *([files.info] if files.info else [])]
+        titles = {*stems.values(), *(_title(path.name, known) for path in beside)}
+        cut = {path: match for path, stem in stems.items() if (match := _CHAPTER.fullmatch(stem))}
+        numbers = {(match["title"], match["number"]) for match in cut.values()}
+        # A title may look like a chapter's: it is one where the whole video's name or another chapter is there as well.
+        chapters = {
+            path
+            for path, match in cut.items()
+            if match["title"] in titles or sum(title == match["title"] for title, _ in numbers) > 1
+        }
+        whole = sorted((path for path in paths if path not in chapters), key=_preference)
+        files.video = whole[0] if whole else ""
+        for path in paths:
+            place = Path(path)
+            if path in chapters:
+                self._reject(
+                    place.parent, place.name, "chapter", "captions count from the start of the whole video"
+                )
+            elif path != files.video:
+                self._reject(place.parent, place.name, "second-file", f"{Path(files.video).name} is taken")
 
     def _reject(self, folder: Path, name: str, reason: str, detail: str) -> None:
         place = (folder / name).relative_to(self.root).as_posix()
@@ -130,29 +160,47 @@ def _preference(path: str) -> tuple[int, str]:
     return (_PREFERRED.index(suffix) if suffix in _PREFERRED else len(_PREFERRED), path)
 
 
-def automatic_by_name(tag: str) -> bool:
-    """Whether a caption file's tag is one that downloaders give to a recogniser's captions or translations."""
-    return bool(_AUTOMATIC.search(tag))
+def _title(name: str, known: str) -> str:
+    """Returns a file's name up to its video's id, which stands in brackets or after a hyphen."""
+    return name.rpartition(known)[0].rstrip("[-").rstrip()
 
 
-def language_of(tag: str) -> str:
-    """The BCP 47 tag of a caption file's tag, without the letters that YouTube appends to a named track.
+def automatic_by_name(tag: str, beside: Collection[str] = ()) -> bool:
+    """Returns whether a caption file's tag is one that downloaders give to a recogniser's captions or translations.
 
-    `en-US` stays, `en-eEY6OEpapPo` gives `en`, `iw` gives `he`; empty where it is none.
+    `en-de` is a translation from German. `pt-br` may be one from Breton, or a region in small letters: where such a
+    pair is a locale it is taken for a region, unless captions of the other language are among the tags `beside`.
     """
-    match = _BCP47.match(tag.removeprefix("a.").removesuffix("-orig"))
+    if not _AUTOMATIC.search(tag):
+        return False
+    source = tag.rpartition("-")[2]
+    is_locale = tag.replace("-", "_") in locale.locale_alias
+    return not is_locale or any(primary_subtag(other) == source for other in beside if other != tag)
+
+
+@lru_cache(maxsize=1024)
+def language_of(tag: str) -> str:
+    """Returns the BCP 47 tag of a caption file's tag, without the letters that YouTube appends to a named track.
+
+    `en-US` and `en_us` give `en-US`, `en-eEY6OEpapPo` and the translation `en-de` give `en`, `iw` gives `he`; empty
+    where it is none.
+    """
+    match = _TAG.match(tag.removeprefix("a.").removesuffix("-orig"))
     if match is None:
         return ""
-    return _RENAMED.get(match[1], match[1]) + (match[2] or "") + (match[3] or "")
+    language = language_tag(match[0], registered=True)
+    if not language or automatic_by_name(tag):
+        return language_tag(re.split("[-_]", match[0])[0], registered=True)
+    return language
 
 
 def order_tracks(tags: Collection[str], wanted: Collection[str]) -> list[str]:
-    """The tags whose primary language is among `wanted`, in their order; the plain tag before regional ones."""
-    ranks = {language: rank for rank, language in enumerate(wanted)}
+    """Returns the tags whose primary language is among `wanted`, in their order; the plain tag before regional ones."""
+    ranks = {primary_subtag(language): rank for rank, language in reversed(list(enumerate(wanted)))}
     found = []
     for tag in tags:
         language = language_of(tag)
-        primary = language.split("-")[0]
+        primary = primary_subtag(language)
         if primary in ranks:
             found.append((ranks[primary], tag != primary, language != tag, tag))
     return [tag for *_, tag in sorted(found)]

@@ -57,6 +57,13 @@ def checked_tag(written: str, where: str) -> str:
     return tag
 
 
+def tag_distance(wanted: str, tag: str) -> int:
+    """Returns how far a BCP 47 tag is from the wanted one, 0 to 134 (Unicode CLDR): for zh-TW, zh-Hant is nearest."""
+    import langcodes
+
+    return langcodes.tag_distance(wanted, tag)
+
+
 def matches(tag: str, wanted: str) -> bool:
     """Returns whether a BCP 47 tag is in a range of tags (RFC 4647): pt-BR is in pt and in pt-BR, pt not in pt-BR."""
     return f"{tag}-".lower().startswith(f"{wanted}-".lower())

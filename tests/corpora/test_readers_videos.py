@@ -171,9 +171,9 @@ def test_repeats(tmp_path) -> None:
     )
     touch(tmp_path / "v.vtt", "WEBVTT\n\n" + cues)
     manifest = corpus(tmp_path)
-    # Shown in three cues, it is one caption; a real repetition stays.
-    assert [(clip.start_s, clip.end_s) for clip in manifest.clips] == [(0.0, 3.0), (9.0, 10.5)]
-    assert manifest.notes == (("cues of rolling captions brought to each line once", 2),)
+    # Nothing rolls here: captions with the same text stay apart, and those that come at once are named.
+    assert [(clip.start_s, clip.end_s) for clip in manifest.clips] == [(0.0, 1.0), (9.0, 10.5)]
+    assert [row.reason for row in manifest.rejected] == ["filter-repeated"] * 2 and not manifest.notes
     touch(tmp_path / "t.tsv", "v.mp4\tA\nv\tB\n")
     assert [row.reason for row in corpus(tmp_path).rejected] == ["repeated-id"]
 
