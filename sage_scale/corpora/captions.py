@@ -74,7 +74,7 @@ def parse_captions(text: str) -> CaptionFile:
     Joined segments of a stream (HLS) are read as one file: headers between them are left out, cues move by the
     difference of their time maps (RFC 8216, section 3.5), and a cue cut by the end of a segment is one again.
     """
-    rows = [part for line in lines(text) for part in line.split("\r")]
+    rows = [part for line in lines(text.removeprefix("\ufeff")) for part in line.split("\r")]
     reader = _WebVTT() if rows and _HEADER.match(rows[0]) else _SubRip()
     for number, line in enumerate(rows, start=1):
         reader.take(number, line, rows[number] if number < len(rows) else "")

@@ -66,8 +66,8 @@ class Rejected:
 
 
 def is_expected(reason: str) -> bool:
-    """Returns whether a reject was asked for by the recipe, or is no clip: gone from the web, captions of no video."""
-    return reason.startswith("filter-") or reason in ("not-downloaded", "unmatched")
+    """Returns whether a reject was asked for by the recipe, is gone from the web, or is a file that is no clip."""
+    return reason.startswith("filter-") or reason in ("not-downloaded", "unmatched", "chapter")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from sage_scale.shards.layout import REMOVED
 
 NAMED = 5
 """Units or clips named in one message."""
+FEW_REJECTS = 5
+"""So many rejects are not too many for any `shards.max_reject_rate` above 0, unless they are most of the clips: of a
+corpus of some dozens one bad row would be more than 2%."""
 EARLY_REJECTS = 20
 """A run stops before its end only after more rejects than this; a small corpus is judged when it is done."""
 DEATHS_BEFORE_ALONE = 2
@@ -47,8 +50,10 @@ class RejectLimit:
     """Rows set aside by the recipe's own filters, or gone from the web: they are rejects, but no sign of trouble."""
 
     def exceeded(self, rejects: int) -> bool:
-        """Whether that many rejects, expected ones among them, are too many."""
-        return rejects - self.expected > self.rate * self.clips
+        """Returns whether that many rejects, expected ones among them, are too many."""
+        counted = rejects - self.expected
+        few = self.rate > 0 and counted <= FEW_REJECTS and 2 * counted <= self.clips
+        return counted > self.rate * self.clips and not few
 
     def error(self, rejects: int, reasons: Counter[str], first: str = "") -> TooManyRejects:
         """The error that ends the run."""

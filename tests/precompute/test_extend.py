@@ -209,6 +209,10 @@ def test_new_rows_that_are_set_aside_are_told_once(base, larger, tmp_path) -> No
     for _ in range(2):
         summary = run_here(recipe, out, manifest=manifest, extend=True).execute()
         assert (summary.rejects, summary.reasons) == (1, {"bad-row": 1})
+    default = recipe_for(
+        larger, shards={"max_reject_rate": 0.02}
+    )  # one row of 14 is more, and yet no trouble
+    assert run_here(default, out, manifest=manifest, extend=True).execute().rejects == 1
     tight = recipe_for(larger, shards={"max_reject_rate": 0.0})
     with pytest.raises(TooManyRejects, match="1 of 14"):
         run_here(tight, out, manifest=manifest, extend=True).execute()

@@ -185,7 +185,17 @@ def test_a_small_corpus_is_judged_only_when_it_is_done() -> None:
     assert len(pool.done) == 5
 
 
+@pytest.mark.parametrize(
+    ("rejects", "clips", "rate", "too_many"),
+    [(1, 7, 0.02, False), (5, 10, 0.02, False), (6, 100, 0.02, True), (3, 5, 0.02, True), (1, 7, 0.0, True),
+     (20, 1000, 0.02, False), (21, 1000, 0.02, True), (1, 1, 0.02, True)],
+)  # fmt: skip
+def test_a_few_rejects_are_not_too_many_unless_they_are_most_clips(rejects, clips, rate, too_many) -> None:
+    assert RejectLimit(rate, clips).exceeded(rejects) == too_many
+    assert RejectLimit(rate, clips, expected=9).exceeded(rejects + 9) == too_many
+
+
 def test_what_the_recipe_asked_to_set_aside_is_no_trouble() -> None:
-    limit = RejectLimit(0.1, 10, expected=50)
-    assert not limit.exceeded(50) and not limit.exceeded(51) and limit.exceeded(52)
-    assert "52 of 60 clips were rejected" in str(limit.error(52, Counter(missing=2)))
+    limit = RejectLimit(0.1, 100, expected=50)
+    assert not limit.exceeded(50) and not limit.exceeded(60) and limit.exceeded(61)
+    assert "52 of 150 clips were rejected" in str(limit.error(52, Counter(missing=2)))
