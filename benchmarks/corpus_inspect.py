@@ -2,7 +2,7 @@
 
     python benchmarks/corpus_inspect.py [--clips 100000] [--home FOLDER]
 
-Writes four corpora of about so many clips in their published layouts (empty videos, captions like those of a crawl of
+Writes five corpora of about so many clips in their published layouts (empty videos, captions like those of a crawl of
 YouTube-SL-25: 50 a video, 4 s, 8 words, its shares of defects) and runs the command on each as a process of its own,
 three times. Shown is the best time of the clock, the least processor time (what an idle machine would take), and the
 peak of its memory.
@@ -51,6 +51,7 @@ def main() -> None:
         ("openasl", write_openasl),
         ("csl_news", write_news),
         ("csl_daily", write_daily),
+        ("videos", write_folder),
     ):
         root = home / name
         if not root.exists():
@@ -103,6 +104,16 @@ def write_youtube(root: Path, clips: int, draw: random.Random) -> None:
         (root / "videos" / f"{name}.{tag}.vtt").write_text("\n".join(cues))
         (root / "videos" / f"{name}.info.json").write_text(info)
     (root / "youtube-sl-25-metadata.csv").write_text("\n".join(listed) + "\n")
+
+
+def write_folder(root: Path, clips: int, draw: random.Random) -> None:
+    """One folder with a fifth as many videos as clips; each has a file of five captions, some a longer name."""
+    root.mkdir(parents=True)
+    for video in range(max(1, clips // 5)):
+        name = f"talk {video // 4}" + ("" if video % 4 == 0 else f".part {video % 4}")
+        cues = [f"{stamp(6.0 * cue)} --> {stamp(6.0 * cue + 5)}\n{sentence(draw)}\n" for cue in range(5)]
+        (root / f"{name}.mp4").touch()
+        (root / f"{name}{draw.choice(('', '.de', '.de-DE'))}.vtt").write_text("WEBVTT\n\n" + "\n".join(cues))
 
 
 def write_openasl(root: Path, clips: int, draw: random.Random) -> None:

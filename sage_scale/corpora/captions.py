@@ -14,7 +14,7 @@ import contextlib
 import html
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -43,8 +43,9 @@ _MPEG_CLOCK = 2**33
 """MPEG times count to this many 90,000ths of a second, then from 0 again."""
 _NO_TEXT = re.compile(r"NOTE(?:[ \t]|$)|STYLE[ \t]*$|REGION[ \t]*$")
 _BREAK = re.compile(r"<br\s*/?>", re.I)
-_TAGS = {"<": ">", "{\\": "}"}
-_SOUNDS = {"[": "]", "(": ")", "（": "）", "【": "】", "♪": "♪"}
+_TAGS = re.compile(r"<|\{\\")
+_SOUNDS = re.compile(r"[\[(（【♪]")
+_CLOSING = {"<": ">", "{\\": "}", "[": "]", "(": ")", "（": "）", "【": "】", "♪": "♪"}
 _WORD_TIMES = re.compile(r"<\d{2}:\d{2}:\d{2}\.\d{3}><c>")
 
 
@@ -154,10 +155,11 @@ class _SubRip:
         if self._times is not None:
             at, start_s, end_s = self._times
             shown = tuple(line for line in map(plain_text, self._shown) if line)
-            if any("\0" in line for line in shown):
+            text = " ".join(shown)
+            if "\0" in text:
                 self.broken.append(f"line {at}: a NUL character in its text")
             else:
-                self._add(Cue(start_s, end_s, " ".join(shown), shown))
+                self._add(Cue(start_s, end_s, text, shown))
         elif self._stray:
             number, line = self._stray[0]
             self.strays.append(f"line {number}: text outside any caption: {shortened(line.strip(), 60)}")
@@ -321,21 +323,20 @@ def _seconds(groups: tuple[str | None, ...]) -> float | None:
     return total if total < MAX_SECONDS else None
 
 
-def _without(text: str, pairs: Mapping[str, str]) -> str:
+def _without(text: str, openings: re.Pattern[str]) -> str:
     """Returns text less everything from an opening to its closing mark; openings that are not closed stay.
 
     Linear in the text, where a pattern would search for a missing closing mark from each opening again.
     """
-    openings = re.compile("|".join(map(re.escape, pairs)))
     kept: list[str] = []
     unclosed: set[str] = set()
     done = at = 0
     while match := openings.search(text, at):
         at = match.end()
-        end = -1 if match[0] in unclosed else text.find(pairs[match[0]], at)
+        end = -1 if match[0] in unclosed else text.find(_CLOSING[match[0]], at)
         if end < 0:
             unclosed.add(match[0])
         else:
             kept.append(text[done : match.start()])
-            done = at = end + len(pairs[match[0]])
+            done = at = end + 1
     return "".join(kept) + text[done:]

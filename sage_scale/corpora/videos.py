@@ -159,7 +159,7 @@ class _Folder:
         } | more
         return Clip(
             id=self._id(video, start_s, end_s),
-            video=str(self.folder / video),
+            video=f"{self.folder}/{video}",
             start_s=start_s,
             end_s=end_s,
             sentence=sentence,

@@ -190,7 +190,7 @@ def test_published_tables_with_odd_rows(tmp_path) -> None:
         "missing",
         "repeated-id",
         "bad-row",
-    ]  # a blank after a name is none of it
+    ]
     assert [number for _, number in manifest.notes] == [1, 1]  # two splits without a table
 
 
