@@ -25,6 +25,7 @@ from functools import lru_cache
 
 from sage_scale.config import Captions
 from sage_scale.corpora.captions import Cue, has_words
+from sage_scale.untrusted.display import shortened
 
 _ADDRESS = re.compile(
     r"(?:https?://|www\.)\S+|(?<![\w-])[\w-]+\.(?:com|org|net|de|tv|fr|co\.uk)\b(?:/\S*)?|@\w{2,}|#[^\W\d]\w+",
@@ -96,14 +97,14 @@ def _alone(cue: Cue, options: Captions, language: str, duration_s: float | None)
     if not cue.text:
         return "no-sentence", ""
     if options.not_speech and not has_words(cue.text):
-        return "filter-not-speech", cue.text[:60]
+        return "filter-not-speech", shortened(cue.text, 60)
     if options.credits and is_credit(cue.text):
-        return "filter-credits", cue.text[:60]
+        return "filter-credits", shortened(cue.text, 60)
     if options.script and not in_script(cue.text, language):
-        return "filter-script", f"not the letters of {language}: {cue.text[:40]}"
+        return "filter-script", f"not the letters of {language}: {shortened(cue.text, 40)}"
     letters = sum(map(str.isalnum, cue.text))
     if letters < options.min_characters:
-        return "filter-text-short", cue.text
+        return "filter-text-short", shortened(cue.text)
     if options.max_characters and len(cue.text) > options.max_characters:
         return "filter-text-long", f"{len(cue.text)} characters"
     # A thousandth of tolerance: times of captions are decimal and their differences are not.

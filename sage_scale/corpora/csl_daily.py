@@ -22,6 +22,7 @@ from sage_scale.corpora.media import find_files
 from sage_scale.corpora.splits import NAMES
 from sage_scale.corpora.tables import Table
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.display import shortened
 
 EXPECTED = "sentence/frames_512x512/NAME/*.jpg and sentence_label/ with video_map.txt and split_1.txt"
 FRAME_FOLDERS = (
@@ -68,7 +69,7 @@ def read_corpus(corpus: Corpus) -> Manifest:
         else:
             place = _place(frames, videos, name)
             if place is None:
-                reason, detail = "missing", f"no folder {(frames or videos or root).name}/{name}"
+                reason, detail = "missing", f"no folder {(frames or videos or root).name}/{shortened(name)}"
         seen.add(name)
         if reason or place is None or named is None:
             rejected.append(Rejected(id=name or f"line {number}", reason=reason, detail=detail))

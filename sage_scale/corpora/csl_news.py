@@ -24,6 +24,7 @@ from sage_scale.corpora.folders import corpus_folder, table_text
 from sage_scale.corpora.media import VIDEO_SUFFIXES, MediaIndex, file_key, find_files
 from sage_scale.corpora.splits import split_of
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import open_regular, text_fault
 
 LABELS = "CSL_News_Labels.json"
@@ -61,7 +62,7 @@ def read_corpus(corpus: Corpus) -> Manifest:
         elif not sentence:
             rejected.append(Rejected(id=name, reason="no-sentence", detail=here))
         elif name not in videos:
-            rejected.append(Rejected(id=name, reason="missing", detail=f"no {name}.mp4"))
+            rejected.append(Rejected(id=name, reason="missing", detail=f"no {shortened(name)}.mp4"))
         else:
             named = _INTERVAL.search(name)
             group = name[: named.start()].rstrip("_") if named else ""

@@ -23,6 +23,7 @@ from sage_scale.corpora.media import MediaIndex, find_files
 from sage_scale.corpora.splits import NAMES
 from sage_scale.corpora.tables import Table
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.display import shortened
 
 EXPECTED = (
     "how2sign_realigned_train.csv (val, test) and the videos or clips of rgb_front or rgb_side, unpacked"
@@ -95,7 +96,10 @@ def _read_table(
         whole = media.videos.get(of_view(row["VIDEO_NAME"], corpus.view))
         if cut is None and whole is None:
             wanted = of_view(row["VIDEO_NAME"], corpus.view)
-            reject("missing", f"neither {of_view(name, corpus.view)} nor {wanted}{media.unpack_advice()}")
+            reject(
+                "missing",
+                f"neither {shortened(of_view(name, corpus.view))} nor {shortened(wanted)}{media.unpack_advice()}",
+            )
             continue
         if end_s <= start_s:
             reject("bad-interval", f"{here}: from {start_s:g} s to {end_s:g} s")

@@ -19,6 +19,7 @@ from sage_scale.corpora.splits import NAMES
 from sage_scale.corpora.tables import Table
 from sage_scale.corpora.youtube_files import video_id
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.display import shortened
 
 TABLE = "openasl-v1.0.tsv"
 EXPECTED = f"{TABLE} and the videos (YID.mp4) or clips (VID.mp4) below one folder"
@@ -57,7 +58,7 @@ def read_corpus(corpus: Corpus) -> Manifest:
         elif name in clips:
             reason, detail = "repeated-id", here
         elif not split:
-            reason, detail = "no-split", f"{here}: {row['split']!r}"
+            reason, detail = "no-split", f"{here}: '{shortened(row['split'])}'"
         elif not sentence:
             reason, detail = "no-sentence", here
         elif not reason and end_s <= start_s:

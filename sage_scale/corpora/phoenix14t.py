@@ -17,6 +17,7 @@ from sage_scale.corpora.clip import Clip, Manifest, Rejected
 from sage_scale.corpora.folders import corpus_folder
 from sage_scale.corpora.tables import Table
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.display import shortened
 
 SPLITS = ("train", "dev", "test")
 FRAMES = Path("features", "fullFrame-210x260px")
@@ -54,7 +55,7 @@ def read_corpus(corpus: Corpus) -> Manifest:
                     Rejected(
                         id=name,
                         reason="missing",
-                        detail=f"no folder {(FRAMES / split).as_posix()}/{row['name']}",
+                        detail=f"no folder {(FRAMES / split).as_posix()}/{shortened(row['name'])}",
                     )
                 )
             elif not sentence:

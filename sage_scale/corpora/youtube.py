@@ -66,7 +66,7 @@ def read_sl25(corpus: Corpus) -> Manifest:
             )
         elif video in listed:
             if listed[video] != code:
-                detail = f"{path.name} line {number} says {code}, an earlier line {listed[video]}"
+                detail = f"{path.name} line {number} says {shortened(code)}, an earlier line {shortened(listed[video])}"
                 repeated.append(Rejected(id=video, reason="repeated-id", detail=detail))
         else:
             listed[video] = code
@@ -101,7 +101,7 @@ def _read(
     merged = 0
     for video, code in codes.items():
         if corpus.sign_languages and code not in corpus.sign_languages:
-            rejected.append(Rejected(id=video, reason="filter-sign-language", detail=code))
+            rejected.append(Rejected(id=video, reason="filter-sign-language", detail=shortened(code)))
             continue
         reader = _Video(corpus, video, code, downloads.videos.get(video, VideoFiles()))
         clips += reader.clips()
@@ -180,7 +180,9 @@ class _Video:
         ordered = [tag for tag in (self.code, "") if tag in tracks and wanted] + ordered
         if not ordered:
             shown = ", ".join(sorted(tracks)[:8])
-            self._reject("no-captions", f"none in {' or '.join(wanted) or 'one language'}, there is {shown}")
+            self._reject(
+                "no-captions", f"none in {' or '.join(wanted) or 'one language'}, there is {shortened(shown)}"
+            )
             return None
         automatic: tuple[str, CaptionFile] | None = None
         unreadable: tuple[str, str] | None = None
