@@ -95,11 +95,8 @@ def _read_table(
         cut = media.videos.get(of_view(name, corpus.view))
         whole = media.videos.get(of_view(row["VIDEO_NAME"], corpus.view))
         if cut is None and whole is None:
-            wanted = of_view(row["VIDEO_NAME"], corpus.view)
-            reject(
-                "missing",
-                f"neither {shortened(of_view(name, corpus.view))} nor {shortened(wanted)}{media.unpack_advice()}",
-            )
+            sought = [shortened(of_view(sought, corpus.view)) for sought in (name, row["VIDEO_NAME"])]
+            reject("missing", f"neither {' nor '.join(sought)}{media.unpack_advice()}")
             continue
         if end_s <= start_s:
             reject("bad-interval", f"{here}: from {start_s:g} s to {end_s:g} s")

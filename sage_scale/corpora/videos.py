@@ -231,6 +231,9 @@ class _Folder:
                 continue
             if number == 1 and cells[0].lower() in _COLUMNS and "sentence" in map(_column, cells):
                 columns = [_column(cell) for cell in cells]
+                if "video" not in columns:
+                    self._reject(f"{name} line 1", "bad-row", "no column video among the names of columns")
+                    return
                 continue
             here = f"{name} line {number}"
             names = columns or (

@@ -203,6 +203,13 @@ def test_how2sign_with_one_split_alone_has_nothing_set_aside(tmp_path, present) 
     assert len(manifest.clips) == 1 and not manifest.rejected and len(manifest.notes) == 2
 
 
+def test_a_table_whose_column_names_lack_the_video(tmp_path) -> None:
+    put(tmp_path / "x.mp4", ""), put(tmp_path / "t.tsv", "start\tend\tsentence\n1\t2\tSatz\n")
+    manifest = read(tmp_path, "videos")
+    assert [(one.id, one.reason) for one in manifest.rejected] == [("t.tsv line 1", "bad-row")]
+    assert [clip.split for clip in manifest.clips] == ["unlabelled"]
+
+
 VALUES = (
     st.none()
     | st.booleans()
