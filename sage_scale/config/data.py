@@ -55,9 +55,10 @@ class Corpus:
     root: str = ""
     """Folder or URL of the downloaded corpus, or of the folder into which `synthetic` is made."""
     language: str = "de"
-    """Spoken language of the sentences, BCP 47; youtube_sl25 takes that of each video instead."""
+    """Spoken language of the sentences, a tag of BCP 47 (zh_CN is read as zh-CN, por as pt); youtube_sl25 takes that of each
+    video instead."""
     languages: tuple[str, ...] = ()
-    """Languages of captions that youtube_sl25 keeps; empty: all."""
+    """Languages of captions that youtube_sl25 keeps, pt-BR or pt for all its regions; empty: all."""
     sign_languages: tuple[str, ...] = ()
     """Sign languages that youtube_sl25 keeps, as its list names them (ISO 639-3: ase, bfi, gsg); empty: all."""
     view: Literal["front", "side"] = "front"
@@ -182,7 +183,8 @@ class Shards:
     frames_per_unit: int = 60_000
     """At most this many expected frames a work unit, where durations are known."""
     max_reject_rate: float = 0.02
-    """A run with more rejected clips than this share ends with exit code 3."""
+    """A run with more rejected clips than this share ends with exit code 3; up to five do not count, unless it is
+    0 or they are more than half of the clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
