@@ -55,8 +55,8 @@ class Corpus:
     root: str = ""
     """Folder or URL of the downloaded corpus, or of the folder into which `synthetic` is made."""
     language: str = "de"
-    """Spoken language of the sentences, a tag of BCP 47 (zh_CN is read as zh-CN, por as pt); youtube_sl25 takes that of each
-    video instead."""
+    """Spoken language of the sentences, a tag of BCP 47 (zh_CN is read as zh-CN, por as pt); youtube_sl25 takes that
+    of each video instead."""
     languages: tuple[str, ...] = ()
     """Languages of captions that youtube_sl25 keeps, pt-BR or pt for all its regions; empty: all."""
     sign_languages: tuple[str, ...] = ()
