@@ -159,7 +159,7 @@ class _SubRip:
             if "\0" in text:
                 self.broken.append(f"line {at}: a NUL character in its text")
             else:
-                self._add(Cue(start_s, end_s, text, shown))
+                self._add(at, Cue(start_s, end_s, text, shown))
         elif self._stray:
             number, line = self._stray[0]
             self.strays.append(f"line {number}: text outside any caption: {shortened(line.strip(), 60)}")
@@ -167,7 +167,7 @@ class _SubRip:
         self._shown.clear()
         self._stray.clear()
 
-    def _add(self, cue: Cue) -> None:
+    def _add(self, number: int, cue: Cue) -> None:
         self.cues.append(cue)
 
 
@@ -230,11 +230,11 @@ class _WebVTT(_SubRip):
             self._stray.clear()
         super()._close()
 
-    def _add(self, cue: Cue) -> None:
+    def _add(self, number: int, cue: Cue) -> None:
         if self._shift_s:
             cue = replace(cue, start_s=cue.start_s + self._shift_s, end_s=cue.end_s + self._shift_s)
         if not 0 <= cue.start_s < MAX_SECONDS:
-            self.broken.append(f"a caption at {cue.start_s:.3f} s after its segment's time map")
+            self.broken.append(f"line {number}: at {cue.start_s:.3f} s by its segment's {_TIME_MAP}")
             return
         for at in range(max(0, self._segment - 4), self._segment):
             before = self.cues[at]

@@ -92,8 +92,8 @@ def _read_table(
         except ValueError as error:
             reject("bad-row", f"{here}: {error}")
             continue
-        cut = media.videos.get(of_view(name, corpus.view))
-        whole = media.videos.get(of_view(row["VIDEO_NAME"], corpus.view))
+        cut = media.find(of_view(name, corpus.view))
+        whole = media.find(of_view(row["VIDEO_NAME"], corpus.view))
         if cut is None and whole is None:
             sought = [shortened(of_view(sought, corpus.view)) for sought in (name, row["VIDEO_NAME"])]
             reject("missing", f"neither {' nor '.join(sought)}{media.unpack_advice()}")

@@ -108,6 +108,10 @@ class MediaIndex:
                 elif name.lower().endswith(ARCHIVE_SUFFIXES):
                     self.archives.append(folder / name)
 
+    def find(self, stem: str) -> str | None:
+        """Returns the path of the video of that name, without its ending, in any form of Unicode."""
+        return self.videos.get(file_key(stem))
+
     def unpack_advice(self) -> str:
         """A half-sentence on archives that were not unpacked, empty where there are none."""
         if not self.archives:

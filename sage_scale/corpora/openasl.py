@@ -51,7 +51,7 @@ def read_corpus(corpus: Corpus) -> Manifest:
             start_s, end_s = parse_seconds(row["start"]), parse_seconds(row["end"])
         except ValueError as error:
             reason, detail = "bad-row", f"{here}: {error}"
-        cut = next((media.videos[form] for form in clip_names(name) if form in media.videos), None)
+        cut = next(filter(None, map(media.find, clip_names(name))), None)
         place = cut or full.get(row["yid"])
         if not name:
             reason, detail = "bad-row", f"{here}: no vid"

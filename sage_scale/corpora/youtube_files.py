@@ -108,6 +108,8 @@ class Downloads:
                 known, tag = video_id(stem), ""
             if known:
                 self.videos.setdefault(known, VideoFiles()).tracks.setdefault(tag, folder / name)
+            else:
+                self._reject(folder, name, "unmatched", "no YouTube id in its name")
         elif name.endswith(".info.json"):
             known = video_id(name.removesuffix(".info.json"))
             if known:

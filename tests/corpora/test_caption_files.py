@@ -118,6 +118,12 @@ def test_time_maps_move_later_segments() -> None:
     assert len(cues) == 1 and broken == ["line 8: X-TIMESTAMP-MAP=MPEGTS:x,LOCAL:y"]
 
 
+def test_a_segment_before_the_first_one_is_named() -> None:
+    early = segment("00:03.000 --> 00:05.000", "Before the first.", ticks=0)
+    cues, broken = parse_captions(segment("00:01.000 --> 00:02.000", "A.") + "\n\n" + early)
+    assert len(cues) == 1 and broken == ["line 10: at -7.000 s by its segment's X-TIMESTAMP-MAP"]
+
+
 def test_a_sentence_about_webvtt_stays() -> None:
     text = "WEBVTT\n\n00:01.000 --> 00:03.000\nWEBVTT is a format.\nThis is WEBVTT\n"
     assert read(text) == [(1.0, 3.0, "WEBVTT is a format. This is WEBVTT")]
@@ -129,6 +135,14 @@ def test_hours_of_many_digits_are_one_bad_cue(head, hours) -> None:
     text = f"{head}{hours}:00:00.000 --> {hours}:00:01.000\nNever.\n\n00:00:01.000 --> 00:00:02.000\nNow.\n"
     cues, broken = parse_captions(text)
     assert [cue.text for cue in cues] == ["Now."] and len(broken) == 1 and len(broken[0]) < 120
+
+
+@pytest.mark.parametrize(
+    "times", ["00:00:04,000 -> 00:00:06,000", "00:00:04,000 -->", "--> 00:00:06,000", "a --> b"]
+)
+def test_a_subrip_cue_whose_times_cannot_be_read_lends_nobody_its_text(times) -> None:
+    cues, broken = parse_captions(SRT.replace("00:00:04,000 --> 00:00:06,000", times))
+    assert [cue.text for cue in cues] == ["Eins zwei.", "Vier fünf."] and broken == [f"line 7: {times}"]
 
 
 def test_a_nul_in_a_caption_and_a_number_no_entity_has() -> None:

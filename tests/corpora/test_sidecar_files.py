@@ -171,7 +171,7 @@ def test_chapters_are_told_from_the_whole_video(tmp_path) -> None:
         "Heute [aaaaaaaaaaa].en.vtt",
         "Solo - 001 Hello [bbbbbbbbbbb].mp4", "Solo - 001 Hello [bbbbbbbbbbb].en.vtt",  # a title of its own
         "Teile - 001 A-ccccccccccc.mp4", "Teile - 002 B-ccccccccccc.mp4", "Teile-ccccccccccc.en.vtt",
-        "ddddddddddd.mp4", "ddddddddddd.webm", "ddddddddddd.fdash-audio_1.mp4", "ddddddddddd.en.vtt",
+        "talk.en.vtt", "ddddddddddd.mp4", "ddddddddddd.webm", "ddddddddddd.fdash-audio_1.mp4", "ddddddddddd.en.vtt",
     )  # fmt: skip
     manifest = read(tmp_path, "youtube_asl")
     assert {clip.id[:1]: Path(clip.video).name for clip in manifest.clips} == {
@@ -185,6 +185,7 @@ def test_chapters_are_told_from_the_whole_video(tmp_path) -> None:
         "Teile - 001 A-ccccccccccc.mp4", "Teile - 002 B-ccccccccccc.mp4",
     ]  # fmt: skip
     assert reasons["ccccccccccc"] == "not-downloaded" and reasons["ddddddddddd.webm"] == "second-file"
+    assert reasons["talk.en.vtt"] == "unmatched"
     assert reasons["ddddddddddd.fdash-audio_1.mp4"] == "unfinished-download"
 
 
