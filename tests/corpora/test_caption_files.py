@@ -239,7 +239,9 @@ def test_any_text_gives_cues_or_named_lines(text) -> None:
         assert (
             0 <= cue.start_s < 1e7 and 0 <= cue.end_s < 2e7 and "\0" not in cue.text and "\n" not in cue.text
         )
-    assert all(not re.search(r"[\x00-\x1f\x7f-\x9f]", line) and len(line) < 200 for line in broken)
+    assert all(
+        not re.search(r"[\x00-\x1f\x7f-\x9f]", line) and len(line) < 700 for line in broken
+    )  # 60, escaped
     is_automatic(text, cues)
     kept, dropped = filter_cues(merge_rolling(sorted(cues, key=lambda cue: cue.start_s))[0], Captions(), "de")
     assert len(kept) + len(dropped) <= len(cues)
