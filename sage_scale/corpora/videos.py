@@ -96,10 +96,12 @@ class _Folder:
         self.rejected: list[Rejected] = []
         parts = [(name, *os.path.splitext(name)) for name in names]
         media = [(name, stem, end.lower()) for name, stem, end in parts if end.lower() in VIDEO_SUFFIXES]
-        pictures = {stem for _, stem, end in media if end not in KEYPOINT_SUFFIXES}
+        pictures = {file_key(stem) for _, stem, end in media if end not in KEYPOINT_SUFFIXES}
         # Keypoints beside a video of the same name belong to it and are no clip of their own.
         kept = [
-            (name, stem) for name, stem, end in media if end not in KEYPOINT_SUFFIXES or stem not in pictures
+            (name, stem)
+            for name, stem, end in media
+            if end not in KEYPOINT_SUFFIXES or file_key(stem) not in pictures
         ]
         self.videos = [name for name, _ in kept]
         self.by_name = {file_key(name): name for name, _ in kept}

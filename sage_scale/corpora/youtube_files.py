@@ -31,7 +31,7 @@ _IN_BRACKETS = re.compile(r"\[([A-Za-z0-9_-]{11})\]$")
 _AFTER_HYPHEN = re.compile(r"-([A-Za-z0-9_-]{11})$")
 _UNFINISHED = re.compile(r"\.(?:f(?:\d[\w+-]*|[A-Za-z]\w*[-+][\w+-]*|hls|dash|http)|temp)$")
 """Endings that yt-dlp gives to one stream of a video, by its format: f137, f303-drc, fhls-720."""
-_CHAPTER = re.compile(r"(?P<title>.*?) - (?P<number>\d{3}) .+")
+_CHAPTER = re.compile(r"(?P<title>.*?) - (?P<number>\d{3,4}) .+")
 _PARTS = (".part", ".ytdl")
 _PREFERRED = (".mp4", ".mkv", ".webm")
 # `en-orig` is what the recogniser heard, `en-de` its translation from German, `a.en` an older name of both; a

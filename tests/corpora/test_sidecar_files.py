@@ -80,6 +80,11 @@ def test_names_are_compared_in_one_form(tmp_path, video, beside, ending) -> None
     assert Path(manifest.clips[0].video).is_file()
 
 
+def test_keypoints_in_another_form_are_no_clip_of_their_own(tmp_path) -> None:
+    put(tmp_path / f"{NFD}.mp4", ""), put(tmp_path / f"{NFC}.pose", "")
+    assert [Path(clip.video).suffix for clip in read(tmp_path).clips] == [".mp4"]
+
+
 @pytest.mark.parametrize(("given_", "stored"), [(NFC, NFD), (NFD, NFC)])
 def test_videos_of_manifests_and_tables_are_found_in_either_form(tmp_path, given_, stored) -> None:
     put(tmp_path / stored / f"{stored}.mp4", ""), put(tmp_path / "a.zip", "")
