@@ -132,10 +132,10 @@ def in_script(text: str, language: str) -> bool:
     """
     primary = language.split("-")[0].lower()
     wanted = "LATIN" if primary in _LATIN else _SCRIPTS.get(primary)
-    letters = [letter for letter in text if letter.isalpha()] if wanted else []
-    if not letters or (text.isascii() and wanted == "LATIN"):
+    if wanted is None or (wanted == "LATIN" and text.isascii()):
         return True
-    return 2 * sum(_script(letter) == wanted for letter in letters) >= len(letters)
+    letters = [letter for letter in text if letter.isalpha()]
+    return not letters or 2 * sum(_script(letter) == wanted for letter in letters) >= len(letters)
 
 
 @lru_cache(maxsize=20_000)

@@ -135,11 +135,13 @@ class Downloads:
         titles = {*stems.values(), *(_title(path.name, known) for path in beside)}
         cut = {path: match for path, stem in stems.items() if (match := _CHAPTER.fullmatch(stem))}
         numbers = {(match["title"], match["number"]) for match in cut.values()}
-        # A title may look like a chapter's: it is one where the whole video's name or another chapter is there as well.
+        # A title may look like a chapter's: it is one where another file of the video shows what its whole name is.
         chapters = {
             path
             for path, match in cut.items()
-            if match["title"] in titles or sum(title == match["title"] for title, _ in numbers) > 1
+            if len(cut) < len(paths)
+            or match["title"] in titles
+            or sum(title == match["title"] for title, _ in numbers) > 1
         }
         whole = sorted((path for path in paths if path not in chapters), key=_preference)
         files.video = whole[0] if whole else ""

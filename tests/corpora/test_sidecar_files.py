@@ -176,18 +176,20 @@ def test_chapters_are_told_from_the_whole_video(tmp_path) -> None:
         "Heute [aaaaaaaaaaa].en.vtt",
         "Solo - 001 Hello [bbbbbbbbbbb].mp4", "Solo - 001 Hello [bbbbbbbbbbb].en.vtt",  # a title of its own
         "Teile - 001 A-ccccccccccc.mp4", "Teile - 002 B-ccccccccccc.mp4", "Teile-ccccccccccc.en.vtt",
-        "talk.en.vtt", "ddddddddddd.mp4", "ddddddddddd.webm", "ddddddddddd.fdash-audio_1.mp4", "ddddddddddd.en.vtt",
+        "Ein - 001 Teil [eeeeeeeeeee].mp4", "eeeeeeeeeee.webm", "eeeeeeeeeee.en.vtt", "talk.en.vtt",
+        "ddddddddddd.mp4", "ddddddddddd.webm", "ddddddddddd.fdash-audio_1.mp4", "ddddddddddd.en.vtt",
     )  # fmt: skip
     manifest = read(tmp_path, "youtube_asl")
     assert {clip.id[:1]: Path(clip.video).name for clip in manifest.clips} == {
         "a": "Heute [aaaaaaaaaaa].webm",
         "b": "Solo - 001 Hello [bbbbbbbbbbb].mp4",
         "d": "ddddddddddd.mp4",
+        "e": "eeeeeeeeeee.webm",
     }
     reasons = {row.id: row.reason for row in manifest.rejected}
     assert [name for name, reason in sorted(reasons.items()) if reason == "chapter"] == [
-        "Heute - 001 Norden [aaaaaaaaaaa].mp4", "Heute - 002 Süden [aaaaaaaaaaa].mp4",
-        "Teile - 001 A-ccccccccccc.mp4", "Teile - 002 B-ccccccccccc.mp4",
+        "Ein - 001 Teil [eeeeeeeeeee].mp4", "Heute - 001 Norden [aaaaaaaaaaa].mp4",
+        "Heute - 002 Süden [aaaaaaaaaaa].mp4", "Teile - 001 A-ccccccccccc.mp4", "Teile - 002 B-ccccccccccc.mp4",
     ]  # fmt: skip
     assert reasons["ccccccccccc"] == "not-downloaded" and reasons["ddddddddddd.webm"] == "second-file"
     assert reasons["talk.en.vtt"] == "unmatched"
