@@ -28,6 +28,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from sage_scale.evaluation.stored import read_scores
+
 CHUNK = 16
 """Clips that pass the encoder at once, at every batch size; the smallest batch is one chunk."""
 RATES = (5e-4, 1e-3, 2e-3)
@@ -102,7 +104,7 @@ class Experiment:
 
     def stage2(self, run: Path) -> None:
         """Stage 2 and its BLEU, from the run's own recipe."""
-        if not (run / "scores.json").is_file():
+        if "test" not in read_scores(run):
             self.call("stage 2", sage("finetune", "--run", run, "--data", self.shards))
             self.call("evaluate", sage("evaluate", "--run", run, "--data", self.shards, "--no-controls"))
 
@@ -239,7 +241,7 @@ def print_tables(runs: dict[int, list[Path]], tuned: dict[int, dict[float, float
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for batch, folders in runs.items():
         figures = [json.loads((run / "retrieval.json").read_text()) for run in folders]
-        bleu = [json.loads((run / "scores.json").read_text())["bleu4"] for run in folders]
+        bleu = [read_scores(run)["test"]["bleu4"] for run in folders]
         steps = events(folders[0], "step")
         repeated = 100 * statistics.fmean(row["same_text_share"] for row in steps)
         cells = [

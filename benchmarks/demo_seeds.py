@@ -12,10 +12,10 @@ its minutes on an idle machine. Then it does not matter what else the machine do
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
+from sage_scale.evaluation.stored import read_scores
 from sage_scale.experiments import demo
 
 
@@ -35,7 +35,7 @@ def main() -> None:
                 if options.steps:
                     changes += fixed_work(*options.steps, control=kind == "control")
                 demo.run("demo", folder, control=kind == "control", overrides=changes)
-            table.setdefault(kind, []).append(json.loads((folder / "scores.json").read_text()))
+            table.setdefault(kind, []).append(read_scores(folder)["test"])
     print_table(table)
 
 

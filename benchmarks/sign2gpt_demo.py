@@ -18,6 +18,7 @@ from typing import Any
 
 from demo_seeds import fixed_work
 
+from sage_scale.evaluation.stored import read_scores
 from sage_scale.experiments import demo
 
 KINDS: dict[str, list[str]] = {
@@ -57,7 +58,7 @@ def main() -> None:
 
 def figures(folder: Path) -> dict[str, Any]:
     """What the table needs of a run; no F1 where stage 1 was left out."""
-    scores = json.loads((folder / "scores.json").read_text())
+    scores = read_scores(folder)["test"]
     found: dict[str, Any] = {
         "test": scores["bleu4"],
         "heldout": scores["heldout"]["bleu4"],

@@ -23,7 +23,7 @@ from sage_scale.untrusted.display import json_text
 from sage_scale.untrusted.printer import console, echo, tell
 
 if TYPE_CHECKING:
-    from sage_scale.corpora.census import Census
+    from sage_scale.corpora.census import Census, SplitCount
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make or inspect a corpus.")
 
@@ -84,7 +84,7 @@ def inspect(
     )
     census = count(manifest, durations_s, chosen.vision.source_fps)
     echo(f"corpus {chosen.corpus.name}, manifest {manifest.digest()}, {len(manifest.clips)} clips")
-    row = "{:<14}{:>8}{:>8}{:>9}{:>9}{:>11}{:>8}  {}"
+    row = "{:<14}{:>8}{:>8}{:>9}{:>9}{:>11}  {:>18}  {}"
     echo(row.format("split", "clips", "videos", "signers", "hours", "sentences", "words", "languages"))
     for split in census.splits:
         hours = "?" if split.hours is None else f"{split.hours:.2f}{'+' if split.unknown_lengths else ''}"
@@ -95,7 +95,7 @@ def inspect(
             split.signers or "?",
             hours,
             split.sentences,
-            split.words,
+            _vocabulary(split),
         )
         echo(row.format(*values, _short(split.languages)))
     if len(census.languages) > 1:
@@ -125,6 +125,12 @@ def inspect(
         rows = (json_text(dataclasses.asdict(row)) + "\n" for row in manifest.rejected)
         rejects.write_text("".join(rows), encoding="utf-8")
         echo(f"  {len(manifest.rejected)} rows set aside are in {rejects}")
+
+
+def _vocabulary(split: SplitCount) -> str:
+    """Different words of a split, and different characters of its languages without spaces, named as such."""
+    counts = ((split.words, ""), (split.characters, " characters"))
+    return " + ".join(f"{count}{unit}" for count, unit in counts if count) or "0"
 
 
 def _warn_of_languages(recipe: config.Recipe, census: Census) -> None:

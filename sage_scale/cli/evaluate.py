@@ -23,7 +23,7 @@ def evaluate(
     ] = "test",
     controls: Annotated[bool, typer.Option(help="Score what a translator must beat as well.")] = True,
 ) -> None:
-    """Translate a split; write scores.json and predictions/SPLIT.jsonl into the run and print the scores."""
+    """Translate a split; write its entry of scores.json and predictions/SPLIT.jsonl into the run, print the scores."""
     if not on_this_machine(run, "a run").is_dir():
         raise UsageError(f"there is no run {run}")
 
@@ -32,6 +32,11 @@ def evaluate(
     scores = evaluate_run.run(run, data, split=split, controls=controls, say=tell)
     figures = f"BLEU-4 {scores['bleu4']:.2f}  ROUGE-L {scores['rouge_l']:.2f}  ({scores['signature']})"
     echo(f"{split}: {figures}, {scores['clips']} clips")
+    for tag, values in scores.get("languages", {}).items():
+        echo(
+            f"  {tag}: BLEU-4 {values['bleu4']:.2f}  ROUGE-L {values['rouge_l']:.2f}  ({values['signature']}), "
+            f"{values['clips']} clips"
+        )
     if "heldout" in scores:
         echo(f"{split}_heldout: BLEU-4 {scores['heldout']['bleu4']:.2f}, {scores['heldout']['clips']} clips")
     for name, values in scores.get("controls", {}).items():

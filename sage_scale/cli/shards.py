@@ -210,7 +210,12 @@ def _paragraph(part: SplitStatistics) -> list[str]:
         f"  frames         {_line(part.frames)}",
         f"  segments       {_line(part.segments)}   {part.token_ratio:.3f} a frame",
         f"  pseudo-glosses {_line(part.pseudo_glosses)}   {part.gloss_types:,} types",
-        f"  words          {_line(part.words)}   {part.sentences:,} distinct sentences",
+        *(
+            f"  {name:<15}{_line(spread)}"
+            for name, spread in (("words", part.words), ("characters", part.characters))
+            if spread["total"]
+        ),
+        f"  sentences      {part.sentences:,} distinct",
         f"  languages      {_top(part.languages)}",
         f"  signers        {_top(part.signers)}",
     ]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sage_scale.corpora.clip import Clip, Manifest
+from sage_scale.text.writing import split_words, unspaced
 
 SHORT_S = 1.0
 """Clips under this many seconds are counted as short."""
@@ -29,7 +30,9 @@ class SplitCount:
     sentences: int
     """Different sentences, empty ones left out."""
     words: int
-    """Different blank-separated words."""
+    """Different words, parted by spaces, of languages that are written with them."""
+    characters: int
+    """Different characters of languages that are written without spaces, such as Chinese."""
     languages: tuple[str, ...]
 
 
@@ -78,6 +81,9 @@ def _count_split(name: str, clips: list[Clip], durations_s: Mapping[str, float],
     lengths = [clip_seconds(clip, durations_s, fps) for clip in clips]
     known = [length for length in lengths if length is not None]
     sentences = {clip.sentence for clip in clips if clip.sentence}
+    words: dict[bool, set[str]] = {True: set(), False: set()}
+    for sentence, language in {(clip.sentence, clip.language) for clip in clips}:
+        words[unspaced(language)].update(split_words(sentence, language))
     return SplitCount(
         split=name,
         clips=len(clips),
@@ -86,7 +92,8 @@ def _count_split(name: str, clips: list[Clip], durations_s: Mapping[str, float],
         hours=sum(known) / 3600 if known else None,
         unknown_lengths=len(lengths) - len(known),
         sentences=len(sentences),
-        words=len({word for sentence in sentences for word in sentence.split()}),
+        words=len(words[False]),
+        characters=len(words[True]),
         languages=tuple(sorted({clip.language for clip in clips})),
     )
 

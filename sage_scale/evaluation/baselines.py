@@ -1,7 +1,8 @@
 """Text-only controls: what a translator that never looks at the signing would score.
 
 Pure functions on texts and lengths. `prior_sentence` answers every clip with the one training sentence that
-scores best; `nearest_in_length` with the sentence of the training clip whose length is nearest.
+scores best; `nearest_in_length` with the sentence of the training clip whose length is nearest. A translator is told
+each clip's language, so both answer with sentences of that language.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sage_scale.errors import UsageError
-from sage_scale.text import UNSPACED, primary_subtag
+from sage_scale.text import normal_form, primary_subtag, split_words
 
 
 def prior_sentence(training: Sequence[str], language: str = "de") -> str:
@@ -23,7 +24,7 @@ def prior_sentence(training: Sequence[str], language: str = "de") -> str:
     """
     if not training:
         raise UsageError("the prior control needs training sentences: the list is empty")
-    sentences = [_tokens(sentence, language) for sentence in training]
+    sentences = [split_words(normal_form(sentence), language) for sentence in training]
     frequency: Counter[tuple[tuple[str, ...], int]] = Counter()
     for tokens in sentences:
         for ngram, count in _ngrams(tokens).items():
@@ -70,17 +71,36 @@ def nearest_in_length(
 
 
 def text_controls(
-    training: Sequence[str], training_lengths: Sequence[float], lengths: Sequence[float], language: str = "de"
+    training: Sequence[str],
+    training_lengths: Sequence[float],
+    lengths: Sequence[float],
+    language: str | Sequence[str] = "de",
+    training_language: str | Sequence[str] | None = None,
 ) -> dict[str, list[str]]:
-    """Answers of both controls for clips of the given lengths: `prior` and `nearest_length`."""
-    return {
-        "prior": [prior_sentence(training, language)] * len(lengths),
-        "nearest_length": nearest_in_length(training, training_lengths, lengths),
-    }
+    """Returns the answers of both controls for clips of the given lengths: `prior` and `nearest_length`.
+
+    `language` is that of the clips, `training_language` (the same unless given) that of the training sentences, BCP 47:
+    one of all, or one of each. A clip whose language has no training sentence is answered from all of them.
+    """
+    spoken = _each(language, len(lengths))
+    trained = _each(language if training_language is None else training_language, len(training))
+    answers: dict[str, list[str]] = {"prior": [""] * len(lengths), "nearest_length": [""] * len(lengths)}
+    for tag in sorted(set(spoken)):
+        places = [place for place, other in enumerate(spoken) if other == tag]
+        rows = [row for row, other in enumerate(trained) if other == tag] or range(len(training))
+        texts = [training[row] for row in rows]
+        prior = prior_sentence(texts, tag)
+        nearest = nearest_in_length(
+            texts, [training_lengths[row] for row in rows], [lengths[place] for place in places]
+        )
+        for place, answer in zip(places, nearest, strict=True):
+            answers["prior"][place], answers["nearest_length"][place] = prior, answer
+    return answers
 
 
-def _tokens(sentence: str, language: str) -> list[str]:
-    return list("".join(sentence.split())) if primary_subtag(language) in UNSPACED else sentence.split()
+def _each(language: str | Sequence[str], count: int) -> list[str]:
+    """The primary subtag of each of `count` languages: de-AT answers for de."""
+    return [primary_subtag(tag) for tag in ([language] * count if isinstance(language, str) else language)]
 
 
 def _ngrams(tokens: list[str]) -> Counter[tuple[str, ...]]:

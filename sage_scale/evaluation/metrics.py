@@ -3,13 +3,20 @@
 Published figures differ by tokeniser, final full stop and the beta of ROUGE-L (0.5 to 1.9 BLEU-4 and 3 to 6
 ROUGE-L on one file), so `score` gives both tokenisations and both betas with sacrebleu's signature, and
 `PRESETS` reproduce the conventions of publications. BLEU is always counted over the whole set, never averaged
-over sentences or ranks; ROUGE-L is by definition the mean over sentences.
+over sentences, ranks or languages; ROUGE-L is by definition the mean over sentences.
+
+Both sides are compared in one normal form (`text.writing.normal_form`), which the signature names: mBART and XGLM
+write `,` for the `，` of a Chinese reference, which would count as an error.
+
+A set may have several languages. Each sentence is then cut by its own language's tokeniser, and the counts of all
+sentences are added up; `languages` has the scores of each language alone.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +24,25 @@ from sacrebleu.metrics.bleu import BLEU
 
 from sage_scale.config import Text
 from sage_scale.errors import UsageError
-from sage_scale.text import UNSPACED, glosser, primary_subtag
+from sage_scale.text import glosser, normal_form, primary_subtag, split_words, unspaced
+
+Languages = str | Sequence[str]
+"""BCP 47: one language of all sentences, or one of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """How a publication scores: change it and the figures move."""
+    """How a publication scores: change it and the figures move.
+
+    A language without spaces, such as Chinese, is cut into its characters, Latin letters and digits too, and gets no
+    full stop: so do the publications' own scripts. `tokenize=sacrebleu` alone takes sacrebleu's own tokeniser there.
+    """
 
     tokenize: str = "13a"
-    """13a, or none: split at spaces. Chinese is scored per character either way."""
+    """13a; none: split at spaces; sacrebleu: 13a, but `zh` for Chinese, which keeps runs of digits and Latin letters
+    together."""
     full_stop: bool = False
-    """Whether hypothesis and reference end with ` .` before they are scored."""
+    """Whether hypothesis and reference end with ` .` before they are scored, in languages with spaces."""
     rouge_beta: float = 1.0
     """Beta of ROUGE-L: 1.2 is that of the MS COCO caption scorer."""
     lowercase: bool = False
@@ -35,7 +50,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "sacrebleu": Preset(),
+    "sacrebleu": Preset(tokenize="sacrebleu"),
     "neccam": Preset(tokenize="none", full_stop=True, rouge_beta=1.2),
     "sign2gpt": Preset(tokenize="none", full_stop=True, rouge_beta=1.2),
     "gfslt": Preset(tokenize="13a"),
@@ -44,94 +59,79 @@ PRESETS: dict[str, Preset] = {
 }
 """Conventions by publication. GFSLT and SAGE score against references decoded from trimmed ids, in which
 `<unk>` vanishes; here the raw text is scored. Uni-Sign takes ROUGE-L from PyPI's `rouge`, which counts
-distinct words and comes out higher; it is not reproduced."""
+distinct words and comes out higher; it is not reproduced. Sign2GPT smooths nothing, sacrebleu an order of n-grams
+without a match: they differ where there is such an order."""
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], language: str) -> dict[str, Any]:
-    """Scores of one hypothesis per reference, in percent.
+def score(hypotheses: Sequence[str], references: Sequence[str], language: Languages) -> dict[str, Any]:
+    """Returns the scores of one hypothesis per reference, in percent.
 
-    Gives `bleu1`..`bleu4` (13a; per character for Chinese and other unspaced languages), `bleu1_none`..
+    `bleu1`..`bleu4` (sacrebleu's tokeniser: 13a; zh for Chinese, char for other unspaced languages), `bleu1_none`..
     `bleu4_none` (split at spaces; at characters for those), `rouge_l` (beta 1), `rouge_l_beta12` (beta 1.2),
-    `signature` (sacrebleu's, of `bleu4`) and `clips`. Raises UsageError for empty lists or unequal lengths.
+    `signature` (sacrebleu's, of `bleu4`, and the normal form) and `clips`; of several languages `languages`, the same
+    by language. Raises UsageError for empty lists or unequal lengths.
     """
-    hypotheses, references = _pairs(hypotheses, references)
-    tokenize = _bleu_tokenizer(language)
-    split = _splitter(language)
-    spaced_hypotheses = [" ".join(split(text)) for text in hypotheses]
-    spaced_references = [" ".join(split(text)) for text in references]
-    scores: dict[str, Any] = {}
-    for order in range(1, 5):
-        scores[f"bleu{order}"], signature = _bleu(hypotheses, references, order, tokenize)
-    for order in range(1, 5):
-        scores[f"bleu{order}_none"], _ = _bleu(spaced_hypotheses, spaced_references, order, "none")
-    scores["rouge_l"] = rouge_l(hypotheses, references, language, beta=1.0)
-    scores["rouge_l_beta12"] = rouge_l(hypotheses, references, language, beta=1.2)
-    scores["signature"] = signature
+    pairs = _pairs(hypotheses, references, language)
+    scores = _bleu(pairs, "sacrebleu") | _named(_bleu(pairs, "none"), "{}_none")
+    scores["rouge_l"] = _rouge_l(pairs, beta=1.0)
+    scores["rouge_l_beta12"] = _rouge_l(pairs, beta=1.2)
+    scores["signature"] = _signature(pairs, "sacrebleu")
     scores["clips"] = len(references)
+    if len(groups := _by_language(language)) > 1:
+        scores["languages"] = {
+            tag: score([hypotheses[i] for i in places], [references[i] for i in places], tag)
+            for tag, places in groups.items()
+        }
     return scores
 
 
 def score_as(
-    preset: str, hypotheses: Sequence[str], references: Sequence[str], language: str
+    preset: str, hypotheses: Sequence[str], references: Sequence[str], language: Languages
 ) -> dict[str, Any]:
-    """`bleu1`..`bleu4` and `rouge_l` under the conventions of a publication (a name of PRESETS), in percent.
+    """Returns `bleu1`..`bleu4` and `rouge_l` under the conventions of a publication (a name of PRESETS), in percent.
 
     `preset`, `signature` and `clips` say what was counted. Raises UsageError for an unknown preset.
     """
     if preset not in PRESETS:
         raise UsageError(f"no scoring preset '{preset}': one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
-    hypotheses, references = _pairs(hypotheses, references)
+    pairs = _pairs(hypotheses, references, language)
     if chosen.lowercase:
-        hypotheses = [text.lower() for text in hypotheses]
-        references = [text.lower() for text in references]
+        pairs = [(hypothesis.lower(), reference.lower(), tag) for hypothesis, reference, tag in pairs]
     if chosen.full_stop:
-        stop = "。" if primary_subtag(language) == "zh" else " ."
-        hypotheses = [_stopped(text, stop) for text in hypotheses]
-        references = [_stopped(text, stop) for text in references]
-    if chosen.tokenize == "none":
-        split = _splitter(language)
-        bleu_hypotheses = [" ".join(split(text)) for text in hypotheses]
-        bleu_references = [" ".join(split(text)) for text in references]
-        tokenize = "none"
-    else:
-        bleu_hypotheses, bleu_references, tokenize = hypotheses, references, _bleu_tokenizer(language)
-    scores: dict[str, Any] = {}
-    for order in range(1, 5):
-        scores[f"bleu{order}"], signature = _bleu(bleu_hypotheses, bleu_references, order, tokenize)
-    scores["rouge_l"] = rouge_l(hypotheses, references, language, beta=chosen.rouge_beta)
-    return scores | {"preset": preset, "signature": signature, "clips": len(references)}
+        pairs = [
+            pair if unspaced(pair[2]) else (_stopped(pair[0]), _stopped(pair[1]), pair[2]) for pair in pairs
+        ]
+    scores = _bleu(pairs, chosen.tokenize)
+    scores["rouge_l"] = _rouge_l(pairs, beta=chosen.rouge_beta)
+    return scores | {
+        "preset": preset,
+        "signature": _signature(pairs, chosen.tokenize),
+        "clips": len(references),
+    }
 
 
-def rouge_l(hypotheses: Sequence[str], references: Sequence[str], language: str, beta: float = 1.0) -> float:
-    """ROUGE-L in percent: the mean over sentences of F_beta of the longest common subsequence of words.
+def rouge_l(
+    hypotheses: Sequence[str], references: Sequence[str], language: Languages, beta: float = 1.0
+) -> float:
+    """Returns ROUGE-L in percent: the mean over sentences of F_beta of the longest common subsequence of words.
 
     F = (1 + beta^2) P R / (R + beta^2 P) (Lin 2004, equation 4); beta 1.2 is the MS COCO caption scorer's,
     which sign language translation took over. Characters take the place of words in unspaced languages.
     """
-    hypotheses, references = _pairs(hypotheses, references)
-    split = _splitter(language)
-    total = 0.0
-    for hypothesis, reference in zip(hypotheses, references, strict=True):
-        h, r = split(hypothesis), split(reference)
-        common = _longest_common_subsequence(h, r)
-        if common:
-            precision, recall = common / len(h), common / len(r)
-            total += (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
-    return 100.0 * total / len(references)
+    return _rouge_l(_pairs(hypotheses, references, language), beta)
 
 
 def content_f1(
-    hypotheses: Sequence[str], references: Sequence[str], language: str, settings: Text | None = None
+    hypotheses: Sequence[str], references: Sequence[str], language: Languages, settings: Text | None = None
 ) -> float:
-    """F1 over content words (the pseudo-glosses of both sides, as multisets), in percent, over the whole set.
+    """Returns F1 over content words (the pseudo-glosses of both sides, as multisets), in percent, over the whole set.
 
     A language without a tagger is scored by all its words.
     """
-    hypotheses, references = _pairs(hypotheses, references)
-    content = glosser(language, settings or Text(target="sentence"))
     common = given = wanted = 0
-    for hypothesis, reference in zip(hypotheses, references, strict=True):
+    for hypothesis, reference, tag in _pairs(hypotheses, references, language):
+        content = glosser(tag, settings or Text(target="sentence"))
         h, r = Counter(content(hypothesis)), Counter(content(reference))
         common += (h & r).total()
         given += h.total()
@@ -139,7 +139,11 @@ def content_f1(
     return 200.0 * common / (given + wanted) if given + wanted else 0.0
 
 
-def _pairs(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[list[str], list[str]]:
+_Pairs = list[tuple[str, str, str]]
+"""Hypothesis, reference, language; the texts in their normal form."""
+
+
+def _pairs(hypotheses: Sequence[str], references: Sequence[str], language: Languages) -> _Pairs:
     for name, texts in (("hypotheses", hypotheses), ("references", references)):
         if isinstance(texts, str):
             raise UsageError(f"{name} must be a list of sentences, not one string")
@@ -149,32 +153,81 @@ def _pairs(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[list[s
         )
     if not references:
         raise UsageError("nothing to score: the list of references is empty")
-    return list(hypotheses), list(references)
+    languages = [language] * len(references) if isinstance(language, str) else language
+    if len(languages) != len(references):
+        raise UsageError(f"{len(languages)} languages for {len(references)} references: one for each, or one")
+    return [
+        (normal_form(hypothesis), normal_form(reference), tag)
+        for hypothesis, reference, tag in zip(hypotheses, references, languages, strict=True)
+    ]
 
 
-def _bleu_tokenizer(language: str) -> str:
-    subtag = primary_subtag(language)
-    if subtag in ("zh", "cmn", "yue"):
+def _by_language(language: Languages) -> dict[str, list[int]]:
+    """Places of the sentences of each language, the largest first."""
+    places: dict[str, list[int]] = {}
+    for place, tag in enumerate([] if isinstance(language, str) else language):
+        places.setdefault(tag, []).append(place)
+    return dict(sorted(places.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def _named(scores: dict[str, Any], form: str) -> dict[str, Any]:
+    return {form.format(name): value for name, value in scores.items()}
+
+
+def _bleu_tokenizer(tokenize: str, language: str) -> str:
+    """sacrebleu's name of what cuts a language's sentences."""
+    if tokenize != "sacrebleu":
+        return "char" if unspaced(language) else tokenize
+    if primary_subtag(language) in ("zh", "cmn", "yue"):
         return "zh"
-    return "char" if subtag in UNSPACED else "13a"
+    return "char" if unspaced(language) else "13a"
 
 
-def _splitter(language: str) -> Callable[[str], list[str]]:
-    if primary_subtag(language) in UNSPACED:
-        return lambda text: list("".join(text.split()))
-    return str.split
-
-
-def _bleu(hypotheses: list[str], references: list[str], order: int, tokenize: str) -> tuple[float, str]:
+@functools.lru_cache
+def _metric(tokenize: str, order: int = 4) -> BLEU:
     # force silences sacrebleu's warning that texts ending in ` .` look tokenised: with `full_stop` they do.
-    metric = BLEU(max_ngram_order=order, tokenize=tokenize, force=True)
-    value = metric.corpus_score(hypotheses, [references]).score
-    return float(value), str(metric.get_signature())
+    return BLEU(max_ngram_order=order, tokenize=tokenize, force=True)
 
 
-def _stopped(text: str, stop: str) -> str:
-    text = text.rstrip()
-    return text if text.endswith(stop.strip()) else text + stop
+def _cut(text: str, tokenize: str, language: str) -> str:
+    """Tokens of a text, parted by spaces."""
+    name = _bleu_tokenizer(tokenize, language)
+    if name in ("none", "char"):
+        return " ".join(split_words(text, language))
+    return str(_metric(name).tokenizer(text))
+
+
+def _bleu(pairs: _Pairs, tokenize: str) -> dict[str, Any]:
+    """BLEU-1 to BLEU-4: sentences are cut here, each by its language's tokeniser, and counted by sacrebleu."""
+    hypotheses = [_cut(hypothesis, tokenize, tag) for hypothesis, _, tag in pairs]
+    references = [_cut(reference, tokenize, tag) for _, reference, tag in pairs]
+    return {
+        f"bleu{order}": float(_metric("none", order).corpus_score(hypotheses, [references]).score)
+        for order in range(1, 5)
+    }
+
+
+def _signature(pairs: _Pairs, tokenize: str) -> str:
+    """sacrebleu's signature of BLEU-4, with every tokeniser in use and the normal form."""
+    names = "+".join(sorted({_bleu_tokenizer(tokenize, tag) for _, _, tag in pairs}))
+    metric = _metric("none")
+    metric.corpus_score([""], [[""]])  # before it, sacrebleu does not know the number of references
+    return str(metric.get_signature()).replace("tok:none", f"tok:{names}") + "|norm:nfkc"
+
+
+def _stopped(text: str) -> str:
+    return text if text.endswith(".") else text + " ."
+
+
+def _rouge_l(pairs: _Pairs, beta: float) -> float:
+    total = 0.0
+    for hypothesis, reference, tag in pairs:
+        h, r = split_words(hypothesis, tag), split_words(reference, tag)
+        common = _longest_common_subsequence(h, r)
+        if common:
+            precision, recall = common / len(h), common / len(r)
+            total += (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    return 100.0 * total / len(pairs)
 
 
 def _longest_common_subsequence(a: list[str], b: list[str]) -> int:

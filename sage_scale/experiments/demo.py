@@ -18,6 +18,7 @@ import torch
 
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import SageError
+from sage_scale.evaluation.stored import read_scores
 from sage_scale.storage import on_this_machine
 from sage_scale.training import launcher
 from sage_scale.training.runlog import clock, record_timing
@@ -177,7 +178,7 @@ class Steps:
 
     def finish(self) -> None:
         """The closing lines: scores beside the best control, and the places to look."""
-        scores = json.loads((self.run_path / "scores.json").read_text(encoding="utf-8"))
+        scores = read_scores(self.run_path)["test"]
         line = f"BLEU-4 {scores['bleu4']:.1f} on {scores['clips']} unseen test sentences"
         if "heldout" in scores:
             line += f", {scores['heldout']['bleu4']:.1f} with held-out signers"

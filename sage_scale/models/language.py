@@ -17,7 +17,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
 from sage_scale.text.hub import model_place
 from sage_scale.text.languages import language_code
-from sage_scale.text.tokenizer import load_tokenizer
+from sage_scale.text.tokenizer import encode_texts, load_tokenizer
 
 LONGEST_TEXT = 512
 """Subwords after which a sentence to learn is cut."""
@@ -109,11 +109,8 @@ def make_labels(
 
 
 def subwords(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Subword ids of each text without special tokens; a text without any gives the unknown token."""
-    if not texts:
-        return []
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [ids[:max_tokens] or [tokenizer.unk_token_id] for ids in encoded]
+    """Returns the subword ids of each text (`encode_texts`), cut; a text without any gives the unknown token."""
+    return [ids[:max_tokens] or [tokenizer.unk_token_id] for ids in encode_texts(tokenizer, texts)]
 
 
 TextKey = tuple[str, str]

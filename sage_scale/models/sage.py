@@ -27,6 +27,7 @@ from sage_scale.models.language import TextTargets, language_first, language_id
 from sage_scale.models.mapper import Mapper
 from sage_scale.models.resnet import load_backbone
 from sage_scale.models.visual import VisualEncoder
+from sage_scale.text.writing import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -208,7 +209,7 @@ class SageTranslator(nn.Module):
         max_tokens: int = 150,
         length_penalty: float = 1.0,
     ) -> list[str]:
-        """A sentence for each clip, in its own language (an mBART code or BCP 47), by beam search."""
+        """A sentence for each clip, in its language (an mBART code or BCP 47) and its punctuation, by beam search."""
         return self.generate_tokens(
             self.encode_tokens(video),
             video.clip_segments_B,
@@ -257,7 +258,7 @@ class SageTranslator(nn.Module):
                 **start,
             )
             for row, sentence in zip(rows, tokenizer.batch_decode(ids, skip_special_tokens=True)):
-                sentences[row] = sentence.strip()
+                sentences[row] = restore_punctuation(sentence.strip(), language)
         return sentences
 
 

@@ -6,17 +6,18 @@ Runs are fairly compared where they saw the same dataset and as many tokens; the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sage_scale.errors import UsageError
 from sage_scale.reporting import figures
-from sage_scale.reporting.examples import differences, similarity
+from sage_scale.reporting.examples import differences, lang, similarity, spaced
 from sage_scale.reporting.figures import Line
 from sage_scale.reporting.markup import duration, escape, number, scroll, section
 from sage_scale.reporting.page import document, write_page
 from sage_scale.reporting.runlog import RunRecord, StageLog, read_run
-from sage_scale.reporting.sections import best_control
+from sage_scale.reporting.scores import best_control, clips
 
 NAMES = {"sage": "SAGE", "sign2gpt": "Sign2GPT"}
 EXAMPLES = 12
@@ -40,6 +41,8 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) 
 
 def render(records: Sequence[RunRecord]) -> str:
     """The whole page as text."""
+    shown = common_split(records)
+    records = [replace(record, shown=shown) for record in records]
     names = " and ".join(record.name for record in records)
     parts = [
         ("fair", "What is equal", fairness(records)),
@@ -52,6 +55,14 @@ def render(records: Sequence[RunRecord]) -> str:
         for record in records
     )
     return document(names, about, "", parts)
+
+
+def common_split(records: Sequence[RunRecord]) -> str:
+    """Returns the split that all runs were scored on: test, else dev, else any; empty where there is none."""
+    known = [
+        split for split in records[0].scores_by_split if all(split in r.scores_by_split for r in records)
+    ]
+    return next((split for split in ("test", "dev", *known) if split in known), "")
 
 
 def total(record: RunRecord, key: str, stages: Sequence[str] = ("pretrain", "finetune")) -> float | None:
@@ -127,7 +138,7 @@ def table(records: Sequence[RunRecord]) -> str:
                 ("pseudo-glosses found, micro F1", lambda r: _score(r.found.get("f1"))),
                 (
                     "clips scored",
-                    lambda r: f"{r.scores.get('split', '')} {r.scores.get('clips', '')}".strip(),
+                    lambda r: f"{r.scores.get('split', '')} {clips(r.scores)}".strip(),
                 ),
             ],
         ),
@@ -144,7 +155,14 @@ def table(records: Sequence[RunRecord]) -> str:
             kind = "strong" if name == "BLEU-4" else ""
             body += f'<tr class="{kind}"><th scope="row">{name}</th>{tds}</tr>'
     html = f'<table><thead><tr><th scope="col"></th>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return section("table", "Side by side", scroll(html))
+    scored = {record.split for record in records if record.scores}
+    note = (
+        "<p><b>Not scored on the same split</b>: their scores cannot be compared; "
+        "<code>sage-scale evaluate --split</code> scores another.</p>"
+        if len(scored) > 1
+        else ""
+    )
+    return section("table", "Side by side", note + scroll(html))
 
 
 def _stage_rows(stage: str) -> list[tuple[str, Cell]]:
@@ -192,17 +210,19 @@ def curves(records: Sequence[RunRecord]) -> str:
 
 def examples(records: Sequence[RunRecord]) -> str:
     """The same clips by every run, from the best to the worst of the first."""
-    split = str(records[0].scores.get("split", "test"))
-    rows = [{row.get("key"): row for row in record.predictions.get(split, [])} for record in records]
+    split = records[0].split
+    spoken = str(records[0].setting("corpus.language", ""))
+    rows = [
+        {row.get("key"): {"language": spoken, **row} for row in record.predictions.get(split, [])}
+        for record in records
+    ]
     common = [key for key in rows[0] if key is not None and all(key in other for other in rows)]
     if not common:
         return ""
-    spaced = any(" " in str(rows[0][key]["reference"]) for key in common)
-    language = escape(records[0].setting("corpus.language", ""))
 
     def likeness(key: Any) -> float:
         row = rows[0][key]
-        return similarity(str(row["hypothesis"]), str(row["reference"]), spaced)
+        return similarity(str(row["hypothesis"]), str(row["reference"]), spaced(row))
 
     ranked = sorted(common, key=likeness, reverse=True)
     count = min(EXAMPLES, len(ranked))
@@ -212,12 +232,12 @@ def examples(records: Sequence[RunRecord]) -> str:
         reference = str(rows[0][key]["reference"])
         lines = [("reference", escape(reference))]
         for record, of in zip(records, rows):
-            _, hypothesis = differences(reference, str(of[key]["hypothesis"]), spaced)
+            _, hypothesis = differences(reference, str(of[key]["hypothesis"]), spaced(rows[0][key]))
             lines.append((escape(record.name), hypothesis or "<em>no words</em>"))
         items += (
             "<li>"
             + "".join(
-                f'<div class="what">{what}</div><div lang="{language}">{html}</div>' for what, html in lines
+                f'<div class="what">{what}</div><div{lang(rows[0][key])}>{html}</div>' for what, html in lines
             )
             + "</li>"
         )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_scale.reporting.figures import SEGMENT_COLOURS, short, ticks
+from sage_scale.reporting.figures import SEGMENT_COLOURS, clipped, short, ticks
 from sage_scale.reporting.markup import escape
 from sage_scale.reporting.style import CSS
 from sage_scale.shards import Dataset
@@ -87,7 +87,7 @@ def _head(dataset: Dataset, parts: Sequence[SplitStatistics]) -> str:
     hours = sum(part.hours for part in parts)
     frames = sum(part.frames["total"] for part in parts)
     ratio = sum(part.segments["total"] for part in parts) / max(1.0, frames)
-    name = dataset.url.rstrip("/").rpartition("/")[2]
+    name = clipped(dataset.url.rstrip("/").rpartition("/")[2])
     about = f"{clips:,} clips, {hours:.2f} hours, {frames:,.0f} frames, token ratio {ratio:.3f}"
     about += f"; kind: {dataset.info.kind}"
     out = [
@@ -96,7 +96,7 @@ def _head(dataset: Dataset, parts: Sequence[SplitStatistics]) -> str:
     ]
     x = MARGIN
     for number, part in enumerate(parts):
-        text = f"{part.split} {part.clips:,}"
+        text = f"{clipped(part.split)} {part.clips:,}"
         out.append(f'<rect x="{x:.0f}" y="50" width="11" height="11" rx="2" fill="{_colour(number)}"/>')
         out.append(f'<text class="name" x="{x + 17:.0f}" y="60">{escape(text)}</text>')
         x += 17 + 7.2 * len(text) + 18
@@ -170,7 +170,7 @@ def _bars(title: str, rows: Sequence[tuple[str, float, str]], coloured: bool = F
     for number, (name, value, words) in enumerate(rows):
         y = 16 + number * 22
         width = max(1.5, value / most * room)
-        shown = name if len(name) <= 13 else name[:12] + "…"
+        shown = clipped(name, 13)
         colour = _colour(number) if coloured else "var(--accent)"
         drawn.append(
             f'<text class="name" x="{left - 8}" y="{y + 11}" text-anchor="end">{escape(shown)}'

@@ -7,12 +7,18 @@ it. Text inside is escaped. Colours are the classes and variables of `style.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sage_scale.reporting.markup import escape
 
 Points = Sequence[tuple[float, float]]
+TIMELINE = (960.0, 62.0, 10.0)
+"""Width of a timeline, and of what is left of its first frame and right of its last."""
+PICTURE, PICTURE_MIN = 64.0, 26.0
+"""Largest and least width of the pictures above a timeline."""
+LONGEST_NAME = 24
+"""Letters of a name beside a figure; of a longer one its beginning, and the whole in the tooltip."""
 SEGMENT_COLOURS = 6
 """Colours through which segments cycle: variables --seg0 to --seg5."""
 
@@ -99,7 +105,7 @@ def matrix(
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     side = 22.0
-    left = 16 + 7.4 * max(letters(token) for token in tokens)
+    left = 16 + 7.4 * max(letters(clipped(token)) for token in tokens)
     width, height = left + N * side + 4, M * side + 42
     parts = [f'<rect class="ground" x="{left:.1f}" y="0" width="{N * side:.1f}" height="{M * side:.1f}"/>']
     for m, token in enumerate(tokens):
@@ -107,7 +113,8 @@ def matrix(
         best = column.index(max(column))
         y = m * side
         parts.append(
-            f'<text x="{left - 8:.1f}" y="{y + 15:.1f}" text-anchor="end" class="token">{escape(token)}</text>'
+            f'<text x="{left - 8:.1f}" y="{y + 15:.1f}" text-anchor="end" class="token">{escape(clipped(token))}'
+            f"<title>{escape(token)}</title></text>"
         )
         for n, value in enumerate(column):
             when = _when(segments, n, fps)
@@ -136,7 +143,7 @@ def timeline(
     """Segments as coloured, numbered bars over seconds, and under them the gold signs with their glosses, if any."""
     if frames <= 0 or fps <= 0:
         return ""
-    width, left, right = 960.0, 62.0, 10.0
+    width, left, right = TIMELINE
     scale = (width - left - right) / frames
     height = 74.0 + (30 if gold else 0)
     parts = [f'<text x="{left - 8}" y="21" text-anchor="end">segments</text>']
@@ -158,9 +165,9 @@ def timeline(
                 f'<rect class="gold" x="{x:.1f}" y="36" width="{w:.1f}" height="26" rx="3">'
                 f"<title>{escape(gloss)}: {begin / fps:.2f} to {stop / fps:.2f} s</title></rect>"
             )
-            room = int((w - 6) / 6.2)
+            room = (w - 6) / 6.2
             if room >= 2:
-                shown = gloss if len(gloss) <= room else gloss[: room - 1] + "…"
+                shown = clipped(gloss, room)
                 parts.append(f'<text x="{x + w / 2:.1f}" y="53" text-anchor="middle">{escape(shown)}</text>')
     base = height - 34
     parts.append(f'<line class="rule" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>')
@@ -174,6 +181,30 @@ def timeline(
         f", {len(gold)} gold signs" if gold else ""
     )
     return svg(width, height, label, parts)
+
+
+def film_strip(frames: int, segments: Sequence[Sequence[int]], pictures: Mapping[int, str]) -> str:
+    """Pictures to stand above a timeline of the same width, as HTML; JPEGs in base64 by number of the segment.
+
+    Each is centred above its segment and as wide as it, cut at its sides; `PICTURE_MIN` where the segment is narrower,
+    and what would then overlap is left out.
+    """
+    width, left, right = TIMELINE
+    scale = (width - left - right) / max(frames, 1)
+    parts, free = [], 0.0
+    for n, (start, end) in enumerate(_pairs(segments)):
+        middle, w = (
+            left + (start + end) / 2 * scale,
+            min(max((end - start) * scale - 1, PICTURE_MIN), PICTURE),
+        )
+        if n in pictures and middle - w / 2 >= free:
+            free = middle + w / 2
+            parts.append(
+                f'<img alt="segment {n + 1}" src="data:image/jpeg;base64,{pictures[n]}" style="left:'
+                f"{100 * (middle - w / 2) / width:.3f}%;width:{100 * w / width:.3f}%;"
+                f'border-color:var(--seg{n % SEGMENT_COLOURS})">'
+            )
+    return f'<div class="strip">{"".join(parts)}</div>' if parts else ""
 
 
 def bar(value: float, most: float, strong: bool) -> str:
@@ -290,3 +321,13 @@ def _when(segments: Sequence[Sequence[int]], n: int, fps: float) -> str:
 def letters(text: str) -> float:
     """Width of a text in letters; East Asian ones are twice as wide."""
     return sum(2.0 if ord(letter) > 0x2E80 else 1.0 for letter in text)
+
+
+def clipped(text: str, room: float = LONGEST_NAME) -> str:
+    """Returns the beginning of a text that is no wider than `room` letters, with an ellipsis where it was cut."""
+    if letters(text) <= room:
+        return text
+    count = 0
+    while letters(text[: count + 1]) <= room - 1:
+        count += 1
+    return text[:count] + "…"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError, StorageError
-from sage_scale.reporting import examples, prototypes, sections
+from sage_scale.reporting import examples, prototypes, scores, sections
 from sage_scale.reporting.markup import escape
 from sage_scale.reporting.runlog import RunRecord, read_run
 from sage_scale.reporting.style import CSS
@@ -20,7 +20,7 @@ from sage_scale.reporting.style import CSS
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 PARTS = (
-    ("scores", "Scores", sections.scores_table),
+    ("scores", "Scores", scores.scores_table),
     ("examples", "Examples", examples.examples),
     ("curves", "Training", sections.curves),
     ("alignment", "Token similarity", sections.alignments),

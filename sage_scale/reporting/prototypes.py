@@ -85,7 +85,7 @@ def localisation_map(clip: Mapping[str, Any]) -> str:
     frames, fps, threshold = int(clip["frames"]), float(clip["fps"]), float(clip["threshold"])
     if not rows or not times or frames <= 0 or fps <= 0:
         return ""
-    left = 20 + 7.0 * max(figures.letters(str(row["gloss"])) for row in rows)
+    left = 20 + 7.0 * max(figures.letters(figures.clipped(str(row["gloss"]))) for row in rows)
     right = WIDTH - RIGHT - 44
     scale = (right - left) / frames
     most = max(max(map(float, row["values"])) for row in rows) or 1.0
@@ -128,7 +128,8 @@ def _cells(
     kind = "token" if found and there else "missed" if there else "extra"
     edges = [*times, float(frames)]
     parts = [
-        f'<text x="{left - 8:.1f}" y="{y + 15:.1f}" text-anchor="end" class="{kind}">{escape(gloss)}</text>',
+        f'<text x="{left - 8:.1f}" y="{y + 15:.1f}" text-anchor="end" class="{kind}">{escape(figures.clipped(gloss))}'
+        f"<title>{escape(gloss)}</title></text>",
         f'<rect class="ground" x="{left:.1f}" y="{y + 1:.1f}" width="{right - left:.1f}" height="{ROW - 2}"/>',
     ]
     for start, end, value in zip(edges, edges[1:], values):

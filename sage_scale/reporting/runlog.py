@@ -3,12 +3,14 @@
 recipe.yaml                    the recipe, whole
 pretrain/log.jsonl             a JSON object a line: {"event": "step" | "dev" | "start" | "save" ..., "step": ..., ...}
 finetune/log.jsonl             the same
-scores.json                    scores of a split, with "controls" and "heldout" beside them
-predictions/<split>.jsonl      {"hypothesis", "reference", "pseudo_glosses", ...}
+scores.json                    {split: scores, with "controls", "heldout" and "languages" beside them}; of 0.1.0 those
+                               of one split
+predictions/<split>.jsonl      {"hypothesis", "reference", "language", "pseudo_glosses", ...}
 alignment.json                 [{"sentence", "tokens" (M), "similarity" (N, M), "segments" (N, 2)}]
 prototypes.json                Sign2GPT: {"threshold", "vectors", "splits": {split: {"f1", ..., "control"}}}
 localisation.json              Sign2GPT: [{"sentence", "fps", "frames", "threshold", "times", "rows", "pictures"}]
-timelines/timelines.json       [{"sentence", "hypothesis", "fps", "frames", "segments", "gold", "thumbnails"}]
+timelines/<split>.json         [{"sentence", "hypothesis", "fps", "frames", "segments", "gold", "thumbnails"}]; of 0.1.0
+                               timelines.json
 timing.json                    [{"stage", "seconds", "memory_mb"}]
 """
 
@@ -24,6 +26,7 @@ from typing import Any
 import yaml
 
 from sage_scale.errors import UsageError
+from sage_scale.evaluation.stored import scores_by_split
 from sage_scale.storage import on_this_machine
 
 STAGES = ("pretrain", "finetune")
@@ -68,13 +71,16 @@ class RunRecord:
     """The same as nested mappings; empty where it is no YAML."""
     logs: Mapping[str, StageLog] = field(default_factory=dict)
     """By stage: `pretrain`, `finetune`; a stage without a log is absent."""
-    scores: Mapping[str, Any] = field(default_factory=dict)
+    scores_by_split: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Each with `split`, its name."""
+    shown: str = ""
+    """The split to be shown first; empty: test, else dev, else any that was scored."""
     predictions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """By split."""
     alignment: list[dict[str, Any]] = field(default_factory=list)
     prototypes: Mapping[str, Any] = field(default_factory=dict)
     localisation: list[dict[str, Any]] = field(default_factory=list)
-    timelines: list[dict[str, Any]] = field(default_factory=list)
+    timelines_by_split: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     timing: list[dict[str, Any]] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
     """(what, why): parts that are not there or cannot be read."""
@@ -88,6 +94,23 @@ class RunRecord:
     def kind(self) -> str:
         """Which model: `sage` or `sign2gpt`."""
         return "sign2gpt" if self.setting("model.kind") == "sign2gpt" else "sage"
+
+    @property
+    def split(self) -> str:
+        """The split that the page shows first: one that was scored, else translated; `test` where none was."""
+        known = list(self.scores_by_split or self.predictions)
+        return next((split for split in (self.shown, "test", "dev", *known) if split in known), "test")
+
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """Scores of that split; empty where it was not scored."""
+        return self.scores_by_split.get(self.split, {})
+
+    @property
+    def timelines(self) -> list[dict[str, Any]]:
+        """Clips of that split with their segments; in a run of 0.1.0, of the split that was evaluated last."""
+        of_any = self.timelines_by_split.get("timelines", [])
+        return self.timelines_by_split.get(self.split, of_any)
 
     @property
     def found(self) -> Mapping[str, Any]:
@@ -159,18 +182,18 @@ def read_run(folder: str | Path) -> RunRecord:
         recipe_text=text,
         recipe=recipe,
         logs=logs,
-        scores=_json(
-            run / "scores.json", "scores", "not evaluated: run `sage-scale evaluate`", dict, missing
+        scores_by_split=scores_by_split(
+            _json(run / "scores.json", "scores", "not evaluated: run `sage-scale evaluate`", dict, missing)
         ),
         predictions=_predictions(run / "predictions", missing),
         alignment=alignment,
         prototypes=prototypes,
         localisation=localisation,
-        timelines=_rows(run / "timelines" / "timelines.json", "timelines", "not evaluated", missing),
+        timelines_by_split=_timelines(run / "timelines", missing),
         timing=_rows(run / "timing.json", "time and memory", "no stage has ended", missing),
         missing=missing,
     )
-    if not (text or logs or record.scores or record.predictions):
+    if not (text or logs or record.scores_by_split or record.predictions):
         raise UsageError(f"{run} is no run folder: it has neither recipe.yaml nor logs nor scores")
     return record
 
@@ -222,6 +245,13 @@ def _predictions(folder: Path, missing: list[tuple[str, str]]) -> dict[str, list
     if not found:
         missing.append(("examples", "not evaluated: there are no predictions"))
     return found
+
+
+def _timelines(folder: Path, missing: list[tuple[str, str]]) -> dict[str, list[dict[str, Any]]]:
+    found = {path.stem: _rows(path, "timelines", "", missing) for path in sorted(folder.glob("*.json"))}
+    if not found:
+        missing.append(("timelines", "not evaluated"))
+    return {split: rows for split, rows in found.items() if rows}
 
 
 def _rows(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> list[dict[str, Any]]:

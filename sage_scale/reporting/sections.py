@@ -14,15 +14,10 @@ from sage_scale.reporting.figures import Line
 from sage_scale.reporting.job import job
 from sage_scale.reporting.markup import brief, duration, escape, is_jpeg, number, scroll, section
 from sage_scale.reporting.runlog import RunRecord, StageLog
+from sage_scale.reporting.scores import NEXT_TO_NOTHING, best_control, clips
 
 PAPER_TOKEN_RATIO = 0.129
 """Segments per frame on PHOENIX14T (SAGE, Table 2)."""
-CONTROL_NAMES = {
-    "exchanged_videos": "test videos exchanged at random",
-    "blank_videos": "blank videos",
-    "nearest_in_length": "training sentence nearest in length",
-    "prior_sentence": "most typical training sentence",
-}
 STAGE_NAMES = {
     "sage": {"pretrain": "Stage 1: alignment", "finetune": "Stage 2: translation"},
     "sign2gpt": {"pretrain": "Stage 1: prototypes", "finetune": "Stage 2: translation"},
@@ -35,18 +30,14 @@ def tiles(record: RunRecord) -> str:
     found: list[tuple[str, str, str]] = []
     scores = record.scores
     if number(scores.get("bleu4")):
-        clips = f"{scores['clips']} clips, " if "clips" in scores else ""
         rouge = f"ROUGE-L {scores['rouge_l']:.1f}" if number(scores.get("rouge_l")) else ""
-        split = str(scores.get("split", "test"))
-        found.append((f"BLEU-4 on {split}", f"{scores['bleu4']:.1f}", (clips + rouge).rstrip(", ")))
-        best = best_control(scores)
-        if best:
-            ratio = f"{scores['bleu4'] / best[1]:.1f}×" if best[1] > 0.005 else "–"
-            found.append(("against the best control", ratio, f"{best[1]:.1f}: {best[0]}"))
+        small = ", ".join(words for words in (clips(scores), rouge) if words)
+        found.append((f"BLEU-4 on {scores['split']}", f"{scores['bleu4']:.1f}", small))
+        if best := best_control(scores):
+            found.append(_against(float(scores["bleu4"]), *best))
     heldout = scores.get("heldout")
     if isinstance(heldout, Mapping) and number(heldout.get("bleu4")):
-        clips = f"{heldout['clips']} clips" if "clips" in heldout else ""
-        found.append(("BLEU-4 on unseen signers", f"{heldout['bleu4']:.1f}", clips))
+        found.append(("BLEU-4 on unseen signers", f"{heldout['bleu4']:.1f}", clips(heldout)))
     if number(scores.get("token_ratio")) and record.kind == "sage":
         found.append(
             (
@@ -55,17 +46,16 @@ def tiles(record: RunRecord) -> str:
                 f"segments per frame; {PAPER_TOKEN_RATIO} in SAGE",
             )
         )
-    if "pretrain" in record.logs:
-        recall = record.logs["pretrain"].last("r1_v2t", "dev")
-        if recall is not None:
-            found.append(("stage 1 finds the text", f"{recall:.0f}%", "R@1, video to text, dev"))
+    if "pretrain" in record.logs and (recalled := _recall(record.logs["pretrain"])):
+        found.append(recalled)
     if number(f1 := record.found.get("f1")):
         guessed = record.found.get("control", {}).get("f1", 0.0)
+        of = ", ".join(filter(None, (record.found["split"], clips(record.found))))
         found.append(
             (
                 "pseudo-glosses found",
                 f"{f1:.1f}",
-                f"micro F1 on {record.found['split']}; guessing {guessed:.1f}",
+                f"micro F1 on {of}; guessing {guessed:.1f}",
             )
         )
     seconds = [row["seconds"] for row in record.timing if number(row.get("seconds"))]
@@ -83,6 +73,22 @@ def tiles(record: RunRecord) -> str:
             f'<div class="small">{escape(small)}</div></dd></div>'
         )
     return f'<dl class="tiles">{"".join(items)}</dl>'
+
+
+def _against(bleu4: float, name: str, control: float) -> tuple[str, str, str]:
+    """A tile: how many times the best control's score; its score alone where either is next to nothing."""
+    if min(bleu4, control) < NEXT_TO_NOTHING:
+        return "best control, BLEU-4", f"{control:.1f}", name
+    return "against the best control", f"{bleu4 / control:.1f}×", f"{control:.1f}: {name}"
+
+
+def _recall(log: StageLog) -> tuple[str, str, str] | None:
+    """A tile: R@1 of stage 1 on dev, beside chance; None where there are too few clips to err among."""
+    row = next((row for row in reversed(log.dev) if number(row.get("r1_v2t"))), None)
+    if row is None or (number(row.get("clips")) and row["clips"] < 2):
+        return None
+    among = f", {clips(row)}; chance {100 / row['clips']:.1f}%" if number(row.get("clips")) else ""
+    return "stage 1 finds the text", f"{row['r1_v2t']:.0f}%", f"R@1, video to text, dev{among}"
 
 
 def curves(record: RunRecord) -> str:
@@ -130,7 +136,9 @@ def _charts(log: StageLog) -> list[str]:
             [
                 Line("video to text", log.curve("r1_v2t", "dev"), 0, True),
                 Line("text to video", log.curve("r1_t2v", "dev"), 2, True),
-            ],
+            ]
+            if log.last("clips", "dev") != 1
+            else [],  # one clip is always found among one
             False,
         ),
         (
@@ -208,70 +216,6 @@ def _share_waiting(log: StageLog) -> float:
     return sum(wait for _, wait in log.curve("wait_s")) / total if total > 0 else 0.0
 
 
-def best_control(scores: Mapping[str, Any]) -> tuple[str, float] | None:
-    """(name, BLEU-4) of the control that comes nearest; None where none was scored."""
-    controls = scores.get("controls")
-    if not isinstance(controls, Mapping):
-        return None
-    known = [
-        (CONTROL_NAMES.get(name, str(name).replace("_", " ")), float(values["bleu4"]))
-        for name, values in controls.items()
-        if isinstance(values, Mapping) and number(values.get("bleu4"))
-    ]
-    return max(known, key=lambda pair: pair[1]) if known else None
-
-
-def scores_table(record: RunRecord) -> str:
-    """Scores of the run, of unseen signers and of dev, and under them the controls."""
-    scores = record.scores
-    if not number(scores.get("bleu4")):
-        return ""
-    rows: list[tuple[str, Mapping[str, Any], bool]] = [(str(scores.get("split", "test")), scores, True)]
-    for name, words in (("heldout", "unseen signers"), ("dev", "dev")):
-        values = scores.get(name)
-        if isinstance(values, Mapping) and number(values.get("bleu4")):
-            rows.append((words, values, True))
-    controls = scores.get("controls")
-    listed = controls.items() if isinstance(controls, Mapping) else ()
-    controlled = [
-        (CONTROL_NAMES.get(name, str(name).replace("_", " ")), values, False)
-        for name, values in listed
-        if isinstance(values, Mapping) and number(values.get("bleu4"))
-    ]
-    most = max(float(values["bleu4"]) for _, values, _ in [*rows, *controlled])
-    body = "".join(_score_row(*row, most=most) for row in rows)
-    if controlled:
-        body += '<tr class="group"><th colspan="7" scope="rowgroup">Controls that a translator must beat</th></tr>'
-        body += "".join(_score_row(*row, most=most) for row in controlled)
-    names = ("set", "BLEU-4", "ROUGE-L", "BLEU-1", "BLEU-2", "BLEU-3", "clips")
-    left = ' class="left"'
-    head = "".join(f'<th scope="col"{left if name == "BLEU-4" else ""}>{name}</th>' for name in names)
-    further = [
-        f"{words} {scores[key]:.2f}"
-        for key, words in (
-            ("content_f1", "content-word F1"),
-            ("bleu4_none", "BLEU-4 without tokenisation"),
-            ("rouge_l_beta12", "ROUGE-L with beta 1.2"),
-        )
-        if number(scores.get(key))
-    ]
-    notes = f'<p class="note">On the first line also: {", ".join(further)}.</p>' if further else ""
-    if scores.get("signature"):
-        notes += f'<p class="note">sacrebleu: <code>{escape(scores["signature"])}</code></p>'
-    intro = '<p class="note">Percent. A control is given no chance to look at the right video.</p>'
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return section("scores", "Scores and controls", intro + scroll(table) + notes)
-
-
-def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) -> str:
-    drawing = figures.bar(float(values["bleu4"]), most, strong)
-    tds = f'<td class="with-bar"><div><span>{values["bleu4"]:.2f}</span>{drawing}</div></td>'
-    for key in ("rouge_l", "bleu1", "bleu2", "bleu3"):
-        tds += f"<td>{values[key]:.2f}</td>" if number(values.get(key)) else "<td></td>"
-    tds += f"<td>{escape(values.get('clips', ''))}</td>"
-    return f'<tr class="{"strong" if strong else ""}"><th scope="row">{escape(name)}</th>{tds}</tr>'
-
-
 def alignments(record: RunRecord) -> str:
     """The token similarity matrices (SAGE, Fig. 4)."""
     fps = float(record.setting("vision.fps", 25.0))
@@ -308,15 +252,15 @@ def timelines(record: RunRecord) -> str:
             frames, fps, segments = int(row["frames"]), float(row["fps"]), row["segments"]
             gold = [(float(start), float(end), str(gloss)) for start, end, gloss in row.get("gold") or ()]
             drawing = figures.timeline(frames, fps, segments, gold)
+            strip = figures.film_strip(frames, segments, _pictures(row.get("thumbnails"), segments))
         except (KeyError, TypeError, ValueError, IndexError):
             continue
         hypothesis = (
             f'<p class="note">Translated as: {escape(row["hypothesis"])}</p>' if "hypothesis" in row else ""
         )
-        wide = f'<div class="wide">{drawing}</div>'
+        wide = f'<div class="wide">{strip}{drawing}</div>'
         parts.append(
             f'<div class="clip"><p class="sentence">{escape(row.get("sentence", ""))}</p>{hypothesis}'
-            f"{_thumbnails(row.get('thumbnails'), segments, fps)}"
             f"{scroll(wide)}</div>"
         )
     if not parts:
@@ -324,28 +268,24 @@ def timelines(record: RunRecord) -> str:
     role = (
         "becomes one visual token" if record.kind == "sage" else "is read frame by frame, one after the other"
     )
-    intro = f"<p>Each coloured bar {role}; the pictures are from the middle of their segments.</p>"
+    intro = f"<p>Each coloured bar {role}; the pictures above are from the middle of their segments.</p>"
     return section("timelines", "Segments", intro + "".join(parts))
 
 
-def _thumbnails(thumbnails: Any, segments: Sequence[Sequence[int]], fps: float) -> str:
-    items = []
+def _pictures(thumbnails: Any, segments: Sequence[Sequence[int]]) -> dict[int, str]:
+    """JPEGs in base64 by the number of the segment that they are of."""
+    found = {}
     for n, thumbnail in enumerate(thumbnails if isinstance(thumbnails, list) else []):
         jpeg, frame = (
             (thumbnail.get("jpeg"), thumbnail.get("frame"))
             if isinstance(thumbnail, dict)
             else (thumbnail, None)
         )
-        if not is_jpeg(jpeg):
-            continue
-        inside = (i for i, (start, end) in enumerate(segments) if frame is not None and start <= frame < end)
-        number = next(inside, n)
-        when = f"{frame / fps:.1f} s" if isinstance(frame, int) else ""
-        items.append(
-            f'<li><img alt="segment {number + 1}" src="data:image/jpeg;base64,{jpeg}" '
-            f'style="border-color:var(--seg{number % figures.SEGMENT_COLOURS})">{number + 1} · {when}</li>'
-        )
-    return f'<ul class="thumbs">{"".join(items)}</ul>' if items else ""
+        if is_jpeg(jpeg):
+            place = frame if isinstance(frame, int) else -1
+            inside = (i for i, (start, end) in enumerate(segments) if start <= place < end)
+            found[next(inside, n)] = str(jpeg)
+    return found
 
 
 def cost(record: RunRecord) -> str:

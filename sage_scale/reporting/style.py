@@ -22,21 +22,20 @@ CSS = """
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
 body {
   margin: 0; background: var(--bg); color: var(--ink);
+  overflow-wrap: anywhere;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", Arial, sans-serif;
 }
 main, header.top, footer { max-width: 1120px; margin: 0 auto; padding: 0 20px; }
 header.top { padding-top: 40px; }
 .kicker { color: var(--muted); font-size: .82rem; letter-spacing: .08em; text-transform: uppercase; margin: 0; }
-h1 { font-size: clamp(1.9rem, 5vw, 2.7rem); line-height: 1.15; margin: .1em 0 .2em; letter-spacing: -.02em;
-  overflow-wrap: anywhere; }
+h1 { font-size: clamp(1.9rem, 5vw, 2.7rem); line-height: 1.15; margin: .1em 0 .2em; letter-spacing: -.02em; }
 h2 { font-size: 1.45rem; letter-spacing: -.01em; margin: 0 0 .3em; line-height: 1.25; }
 h3 { font-size: 1.05rem; margin: 1.6em 0 .6em; }
 p { margin: 0 0 .8em; max-width: 72ch; }
 .sub, .note { color: var(--muted); }
 .note { font-size: .9rem; }
 a { color: var(--accent); }
-code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  overflow-wrap: anywhere; }
+code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
 .skip { position: absolute; left: -999px; }
 .skip:focus { left: 12px; top: 12px; background: var(--card); padding: 8px 14px; z-index: 2; }
@@ -95,8 +94,9 @@ svg .gold { fill: var(--faint); stroke: var(--line); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .94rem; }
 th, td { padding: 8px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 2px; }
-thead th { color: var(--muted); font-weight: 550; font-size: .85rem; border-bottom-width: 2px; }
-tbody th { font-weight: 500; }
+thead th { color: var(--muted); font-weight: 550; font-size: .85rem; border-bottom-width: 2px; white-space: normal;
+  min-width: 5em; }
+tbody th { font-weight: 500; white-space: normal; min-width: 8.5em; }
 tr.strong th, tr.strong td { font-weight: 650; }
 tr.group th { color: var(--muted); font-size: .82rem; font-weight: 550; padding-top: 16px; text-align: left; }
 th.left { text-align: left; }
@@ -108,7 +108,7 @@ td.with-bar div { display: grid; grid-template-columns: minmax(3.4em, max-conten
 .bar.weak i { background: var(--muted); opacity: .75; }
 .examples { list-style: none; padding: 0; margin: 18px 0 0; }
 .examples > li { border-top: 1px solid var(--line); padding: 14px 0 12px; display: grid;
-  grid-template-columns: 7.2em 1fr;
+  grid-template-columns: 7.2em minmax(0, 1fr);
   gap: 2px 14px; }
 .examples .what { color: var(--muted); font-size: .84rem; padding-top: .15em; }
 .examples .match { grid-column: 1 / -1; font-size: .8rem; color: var(--muted); }
@@ -122,9 +122,9 @@ mark.added { color: var(--added); background: var(--added-bg); text-decoration: 
 .clip { border-top: 1px solid var(--line); padding: 18px 0 10px; }
 .clip:first-of-type { border-top: 0; }
 .clip .sentence { font-size: 1.08rem; margin: 0 0 2px; }
-.thumbs { display: flex; flex-wrap: wrap; gap: 6px; margin: 12px 0 10px; padding: 0; list-style: none; }
-.thumbs li { width: 66px; font-size: .74rem; color: var(--muted); text-align: center; line-height: 1.3; }
-.thumbs img { display: block; width: 66px; height: 66px; object-fit: cover; border-radius: 6px; border: 3px solid; }
+.strip { position: relative; height: 68px; margin-top: 12px; }
+.strip img { position: absolute; height: 64px; object-fit: cover; border-radius: 4px 4px 0 0;
+  border-bottom: 4px solid; }
 details { border: 1px solid var(--line); border-radius: 10px; padding: 0 14px; margin-top: 18px; }
 summary { cursor: pointer; padding: 10px 0; font-weight: 550; }
 pre { overflow-x: auto; font: .84rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
@@ -139,9 +139,8 @@ footer { color: var(--muted); font-size: .85rem; padding-top: 4px; padding-botto
   .tile { padding: 11px 12px; }
   .tile .value { font-size: 1.5rem; }
   th, td { padding: 7px 7px; }
-  tbody th { white-space: normal; min-width: 8.5em; }
   td.with-bar { min-width: 150px; }
-  .examples > li { grid-template-columns: 1fr; }
+  .examples > li { grid-template-columns: minmax(0, 1fr); }
   .examples .what { padding-top: .5em; }
 }
 @media print {

@@ -11,6 +11,7 @@ import numpy as np
 from sage_scale.shards.dataset import Dataset
 from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.texts import read_texts
+from sage_scale.text.writing import split_words, unspaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,10 @@ class SplitStatistics:
     pseudo_glosses: dict[str, float]
     """Pseudo-glosses a clip: total, mean, p10, p50, p90, max."""
     words: dict[str, float]
-    """Words of the sentence, parted by spaces: total, mean, p10, p50, p90, max."""
+    """Words of the sentence, parted by spaces, in languages that are written with them: total, mean, p10, p50, p90,
+    max."""
+    characters: dict[str, float]
+    """Characters of the sentence, spaces left out, in languages that are written without them: the same."""
     token_ratio: float
     """Segments per frame (SAGE: .129)."""
     sentences: int
@@ -61,6 +65,9 @@ def _of_split(dataset: Dataset, split: str, reasons: Counter[str]) -> SplitStati
     table = dataset.samples(split)
     texts = read_texts(dataset, split)
     units = [unit for unit in dataset.units if unit.split == split]
+    lengths: dict[bool, list[int]] = {True: [], False: []}
+    for meta in texts:
+        lengths[unspaced(meta["language"])].append(len(split_words(meta["sentence"], meta["language"])))
     frames, segments = _spread(table.frames), _spread(table.segments)
     return SplitStatistics(
         split=split,
@@ -73,7 +80,8 @@ def _of_split(dataset: Dataset, split: str, reasons: Counter[str]) -> SplitStati
         frames=frames,
         segments=segments,
         pseudo_glosses=_spread(table.glosses),
-        words=_spread([len(meta["sentence"].split()) for meta in texts]),
+        words=_spread(lengths[False]),
+        characters=_spread(lengths[True]),
         token_ratio=round(segments["total"] / frames["total"], 4) if frames["total"] else 0.0,
         sentences=len({meta["sentence"] for meta in texts if meta["sentence"]}),
         without_sentence=sum(not meta["sentence"] for meta in texts),

@@ -18,14 +18,19 @@ HEAD = 4096
 """Bytes fetched first; a longer description is fetched again, whole."""
 
 
-def read_texts(place: str | Path | Dataset, *splits: str) -> list[dict[str, Any]]:
-    """The meta mapping of each sample of the named splits (all where none is named), in the order of the dataset."""
+def read_texts(place: str | Path | Dataset, *splits: str, most: int = 0) -> list[dict[str, Any]]:
+    """Returns the meta mapping of each sample of the named splits (all where none is named), in the dataset's order.
+
+    Where there are more than `most` (0: no limit), as many are read, at even distances.
+    """
     dataset = place if isinstance(place, Dataset) else open_dataset(place)
     known = [split for split in splits if split in dataset.splits]
     if splits and not known:
         return []
     table = dataset.samples(*known)
-    return in_parallel(lambda row: _meta(dataset, table, row), range(len(table)))
+    count = min(most or len(table), len(table))
+    rows = (number * len(table) // count for number in range(count))
+    return in_parallel(lambda row: _meta(dataset, table, row), rows)
 
 
 def _meta(dataset: Dataset, table: SampleTable, row: int) -> dict[str, Any]:

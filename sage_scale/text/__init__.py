@@ -2,6 +2,7 @@
 
 from sage_scale.text.languages import MBART50_CODES, UNSPACED, language_code, primary_subtag
 from sage_scale.text.pseudogloss import PseudoGlosser, TextSettings, glosser, pseudo_glosses, words
+from sage_scale.text.writing import normal_form, split_words, unspaced
 
 __all__ = [
     "MBART50_CODES",
@@ -10,7 +11,10 @@ __all__ = [
     "TextSettings",
     "glosser",
     "language_code",
+    "normal_form",
     "primary_subtag",
     "pseudo_glosses",
+    "split_words",
+    "unspaced",
     "words",
 ]

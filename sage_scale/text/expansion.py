@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from sage_scale.errors import CheckpointError
+from sage_scale.text.tokenizer import composed, encode_texts
 
 NOISE = 1e-5
 """Variance of the noise over that of the embeddings (Hewitt 2021)."""
@@ -44,12 +45,12 @@ def missing_characters(tokenizer: Any, sentences: Iterable[str]) -> list[str]:
         return []
     normalizer = tokenizer.backend_tokenizer.normalizer
     characters: set[str] = set()
-    for character in {character for sentence in sentences for character in sentence}:
+    for character in {character for sentence in sentences for character in composed(tokenizer, sentence)}:
         characters |= set(normalizer.normalize_str(character) if normalizer else character)
     wanted = sorted(character for character in characters if not character.isspace())
     if not wanted:
         return []
-    encoded = tokenizer(wanted, add_special_tokens=False)["input_ids"]
+    encoded = encode_texts(tokenizer, wanted)
     return [character for character, ids in zip(wanted, encoded) if unknown in ids]
 
 

@@ -7,7 +7,8 @@ import re
 from typing import Protocol
 
 from sage_scale.errors import RecipeError
-from sage_scale.text.languages import UNSPACED, primary_subtag
+from sage_scale.text.languages import primary_subtag
+from sage_scale.text.writing import unspaced
 
 
 class TextSettings(Protocol):
@@ -84,7 +85,7 @@ class PseudoGlosser:
 
 def words(sentence: str, language: str) -> list[str]:
     """The words of a sentence without punctuation; its characters where words are not spaced."""
-    pattern = r"[^\W_]" if primary_subtag(language) in UNSPACED else r"[^\W_]+(?:[-'’.,][^\W_]+)*"
+    pattern = r"[^\W_]" if unspaced(language) else r"[^\W_]+(?:[-'’.,][^\W_]+)*"
     return re.findall(pattern, sentence) or sentence.split()
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,66 @@ def set_language(tokenizer: Any, language: str) -> int:
     return int(number)
 
 
+def encode_texts(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
+    """Returns the ids of the subwords of each text, without special tokens.
+
+    A text is text, also where it spells a special token: "</s>", "<mask>" and "de_DE" in a sentence become subwords of
+    their letters, never the token. `split_special_tokens` alone does not do this, since the special tokens are pieces
+    of mBART's and XGLM's unigram vocabulary as well.
+    """
+    texts = [composed(tokenizer, text) for text in texts]
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+    special = {number: str(t.content) for number, t in tokenizer.added_tokens_decoder.items() if t.special}
+    rows = []
+    for number, ids in enumerate(encoded["input_ids"]):
+        if not special.keys().isdisjoint(ids):
+            pieces = encoded.encodings[number].tokens
+            ids = [part for pair in zip(ids, pieces) for part in _spelled(tokenizer, *pair, special)]
+        rows.append(list(ids))
+    return rows
+
+
+def _spelled(tokenizer: Any, number: int, piece: str, special: Mapping[int, str]) -> list[int]:
+    """A subword's id; of one that is a special token by its letters, the ids of the pieces that spell it."""
+    if number not in special:
+        return [number]
+    name = next((name for name in special.values() if name in piece), None)
+    if name is None:  # an unknown character
+        return [number]
+    # Cut behind its first letter, no part of it is the token any more.
+    cut = piece.index(name) + 1
+    found = []
+    for part in (piece[: cut - 1], piece[cut - 1 : cut], piece[cut:]):
+        for token in tokenizer.backend_tokenizer.model.tokenize(part) if part else ():
+            found += _spelled(tokenizer, token.id, token.value, special)
+    return found
+
+
+def composed(tokenizer: Any, text: str) -> str:
+    """The text in NFKC where the tokenizer's normaliser means to do that: the one of `tokenizers` looks at single
+    characters where letter and marks together have six bytes or more, and loses composed kana and Hangul."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if text.isascii() or normalizer is None or normalizer.normalize_str("ﬁ") != "fi":
+        return text
+    return _nfkc(text)
+
+
+def _nfkc(text: str) -> str:
+    # The full-width tilde is what SentencePiece's rules leave alone.
+    return "～".join(unicodedata.normalize("NFKC", part) for part in text.split("～"))
+
+
+def unknown_share(tokenizer: Any, texts: Iterable[str]) -> float:
+    """Returns the share of a text's subwords that are the unknown token, 0 to 1; spaces alone are no subwords."""
+    space = tokenizer.convert_tokens_to_ids("\u2581")
+    counts = Counter(number for row in encode_texts(tokenizer, texts) for number in row)
+    if space != tokenizer.unk_token_id:
+        counts.pop(space, None)
+    return counts[tokenizer.unk_token_id] / counts.total() if counts else 0.0
+
+
 def train_sentencepiece(sentences: Iterable[str], vocabulary: int, language: str = "de") -> MBart50Tokenizer:
     """A tokenizer in mBART-50's form over a unigram model of at most `vocabulary` pieces.
 
@@ -91,7 +153,7 @@ def train_xglm_tokenizer(sentences: Iterable[str], vocabulary: int) -> XGLMToken
 
 
 def _train_unigram(sentences: Iterable[str], vocabulary: int) -> Any:
-    lines = [line for sentence in sentences if (line := " ".join(sentence.split()))]
+    lines = [line for sentence in sentences if (line := " ".join(_nfkc(sentence).split()))]
     if not lines:
         raise RecipeError("a vocabulary needs sentences: there is no text to train it on")
     buffer = io.BytesIO()

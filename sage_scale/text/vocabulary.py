@@ -25,7 +25,8 @@ from transformers import AutoModelForSeq2SeqLM
 
 from sage_scale.errors import CheckpointError
 from sage_scale.text.hub import model_place
-from sage_scale.text.tokenizer import load_tokenizer, set_language
+from sage_scale.text.tokenizer import encode_texts, load_tokenizer, set_language
+from sage_scale.text.writing import split_words, unspaced
 
 _TOKEN_IDS = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
               "forced_eos_token_id")  # fmt: skip
@@ -41,12 +42,14 @@ class SplitLoss:
     """Sentences that are encoded differently."""
     words: int
     words_changed: int
-    """Running words cut into other (smaller) pieces, or lost (sentences, where words are not spaced)."""
+    """Running words that are cut into other (smaller) pieces, or lost."""
     tokens_before: int
     tokens_after: int
     unknown_before: int
     unknown_after: int
     """Tokens that are `<unk>`."""
+    unit: str = "words"
+    """`characters` in a language that is written without spaces, each looked at alone."""
     examples: list[str] = field(default_factory=list)
     """The most frequent changed words, with their pieces before and after."""
 
@@ -70,7 +73,7 @@ class TrimReport:
         ]
         for name, loss in self.splits.items():
             lines.append(
-                f"{name}: {loss.words_changed:,} of {loss.words:,} words re-segmented, "
+                f"{name}: {loss.words_changed:,} of {loss.words:,} {loss.unit} re-segmented, "
                 f"{loss.unknown_after - loss.unknown_before:,} more <unk>, tokens {loss.tokens_before:,} -> "
                 f"{loss.tokens_after:,}, {loss.sentences_changed:,} of {loss.sentences:,} sentences touched"
             )
@@ -81,7 +84,7 @@ def kept_pieces(tokenizer: Any, texts: Iterable[str]) -> list[int]:
     """Ids to keep, ascending: special tokens and language codes, single characters, pieces used by `texts`."""
     kept = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     kept |= {number for piece, number in tokenizer.get_vocab().items() if len(piece) == 1}
-    for ids in _encode(tokenizer, list(texts)):
+    for ids in encode_texts(tokenizer, texts):
         kept.update(ids)
     return sorted(kept)
 
@@ -175,7 +178,7 @@ def trim_vocabulary(
         parameters_before=model.num_parameters(),
         parameters_after=smaller.num_parameters(),
         splits={
-            name: measure_loss(tokenizer, trimmed, kept, texts)
+            name: measure_loss(tokenizer, trimmed, kept, texts, language)
             for name, texts in {"train": sentences, **(check or {})}.items()
         },
     )
@@ -185,12 +188,14 @@ def trim_vocabulary(
     return report
 
 
-def measure_loss(before: Any, after: Any, kept: Sequence[int], texts: Sequence[str]) -> SplitLoss:
-    """Compare the encodings of `texts` by both tokenizers."""
-    old, new = _encode(before, texts), [[kept[i] for i in ids] for ids in _encode(after, texts)]
-    words = Counter(word for text in texts for word in text.split())
+def measure_loss(
+    before: Any, after: Any, kept: Sequence[int], texts: Sequence[str], language: str = "de"
+) -> SplitLoss:
+    """Returns how the encodings of `texts`, sentences in `language` (BCP 47), by both tokenizers differ."""
+    old, new = encode_texts(before, texts), [[kept[i] for i in ids] for ids in encode_texts(after, texts)]
+    words = Counter(word for text in texts for word in split_words(text, language))
     distinct = sorted(words)
-    pairs = zip(_encode(before, distinct), _encode(after, distinct), strict=True)
+    pairs = zip(encode_texts(before, distinct), encode_texts(after, distinct), strict=True)
     changed = {
         word: f"{_spell(before, a)} -> {_spell(after, b)}"
         for word, (a, b) in zip(distinct, pairs, strict=True)
@@ -204,6 +209,7 @@ def measure_loss(before: Any, after: Any, kept: Sequence[int], texts: Sequence[s
         tokens_before=sum(map(len, old)),
         tokens_after=sum(map(len, new)),
         unknown_before=sum(ids.count(before.unk_token_id) for ids in old),
+        unit="characters" if unspaced(language) else "words",
         unknown_after=sum(ids.count(before.unk_token_id) for ids in new),
         examples=[changed[word] for word in sorted(changed, key=lambda word: (-words[word], word))[:20]],
     )
@@ -211,7 +217,3 @@ def measure_loss(before: Any, after: Any, kept: Sequence[int], texts: Sequence[s
 
 def _spell(tokenizer: Any, ids: list[int]) -> str:
     return " ".join(tokenizer.convert_ids_to_tokens(ids))
-
-
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []

@@ -32,7 +32,8 @@ def translate_split(
     change: Change | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a clip, in dataset order, on every rank: key, id, hypothesis, reference, pseudo-glosses, segments.
+    """Returns a row a clip, in dataset order, on every rank: key, id, language, hypothesis, reference, pseudo-glosses,
+    segments, frames, signer.
 
     `change` may replace the video of a batch, for controls (blank videos).
     """
@@ -47,16 +48,17 @@ def translate_split(
         if not batch.keys:
             continue
         video = change(batch.video) if change else batch.video
+        languages = [meta["language"] or recipe.corpus.language for meta in batch.metas]
         with precision():
             hypotheses = model.generate(
                 video.to(ranks.device),
                 tokenizer,
-                [meta["language"] for meta in batch.metas],
+                languages,
                 beams=evaluation.beams,
                 max_tokens=evaluation.max_tokens,
                 length_penalty=evaluation.length_penalty,
             )
-        rows += _rows(batch, hypotheses)
+        rows += _rows(batch, languages, hypotheses)
         if progress:
             progress(len(rows))
     # Ranks take every W-th clip; the dataset's order is put back.
@@ -66,6 +68,14 @@ def translate_split(
     for row in rows:
         del row["place"]
     return rows
+
+
+def sides(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str], list[str]]:
+    """Returns hypotheses, references and languages of some rows, as `evaluation.score` takes them."""
+    hypotheses, references, languages = (
+        [str(row[name]) for row in rows] for name in ("hypothesis", "reference", "language")
+    )
+    return hypotheses, references, languages
 
 
 def has_split(data: Sequence[Dataset], split: str) -> bool:
@@ -83,12 +93,13 @@ def blank(video: PackedVideo) -> PackedVideo:
     return replace(video, frames_FCHW=torch.full_like(video.frames_FCHW, 128))
 
 
-def _rows(batch: Batch, hypotheses: list[str]) -> list[dict[str, Any]]:
+def _rows(batch: Batch, languages: list[str], hypotheses: list[str]) -> list[dict[str, Any]]:
     return [
         {
             "place": int(place),
             "key": key,
             "id": meta["id"],
+            "language": language,
             "hypothesis": hypothesis,
             "reference": meta["sentence"],
             "pseudo_glosses": meta["pseudo_glosses"],
@@ -96,7 +107,7 @@ def _rows(batch: Batch, hypotheses: list[str]) -> list[dict[str, Any]]:
             "frames": meta["frames"],
             "signer": meta["signer"],
         }
-        for place, key, meta, hypothesis, segments in zip(
-            batch.positions_B, batch.keys, batch.metas, hypotheses, batch.segments
+        for place, key, meta, language, hypothesis, segments in zip(
+            batch.positions_B, batch.keys, batch.metas, languages, hypotheses, batch.segments
         )
     ]

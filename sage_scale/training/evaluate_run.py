@@ -1,7 +1,7 @@
 """Scores of a trained run on unseen clips, beside the controls that a translator must beat.
 
-Writes `scores.json` (the mapping of `sage_scale.evaluation.score` for the split, with controls beside it),
-`predictions/<split>.jsonl` and `timelines/` for the report.
+Writes into `scores.json` an entry of the split (the mapping of `sage_scale.evaluation.score`, with controls beside it;
+other splits keep theirs), `predictions/<split>.jsonl` and, for the report, `timelines/<split>.json`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import torch
 from sage_scale.config import Recipe
 from sage_scale.config.recipe import values_of
 from sage_scale.errors import DatasetError, UsageError
-from sage_scale.evaluation.baselines import nearest_in_length, prior_sentence
+from sage_scale.evaluation.baselines import text_controls
 from sage_scale.evaluation.metrics import content_f1, score
+from sage_scale.evaluation.stored import write_scores
 from sage_scale.shards import Dataset, read_texts
 from sage_scale.streaming import Data, open_datasets, open_evaluation
 from sage_scale.training import distributed
-from sage_scale.training.decode import blank, has_split, translate_split
+from sage_scale.training.decode import blank, has_split, sides, translate_split
 from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator
 from sage_scale.training.inherited import contradictions, described
@@ -36,7 +37,7 @@ Say = Callable[[str], None]
 def run(
     run_folder: str | Path, data: Data, split: str = "test", controls: bool = True, say: Say = lambda _: None
 ) -> dict[str, Any]:
-    """Translate `split` with the run's export and score it; returns what `scores.json` holds.
+    """Translate `split` with the run's export and score it; returns its entry of `scores.json`.
 
     Where the dataset has a split `<split>_heldout` (signers never seen in training), it is scored as well.
     """
@@ -53,7 +54,6 @@ def run(
     model, tokenizer, recipe = load_translator(folder, ranks.device)
     for line in contradictions(recipe, datasets):
         say(line)
-    language = recipe.corpus.language
     use_bf16 = recipe.finetune.precision != "fp32" and fast_bf16(ranks.device)
 
     def precision() -> Any:
@@ -66,14 +66,7 @@ def run(
     rows = translate(split)
     if not rows:  # all that was planned for it was rejected
         raise DatasetError(f"{datasets[0].url} has no clip in split '{split}'")
-    references = [row["reference"] for row in rows]
-    scores = score([row["hypothesis"] for row in rows], references, language)
-    result: dict[str, Any] = {
-        **scores,
-        "split": split,
-        "clips": len(rows),
-        "content_f1": content_f1([row["hypothesis"] for row in rows], references, language),
-    }
+    result: dict[str, Any] = {**score(*sides(rows)), "split": split, "content_f1": content_f1(*sides(rows))}
     if recipe.model.kind == "sage":  # a token is a segment
         segments, frames = sum(len(row["segments"]) for row in rows), sum(row["frames"] for row in rows)
         result["token_ratio"] = segments / max(frames, 1)
@@ -82,52 +75,53 @@ def run(
         write_rows(folder / "predictions" / f"{split}.jsonl", rows)
     heldout = translate(f"{split}_heldout")
     if heldout:
-        result["heldout"] = {
-            **score([row["hypothesis"] for row in heldout], [row["reference"] for row in heldout], language),
-            "clips": len(heldout),
-        }
+        result["heldout"] = score(*sides(heldout))
         if ranks.first:
             write_rows(folder / "predictions" / f"{split}_heldout.jsonl", heldout)
     if controls:
         say("scoring the controls")
-        result["controls"] = _controls(recipe, datasets, rows, translate(split, blank), language)
+        result["controls"] = _controls(recipe, datasets, rows, translate(split, blank))
     if ranks.first:
-        (folder / "scores.json").write_text(
-            json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        write_timelines(recipe, datasets, split, rows, folder / "timelines" / "timelines.json")
-        record_timing(folder, "evaluate", time.monotonic() - started, memory_mb(ranks.device))
+        if lost := write_scores(folder, split, result):
+            say(lost)
+        write_timelines(recipe, datasets, split, rows, folder / "timelines" / f"{split}.json")
+        name = "evaluate" if split == "test" else f"evaluate {split}"
+        record_timing(folder, name, time.monotonic() - started, memory_mb(ranks.device))
     return result
 
 
 def _controls(
-    recipe: Recipe,
-    data: Sequence[Dataset],
-    rows: list[dict[str, Any]],
-    blind: list[dict[str, Any]],
-    language: str,
+    recipe: Recipe, data: Sequence[Dataset], rows: list[dict[str, Any]], blind: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What a translator must beat: wrong videos, no video, and training sentences chosen without looking."""
-    references = [row["reference"] for row in rows]
-    hypotheses = [row["hypothesis"] for row in rows]
+    hypotheses, references, languages = sides(rows)
     train = [
         meta
         for dataset in data
         for meta in read_texts(dataset)
         if meta["split"] == "train" and meta["sentence"]
     ]
-    sentences = [meta["sentence"] for meta in train]
-    lengths = [int(meta["frames"]) for meta in train]
-    # A translation depends on its own video alone, so exchanging videos is exchanging hypotheses.
-    shift = derangement(len(rows), seed=recipe.finetune.seed)
-    return {
-        "exchanged_videos": score([hypotheses[i] for i in shift], references, language),
-        "blank_videos": score([row["hypothesis"] for row in blind], references, language),
-        "nearest_in_length": score(
-            nearest_in_length(sentences, lengths, [row["frames"] for row in rows]), references, language
-        ),
-        "prior_sentence": score([prior_sentence(sentences, language)] * len(rows), references, language),
+    answers = text_controls(
+        [meta["sentence"] for meta in train],
+        [int(meta["frames"]) for meta in train],
+        [row["frames"] for row in rows],
+        languages,
+        [meta["language"] or recipe.corpus.language for meta in train],
+    )
+    # A translation depends on its own video and language alone, so exchanging videos of one language is exchanging
+    # hypotheses.
+    exchanged = list(hypotheses)
+    for tag in set(languages):
+        places = [place for place, other in enumerate(languages) if other == tag]
+        for place, other in zip(places, derangement(len(places), seed=recipe.finetune.seed)):
+            exchanged[place] = hypotheses[places[other]]
+    controls = {
+        "exchanged_videos": exchanged,
+        "blank_videos": [row["hypothesis"] for row in blind],
+        "nearest_in_length": answers["nearest_length"],
+        "prior_sentence": answers["prior"],
     }
+    return {name: score(texts, references, languages) for name, texts in controls.items()}
 
 
 def derangement(count: int, seed: int) -> list[int]:
@@ -176,6 +170,7 @@ def write_timelines(
                     "id": meta["id"],
                     "sentence": meta["sentence"],
                     "hypothesis": by_key[key]["hypothesis"],
+                    "language": by_key[key]["language"],
                     "fps": meta["fps"],
                     "frames": meta["frames"],
                     "segments": segments.tolist(),

@@ -15,7 +15,7 @@ from sage_scale.config import Recipe
 from sage_scale.evaluation.metrics import score
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
-from sage_scale.training.decode import translate_split
+from sage_scale.training.decode import sides, translate_split
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import check_language_model
 from sage_scale.training.meter import video_sizes
@@ -82,9 +82,7 @@ class TranslationTask(Task):
         )
         if not rows:
             return {"clips": 0}, 0.0
-        scores = score(
-            [row["hypothesis"] for row in rows], [row["reference"] for row in rows], recipe.corpus.language
-        )
+        scores = score(*sides(rows))
         shown = {name: scores[name] for name in ("bleu4", "bleu1", "rouge_l")}
         return {"clips": len(rows), **shown}, float(scores["bleu4"])
 

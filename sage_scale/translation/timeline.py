@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
-import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sage_scale.errors import UsageError
+from sage_scale.reporting.figures import letters
 from sage_scale.shards import Sample
 from sage_scale.translation.translate import Translation
 
-MOST_PICTURES = 24
-"""More would be too small to see; of a longer video, evenly chosen segments are shown."""
+WIDTH, MARGIN, LEAST = 12.0, 0.3, 0.35
+"""Of the figure, of its sides, and of the narrowest picture, inches."""
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 FONTS = (
     "DejaVu Sans",
@@ -31,7 +33,8 @@ COLOURS = ("#3b6fd4", "#d9822b", "#2e9e83", "#a94fb8", "#c8453c", "#7a8b2f")
 
 
 def write_timeline(translation: Translation, path: Path) -> None:
-    """Write the figure to `path`; its suffix says the kind. One thumbnail a segment, up to MOST_PICTURES.
+    """Write the figure to `path`; its suffix says the kind. A picture of each segment stands above it, as far as there
+    is room.
 
     Raises UsageError for an unknown suffix or a folder that is not there.
     """
@@ -46,28 +49,21 @@ def write_timeline(translation: Translation, path: Path) -> None:
     plt.rcParams["font.family"] = [name for name in FONTS if name in installed] or ["sans-serif"]
     segments, fps = translation.segments, translation.fps
     pictures = segment_pictures(translation.sample)
-    most = min(len(segments), MOST_PICTURES) if pictures else 0
-    shown = sorted({round(place) for place in np.linspace(0, len(segments) - 1, most)})
-    rows = math.ceil(len(shown) / 12)
-    columns = math.ceil(len(shown) / rows) if rows else 1
-    title = textwrap.fill(translation.sentence or "(no words)", 84)
-    heights = [1.0] * rows + [0.75]
-    figure = plt.figure(
-        figsize=(12, 1.15 * rows + 1.1 + 0.32 * (title.count("\n") + 1)), layout="constrained"
-    )
-    grid = figure.add_gridspec(rows + 1, columns, height_ratios=heights)
-    for place, number in enumerate(shown):
-        axes = figure.add_subplot(grid[divmod(place, columns)])
-        axes.imshow(pictures[number])
-        axes.set(xticks=[], yticks=[])
-        for spine in axes.spines.values():
-            spine.set(color=COLOURS[number % len(COLOURS)], linewidth=2.5)
-        axes.set_xlabel(f"{number + 1}", fontsize=8, color=COLOURS[number % len(COLOURS)], labelpad=2)
-    bars = figure.add_subplot(grid[rows, :])
+    # 84 letters are the width of the figure; East Asian ones are twice as wide.
+    sentence = translation.sentence or "(no words)"
+    title = textwrap.fill(sentence, max(int(84 * len(sentence) / letters(sentence)), 20))
+    strip = 1.2 if pictures else 0.0
+    height = strip + 1.2 + 0.32 * (title.count("\n") + 1)
+    figure = plt.figure(figsize=(WIDTH, height))
+    across = [MARGIN / WIDTH, 1 - 2 * MARGIN / WIDTH]
+    bars = figure.add_axes((across[0], 0.5 / height, across[1], 0.6 / height))
+    if pictures:
+        above = figure.add_axes((across[0], 1.15 / height, across[1], strip / height), sharex=bars)
+        _draw_pictures(above, translation, pictures, strip)
     for number, (start, end) in enumerate(segments):
         bars.barh(0, (end - start) / fps, left=start / fps, height=0.8, color=COLOURS[number % len(COLOURS)],
                   edgecolor="white", linewidth=1)  # fmt: skip
-        if (end - start) * 60 >= translation.frames or len(segments) <= MOST_PICTURES:
+        if (end - start) * 60 >= translation.frames or len(segments) <= 24:
             bars.text(
                 (start + end) / 2 / fps,
                 0,
@@ -80,11 +76,39 @@ def write_timeline(translation: Translation, path: Path) -> None:
     bars.set(xlim=(0, translation.frames / fps), ylim=(-0.5, 0.5), yticks=[], xlabel="time, seconds")
     for side in ("left", "right", "top"):
         bars.spines[side].set_visible(False)
-    figure.suptitle(title, fontsize=13, parse_math=False)
+    figure.suptitle(title, y=1 - 0.08 / height, va="top", fontsize=13, parse_math=False)
     try:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     finally:
         plt.close(figure)
+
+
+def _draw_pictures(
+    axes: Any, translation: Translation, pictures: Sequence[np.ndarray], height: float
+) -> None:
+    """Each picture above the middle of its segment and as wide as it, cut at its sides; LEAST inches where the segment
+    is narrower, and what would then overlap is left out. `height` is that of the axes, inches."""
+    seconds = translation.frames / translation.fps
+    scale = (WIDTH - 2 * MARGIN) / seconds  # inches a second
+    free = -1.0
+    for number, (start, end) in enumerate(translation.segments / translation.fps):
+        picture = pictures[number]
+        rows, columns = picture.shape[:2]
+        width = min(max((end - start) * scale - 0.03, LEAST), height * columns / rows) / scale
+        left = (start + end) / 2 - width / 2
+        if left < free:
+            continue
+        free = left + width
+        shown = min(columns, max(1, round(width * scale / height * rows)))
+        first = (columns - shown) // 2
+        image = axes.imshow(
+            picture[:, first : first + shown], extent=(left, left + width, 0, 1), aspect="auto", clip_on=False
+        )
+        image.set_gid(f"segment {number + 1}")
+        axes.plot([left, left + width], [-0.02] * 2, color=COLOURS[number % len(COLOURS)], linewidth=3,
+                  solid_capstyle="butt", clip_on=False)  # fmt: skip
+    axes.set(xlim=(0, seconds), ylim=(0, 1))
+    axes.set_axis_off()
 
 
 def check_target(path: Path) -> None:

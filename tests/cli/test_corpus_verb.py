@@ -70,6 +70,25 @@ def test_inspect_warns_of_a_language_that_sage_cannot_be_trained_on(tmp_path) ->
     assert "warning" not in invoke(*arguments, "--recipe", "sign2gpt-demo").stdout
 
 
+def test_chinese_is_counted_in_characters_and_named_so(tmp_path) -> None:
+    sentences = [
+        ("train", "zh", "今天天气好"),
+        ("train", "zh-Hant", "明天 天气好"),
+        ("test", "ja", "雨です"),
+        ("test", "de", "es regnet"),
+        ("test", "ko", "비가 온다"),
+    ]
+    rows = [
+        {"id": str(n), "video": f"{n}.mp4", "sentence": sentence, "language": tag, "split": split}
+        for n, (split, tag, sentence) in enumerate(sentences)
+    ]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shown = invoke("inspect", "--corpus", "manifest", "--root", tmp_path).stdout.splitlines()
+    train, test = (next(line for line in shown if line.startswith(split)) for split in ("train", "test"))
+    assert "  5 characters  zh" in train, "今天气好明"
+    assert "  4 + 3 characters  " in test
+
+
 def test_wrong_usage_is_one_line(tmp_path) -> None:
     for arguments, words in (
         (["make", "--recipe", "demo"], "--root PATH"),

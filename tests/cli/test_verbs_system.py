@@ -57,7 +57,7 @@ def test_a_run_from_stage_1_to_its_report(world):
     call("finetune", *data)
     assert steps(run, "finetune") == list(range(1, 9))
     printed = call("evaluate", *data)
-    scores = json.loads((run / "scores.json").read_text())
+    scores = json.loads((run / "scores.json").read_text())["test"]
     assert f"BLEU-4 {scores['bleu4']:.2f}" in printed and "7 clips" in printed
     assert call("report", run).strip() == str(run / "report.html")
     page = (run / "report.html").read_text()

@@ -47,3 +47,16 @@ def test_nothing_to_learn_from_is_said():
         prior_sentence([])
     with pytest.raises(UsageError, match="2 training sentences for 1 lengths"):
         nearest_in_length(["a", "b"], [3], [4])
+
+
+def test_controls_answer_in_the_language_of_the_clip():
+    answers = text_controls(
+        ["am tag regen im norden", "明天北京下雨", "im süden sonne und wind"], [50, 60, 90],
+        [61, 61, 89], ["zh-CN", "de-AT", "de"], ["de", "zh", "de"],
+    )  # fmt: skip
+    assert answers["nearest_length"] == ["明天北京下雨", "am tag regen im norden", "im süden sonne und wind"]
+    assert (
+        answers["prior"][0] == "明天北京下雨" and answers["prior"][1] == answers["prior"][2] != "明天北京下雨"
+    )
+    french = text_controls(["am tag"], [5], [7], ["fr"], ["de"])
+    assert french == {"prior": ["am tag"], "nearest_length": ["am tag"]}  # nothing better is known

@@ -6,13 +6,21 @@ import csv
 import json
 import math
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
 import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from sage_scale.errors import UsageError
 from sage_scale.evaluation import PRESETS, content_f1, rouge_l, score, score_as
+from sage_scale.text.tokenizer import encode_texts, train_sentencepiece
+from sage_scale.text.writing import normal_form, restore_punctuation
+
+tokenizer_13a = Tokenizer13a()
 
 METRICS = Path(__file__).parents[3] / "shared" / "data" / "metrics"
 
@@ -114,6 +122,100 @@ def test_bad_input_is_one_clear_line(hypotheses, references, says):
     for function in (score, rouge_l, content_f1):
         with pytest.raises(UsageError, match=says):
             function(hypotheses, references, "de")
+
+
+CHINESE = [
+    ("你3月21号去北京吗？", "你3月20号去北京吗？"),
+    ("他用iPhone打电话，很贵。", "他用 iPhone 打电话，真的很贵。"),
+    ("今天-5到12.5度！", "今天-5到13.5度！"),
+]
+
+
+@pytest.mark.parametrize("preset", ["neccam", "sign2gpt", "gfslt", "sage", "uni-sign"])
+def test_chinese_is_scored_as_the_publications_scripts_do(preset):
+    """Every character alone, digits and Latin letters too, and no full stop: " ".join(list(text)) in their scripts."""
+    hypotheses, references = zip(*CHINESE)
+    apart = [[" ".join(text.replace(" ", "")) for text in texts] for texts in (hypotheses, references)]
+    wanted = sacrebleu.corpus_bleu(apart[0], [apart[1]], tokenize="13a", force=True)
+    ours = score_as(preset, hypotheses, references, "zh-CN")
+    assert ours["bleu4"] == pytest.approx(wanted.score) and "tok:char" in ours["signature"]
+    beta = PRESETS[preset].rouge_beta
+    assert ours["rouge_l"] == pytest.approx(rouge_l(*apart, "de", beta))
+
+
+def test_sacrebleus_own_chinese_tokeniser_keeps_digits_together():
+    """`score` and the preset `sacrebleu` say tok:zh; the other figure is per character."""
+    ours = score(["在2021年"], ["在2020年"], "zh")
+    assert ours["bleu1"] == pytest.approx(100 * 2 / 3) and ours["bleu1_none"] == pytest.approx(100 * 5 / 6)
+    assert score_as("sacrebleu", ["在2021年"], ["在2020年"], "zh")["bleu1"] == ours["bleu1"]
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("zh", "你好，我们（三个人）１２点见……好吗？真的！"),
+        ("zh-TW", "「對」；他說：『１００％』～"),
+        ("ja", "ﾃﾞｰﾀは５０％です。カ\u3099"),
+        ("ar", "\ufefbزم ﷲ"),
+        ("de", "a\u0308hnlich … ﬁndet ½ \u00a0 m²\u200b"),
+        ("fa", "می\u200cروم"),
+        ("ko", "\u1112\u1161\u11ab국어"),
+        ("hi", "क\u093c\u093f\u200d"),
+    ],
+)
+def test_what_mbarts_normaliser_makes_of_a_reference_scores_100(language, text):
+    """A translator that is always right writes the text as its tokenizer gives it back."""
+    texts = [text, text + " " + text]
+    tokenizer = train_sentencepiece(texts, 200)
+    given_back = [tokenizer.decode(ids) for ids in encode_texts(tokenizer, texts)]
+    ours = score(given_back, texts, language)
+    assert ours["rouge_l"] == pytest.approx(100) and ours["bleu1"] == pytest.approx(100)
+    assert "norm:nfkc" in ours["signature"]
+    restored = [restore_punctuation(t, language) for t in given_back]
+    assert score(restored, texts, language)["rouge_l"] == pytest.approx(100)
+    assert content_f1(given_back, texts, language) == pytest.approx(100)
+
+
+@given(st.text(min_size=1, max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_the_normal_form_is_one(text):
+    form = normal_form(text)
+    assert normal_form(form) == form and normal_form(restore_punctuation(form, "zh")) == form
+    assert normal_form(unicodedata.normalize("NFD", text)) == form
+
+
+def test_each_language_is_cut_by_its_own_tokeniser_and_scored_alone():
+    german = [
+        ("am montag, im norden.", "am montag , im norden ."),
+        ("es regnet heute viel", "es regnet heute viel"),
+    ]
+    chinese = [("明天北京天气很好", "明天上海天气很好"), ("你好，再见", "你好,再见")]
+    pairs = [german[0], chinese[0], german[1], chinese[1]]
+    languages = ["de", "zh", "de", "zh"]
+    both = score(*zip(*pairs), languages)
+    assert (
+        list(both["languages"]) == ["de", "zh"] and both["clips"] == 4 and "tok:13a+zh" in both["signature"]
+    )
+    for tag, some in (("de", german), ("zh", chinese)):
+        assert both["languages"][tag] == score(*zip(*some), tag)
+    # Overall: the counts of all sentences, each cut by its own tokeniser.
+    cut = [
+        [" ".join(x) if tag == "zh" else tokenizer_13a(x) for x in pair]
+        for pair, tag in zip(pairs, languages)
+    ]
+    wanted = sacrebleu.corpus_bleu(
+        [normal_form(h) for h, _ in cut], [[normal_form(r) for _, r in cut]], tokenize="none", force=True
+    )
+    assert both["bleu4"] == pytest.approx(wanted.score)
+    alone = [both["languages"][tag]["rouge_l"] for tag in ("de", "zh")]
+    assert both["rouge_l"] == pytest.approx(sum(alone) / 2)
+    with pytest.raises(UsageError, match="3 languages for 4 references"):
+        score(*zip(*pairs), languages[:3])
+
+
+def test_one_language_for_all_is_the_same_as_naming_it_for_each():
+    hypotheses, references = ["am tag regen", "im süden"], ["am tag viel regen", "im norden"]
+    assert score(hypotheses, references, ["de", "de"]) == score(hypotheses, references, "de")
 
 
 def test_presets_differ_only_by_their_stated_conventions():

@@ -28,6 +28,26 @@ def dataset(tmp_path: Path) -> Dataset:
     return make_dataset(open_store(tmp_path / "data"), tmp_path, clips=30)
 
 
+def test_stats_count_words_where_they_are_spaced_and_characters_elsewhere(tmp_path, capsys) -> None:
+    texts = [("de", "am montag regnet es"), ("zh-CN", "今天 下雨。"), ("th", "ฝนตก"), ("en", "")]
+    samples = [make_sample(f"clip {number}") for number in range(len(texts))]
+    for sample, (language, sentence) in zip(samples, texts, strict=True):
+        sample.meta.update(language=language, sentence=sentence)
+    store = open_store(tmp_path / "data")
+    info = start_dataset(
+        store, DatasetInfo(kind="features", recipe="0" * 16, manifest="0" * 16,
+                           units=(PlannedUnit(split="train", clips=4),)))  # fmt: skip
+    write_shard(tmp_path / "a.tar", samples, unit=0, split="train", dataset=info.digest)
+    publish_shard(store, tmp_path / "a.tar")
+    [part] = statistics(finish_dataset(store))
+    assert (part.words["total"], part.characters["total"]) == (4, 9) and part.characters["max"] == 5
+    assert run(["shards", "stats", str(tmp_path / "data")]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"words +mean 2.0 .*total 4\n", shown) and re.search(
+        r"characters +mean 4.5 .*total 9\n", shown
+    )
+
+
 def test_it_is_sound_and_everything_is_inside(dataset: Dataset) -> None:
     root = ElementTree.fromstring(dataset_figure(dataset, statistics(dataset)))
     _, _, width, height = map(float, root.attrib["viewBox"].split())

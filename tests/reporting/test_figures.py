@@ -14,6 +14,7 @@ from sage_scale.reporting import figures
 from sage_scale.reporting.examples import differences, similarity
 from sage_scale.reporting.figures import Line
 from sage_scale.reporting.markup import brief, duration
+from sage_scale.reporting.prototypes import localisation_map
 
 finite = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 6))
 
@@ -161,6 +162,53 @@ def test_bars_of_the_timeline_lie_at_their_times():
         assert float(width) / (x1 - x0) * (t1 - t0) == pytest.approx((last - first) / 25, abs=0.02)
     assert ">REGEN</text>" in drawing
     assert "ICH: 2.40 to 2.44 s" in drawing and ">ICH</text>" not in drawing, "too narrow for its gloss"
+
+
+@given(
+    st.integers(20, 3000),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40)), max_size=150),
+)
+@settings(max_examples=60, deadline=None)
+def test_pictures_stand_over_their_segments_and_not_on_each_other(frames, steps):
+    segments, at = [], 0
+    for gap, length in steps:
+        if at + gap + length <= frames:
+            segments.append([at + gap, at + gap + length])
+            at += gap + length
+    strip = figures.film_strip(frames, segments, {n: f"jpeg{n}" for n in range(len(segments))})
+    bars = re.findall(r'<rect x="([\d.]+)" y="4" width="([\d.]+)"', figures.timeline(frames, 25.0, segments))
+    found = re.findall(
+        r'alt="segment (\d+)" src="[^"]*base64,jpeg(\d+)" style="left:(-?[\d.]+)%;width:([\d.]+)%', strip
+    )
+    assert bool(found) == bool(segments)
+    right = 0.0
+    for number_, jpeg, left, width in found:
+        assert int(number_) == int(jpeg) + 1
+        x, w = (float(value) for value in bars[int(jpeg)])
+        start, wide = 9.6 * float(left), 9.6 * float(width)
+        assert start + wide / 2 == pytest.approx(x + w / 2, abs=1.1), "centred over its bar"
+        assert wide <= max(w, figures.PICTURE_MIN) + 0.1 and start >= right - 0.1
+        right = start + wide
+
+
+def test_a_long_name_leaves_room_for_the_figure():
+    name = "donaudampfschifffahrtsgesellschaft" * 9
+    for token in (name, "字" * 200):
+        drawing = figures.matrix([[0.1, 0.2]], [token, "regen"], [[0, 5]], 25)
+        assert float(re.findall(r'viewBox="0 0 (\d+)', drawing)[0]) < 300
+        assert f"<title>{token}</title>" in drawing and f"{token[:9]}" in drawing and "…" in drawing
+        clip = {"rows": [{"gloss": token, "presence": 0.9, "there": True, "values": [0.5, 0.5]}],
+                "times": [0, 10], "frames": 20, "fps": 25, "threshold": 0.5}  # fmt: skip
+        cell = re.findall(
+            r'class="cell token" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', localisation_map(clip)
+        )
+        assert len(cell) == 2 and all(float(x) < 600 and float(w) > 10 for x, w in cell)
+
+
+def test_texts_that_differ_in_their_normal_form_alone_are_equal():
+    assert differences("你好，再见！", "你好,再见!", spaced=False) == ("你好，再见！", "你好,再见!")
+    assert similarity("u\u0308ber １２", "über 12") == 1
+    assert differences("今天。", "明天。", spaced=False)[0] == '<mark class="lost">今</mark>天。'
 
 
 words = st.lists(st.sampled_from(["am", "tag", "regen", "<b>", "&", "wind"]), max_size=8)

@@ -14,6 +14,8 @@ import pytest
 from made_run import make_run
 
 from sage_scale.errors import StorageError, UsageError
+from sage_scale.evaluation.stored import read_scores
+from sage_scale.reporting.comparison import write_comparison
 from sage_scale.reporting.page import write_report
 from sage_scale.reporting.style import CSS
 
@@ -318,3 +320,92 @@ def test_datasets_that_differ_are_all_named(tmp_path):
     log.write_text(json.dumps(json.loads(start) | {"differing": differing}) + "\n" + rest)
     page = write_report(run).read_text()
     assert "segments by motion and uniform" in page and "corpus a and &lt;b&gt;" in page
+
+
+def rewrite(run: Path, **entries: object) -> None:
+    """scores.json by split: entries by name, of which each changes the scores of the made run."""
+    made = read_scores(run)["test"]
+    (run / "scores.json").write_text(
+        json.dumps({name: made | dict(entry) for name, entry in entries.items()})
+    )
+
+
+def test_every_split_has_its_own_scores_and_controls(run):
+    made = json.loads((run / "scores.json").read_text())
+    old = read(run)
+    rewrite(
+        run, dev={"bleu4": 22.22, "controls": {"blank_videos": made["heldout"] | {"bleu4": 3.33}}}, test={}
+    )
+    page = read(run)
+    assert "BLEU-4 on test" in page.text and "36.42" in page.text, "test is shown first, whatever the order"
+    assert "22.22" in page.text and "3.33" in page.text and "4.5×" in page.text
+    assert "dev, unseen signers" in page.text and "Controls that a translator must beat, dev" in page.text
+    rewrite(run, test={})
+    assert read(run).text == old.text, "scores.json of 0.1.0 is read"
+
+
+def test_a_run_scored_on_dev_alone_is_shown_with_dev(run):
+    (run / "predictions" / "test.jsonl").rename(run / "predictions" / "dev.jsonl")
+    rewrite(run, dev={})
+    page = read(run)
+    assert "BLEU-4 on dev" in page.text and "clips of dev" in page.text
+
+
+def test_scores_by_language_stand_beneath_the_whole(run):
+    made = json.loads((run / "scores.json").read_text())["heldout"]
+    rewrite(run, test={"languages": {"zh-Hans": made | {"bleu4": 12.34}, "<i>": made}})
+    path = run / "predictions" / "test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0] |= {"language": "zh", "reference": "今天北京天气很好", "hypothesis": "今天上海天气很好"}
+    path.write_text("\n".join(map(json.dumps, rows)))
+    page = read(run)
+    assert (
+        "test, zh-Hans" in page.text
+        and "12.34" in page.text
+        and "by its own language's tokeniser" in page.text
+    )
+    assert {a.get("lang") for tag, a in page.tags if tag == "td" and a.get("lang")} == {"de", "zh"}
+    assert '今天<mark class="lost">北京</mark>天气很好' in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "shown", "not_shown"),
+    [
+        ({"bleu4": 0.0}, ["best control, BLEU-4", "8.1"], ["0.0×", "against the best control"]),
+        ({"bleu4": 30.0, "controls": {"blank_videos": {"bleu4": 0.001}}}, ["best control"], ["×"]),
+        ({"clips": 1}, ["1 clip (too few to tell)"], ["1 clips"]),
+        ({"bleu4": 4.05}, ["0.5×", "8.1: blank videos"], []),
+        ({"clips": 96}, ["96 clips, ROUGE-L"], ["too few"]),
+    ],
+)
+def test_what_means_nothing_is_not_shown_with_pride(run, change, shown, not_shown):
+    rewrite(run, test=change)
+    text = read(run).text
+    tiles = text[: text.index("Scores and controls")]
+    assert all(words in tiles for words in shown) and not any(words in tiles for words in not_shown)
+
+
+def test_retrieval_says_among_how_many_and_nothing_among_one(run):
+    assert "dev, 48 clips; chance 2.1%" in read(run).text
+    log = run / "pretrain" / "log.jsonl"
+    log.write_text(log.read_text().replace('"clips": 48', '"clips": 1'))
+    assert "R@1" not in read(run).text
+    log.write_text(
+        log.read_text().replace('"clips": 1}', '"clips": 5}').replace('"clips": 1,', '"clips": 5,')
+    )
+    assert "5 clips (too few to tell); chance 20.0%" in read(run).text
+
+
+def test_runs_are_compared_on_a_split_that_both_have(whole, tmp_path):
+    one, other = (Path(shutil.copytree(whole, tmp_path / name)) for name in ("one", "other"))
+    rewrite(one, test={}, dev={"bleu4": 21.21})
+    rewrite(other, dev={"bleu4": 19.19})
+    text = Page(write_comparison([one, other]).read_text()).text
+    assert (
+        "21.2" in text
+        and "19.2" in text
+        and "36.4" not in text
+        and "Not scored on the same split" not in text
+    )
+    (one / "scores.json").write_bytes((whole / "scores.json").read_bytes())
+    assert "Not scored on the same split" in Page(write_comparison([one, other]).read_text()).text

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, MBart50Tokenizer, MBartConfig, MBartForC
 
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.text.tokenizer import load_tokenizer, train_sentencepiece
-from sage_scale.text.vocabulary import kept_pieces, trim_vocabulary
+from sage_scale.text.vocabulary import TrimReport, kept_pieces, measure_loss, trim_vocabulary
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TRAIN = [
@@ -103,6 +103,15 @@ def test_unseen_words_are_spelled_and_the_report_says_so(mbart50, tmp_path):
     assert dev.words_changed == len(changed) > 0 and dev.sentences_changed == 1
     assert dev.tokens_after > dev.tokens_before
     assert "words re-segmented" in report.lines()[-1]
+
+
+def test_chinese_is_counted_in_characters(tmp_path):
+    sentences = ["今天北京天气很好", "明天上海下雨"]
+    tokenizer = train_sentencepiece(sentences, 40)
+    loss = measure_loss(tokenizer, tokenizer, range(len(tokenizer)), sentences, "zh-CN")
+    assert (loss.words, loss.unit, loss.words_changed) == (14, "characters", 0)
+    report = TrimReport(40, 40, 1, 1, {"dev": loss})
+    assert "0 of 14 characters re-segmented" in report.lines()[-1]
 
 
 def test_every_single_character_is_kept(mbart50):

@@ -15,6 +15,7 @@ from sage_scale.config import Denoise
 from sage_scale.errors import RecipeError
 from sage_scale.evaluation import prior_sentence, score
 from sage_scale.text.tokenizer import load_tokenizer, set_language, train_sentencepiece
+from sage_scale.training.language import language_model
 from sage_scale.training.language.language_model import make_language_model, sentences_from_glosses
 from sage_scale.training.language.noise import Noise, infill, shuffle_lightly, units
 
@@ -164,6 +165,30 @@ def test_units_are_words_and_rebuild_the_text():
         flat = [number for unit in found for number in unit]
         assert tokenizer.decode(flat) == text
         assert len(found) == (len(text.split()) if " " in text else len(flat))
+
+
+def test_each_language_is_denoised_under_its_own_code(corpus, tmp_path, monkeypatch):
+    train, unseen = corpus
+    languages = ["de" if number % 2 else "zh-CN" for number in range(len(train))]
+    made: list[Noise] = []
+    monkeypatch.setattr(language_model, "Noise", lambda *given: made.append(Noise(*given)) or made[0])
+    folder = make_language_model(
+        *zip(*train),
+        replace(TINY, steps=4, recombined=0.0),
+        tmp_path,
+        languages,
+        dev=tuple(zip(*unseen[:2])),
+        dev_language=["zh", "de"],
+    )
+    tokenizer = load_tokenizer(folder)
+    codes = dict(zip(("de", "zh-CN"), tokenizer.convert_tokens_to_ids(["de_DE", "zh_CN"])))
+    of = {sentence: codes[tag] for (sentence, _), tag in zip(train, languages)}
+    for step in range(3):
+        for labels in made[0].batch(step)["labels_BL"].tolist():
+            row = [number for number in labels if number != -100]
+            sentence = tokenizer.decode(row, skip_special_tokens=True)
+            assert row[0] == of[sentence], sentence
+    assert "dev_gloss_to_text_bleu4" in json.loads((folder / "denoise.json").read_text())
 
 
 def test_batches_are_mbart50s_and_every_sentence_comes_once_an_epoch(corpus):

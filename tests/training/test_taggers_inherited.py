@@ -15,6 +15,7 @@ from tiny_world import COLOURS, make_language_folder, tiny_recipe
 
 from sage_scale.cli.main import run
 from sage_scale.config import load_recipe, override, to_yaml
+from sage_scale.evaluation.stored import read_scores
 from sage_scale.shards import open_dataset
 
 pytestmark = pytest.mark.system
@@ -73,7 +74,7 @@ def test_what_the_dataset_is_the_run_says(world: Path, tagger: str, capsys) -> N
         assert recipe.corpus_part() == dict(made.notes["corpus"])
     assert run(["evaluate", *begin]) == 0
     assert "made otherwise" not in capsys.readouterr().err
-    assert json.loads((folder / "scores.json").read_text())["taggers"] == [tagger]
+    assert read_scores(folder)["test"]["taggers"] == [tagger]
     assert run(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert f"segments by {tagger}" in page and f"tagger: {tagger}" in page

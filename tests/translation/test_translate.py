@@ -227,6 +227,36 @@ def test_the_timeline_shows_segments_at_their_times(translator, videos, tmp_path
     assert np.allclose(lengths / lengths.sum(), expected / expected.sum(), atol=0.01)
 
 
+@pytest.mark.parametrize(("count", "length", "every"), [(5, 20, 30), (14, 7, 8), (60, 4, 5)])
+def test_the_timelines_pictures_stand_over_their_segments(translator, videos, tmp_path, count, length, every):
+    """Read back from the SVG: centres of pictures are those of their bars, and none lies on another."""
+    made = translator.translate(videos[0])
+    segments = np.array([[n * every, n * every + length] for n in range(count)], dtype=np.int32)
+    frames = int(segments[-1, 1]) + 3
+    jpeg = next(iter(made.sample.frames.values()))
+    sample = dataclasses.replace(
+        made.sample, segments=segments, frames=dict.fromkeys(range(0, frames, 2), jpeg)
+    )
+    translation = dataclasses.replace(
+        made, segments=segments, frames=frames, sample=sample, sentence="wort" * 90
+    )
+    write_timeline(translation, tmp_path / "timeline.svg")
+    drawing = (tmp_path / "timeline.svg").read_text()
+    pictures = re.findall(r'id="segment (\d+)"[^>]* x="([-\d.]+)"[^>]* width="([\d.]+)"', drawing)
+    bars = re.findall(
+        r'<path d="M ([\d.]+) [\d.]+ L? ?\n?L ([\d.]+)[^"]*" clip-path[^>]*style="fill: #', drawing
+    )
+    assert len(bars) == count and 3 <= len(pictures) <= count
+    if count < 20:
+        assert len(pictures) == count
+    right = -99.0
+    for number, x, width in pictures:
+        left, end = (float(place) for place in bars[int(number) - 1])
+        assert float(x) + float(width) / 2 == pytest.approx((left + end) / 2, abs=1)
+        assert float(width) <= max(end - left, 0.36 * 72) + 1 and float(x) > right - 1
+        right = float(x) + float(width)
+
+
 def test_a_title_with_dollars_and_markup_is_drawn_as_it_stands(translator, videos, tmp_path):
     translation = dataclasses.replace(translator.translate(videos[0]), sentence=r"kosten $5_{ & <b> \frac $")
     write_timeline(translation, tmp_path / "timeline.png")

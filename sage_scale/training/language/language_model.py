@@ -27,9 +27,10 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 from sage_scale.config import Denoise
 from sage_scale.errors import RecipeError
 from sage_scale.evaluation import score
-from sage_scale.text.tokenizer import set_language, train_sentencepiece
+from sage_scale.models.language import language_id
+from sage_scale.text.tokenizer import encode_texts, train_sentencepiece
 from sage_scale.training.language.fitting import fit
-from sage_scale.training.language.noise import Example, Noise, units
+from sage_scale.training.language.noise import Example, Noise, padded, units
 from sage_scale.training.language.recombine import recombine
 
 POSITIONS = 320
@@ -42,19 +43,27 @@ def make_language_model(
     glosses: Sequence[Sequence[str]],
     denoise: Denoise,
     folder: str | Path,
-    language: str = "de",
+    language: str | Sequence[str] = "de",
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     dev: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
+    dev_language: str | Sequence[str] | None = None,
 ) -> Path:
     """Train a SentencePiece model and a small mBART on `sentences` and their pseudo-glosses; gives `folder`.
 
+    `language` (BCP 47) is that of all sentences, or one of each; `dev_language` the same of those of `dev`.
     The folder holds model, tokenizer and `denoise.json`: steps, seconds, final loss and, where `dev` (sentences,
     glosses) is given, the BLEU-4 of its sentences made from their glosses. The same text and seed give the same
     weights on the same machine, unless `max_minutes` ended the training early, which the report says. Raises
     RecipeError where there is nothing to train on.
     """
-    pairs = [(s.strip(), list(g)) for s, g in zip(sentences, glosses, strict=True) if s.strip()]
+    spoken = [language] * len(sentences) if isinstance(language, str) else list(language)
+    rows = [
+        (sentence.strip(), list(row), tag)
+        for sentence, row, tag in zip(sentences, glosses, spoken, strict=True)
+        if sentence.strip()
+    ]
+    pairs, spoken = [(sentence, row) for sentence, row, _ in rows], [tag for _, _, tag in rows]
     if not pairs:
         raise RecipeError("denoise.enabled needs training sentences, and there are none")
     say = progress or (lambda line: None)
@@ -63,32 +72,47 @@ def make_language_model(
     started = time.monotonic()
     lemmas = sorted({lemma for _, row in pairs for lemma in row})
     tokenizer = train_sentencepiece(
-        [*(sentence for sentence, _ in pairs), *lemmas], denoise.vocabulary, language
+        [*(sentence for sentence, _ in pairs), *lemmas], denoise.vocabulary, spoken[0]
     )
-    language_id = set_language(tokenizer, language)
+    codes = {tag: language_id(tokenizer, tag) for tag in spoken}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MBartForConditionalGeneration(_config(denoise, tokenizer))
         # On a CPU the backward of torch's fused attention takes longer than all matrix products of this model.
         model.set_attn_implementation("eager")
         say(f"{model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
-        new = recombine([s for s, _ in pairs], [g for _, g in pairs], count=20 * len(pairs), seed=seed)
+        new, new_spoken = [], []
+        for tag in dict.fromkeys(spoken):  # words are exchanged within a language
+            some = [pair for pair, other in zip(pairs, spoken) if other == tag]
+            made = recombine([s for s, _ in some], [g for _, g in some], count=20 * len(some), seed=seed)
+            new += made
+            new_spoken += [tag] * len(made)
         say(f"{len(pairs):,} sentences, {len(new):,} recombined ones")
         noise = Noise(
             _examples(tokenizer, pairs),
             _examples(tokenizer, new),
-            language_id,
+            codes[spoken[0]],
             tokenizer,
             denoise,
             seed,
             POSITIONS,
+            ([codes[tag] for tag in spoken], [codes[tag] for tag in new_spoken]),
         )
         report = fit(model, noise.batch, _loss, denoise, say)
     model.eval()
-    model.generation_config.forced_bos_token_id = language_id
+    model.generation_config.forced_bos_token_id = codes[spoken[0]]
     if dev is not None and len(dev[0]):
-        hypotheses = sentences_from_glosses(model, tokenizer, dev[1], language_id)
-        report["dev_gloss_to_text_bleu4"] = round(score(hypotheses, list(dev[0]), language)["bleu4"], 2)
+        asked = dev_language or spoken[0]
+        tags = [asked] * len(dev[0]) if isinstance(asked, str) else list(asked)
+        hypotheses = [""] * len(tags)
+        for tag in dict.fromkeys(tags):
+            places = [place for place, other in enumerate(tags) if other == tag]
+            made_of = sentences_from_glosses(
+                model, tokenizer, [dev[1][place] for place in places], language_id(tokenizer, tag)
+            )
+            for place, sentence in zip(places, made_of, strict=True):
+                hypotheses[place] = sentence
+        report["dev_gloss_to_text_bleu4"] = round(score(hypotheses, list(dev[0]), tags)["bleu4"], 2)
         say(f"BLEU-4 {report['dev_gloss_to_text_bleu4']} from the pseudo-glosses of dev")
     report["seconds"] = round(time.monotonic() - started, 1)
     model.save_pretrained(folder)
@@ -102,17 +126,26 @@ def sentences_from_glosses(
     model: Any,
     tokenizer: Any,
     glosses: Sequence[Sequence[str]],
-    language_id: int,
+    code: int,
     beams: int = 4,
     batch: int = 32,
 ) -> list[str]:
-    """What the language model makes of pseudo-glosses alone: the ceiling of a translator that finds them all."""
+    """Returns what the language model makes of pseudo-glosses alone, the ceiling of a translator that finds them all;
+    `code` is the id of the language's code."""
     texts: list[str] = []
     for start in range(0, len(glosses), batch):
-        rows = [" ".join(row) for row in glosses[start : start + batch]]
-        inputs = tokenizer(rows, padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt")
+        rows = encode_texts(tokenizer, [" ".join(row) for row in glosses[start : start + batch]])
+        inputs = padded(
+            [[code, *row[: POSITIONS - 2], tokenizer.eos_token_id] for row in rows],
+            tokenizer.pad_token_id,
+        )
         ids = model.generate(
-            **inputs, num_beams=beams, max_new_tokens=150, forced_bos_token_id=language_id, do_sample=False
+            inputs,
+            attention_mask=inputs.ne(tokenizer.pad_token_id).long(),
+            num_beams=beams,
+            max_new_tokens=150,
+            forced_bos_token_id=code,
+            do_sample=False,
         )
         texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
     return texts

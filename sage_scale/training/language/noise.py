@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sage_scale.config import Denoise
+from sage_scale.text.tokenizer import encode_texts
 
 Units = list[list[int]]
 Example = tuple[Units, list[Units]]
@@ -26,7 +27,7 @@ _SPAN = 3.5
 
 def units(tokenizer: Any, text: str) -> Units:
     """Subword ids of each word of a text; of each subword, where words are not spaced."""
-    ids = tokenizer(text, add_special_tokens=False).input_ids
+    [ids] = encode_texts(tokenizer, [text])
     found: Units = []
     for number, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
         if piece.startswith("▁") or not found:
@@ -72,10 +73,13 @@ class Noise:
         denoise: Denoise,
         seed: int,
         longest: int,
+        languages: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
+        """`language_id` is the code of all examples; where they differ, `languages` has one for each of the examples
+        and of the recombined ones."""
         self.examples = examples
         self.recombined = recombined
-        self.language_id = language_id
+        self.languages = languages or ([language_id] * len(examples), [language_id] * len(recombined))
         self.eos, self.pad, self.mask = (
             tokenizer.eos_token_id,
             tokenizer.pad_token_id,
@@ -96,14 +100,16 @@ class Noise:
         for position in range(step * B, (step + 1) * B):
             epoch, place = divmod(position, len(self.examples))
             rng = random.Random(f"{self.seed}/{position}")
-            example = self.examples[self._order(epoch)[place]]
+            number = self._order(epoch)[place]
+            example, language = self.examples[number], self.languages[0][number]
             if self.recombined and rng.random() < chance:
-                example = rng.choice(self.recombined)
-            sources.append(self.source(example, rng))
-            targets.append(self._target(example))
-        inputs = _padded(sources, self.pad)
-        labels = _padded(targets, -100)
-        shifted = _padded([[self.eos, *row[:-1]] for row in targets], self.pad)
+                number = rng.choice(range(len(self.recombined)))
+                example, language = self.recombined[number], self.languages[1][number]
+            sources.append(self._source(example, language, rng))
+            targets.append(self._target(example, language))
+        inputs = padded(sources, self.pad)
+        labels = padded(targets, -100)
+        shifted = padded([[self.eos, *row[:-1]] for row in targets], self.pad)
         return {
             "input_ids_BM": inputs,
             "mask_BM": inputs.ne(self.pad).long(),
@@ -111,7 +117,7 @@ class Noise:
             "labels_BL": labels,
         }
 
-    def source(self, example: Example, rng: random.Random) -> list[int]:
+    def _source(self, example: Example, language: int, rng: random.Random) -> list[int]:
         """A noisy input: masked and permuted sentence, pseudo-glosses, or a single lemma."""
         sentence, glosses = example
         kind = rng.random()
@@ -125,7 +131,7 @@ class Noise:
                 noisy = shuffle_lightly(noisy, 3.0, rng)
         flat = [number for unit in noisy for number in unit][: self.longest - 2]
         # Visual tokens come without language code and end of sentence, so half of the inputs do too.
-        return [self.language_id, *flat, self.eos] if rng.random() < 0.5 or not flat else flat
+        return [language, *flat, self.eos] if rng.random() < 0.5 or not flat else flat
 
     def _gloss_noise(self, glosses: list[Units], rng: random.Random) -> Units:
         """Glosses missing, doubled and exchanged, in a disturbed order, as a recogniser of signs would give them."""
@@ -143,9 +149,9 @@ class Noise:
         reach = 1.0 + 4.0 * rng.random()
         return [unit for gloss in shuffle_lightly(kept or glosses, reach, rng) for unit in gloss]
 
-    def _target(self, example: Example) -> list[int]:
+    def _target(self, example: Example, language: int) -> list[int]:
         flat = [number for unit in example[0] for number in unit][: self.longest - 2]
-        return [self.language_id, *flat, self.eos]
+        return [language, *flat, self.eos]
 
     def _order(self, epoch: int) -> list[int]:
         if epoch not in self._orders:
@@ -163,6 +169,7 @@ def _poisson(mean: float, rng: random.Random) -> int:
     return count
 
 
-def _padded(rows: list[list[int]], value: int) -> Tensor:
+def padded(rows: Sequence[list[int]], value: int) -> Tensor:
+    """Returns int64 (rows, longest row): the rows, filled up at their ends with `value`."""
     width = max(map(len, rows))
     return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.int64)

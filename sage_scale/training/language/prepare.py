@@ -22,21 +22,29 @@ from sage_scale.text.languages import has_code
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.runlog import memory_mb, record_timing
+from sage_scale.training.saves.checkpoint import on_first
 from sage_scale.untrusted.printer import tell
 
 DONE = "prepared.json"
+SAMPLE = 4000
+"""Training sentences, at most, in which unknown tokens are counted before a stage begins."""
+WARN_UNKNOWN, MOST_UNKNOWN = 0.02, 0.30
+"""Shares of unknown tokens: a warning above the first, no training above the second."""
 
 
 def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset]) -> None:
-    """Raise RecipeError or CheckpointError where the run has no language model and could not get one, DatasetError
-    where it would be asked for a language that it has not.
+    """Raise RecipeError or CheckpointError where the run has no language model and could not get one, or one that does
+    not know the training text; DatasetError where it would be asked for a language that it has not.
 
-    Asked before anything is written: seconds, also where a name of the hub cannot be looked up.
+    A collective, before anything is written: seconds, also where a name of the hub cannot be looked up.
     """
     if recipe.model.kind == "sage":
         for dataset in datasets:
             _check_languages(dataset)
-    if (run / "language_model" / DONE).is_file():
+    prepared = run / "language_model"
+    if (prepared / DONE).is_file():
+        place: str | Path = prepared if (prepared / "config.json").is_file() else recipe.model.language_model
+        on_first(lambda: _check_unknown(recipe, place, datasets), distributed.initialise().first)
         return
     if recipe.denoise.enabled:
         if recipe.model.language_model:
@@ -55,6 +63,41 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
         raise NoModel(
             f"model.language_model={place} has no config.json: give a Hugging Face folder with {kind}"
         )
+    on_first(lambda: _check_unknown(recipe, place, datasets), distributed.initialise().first)
+
+
+def _check_unknown(recipe: Recipe, place: str | Path, datasets: Sequence[Dataset]) -> None:
+    """Warn where many tokens of the training sentences, or of their pseudo-glosses, are unknown to the tokenizer that
+    the language model has; raise RecipeError where most of the text would be lost."""
+    from sage_scale.text.tokenizer import load_tokenizer, unknown_share
+
+    texts = [
+        meta
+        for dataset in datasets
+        for meta in read_texts(dataset, "train", most=-(-SAMPLE // len(datasets)))
+        if meta["sentence"]
+    ]
+    tokenizer = load_tokenizer(place)
+    shares = {"sentences": unknown_share(tokenizer, (meta["sentence"] for meta in texts))}
+    if recipe.model.kind == "sage" and recipe.text.target == "pseudo_gloss":
+        shares["pseudo-glosses"] = unknown_share(
+            tokenizer, (" ".join(meta["pseudo_glosses"]) for meta in texts)
+        )
+    what, share = max(shares.items(), key=lambda item: item[1])
+    if share <= WARN_UNKNOWN:
+        return
+    line = f"{share:.1%} of the tokens of the training {what} are unknown to the tokenizer of language model '{place}'"
+    if share > MOST_UNKNOWN:
+        raise RecipeError(
+            f"{line} ({len(texts):,} clips read): it is of another language or script; give another "
+            "model.language_model, or make one from the corpus with denoise.enabled=true"
+        )
+    loss = (
+        "its characters get embeddings that are never trained"
+        if recipe.model.kind == "sign2gpt"
+        else "they cannot be learned or written"
+    )
+    tell(f"language model: warning: {line}: {loss}")
 
 
 def _check_languages(dataset: Dataset) -> None:
@@ -151,12 +194,13 @@ def _prepare(
             glosses,
             recipe.denoise,
             partial,
-            recipe.corpus.language,
+            [meta["language"] or recipe.corpus.language for meta in train],
             seed=recipe.pretrain.seed,
             progress=say or (lambda line: tell(f"language model: {line}")),
             dev=([meta["sentence"] for meta in dev], [meta["pseudo_glosses"] for meta in dev])
             if dev
             else None,
+            dev_language=[meta["language"] or recipe.corpus.language for meta in dev],
         )
         report["made"] = "denoising of the training sentences"
     elif causal:

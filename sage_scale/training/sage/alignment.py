@@ -19,6 +19,7 @@ from sage_scale.models.sage import SageAligner
 from sage_scale.planning.step import StepOperations
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, open_evaluation
+from sage_scale.text.tokenizer import encode_texts
 from sage_scale.training import distributed, export
 from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
@@ -224,7 +225,7 @@ def write_alignment(
         visual_parts = visual.split(batch.video.clip_segments_B.tolist())
         lexical_parts = lexical.split(targets.lengths_B.tolist())
         for key, meta, line, v, t in zip(batch.keys, batch.metas, texts, visual_parts, lexical_parts):
-            pieces = tokenizer.tokenize(line)
+            pieces = tokenizer.convert_ids_to_tokens(encode_texts(tokenizer, [line])[0])
             rows.append(
                 {
                     "key": key,
