@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +23,20 @@ from sage_scale.precompute.description import Environment
 from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.memory import memory_budget_mb, room_for_actors
 from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.scratch import ray_folder
 
 CONNECT_S = 10.0
 """How long a cluster's address is tried, seconds."""
 LOOK_EVERY_S = 10.0
 """How often the cluster is looked at for room for more actors, seconds."""
+ENDED = (
+    "Ray has ended (was its gcs_server or raylet killed, or out of memory?): what is done stays done, run the same "
+    "command again"
+)
+ENDED_S = 5.0
+"""How long a call of Ray may still block once Ray has ended, seconds."""
+_left_behind = False
+"""Whether a Ray of this process ended so; a process has no other one after it."""
 LOST_IN_A_ROW = 20
 """Actors that may fail to start, one after the other without any clip done in between, before the run ends."""
 
@@ -40,9 +51,12 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
     # Ray warns about these at each start; neither changes anything here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings = recipe.precompute
+    if not (settings.address or os.environ.get("RAY_ADDRESS")):
+        _stay_on_loopback()
     import ray
 
-    settings = recipe.precompute
+    folder = contextlib.ExitStack()
     started = False
     if not ray.is_initialized():
         address = settings.address or os.environ.get("RAY_ADDRESS", "")
@@ -63,15 +77,91 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
                 object_store_memory=max(settings.object_store_mb, 80) * 2**20,
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder.enter_context(ray_folder())),
                 **quiet,
             )
         started = True
     _hush()
-    try:
-        yield
-    finally:
-        if started:
-            ray.shutdown()
+    over = threading.Event()
+    if started:
+        threading.Thread(target=_end_with_ray, args=[over], name="ray-ended", daemon=True).start()
+    with folder:
+        try:
+            yield
+        finally:
+            over.set()
+            if ray_ended():
+                _leave_behind()
+            elif started:
+                ray.shutdown()
+
+
+def _stay_on_loopback() -> None:
+    """Have a Ray of this machine listen on 127.0.0.1 alone.
+
+    On Linux Ray replaces that address by the machine's own one, and then listens on all interfaces, unless this
+    variable forbids clusters, as it does on macOS and Windows.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if "ray" in sys.modules:  # which has read the variable
+        with contextlib.suppress(ImportError):
+            from ray._private import ray_constants
+
+            ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def ray_ended() -> bool:
+    """Whether the gcs_server or raylet of a Ray that this process has started is gone.
+
+    Ray itself waits for them for a minute, in silence, and then ends this process.
+    """
+    node = _head_node()
+    return _left_behind or (
+        node is not None
+        and any(
+            info.process.poll() is not None
+            for kind in ("gcs_server", "raylet")
+            for info in node.all_processes.get(kind, ())
+        )
+    )
+
+
+def _end_with_ray(over: threading.Event) -> None:
+    """Ends this process where Ray has ended and a call of it does not return, as Ray would after a minute or more."""
+    while not over.wait(0.5):
+        if ray_ended() and not over.wait(ENDED_S):
+            print(f"sage-scale: {ENDED}", file=sys.stderr, flush=True)
+            _leave_behind()
+            os._exit(UnitsOpen.exit_code)
+
+
+def _leave_behind() -> None:
+    """Ends what is left of a Ray whose gcs_server is gone: `ray.shutdown` would wait for it."""
+    global _left_behind
+    _left_behind = True
+    import psutil
+
+    below = []
+    with contextlib.suppress(Exception):
+        for infos in _head_node().all_processes.values():
+            for info in infos:
+                with contextlib.suppress(psutil.Error):
+                    below += psutil.Process(info.process.pid).children(recursive=True)
+        _head_node().kill_all_processes(check_alive=False, allow_graceful=False)
+    for process in below:  # actors and agents of the raylet, some of which outlive it
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _head_node() -> Any:
+    """Ray's own account of the processes that it started for this one; None where it joined others."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._private import worker
+
+        node: Any = worker._global_node
+        if node is not None and node.is_head() and node.all_processes is not None:
+            return node
+    return None
 
 
 def _start_here(**settings: Any) -> None:
@@ -160,7 +250,7 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         import ray
 
-        for worker in self._workers:
+        for worker in self._workers if not ray_ended() else ():
             with contextlib.suppress(Exception):  # a session that is gone already has no actors
                 ray.kill(worker.handle, no_restart=True)
         self._workers.clear()
@@ -252,9 +342,11 @@ class Pool:
         yield unit, event
 
     def _look_round(self) -> None:
-        """Every few seconds: end the run where Ray is no more, add actors where nodes have joined."""
+        """End the run where Ray is no more; every few seconds, add actors where nodes have joined."""
         import ray
 
+        if ray_ended():
+            raise UnitsOpen(ENDED)
         if time.monotonic() - self._looked < LOOK_EVERY_S:
             return
         self._looked = time.monotonic()
