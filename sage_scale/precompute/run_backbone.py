@@ -51,6 +51,16 @@ def check_run(recipe: Recipe) -> None:
         )
 
 
+def read_run(backbone: str) -> None:
+    """Raise CheckpointError where the weights that `vision.backbone` names are damaged, or not finite."""
+    _read(run_weights(backbone))
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    check_sealed(file.parent)
+    return read_weights(file)
+
+
 def run_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenBackbone:
     """The frame encoder of the run that `vision.backbone` names, as a frozen backbone.
 
@@ -66,8 +76,7 @@ class _RunNetwork:
     def __init__(self, file: Path, recipe: Recipe, vision: Vision) -> None:
         _check_crop(recipe, vision)
         self.background = recipe.vision.background == "median"
-        check_sealed(file.parent)
-        values = read_weights(file)
+        values = _read(file)
         state = {name.removeprefix(_OURS): v for name, v in values.items() if name.startswith(_OURS)}
         if not state:
             raise CheckpointError(

@@ -92,6 +92,20 @@ class FolderStore(Store):
         finally:
             os.close(descriptor)
 
+    def check_writable(self) -> None:
+        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        hidden = self.root / f".writable.{secrets.token_hex(6)}.tmp"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            _unseen(self.root, hidden)[0].close()
+        except OSError as error:
+            raise _writing(self.root / "index.json", error) from None
+        finally:
+            with contextlib.suppress(OSError):
+                hidden.unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
+
     def put(self, name: str, data: bytes | Path) -> None:
         path = self.local_path(name)
         try:

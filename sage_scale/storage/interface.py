@@ -96,6 +96,9 @@ class Store(ABC):
         finally:
             scratch.unlink(missing_ok=True)
 
+    def check_writable(self) -> None:  # noqa: B027 - a store need not know
+        """Raises StorageError where nothing can be written here; leaves nothing behind. Of S3 this is not known."""
+
     @abstractmethod
     def put(self, name: str, data: bytes | Path) -> None:
         """Store the bytes (or the file), replacing an older object as a whole."""
