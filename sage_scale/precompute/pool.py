@@ -24,6 +24,7 @@ from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.memory import memory_budget_mb, room_for_actors
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.scratch import ray_folder
+from sage_scale.untrusted.printer import tell
 
 CONNECT_S = 10.0
 """How long a cluster's address is tried, seconds."""
@@ -130,7 +131,7 @@ def _end_with_ray(over: threading.Event) -> None:
     """Ends this process where Ray has ended and a call of it does not return, as Ray would after a minute or more."""
     while not over.wait(0.5):
         if ray_ended() and not over.wait(ENDED_S):
-            print(f"sage-scale: {ENDED}", file=sys.stderr, flush=True)
+            tell(f"sage-scale: {ENDED}")
             _leave_behind()
             os._exit(UnitsOpen.exit_code)
 

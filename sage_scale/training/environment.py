@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import zlib
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.printer import tell
 
 _BLOCK = 13
 """Ports of a run: MASTER_PORT and those after it for the sentinels (watching/contact.py)."""
@@ -116,11 +116,9 @@ def join_launcher(run: str | Path, stage: str, starts_ranks: bool = False) -> in
     for name, value in given.items():
         environment.setdefault(name, str(value))
     if script:
-        print(
+        tell(
             f"sage-scale {stage}: {size}={world}, so this is rank 0 of {world} and waits for the others: start it "
             "with srun, or set WORLD_SIZE=1 to train in this process alone",
-            file=sys.stderr,
-            flush=True,
         )
     return world
 

@@ -30,7 +30,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     try:
         join_launcher(options.run, stage)
     except UsageError as error:
-        print(f"sage-scale {stage}: {error}", file=sys.stderr)
+        tell(f"sage-scale {stage}: {error}")
         return error.exit_code
     stand_guard(stage)
     os.environ.setdefault(
