@@ -47,7 +47,7 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
     """Ray for the time of a run, started here or joined.
 
     Joined is what `precompute.address` or RAY_ADDRESS names, or the session this process has already; without any
-    of these one is started on the loopback interface and ended with the run. Raises UsageError for a wrong address.
+    of these one is started, which listens on the loopback interface alone, and ended with the run. Raises UsageError for a wrong address.
     """
     # Ray warns about these at each start; neither changes anything here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
