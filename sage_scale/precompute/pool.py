@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.scratch import ray_folder
 from sage_scale.untrusted.printer import tell
 
+_QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 CONNECT_S = 10.0
 """How long a cluster's address is tried, seconds."""
 LOOK_EVERY_S = 10.0
@@ -47,68 +47,71 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
     """Ray for the time of a run, started here or joined.
 
     Joined is what `precompute.address` or RAY_ADDRESS names, or the session this process has already; without any
-    of these one is started, which listens on the loopback interface alone, and ended with the run. Raises UsageError for a wrong address.
+    of these one is started, which listens on the loopback interface alone, and ended with the run. Raises UsageError
+    for a wrong address.
     """
     # Ray warns about these at each start; neither changes anything here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    settings = recipe.precompute
-    if not (settings.address or os.environ.get("RAY_ADDRESS")):
-        _stay_on_loopback()
     import ray
 
-    folder = contextlib.ExitStack()
-    started = False
-    if not ray.is_initialized():
-        address = settings.address or os.environ.get("RAY_ADDRESS", "")
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if ray.is_initialized():
+        _hush()
+        yield
+        return
+    with contextlib.ExitStack() as folder:
+        address = recipe.precompute.address or os.environ.get("RAY_ADDRESS", "")
         if address:
-            try:
-                _knock(address)
-                ray.init(address=address, **quiet)
-            except (OSError, ValueError, RuntimeError) as error:
-                first = str(error).strip().splitlines()[0]
-                raise UsageError(
-                    f"no Ray cluster at '{address}' ({first}); start one, or leave precompute.address empty"
-                ) from None
+            _join(address)
         else:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            _start_here(
-                num_cpus=max(settings.actors, cores) if settings.actors else None,
-                object_store_memory=max(settings.object_store_mb, 80) * 2**20,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder.enter_context(ray_folder())),
-                **quiet,
-            )
-        started = True
-    _hush()
-    over = threading.Event()
-    if started:
+            temporary = folder.enter_context(ray_folder())
+            with _on_loopback():
+                _start_here(recipe, str(temporary))
+        _hush()
+        over = threading.Event()
         threading.Thread(target=_end_with_ray, args=[over], name="ray-ended", daemon=True).start()
-    with folder:
         try:
             yield
         finally:
             over.set()
             if ray_ended():
                 _leave_behind()
-            elif started:
+            else:
                 ray.shutdown()
 
 
-def _stay_on_loopback() -> None:
-    """Have a Ray of this machine listen on 127.0.0.1 alone.
+def _join(address: str) -> None:
+    import ray
 
-    On Linux Ray replaces that address by the machine's own one, and then listens on all interfaces, unless this
-    variable forbids clusters, as it does on macOS and Windows.
+    try:
+        _knock(address)
+        ray.init(address=address, **_QUIET)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"no Ray cluster at '{address}' ({first}); start one, or leave precompute.address empty"
+        ) from None
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Has a Ray that is started here listen on 127.0.0.1 alone.
+
+    On Linux Ray replaces that address by the machine's own one, and then listens on all interfaces, unless a variable
+    forbids clusters, as it does on macOS and Windows. It is read when Ray is imported, and by Ray's processes.
     """
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    if "ray" in sys.modules:  # which has read the variable
-        with contextlib.suppress(ImportError):
-            from ray._private import ray_constants
+    from ray._private import ray_constants
 
-            ray_constants.ENABLE_RAY_CLUSTER = False
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    allowed, variable = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = allowed
+        os.environ.pop(name)
+        if variable is not None:
+            os.environ[name] = variable
 
 
 def ray_ended() -> bool:
@@ -165,10 +168,20 @@ def _head_node() -> Any:
     return None
 
 
-def _start_here(**settings: Any) -> None:
+def _start_here(recipe: Recipe, temporary: str) -> None:
     """Start Ray on this machine; once more where it was too slow. Raises SageError where it is then, too."""
     import ray
 
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    actors = recipe.precompute.actors
+    settings: dict[str, Any] = {
+        "num_cpus": max(actors, cores) if actors else None,
+        "object_store_memory": max(recipe.precompute.object_store_mb, 80) * 2**20,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+        "_temp_dir": temporary,
+        **_QUIET,
+    }
     for last in (False, True):
         try:
             ray.init(address="local", **settings)
