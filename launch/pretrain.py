@@ -1,8 +1,9 @@
 """Stage 1 under a launcher.
 
-deepspeed --num_gpus 8 launch/pretrain.py --run runs/NAME --data s3://bucket/corpus --recipe sage-phoenix14t
-deepspeed --hostfile hosts launch/pretrain.py --run ... --data ... --recipe ... pretrain.batch_size=4096
-torchrun --nproc_per_node 2 launch/pretrain.py ...
+deepspeed --num_gpus 8 launch/pretrain.py --run-dir runs/NAME --data s3://bucket/corpus --recipe sage-phoenix14t
+deepspeed --hostfile hosts launch/pretrain.py --run-dir ... --data ... --recipe ... pretrain.batch_size=4096
+torchrun --nproc_per_node 2 launch/pretrain.py --run-dir runs/NAME --data ... --recipe ...
+srun --ntasks 8 python launch/pretrain.py --run-dir ... --data ... --recipe ...
 python launch/pretrain.py ...            (one process)
 """
 

@@ -41,10 +41,10 @@ def remove(
     Without --ids a removal that was cut off is finished.
     """
     from sage_scale.shards.removal import remove_clips
-    from sage_scale.storage import open_store
+    from sage_scale.storage import open_to_write
 
     with Progress("remove") as show:
-        report = remove_clips(open_store(url), _ids(ids), ignore_unknown=ignore_unknown, progress=show)
+        report = remove_clips(open_to_write(url), _ids(ids), ignore_unknown=ignore_unknown, progress=show)
     if report.absent:
         unknown = "are in no shard yet" if report.open_units else "are not in the dataset"
         echo(f"{report.absent} clips {unknown}; should they be made, they are left out")
@@ -139,13 +139,13 @@ def merge(
     """Make one dataset of several; the samples' bytes are copied as they are."""
     from sage_scale.shards import open_dataset
     from sage_scale.shards.combine import merge_datasets
-    from sage_scale.storage import open_store
+    from sage_scale.storage import open_to_write
 
     if duplicates not in ("refuse", "first"):
         raise UsageError(f"--duplicates {duplicates}: must be refuse or first")
     sources = [open_dataset(url) for url in urls]
     with Progress("merge") as show:
-        made = merge_datasets(open_store(out), sources, first_wins=duplicates == "first", progress=show)
+        made = merge_datasets(open_to_write(out), sources, first_wins=duplicates == "first", progress=show)
     echo(f"{made.url}: {len(made.records):,} clips of {len(sources)} datasets in {len(made.units)} shards")
 
 
@@ -172,7 +172,7 @@ def split(
     from sage_scale.shards import open_dataset
     from sage_scale.shards import parts as by
     from sage_scale.shards.combine import split_dataset
-    from sage_scale.storage import open_store
+    from sage_scale.storage import open_to_write
 
     given = [
         name
@@ -196,7 +196,7 @@ def split(
     else:
         parts = by.by_ids(source, _pairs("ids", ids or [], _ids))
     parts = by.with_rest(source, parts, rest)
-    place = open_store(out)
+    place = open_to_write(out)
     outs = {name: place if as_splits else place.child(name) for name in parts}
     with Progress("split") as show:
         made = split_dataset(source, outs, parts, as_splits=as_splits, progress=show)
@@ -221,16 +221,17 @@ def index(
     from sage_scale.shards import rebuild_index
     from sage_scale.shards.layout import DATASET_JSON
     from sage_scale.shards.webindex import ODD, WEB_INDEX_JSON, make_web_index
-    from sage_scale.storage import open_store
+    from sage_scale.storage import open_store, open_to_write
 
     store = open_store(url)
     if not out and store.exists(DATASET_JSON):
         with Progress("index") as show:
-            dataset = rebuild_index(store, progress=show)
+            dataset = rebuild_index(open_to_write(url), progress=show)
         echo(f"{dataset.url}: index of {len(dataset.units)} shards, {len(dataset.records):,} samples written")
         return
+    place = open_to_write(out or url)
     with Progress("index") as show:
-        made, aside = make_web_index(store, open_store(out) if out else None, threads=threads, progress=show)
+        made, aside = make_web_index(store, place if out else None, threads=threads, progress=show)
     for what, number in sorted(aside.counts.items()):
         named = ", ".join(aside.names.get(what, ()))
         echo(

@@ -5,7 +5,9 @@
 
     sage-scale pretrain --run /shared/mine --data s3://bucket/shards --hostfile hosts --restarts 5
 
-Slurm, `torchrun`, or `deepspeed` itself: give them `launch/pretrain.py`, with the same options.
+    srun --ntasks 8 sage-scale pretrain --run /shared/mine --data s3://bucket/shards
+
+`torchrun`, or `deepspeed` itself: give them `launch/pretrain.py`, with the same options.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ import typer
 
 from sage_scale import config
 from sage_scale.errors import UsageError
-from sage_scale.storage import on_this_machine
-from sage_scale.training import launcher, restarts
+from sage_scale.training import launched, launcher, restarts
+from sage_scale.training.environment import join_launcher
 
-Run = Annotated[Path, typer.Option("--run", help="Folder of the run (runs/mine); the same folder resumes.")]
+Run = Annotated[
+    Path,
+    typer.Option("--run", "--run-dir", help="Folder of the run (runs/mine); the same folder resumes."),
+]
 Data = Annotated[
     list[str],
     typer.Option(
@@ -78,17 +83,6 @@ pretrain = _command("pretrain", "Stage 1: align visual tokens with text.")
 finetune = _command("finetune", "Stage 2: train the translator.")
 
 
-def recipe_of_run(run: Path, recipe: str) -> str:
-    """The recipe to load: the named one, else the one stored with the run; UsageError without either."""
-    stored = on_this_machine(run, "a run") / "recipe.yaml"
-    if recipe:
-        return recipe
-    if stored.is_file():
-        return str(stored)
-    known = ", ".join(config.recipe_names())
-    raise UsageError(f"{run} has no recipe.yaml yet: name a recipe with --recipe ({known})")
-
-
 def _hosts(path: Path | None, address: str, ranks: int) -> launcher.Hosts | None:
     if path is None:
         return None
@@ -107,15 +101,19 @@ def _train(
     hosts: launcher.Hosts | None,
     overrides: Sequence[str],
 ) -> None:
-    name = recipe_of_run(run, recipe)
+    name = launcher.recipe_of_run(run, recipe)
     chosen = config.load_recipe(name, overrides)  # a wrong key is refused before any process starts
     ranks = hosts.world if hosts else ranks
+    starts_ranks = ranks > 1 or hosts is not None or again > 0
+    ranks = max(ranks, join_launcher(run, stage, starts_ranks))
     if ranks > chosen.stream.lanes:
         raise UsageError(f"{ranks} ranks are more than stream.lanes={chosen.stream.lanes}")
-    if ranks > 1 or hosts or again:
-        given = [part for url in data for part in ("--data", url)]
-        arguments = ["--run", run, *given, "--recipe", name, *overrides]
+    given = [part for url in data for part in ("--data", url)]
+    arguments = ["--run", str(run), *given, "--recipe", name, *overrides]
+    if starts_ranks:
         _launch(stage, run, arguments, ranks, again, hosts)
+    elif ranks > 1:  # a rank of srun or mpirun
+        raise typer.Exit(launched.main(stage, arguments))
     elif stage == "pretrain":
         from sage_scale.training import pretrain as stage_1
 

@@ -27,6 +27,7 @@ from sage_scale.models.language import TextTargets, language_first, language_id
 from sage_scale.models.mapper import Mapper
 from sage_scale.models.resnet import load_backbone
 from sage_scale.models.visual import VisualEncoder
+from sage_scale.models.weights import FiniteScores
 from sage_scale.text.writing import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 
@@ -255,6 +256,7 @@ class SageTranslator(nn.Module):
                 max_new_tokens=limit,
                 length_penalty=length_penalty,
                 do_sample=False,
+                logits_processor=[FiniteScores()],
                 **start,
             )
             for row, sentence in zip(rows, tokenizer.batch_decode(ids, skip_special_tokens=True)):

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from sage_scale.precompute.description import Environment, environment_here
 from sage_scale.precompute.events import ClipDone, Event, Failure, UnitDone, UnitFailed
 from sage_scale.precompute.memory import MemoryGuard
 from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.scratch import scratch_folder
 from sage_scale.precompute.unit_clips import Outcome, UnitClips
 from sage_scale.shards import Sample
 from sage_scale.shards.layout import REMOVED
@@ -228,27 +228,6 @@ class UnitWorker:
         """A reject's detail without the corpus' place, which would make the shard depend on the machine."""
         root = self.recipe.corpus.root.rstrip("/")
         return detail.replace(f"{root}/", "") if root else detail
-
-
-def scratch_folder() -> Path:
-    """Where this machine's actors write tars before they are stored; files of dead actors are removed."""
-    folder = Path(tempfile.gettempdir()) / f"sage-scale-precompute-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    for file in folder.glob("*.tar"):
-        with contextlib.suppress(ValueError, OSError):
-            if not _is_alive(int(file.name.partition("-")[0])):
-                file.unlink()
-    return folder
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from sage_scale.config import Recipe
 from sage_scale.corpora.clip import Manifest, is_expected
-from sage_scale.errors import RecipeError, UsageError
+from sage_scale.errors import RecipeError, StorageError, UsageError
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.additions import (
     plan_extension,
@@ -54,7 +54,7 @@ from sage_scale.shards.layout import DATASET_JSON, REMOVED, DatasetInfo, parse_i
 from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.removed import removed_keys
 from sage_scale.storage import NotFound, Store, open_store
-from sage_scale.text.pseudogloss import glosser
+from sage_scale.text.pseudogloss import check_tagger
 from sage_scale.untrusted.printer import tell
 from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights, check_width
 
@@ -166,6 +166,10 @@ class Run:
             return finished, ""
         if self.overwrite and info is not None and not self.quiet:
             tell(f"{url} holds an unfinished dataset of this recipe and manifest: going on with it")
+        try:
+            self.store.check_writable()
+        except StorageError as error:
+            raise UsageError(str(error)) from None
         listing = list_units(self.store)
         if info is None:
             if listing.tar_bytes:
@@ -176,6 +180,7 @@ class Run:
                 listing = erase(self.store)
             return self._do(self.units, listing, None)
         additions = stored_additions(self.store, listing)
+        self._tell_of_unfinished(additions, listing)
         if info.manifest == ours:
             return self._do([*self.units, *self._units_of(additions)], listing, info)
         if not any(addition.manifest == ours for addition in additions):
@@ -227,6 +232,23 @@ class Run:
         base = self.units if dataset.info.manifest == self.manifest.digest() else ()
         return self._do([*base, *units], listing, dataset.info)
 
+    def _tell_of_unfinished(self, additions: Sequence[AdditionPlan], listing: UnitListing) -> None:
+        """Print a line for an addition that another command began and this one ends as well."""
+        for addition in additions:
+            ours = addition.manifest == self.manifest.digest() or (
+                self.retry_rejects and not addition.manifest
+            )
+            numbers = [number for number in addition.addition.units if number not in listing.done]
+            if ours or not numbers or self.quiet:
+                continue
+            here = {unit.number for unit in self._units_of([addition])}
+            cannot = sum(number not in here for number in numbers)
+            left = f"; {cannot} of them hold clips that this corpus lacks and stay open" if cannot else ""
+            tell(
+                f"{self.store.url} holds an unfinished {'--extend' if addition.manifest else '--retry-rejects'}: its "
+                f"{len(numbers)} open units are done as well{left}"
+            )
+
     def _units_of(self, additions: Sequence[AdditionPlan]) -> list[Unit]:
         """Units of additions, as far as this manifest has their clips."""
         clips = {clip.id: clip for clip in self.manifest.clips}
@@ -264,7 +286,7 @@ class Run:
         if not left:
             return open_unfinished(self.store), ""
         done = [unit for unit in units if unit.number in listing.done]
-        self._check_languages(left)
+        self._check_before_ray(left)
         door = self.door(info)
         with (
             Progress(
@@ -290,15 +312,35 @@ class Run:
             ).run(pool)
         return open_unfinished(self.store), progress.bottleneck()
 
-    def _check_languages(self, units: Sequence[Unit]) -> None:
-        """Raise UsageError for a language that no tagger knows, before hours are spent on the clips before it.
+    def _check_before_ray(self, units: Sequence[Unit]) -> None:
+        """Raise what each actor would, as far as it can be seen from here, before Ray is started or anything written.
 
-        The corpus' own language is asked of each actor (`UnitWorker.hello`).
+        On a cluster the nodes have files and packages of their own; there each actor looks itself (`UnitWorker.hello`).
         """
+        self._check_languages(units)
+        if not self.recipe.precompute.address:
+            check_tagger(self.recipe.corpus.language, self.recipe.text)
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        vision = self.recipe.vision
+        if vision.kind != "features" or vision.backbone == "keypoints":
+            return
+        if vision.backbone not in BACKBONES:
+            from sage_scale.precompute.run_backbone import read_run
+
+            read_run(vision.backbone)
+        elif (weights := check_weights(vision)) is not None:
+            from sage_scale.vision.pretrained_weights import read_state_dict
+
+            read_state_dict(weights)
+
+    def _check_languages(self, units: Sequence[Unit]) -> None:
+        """Raise UsageError for a language that no tagger knows, before hours are spent on the clips before it."""
         clips = [clip for unit in units for clip in unit.clips if clip.id not in self.give_up]
         for language in sorted({clip.language for clip in clips} - {self.recipe.corpus.language}):
             try:
-                glosser(language, self.recipe.text)
+                check_tagger(language, self.recipe.text)
             except RecipeError as error:
                 these = [clip.id for clip in clips if clip.language == language]
                 raise UsageError(

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +22,22 @@ from sage_scale.precompute.description import Environment
 from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.memory import memory_budget_mb, room_for_actors
 from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.scratch import ray_folder
+from sage_scale.untrusted.printer import tell
 
+_QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 CONNECT_S = 10.0
 """How long a cluster's address is tried, seconds."""
 LOOK_EVERY_S = 10.0
 """How often the cluster is looked at for room for more actors, seconds."""
+ENDED = (
+    "Ray has ended (was its gcs_server or raylet killed, or out of memory?): what is done stays done, run the same "
+    "command again"
+)
+ENDED_S = 5.0
+"""How long a call of Ray may still block once Ray has ended, seconds."""
+_left_behind = False
+"""Whether a Ray of this process ended so; a process has no other one after it."""
 LOST_IN_A_ROW = 20
 """Actors that may fail to start, one after the other without any clip done in between, before the run ends."""
 
@@ -35,49 +47,141 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
     """Ray for the time of a run, started here or joined.
 
     Joined is what `precompute.address` or RAY_ADDRESS names, or the session this process has already; without any
-    of these one is started on the loopback interface and ended with the run. Raises UsageError for a wrong address.
+    of these one is started, which listens on the loopback interface alone, and ended with the run. Raises UsageError
+    for a wrong address.
     """
     # Ray warns about these at each start; neither changes anything here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    settings = recipe.precompute
-    started = False
-    if not ray.is_initialized():
-        address = settings.address or os.environ.get("RAY_ADDRESS", "")
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if ray.is_initialized():
+        _hush()
+        yield
+        return
+    with contextlib.ExitStack() as folder:
+        address = recipe.precompute.address or os.environ.get("RAY_ADDRESS", "")
         if address:
-            try:
-                _knock(address)
-                ray.init(address=address, **quiet)
-            except (OSError, ValueError, RuntimeError) as error:
-                first = str(error).strip().splitlines()[0]
-                raise UsageError(
-                    f"no Ray cluster at '{address}' ({first}); start one, or leave precompute.address empty"
-                ) from None
+            _join(address)
         else:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            _start_here(
-                num_cpus=max(settings.actors, cores) if settings.actors else None,
-                object_store_memory=max(settings.object_store_mb, 80) * 2**20,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-        started = True
-    _hush()
+            temporary = folder.enter_context(ray_folder())
+            with _on_loopback():
+                _start_here(recipe, str(temporary))
+        _hush()
+        over = threading.Event()
+        threading.Thread(target=_end_with_ray, args=[over], name="ray-ended", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+            if ray_ended():
+                _leave_behind()
+            else:
+                ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        _knock(address)
+        ray.init(address=address, **_QUIET)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"no Ray cluster at '{address}' ({first}); start one, or leave precompute.address empty"
+        ) from None
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Has a Ray that is started here listen on 127.0.0.1 alone.
+
+    On Linux Ray replaces that address by the machine's own one, and then listens on all interfaces, unless a variable
+    forbids clusters, as it does on macOS and Windows. It is read when Ray is imported, and by Ray's processes.
+    """
+    from ray._private import ray_constants
+
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    allowed, variable = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
     try:
         yield
     finally:
-        if started:
-            ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = allowed
+        os.environ.pop(name)
+        if variable is not None:
+            os.environ[name] = variable
 
 
-def _start_here(**settings: Any) -> None:
+def ray_ended() -> bool:
+    """Whether the gcs_server or raylet of a Ray that this process has started is gone.
+
+    Ray itself waits for them for a minute, in silence, and then ends this process.
+    """
+    node = _head_node()
+    return _left_behind or (
+        node is not None
+        and any(
+            info.process.poll() is not None
+            for kind in ("gcs_server", "raylet")
+            for info in node.all_processes.get(kind, ())
+        )
+    )
+
+
+def _end_with_ray(over: threading.Event) -> None:
+    """Ends this process where Ray has ended and a call of it does not return, as Ray would after a minute or more."""
+    while not over.wait(0.5):
+        if ray_ended() and not over.wait(ENDED_S):
+            tell(f"sage-scale: {ENDED}")
+            _leave_behind()
+            os._exit(UnitsOpen.exit_code)
+
+
+def _leave_behind() -> None:
+    """Ends what is left of a Ray whose gcs_server is gone: `ray.shutdown` would wait for it."""
+    global _left_behind
+    _left_behind = True
+    import psutil
+
+    below = []
+    with contextlib.suppress(Exception):
+        for infos in _head_node().all_processes.values():
+            for info in infos:
+                with contextlib.suppress(psutil.Error):
+                    below += psutil.Process(info.process.pid).children(recursive=True)
+        _head_node().kill_all_processes(check_alive=False, allow_graceful=False)
+    for process in below:  # actors and agents of the raylet, some of which outlive it
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _head_node() -> Any:
+    """Ray's own account of the processes that it started for this one; None where it joined others."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._private import worker
+
+        node: Any = worker._global_node
+        if node is not None and node.is_head() and node.all_processes is not None:
+            return node
+    return None
+
+
+def _start_here(recipe: Recipe, temporary: str) -> None:
     """Start Ray on this machine; once more where it was too slow. Raises SageError where it is then, too."""
     import ray
 
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    actors = recipe.precompute.actors
+    settings: dict[str, Any] = {
+        "num_cpus": max(actors, cores) if actors else None,
+        "object_store_memory": max(recipe.precompute.object_store_mb, 80) * 2**20,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+        "_temp_dir": temporary,
+        **_QUIET,
+    }
     for last in (False, True):
         try:
             ray.init(address="local", **settings)
@@ -160,7 +264,7 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         import ray
 
-        for worker in self._workers:
+        for worker in self._workers if not ray_ended() else ():
             with contextlib.suppress(Exception):  # a session that is gone already has no actors
                 ray.kill(worker.handle, no_restart=True)
         self._workers.clear()
@@ -252,9 +356,11 @@ class Pool:
         yield unit, event
 
     def _look_round(self) -> None:
-        """Every few seconds: end the run where Ray is no more, add actors where nodes have joined."""
+        """End the run where Ray is no more; every few seconds, add actors where nodes have joined."""
         import ray
 
+        if ray_ended():
+            raise UnitsOpen(ENDED)
         if time.monotonic() - self._looked < LOOK_EVERY_S:
             return
         self._looked = time.monotonic()

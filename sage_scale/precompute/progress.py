@@ -25,6 +25,8 @@ from sage_scale.untrusted.printer import console, tell
 PLAIN_EVERY_S = 5.0
 BAR_EVERY_S = 0.2
 _NOTES_SAID = 10
+STORAGE_EVERY_S = 60.0
+"""At most one line in so many seconds about storage that fails; `--events` has each failure."""
 
 
 class Progress:
@@ -55,6 +57,7 @@ class Progress:
         self.frames = 0
         self.seconds = 0.0
         self.stages: defaultdict[str, float] = defaultdict(float)
+        self._storage_said, self._storage_unsaid = -STORAGE_EVERY_S, 0
         self.metrics: RayMetrics | None = None
         """Where the figures go beside; None for nowhere."""
         self._price = price_per_cpu_hour
@@ -146,9 +149,18 @@ class Progress:
         )
         if self.metrics:
             self.metrics.add("failures", tags={"kind": event.kind})
+        more = ""
+        if event.kind == "storage" and again:  # every unit in flight meets the same outage, again and again
+            now = time.monotonic()
+            if now - self._storage_said < STORAGE_EVERY_S:
+                self._storage_unsaid += 1
+                return
+            if self._storage_unsaid:
+                more = f" ({self._storage_unsaid} more since the last such line)"
+            self._storage_said, self._storage_unsaid = now, 0
         where = f" at clip '{event.clip}'" if event.clip else ""
         then = "trying again" if again else "left open"
-        self.say(f"unit {unit.name}{where}: {event.message}; {then}")
+        self.say(f"unit {unit.name}{where}: {event.message}; {then}{more}")
 
     def say(self, text: str) -> None:
         """One line of its own."""

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from sage_scale.config import Recipe, Vision, load_recipe
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.models.resnet import FrameEncoder
+from sage_scale.models.weights import read_weights
+from sage_scale.untrusted.hashes import check_sealed
 from sage_scale.vision.backbones import FrozenBackbone
-from sage_scale.vision.pretrained_weights import load_exactly, read_state_dict
+from sage_scale.vision.pretrained_weights import load_exactly
 
 FILES = ("visual.safetensors", "model/visual.safetensors", "pretrain/visual.safetensors")
 """Where a run or an export has its visual side, the later stage first."""
@@ -49,6 +51,16 @@ def check_run(recipe: Recipe) -> None:
         )
 
 
+def read_run(backbone: str) -> None:
+    """Raise CheckpointError where the weights that `vision.backbone` names are damaged, or not finite."""
+    _read(run_weights(backbone))
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    check_sealed(file.parent)
+    return read_weights(file)
+
+
 def run_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenBackbone:
     """The frame encoder of the run that `vision.backbone` names, as a frozen backbone.
 
@@ -64,7 +76,7 @@ class _RunNetwork:
     def __init__(self, file: Path, recipe: Recipe, vision: Vision) -> None:
         _check_crop(recipe, vision)
         self.background = recipe.vision.background == "median"
-        values = read_state_dict(file)
+        values = _read(file)
         state = {name.removeprefix(_OURS): v for name, v in values.items() if name.startswith(_OURS)}
         if not state:
             raise CheckpointError(

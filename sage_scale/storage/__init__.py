@@ -10,6 +10,7 @@ from sage_scale.storage.interface import (
     Unavailable,
     on_this_machine,
     open_store,
+    open_to_write,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "Unavailable",
     "on_this_machine",
     "open_store",
+    "open_to_write",
 ]

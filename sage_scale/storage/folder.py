@@ -2,16 +2,20 @@
 
 An object is written to an unnamed file (O_TMPFILE) and appears under its name by one `link`, which fails
 where the name is taken: a writer killed at any moment leaves nothing behind. File systems without unnamed
-files get a named temporary file beside the target instead, hidden by its leading dot.
+files, and replacing, get a named temporary file beside the target instead, hidden by its leading dot; what killed
+writers leave of these goes when the next command that writes there looks whether it may (`check_writable`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -22,6 +26,7 @@ from sage_scale.untrusted.files import check_regular, open_descriptor, read_byte
 
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _COPY_BYTES = 1 << 20
+_HIDDEN = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _DESCRIPTORS = "/proc/self/fd/"
 
 
@@ -92,6 +97,22 @@ class FolderStore(Store):
         finally:
             os.close(descriptor)
 
+    def check_writable(self) -> None:
+        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        hidden = self.root / f".writable.{secrets.token_hex(6)}.tmp"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            _unseen(self.root, hidden)[0].close()
+        except OSError as error:
+            raise _writing(self.root / "index.json", error) from None
+        finally:
+            with contextlib.suppress(OSError):
+                hidden.unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
+        for left in self.root.rglob(".*.tmp"):
+            _remove_if_left(left)
+
     def put(self, name: str, data: bytes | Path) -> None:
         path = self.local_path(name)
         try:
@@ -153,6 +174,10 @@ def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
     try:
         file, source = _unseen(path.parent, hidden)
         with file:
+            with contextlib.suppress(
+                OSError
+            ):  # for `_remove_if_left`; a network's file system may have no locks
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             if isinstance(data, Path):
                 with open(data, "rb") as original:
                     shutil.copyfileobj(original, file, _COPY_BYTES)
@@ -167,13 +192,27 @@ def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
                     os.link(source, target.name, dst_dir_fd=folder, follow_symlinks=True)
                 except FileExistsError:
                     return False
-        if replace:
-            os.replace(hidden, path)
+            if replace:
+                os.replace(hidden, path)
         os.fsync(folder)
         return True
     finally:
         os.close(folder)
         hidden.unlink(missing_ok=True)
+
+
+def _remove_if_left(hidden: Path) -> None:
+    """Remove a file that a killed writer had not yet named: nobody holds it, and it is older than a second."""
+    if not _HIDDEN.fullmatch(hidden.name):
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(hidden, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if time.time() - os.fstat(descriptor).st_mtime > 1:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                hidden.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _name_draft(path: Path, draft: Path) -> bool:

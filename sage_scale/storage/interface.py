@@ -96,6 +96,12 @@ class Store(ABC):
         finally:
             scratch.unlink(missing_ok=True)
 
+    def check_writable(self) -> None:  # noqa: B027 - a store need not know
+        """Raises StorageError where nothing can be written here, and removes what killed writers left.
+
+        Leaves nothing behind. Of S3 neither is needed: a key without permission is refused at the first object.
+        """
+
     @abstractmethod
     def put(self, name: str, data: bytes | Path) -> None:
         """Store the bytes (or the file), replacing an older object as a whole."""
@@ -196,6 +202,16 @@ def open_store(url: str | Path) -> Store:
     raise UsageError(
         f"{text}: '{scheme}://' is not supported; give a folder, file:///path or s3://bucket/prefix"
     )
+
+
+def open_to_write(url: str | Path) -> Store:
+    """Returns `open_store(url)`. Raises UsageError, before anything is begun, where nothing can be written there."""
+    store = open_store(url)
+    try:
+        store.check_writable()
+    except StorageError as error:
+        raise UsageError(str(error)) from None
+    return store
 
 
 def on_this_machine(path: str | Path, what: str) -> Path:

@@ -12,7 +12,7 @@ from sage_scale.untrusted.printer import logger
 
 log = logger("sage_scale.storage")
 
-TELL_EVERY_S = 20.0
+TELL_EVERY_S = 60.0
 """At most one line in so many seconds, from all clients of a process."""
 SILENT = (ConnectTimeoutError, ReadTimeoutError)
 """What takes long enough to be told of; a refusal comes at once."""

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from sage_scale.errors import CheckpointError
 from sage_scale.text.tokenizer import composed, encode_texts
+from sage_scale.untrusted.hashes import share
 
 NOISE = 1e-5
 """Variance of the noise over that of the embeddings (Hewitt 2021)."""
@@ -134,6 +135,7 @@ def expand_vocabulary(
     larger = expand_model(model, first, len(characters), seed)
     expanded = expand_tokenizer(tokenizer, characters, folder)
     larger.save_pretrained(folder)
+    share(Path(folder))
     report = Expansion(tuple(characters), first)
     document = {"characters": report.characters, "first_id": first, "seed": seed}
     (Path(folder) / "expansion.json").write_text(

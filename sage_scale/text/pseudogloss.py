@@ -54,11 +54,7 @@ class PseudoGlosser:
             else:
                 self._nlp, self.name = found
         if self._nlp is None:
-            if settings.target != "sentence":
-                raise RecipeError(
-                    f"{self.reason}, so there are no pseudo-glosses: set text.target=sentence, or install "
-                    f"a spaCy pipeline for '{language}'"
-                )
+            _check_target(self.reason, language, settings)
             self.name = f"none ({self.reason}): every word of the sentence"
         self._drop = {lemma.lower() for lemma in settings.drop_lemmas}
 
@@ -87,6 +83,25 @@ def words(sentence: str, language: str) -> list[str]:
     """The words of a sentence without punctuation; its characters where words are not spaced."""
     pattern = r"[^\W_]" if unspaced(language) else r"[^\W_]+(?:[-'’.,][^\W_]+)*"
     return re.findall(pattern, sentence) or sentence.split()
+
+
+def check_tagger(language: str, settings: TextSettings) -> None:
+    """Raises RecipeError where `PseudoGlosser` would; loads no model."""
+    if settings.tagger == "none":
+        _check_target("text.tagger=none", language, settings)
+        return
+    from sage_scale.text.taggers import choose_tagger
+
+    if not choose_tagger(primary_subtag(language), settings.tagger):
+        _check_target(f"no tagger for '{language}'", language, settings)
+
+
+def _check_target(reason: str, language: str, settings: TextSettings) -> None:
+    if settings.target != "sentence":
+        raise RecipeError(
+            f"{reason}, so there are no pseudo-glosses: set text.target=sentence, or install a spaCy pipeline for "
+            f"'{language}'"
+        )
 
 
 @functools.lru_cache(maxsize=16)

@@ -174,30 +174,45 @@ def installed_spacy_model(language: str) -> str:
     return ranked[0] if ranked else ""
 
 
-def load_pipeline(language: str, tagger: str = "auto") -> tuple[Language, str] | None:
-    """The spaCy pipeline of a language (`de`, `zh`, ...) and its name with version; None where nothing fits.
+def choose_tagger(language: str, tagger: str = "auto") -> str:
+    """Returns "hanta", "jieba", the name of an installed spaCy pipeline, or "" where nothing fits; loads nothing.
 
     `tagger` is auto, spacy, hanta or jieba. Raises RecipeError if the tagger asked for by name cannot be had.
     """
     model = installed_spacy_model(language) if tagger in ("auto", "spacy") else ""
     if model:
-        nlp = spacy.load(model, exclude=["ner"])
-        return nlp, f"spaCy {model} {nlp.meta['version']}"
+        return model
     if tagger == "spacy":
         raise RecipeError(
             f"text.tagger=spacy: no spaCy pipeline for '{language}' is installed; get one with `python "
             f"-m spacy download` (de_core_news_lg, zh_core_web_sm, en_core_web_sm) or set text.tagger=auto"
         )
     if language in HANTA_MODELS and tagger in ("auto", "hanta"):
+        return "hanta"
+    if language == "zh" and tagger in ("auto", "jieba"):
+        return "jieba"
+    if tagger in ("hanta", "jieba"):
+        known = "de, en and nl" if tagger == "hanta" else "zh"
+        raise RecipeError(f"text.tagger={tagger} knows {known}, not '{language}': set text.tagger=auto")
+    return ""
+
+
+def load_pipeline(language: str, tagger: str = "auto") -> tuple[Language, str] | None:
+    """Returns the spaCy pipeline of a language (`de`, `zh`, ...) and its name with version; None where nothing fits.
+
+    Raises RecipeError as `choose_tagger`.
+    """
+    chosen = choose_tagger(language, tagger)
+    if not chosen:
+        return None
+    if chosen == "hanta":
         nlp = spacy.blank(language)
         nlp.add_pipe("hanta_tagger", config={"scheme": language})
         return nlp, f"HanTa {_version('HanTa')} ({HANTA_MODELS[language].removesuffix('.pgz')})"
-    if language == "zh" and tagger in ("auto", "jieba"):
+    if chosen == "jieba":
         nlp = spacy.blank("zh")
         nlp.tokenizer = JiebaTokenizer(nlp.vocab)
         nlp.add_pipe("jieba_pos")
         return nlp, f"jieba {_version('jieba')} (posseg)"
-    if tagger in ("hanta", "jieba"):
-        known = "de, en and nl" if tagger == "hanta" else "zh"
-        raise RecipeError(f"text.tagger={tagger} knows {known}, not '{language}': set text.tagger=auto")
-    return None
+    nlp = spacy.load(chosen, exclude=["ner"])
+    return nlp, f"spaCy {chosen} {nlp.meta['version']}"

@@ -27,6 +27,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.text.hub import model_place
 from sage_scale.text.tokenizer import encode_texts, load_tokenizer, set_language
 from sage_scale.text.writing import split_words, unspaced
+from sage_scale.untrusted.hashes import share
 
 _TOKEN_IDS = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
               "forced_eos_token_id")  # fmt: skip
@@ -183,6 +184,7 @@ def trim_vocabulary(
         },
     )
     smaller.save_pretrained(target)
+    share(target)
     document = {"report": asdict(report), "kept_ids": kept}
     (target / "vocabulary.json").write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
     return report

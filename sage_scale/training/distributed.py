@@ -78,7 +78,9 @@ def initialise(timeout_s: float = 0.0) -> Ranks:
             verbose=False,
         )
     local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    # srun with --gpus-per-task shows each rank its own GPU alone, as device 0.
+    index = local_rank if cuda and torch.cuda.device_count() > 1 else 0
+    device = torch.device("cuda", index) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     elif dist.get_world_size() > 1 and "OMP_NUM_THREADS" not in os.environ:

@@ -4,6 +4,7 @@ model/recipe.yaml            the whole recipe
 model/language_model/        a Hugging Face folder (safetensors, config, tokenizer): `from_pretrained` opens it; of a
                              trimmed vocabulary, `vocabulary.json` gives the original id of each row (`kept_ids`)
 model/visual.safetensors     visual encoder and mapper, float32, by name (`visual.*`, `mapper.*`)
+model/hashes.json            size and xxh3-128 of each file, checked when the model is loaded
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from sage_scale.config import Recipe, load_recipe, to_yaml
 from sage_scale.errors import CheckpointError, NoModel
 from sage_scale.models.language import load_language_model
 from sage_scale.models.sage import SageTranslator
+from sage_scale.models.weights import check_finite
 from sage_scale.storage import on_this_machine
 from sage_scale.training.saves.tensors import load_tensors, replace_folder, save_tensors
+from sage_scale.untrusted.hashes import check_sealed
 from sage_scale.vision.packed import PackedVideo
 
 VOCABULARY = "vocabulary.json"
@@ -90,15 +93,17 @@ def export_folder(folder: str | Path) -> Path:
 def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Translator, Any, Recipe]:
     """(translator in eval mode, tokenizer, recipe) from a run folder or its `model/` export.
 
-    Raises CheckpointError naming what is missing, NoModel where nothing is there.
+    Raises CheckpointError naming what is missing or damaged (`hashes.json`), NoModel where nothing is there.
     """
     path = export_folder(folder)
     if not (path / SAGE_EXPORT).is_file():
         from sage_scale.training.sign2gpt import export as sign2gpt
 
         return sign2gpt.load_translator(path, device)
+    check_sealed(path)
     recipe = load_recipe(path / "recipe.yaml")
     language_model, tokenizer = load_language_model(path / "language_model")
+    check_finite(language_model.state_dict(), path / "language_model")
     model = SageTranslator(recipe, language_model)
     tensors = load_tensors(path / SAGE_EXPORT)
     wanted = {name for name in model.state_dict() if name.startswith(VISUAL)}

@@ -1,7 +1,7 @@
 """Stage 2: a language model translates what the visual side gives. SAGE: mBART; Sign2GPT: a frozen XGLM with adapters.
 
 sage-scale finetune --run runs/NAME --data URL --recipe NAME
-deepspeed --num_gpus 8 launch/finetune.py --run runs/NAME --data URL --recipe NAME
+deepspeed --num_gpus 8 launch/finetune.py --run-dir runs/NAME --data URL --recipe NAME
 """
 
 from __future__ import annotations

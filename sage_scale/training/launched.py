@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Sequence
 
 from sage_scale.config import load_recipe
-from sage_scale.errors import SageError, StorageError
+from sage_scale.errors import SageError, StorageError, UsageError
 from sage_scale.training import launcher
+from sage_scale.training.environment import join_launcher
 from sage_scale.training.watching import watchdog
-from sage_scale.training.watching.claim import claim
 from sage_scale.training.watching.split import stand_guard
 from sage_scale.untrusted.display import message_line
 from sage_scale.untrusted.printer import tell
@@ -27,16 +27,21 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     failure: taking down a process group whose other members are gone may take minutes.
     """
     options = _parser(stage).parse_intermixed_args(arguments)
+    try:
+        join_launcher(options.run, stage)
+    except UsageError as error:
+        tell(f"sage-scale {stage}: {error}")
+        return error.exit_code
     stand_guard(stage)
     os.environ.setdefault(
         "TORCH_CPP_LOG_LEVEL", "ERROR"
     )  # read when torch is imported; c10d warns of host names
     try:
         traced = launcher.traced(stage) if options.profile else []
-        recipe = load_recipe(options.recipe, [*options.overrides, *traced])
+        recipe = load_recipe(
+            launcher.recipe_of_run(options.run, options.recipe), [*options.overrides, *traced]
+        )
         watchdog.limits(run=options.run, **dataclasses.asdict(recipe.watch))
-        if int(os.environ.get("RANK", 0)) == 0:
-            claim(options.run)
         if stage == "pretrain":
             from sage_scale.training.pretrain import run
         else:
@@ -90,11 +95,18 @@ def _fail(stage: str, error: BaseException, code: int, permanent: bool) -> int:
 
 def _parser(stage: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"launch/{stage}.py", allow_abbrev=False)
-    parser.add_argument("--run", required=True, help="run folder, for instance runs/phoenix")
+    # torchrun ends with "ambiguous option" at --run, a prefix of its --run-path and --run_path, even behind the script.
+    parser.add_argument(
+        "--run-dir", "--run", dest="run", required=True, help="run folder, for instance runs/phoenix"
+    )
     parser.add_argument(
         "--data", required=True, action="append", help="folder or s3:// URL of the shards; several: repeat it"
     )
-    parser.add_argument("--recipe", required=True, help="name of a recipe, or path to a YAML file")
+    parser.add_argument(
+        "--recipe",
+        default="",
+        help="name of a recipe, or path to a YAML file; else the run's own recipe.yaml",
+    )
     parser.add_argument(
         "--profile", action="store_true", help="trace a few steps of rank 0 into the run's folder"
     )

@@ -26,8 +26,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sage_scale.config import LAUNCH_FOLDER
+from sage_scale.config import LAUNCH_FOLDER, recipe_names
 from sage_scale.errors import UsageError
+from sage_scale.storage import on_this_machine
 from sage_scale.training.stopping import SAME_S
 from sage_scale.training.watching.ancestors import LAUNCHER_PID
 from sage_scale.training.watching.contact import ask_to_stop
@@ -42,6 +43,17 @@ FORWARDED = (
 the command line of ssh is for everyone to read."""
 _SSH = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 """An ssh to a host whose link is cut ends after 15 s instead of hours, and pdsh and `deepspeed` with it."""
+
+
+def recipe_of_run(run: str | Path, recipe: str) -> str:
+    """The recipe to load: the named one, else the one stored with the run; UsageError without either."""
+    stored = on_this_machine(run, "a run") / "recipe.yaml"
+    if recipe:
+        return recipe
+    if stored.is_file():
+        return str(stored)
+    known = ", ".join(recipe_names())
+    raise UsageError(f"{run} has no recipe.yaml yet: name a recipe with --recipe ({known})")
 
 
 def traced(stage: str) -> list[str]:

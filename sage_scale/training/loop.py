@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -134,7 +134,32 @@ class Loop:
         dataset = self.stream.state_dict()["digest"]
         differing = {"differing": self.differing} if self.differing else {}
         self.log.event("start", self.progress.step, **self.meter.job(), dataset=dataset, **differing)
-        with StopRequest() as stop, self.profile:
+        with StopRequest() as stop:
+            self._make_steps(stop, compute, evaluate, evaluate_every, save_every)
+            # Asked from here on: what was trained is evaluated and saved first, too.
+            if self.progress.since_best and self.progress.since_best == self.stage.patience:
+                self.log.event("early_stop", self.progress.step, best_step=self.progress.best_step)
+                self.log.line(
+                    f"ends at step {self.progress.step}: no better on dev for {self.stage.patience} evaluations, best "
+                    f"at step {self.progress.best_step}",
+                    now=True,
+                )
+            self._evaluate_once(evaluate)
+            self._save()
+            self._finish_saving()
+            if any(distributed.gather_objects(stop.asked)):
+                self._leave_as_asked()
+        watchdog.begin("taking the best weights and the last evaluation")
+        self._take_best()
+        self.log.line(f"{self.progress.step} steps in {clock(self.progress.seconds)}", now=True)
+        self.log.close()
+        return self.progress
+
+    def _make_steps(
+        self, stop: StopRequest, compute: Compute, evaluate: Evaluate, evaluate_every: int, save_every: int
+    ) -> None:
+        """Steps to the end of the stage, with what is due between them. Raises Interrupted as `train`."""
+        with self.profile:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
             while self.fraction < 1:
                 started = time.monotonic()
@@ -166,26 +191,13 @@ class Loop:
                     self.log.line(traced, now=True)
                 if stopping:
                     self._finish_saving()
-                    self.log.line(f"stopped at step {step} as asked; the same command resumes", now=True)
-                    self.log.close()
-                    raise Interrupted(
-                        f"{self.name} stopped at step {step} and saved; run the same command to go on"
-                    )
-        if self.progress.since_best and self.progress.since_best == self.stage.patience:
-            self.log.event("early_stop", self.progress.step, best_step=self.progress.best_step)
-            self.log.line(
-                f"ends at step {self.progress.step}: no better on dev for {self.stage.patience} evaluations, best at "
-                f"step {self.progress.best_step}",
-                now=True,
-            )
-        self._evaluate_once(evaluate)
-        self._save()
-        self._finish_saving()
-        watchdog.begin("taking the best weights and the last evaluation")
-        self._take_best()
-        self.log.line(f"{self.progress.step} steps in {clock(self.progress.seconds)}", now=True)
+                    self._leave_as_asked()
+
+    def _leave_as_asked(self) -> NoReturn:
+        step = self.progress.step
+        self.log.line(f"stopped at step {step} as asked; the same command resumes", now=True)
         self.log.close()
-        return self.progress
+        raise Interrupted(f"{self.name} stopped at step {step} and saved; run the same command to go on")
 
     def _step(self, compute: Compute, batch: Any) -> tuple[str, dict[str, float], float]:
         """One step: what was wrong with it or "", the rank's shares, and the learning rate."""

@@ -1,7 +1,7 @@
 """Stage 1. SAGE: visual tokens are aligned with pseudo-glosses; Sign2GPT: pseudo-glosses are found by prototypes.
 
 sage-scale pretrain --run runs/NAME --data URL --recipe NAME
-deepspeed --num_gpus 8 launch/pretrain.py --run runs/NAME --data URL --recipe NAME
+deepspeed --num_gpus 8 launch/pretrain.py --run-dir runs/NAME --data URL --recipe NAME
 """
 
 from __future__ import annotations

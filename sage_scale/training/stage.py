@@ -6,6 +6,8 @@ ranks' layout, checkpoints, schedule, guard or watchdog, and those know nothing 
 
 from __future__ import annotations
 
+import contextlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from sage_scale.training.inherited import inherit
 from sage_scale.training.loop import Loop, checkpoint_place
 from sage_scale.training.runlog import memory_mb, record_timing
 from sage_scale.training.saves.checkpoint import Progress, on_first, try_place
+from sage_scale.training.watching.claim import claim
 from sage_scale.untrusted.printer import tell
 
 STAGE1 = "pretrain/visual.safetensors"
@@ -107,6 +110,13 @@ def run_stage(
     folder = on_this_machine(run_folder, "a run")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--run {folder} is a file: name the folder of a run, there or to be made")
+    # Before the process group forms: a command typed twice is refused in a moment.
+    first = int(os.environ.get("RANK", "0")) == 0
+    with claim(folder) if first else contextlib.nullcontext():
+        return _run_stage(name, kind, recipe, folder, data)
+
+
+def _run_stage(name: str, kind: TaskKind, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
     ranks = distributed.initialise()
     stage: Stage = getattr(recipe, name)
     torch.manual_seed(stage.seed)
@@ -122,7 +132,9 @@ def run_stage(
         on_first(lambda: try_place(checkpoint_place(stage, folder, name)), ranks.first)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        partial = folder / "recipe.yaml.partial"
+        partial.write_text(to_yaml(recipe), encoding="utf-8")
+        partial.replace(folder / "recipe.yaml")  # other ranks may be reading it
     task = kind(Place(recipe, folder, datasets, ranks))
     stream = open_stream(
         datasets,

@@ -289,3 +289,34 @@ def test_a_made_corpus_may_grow(tmp_path) -> None:
     run.execute()
     assert done == ["train/train02.mp4", "train/train03.mp4"]
     assert ids(open_dataset(out)) == ids_of(four)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_extension_beside_an_unfinished_retry_ends_it_and_says_so(
+    corpus_root, tmp_path, capsys, lost
+) -> None:
+    root = shutil.copytree(corpus_root, tmp_path / "corpus")
+    (root / "train" / "train01.mp4").write_text("not a video")
+    recipe, out = recipe_for(root, shards={"max_reject_rate": 0.5}), tmp_path / "out"
+    run_here(recipe, out).execute()
+
+    def kill(unit: Unit) -> None:
+        raise Killed
+
+    shutil.copy(corpus_root / "train" / "train01.mp4", root / "train" / "train01.mp4")
+    retry = run_here(recipe, out, retry_rejects=True)
+    retry.interrupt = kill
+    with pytest.raises(Killed):
+        retry.execute()
+    shutil.copy(corpus_root / "train" / "train02.mp4", root / "train" / "train99.mp4")
+    (root / "train" / "train99.txt").write_text("Neu.\n", encoding="utf-8")
+    if lost:
+        (root / "train" / "train01.mp4").unlink()
+        (root / "train" / "train01.txt").unlink()
+    run = run_here(recipe, out, extend=True)
+    run.quiet = False
+    summary = run.execute()
+    said = capsys.readouterr().err
+    assert "holds an unfinished --retry-rejects: its 1 open units are done as well" in said
+    assert ("1 of them hold clips that this corpus lacks" in said) == lost
+    assert summary.clips == CLIPS + (2 if lost else 3) and summary.rejects == int(lost)

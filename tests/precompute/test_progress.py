@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -52,6 +53,25 @@ def test_clips_of_a_lost_unit_no_longer_count() -> None:
         progress.unit(UNIT, UnitDone(marker=MARKER))
         assert (progress.clips_done, progress.units_left) == (4, 4)
     assert text.getvalue() == "unit 000003 at clip 'c2': its actor died; trying again\n"
+
+
+def test_an_outage_of_the_storage_is_one_line_a_minute(monkeypatch) -> None:
+    text, now = io.StringIO(), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Progress(clips=10, units=5, stream=text, every_s=9999) as progress:
+        for second in range(130):
+            now[0] = 1000.0 + second
+            progress.failure(UNIT, UnitFailed(kind="storage", message="S3 is away", clip=""), again=True)
+        progress.failure(UNIT, UnitFailed(kind="killed", message="died", clip=""), again=True)
+        progress.failure(UNIT, UnitFailed(kind="storage", message="S3 is away", clip=""), again=False)
+    lines = text.getvalue().splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [
+        "S3 is away; trying again",
+        "S3 is away; trying again (59 more since the last such line)",
+        "S3 is away; trying again (59 more since the last such line)",
+        "died; trying again",
+        "S3 is away; left open",
+    ]
 
 
 def test_events_are_json_lines_that_tell_the_whole_run(tmp_path: Path) -> None:

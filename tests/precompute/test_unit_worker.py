@@ -14,7 +14,7 @@ from PIL import Image
 from small_corpus import hashes, manifest_of, recipe_for, write_video
 
 from sage_scale.corpora.clip import Clip
-from sage_scale.precompute.actor import UnitWorker, is_disk_full, scratch_folder
+from sage_scale.precompute.actor import UnitWorker, is_disk_full
 from sage_scale.precompute.events import ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.sample import SampleMaker, source_name
@@ -120,18 +120,6 @@ def test_a_full_disk_is_seen_through_the_errors_made_of_it() -> None:
     except RuntimeError as error:
         assert is_disk_full(error)
     assert not is_disk_full(OSError(errno.EIO, "broken")) and not is_disk_full(None)
-
-
-def test_local_tars_of_dead_actors_are_removed() -> None:
-    folder = scratch_folder()
-    dead, alive = folder / "999999999-000000.tar", folder / f"{os.getpid()}-000000.tar"
-    for file in (dead, alive):
-        file.write_bytes(b"")
-    try:
-        scratch_folder()
-        assert not dead.exists() and alive.exists()
-    finally:
-        alive.unlink()
 
 
 def test_the_stored_tar_wins_over_other_bytes(corpus_root: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -89,6 +90,45 @@ def test_file_systems_without_unnamed_files(tmp_path: Path, monkeypatch: pytest.
     store.put("y", b"3")
     store.put("y", b"4")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"1", "y": b"4"}
+
+
+def test_what_killed_writers_left_goes_and_what_is_written_now_stays(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.put("a/b.json", b"1")
+    names = (".000002.json.0123456789ab.tmp", "a/.b.json.ba9876543210.tmp", ".index.json.00aa11bb22cc.tmp")
+    left, below, held = (tmp_path / name for name in names)
+    young, foreign = tmp_path / ".x.000000000000.tmp", tmp_path / ".mine.tmp"
+    for path in (left, below, held, young, foreign):
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    os.utime(young)
+    with held.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        store.check_writable()
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        [tmp_path / "a" / "b.json", held, young, foreign]
+    )
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_a_writer_at_work_holds_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
+) -> None:
+    from sage_scale.storage import folder
+
+    if not unnamed:
+        monkeypatch.setattr(folder, "_unseen", lambda _, hidden: (open(hidden, "xb"), str(hidden)))  # noqa: SIM115
+    true_replace, store = os.replace, open_store(tmp_path)
+
+    def slow(source: Path, target: Path) -> None:
+        os.utime(source, (0, 0))
+        store.check_writable()
+        true_replace(source, target)
+
+    store.put("x", b"1")
+    monkeypatch.setattr(os, "replace", slow)
+    store.put("x", b"2")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"2"}
 
 
 def test_places_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> None:

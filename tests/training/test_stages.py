@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageE
 from sage_scale.training import evaluate_run, export, finetune, pretrain
 from sage_scale.training.evaluate_run import derangement
 from sage_scale.training.optimizer import rate
+from sage_scale.training.sage.alignment import AlignmentTask
+from sage_scale.training.saves.saving import Saver
 from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.training.stopping import Interrupted, StopRequest
 
@@ -70,6 +73,27 @@ def test_interrupted_stage_resumes_to_the_same_losses(world, tmp_path, monkeypat
     one, other = (dev_losses(tmp_path / run) for run in ("whole", "parts"))
     assert list(one) == list(other) == [7, 14, 20]
     assert other == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize("moment", ["evaluation", "save"])
+def test_a_stop_within_the_last_evaluation_or_save_loses_no_step(world, tmp_path, monkeypatch, moment):
+    """The stage is saved at its last step and ends as interrupted; the repeated command makes no step again."""
+    root, recipe = world
+    recipe = override(recipe, ["pretrain.max_steps=3"])
+    place = (AlignmentTask, "evaluate") if moment == "evaluation" else (Saver, "save")
+    work = getattr(*place)
+
+    def with_signal(*arguments):
+        signal.raise_signal(signal.SIGINT if moment == "save" else signal.SIGTERM)
+        return work(*arguments)
+
+    monkeypatch.setattr(*place, with_signal)
+    with pytest.raises(Interrupted, match="stopped at step 3 and saved"):
+        pretrain.run(recipe, tmp_path, str(root / "shards"))
+    monkeypatch.undo()
+    assert (tmp_path / "pretrain" / "checkpoints" / "step-00000003" / "state.json").is_file()
+    assert pretrain.run(recipe, tmp_path, str(root / "shards"))["steps"] == 3
+    assert len(losses(tmp_path, "pretrain")) == 3 and (tmp_path / pretrain.STAGE1).is_file()
 
 
 def test_export_opens_and_translates_as_the_trained_model(world, tmp_path):

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.model import SignFeatures
+from sage_scale.models.weights import read_weights, write_weights
 
 TENSORS, DESCRIPTION = "adapters.safetensors", "adapters.json"
 FORMAT = 1
@@ -98,7 +97,7 @@ def save_adapters(model: SignFeatures, recipe: Recipe, folder: str | Path) -> No
         "parameters": sum(value.numel() for value in state.values()),
     }
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    save_file(state, folder / TENSORS)
+    write_weights(state, folder / TENSORS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
@@ -121,9 +120,9 @@ def load_adapters(model: SignFeatures, folder: str | Path) -> None:
                 f"{stored['sha256'][:12]}...): give that one"
             )
     try:
-        state = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / TENSORS} cannot be read: {str(error).splitlines()[0]}") from None
+        state = read_weights(folder / TENSORS)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder / TENSORS} is missing: copy the whole folder") from None
     own = adapter_state(model)
     for kind, names in (("lacks", own.keys() - state.keys()), ("has a strange", state.keys() - own.keys())):
         if names:

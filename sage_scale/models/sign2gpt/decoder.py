@@ -18,6 +18,7 @@ from sage_scale.losses.padding import pad_packed
 from sage_scale.models.language import subwords
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.positions import TokenPositions, places
+from sage_scale.models.weights import FiniteScores
 from sage_scale.text.hub import model_place
 from sage_scale.vision.draws import mix
 
@@ -115,6 +116,7 @@ class SignDecoder(nn.Module):
                 max_new_tokens=max(1, max_tokens - 1),
                 length_penalty=length_penalty,
                 do_sample=False,
+                logits_processor=[FiniteScores()],
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=padding_id(tokenizer),
             )

@@ -26,6 +26,7 @@ from sage_scale.models.sign2gpt import make_texts
 from sage_scale.text.tokenizer import train_xglm_tokenizer
 from sage_scale.training.language.fitting import fit
 from sage_scale.training.language.recombine import recombine
+from sage_scale.untrusted.hashes import share
 
 POSITIONS = 160
 """Longest text, subwords."""
@@ -78,6 +79,7 @@ def make_causal_model(
     report["seconds"] = round(time.monotonic() - started, 1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    share(folder)
     (folder / "language.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return folder
 

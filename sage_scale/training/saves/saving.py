@@ -33,7 +33,7 @@ FILE_BYTES = 128_000_000
 """Most bytes of a file (one tensor may be larger): what a rank serialises, sends, and if need be repeats at once."""
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Between attempts; the last one repeats."""
-TELL_EVERY_S = 30.0
+TELL_EVERY_S = 60.0
 LEAVE_S = 10.0
 """Longest wait for a save in flight when the process ends by an error."""
 

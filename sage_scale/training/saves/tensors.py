@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sage_scale.errors import CheckpointError, NoModel
+from sage_scale.errors import NoModel
+from sage_scale.models.weights import read_weights, write_weights
+from sage_scale.untrusted.hashes import seal
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -22,19 +23,15 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         for name, value in tensors.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    write_weights(tensors, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of `save_tensors`. Raises CheckpointError where the file is missing or damaged."""
+    """Returns the tensors of `save_tensors`. Raises NoModel where the file is missing, else as `read_weights`."""
     try:
-        return load_file(path)
+        return read_weights(path)
     except FileNotFoundError:
         raise _missing(path) from None
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
 def need_tensors(path: Path) -> None:
@@ -49,11 +46,12 @@ def _missing(path: Path) -> NoModel:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into, which takes the place of `folder` when it is whole."""
+    """An empty folder to write into, which takes the place of `folder` when it is whole, with hashes of its files."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    seal(partial)
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)

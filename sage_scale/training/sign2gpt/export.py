@@ -18,8 +18,10 @@ from sage_scale.config import Recipe, load_recipe, to_yaml
 from sage_scale.models.sign2gpt import Sign2GptTranslator, load_causal_model
 from sage_scale.models.sign2gpt.checkpoint import TENSORS, load_adapters, save_adapters
 from sage_scale.models.sign2gpt.merge import vit_beside
+from sage_scale.models.weights import check_finite
 from sage_scale.training.saves.tensors import load_tensors, replace_folder, save_tensors
 from sage_scale.training.sign2gpt.visual import homeless_weights
+from sage_scale.untrusted.hashes import check_sealed
 
 ADAPTERS = TENSORS
 LANGUAGE, FROZEN = "language_model", "frozen.safetensors"
@@ -44,6 +46,7 @@ def load_translator(path: Path, device: str | torch.device = "cpu") -> tuple[Sig
 
     Raises CheckpointError naming what is missing, or which frozen model is another than the adapters were trained on.
     """
+    check_sealed(path)
     recipe = load_recipe(path / "recipe.yaml", vit_beside(path))
     own = path / LANGUAGE
     language = own if own.is_dir() else recipe.model.language_model
@@ -52,4 +55,5 @@ def load_translator(path: Path, device: str | torch.device = "cpu") -> tuple[Sig
     if (path / FROZEN).is_file():
         model.load_state_dict(load_tensors(path / FROZEN), strict=False)
     load_adapters(model, path)
+    check_finite(model.state_dict(), path)
     return model.to(device).eval(), tokenizer, recipe
