@@ -89,7 +89,7 @@ class VideoTrack:
 
     def packets(self, container: Any) -> Iterator[Any]:
         """Returns the packets that are left to read of the video, times corrected where clocks start again."""
-        packets = container.demux(self.stream)
+        packets = _demuxed(container, self.stream)
         return _Clock(self.stream).go_on(packets) if self.restarts or self.strays else packets
 
 
@@ -173,7 +173,7 @@ def _survey(container: Any, from_tail: bool) -> Survey:
 
     def of_video() -> Iterator[Any]:
         nonlocal file_end_s
-        for packet in container.demux():
+        for packet in _demuxed(container):
             time = packet.dts if packet.pts is None else packet.pts
             if time is not None:
                 end_s = (time + (packet.duration or 0)) * bases[packet.stream_index]
@@ -233,12 +233,22 @@ def _end_s(
     return surveyed.end_s - zero_s if whole else claimed_s
 
 
+def _demuxed(container: Any, *streams: Any) -> Iterator[Any]:
+    """Yields the packets of the streams, of all without any.
+
+    At the end PyAV looks for streams that came up on the way (sound that begins later), which it does not know. By then
+    the decoder of each stream that it knows was told of the end.
+    """
+    with contextlib.suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 def _before_zero(container: Any, stream: Any) -> int | None:
     """Returns the time of the first picture, ticks, counted back from the first one with a time; None if it has one."""
     untimed = in_a_row = 0
     first: int | None = None
     with contextlib.suppress(av.error.FFmpegError):
-        for packet in container.demux(stream):
+        for packet in _demuxed(container, stream):
             if packet.pts is not None:
                 first = packet.pts if first is None else min(first, packet.pts)
                 in_a_row += 1
