@@ -11,7 +11,7 @@ prototypes.json                Sign2GPT: {"threshold", "vectors", "splits": {spl
 localisation.json              Sign2GPT: [{"sentence", "fps", "frames", "threshold", "times", "rows", "pictures"}]
 timelines/<split>.json         [{"sentence", "hypothesis", "fps", "frames", "segments", "gold", "thumbnails"}]; of 0.1.0
                                timelines.json
-timing.json                    [{"stage", "seconds", "memory_mb"}]
+timing.json                    [{"stage", "seconds", "memory_mb", "note"}]; the note is optional
 """
 
 from __future__ import annotations

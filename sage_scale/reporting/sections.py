@@ -307,8 +307,9 @@ def _cost_row(row: Mapping[str, Any], most: float) -> str:
     memory = (
         f"{row['memory_mb'] / 1000:.2f} GB" if number(row.get("memory_mb")) and row["memory_mb"] > 0 else ""
     )
+    note = f'<div class="small">{escape(row["note"])}</div>' if row.get("note") else ""
     return (
-        f'<tr><th scope="row">{escape(row.get("stage", ""))}</th><td class="with-bar"><div>'
+        f'<tr><th scope="row">{escape(row.get("stage", ""))}{note}</th><td class="with-bar"><div>'
         f"<span>{duration(seconds)}</span>{figures.bar(seconds, most, True)}</div></td><td>{memory}</td></tr>"
     )
 

@@ -112,6 +112,14 @@ class Loop:
         tokens = self.stage.max_tokens
         return max(by_steps, by_time, self.progress.tokens / tokens if tokens else 0.0)
 
+    @property
+    def cut_short(self) -> str:
+        """How many of its steps the stage made where `max_minutes` ended it before the last; else empty."""
+        budget = self.stage.max_minutes * 60
+        if not budget or self.progress.seconds < budget or self.progress.step >= self.total_steps:
+            return ""
+        return f"{self.progress.step:,} of {self.total_steps:,} steps: max_minutes={self.stage.max_minutes:g} ended it"
+
     def train(self, compute: Compute, evaluate: Evaluate) -> Progress:
         """Run to the end of the stage. Raises Interrupted after saving when asked to stop."""
         try:
@@ -144,6 +152,8 @@ class Loop:
                     f"at step {self.progress.best_step}",
                     now=True,
                 )
+            if self.cut_short:
+                self.log.line(self.cut_short, now=True)
             self._evaluate_once(evaluate)
             self._save()
             self._finish_saving()

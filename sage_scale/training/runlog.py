@@ -113,12 +113,14 @@ def memory_mb(device: torch.device) -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def record_timing(run: Path, stage: str, seconds: float, memory: float) -> None:
-    """Add a stage's seconds and peak memory (MB) to `timing.json` of a run; the report shows it."""
+def record_timing(run: Path, stage: str, seconds: float, memory: float, note: str = "") -> None:
+    """Adds a stage's seconds, peak memory (MB) and a note, if there is one, to `timing.json` of a run; the report
+    shows them."""
     path = run / "timing.json"
     rows = json.loads(path.read_text()) if path.is_file() else []
     rows = [row for row in rows if row["stage"] != stage]
-    rows.append({"stage": stage, "seconds": round(seconds, 1), "memory_mb": round(memory)})
+    row = {"stage": stage, "seconds": round(seconds, 1), "memory_mb": round(memory)}
+    rows.append(row | {"note": note} if note else row)
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -154,7 +154,7 @@ def _run_stage(name: str, kind: TaskKind, recipe: Recipe, folder: Path, data: Da
     with engine.evaluating() as whole:
         figures = task.finish(whole, progress)
     if ranks.first:
-        record_timing(folder, name, progress.seconds, memory_mb(ranks.device))
+        record_timing(folder, name, progress.seconds, memory_mb(ranks.device), loop.cut_short)
     distributed.barrier()
     return {"steps": progress.step, "seconds": progress.seconds, **figures}
 

@@ -29,9 +29,27 @@ def test_another_dataset_lies_with_its_run(change):
 
 
 @pytest.mark.parametrize("name", ["demo", "sign2gpt-demo"])
-def test_the_control_has_the_time_of_both_stages_and_nothing_of_stage_1(name):
+def test_stages_end_by_steps_and_minutes_are_a_limit_far_above(name):
+    """On an idle machine a stage takes a quarter of its limit (docs/results); no epoch ends one before its steps."""
+    recipe = load_recipe(name)
+    batches = recipe.corpus.train_clips / recipe.pretrain.batch_size
+    for stage in (recipe.pretrain, recipe.finetune):
+        assert 0 < stage.max_steps <= stage.epochs * batches and stage.max_minutes >= 7
+    assert recipe.denoise.max_minutes >= 5
+
+
+@pytest.mark.parametrize("name, steps", [("demo", 516), ("sign2gpt-demo", 590)])
+def test_the_control_has_the_budget_of_both_stages_and_nothing_of_stage_1(name, steps):
     recipe = load_recipe(name)
     control = load_recipe(name, control_overrides(recipe))
+    assert control.finetune.max_steps == steps
     assert control.finetune.max_minutes == recipe.pretrain.max_minutes + recipe.finetune.max_minutes
     assert (control.finetune.init, control.finetune.freeze) == ("none", "none")
     assert control.finetune.visual_lr_scale * control.finetune.lr == pytest.approx(recipe.pretrain.lr)
+
+
+def test_a_control_without_steps_or_minutes_has_the_epochs_of_both():
+    changes = ["pretrain.max_steps=0", "finetune.max_minutes=0"]
+    recipe = load_recipe("demo", changes)
+    control = load_recipe("demo", [*changes, *control_overrides(recipe)]).finetune
+    assert (control.max_steps, control.max_minutes, control.epochs) == (0, 0.0, 28)

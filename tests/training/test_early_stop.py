@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import RecipeError
+from sage_scale.reporting import sections
+from sage_scale.reporting.runlog import read_run
 from sage_scale.training import pretrain
 from sage_scale.training.sage import alignment
 
@@ -36,6 +38,19 @@ def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeyp
     assert any("addmm" in str(event.get("name")) for event in trace["traceEvents"])
     monkeypatch.setattr(alignment, "dev_figures", lambda *_: ({"loss": 1.0}, 0.0))
     assert pretrain.run(recipe, run, data)["steps"] == 8
+
+
+@pytest.mark.parametrize("limit, steps", [(0, 6), (60, 6), (1e-6, 1)])
+def test_a_limit_that_ends_a_stage_before_its_steps_is_told_in_log_and_report(tmp_path, capfd, limit, steps):
+    language = make_language_folder(tmp_path / "language")
+    recipe = tiny_recipe(
+        "features", f"model.language_model={language}", "pretrain.max_steps=6", f"pretrain.max_minutes={limit:f}",
+    )  # fmt: skip
+    data = make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 20), ("dev", 4)])
+    assert pretrain.run(recipe, tmp_path / "run", data)["steps"] == steps
+    told = "1 of 6 steps: max_minutes=1e-06 ended it"
+    assert (told in "".join(capfd.readouterr())) == (steps < 6)
+    assert (told in sections.cost(read_run(tmp_path / "run"))) == (steps < 6)
 
 
 def test_a_missing_logger_is_named(tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def test_it_makes_unseen_sentences_of_their_lemmas(made, corpus):
     assert found > 80 > 2 * blind
     report = json.loads((folder / "denoise.json").read_text())
     assert report["dev_gloss_to_text_bleu4"] == pytest.approx(found, abs=0.01)
-    assert report["steps"] == TINY.steps and not report["ended_early_by_max_minutes"]
+    assert report["steps"] == TINY.steps and not report["cut_short"]
     assert any("160 steps" in line for line in lines)
 
 
@@ -125,7 +125,8 @@ def test_the_budget_ends_training_and_is_reported(corpus, tmp_path):
     train, _ = corpus
     folder = make_language_model(*zip(*train), replace(TINY, steps=10**6, max_minutes=0.02), tmp_path, "de")
     report = json.loads((folder / "denoise.json").read_text())
-    assert report["ended_early_by_max_minutes"] and 30 <= report["steps"] < 10**5
+    assert 30 <= report["steps"] < 10**5
+    assert report["cut_short"] == f"{report['steps']:,} of 1,000,000 steps: max_minutes=0.02 ended it"
 
 
 def test_nothing_to_train_on_is_said(tmp_path):

@@ -77,10 +77,17 @@ def fit(
             say(f"step {step}{asked}, loss {_mean(recent):.3f}, {min(by_steps, by_budget):.0f} s left")
     if not math.isfinite(_mean(recent)):
         raise RecipeError(f"the {name} loss is not finite: lower denoise.lr={denoise.lr}")
+    ended = (
+        ""
+        if step == denoise.steps
+        else f"{step:,} of {denoise.steps:,} steps: max_minutes={denoise.max_minutes:g} ended it"
+    )
+    if ended:
+        say(ended)
     say(f"{step} steps in {time.monotonic() - started:.0f} s, {name} loss {_mean(recent):.3f}")
     return {
         "steps": step,
-        "ended_early_by_max_minutes": shortened,
+        "cut_short": ended,
         f"{name}_loss": round(_mean(recent), 4),
         "precision": "bf16" if bf16 else "fp32",
         "parameters": model.num_parameters(),

@@ -222,13 +222,18 @@ def _prepare(
         report["trimmed"] = asdict(trimmed)
     else:
         report["used"] = recipe.model.language_model
+    if recipe.denoise.enabled:
+        report |= json.loads(
+            (partial / ("language.json" if causal else "denoise.json")).read_text(encoding="utf-8")
+        )
     report["seconds"] = round(time.monotonic() - started, 1)
     (partial / DONE).write_text(
         json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
     )
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    record_timing(run, "language model", report["seconds"], memory_mb(ranks.device))
+    memory = memory_mb(ranks.device)
+    record_timing(run, "language model", report["seconds"], memory, report.get("cut_short", ""))
 
 
 def _add_characters(recipe: Recipe, sentences: Sequence[str], folder: Path) -> list[str]:
