@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from common import parse
 from decode import make_video
 
 from sage_scale.config import Vision, from_mapping
@@ -56,14 +57,14 @@ def batches(clips: list[np.ndarray], crop: int) -> None:
             print(f"| {batch} | {dtype} | {rates[0]:.1f} | {rates[1]:.1f} | {rates[1] / rates[0]:.2f} |")
 
 
-def ahead() -> None:
+def ahead(width: int, height: int, number: int) -> None:
     """One table: wall seconds of a unit, decoding ahead or clip by clip."""
     print("\n| content | one after the other, wall s | decoding ahead, wall s | ratio |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         clips = []
-        for k in range(12):
-            make_video(Path(folder) / f"{k}.mp4", 640, 480, 100)  # 50 stored: five whole batches of 10
+        for k in range(number):
+            make_video(Path(folder) / f"{k}.mp4", width, height, 100)  # 50 stored: five whole batches of 10
             clips.append(Clip(id=str(k), video=f"{folder}/{k}.mp4", sentence="x"))
         for name, vision in (
             ("JPEG frames", {"size": 256, "crop": 224}),
@@ -93,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--crop", type=int, default=224)
-    arguments = parser.parse_args()
+    arguments = parse(parser, clips=2, crop=32)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     side = arguments.crop
@@ -102,7 +103,7 @@ def main() -> None:
         for n in rng.integers(20, 91, arguments.clips)
     ]
     batches(clips, side)
-    ahead()
+    ahead(*((64, 48, 2) if arguments.small else (640, 480, 12)))
 
 
 if __name__ == "__main__":

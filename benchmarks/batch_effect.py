@@ -11,7 +11,6 @@ BatchNorm's groups, and all start from one language model.
 Everything ends by counts, not by the clock. A run is one process with one thread in a folder of its own; `--jobs` of
 them run at a time, and finished ones are recognised, so the command may be stopped and repeated. A good hour on two
 idle cores: 7,168 clips at 30 (direct) or 21 (cached) a second and core, 15 times or more, are two thirds of it.
-`--tiny` shows in minutes that all of it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -22,20 +21,21 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from common import parse, sage, spread
+
 from sage_scale.evaluation.stored import read_scores
 
 CHUNK = 16
 """Clips that pass the encoder at once, at every batch size; the smallest batch is one chunk."""
-RATES = (5e-4, 1e-3, 2e-3)
-"""Where tuning begins, AdamW; it goes on by factors of 2 while the best rate lies at an edge."""
 WIDEST = 3
-"""Rates that tuning may add."""
+"""Learning rates that tuning may add to the first ones, by factors of 2 while the best lies at an edge."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Size:
     stage1_epochs: float
     stage2: dict[str, object]
     denoise_steps: int
+    rates: tuple[float, ...]
+    """Where tuning begins, AdamW; a single one is not tuned."""
 
 
 FULL = Size(
@@ -53,12 +55,14 @@ FULL = Size(
     stage1_epochs=7,
     stage2={"epochs": 6, "frozen_views": 2},
     denoise_steps=600,
+    rates=(5e-4, 1e-3, 2e-3),
 )
-TINY = Size(
-    corpus={"train_clips": 36, "dev_clips": 8, "test_clips": 12, "heldout_clips": 2},
+SMALL = Size(
+    corpus={"train_clips": 16, "dev_clips": 4, "test_clips": 4, "heldout_clips": 2},
     stage1_epochs=1,
     stage2={"epochs": 1, "frozen_views": 1},
-    denoise_steps=10,
+    denoise_steps=5,
+    rates=(1e-3,),
 )
 
 
@@ -93,7 +97,8 @@ class Experiment:
                 "text.trim_vocabulary=false", "model.batchnorm=group", f"pretrain.micro_batch={CHUNK}",
                 f"pretrain.batch_size={batch}", f"pretrain.lr={rate}", f"pretrain.epochs={self.size.stage1_epochs}",
                 "pretrain.max_minutes=0", "pretrain.evaluate_every=-1", "pretrain.save_every=-1",
-                f"pretrain.seed={seed}", f"finetune.seed={seed}", "finetune.max_minutes=0",
+                f"pretrain.seed={seed}", f"finetune.seed={seed}", "finetune.max_minutes=0", "pretrain.max_steps=0",
+                "finetune.max_steps=0",
                 *(f"finetune.{name}={value}" for name, value in self.size.stage2.items()),
             ]  # fmt: skip
             self.call(
@@ -110,12 +115,12 @@ class Experiment:
 
     def tune(self, batch: int) -> dict[float, float]:
         """Dev loss by learning rate, seed 0; the least stands between two others, or `WIDEST` rates were added."""
-        rates = list(RATES)
+        rates = list(self.size.rates)
         for _ in range(WIDEST + 1):
             runs = self.side_by_side(lambda rate: self.stage1(batch, rate, 0), rates)
             losses = {rate: dev_loss(run) for rate, run in zip(rates, runs, strict=True)}
             best = min(losses, key=losses.__getitem__)
-            if best not in (min(rates), max(rates)) or len(rates) == len(RATES) + WIDEST:
+            if len(rates) in (1, len(self.size.rates) + WIDEST) or best not in (min(rates), max(rates)):
                 break
             rates.append(best / 2 if best == min(rates) else best * 2)
         return losses
@@ -143,11 +148,6 @@ class Experiment:
             file.write(json.dumps({"what": what, "cpu_s": used.ru_utime + used.ru_stime}) + "\n")
         if process.returncode:
             raise SystemExit(f"{what} failed with code {process.returncode}; the end of {log} says why")
-
-
-def sage(*arguments: object) -> list[str]:
-    """The command line of a verb, with this interpreter."""
-    return [sys.executable, "-m", "sage_scale.cli.main", *map(str, arguments)]
 
 
 def own(*arguments: object) -> list[str]:
@@ -205,12 +205,6 @@ def events(run: Path, kind: str) -> list[dict]:
     return [row for row in rows if row["event"] == kind]
 
 
-def spread(values: list[float], digits: int = 1) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
 def print_tables(runs: dict[int, list[Path]], tuned: dict[int, dict[float, float]]) -> None:
     """What was tried, and what came of it."""
     print("\n| batch | dev loss at each learning rate (seed 0) |\n|---|---|")
@@ -259,14 +253,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--epochs", type=float, help="of stage 1; all batch sizes see as many clips")
-    parser.add_argument("--tiny", action="store_true", help="only show that it runs")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser, seeds=1, batches=[16])
     if options.part:
         {"language": make_language_model, "gallery": measure_gallery}[options.part[0]](*options.part[1:])
-        return
+    elif options.small:
+        with tempfile.TemporaryDirectory() as folder:
+            options.home = Path(folder)
+            compare(options, SMALL)
+    else:
+        compare(options, FULL)
+
+
+def compare(options: argparse.Namespace, size: Size) -> None:
+    """Tune, train and score all batch sizes, then print the tables."""
     options.home.mkdir(parents=True, exist_ok=True)
-    size = TINY if options.tiny else FULL
     if options.epochs:
         size = replace(size, stage1_epochs=options.epochs)
     experiment = Experiment(options.home, size, options.jobs)

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from common import parse
 from torch import Tensor
 
 from sage_scale.losses import clcl_tiled, reference_similarity, tiled_clcl_similarity
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--tile", default="x".join(map(str, clcl_tiled.CPU_TILE)), help="tokens by tokens")
     parser.add_argument("--grow", choices=WAYS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser, rounds=1, clips=6, width=32)
     torch.set_num_threads(options.threads)
     clcl_tiled.CPU_TILE = tuple(map(int, options.tile.split("x")))
     if options.grow:

@@ -1,7 +1,7 @@
 """CLCL on a GPU: memory, share of the matrix rate, beside the naive loss and the MaxSim kernels of others.
 
-    python benchmarks/clcl_gpu.py                        # one H200, one call of under ten minutes
-    python benchmarks/clcl_gpu.py --device cpu --small   # shows that all of it runs
+    python benchmarks/clcl_gpu.py           # one H200, one call of under ten minutes
+    python benchmarks/clcl_gpu.py --small   # shows that all of it runs, on a CPU too
 
 Asserts equality with the reference in float64 before it times anything. Operations are counted as 8 E D, E pairs of
 tokens: similarities twice, two gradients, both sides trained. The rate is that of a plain matrix product of the same
@@ -25,6 +25,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from common import parse
 from torch import Tensor
 
 from sage_scale.config import Clcl, from_mapping
@@ -386,14 +387,10 @@ def through_the_cache(bench: Bench, sizes: Sizes) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--small", action="store_true", help="only show that it runs")
     parser.add_argument("--peers", help="folder with the packages of others")
-    options = parser.parse_args()
+    options = parse(parser, device=True)
     if options.peers:
         sys.path.insert(0, options.peers)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: --device cpu --small shows that the script runs")
     bench, sizes = Bench(options.device), SMALL if options.small else FULL
     started = time.perf_counter()
     name = torch.cuda.get_device_name() if bench.cuda else "CPU"

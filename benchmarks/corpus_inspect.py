@@ -15,10 +15,11 @@ import json
 import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import parse, sage
 
 WORDS = (
     "we",
@@ -43,8 +44,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=100_000)
     parser.add_argument("--home", type=Path)
-    options = parser.parse_args()
-    home = options.home or Path(tempfile.mkdtemp(prefix="corpus-inspect-"))
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parse(parser, clips=60, rounds=1)
+    with tempfile.TemporaryDirectory(prefix="corpus-inspect-") as folder:
+        table(options.home or Path(folder), options.clips, options.rounds)
+
+
+def table(home: Path, wanted: int, rounds: int) -> None:
+    """Print a row for each corpus of `wanted` clips, written into `home` where it is not there."""
     print("| corpus | clips | set aside | seconds | processor seconds | peak MB |\n|---|---|---|---|---|---|")
     for name, write in (
         ("youtube_sl25", write_youtube),
@@ -55,13 +62,12 @@ def main() -> None:
     ):
         root = home / name
         if not root.exists():
-            write(root, options.clips, random.Random(0))
+            write(root, wanted, random.Random(0))
         rejects = home / f"{name}.rejects.jsonl"
-        command = [sys.executable, "-m", "sage_scale.cli.main", "corpus", "inspect"]
-        command += ["--corpus", name, "--root", str(root), "--rejects", str(rejects)]
+        command = sage("corpus", "inspect", "--corpus", name, "--root", root, "--rejects", rejects)
         best = cpu = float("inf")
         peak = 0.0
-        for _ in range(3):
+        for _ in range(rounds):
             shown = home / f"{name}.txt"
             begun = time.perf_counter()
             with shown.open("w") as out, subprocess.Popen(command, stdout=out) as child:

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from common import parse
 from damage import WAYS, Hit, Rig, contents, make_rig, stream
 
 from sage_scale.errors import SageError
@@ -121,7 +122,7 @@ def main() -> int:
     parser.add_argument(
         "--url", default="", help="where the dataset is made; a temporary folder unless given"
     )
-    options = parser.parse_args()
+    options = parse(parser, count=1)
     logging.getLogger("sage_scale.streaming").setLevel(
         logging.ERROR
     )  # hundreds of samples are skipped on purpose

@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from common import parse
 from PIL import Image
 
 from sage_scale.vision.video_clips import Interval, Pictures, read_clip
@@ -125,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parse(parser, seconds=1, rounds=1)
     frames = 25 * arguments.seconds
     print("Frames a second of processor time, and the time over that of `bare`:\n")
     print("| video | bare | vision | over bare | and grey | over bare | stretched, over bare | plain |")

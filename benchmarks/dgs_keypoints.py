@@ -15,7 +15,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
+from common import parse
 
 from sage_scale.config import load_recipe
 from sage_scale.corpora.clip import Clip, to_json_lines
@@ -36,6 +38,7 @@ OVERRIDES = [
     "denoise.max_minutes=1.0",
     "pretrain.batch_size=32",
     "pretrain.max_minutes=0",
+    "finetune.max_steps=0",
     "pretrain.evaluate_every=-1",
     "stream.workers=0",
 ]
@@ -43,16 +46,33 @@ OVERRIDES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("clips", type=Path)
+    parser.add_argument("clips", type=Path, nargs="?", default=Path())
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=300)
-    options = parser.parse_args()
-    if not (options.clips / "clips.jsonl").is_file():
-        parser.error(f"{options.clips} holds no clips.jsonl: give the folder of the clips")
-    work = options.out or Path(tempfile.mkdtemp(prefix="dgs-"))
-    work.mkdir(parents=True, exist_ok=True)
-    figures = run(options.clips, work, options.steps)
-    print(json.dumps(figures, indent=1))
+    options = parse(parser, steps=2)
+    with tempfile.TemporaryDirectory(prefix="dgs-") as folder:
+        if options.small:
+            options.clips = made_clips(Path(folder) / "clips")
+        if not (options.clips / "clips.jsonl").is_file():
+            parser.error(f"{options.clips} holds no clips.jsonl: give the folder of the clips")
+        work = options.out or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        print(json.dumps(run(options.clips, work, options.steps), indent=1))
+
+
+def made_clips(folder: Path) -> Path:
+    """A folder of random walks in the form of the real clips, for --small."""
+    (folder / "keypoints").mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for number in range(12):
+        walk = 0.5 + rng.normal(0, 0.01, (120, 134)).cumsum(0)
+        np.savez(folder / "keypoints" / f"{number}.npz", walk.astype(np.float16))
+        text = f"satz nummer {number}"
+        rows.append(
+            {"id": str(number), "recording": str(number // 9), "text": text, "fps": 50, "frames": 120}
+        )
+    (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
 def run(clips: Path, work: Path, steps: int) -> dict:

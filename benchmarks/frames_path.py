@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from common import parse, sage
 from torch import Tensor
 from transformers import MBartForConditionalGeneration
 
@@ -31,9 +31,8 @@ from sage_scale.config import Augment, Recipe, load_recipe
 from sage_scale.models.describe import language_model_config
 from sage_scale.models.language import TextTargets
 from sage_scale.models.sage import SageAligner
-from sage_scale.models.visual import VisualEncoder
+from sage_scale.models.visual import VisualEncoder, frame_pixels
 from sage_scale.streaming import open_stream
-from sage_scale.vision.augment import is_active
 from sage_scale.vision.packed import PackedVideo
 
 EDGE = 2
@@ -66,8 +65,9 @@ class ReleasedLayout(VisualEncoder):
         clip_G = video.frame_clip_F()[frame_G]
         assert video.frames_FCHW is not None
         order = replace(video, frames_FCHW=video.frames_FCHW[frame_G])
-        active = self.training and video.draws_B is not None and is_active(self.settings)
-        pixels_GCHW = self._pixels(order, slice(None), clip_G, active)
+        active = self.training and video.draws_B is not None and self.settings.active
+        kind = self.norm.weight.dtype
+        pixels_GCHW = frame_pixels(order, slice(None), clip_G, self.settings, self.crop, active, kind)
         features_GC = self._through_backbone(pixels_GCHW, centred=video.background_BCHW is not None)
         # Every place of a segment but its last four begins a window.
         inner_G = place_G - begin_N[segment_G] < lengths_N[segment_G]
@@ -161,8 +161,7 @@ def made_dataset(home: Path, clips: int) -> Path:
             ["corpus", "make", *made],
             ["precompute", "--corpus", "synthetic", "--out", shards, *made],
         ):
-            command = [sys.executable, "-m", "sage_scale.cli.main", *map(str, arguments)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(sage(*arguments), check=True, stdout=subprocess.DEVNULL)
     return shards
 
 
@@ -227,7 +226,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--home", type=Path, help="keep corpus and shards in this folder")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = parse(parser, clips=8, rounds=1)
     torch.set_num_threads(options.threads)
     print(
         f"{options.threads} threads, load {os.getloadavg()[0]:.1f}; clips a second, best of {options.rounds} rounds\n"
@@ -241,10 +240,8 @@ def main() -> None:
         home = options.home or Path(temporary)
         shards = made_dataset(home, options.clips)
         for name, changes in MODELS.items():
-            large = name != "demo's model"
-            measure(
-                name, changes, shards, 8 if large else options.clips, options.rounds, 112 if large else 64
-            )
+            side, clips = (64, options.clips) if not changes else (32 if options.small else 112, 8)
+            measure(name, changes, shards, clips, options.rounds, side)
 
 
 if __name__ == "__main__":

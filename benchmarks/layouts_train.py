@@ -43,6 +43,7 @@ import deepspeed
 import deepspeed.runtime.zero.muon.original_muon
 import torch
 import torch.utils.tensorboard
+from common import parse
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -320,7 +321,8 @@ def main() -> int:
     parser.add_argument("--pairwise", action="store_true", help="a covering part of the grid")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--keep", type=Path, help="folder for the runs, which goes on with those it has")
-    options = parser.parse_args()
+    parser.add_argument("--most", type=int, help="layouts of the covering part, no others")
+    options = parse(parser, pairwise=True, steps=6, most=1)
     saved = options.steps // 2 + 1  # in the middle of an epoch, and once
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
@@ -335,7 +337,7 @@ def main() -> int:
             print(f"{time.monotonic() - began:6.0f} s  {' '.join(title)}: {label}  {row[1]:.1e}",
                   file=sys.stderr, flush=True)  # fmt: skip
 
-        pairs = pairwise()
+        pairs, more = pairwise()[: options.most], further(options.pairwise) if options.most is None else []
         if not options.pairwise:
             every = [Layout(s, n, r, z) for s in STAGES for n in NORMS for r in RANKS for z in ZEROS]
             pairs = [(layout, dataclasses.replace(layout, ranks=RESUMED_BY[layout.ranks], zero=zero))
@@ -349,7 +351,7 @@ def main() -> int:
                 label = f"{layout.ranks} ranks ZeRO-{layout.zero} -> {then.ranks} ranks ZeRO-{then.zero}"
                 moved = f"{layout.ranks} to {then.ranks} ranks"
                 note((*title, moved), label, then, grid.resumed(then, layout))
-        for layout in further(options.pairwise):
+        for layout in more:
             kind = "micro-batches of 2" if layout.micro else "a rank without a clip"
             note((layout.stage, layout.norm, kind), layout.name, layout, grid.straight(layout))
     print("# Training: what does not change a run, the whole grid\n")

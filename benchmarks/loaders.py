@@ -1,10 +1,11 @@
 """Samples a second from local shards, beside webdataset, mosaicml-streaming and litdata, in one run.
 
-    python benchmarks/loaders.py [--rounds 3] [--samples 4096] [--workers 0 2]
+    python benchmarks/loaders.py [--peers .peers] [--rounds 3] [--samples 4096] [--workers 0 2]
 
 4,096 samples of 64 x 512 float16 features (64 KiB) with segments and description, page cache warm, batches of
-64. webdataset reads the very tars that sage_scale reads; the other two read their own copies (`pip install -e
-'.[bench]'`; one that is not installed is left out). Every loader first gives an epoch whose samples must
+64. webdataset reads the very tars that sage_scale reads; the other two read their own copies, in a process of an
+environment of their own: `--peers FOLDER` names one that has them, or is where one is made from peers.txt (they want
+an older transformers than ours). Every loader first gives an epoch whose samples must
 equal those that were written, byte for byte. Then all are timed in turn, round after round, from the first
 batch to the last, so that starting workers counts for nothing.
 
@@ -21,9 +22,9 @@ import argparse
 import dataclasses
 import json
 import os
+import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-import torch.utils.data
+from common import parse, peers_python
+from loaders_peers import BATCH, ROWS, SEGMENTS_N2, WIDTH, Batches, Row, assert_equal, collate, rate
 
 from sage_scale.config import Recipe, Stream, Vision
 from sage_scale.shards import (
@@ -47,20 +49,13 @@ from sage_scale.shards import (
 from sage_scale.storage import open_store
 from sage_scale.streaming import open_stream
 
-ROWS, WIDTH, BATCH, PER_SHARD = 64, 512, 64, 256
+PER_SHARD = 256
 CEILING = "bare pread loop (ceiling)"
-
-Row = tuple[dict[str, Any], np.ndarray, np.ndarray]
-"""Description, segments and features of a sample."""
-Batches = Iterator[tuple[list[str], torch.Tensor]]
-"""Ids of a batch, and its features, float16 (64 * rows, 512)."""
 
 
 def make_samples(count: int) -> list[Sample]:
     """Clips of 128 frames in 16 segments that cover all of them, stored at stride 2."""
     rng = np.random.default_rng(0)
-    edges = np.arange(0, 2 * ROWS, 8, dtype=np.int32)
-    segments_N2 = np.stack([edges, edges + 8], axis=1)
     samples = []
     for number in range(count):
         meta = {
@@ -77,7 +72,7 @@ def make_samples(count: int) -> list[Sample]:
         }
         features_TC = rng.standard_normal((ROWS, WIDTH), dtype=np.float32).astype(np.float16)
         samples.append(
-            Sample(key=sample_key(meta["id"]), meta=meta, segments=segments_N2, features=features_TC)
+            Sample(key=sample_key(meta["id"]), meta=meta, segments=SEGMENTS_N2, features=features_TC)
         )
     return samples
 
@@ -141,11 +136,6 @@ def bare_pread(shards: Path, workers: int) -> Batches:
         os.close(file)
 
 
-def collate(rows: list[Row]) -> tuple[list[str], torch.Tensor]:
-    """What a peer's user writes: descriptions, and the features of all samples, one after another."""
-    return [row[0]["id"] for row in rows], torch.from_numpy(np.concatenate([row[2] for row in rows]))
-
-
 def with_webdataset(shards: Path) -> Callable[[int], Batches]:
     """webdataset's own decoding, batches by its loader."""
     import webdataset
@@ -163,75 +153,32 @@ def with_webdataset(shards: Path) -> Callable[[int], Batches]:
     return epoch
 
 
-def with_mosaic(folder: Path, samples: list[Sample]) -> Callable[[int], Batches]:
-    """mosaicml-streaming from its own MDS shards."""
-    from streaming import MDSWriter, StreamingDataset
+class Peer:
+    """A process of the peers' environment, which writes their copies of the samples and times them."""
 
-    columns = {"json": "json", "segments": "ndarray:int32", "features": f"ndarray:float16:{ROWS},{WIDTH}"}
-    with MDSWriter(out=str(folder / "mds"), columns=columns) as writer:
-        for sample in samples:
-            writer.write({"json": sample.meta, "segments": sample.segments, "features": sample.features})
+    def __init__(self, python: str, folder: Path, samples: list[Sample]) -> None:
+        np.save(folder / "features.npy", np.stack([sample.features for sample in samples]))
+        (folder / "metas.json").write_text(json.dumps([sample.meta for sample in samples]))
+        command = [python, str(Path(__file__).with_name("loaders_peers.py")), str(folder)]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+        self.names, missing = self._answer()
+        for name, why in missing.items():
+            print(f"{name} is left out: {why}")
 
-    def pairs(rows: list[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
-        return collate([(row["json"], row["segments"], row["features"]) for row in rows])
+    def ask(self, what: str, name: str, workers: int) -> Any:
+        """`check` or `rate` of a loader."""
+        assert self.process.stdin is not None
+        print(json.dumps([what, name, workers]), file=self.process.stdin, flush=True)
+        return self._answer()
 
-    def epoch(workers: int) -> Batches:
-        dataset = StreamingDataset(local=str(folder / "mds"), batch_size=BATCH, shuffle=True)
-        yield from torch.utils.data.DataLoader(dataset, BATCH, num_workers=workers, collate_fn=pairs)
-
-    return epoch
-
-
-def with_litdata(folder: Path, samples: list[Sample], **settings: Any) -> Callable[[int], Batches]:
-    """litdata from its own chunks, written directly so that no process pool is started."""
-    from litdata import StreamingDataLoader, StreamingDataset
-
-    if not (folder / "lit").exists():
-        write_litdata(folder / "lit", samples)
-
-    def pairs(rows: list[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
-        return [json.loads(row["json"])["id"] for row in rows], torch.cat([row["features"] for row in rows])
-
-    def epoch(workers: int) -> Batches:
-        dataset = StreamingDataset(str(folder / "lit"), **{"shuffle": True, **settings})
-        yield from StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, collate_fn=pairs)
-
-    return epoch
-
-
-def write_litdata(folder: Path, samples: list[Sample]) -> None:
-    """Chunks of 64 MB."""
-    from litdata.streaming.writer import BinaryWriter
-
-    folder.mkdir()
-    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
-    for number, sample in enumerate(samples):
-        # The description as one string: litdata would serialise each of its values by itself.
-        writer[number] = {
-            "json": json.dumps(sample.meta),
-            "segments": torch.from_numpy(sample.segments),
-            "features": torch.from_numpy(sample.features),
-        }
-    writer.done()
-    writer.merge()
-
-
-def assert_equal(batches: Batches, samples: list[Sample]) -> None:
-    """Each sample once, its features as written."""
-    wanted = {sample.meta["id"]: sample.features for sample in samples}
-    for ids, features in batches:
-        for name, rows in zip(ids, features.split(ROWS)):
-            assert np.array_equal(rows.numpy(), wanted.pop(name)), f"{name} differs from what was written"
-    assert not wanted, f"{len(wanted)} samples were not delivered"
-
-
-def rate(batches: Batches) -> tuple[float, float]:
-    """Samples a second after the first batch, and a second of this process's CPU."""
-    next(batches)
-    began, cpu, count = time.perf_counter(), time.process_time(), 0
-    for ids, _ in batches:
-        count += len(ids)
-    return count / (time.perf_counter() - began), count / (time.process_time() - cpu)
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the peers' process ended with {self.process.wait()}")
+        return json.loads(line)
 
 
 def print_table(
@@ -251,48 +198,52 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0, 2], help="worker counts tried for each loader"
     )
-    options = parser.parse_args()
+    parser.add_argument("--peers", type=Path, help="environment of the peers; made where it is missing")
+    options = parse(parser, rounds=1, samples=256, workers=[0])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        samples = make_samples(options.samples)
-        shards = write_ours(place, samples)
-        loaders: dict[str, Callable[[int], Batches]] = {
-            "sage_scale": lambda workers: ours(shards, workers),
-            "sage_scale, hashes not checked": lambda workers: ours(shards, workers, checked=False),
-        }
-        peers = {
-            "webdataset": lambda: with_webdataset(shards),
-            "mosaicml-streaming": lambda: with_mosaic(place, samples),
-            "litdata": lambda: with_litdata(place, samples),
-            "litdata, batch_decode=0": lambda: with_litdata(place, samples, batch_decode=0),
-            "litdata, file order": lambda: with_litdata(place, samples, shuffle=False),
-        }
-        for name, make in peers.items():
-            try:
-                loaders[name] = make()
-            except ImportError as error:
-                print(f"{name} is left out: {error}")
-        for name, loader in loaders.items():
-            for workers in options.workers:
-                assert_equal(loader(workers), samples)
-            print(f"{name}: each of {len(samples)} samples once, equal to what was written", flush=True)
-        loaders[CEILING] = lambda workers: bare_pread(shards, workers)
-        rates: dict[tuple[str, int], list[tuple[float, float]]] = {}
-        for _ in range(options.rounds):
-            for name, loader in loaders.items():
-                for workers in options.workers if name != CEILING else [0]:
-                    rates.setdefault((name, workers), []).append(rate(loader(workers)))
+        measure(options, Path(folder))
+
+
+def measure(options: argparse.Namespace, place: Path) -> None:
+    """Compare, time in turn, and print the tables."""
+    samples = make_samples(options.samples)
+    shards = write_ours(place, samples)
+    metas, features_STC = [sample.meta for sample in samples], np.stack([s.features for s in samples])
+    own: dict[str, Callable[[int], Batches]] = {
+        "sage_scale": lambda workers: ours(shards, workers),
+        "sage_scale, hashes not checked": lambda workers: ours(shards, workers, checked=False),
+        "webdataset": with_webdataset(shards),
+    }
+    peer = Peer(peers_python(options.peers), place, samples) if options.peers else None
+    if peer is None:
+        print("mosaicml-streaming and litdata are left out: no --peers FOLDER")
+    others = peer.names if peer else []
+    for name in (*own, *others):
+        for workers in options.workers:
+            if name in own:
+                assert_equal(own[name](workers), metas, features_STC)
+            else:
+                assert peer is not None and peer.ask("check", name, workers) == "equal"
+        print(f"{name}: each of {len(samples)} samples once, equal to what was written", flush=True)
+    own[CEILING] = lambda workers: bare_pread(shards, workers)
+    names = [*own, *others]
+    rates: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for _ in range(options.rounds):
+        for name in names:
+            for workers in options.workers if name != CEILING else [0]:
+                found = rate(own[name](workers)) if name in own else peer and peer.ask("rate", name, workers)
+                rates.setdefault((name, workers), []).append(found)
     wall = {key: max(value for value, _ in values) for key, values in rates.items()}
     cpu = {key: max(value for _, value in values) for key, values in rates.items() if key[1] == 0}
-    print_table(f"samples/s, best of {options.rounds}", loaders, options.workers, wall)
-    print_table("samples a CPU second, one process", loaders, [0], cpu)
+    print_table(f"samples/s, best of {options.rounds}", names, options.workers, wall)
+    print_table("samples a CPU second, one process", names, [0], cpu)
     print()
-    for what, names in (
-        ("as they come", [name for name in peers if "," not in name]),
-        ("with any setting or order", list(peers)),
+    for what, some in (
+        ("as they come", ["webdataset", *(name for name in others if "," not in name)]),
+        ("with any setting or order", ["webdataset", *others]),
     ):
-        speed, name, workers = max((wall[key], *key) for key in wall if key[0] in names)
+        speed, name, workers = max((wall[key], *key) for key in wall if key[0] in some)
         print(
             f"sage_scale in one process is {wall['sage_scale', 0] / speed:.1f} times the best peer {what} ({name}, "
             f"{workers} workers)"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from common import parse
 from torch import Tensor
 
 from sage_scale.config.sign2gpt import Sign2Gpt
@@ -93,21 +94,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--longest", type=int, default=FRAMES[-1], help="frames of the longest clip")
     parser.add_argument("--most-dense", type=int, default=4096, help="longest clip of the dense way")
-    options = parser.parse_args()
+    options = parse(parser, device=True, rounds=1, longest=256)
     device = options.device
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} thread(s), load {load}")
-    for frames in FRAMES[:3]:
+    lengths = [frames for frames in FRAMES if frames <= options.longest]
+    for frames in lengths[:3]:
         given = made(frames, device)
         for ours, theirs in zip(attend("local", given), attend("dense", given), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    print("local equals dense to 1e-5, forward and backward, at 256, 512 and 1,024 frames")
+    print(
+        "local equals dense to 1e-5, forward and backward, at 256, 512 and 1,024 frames, or as many of them"
+    )
     encoder = SignEncoder(Sign2Gpt(dropout=0.0, drop_path=0.0)).to(device)
     print("\n| frames | local, ms | us a frame | dense, ms | dense / local | sign encoder, ms | us a frame |")
     print("|---|---|---|---|---|---|---|")
-    for frames in FRAMES:
+    for frames in lengths:
         given = made(frames, device)
         ways: dict[str, Callable[[], object]] = {
             way: lambda way=way, given=given: attend(way, given)
@@ -124,14 +128,15 @@ def main() -> None:
             f"{took['encoder']:.0f} | {1000 * took['encoder'] / frames:.0f} |",
             flush=True,
         )
-    lengths = ragged(8192)
+    many = ragged(lengths[-1])
     took = best(
-        {"one": encode(encoder, [8192], device), "many": encode(encoder, lengths, device)},
+        {"one": encode(encoder, [lengths[-1]], device), "many": encode(encoder, many, device)},
         options.rounds,
         device,
     )
     print(
-        f"\n8,192 frames as one clip: {took['one']:.0f} ms; as {len(lengths)} clips of 1 to 256: {took['many']:.0f} ms"
+        f"\n{lengths[-1]:,} frames as one clip: {took['one']:.0f} ms; as {len(many)} clips of 1 to 256: "
+        f"{took['many']:.0f} ms"
     )
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from common import parse
 
 from sage_scale.config import from_mapping
 from sage_scale.corpora.clip import Clip
@@ -176,7 +177,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the stored pictures")
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse(parser, hours=1 / 60, captions=12, alone=4, size=32)
     if arguments.work:
         video, out, seconds, count, most, alone, size = json.loads(arguments.work)
         work(Path(video), Path(out), float(seconds), int(count), int(most), alone == "True", int(size))
@@ -195,7 +196,7 @@ def main() -> None:
         assert one_pass["sha256"] == by_clip["sha256"], "the two ways differ"
         quarters = np.array_split(np.array([mb for _, mb in whole["memory"]]), 4)
         growth = float(quarters[3].mean() - quarters[1].mean())
-        assert growth < GROWTH_MB, f"memory grew by {growth:.0f} MB"
+        assert arguments.small or growth < GROWTH_MB, f"memory grew by {growth:.0f} MB"
         if arguments.figure:
             draw(arguments.figure, whole, seconds)
     print(

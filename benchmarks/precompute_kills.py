@@ -29,6 +29,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from common import marked, parse, sage
 
 from sage_scale.storage import open_store
 
@@ -61,7 +62,7 @@ def main() -> int:
     parser.add_argument(
         "--server", choices=("ceph", "moto"), help="write to such an S3 server, with faults; else to a folder"
     )
-    settings = parser.parse_args()
+    settings = parse(parser, kills=1, clips=6)
     chance = random.Random(settings.seed)
     with tempfile.TemporaryDirectory(prefix="sage-scale-kills-") as scratch, contextlib.ExitStack() as stack:
         corpus = Path(scratch) / "corpus"
@@ -144,8 +145,9 @@ def disturbed(corpus: Path, out: str, wanted: int, length_s: float, chance: rand
 def run(corpus: Path, out: str) -> subprocess.Popen:
     """Start the command, its processes marked, its output kept out of the table."""
     token = secrets.token_hex(8)
-    command = [sys.executable, "-m", "sage_scale.cli.main", "precompute"]
-    command += ["--corpus", "videos", "--root", str(corpus), "--out", out, "--recipe", "demo", *OVERRIDES]
+    command = sage(
+        "precompute", "--corpus", "videos", "--root", corpus, "--out", out, "--recipe", "demo", *OVERRIDES
+    )
     process = subprocess.Popen(
         command,
         env={**os.environ, MARK: token},
@@ -153,7 +155,7 @@ def run(corpus: Path, out: str) -> subprocess.Popen:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    process.token = token  # type: ignore[attr-defined]
+    process.mark = f"{MARK}={token}"  # type: ignore[attr-defined]
     return process
 
 
@@ -175,33 +177,19 @@ def kill(kind: str, process: subprocess.Popen, chance: random.Random) -> bool:
 def find(kind: str, process: subprocess.Popen) -> list[int]:
     """Processes of the run that are actors, or the raylet."""
     title = {"actor": "ray::UnitWorker", "raylet": "raylet/raylet"}[kind]
-    return [pid for pid, command in marked(process.token) if title in command]  # type: ignore[attr-defined]
+    return [pid for pid, command in marked(process.mark).items() if title in command]  # type: ignore[attr-defined]
 
 
 def sweep(process: subprocess.Popen) -> None:
     """Wait for what a killed driver left behind to end by itself, then end what did not."""
     until = time.monotonic() + 10
-    while time.monotonic() < until and marked(process.token):  # type: ignore[attr-defined]
+    while time.monotonic() < until and marked(process.mark):  # type: ignore[attr-defined]
         time.sleep(0.2)
-    for pid, _ in marked(process.token):  # type: ignore[attr-defined]
+    for pid in marked(process.mark):  # type: ignore[attr-defined]
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-
-
-def marked(token: str) -> list[tuple[int, str]]:
-    """Processes that carry the run's mark, with their command lines."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            if f"{MARK}={token}".encode() in (folder / "environ").read_bytes():
-                found.append((int(folder.name), (folder / "cmdline").read_bytes().decode(errors="replace")))
-        except OSError:  # gone, or another user's
-            continue
-    return found
 
 
 def hashes(url: str) -> dict[str, str]:

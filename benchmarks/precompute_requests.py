@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from common import parse
 
 from sage_scale.config import Recipe, from_mapping
 from sage_scale.corpora.clip import Clip, Manifest
@@ -45,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--server", choices=("ceph", "moto"), default="ceph")
-    options = parser.parse_args()
+    options = parse(parser, shards=20, server="moto")
     with ceph_gateway() if options.server == "ceph" else moto_server() as server:
         os.environ.update(server.environment())
         import boto3

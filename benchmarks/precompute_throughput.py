@@ -1,6 +1,6 @@
 """Precompute beside plain processes, video2dataset and litdata's writer, in one run on the same clips.
 
-    python benchmarks/precompute_throughput.py [--peer PYTHON] [--writer PYTHON] [--rounds 3]
+    python benchmarks/precompute_throughput.py [--peer PYTHON] [--peers .peers] [--rounds 3]
 
 1. The same work units through Ray's actors and through plain processes without Ray, as many of each: frames a second
    from the moment all workers are ready until the last marker is stored. Every file must be equal first.
@@ -9,7 +9,8 @@
    system's, imageio-ffmpeg's ffmpeg). Every clip must be in both outputs. Its start is taken off by a run over two.
 3. Small samples (64 x 512 float16, a description) through our shard writer and commit into a folder, flushed to the
    disk, beside litdata's BinaryWriter in 64 MB chunks, which does not flush; by one process and by several, in turn.
-   `--writer` is an interpreter with litdata. Samples are read back and compared after the first round.
+   `--peers` is the environment with litdata (made where it is missing).
+   Samples are read back and compared after the first round.
 
 The ways take turns, round after round; the table has the median of each and the ratio of the medians.
 """
@@ -36,7 +37,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import av
 import numpy as np
-from precompute_writing import beside_litdata, ratios
+from common import parse, peers_python, ratios
+from precompute_writing import beside_litdata
 
 from sage_scale.config import Recipe, from_mapping
 from sage_scale.corpora.registry import read_corpus
@@ -59,9 +61,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--peer", default="", help="a Python with video2dataset")
-    parser.add_argument("--writer", default="", help="a Python with litdata")
+    parser.add_argument("--peers", type=Path, help="environment with litdata; made where it is missing")
     parser.add_argument("--only", choices=("ray", "peer", "writer"))
-    options = parser.parse_args()
+    options = parse(parser, clips=3, rounds=1, samples=48)
     print(f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f} at the start")
     with tempfile.TemporaryDirectory(prefix="sage-scale-throughput-") as scratch:
         folder = Path(scratch)
@@ -71,9 +73,10 @@ def main() -> None:
             beside_plain_processes(folder, options.workers, options.rounds)
         if options.peer and options.only in (None, "peer"):
             beside_video2dataset(folder, options.peer, options.clips, options.workers, options.rounds)
-        if options.writer and options.only in (None, "writer"):
+        if options.peers and options.only in (None, "writer"):
+            writer = peers_python(options.peers)
             for processes in range(1, options.workers + 1):
-                beside_litdata(folder, options.writer, options.samples, processes, options.rounds)
+                beside_litdata(folder, writer, options.samples, processes, options.rounds)
     print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 

@@ -1,10 +1,11 @@
 """Small samples written by sage_scale and by litdata, in turn: the third part of precompute_throughput.py.
 
-    python benchmarks/precompute_writing.py --writer PYTHON [--processes 2] [--rounds 5]
+    python benchmarks/precompute_writing.py --peers .peers [--processes 2] [--rounds 5]
 
 64 x 512 float16 (64 KiB) and a description each, through our shard writer and commit into a folder, every object
-hashed and flushed to the disk, beside litdata's BinaryWriter in 64 MB chunks, which does neither. PYTHON is an
-interpreter with litdata. Samples are read back and compared after the first round, which is not timed.
+hashed and flushed to the disk, beside litdata's BinaryWriter in 64 MB chunks, which does neither, in the peers'
+environment (made where it is missing; without --peers litdata is left out). Samples are read back and compared
+after the first round, which is not timed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from common import parse, peers_python, ratios
 
 from sage_scale.shards import publish_shard, sample_key
 from sage_scale.shards.layout import Sample
@@ -38,21 +40,24 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--writer", required=True, help="a Python with litdata")
-    options = parser.parse_args()
+    parser.add_argument("--peers", type=Path, help="environment of the peers; made where it is missing")
+    options = parse(parser, samples=48, processes=1, rounds=1)
+    writer = peers_python(options.peers) if options.peers else ""
     print(f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f} at the start")
     with tempfile.TemporaryDirectory(prefix="sage-scale-writing-") as folder:
         for processes in range(1, options.processes + 1):
-            beside_litdata(Path(folder), options.writer, options.samples, processes, options.rounds)
+            beside_litdata(Path(folder), writer, options.samples, processes, options.rounds)
     print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 
 def beside_litdata(folder: Path, writer: str, count: int, processes: int, rounds: int) -> None:
-    """Claim 3."""
+    """Claim 3; `writer` is the peers' interpreter, or empty."""
     samples = small_samples(count)
     np.save(folder / "features.npy", np.stack([sample.features for sample in samples]))
     (folder / "metas.json").write_text(json.dumps([sample.meta for sample in samples]))
-    commands = {"ours": [sys.executable, __file__, "--as-writer"], "peer": [writer, "-c", LITDATA]}
+    commands = {"ours": [sys.executable, __file__, "--as-writer"]}
+    if writer:
+        commands["peer"] = [writer, "-c", LITDATA]
     wall: dict[str, list[float]] = {way: [] for way in commands}
     used: dict[str, list[float]] = {way: [] for way in commands}
     with contextlib.ExitStack() as stack:
@@ -89,6 +94,10 @@ def beside_litdata(folder: Path, writer: str, count: int, processes: int, rounds
             for process in crew:
                 process.stdin.close()
                 assert process.wait() == 0
+    if not writer:
+        told = f"{count / statistics.median(wall['ours']):,.0f} samples/s"
+        print(f"3. small samples, {processes} processes: {told}; litdata is left out: no --peers FOLDER")
+        return
     ours, theirs = (count / statistics.median(wall[way]) for way in commands)
     best, their_best = (count / min(wall[way]) for way in commands)
     cpu, their_cpu = (count / statistics.median(used[way]) for way in commands)
@@ -192,11 +201,6 @@ for number, order in enumerate(sys.stdin):
     print(time.process_time() - cpu, flush=True)
 """
 """In litdata's interpreter: write every `parts`-th sample at each `go` and tell the CPU seconds; delete at `tidy`."""
-
-
-def ratios(others: list[float], ours: list[float]) -> str:
-    """How much faster each round of ours was."""
-    return " ".join(f"{other / own:.2f}" for other, own in zip(others, ours))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from botocore.config import Config
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from common import parse
 from loaders import BATCH, make_recipe, make_samples, write_ours
 from servers.ceph import Gateway, ceph_gateway, missing_programs
 from servers.faults import fault_proxy
@@ -297,7 +298,7 @@ def main() -> None:
     parser.add_argument("--server", choices=("ceph", "moto"), default="ceph")
     parser.add_argument("--skip-latency", action="store_true")
     parser.add_argument("--share", action="store_true", help="let server and clients share all cores")
-    options = parser.parse_args()
+    options = parse(parser, samples=512, rounds=1, steps=3, server="moto")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name, server_of(options.server) as server:
         scratch = Path(name)

@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from common import parse
 from PIL import Image, ImageDraw
 
-from sage_scale.config import Segmentation, Vision
+from sage_scale.config import Corpus, Segmentation, Vision
 from sage_scale.corpora.clip import Clip, from_json_lines
 from sage_scale.segmentation.boundary_score import boundary_score, evenly_spaced
 from sage_scale.segmentation.rules import B, apply_rule, segments_to_labels
@@ -112,7 +114,7 @@ def main() -> None:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "dgs_motion"
     parser.add_argument("--dgs", type=Path, default=beside)
     parser.add_argument("--synthetic", type=Path)
-    arguments = parser.parse_args()
+    arguments = parse(parser, dgs=Path("-"))
     print("| data | boundaries | a frame | F1 within 1 (even spacing) | within 2 | within 3 frames |")
     print("|---|---|---|---|---|---|")
     if (arguments.dgs / "clips.jsonl").is_file():
@@ -123,6 +125,13 @@ def main() -> None:
         print(f"(skipped: there is no {arguments.dgs})")
     if arguments.synthetic:
         print("\n".join(table("synthetic, pictures", list(synthetic_examples(arguments.synthetic)))))
+    if arguments.small:
+        from sage_scale.corpora.synthetic import make_corpus
+
+        with tempfile.TemporaryDirectory() as folder:
+            sizes = {"train_clips": 3, "dev_clips": 1, "test_clips": 1, "heldout_clips": 1}
+            make_corpus(Path(folder), Corpus(name="synthetic", language="de", **sizes))
+            print("\n".join(table("synthetic, pictures", list(synthetic_examples(Path(folder))))))
 
 
 if __name__ == "__main__":

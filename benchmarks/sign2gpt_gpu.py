@@ -1,7 +1,7 @@
 """Claim: Sign2GPT with XGLM-1.7B, batch 8 and 256 frames a clip, trains in at most 40 GB of one GPU.
 
-    python benchmarks/sign2gpt_gpu.py                        # one GPU, a few minutes
-    python benchmarks/sign2gpt_gpu.py --device cpu --small   # shows that all of it runs
+    python benchmarks/sign2gpt_gpu.py           # one GPU, a few minutes
+    python benchmarks/sign2gpt_gpu.py --small   # shows that all of it runs, on a CPU too
 
 The recipe `sign2gpt-phoenix14t` with random weights in the true shapes, made frames of 256 x 256, bfloat16: a whole
 step of each stage (augmentation, forward, backward, clipping, AdamW) through DeepSpeed, with all frames through DINOv2
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import parse
 from transformers import AutoModelForCausalLM, XGLMConfig
 
 from sage_scale.config import Recipe, load_recipe, override
@@ -114,12 +115,8 @@ def timed(name: str, step: Step, clips: int, frames: int, steps: int, cuda: bool
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--small", action="store_true", help="only show that it runs")
     parser.add_argument("--chunk", type=int, default=512, help="frames of a chunk")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: --device cpu --small shows that the script runs")
+    options = parse(parser, device=True)
     small = options.small
     clips, frames, chunk, steps = (2, 12, 8, 1) if small else (8, 256, options.chunk, 5)
     recipe = load_recipe("sign2gpt-phoenix14t", [*(SMALL if small else ())])

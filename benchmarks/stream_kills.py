@@ -40,6 +40,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from common import parse
 from loaders import make_recipe, make_samples, write_ours
 from servers.ceph import ceph_gateway
 from servers.moto import moto_server
@@ -66,7 +67,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--server", choices=("moto", "ceph"), default="moto")
-    settings = parser.parse_args()
+    settings = parse(parser, kills=1)
     torch.set_num_threads(1)
     server_of = ceph_gateway if settings.server == "ceph" else moto_server
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch, server_of() as server:

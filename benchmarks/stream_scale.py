@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from common import parse
 
 from sage_scale.config import Recipe, Stream, Vision
 from sage_scale.shards import (
@@ -139,9 +140,20 @@ def memory(url: str, batch: int) -> dict[str, object]:
     return {"samples": seen, "memory_mb": marks, "samples_per_s": seen / (time.perf_counter() - began)}
 
 
-def fresh(task: str, url: Path, batch: int) -> dict[str, object]:
+def fresh(task: str, url: Path, batch: int, step: int) -> dict[str, object]:
     """The answer of a task in a new process."""
-    command = [sys.executable, __file__, "--task", task, "--url", str(url), "--batch", str(batch)]
+    command = [
+        sys.executable,
+        __file__,
+        "--task",
+        task,
+        "--url",
+        url,
+        "--batch",
+        str(batch),
+        "--step",
+        str(step),
+    ]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -150,23 +162,24 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--step", type=int, default=1000, help="where it is resumed")
     parser.add_argument("--task", choices=["resume", "memory"], help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser, shards=40, clips=20, batch=8, step=50)
     if options.task == "resume":
-        print(json.dumps(resume(options.url, options.batch, 1000)))
+        print(json.dumps(resume(options.url, options.batch, options.step)))
     elif options.task == "memory":
         print(json.dumps(memory(options.url, options.batch)))
     else:
         with tempfile.TemporaryDirectory() as folder:
             url = make_wide(Path(folder), options.shards, options.clips)
-            tries = [fresh("resume", url, options.batch) for _ in range(3)]
-            epoch = fresh("memory", url, options.batch)
+            tries = [fresh("resume", url, options.batch, options.step) for _ in range(3)]
+            epoch = fresh("memory", url, options.batch, 0)
         best = min(tries, key=lambda row: float(str(row["first_batch_s"])))
         marks = epoch["memory_mb"]
         assert isinstance(marks, list)
         print(f"{options.shards:,} shards, {epoch['samples']:,} samples, batch {options.batch}")
-        print(f"resumed at step 1,000 of epoch 1, best of 3: index open after {best['open_s']:.2f} s, "
+        print(f"resumed at step {options.step:,} of epoch 1, best of 3: index open after {best['open_s']:.2f} s, "
               f"first batch after {best['first_batch_s']:.2f} s ({best['cpu_s']:.2f} s of processor time)")  # fmt: skip
         print(f"one epoch: {epoch['samples_per_s']:,.0f} samples/s; resident memory, MB, along it: {marks}")
         print(f"growth from the second mark to the last: {marks[-1] - marks[1]:.1f} MB")

@@ -1,7 +1,7 @@
 """Both stages at full size on one GPU: step time and peak memory, beside the released layout and beside the plan.
 
-    python benchmarks/train_gpu.py                        # one H200, one call of under ten minutes
-    python benchmarks/train_gpu.py --device cpu --small   # shows that all of it runs
+    python benchmarks/train_gpu.py           # one H200, one call of under ten minutes
+    python benchmarks/train_gpu.py --small   # shows that all of it runs, on a CPU too
 
 Random weights in the true shapes (ResNet-34, mBART-large-50 with a vocabulary trimmed to 4,096, or whole with
 `--vocabulary 0`), made frames of 256 x 256, clips of 116 frames of which every second is stored, in segments of 2 to
@@ -22,17 +22,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from common import parse
 from frames_path import random_targets, released
 from transformers import MBartForConditionalGeneration
 
-from sage_scale.config import Recipe, load_recipe, override
+from sage_scale.config import Recipe, Stage, load_recipe, override
 from sage_scale.models.describe import language_model_config
 from sage_scale.models.sage import SageAligner, SageTranslator
 from sage_scale.planning import ClipSize, Stage1, Stage2
 from sage_scale.streaming import Batch
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
-from sage_scale.training.engine import Engine
+from sage_scale.training.engine import Engine, compute_type
 from sage_scale.training.sage.embedding_cache import EmbeddingCache, run_task
 from sage_scale.vision.packed import PackedVideo
 
@@ -75,6 +76,10 @@ class Bench:
     def wait(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
+
+    def half(self, stage: Stage) -> bool:
+        """Whether forward and backward are in 16 bits."""
+        return compute_type(stage, self.ranks.device) is not torch.float32
 
     def language_model(self, recipe: Recipe, layers: int | None = None) -> MBartForConditionalGeneration:
         """mBART with random weights, made on the device; `layers` fewer where only a part is needed."""
@@ -208,7 +213,7 @@ def stage1(bench: Bench, recipe: Recipe, name: str, layout: bool = False) -> tup
         engine.step(0.5)
         return float(share.detach())
 
-    plan = Stage1(recipe, clip, 1, engine.bf16).plan(clips)
+    plan = Stage1(recipe, clip, 1, bench.half(recipe.pretrain)).plan(clips)
     # The text side is outside of a step here.
     return bench.line(name, clips, step, plan.device_bytes - plan.memory.frozen, plan.operations)
 
@@ -230,7 +235,7 @@ def stage2(bench: Bench, recipe: Recipe, name: str) -> tuple[float, float]:
         engine.step(0.5)
         return float(loss.detach() / tokens)
 
-    plan = Stage2(recipe, clip, 1, engine.bf16, vocabulary).plan(clips)
+    plan = Stage2(recipe, clip, 1, bench.half(recipe.finetune), vocabulary).plan(clips)
     return bench.line(name, clips, step, plan.device_bytes, plan.operations)
 
 
@@ -254,7 +259,7 @@ def features(bench: Bench, recipe: Recipe) -> None:
         engine.step(0.5)
         return float(share)
 
-    plan = Stage1(recipe, clip, 1, engine.bf16).plan(clips, "tiled", chunk)
+    plan = Stage1(recipe, clip, 1, bench.half(recipe.pretrain)).plan(clips, "tiled", chunk)
     bench.line(
         "features, embedding cache", clips, step, plan.device_bytes - plan.memory.frozen, plan.operations
     )
@@ -262,16 +267,12 @@ def features(bench: Bench, recipe: Recipe) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--small", action="store_true", help="only show that it runs")
     parser.add_argument(
         "--vocabulary", type=int, default=4096, help="subwords after trimming; 0: all 250,054"
     )
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: --device cpu --small shows that the script runs")
+    options = parse(parser, device=True, vocabulary=64)
     begun, sizes = time.perf_counter(), SMALL if options.small else FULL
-    bench = Bench(distributed.initialise(), sizes, 64 if options.small else options.vocabulary)
+    bench = Bench(distributed.initialise(), sizes, options.vocabulary)
     small = ("model.language_model=", "denoise.enabled=true", "denoise.width=32") if options.small else ()
     recipe = load_recipe(
         "sage-phoenix14t", ["model.batchnorm=frozen", "model.context_init=random", *sizes.changes, *small]

@@ -37,6 +37,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from common import marked, parse
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "training"))
 from safetensors.torch import load_file
@@ -65,7 +66,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--zero", type=int, default=2, choices=(0, 1, 2, 3))
-    settings = parser.parse_args()
+    settings = parse(parser, kills=1)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
         campaign = Campaign(Path(scratch), settings.kills, settings.zero, random.Random(settings.seed))
         try:
@@ -217,7 +218,7 @@ class Campaign:
 
     def _must_end(self, process: subprocess.Popen[bytes], who: str) -> None:
         started = time.monotonic()
-        while (left := marked(self.token)) and time.monotonic() < started + END_S:
+        while (left := marked(f"{MARK}={self.token}")) and time.monotonic() < started + END_S:
             process.poll()
             time.sleep(0.05)
         process.poll()
@@ -228,7 +229,7 @@ class Campaign:
 
     def end_all(self) -> None:
         """Kill what is left of this campaign's own processes."""
-        while left := marked(self.token):
+        while left := marked(f"{MARK}={self.token}"):
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -238,7 +239,7 @@ class Campaign:
         """Who is who below a launcher: the process that starts ranks, watchers of ranks, and the ranks themselves."""
         found: dict[str, list[int]] = {"launcher": [outer]}
         scripts = {}
-        for pid in marked(self.token):
+        for pid in marked(f"{MARK}={self.token}"):
             with contextlib.suppress(OSError, IndexError):
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 if any(b"deepspeed.launcher.launch" in word for word in line):
@@ -316,22 +317,6 @@ def half_written(run: Path) -> list[str]:
         names = os.listdir(folder)
         return [name for name in names if "state.json" not in os.listdir(folder / name)]
     return []
-
-
-def marked(token: str) -> list[int]:
-    """Living processes that this campaign has started."""
-    wanted = f"{MARK}={token}".encode()
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if wanted in (folder / "environ").read_bytes().split(b"\0") and not ended(folder):
-                    found.append(int(folder.name))
-    return found
-
-
-def ended(folder: Path) -> bool:
-    return (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
 def parent(pid: int) -> int:

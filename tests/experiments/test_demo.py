@@ -30,12 +30,12 @@ def test_another_dataset_lies_with_its_run(change):
 
 @pytest.mark.parametrize("name", ["demo", "sign2gpt-demo"])
 def test_stages_end_by_steps_and_minutes_are_a_limit_far_above(name):
-    """On an idle machine a stage takes a quarter of its limit (docs/results); no epoch ends one before its steps."""
+    """On an idle machine a stage takes an eighth of its limit (docs/results); no epoch ends one before its steps."""
     recipe = load_recipe(name)
     batches = recipe.corpus.train_clips / recipe.pretrain.batch_size
     for stage in (recipe.pretrain, recipe.finetune):
-        assert 0 < stage.max_steps <= stage.epochs * batches and stage.max_minutes >= 7
-    assert recipe.denoise.max_minutes >= 5
+        assert 0 < stage.max_steps <= stage.epochs * batches and stage.max_minutes >= 14
+    assert recipe.denoise.max_minutes >= 10
 
 
 @pytest.mark.parametrize("name, steps", [("demo", 516), ("sign2gpt-demo", 590)])

@@ -1,0 +1,72 @@
+"""Every script under benchmarks/ and launch/ runs, at toy size and without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from common import MEANINGLESS
+from training.tiny_world import make_language_folder, make_shards, tiny_recipe
+
+from sage_scale.config import Corpus, to_yaml
+from sage_scale.corpora.synthetic import make_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = sorted(
+    path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
+LAUNCHED = sorted(path.name for path in (ROOT / "launch").glob("*.py"))
+HELPERS = {"common.py", "damage.py"}
+"""Modules of several benchmarks."""
+ANSWERING = {"loaders_peers.py"}
+"""Scripts that another one starts in the peers' environment (test_peers.py)."""
+
+
+def test_every_file_is_a_script_or_a_known_helper():
+    """A script without `if __name__ == "__main__"` would be looked over."""
+    assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} - set(BENCHMARKS) == HELPERS
+
+
+def ended_well(command: list[object], folder: Path) -> str:
+    """What a command printed, in `folder` and without a GPU."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    return run.stdout
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("script", [name for name in BENCHMARKS if name not in ANSWERING])
+def test_a_benchmark_runs_at_toy_size_and_says_so(script, tmp_path):
+    assert MEANINGLESS in ended_well([ROOT / "benchmarks" / script, "--small"], tmp_path)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("script", LAUNCHED)
+def test_a_launched_script_runs_a_tiny_job(script, tmp_path):
+    """A new script under launch/ has no job here, and fails."""
+    assert script in {"preprocess.py", "pretrain.py", "finetune.py"}, f"give {script} a tiny job"
+    if script == "preprocess.py":
+        sizes = {"train_clips": 2, "dev_clips": 1, "test_clips": 1, "heldout_clips": 1}
+        make_corpus(tmp_path / "corpus", Corpus(name="synthetic", language="de", **sizes))
+        arguments = ["--corpus", "synthetic", "--root", "corpus", "--out", "shards", "--recipe", "demo"]
+        settings = ["precompute.actors=1", *(f"corpus.{name}={value}" for name, value in sizes.items())]
+        ended_well([ROOT / "launch" / script, *arguments, *settings], tmp_path)
+        assert (tmp_path / "shards" / "index.json").is_file()
+        return
+    language = make_language_folder(tmp_path / "language")
+    recipe = tiny_recipe(
+        "features", f"model.language_model={language}", "pretrain.max_steps=2", "finetune.max_steps=2"
+    )
+    (tmp_path / "tiny.yaml").write_text(to_yaml(recipe))
+    make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 8), ("dev", 4)])
+    arguments = ["--run", "run", "--data", "shards", "--recipe", "tiny.yaml"]
+    for stage in ("pretrain.py", "finetune.py")[: 1 + (script == "finetune.py")]:
+        ended_well([ROOT / "launch" / stage, *arguments], tmp_path)
+    assert (tmp_path / "run" / script.removesuffix(".py") / "log.jsonl").is_file()
