@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from common import parse, sage, spread
 
@@ -185,7 +186,7 @@ def measure_gallery(run: str, shards: str) -> None:
     language_model, tokenizer = load_language_model(recipe.model.language_model)
     model = SageAligner(recipe, language_model)
     model.load_state_dict(load_tensors(folder / pretrain.STAGE1), strict=False)
-    trained = SimpleNamespace(whole=model.eval(), ranks=distributed.initialise(), precision=nullcontext)
+    trained: Any = SimpleNamespace(whole=model.eval(), ranks=distributed.initialise(), precision=nullcontext)
     text = TextEncoder(language_model, tokenizer)
     rows = alignment.embed_split(recipe, trained, text, open_datasets(shards), "test")
     video_to_text, text_to_video = alignment.similarity_matrices(recipe, rows, "visual", "embeddings")
@@ -256,7 +257,8 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     options = parse(parser, seeds=1, batches=[16])
     if options.part:
-        {"language": make_language_model, "gallery": measure_gallery}[options.part[0]](*options.part[1:])
+        part: Callable[..., None] = make_language_model if options.part[0] == "language" else measure_gallery
+        part(*options.part[1:])
     elif options.small:
         with tempfile.TemporaryDirectory() as folder:
             options.home = Path(folder)

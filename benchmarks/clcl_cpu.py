@@ -160,7 +160,8 @@ def main() -> None:
     parser.add_argument("--grow", choices=WAYS, help=argparse.SUPPRESS)
     options = parse(parser, rounds=1, clips=6, width=32)
     torch.set_num_threads(options.threads)
-    clcl_tiled.CPU_TILE = tuple(map(int, options.tile.split("x")))
+    visual, text = map(int, options.tile.split("x"))
+    clcl_tiled.CPU_TILE = visual, text
     if options.grow:
         print(json.dumps(growth(options.grow, options.clips, options.width)))
         return

@@ -22,6 +22,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ from torch import Tensor
 
 from sage_scale.config import Clcl, from_mapping
 from sage_scale.losses import chosen_implementation, clcl_loss, reference_similarity, sharded_clcl_loss
+from sage_scale.losses.products import Precision
 
-PRODUCTS = {"bfloat16": 1e-2, "tfloat32": 2e-3, "float32": 2e-5}
+PRODUCTS: dict[Precision, float] = {"bfloat16": 1e-2, "tfloat32": 2e-3, "float32": 2e-5}
 """Precisions, and how far their gradients may be from float64 (relative, Euclidean)."""
 
 
@@ -104,7 +106,7 @@ class Bench:
         self.wait()
         return (torch.cuda.max_memory_allocated() - before) / 1e9
 
-    def rates(self, side: int) -> dict[str, float]:
+    def rates(self, side: int) -> dict[Precision, float]:
         """Operations a second of a square matrix product, by precision."""
         found = {}
         for name in PRODUCTS:
@@ -177,7 +179,7 @@ def check_equality(bench: Bench) -> None:
     print("equal to the reference in float64: " + ", ".join(f"{n} to {v:g}" for n, v in PRODUCTS.items()))
 
 
-def large_batches(bench: Bench, sizes: Sizes, rates: dict[str, float]) -> None:
+def large_batches(bench: Bench, sizes: Sizes, rates: dict[Precision, float]) -> None:
     print("\n| B | N | M | D | products | s, forward and backward | TFLOP/s (8 E D) | share of the matrix rate | "
           "GB beside inputs | at most 4 GB |\n|" + "---|" * 10)  # fmt: skip
     for B, N, M, D in sizes.large:
@@ -274,12 +276,13 @@ def maxsim_steps(
         steps[name] = partial(peer, call)
     given = (v, t, *(torch.full((B,), length, device=bench.device) for length in (N, M)))
 
-    def ours(products: str) -> None:
+    def ours(products: Precision) -> None:
         v.grad = t.grad = None
         Zv, Zt = own_maxsim(given, products)
         (Zv * pull[0] * N + Zt * pull[1].T * M).sum().backward()
 
-    for products in ("bfloat16", "float32"):
+    some: tuple[Precision, ...] = ("bfloat16", "float32")
+    for products in some:
         own = own_maxsim(given, products)
         off = error([own[0].detach() * N, own[1].detach().T * M], exact)
         assert off < 1e-2, f"ours, {products}: MaxSim is {off:.1e} off"
@@ -293,7 +296,7 @@ def sums_of_maxima(q: Tensor, d: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def own_maxsim(given: tuple, products: str) -> tuple[Tensor, Tensor]:
+def own_maxsim(given: tuple, products: Precision) -> tuple[Tensor, Tensor]:
     """Means of maxima in both directions, (B, B) each."""
     from sage_scale.losses import clcl_similarity
 
@@ -356,7 +359,8 @@ def through_the_cache(bench: Bench, sizes: Sizes) -> None:
         return batch, TextTargets(embeddings_MD=words[0], hidden_MD=words[1], lengths_B=lengths)
 
     model = SageAligner(recipe, MBartForConditionalGeneration(config)).to(bench.device).train()
-    cache = EmbeddingCache(model, PlainEngine(bench.device, bf16=bench.cuda))
+    engine: Any = PlainEngine(bench.device, bf16=bench.cuda)
+    cache = EmbeddingCache(model, engine)
     small = make(sizes.chunk)
     cache.backward(*small, None, 2)  # compiles
     given = make(B)

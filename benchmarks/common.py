@@ -11,7 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def ratios(others: list[float], ours: list[float]) -> str:
 
 def marked(mark: str) -> dict[int, str]:
     """Living processes that have `NAME=value` in their environment, but this one: command lines by process id."""
-    found = {}
+    found: dict[int, str] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
@@ -76,6 +76,33 @@ def marked(mark: str) -> dict[int, str]:
         except OSError:  # gone, or another user's
             continue
     return found
+
+
+class Asked:
+    """A process that answers each line of its standard input by a line."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self.name, pipe = Path(command[-1]).name, subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+
+    def say(self, line: str) -> None:
+        """Send a line."""
+        assert self.process.stdin is not None
+        print(line, file=self.process.stdin, flush=True)
+
+    def answer(self) -> str:
+        """The next line. Raises SystemExit where the process has ended."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the process of {self.name} ended with code {self.process.wait()}")
+        return line.rstrip("\n")
+
+    def close(self) -> None:
+        """Close its input, on which it ends."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        assert self.process.wait() == 0
 
 
 def peers_python(folder: Path) -> str:
@@ -93,7 +120,16 @@ def peers_python(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     unfinished.touch()
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, env=environment)
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", PEERS]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+        str(PEERS),
+    ]
     run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     if run.returncode:
         raise SystemExit(f"pip cannot install the peers: {(run.stderr.strip().splitlines() or ['?'])[-1]}")

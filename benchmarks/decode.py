@@ -102,7 +102,7 @@ def by_planes(path: Path, stretch: bool) -> np.ndarray:
             # A frame of the right size with this one's properties, whose pixels are then all replaced.
             cut = VideoReformatter().reformat(frame, width=side, height=side, format="yuv420p", threads=1)
             for plane, target, part in zip(frame.planes, cut.planes, (1, 2, 2)):
-                lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+                lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
                 wanted = np.zeros((side // part, target.line_size), np.uint8)
                 wanted[:, : side // part] = lines[top // part :, left // part :][
                     : side // part, : side // part

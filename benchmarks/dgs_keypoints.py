@@ -66,7 +66,7 @@ def made_clips(folder: Path) -> Path:
     rng, rows = np.random.default_rng(0), []
     for number in range(12):
         walk = 0.5 + rng.normal(0, 0.01, (120, 134)).cumsum(0)
-        np.savez(folder / "keypoints" / f"{number}.npz", walk.astype(np.float16))
+        np.savez(folder / "keypoints" / f"{number}.npz", keypoints=walk.astype(np.float16))
         text = f"satz nummer {number}"
         rows.append(
             {"id": str(number), "recording": str(number // 9), "text": text, "fps": 50, "frames": 120}

@@ -168,7 +168,11 @@ class Grid:
             checkpoint = Path(after.stage) / "checkpoints" / f"step-{self.saved:08d}"
             shutil.copytree(self.folder / after.name / checkpoint, run / checkpoint)
         changes = [f"model.batchnorm={layout.norm}"]
-        settings = {"zero_stage": layout.zero, "batch_size": layout.batch, "micro_batch": layout.micro}
+        settings: dict[str, float] = {
+            "zero_stage": layout.zero,
+            "batch_size": layout.batch,
+            "micro_batch": layout.micro,
+        }
         settings |= {
             "max_steps": self.steps,
             "save_every": self.saved,
@@ -202,7 +206,12 @@ def fork_ranks(world: int, work: Callable[[], object]) -> list[list[tuple[int, l
     with tempfile.TemporaryDirectory() as folder:
 
         def rank_of(rank: int) -> None:
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            place: dict[str, object] = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": world,
+                "LOCAL_WORLD_SIZE": world,
+            }
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in place.items()})
             seen: list[tuple[int, list[str]]] = []

@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from common import parse, peers_python
+from common import Asked, parse, peers_python
 from loaders_peers import BATCH, ROWS, SEGMENTS_N2, WIDTH, Batches, Row, assert_equal, collate, rate
 
 from sage_scale.config import Recipe, Stream, Vision
@@ -58,7 +57,7 @@ def make_samples(count: int) -> list[Sample]:
     rng = np.random.default_rng(0)
     samples = []
     for number in range(count):
-        meta = {
+        meta: dict[str, Any] = {
             "id": f"clip-{number}",
             "sentence": f"heute nacht regnet es im norden und im osten bei {number} grad",
             "pseudo_glosses": ["heute", "nacht", "regnen", "norden", "osten", "grad"],
@@ -75,6 +74,11 @@ def make_samples(count: int) -> list[Sample]:
             Sample(key=sample_key(meta["id"]), meta=meta, segments=SEGMENTS_N2, features=features_TC)
         )
     return samples
+
+
+def features_of(samples: list[Sample]) -> np.ndarray:
+    """Features of all samples, (S, 64, 512)."""
+    return np.array([sample.features for sample in samples])
 
 
 def make_recipe() -> Recipe:
@@ -117,6 +121,7 @@ def ours(shards: Path, workers: int, checked: bool = True) -> Batches:
         assert stream.dataset._direct is not None
         stream.dataset._direct.checked = False
     for batch in stream:
+        assert batch.video.features_FC is not None
         yield [meta["id"] for meta in batch.metas], batch.video.features_FC
 
 
@@ -157,28 +162,19 @@ class Peer:
     """A process of the peers' environment, which writes their copies of the samples and times them."""
 
     def __init__(self, python: str, folder: Path, samples: list[Sample]) -> None:
-        np.save(folder / "features.npy", np.stack([sample.features for sample in samples]))
+        np.save(folder / "features.npy", features_of(samples))
         (folder / "metas.json").write_text(json.dumps([sample.meta for sample in samples]))
-        command = [python, str(Path(__file__).with_name("loaders_peers.py")), str(folder)]
+        script = Path(__file__).with_name("loaders_peers.py")
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
-        self.names, missing = self._answer()
+        self.process = Asked([python, str(script), str(folder)], environment)
+        self.names, missing = json.loads(self.process.answer())
         for name, why in missing.items():
             print(f"{name} is left out: {why}")
 
     def ask(self, what: str, name: str, workers: int) -> Any:
         """`check` or `rate` of a loader."""
-        assert self.process.stdin is not None
-        print(json.dumps([what, name, workers]), file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the peers' process ended with {self.process.wait()}")
-        return json.loads(line)
+        self.process.say(json.dumps([what, name, workers]))
+        return json.loads(self.process.answer())
 
 
 def print_table(
@@ -209,22 +205,26 @@ def measure(options: argparse.Namespace, place: Path) -> None:
     """Compare, time in turn, and print the tables."""
     samples = make_samples(options.samples)
     shards = write_ours(place, samples)
-    metas, features_STC = [sample.meta for sample in samples], np.stack([s.features for s in samples])
+    metas, features_STC = [sample.meta for sample in samples], features_of(samples)
     own: dict[str, Callable[[int], Batches]] = {
         "sage_scale": lambda workers: ours(shards, workers),
         "sage_scale, hashes not checked": lambda workers: ours(shards, workers, checked=False),
         "webdataset": with_webdataset(shards),
     }
+    others: list[str]
+    ask: Any
     peer = Peer(peers_python(options.peers), place, samples) if options.peers else None
     if peer is None:
         print("mosaicml-streaming and litdata are left out: no --peers FOLDER")
-    others = peer.names if peer else []
+        others, ask = [], None
+    else:
+        others, ask = peer.names, peer.ask
     for name in (*own, *others):
         for workers in options.workers:
             if name in own:
                 assert_equal(own[name](workers), metas, features_STC)
             else:
-                assert peer is not None and peer.ask("check", name, workers) == "equal"
+                assert ask("check", name, workers) == "equal"
         print(f"{name}: each of {len(samples)} samples once, equal to what was written", flush=True)
     own[CEILING] = lambda workers: bare_pread(shards, workers)
     names = [*own, *others]
@@ -232,7 +232,7 @@ def measure(options: argparse.Namespace, place: Path) -> None:
     for _ in range(options.rounds):
         for name in names:
             for workers in options.workers if name != CEILING else [0]:
-                found = rate(own[name](workers)) if name in own else peer and peer.ask("rate", name, workers)
+                found = ask("rate", name, workers) if name in others else rate(own[name](workers))
                 rates.setdefault((name, workers), []).append(found)
     wall = {key: max(value for value, _ in values) for key, values in rates.items()}
     cpu = {key: max(value for _, value in values) for key, values in rates.items() if key[1] == 0}

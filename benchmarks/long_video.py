@@ -64,9 +64,10 @@ def repeat(minute: Path, path: Path, times: int) -> None:
                 given = source.streams.video[0]
                 if turn == 0:
                     stream = out.add_stream_from_template(given)
+                assert given.time_base is not None
                 shift = round(60 * turn / given.time_base)
                 for packet in source.demux(given):
-                    if packet.dts is None:
+                    if packet.pts is None or packet.dts is None:
                         continue
                     packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
                     out.mux(packet)

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,7 +100,7 @@ class Stopped(Run):
     """A run that ends where its work would begin."""
 
     @contextlib.contextmanager
-    def pool(self, units: int, door: object) -> Iterator[None]:
+    def pool(self, units: int, door: object) -> Iterator[Any]:
         raise WouldWork
         yield
 

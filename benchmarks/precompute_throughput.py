@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--peer", default="", help="a Python with video2dataset")
     parser.add_argument("--peers", type=Path, help="environment with litdata; made where it is missing")
     parser.add_argument("--only", choices=("ray", "peer", "writer"))
-    options = parse(parser, clips=3, rounds=1, samples=48)
+    options = parse(parser, clips=9, rounds=1, samples=48)
     print(f"{os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f} at the start")
     with tempfile.TemporaryDirectory(prefix="sage-scale-throughput-") as scratch:
         folder = Path(scratch)
@@ -111,7 +111,7 @@ class RayRun:
         door = run.door(None)
         progress = Progress(clips=len(run.manifest.clips), units=len(run.units), quiet=True)
         with Pool(recipe, run._actor, len(run.units), door) as pool, progress:
-            while pool.idle < recipe.precompute.actors:
+            while pool.idle < min(recipe.precompute.actors, len(run.units)):
                 pool.wait(0.5)
             schedule = Schedule(run.units, tries=0, progress=progress, limit=run.limit)
             begun = time.perf_counter()
@@ -237,7 +237,8 @@ if __name__ == "__main__":
             assert sum(name.endswith(".mp4") for name in names) == sum(
                 name.endswith(".txt") for name in names
             )
-            captions |= {file.extractfile(name).read().decode() for name in names if name.endswith(".txt")}
+            texts = [file.extractfile(name) for name in names if name.endswith(".txt")]
+            captions |= {text.read().decode() for text in texts if text}
     assert captions == {video.stem for video in videos}, (
         f"{len(captions)} of {clips} clips: {done.stderr[-1500:]}"
     )

@@ -11,21 +11,21 @@ after the first round, which is not timed.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from common import parse, peers_python, ratios
+from common import Asked, parse, peers_python, ratios
 
 from sage_scale.shards import publish_shard, sample_key
 from sage_scale.shards.layout import Sample
@@ -53,47 +53,32 @@ def main() -> None:
 def beside_litdata(folder: Path, writer: str, count: int, processes: int, rounds: int) -> None:
     """Claim 3; `writer` is the peers' interpreter, or empty."""
     samples = small_samples(count)
-    np.save(folder / "features.npy", np.stack([sample.features for sample in samples]))
+    np.save(folder / "features.npy", np.array([sample.features for sample in samples]))
     (folder / "metas.json").write_text(json.dumps([sample.meta for sample in samples]))
     commands = {"ours": [sys.executable, __file__, "--as-writer"]}
     if writer:
         commands["peer"] = [writer, "-c", LITDATA]
     wall: dict[str, list[float]] = {way: [] for way in commands}
     used: dict[str, list[float]] = {way: [] for way in commands}
-    with contextlib.ExitStack() as stack:
-        crews = {
-            way: [
-                stack.enter_context(
-                    subprocess.Popen(
-                        [*command, str(folder), str(part), str(processes)],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        text=True,
-                    )
-                )
-                for part in range(processes)
-            ]
-            for way, command in commands.items()
-        }
-        for number in range(rounds + 1):
-            for way, crew in crews.items():
-                begun = time.perf_counter()
-                for process in crew:
-                    process.stdin.write("go\n")
-                    process.stdin.flush()
-                cpu = sum(float(process.stdout.readline()) for process in crew)
-                seconds = time.perf_counter() - begun
-                for process in crew:
-                    process.stdin.write("tidy\n")
-                    process.stdin.flush()
-                    assert process.stdout.readline() == "tidied\n"
-                if number:  # the first round warms up, and is read back
-                    wall[way].append(seconds)
-                    used[way].append(cpu)
-        for crew in crews.values():
+    crews = {
+        way: [Asked([*command, str(folder), str(part), str(processes)]) for part in range(processes)]
+        for way, command in commands.items()
+    }
+    for number in range(rounds + 1):
+        for way, crew in crews.items():
+            begun = time.perf_counter()
             for process in crew:
-                process.stdin.close()
-                assert process.wait() == 0
+                process.say("go")
+            seconds_of_cpu = sum(float(process.answer()) for process in crew)
+            seconds = time.perf_counter() - begun
+            for process in crew:
+                process.say("tidy")
+                assert process.answer() == "tidied"
+            if number:  # the first round warms up, and is read back
+                wall[way].append(seconds)
+                used[way].append(seconds_of_cpu)
+    for process in itertools.chain(*crews.values()):
+        process.close()
     if not writer:
         told = f"{count / statistics.median(wall['ours']):,.0f} samples/s"
         print(f"3. small samples, {processes} processes: {told}; litdata is left out: no --peers FOLDER")
@@ -148,6 +133,7 @@ def check_ours(samples: list[Sample], out: Path) -> None:
             start = int(record["offset"])
             found = read_sample(data[start : start + int(record["length"])])
             sample = wanted.pop(found.key)
+            assert found.features is not None and sample.features is not None
             assert found.meta == sample.meta and np.array_equal(found.features, sample.features)
             assert np.array_equal(found.segments, sample.segments)
     assert not wanted
@@ -158,7 +144,7 @@ def small_samples(count: int) -> list[Sample]:
     rng = np.random.default_rng(0)
     made = []
     for number in range(count):
-        meta = {
+        meta: dict[str, Any] = {
             "id": f"clip-{number:05d}", "sentence": f"am tag {number} regnet es", "language": "de", "fps": 25.0,
             "pseudo_glosses": ["tag", "regnen"], "frame_stride": 2, "frames": 2 * ROWS, "signer": "s1",
             "source": f"clip-{number:05d}.mp4", "split": "train",

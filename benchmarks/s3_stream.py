@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -273,7 +274,7 @@ def latency(server: S3Server, scratch: Path, steps: int) -> None:
             proxy.rules.clear()
             stream = stream_of(scratch / f"late-{workers}-{keep}", workers=workers, keep=keep)
             proxy.add("latency", seconds=LATENCY_S, times=1 << 60)
-            batches = iter(stream)
+            batches: Any = iter(stream)
             began = time.perf_counter()
             next(batches)
             first, waits = time.perf_counter() - began, []

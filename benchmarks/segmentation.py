@@ -45,6 +45,7 @@ def dgs_examples(folder: Path) -> Iterator[Example]:
 def drawn(example: Example, size: int = GREY_SIZE, shoulders: float = 0.36) -> Example:
     """The same clip as small grey pictures of a drawn signer, for what the tagger sees of a video of real signing."""
     decoded, signs = example
+    assert decoded.keypoints_TKC is not None
     points = decoded.keypoints_TKC.astype(float)
     for k in range(points.shape[1]):
         seen = np.flatnonzero((points[:, k] != 0).any(-1))
@@ -129,8 +130,8 @@ def main() -> None:
         from sage_scale.corpora.synthetic import make_corpus
 
         with tempfile.TemporaryDirectory() as folder:
-            sizes = {"train_clips": 3, "dev_clips": 1, "test_clips": 1, "heldout_clips": 1}
-            make_corpus(Path(folder), Corpus(name="synthetic", language="de", **sizes))
+            few = Corpus(name="synthetic", train_clips=3, dev_clips=1, test_clips=1, heldout_clips=1)
+            make_corpus(few, Path(folder))
             print("\n".join(table("synthetic, pictures", list(synthetic_examples(Path(folder))))))
 
 

@@ -53,7 +53,13 @@ def made_video(clips: int, frames: int, side: int, device: torch.device) -> Pack
 
 def language_model(recipe: Recipe, small: bool, device: torch.device) -> Any:
     """XGLM with random weights, made on the device in the type that it is held in."""
-    tiny = {"vocab_size": 64, "d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 2}
+    tiny: dict[str, Any] = {
+        "vocab_size": 64,
+        "d_model": 32,
+        "ffn_dim": 64,
+        "num_layers": 2,
+        "attention_heads": 2,
+    }
     config = XGLMConfig(**tiny) if small else causal_model_config(recipe)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(

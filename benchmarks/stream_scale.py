@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -65,7 +66,7 @@ def make_wide(folder: Path, shards: int, clips: int) -> Path:
     )
     samples = []
     for number in range(clips):
-        meta = {
+        meta: dict[str, Any] = {
             "id": f"clip-{number}",
             "sentence": "ein satz",
             "pseudo_glosses": ["satz"],
@@ -148,7 +149,7 @@ def fresh(task: str, url: Path, batch: int, step: int) -> dict[str, object]:
         "--task",
         task,
         "--url",
-        url,
+        str(url),
         "--batch",
         str(batch),
         "--step",

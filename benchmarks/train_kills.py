@@ -172,11 +172,7 @@ class Campaign:
         before = steps_logged(log)
         if when == "starting":
             # From the launcher's first import to the first step: ranks that start, join, load a checkpoint.
-            self._until(
-                process,
-                lambda: time.monotonic() > moment,
-                moment := time.monotonic() + self.chance.uniform(2, 14),
-            )
+            self._until(process, lambda: False, time.monotonic() + self.chance.uniform(2, 14))
         elif not self._until(process, lambda: steps_logged(log) > before, time.monotonic() + START_S):
             return self._over(process, "no step was made")
         if when == "steps":
@@ -258,7 +254,8 @@ class Campaign:
             self.wrong.append(f"the last checkpoint is of step {got.steps()[-1]}, not {step}")
             return
         pairs = [(expected.tensors(step), got.tensors(step))]
-        pairs.append(tuple(load_file(run / "pretrain" / "visual.safetensors") for run in (calm, killed)))
+        one, other = (load_file(run / "pretrain" / "visual.safetensors") for run in (calm, killed))
+        pairs.append((one, other))
         for one, other in pairs:
             if one.keys() != other.keys():
                 self.wrong.append("other tensors were saved")
