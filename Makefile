@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # ninja and the console script are found first; one thread a process keeps small machines from thrashing.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-system lint format bench clean
+.PHONY: setup demo test test-system test-extras lint format clean
 
 setup: $(STAMP)
 
@@ -23,10 +23,14 @@ demo: $(STAMP)
 	@$(BIN)/sage-scale demo $(if $(filter-out sage,$(MODEL)),--recipe $(MODEL)-demo) $(if $(CONTROL),--control) $(DEMO)
 
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system and not gpu"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system and not gpu and not extras"
 
 test-system: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "system and not gpu"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "system and not gpu and not extras"
+
+# What needs an environment or system packages of its own, which are installed where they are missing.
+test-extras: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "extras and not gpu"
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -34,8 +38,5 @@ lint: $(STAMP)
 format: $(STAMP)
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
-
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .peers runs .pytest_cache .mypy_cache .ruff_cache

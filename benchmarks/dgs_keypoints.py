@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,6 @@ OVERRIDES = [
     "denoise.max_minutes=1.0",
     "pretrain.batch_size=32",
     "pretrain.max_minutes=0",
-    "finetune.max_steps=0",
     "pretrain.evaluate_every=-1",
     "stream.workers=0",
 ]
@@ -57,7 +57,8 @@ def main() -> None:
             parser.error(f"{options.clips} holds no clips.jsonl: give the folder of the clips")
         work = options.out or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        print(json.dumps(run(options.clips, work, options.steps), indent=1))
+        changes = ["denoise.steps=5", "denoise.vocabulary=60"] if options.small else []
+        print(json.dumps(run(options.clips, work, options.steps, changes), indent=1))
 
 
 def made_clips(folder: Path) -> Path:
@@ -75,10 +76,10 @@ def made_clips(folder: Path) -> Path:
     return folder
 
 
-def run(clips: Path, work: Path, steps: int) -> dict:
+def run(clips: Path, work: Path, steps: int, changes: Sequence[str] = ()) -> dict:
     """Precompute, pretrain `steps` steps and score; gives first and last loss, retrieval and p-value."""
     manifest = write_manifest(clips, work / "clips.jsonl")
-    overrides = [*OVERRIDES, f"pretrain.max_steps={steps}"]
+    overrides = [*OVERRIDES, f"pretrain.max_steps={steps}", *changes]
     width = feature_width(work, manifest)
     overrides.append(f"model.feature_dim={width}")
     recipe = load_recipe("demo", overrides)
