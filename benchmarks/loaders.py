@@ -195,7 +195,7 @@ def main() -> None:
         "--workers", type=int, nargs="+", default=[0, 2], help="worker counts tried for each loader"
     )
     parser.add_argument("--peers", type=Path, help="environment of the peers; made where it is missing")
-    options = parse(parser, rounds=1, samples=256, workers=[0])
+    options = parse(parser, rounds=1, samples=512, workers=[0])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         measure(options, Path(folder))

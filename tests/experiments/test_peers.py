@@ -34,7 +34,7 @@ def test_every_loader_gives_the_samples_that_were_written(peers):
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr[-3000:]
     for name in ("sage_scale", "webdataset", "mosaicml-streaming", "litdata", "litdata, batch_decode=0"):
-        assert f"{name}: each of 256 samples once, equal to what was written" in run.stdout
+        assert f"{name}: each of 512 samples once, equal to what was written" in run.stdout
 
 
 def test_our_environment_is_left_as_it_was(peers):

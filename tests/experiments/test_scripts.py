@@ -1,4 +1,4 @@
-"""Every script under benchmarks/ and launch/ runs, at toy size and without a GPU; those for GPUs as on a lent machine."""
+"""Every script under benchmarks/ and launch/ runs at toy size without a GPU, those for GPUs as on a lent machine."""
 
 from __future__ import annotations
 
