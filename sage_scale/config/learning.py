@@ -108,7 +108,8 @@ class Stage:
     max_steps: int = 0
     """Optimizer steps; 0 means as many as the epochs need."""
     max_minutes: float = 0.0
-    """Budget in minutes after which the stage ends in good order; 0 means none. The cosine follows it."""
+    """Minutes after which the stage ends in good order, whatever its steps; 0 means no limit. The cosine follows steps
+    or minutes, whichever are further on; log and report say how many of the steps were made."""
     max_tokens: int = 0
     """Budget in visual and text tokens, over all ranks, after which the stage ends: models whose clips have unlike
     numbers of tokens can be compared. 0 means none. The cosine follows it."""
@@ -204,7 +205,7 @@ class Denoise:
     steps: int = 800
     """Optimizer steps."""
     max_minutes: float = 1.5
-    """Budget, minutes."""
+    """Minutes after which it ends before its last step; 0 means no limit."""
     batch_size: int = 64
     """Sentences a step."""
     lr: float = 3e-3
