@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(os.environ.get("SAGE_SCALE_PEERS", ROOT / ".peers"))
 """A checkout keeps what it has installed; the variable names an environment that is there already."""
 
-pytestmark = [pytest.mark.extras, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.system, pytest.mark.extras, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
