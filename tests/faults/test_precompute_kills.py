@@ -10,21 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import precompute_kills
 import pytest
 from servers.ceph import missing_programs
 
 pytestmark = pytest.mark.system
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPT = REPOSITORY / "benchmarks" / "precompute_kills.py"
-
-
-def kills_module():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("precompute_kills", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SCRIPT = REPOSITORY / "benchmarks" / "precompute_precompute_kills.py"
 
 
 @pytest.mark.timeout(600)
@@ -55,21 +47,20 @@ def test_eight_kills_of_driver_actors_and_raylet_beside_s3_faults_change_no_byte
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_ends_its_processes_and_goes_on(tmp_path: Path, number: int) -> None:
-    kills = kills_module()
-    kills.write_corpus(tmp_path / "corpus", 30)
+    precompute_kills.write_corpus(tmp_path / "corpus", 30)
     out = tmp_path / "out"
-    process = kills.run(tmp_path / "corpus", str(out))
+    process = precompute_kills.run(tmp_path / "corpus", str(out))
     until = time.monotonic() + 90
     while not list(out.glob("*.tar")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     os.kill(process.pid, number)
     assert process.wait(timeout=30) == 130
     until = time.monotonic() + 15
-    while kills.marked(process.token) and time.monotonic() < until:
+    while precompute_kills.marked(process.mark) and time.monotonic() < until:
         time.sleep(0.2)
-    assert kills.marked(process.token) == []
+    assert not precompute_kills.marked(process.mark)
     stored = {path.name for path in out.glob("*.tar")}
     assert 0 < len(stored) < 10
     assert all((out / name).stat().st_size > 0 for name in stored)
-    assert kills.run(tmp_path / "corpus", str(out)).wait(timeout=120) == 0
+    assert precompute_kills.run(tmp_path / "corpus", str(out)).wait(timeout=120) == 0
     assert len(list(out.glob("*.tar"))) == 10

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
+import precompute_requests
 import pytest
 
 pytestmark = pytest.mark.system
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "precompute_requests.py"
-
-
-@pytest.fixture(scope="module")
-def requests():
-    spec = importlib.util.spec_from_file_location("precompute_requests", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("shards", [3, 350])
-def test_a_second_run_is_one_get_or_one_listing(requests, s3, behind_proxy, shards) -> None:
-    requests.make_output(s3.url, shards)
+def test_a_second_run_is_one_get_or_one_listing(s3, behind_proxy, shards) -> None:
+    precompute_requests.make_output(s3.url, shards)
     seen = behind_proxy(s3).seen
-    assert requests.count(seen, s3.url, shards)[0] == {"GET index.json": 1}
-    found = requests.unfinished(seen, s3.url, shards)[0]
+    assert precompute_requests.count(seen, s3.url, shards)[0] == {"GET index.json": 1}
+    found = precompute_requests.unfinished(seen, s3.url, shards)[0]
     pages = (3 * shards - 3 + 1 - 1) // 1000  # beyond the first thousand of names
     assert found == {
         "GET index.json": 1,

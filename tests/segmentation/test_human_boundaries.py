@@ -3,11 +3,11 @@ made corpus."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+import segmentation as benchmark
 
 from sage_scale.config import Corpus, Segmentation
 from sage_scale.segmentation.boundary_score import boundary_score, evenly_spaced
@@ -16,12 +16,6 @@ from sage_scale.segmentation.segmenter import tag_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 DGS = ROOT.parent / "shared" / "data" / "dgs_motion"
-
-_spec = importlib.util.spec_from_file_location(
-    "segmentation_benchmark", ROOT / "benchmarks" / "segmentation.py"
-)
-benchmark = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(benchmark)
 
 
 def scores(examples, tolerance: int) -> tuple[float, float, float]:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import corruptions as benchmark
 import pytest
 
 from sage_scale.shards import verify_dataset
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:  # as it is when the script is run
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("corruptions")
-
-
-def all_right(benchmark: ModuleType, url: str, kind: str, count: int, seed: int) -> int:
+def all_right(url: str, kind: str, count: int, seed: int) -> int:
     rig = benchmark.make_rig(url, kind)
     assert len(rig.clips) == 21 and verify_dataset(rig.store).problems == ()
     ways, skipped = set(), 0
@@ -33,16 +22,16 @@ def all_right(benchmark: ModuleType, url: str, kind: str, count: int, seed: int)
     return skipped
 
 
-def test_sixty_corruptions_are_found_named_and_not_delivered(benchmark: ModuleType, tmp_path: Path) -> None:
-    assert all_right(benchmark, str(tmp_path / "data"), "features", 60, seed=7) > 20
+def test_sixty_corruptions_are_found_named_and_not_delivered(tmp_path: Path) -> None:
+    assert all_right(str(tmp_path / "data"), "features", 60, seed=7) > 20
 
 
 @pytest.mark.system
-def test_so_they_are_in_frames(benchmark: ModuleType, tmp_path: Path) -> None:
-    assert all_right(benchmark, str(tmp_path / "data"), "frames", 60, seed=8) > 20
+def test_so_they_are_in_frames(tmp_path: Path) -> None:
+    assert all_right(str(tmp_path / "data"), "frames", 60, seed=8) > 20
 
 
-def test_a_judge_that_lets_damage_through_would_be_noticed(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_a_judge_that_lets_damage_through_would_be_noticed(tmp_path: Path) -> None:
     """The benchmark itself: another clip's content under a right key counts as wrong."""
     rig = benchmark.make_rig(str(tmp_path / "data"), "features")
     first, second = list(rig.clips)[:2]
