@@ -57,7 +57,7 @@ def test_a_launched_script_runs_a_tiny_job(script, tmp_path):
     assert script in {"preprocess.py", "pretrain.py", "finetune.py"}, f"give {script} a tiny job"
     if script == "preprocess.py":
         sizes = {"train_clips": 2, "dev_clips": 1, "test_clips": 1, "heldout_clips": 1}
-        make_corpus(tmp_path / "corpus", Corpus(name="synthetic", language="de", **sizes))
+        make_corpus(Corpus(name="synthetic", language="de", **sizes), tmp_path / "corpus")
         arguments = ["--corpus", "synthetic", "--root", "corpus", "--out", "shards", "--recipe", "demo"]
         settings = ["precompute.actors=1", *(f"corpus.{name}={value}" for name, value in sizes.items())]
         ended_well([ROOT / "launch" / script, *arguments, *settings], tmp_path)
