@@ -330,7 +330,7 @@ def _parse_index_json(store: Store, data: bytes) -> Dataset:
         records = np.frombuffer(binascii.a2b_base64(values["records"]), RECORD)
         info = info_from(values["dataset"], where)
         additions = additions_from(values.get("additions", ()))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise broken from None
     if len(records) != values["samples"] or len(records) != sum(unit.samples for unit in units):
         raise broken
