@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,6 +17,8 @@ import torch
 
 from sage_scale.errors import RecipeError
 from sage_scale.untrusted.display import json_text
+from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.json_values import parse_json
 from sage_scale.untrusted.printer import redraw, tell
 
 
@@ -116,8 +119,9 @@ def memory_mb(device: torch.device) -> float:
 def record_timing(run: Path, stage: str, seconds: float, memory: float) -> None:
     """Add a stage's seconds and peak memory (MB) to `timing.json` of a run; the report shows it."""
     path = run / "timing.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
-    rows = [row for row in rows if row["stage"] != stage]
+    rows: list[Any] = []
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # a damaged file begins anew
+        rows = [row for row in parse_json(read_bytes(path)) if row.get("stage") != stage]
     rows.append({"stage": stage, "seconds": round(seconds, 1), "memory_mb": round(memory)})
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
