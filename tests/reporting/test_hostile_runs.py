@@ -19,19 +19,8 @@ ODD = (
     None, True, -1, 0, 10**18, 1.5, -1e300, "", "x" * 5_000, "\x1b[2J\u202e<i>", [], {}, [[]], [1], ["x", 2], {"x": []},
     [[1, 2], [3]], [None], "https://u:hunter2@h/x?y",
 )  # fmt: skip
-RAW = (
-    b"Infinity", b"-Infinity", b"NaN", b"1" * 400, b'"\\ud800"', b'"\\u0000"', b"1e400", b"[" * 200 + b"]" * 200, b"{",
-)  # fmt: skip
-    b"Infinity",
-    b"-Infinity",
-    b"NaN",
-    b"1" * 400,
-    b'"\\ud800"',
-    b'"\\u0000"',
-    b"1e400",
-    b"[" * 200 + b"]" * 200,
-    b"{",
-)
+NESTED = b"[" * 200 + b"]" * 200
+RAW = (b"Infinity", b"-Infinity", b"NaN", b"1" * 400, b'"\\ud800"', b'"\\u0000"', b"1e400", NESTED, b"{")
 
 
 @pytest.fixture(scope="module")
