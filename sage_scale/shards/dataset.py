@@ -317,7 +317,7 @@ def _parse_index_json(store: Store, data: bytes) -> Dataset:
     if body is None:
         raise broken
     try:
-        values = json.loads(data)
+        values = json.loads(data)  # sealed: as it was written, and of many megabytes
         if values["format"] != FORMAT:
             raise DatasetError(
                 f"{where} is of the format '{values['format']}', not part of a dataset of ours"

@@ -184,7 +184,7 @@ def open_web_index(place: str | Store) -> WebIndex:
     if body is None:
         raise DatasetError(f"{where} is damaged: {again}")
     try:
-        values = json.loads(data)
+        values = json.loads(data)  # sealed, as index.json
         if (values["format"], values["version"]) != (WEB_FORMAT, WEB_VERSION):
             raise DatasetError(f"{where} is of another format or version: {again}")
         records = np.frombuffer(binascii.a2b_base64(values["records"]), WEB_RECORD)

@@ -1,4 +1,4 @@
-"""What Ray is handed: labels of metrics and a folder for its session that it can take, whatever the user's own names."""
+"""Ray is given labels of metrics and a folder for its session that it can take, whatever the names of the user."""
 
 from __future__ import annotations
 
