@@ -16,7 +16,7 @@ from typing import Any
 from sage_scale.errors import DatasetError
 from sage_scale.shards.layout import REMOVED, Unit, canonical_json
 from sage_scale.storage import NotFound, Store
-from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json
+from sage_scale.untrusted.json_values import InvalidJSON, build, parse_stored
 
 _NAME = re.compile(r"addition-(\d{4,})\.json")
 
@@ -133,6 +133,6 @@ def rejects_now(markers: Sequence[Unit], planned: int, additions: Sequence[Addit
 
 def _parse(data: bytes, where: str) -> AdditionPlan:
     try:
-        return build(AdditionPlan, parse_json(data))
+        return build(AdditionPlan, parse_stored(data))
     except InvalidJSON:
         raise DatasetError(f"{where} is damaged: delete it and give the same command again") from None

@@ -36,7 +36,7 @@ from sage_scale.shards.layout import (
 from sage_scale.shards.sample import read_sample, sample_hash
 from sage_scale.shards.stored import mapped
 from sage_scale.shards.tar import Member, walk
-from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json, parse_json_object
+from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object, parse_stored
 
 RECORD = np.dtype(
     [
@@ -131,7 +131,7 @@ def parse_index(data: bytes, where: str) -> np.ndarray:
 def parse_rejects(data: bytes, where: str) -> tuple[Reject, ...]:
     """The member `__rejects__` from its bytes. Raises DatasetError where it is damaged."""
     try:
-        return tuple(build(Reject, values) for values in parse_json(data))
+        return tuple(build(Reject, values) for values in parse_stored(data))
     except (ValueError, TypeError) as error:
         raise DatasetError(f"{where}: member '{REJECTS_MEMBER}' is damaged ({error})") from None
 

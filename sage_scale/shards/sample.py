@@ -18,7 +18,7 @@ import xxhash
 
 from sage_scale.errors import DatasetError
 from sage_scale.shards.layout import META_KEYS, Sample, sample_key
-from sage_scale.untrusted.json_values import decode_plain, parse_json
+from sage_scale.untrusted.json_values import parse_stored
 
 HASH_BYTES = 16
 # ustar: name 0..100, size 124..136 (octal), type 156, magic 257..262, first byte of a long name's prefix 345
@@ -124,8 +124,7 @@ def _parse(data: bytes, key: str | None, where: str) -> Sample:
             raise _damaged(where, key, f"a member of another name, {name!r}, at its byte {at}")
         suffix = name[skip : name.index(0)]
         if suffix == b"json" and meta is None:
-            text = data[start:stop].decode()
-            meta = parse_json(text) if "\\" in text else decode_plain(text)
+            meta = parse_stored(data[start:stop])
         elif suffix == b"segments.npy" and segments is None:
             segments = _array(data, start, size, _INT32)
         elif suffix == b"features.npy" and features is None:

@@ -147,8 +147,22 @@ def _integer(digits: str) -> int:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_constant, parse_float=_float, parse_int=_integer)
-decode_plain = json.JSONDecoder(parse_constant=_constant, parse_float=_float).decode
-"""Decodes JSON without backslashes for hot paths, twice as fast. Raises ValueError or RecursionError."""
+_decode_plain = json.JSONDecoder(parse_constant=_constant, parse_float=_float).decode
+
+
+def parse_stored(data: bytes | memoryview) -> Any:
+    """Returns the value of a JSON document within a shard, where strings may hold NUL as version 0.1.0 took them.
+
+    Twice as fast as `parse_json`, for the hot path of streaming. Raises InvalidJSON.
+    """
+    try:
+        text = str(data, "utf-8")
+        value = _decode_plain(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # fails at lone surrogates
+        return value
+    except (ValueError, RecursionError) as error:
+        raise InvalidJSON(f"not JSON, or with a lone surrogate: {type(error).__name__}") from None
 
 
 def _walk(value: Any, strings: bool) -> None:
