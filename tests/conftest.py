@@ -6,11 +6,13 @@ set the AWS_* environment, so that `open_store(bucket.url)` reaches it.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,33 @@ sys.path.insert(0, str(Path(__file__).parent))
 from servers.ceph import ceph_gateway, missing_programs
 from servers.faults import FaultProxy, fault_proxy
 from servers.moto import S3Server, moto_server
+
+
+@pytest.fixture(autouse=True)
+def no_fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test in which the command line, here or in a child whose output is read, calls an error its own fault."""
+    from sage_scale.cli import main
+
+    faults: list[str] = []
+    message, communicate = main.message, subprocess.Popen.communicate
+
+    def heard_message(error: Exception) -> str:
+        line = message(error)
+        faults.extend([line] if main.ADVICE in line else [])
+        return line
+
+    def heard_communicate(child: subprocess.Popen, *given: Any, **named: Any) -> tuple[Any, Any]:
+        printed = communicate(child, *given, **named)
+        for part in printed:
+            text = part.decode(errors="replace") if isinstance(part, bytes) else part or ""
+            faults.extend(line for line in text.splitlines() if main.ADVICE in line)
+        return printed
+
+    monkeypatch.setattr(main, "message", heard_message)
+    monkeypatch.setattr(subprocess.Popen, "communicate", heard_communicate)
+    yield
+    if faults and request.node.get_closest_marker("fault") is None:
+        pytest.fail(f"a fault of sage-scale was printed: {faults[0]}", pytrace=False)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 
 from sage_scale import errors
 from sage_scale.untrusted.display import message_line, shortened
+from sage_scale.untrusted.files import text_fault
 from sage_scale.untrusted.printer import echo, tell
 
 VERBS = {
@@ -122,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str], debug: bool = False) -> int:
     """The exit code of one command line. Errors are printed as one line `sage-scale: ...` on stderr."""
     try:
+        for argument in arguments:
+            if fault := text_fault(argument):
+                raise errors.UsageError(f"the argument '{shortened(argument)}' is not UTF-8: it has {fault}")
         result = app(args=list(arguments), prog_name="sage-scale", standalone_mode=False)
         code = result if isinstance(result, int) and not isinstance(result, bool) else 0
         if code == 130:  # typer turns Ctrl-C into this exit code

@@ -20,6 +20,7 @@ import typer
 
 from sage_scale import config
 from sage_scale.errors import UsageError
+from sage_scale.storage import open_store
 from sage_scale.training import launched, launcher, restarts
 from sage_scale.training.environment import join_launcher
 
@@ -103,6 +104,8 @@ def _train(
 ) -> None:
     name = launcher.recipe_of_run(run, recipe)
     chosen = config.load_recipe(name, overrides)  # a wrong key is refused before any process starts
+    for url in data:
+        open_store(url)  # a wrong one, too
     ranks = hosts.world if hosts else ranks
     starts_ranks = ranks > 1 or hosts is not None or again > 0
     ranks = max(ranks, join_launcher(run, stage, starts_ranks))

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from sage_scale.config.augmentation import Augment
 from sage_scale.config.recipe import Recipe
 from sage_scale.errors import RecipeError
+from sage_scale.untrusted.display import shortened
+
+MAX_NAME = 100
 
 
 def check(recipe: Recipe) -> None:
@@ -16,6 +19,8 @@ def check(recipe: Recipe) -> None:
         if not condition:
             raise RecipeError(f"recipe '{recipe.name}': {message}")
 
+    if len(recipe.name) > MAX_NAME or not recipe.name.isprintable():
+        raise RecipeError(f"name={shortened(recipe.name)}: must be one line of at most {MAX_NAME} characters")
     v, s, m, c = recipe.vision, recipe.segmentation, recipe.model, recipe.clcl
     need(0 < v.crop <= v.size, f"vision.crop={v.crop} must be between 1 and vision.size={v.size}")
     need(v.fps > 0 and v.frame_stride >= 1, "vision.fps and vision.frame_stride must be positive")

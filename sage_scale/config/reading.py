@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
+import math
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
-
 from sage_scale.config.checks import check
 from sage_scale.config.recipe import Recipe, flat
 from sage_scale.errors import RecipeError
+from sage_scale.untrusted.display import MAX_SHOWN, shortened
+from sage_scale.untrusted.files import open_regular
+from sage_scale.untrusted.yaml_values import MAX_BYTES, InvalidYAML, parse_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 LAUNCH_FOLDER = next(
@@ -45,20 +47,23 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
+        known = recipe_names()
+        if str(name) not in known:
+            near = _nearest(str(name), known)
+            raise RecipeError(f"no recipe '{shortened(name)}'{near}; known: {', '.join(known)}")
         path = RECIPE_FOLDER / f"{name}.yaml"
-        if not path.is_file():
-            known = recipe_names()
-            raise RecipeError(f"no recipe '{name}'{_nearest(str(name), known)}; known: {', '.join(known)}")
+    shown = shortened(path, 300)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        with open_regular(path) as file:
+            values = parse_yaml(file.read(MAX_BYTES + 1)) or {}
     except FileNotFoundError:
-        raise RecipeError(f"no recipe file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"no recipe file {shown}") from None
+    except InvalidYAML as error:
+        raise RecipeError(f"{shown}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{shown} cannot be read: {getattr(error, 'strerror', error)}") from None
     if not isinstance(values, dict):
-        raise RecipeError(f"{path} must hold a mapping of sections")
+        raise RecipeError(f"{shown} must hold a mapping of sections")
     values.setdefault("name", path.stem)
     return override(from_mapping(values), overrides)
 
@@ -74,17 +79,17 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     for assignment in overrides:
         key, sign, text = assignment.partition("=")
         if not sign or not key:
-            raise RecipeError(f"'{assignment}' is no override: write section.key=value")
+            raise RecipeError(f"'{shortened(assignment)}' is no override: write section.key=value")
         try:
-            value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
-            raise RecipeError(f"the value of '{assignment}' is not YAML") from None
+            value = parse_yaml(text) if text else ""
+        except InvalidYAML as error:
+            raise RecipeError(f"the value of '{shortened(assignment)}': {error}") from None
         node = values
         *parents, last = key.split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise RecipeError(f"'{key}': '{parent}' has been given a value already")
+                raise RecipeError(f"'{shortened(key)}': '{shortened(parent)}' has been given a value already")
         node[last] = value
     changed = from_mapping(values, recipe)
     object.__setattr__(changed, "given", recipe.given | flat(values).keys())
@@ -101,7 +106,7 @@ def _build(kind: type, values: Any, base: Any, path: str) -> Any:
         if key not in known:
             where = f" in section '{path.rstrip('.')}'" if path else ""
             raise RecipeError(
-                f"unknown key '{path}{key}'{_nearest(str(key), known) or _elsewhere(str(key))}{where}"
+                f"unknown key '{path}{shortened(key)}'{_nearest(str(key), known) or _elsewhere(str(key))}{where}"
             )
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
@@ -123,34 +128,38 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return value
         choices = [str(choice) for choice in get_args(hint)]
         raise RecipeError(
-            f"{path}={value!r}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
+            f"{path}={_shown(value)}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
         )
     if origin is tuple:
         if isinstance(value, list | tuple):
             return tuple(_convert(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-        raise RecipeError(f"{path}={value!r}: must be a list")
-    if origin in (types.UnionType, typing.Union):
-        return value
+        raise RecipeError(f"{path}={_shown(value)}: must be a list")
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if hint is float and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:  # YAML 1.1 reads 3e-4 as a string
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    if hint is int and isinstance(value, str):
-        try:
-            return int(value)
-        except ValueError:
-            pass
+            number = float(value) if str(value).isascii() else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    if hint is int and isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+        return int(value)
     if hint is str and not isinstance(value, Mapping | list):
         return "" if value is None else str(value)
-    raise RecipeError(f"{path}={value!r}: must be {'a number' if hint is float else hint.__name__}")
+    wanted = {float: "a finite number", int: "a whole number (int)"}.get(hint, hint.__name__)
+    raise RecipeError(f"{path}={_shown(value)}: must be {wanted}")
+
+
+def _shown(value: Any) -> str:
+    return shortened(value if isinstance(value, str | int | float) else repr(value))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
+    if len(name) > MAX_SHOWN:
+        return ""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{match[0]}'?)" if match else ""
 

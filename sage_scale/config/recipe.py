@@ -158,4 +158,9 @@ def values_of(parts: Iterable[Mapping[str, Any]], more: Iterable[Any] = ()) -> d
 
 def to_yaml(recipe: Recipe) -> str:
     """The whole recipe as YAML, in the order of its fields."""
-    return yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return yaml.safe_dump(
+        to_mapping(recipe), sort_keys=False
+    )  # with escapes: an editor may hide the characters

@@ -15,6 +15,7 @@ from sage_scale.models.context import ContextEncoder
 from sage_scale.models.mapper import Mapper
 from sage_scale.models.sign2gpt.describe import prototype_head_parameters, sign2gpt_modules
 from sage_scale.models.visual import VisualEncoder
+from sage_scale.text.hub import loading
 
 _LARGE_VOCABULARY = {
     "facebook/mbart-large-50": 250_054,
@@ -107,7 +108,8 @@ def language_model_config(recipe: Recipe) -> MBartConfig:
         raise CheckpointError(
             f"model.language_model='{name}' is no folder with a config.json and none of {known}"
         )
-    return MBartConfig.from_pretrained(name)
+    with loading(name):
+        return MBartConfig.from_pretrained(name)
 
 
 def _part(name: str, module: nn.Module, stage1: bool, stage2: bool) -> Part:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
-from sage_scale.text.hub import model_place
+from sage_scale.text.hub import loading, model_place
 from sage_scale.text.languages import language_code
 from sage_scale.text.tokenizer import encode_texts, load_tokenizer
 
@@ -49,15 +48,12 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
     place = model_place(folder)
     if isinstance(place, Path) and not (place / "config.json").is_file():
         raise CheckpointError(f"'{place}' has no config.json: it is no Hugging Face model folder")
-    try:
+    with loading(place):
         loaded: Any = MBartForConditionalGeneration.from_pretrained(
             place, dtype=torch.float32, output_loading_info=True
         )
         model, report = loaded
         tokenizer = load_tokenizer(place)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"language model '{folder}' cannot be loaded: {reason}") from None
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise CheckpointError(

@@ -31,6 +31,7 @@ from sage_scale.shards.layout import REMOVED
 from sage_scale.shards.removed import removed_in_passing, removed_reject
 from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
+from sage_scale.untrusted.display import redacted
 from sage_scale.vision.video_frames import Tally
 
 GIVEN_UP = "given-up"
@@ -227,7 +228,7 @@ class UnitWorker:
     def _placeless(self, detail: str) -> str:
         """A reject's detail without the corpus' place, which would make the shard depend on the machine."""
         root = self.recipe.corpus.root.rstrip("/")
-        return detail.replace(f"{root}/", "") if root else detail
+        return redacted(detail.replace(f"{root}/", "") if root else detail)
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
+
+from sage_scale.untrusted.display import printable, redacted
 
 PREFIX = "sage_scale_precompute_"
 COUNTERS = {
@@ -21,13 +25,18 @@ GAUGES = {"clips_left": "Clips without an outcome", "shards_left": "Units withou
 """What goes up and down."""
 
 
+def label(text: str) -> str:
+    """Returns a metric's label: without secrets of URLs, and in ASCII, which is all that Ray takes (else as %C3%BC)."""
+    return quote(redacted(printable(text)), safe=string.printable)
+
+
 class RayMetrics:
     """Counters and gauges of one run, told apart from others by `output`. Needs a Ray that is initialised."""
 
     def __init__(self, output: str) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        tags = {"output": output}
+        tags = {"output": label(output)}
         self._counters: dict[str, Any] = {}
         self._gauges: dict[str, Any] = {}
         for name, (text, own) in COUNTERS.items():
@@ -40,7 +49,7 @@ class RayMetrics:
     def add(self, name: str, value: float = 1, tags: Mapping[str, str] | None = None) -> None:
         """Let a counter grow; 0 is passed over."""
         if value > 0:
-            self._counters[name].inc(value, dict(tags or {}))
+            self._counters[name].inc(value, {key: label(tag) for key, tag in (tags or {}).items()})
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""

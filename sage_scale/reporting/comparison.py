@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from sage_scale.errors import UsageError
 from sage_scale.reporting import figures
 from sage_scale.reporting.examples import differences, lang, similarity, spaced
 from sage_scale.reporting.figures import Line
-from sage_scale.reporting.markup import duration, escape, number, scroll, section
-from sage_scale.reporting.page import document, write_page
+from sage_scale.reporting.markup import duration, escape, if_readable, number, scroll, section
+from sage_scale.reporting.page import ABSENT, document, write_page
 from sage_scale.reporting.runlog import RunRecord, StageLog, read_run
 from sage_scale.reporting.scores import best_control, clips
+from sage_scale.reporting.sections import absent
 
 NAMES = {"sage": "SAGE", "sign2gpt": "Sign2GPT"}
 EXAMPLES = 12
@@ -44,12 +46,15 @@ def render(records: Sequence[RunRecord]) -> str:
     shown = common_split(records)
     records = [replace(record, shown=shown) for record in records]
     names = " and ".join(record.name for record in records)
-    parts = [
-        ("fair", "What is equal", fairness(records)),
-        ("table", "Side by side", table(records)),
-        ("curves", "Training", curves(records)),
-        ("examples", "Examples", examples(records)),
+    missing: list[tuple[str, str]] = []
+    makers: list[tuple[str, str, Callable[[], str]]] = [
+        ("fair", "What is equal", lambda: fairness(records)),
+        ("table", "Side by side", lambda: table(records, missing)),
+        ("curves", "Training", lambda: curves(records)),
+        ("examples", "Examples", lambda: examples(records)),
     ]
+    parts = [(anchor, name, if_readable(make, name.lower(), missing)) for anchor, name, make in makers]
+    parts.append((*ABSENT, absent(missing)))
     about = " · ".join(
         f"<b>{escape(record.name)}</b>: {NAMES[record.kind]}, recipe {escape(record.setting('name', ''))}"
         for record in records
@@ -109,8 +114,8 @@ def fairness(records: Sequence[RunRecord]) -> str:
     return section("fair", "What is equal", f"<p>{corpus}</p><p>{tokens}</p>")
 
 
-def table(records: Sequence[RunRecord]) -> str:
-    """A column a run."""
+def table(records: Sequence[RunRecord], missing: list[tuple[str, str]]) -> str:
+    """A column a run; cells that cannot be made are empty and named in `missing`."""
     groups: list[tuple[str, list[tuple[str, Cell]]]] = [
         (
             "Model",
@@ -146,7 +151,10 @@ def table(records: Sequence[RunRecord]) -> str:
     head = "".join(f'<th scope="col">{escape(record.name)}</th>' for record in records)
     body = ""
     for title, rows in groups:
-        filled = [(name, [cell(record) for record in records]) for name, cell in rows]
+        filled = [
+            (name, [if_readable(partial(cell, r), f"{name} of {r.name}", missing) for r in records])
+            for name, cell in rows
+        ]
         filled = [(name, cells) for name, cells in filled if any(cells)]
         if filled:
             body += f'<tr class="group"><th colspan="{len(records) + 1}" scope="rowgroup">{title}</th></tr>'

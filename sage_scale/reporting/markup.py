@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+from collections.abc import Callable
 from html import escape as html_escape
 from typing import Any
 
@@ -14,6 +15,18 @@ from sage_scale.untrusted.display import printable, redacted
 def escape(text: object) -> str:
     """Returns text for HTML and SVG: markup and hidden characters escaped, URLs without their secrets."""
     return html_escape(redacted(printable(text)))
+
+
+def if_readable(make: Callable[[], str], what: str, missing: list[tuple[str, str]]) -> str:
+    """Returns the text that `make` builds of a run's values.
+
+    Where they are not of the kinds that a run writes, returns "" and adds (`what`, why) to `missing`.
+    """
+    try:
+        return make()
+    except (AttributeError, LookupError, ArithmeticError, TypeError, ValueError):
+        missing.append((what, "the run's files hold values of another kind than a run writes"))
+        return ""
 
 
 def section(anchor: str, title: str, body: str, kind: str = "") -> str:

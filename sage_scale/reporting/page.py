@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError, StorageError
 from sage_scale.reporting import examples, prototypes, scores, sections
-from sage_scale.reporting.markup import escape
+from sage_scale.reporting.markup import escape, if_readable
 from sage_scale.reporting.runlog import RunRecord, read_run
 from sage_scale.reporting.style import CSS
 
@@ -29,9 +30,9 @@ PARTS = (
     ("timelines", "Segments", sections.timelines),
     ("cost", "Time and memory", sections.cost),
     ("recipe", "Recipe", sections.recipe),
-    ("absent", "Not in this report", sections.absent),
 )
 """Anchor, name in the table of contents, and maker of each section, in the order of the page."""
+ABSENT = ("absent", "Not in this report")
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -57,8 +58,11 @@ def write_page(html: str, path: Path) -> Path:
 
 def render(record: RunRecord) -> str:
     """The whole page as text."""
-    made = [(anchor, name, make(record)) for anchor, name, make in PARTS]
-    return document(record.name, _about(record), sections.tiles(record), made)
+    missing = record.missing
+    about = if_readable(lambda: _about(record), "what was run", missing)
+    tiles = if_readable(lambda: sections.tiles(record), "figures of the head", missing)
+    made = [(at, name, if_readable(partial(make, record), name.lower(), missing)) for at, name, make in PARTS]
+    return document(record.name, about, tiles, [*made, (*ABSENT, sections.absent(missing))])
 
 
 def document(name: str, about: str, tiles: str, parts: Sequence[tuple[str, str, str]]) -> str:

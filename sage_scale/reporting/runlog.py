@@ -16,18 +16,18 @@ timing.json                    [{"stage", "seconds", "memory_mb", "note"}]; the 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sage_scale.errors import UsageError
 from sage_scale.evaluation.stored import scores_by_split
 from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.files import read_bytes, read_text
+from sage_scale.untrusted.json_values import InvalidJSON, parse_json, parse_json_object
+from sage_scale.untrusted.yaml_values import InvalidYAML, parse_yaml
 
 STAGES = ("pretrain", "finetune")
 
@@ -157,7 +157,7 @@ def read_run(folder: str | Path) -> RunRecord:
     for stage, words in (("pretrain", "stage 1 (pretrain)"), ("finetune", "stage 2 (finetune)")):
         if stage not in logs:
             missing.append((words, f"not run: there is no {stage}/log.jsonl"))
-    recipe = _yaml(text)
+    recipe = _yaml(text, missing)
     made = "stage 1 writes it at its end"
     alignment: list[dict[str, Any]] = []
     prototypes: dict[str, Any] = {}
@@ -226,22 +226,28 @@ def read_log(path: Path) -> StageLog:
 def _lines(path: Path) -> list[dict[str, Any] | None]:
     """JSON objects of a JSON Lines file; None for a line that is none."""
     found: list[dict[str, Any] | None] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        data = read_bytes(path)
+    except OSError:
+        return [None]
+    for line in data.split(b"\n"):
         if line.strip():
             try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            found.append(row if isinstance(row, dict) else None)
+                found.append(parse_json_object(line))
+            except InvalidJSON:
+                found.append(None)
     return found
 
 
 def _predictions(folder: Path, missing: list[tuple[str, str]]) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for path in sorted(folder.glob("*.jsonl")):
-        rows = [row for row in _lines(path) if row and "hypothesis" in row and "reference" in row]
+        lines = _lines(path)
+        rows = [row for row in lines if row and "hypothesis" in row and "reference" in row]
         if rows:
             found[path.stem] = rows
+        if len(rows) < len(lines):
+            missing.append((f"{len(lines) - len(rows)} examples", f"lines of {path.name} that are damaged"))
     if not found:
         missing.append(("examples", "not evaluated: there are no predictions"))
     return found
@@ -264,31 +270,36 @@ def _json(path: Path, what: str, why: str, kind: Callable[[], Any], missing: lis
     if not text:
         return kind()
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, kind):  # type: ignore[arg-type]
-        missing.append((what, f"{path.name} is damaged"))
-        return kind()
-    return value
+        value = parse_json(text)
+        if isinstance(value, kind):  # type: ignore[arg-type]
+            return value
+        reason = "not a list" if kind is list else "not an object"
+    except InvalidJSON as error:
+        reason = str(error)
+    missing.append((what, f"{path.name} is damaged ({reason})"))
+    return kind()
 
 
 def _text(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         missing.append((what, why))
     except (OSError, UnicodeDecodeError) as error:
-        missing.append((what, f"{path.name} cannot be read: {error}"))
+        missing.append((what, f"{path.name} cannot be read: {getattr(error, 'strerror', error)}"))
     return ""
 
 
-def _yaml(text: str) -> dict[str, Any]:
+def _yaml(text: str, missing: list[tuple[str, str]]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values = parse_yaml(text) or {}
+    except InvalidYAML as error:
+        missing.append(("recipe", f"recipe.yaml is damaged ({error})"))
         return {}
-    return values if isinstance(values, dict) else {}
+    if not isinstance(values, dict):
+        missing.append(("recipe", "recipe.yaml is damaged (not a mapping of sections)"))
+        return {}
+    return values
 
 
 def _finite(value: Any) -> bool:

@@ -324,9 +324,9 @@ def recipe(record: RunRecord) -> str:
     return section("recipe", "Recipe", f'<p class="note">The same as <code>{escape(again)}</code>.</p>{text}')
 
 
-def absent(record: RunRecord) -> str:
-    """What this run has not, and why: no gap is left to be taken for a result."""
-    if not record.missing:
+def absent(missing: Sequence[tuple[str, str]]) -> str:
+    """What a run has not, and why: no gap is left to be taken for a result."""
+    if not missing:
         return ""
-    items = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in record.missing)
+    items = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in missing)
     return section("absent", "Not in this report", f"<ul>{items}</ul>", kind="absent")

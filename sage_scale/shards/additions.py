@@ -8,7 +8,6 @@ is needed to recognise a finished dataset by one GET, without the clips.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from sage_scale.errors import DatasetError
 from sage_scale.shards.layout import REMOVED, Unit, canonical_json
 from sage_scale.storage import NotFound, Store
+from sage_scale.untrusted.json_values import InvalidJSON, build, parse_stored
 
 _NAME = re.compile(r"addition-(\d{4,})\.json")
 
@@ -112,15 +112,8 @@ def load_additions(store: Store, number: int | None = None) -> list[AdditionPlan
 
 
 def additions_from(values: Sequence[Mapping[str, Any]]) -> tuple[Addition, ...]:
-    """The entry `additions` of index.json. Raises KeyError, TypeError, ValueError for another thing."""
-    return tuple(
-        Addition(
-            manifest=str(entry["manifest"]),
-            first_unit=int(entry["first_unit"]),
-            before=tuple(int(count) for count in entry["before"]),
-        )
-        for entry in values
-    )
+    """Returns the entry `additions` of index.json. Raises InvalidJSON or TypeError for another value."""
+    return tuple(build(Addition, entry) for entry in values)
 
 
 def rejects_now(markers: Sequence[Unit], planned: int, additions: Sequence[Addition]) -> int:
@@ -140,18 +133,6 @@ def rejects_now(markers: Sequence[Unit], planned: int, additions: Sequence[Addit
 
 def _parse(data: bytes, where: str) -> AdditionPlan:
     try:
-        values = json.loads(data)
-        units = tuple(
-            AddedUnit(
-                split=str(unit["split"]),
-                clips=tuple(map(str, unit["clips"])),
-                before=int(unit["before"]),
-                rejected=tuple(unit["rejected"]),
-            )
-            for unit in values["units"]
-        )
-        return AdditionPlan(
-            manifest=str(values["manifest"]), first_unit=int(values["first_unit"]), units=units
-        )
-    except (ValueError, KeyError, TypeError):
+        return build(AdditionPlan, parse_stored(data))
+    except InvalidJSON:
         raise DatasetError(f"{where} is damaged: delete it and give the same command again") from None

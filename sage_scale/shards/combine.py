@@ -8,7 +8,6 @@ taken up by running it again, as precompute is.
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from sage_scale.shards.sample import sample_hash
 from sage_scale.shards.tar import BLOCK, header, padding
 from sage_scale.shards.writer import write_copies
 from sage_scale.storage import Store
+from sage_scale.untrusted.json_values import parse_stored
 
 READ_BYTES = 32 << 20
 """Neighbouring samples are read together, up to this many bytes."""
@@ -201,7 +201,7 @@ def _copies(sources: Sequence[Dataset], unit: NewUnit) -> Iterator[bytes]:
 def with_split(data: bytes, split: str) -> bytes:
     """The sample with another `split` in its description, which is its first member; all other bytes as they are."""
     size = int(data[124:135], 8)
-    meta = json.loads(data[BLOCK : BLOCK + size])
+    meta = parse_stored(data[BLOCK : BLOCK + size])
     text = canonical_json({**meta, "split": split})
     name = data[:100].split(b"\0", 1)[0].decode("ascii")
     return header(name, len(text)) + text + padding(len(text)) + data[BLOCK + size + (-size % BLOCK) :]

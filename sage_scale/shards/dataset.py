@@ -317,7 +317,7 @@ def _parse_index_json(store: Store, data: bytes) -> Dataset:
     if body is None:
         raise broken
     try:
-        values = json.loads(data)
+        values = json.loads(data)  # sealed: as it was written, and of many megabytes
         if values["format"] != FORMAT:
             raise DatasetError(
                 f"{where} is of the format '{values['format']}', not part of a dataset of ours"
@@ -330,7 +330,7 @@ def _parse_index_json(store: Store, data: bytes) -> Dataset:
         records = np.frombuffer(binascii.a2b_base64(values["records"]), RECORD)
         info = info_from(values["dataset"], where)
         additions = additions_from(values.get("additions", ()))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise broken from None
     if len(records) != values["samples"] or len(records) != sum(unit.samples for unit in units):
         raise broken

@@ -7,7 +7,6 @@ describes. Only where nobody wrote anything down does a tar that can be read spe
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +33,7 @@ from sage_scale.shards.sample import check_sample, read_sample
 from sage_scale.shards.stored import stored_tar
 from sage_scale.shards.tar import BLOCK, walk
 from sage_scale.storage import NotFound, Store
+from sage_scale.untrusted.json_values import parse_stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +321,7 @@ def _id_of(data: bytes, key: str) -> str:
     """The clip's id from a damaged sample, where its hash is the key; else nothing."""
     try:
         size = int(data[124:135], 8)
-        clip = json.loads(data[BLOCK : BLOCK + size])["id"]
+        clip = parse_stored(data[BLOCK : BLOCK + size])["id"]
         return clip if sample_key(clip) == key else ""
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return ""

@@ -14,7 +14,6 @@ An index file is 32 bytes of header and 48 bytes a sample, little-endian:
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from sage_scale.shards.layout import (
 from sage_scale.shards.sample import read_sample, sample_hash
 from sage_scale.shards.stored import mapped
 from sage_scale.shards.tar import Member, walk
+from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object, parse_stored
 
 RECORD = np.dtype(
     [
@@ -131,7 +131,7 @@ def parse_index(data: bytes, where: str) -> np.ndarray:
 def parse_rejects(data: bytes, where: str) -> tuple[Reject, ...]:
     """The member `__rejects__` from its bytes. Raises DatasetError where it is damaged."""
     try:
-        return tuple(Reject(**values) for values in json.loads(data))
+        return tuple(build(Reject, values) for values in parse_stored(data))
     except (ValueError, TypeError) as error:
         raise DatasetError(f"{where}: member '{REJECTS_MEMBER}' is damaged ({error})") from None
 
@@ -228,15 +228,9 @@ def _runs(view: memoryview, where: str) -> Iterator[list[Member]]:
 
 def _header(data: bytes, where: str) -> ShardHeader:
     try:
-        values = json.loads(data)
-        if values["format"] != FORMAT or values["version"] != VERSION:
-            raise ValueError("another format or version")
-        header = ShardHeader(
-            unit=int(values["unit"]),
-            split=str(values["split"]),
-            dataset=str(values["dataset"]),
-            generation=int(values.get("generation", 0)),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        values = parse_json_object(data)
+        if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
+            raise InvalidJSON("another format or version")
+        return build(ShardHeader, values)
+    except InvalidJSON as error:
         raise DatasetError(f"{where}: member '{SHARD_MEMBER}' is damaged ({error})") from None
-    return header

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sage_scale.errors import DatasetError
+from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json
 
 FORMAT = "sage-scale-shards"
 VERSION = 1
@@ -170,7 +171,7 @@ class DatasetInfo:
     """Digest of the manifest."""
     units: tuple[PlannedUnit, ...]
     """Planned work units; unit n is shard n."""
-    recipe_part: Mapping[str, Any] = field(default_factory=dict)
+    recipe_part: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The recipe's part itself, so that a difference can be named."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the programs that decide the bytes."""
@@ -188,8 +189,8 @@ class DatasetInfo:
     @property
     def feature_views(self) -> int:
         """Views of a clip's features in each sample, the plain one counted."""
-        vision = dict(self.recipe_part).get("vision", {})
-        return int(vision.get("feature_views", 1)) if self.kind == "features" else 1
+        views = self.recipe_part.get("vision", {}).get("feature_views", 1)
+        return views if self.kind == "features" and isinstance(views, int) else 1
 
     @cached_property
     def digest(self) -> str:
@@ -256,10 +257,8 @@ def parse_info(data: bytes, where: str) -> DatasetInfo:
 def info_from(values: Mapping[str, Any], where: str) -> DatasetInfo:
     """DatasetInfo from the mapping in dataset.json or index.json."""
     try:
-        units = tuple(PlannedUnit(split=str(u["split"]), clips=int(u["clips"])) for u in values["units"])
-        known = {f.name for f in dataclasses.fields(DatasetInfo)} - {"units"}
-        return DatasetInfo(units=units, **{name: values[name] for name in known if name in values})
-    except (KeyError, TypeError, ValueError) as error:
+        return build(DatasetInfo, values)
+    except InvalidJSON as error:
         raise DatasetError(
             f"{where} is damaged ({error}): restore it or precompute into a new place"
         ) from None
@@ -273,16 +272,8 @@ def parse_marker(data: bytes, where: str) -> Unit:
 def unit_from(values: Mapping[str, Any], where: str) -> Unit:
     """A Unit from the mapping in a marker or index.json."""
     try:
-        known = [f.name for f in dataclasses.fields(Unit) if f.name not in ("languages", "generation")]
-        spoken = tuple(map(str, values.get("languages", ())))
-        generation = values.get("generation", 0)
-        unit = Unit(**{name: values[name] for name in known}, languages=spoken, generation=generation)
-        if not all(
-            isinstance(getattr(unit, name), int) for name in ("unit", "samples", "bytes", "generation")
-        ):
-            raise TypeError("unit, samples, bytes and generation are numbers")
-        return unit
-    except (KeyError, TypeError) as error:
+        return build(Unit, values)
+    except InvalidJSON as error:
         raise DatasetError(
             f"{where} is damaged ({error}): run `sage-scale shards index` on the folder"
         ) from None
@@ -298,9 +289,9 @@ def _without_zero(value: ShardHeader | Unit) -> dict[str, Any]:
 
 def _document(data: bytes, where: str) -> Mapping[str, Any]:
     try:
-        values = json.loads(data)
-    except (ValueError, RecursionError):
-        raise DatasetError(f"{where} is not JSON: it is damaged or not ours") from None
+        values = parse_json(data)
+    except InvalidJSON as error:
+        raise DatasetError(f"{where} is damaged or not ours ({error})") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DatasetError(f"{where} is not part of a sage-scale dataset")
     if values.get("version") != VERSION:

@@ -9,7 +9,6 @@ numbers (no pickle).
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 import struct
@@ -19,11 +18,11 @@ import xxhash
 
 from sage_scale.errors import DatasetError
 from sage_scale.shards.layout import META_KEYS, Sample, sample_key
+from sage_scale.untrusted.json_values import parse_stored
 
 HASH_BYTES = 16
 # ustar: name 0..100, size 124..136 (octal), type 156, magic 257..262, first byte of a long name's prefix 345
 _HEADER_FIELDS = struct.Struct("100s24x11s21xc100x5s83xB166x").unpack_from
-_JSON = json.JSONDecoder().raw_decode
 _KNOWN_HEADERS: dict[bytes, tuple[np.dtype, tuple[int, ...], int, int]] = {}
 _KNOWN_HEADERS_LIMIT = 4096
 _ONCE = (b"json", b"segments.npy", b"features.npy", b"background.jpg")
@@ -125,10 +124,7 @@ def _parse(data: bytes, key: str | None, where: str) -> Sample:
             raise _damaged(where, key, f"a member of another name, {name!r}, at its byte {at}")
         suffix = name[skip : name.index(0)]
         if suffix == b"json" and meta is None:
-            text = data[start:stop].decode()
-            meta, read = _JSON(text)  # json.loads would guess the encoding first, for half as much again
-            if read != len(text):
-                raise ValueError("its description goes on behind its end")
+            meta = parse_stored(data[start:stop])
         elif suffix == b"segments.npy" and segments is None:
             segments = _array(data, start, size, _INT32)
         elif suffix == b"features.npy" and features is None:

@@ -5,7 +5,6 @@ The JSON member comes first in a sample, so a few thousand bytes of each are fet
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from sage_scale.errors import DatasetError
 from sage_scale.shards.dataset import Dataset, SampleTable, in_parallel, open_dataset
 from sage_scale.shards.tar import BLOCK
+from sage_scale.untrusted.json_values import parse_stored
 
 HEAD = 4096
 """Bytes fetched first; a longer description is fetched again, whole."""
@@ -45,7 +45,7 @@ def _meta(dataset: Dataset, table: SampleTable, row: int) -> dict[str, Any]:
         size = int(head[124:135], 8)
         if BLOCK + size > len(head):
             head = dataset.store.get_range(tar, offset, min(BLOCK + size, length))
-        meta = json.loads(head[BLOCK : BLOCK + size])
+        meta = parse_stored(head[BLOCK : BLOCK + size])
     except ValueError as error:
         raise DatasetError(f"{where}: {error}; run `sage-scale shards verify {quote(dataset.url)}`") from None
     return meta

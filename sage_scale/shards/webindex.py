@@ -28,6 +28,7 @@ from sage_scale.shards.stored import stored_tar
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.untrusted.display import printable
 from sage_scale.untrusted.files import text_fault
+from sage_scale.untrusted.json_values import build
 
 WEB_INDEX_JSON = "sage-index.json"
 WEB_FORMAT, WEB_VERSION = "sage-scale-webdataset-index", 1
@@ -183,16 +184,16 @@ def open_web_index(place: str | Store) -> WebIndex:
     if body is None:
         raise DatasetError(f"{where} is damaged: {again}")
     try:
-        values = json.loads(data)
+        values = json.loads(data)  # sealed, as index.json
         if (values["format"], values["version"]) != (WEB_FORMAT, WEB_VERSION):
             raise DatasetError(f"{where} is of another format or version: {again}")
         records = np.frombuffer(binascii.a2b_base64(values["records"]), WEB_RECORD)
         unpacked = zlib.decompressobj().decompress(binascii.a2b_base64(values["keys"]), _MAX_KEYS_BYTES)
         keys = tuple(unpacked.decode().split("\n"))
-        shards = tuple(WebShard(**shard) for shard in values["shards"])
+        shards = tuple(build(WebShard, shard) for shard in values["shards"])
         if not len(records) == len(keys) == values["samples"] == sum(shard.samples for shard in shards):
             raise ValueError("counts differ")
-    except (ValueError, KeyError, TypeError, zlib.error):
+    except (ValueError, KeyError, TypeError, RecursionError, zlib.error):
         raise DatasetError(f"{where} is damaged: {again}") from None
     return WebIndex(
         url=store.url,

@@ -8,7 +8,9 @@ a whole. Names are relative, parts joined by `/`.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sage_scale.errors import StorageError, UsageError
+from sage_scale.untrusted.display import redacted, shortened
+from sage_scale.untrusted.files import text_fault
 
 MAX_OBJECT_BYTES = 5 * 1024**3
 """Largest object of one PUT (S3), and so the largest shard."""
@@ -180,27 +184,36 @@ def open_store(url: str | Path) -> Store:
     text = str(url)
     if not text:
         raise UsageError("an empty path is no place for data: give a folder or s3://bucket/prefix")
-    scheme, sign, _ = text.partition("://")
+    _check_text(text)
+    scheme, sign, rest = text.partition("://")
+    shown = redacted(text)
     if isinstance(url, Path) or not sign:
         if _URL.match(text):
             raise UsageError(
-                f"{text} is neither a folder nor a URL: write s3://bucket/prefix, with two slashes"
+                f"{shown} is neither a folder nor a URL: write s3://bucket/prefix, with two slashes"
             )
         return FolderStore(_folder(Path(text)))
     if scheme == "file":
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost"):
-            raise UsageError(f"{text}: a file:// URL names a path of this machine, file:///path")
-        return FolderStore(_folder(Path(unquote(parts.path))))
+            raise UsageError(f"{shown}: a file:// URL names a path of this machine, file:///path")
+        path = unquote(parts.path, errors="surrogateescape")
+        _check_text(path)
+        return FolderStore(_folder(Path(path)))
     if scheme == "s3":
+        if shown != text:
+            raise UsageError(
+                f"{shown}: an S3 URL is s3://bucket/prefix, without user, password or query: credentials belong in "
+                "the AWS_* variables or in a profile (AWS_PROFILE)"
+            )
         from sage_scale.storage.s3 import S3Store  # boto3 takes half a second to import
 
-        bucket, _, prefix = text.removeprefix("s3://").partition("/")
+        bucket, _, prefix = rest.partition("/")
         if not bucket:
-            raise UsageError(f"{text}: name a bucket, s3://bucket/prefix")
+            raise UsageError(f"{shown}: name a bucket, s3://bucket/prefix")
         return S3Store(bucket, prefix.strip("/"))
     raise UsageError(
-        f"{text}: '{scheme}://' is not supported; give a folder, file:///path or s3://bucket/prefix"
+        f"{shown}: '{shortened(scheme)}://' is not supported; give a folder, file:///path or s3://bucket/prefix"
     )
 
 
@@ -221,11 +234,27 @@ def on_this_machine(path: str | Path, what: str) -> Path:
     one slash left.
     """
     if _URL.match(str(path)):
-        raise UsageError(f"{path} is not a local folder or file: {what} must lie on this machine")
+        raise UsageError(
+            f"{redacted(str(path))} is not a local folder or file: {what} must lie on this machine"
+        )
+    _check_text(str(path))
     return Path(path)
 
 
+def _check_text(path: str) -> None:
+    if fault := text_fault(path):
+        raise UsageError(f"'{shortened(path)}' is no path or URL in UTF-8: it has {fault}")
+
+
 def _folder(path: Path) -> Path:
-    if path.expanduser().is_file():
+    try:
+        path = path.expanduser()
+        _check_text(os.path.abspath(path))
+        mode = path.stat().st_mode
+    except OSError:
+        return path  # whoever reads or writes there says what is wrong
+    except RuntimeError as error:
+        raise UsageError(f"{path}: {error}") from None  # ~ of an unknown user
+    if not stat.S_ISDIR(mode):
         raise UsageError(f"{path} is a file: name the folder that holds, or shall hold, the data")
     return path

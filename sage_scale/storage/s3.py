@@ -41,7 +41,7 @@ from sage_scale.storage.interface import (
     is_name,
 )
 from sage_scale.storage.patience import tell_of_retries
-from sage_scale.storage.s3_errors import BUSY, code_of, endpoint, explain, server
+from sage_scale.storage.s3_errors import BUSY, code_of, end_redirects, endpoint, explain, server
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = float(os.environ.get("SAGE_SCALE_S3_READ_TIMEOUT_S", "60"))
@@ -261,6 +261,7 @@ class S3Store(Store):
             session = boto3.session.Session(botocore_session=core)
             region = session.region_name or ("us-east-1" if named else None)
             client = session.client("s3", config=config, region_name=region)
+            client.meta.events.register("before-call.s3", end_redirects)
             if not tries_once:
                 tell_of_retries(client, server(), ATTEMPTS)
             return client

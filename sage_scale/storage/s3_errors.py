@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from typing import Any
 from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
@@ -30,8 +32,40 @@ _PASSING = (
     "RequestLimitExceeded",
     "429",
 )
+_MOVED = (
+    "301",
+    "302",
+    "307",
+    "308",
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "AuthorizationHeaderMalformed",
+)
 BUSY = ("ConditionalRequestConflict", "OperationAborted", "409")
 """Two conditional PUTs clashed: to be tried again."""
+
+
+class Redirected(boto.BotoCoreError):
+    """The server answers every request with a redirect."""
+
+    fmt = "redirected without end"
+
+
+class _Redirects(threading.local):
+    asked = 0
+
+
+_redirects = _Redirects()
+
+
+def end_redirects(model: Any, **_: Any) -> None:
+    """Raises Redirected at the third question for a bucket's region within one call: boto3 itself would ask for ever.
+
+    For the event `before-call.s3`. Nothing but boto3's own handling of redirects sends HeadBucket.
+    """
+    _redirects.asked = _redirects.asked + 1 if model.name == "HeadBucket" else 0
+    if _redirects.asked > 2:
+        raise Redirected()
 
 
 def endpoint() -> str | None:
@@ -66,6 +100,8 @@ def explain(what: str, bucket: str, error: Exception, attempts: int) -> StorageE
         return Unavailable(f"{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network")
     if isinstance(error, boto.ReadTimeoutError | ReadTimeoutError | TimeoutError):
         return Unavailable(f"{what}: {where} does not answer; when it does, run the same command again")
+    if isinstance(error, Redirected):
+        return _moved(what, where)
     if isinstance(error, boto.ClientError):
         return _explain_answer(what, where, bucket, error, attempts)
     if isinstance(error, boto.SSLError):
@@ -101,10 +137,19 @@ def _explain_answer(
         return StorageError(f"{what} is shorter than its index says: it was cut off or exchanged")
     if code in ("QuotaExceeded", "InsufficientStorage", "507"):
         return StorageError(f"{what}: {where} is full ({code}); free some space and run the command again")
+    if code in _MOVED:
+        return _moved(what, where)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     kind = Unavailable if status >= 500 or status == 429 or code in _PASSING + BUSY else StorageError
     times = f" {attempts} times" if attempts > 1 else ""
     return kind(f"{what}: {where} answered {code}{times}; try again later")
+
+
+def _moved(what: str, where: str) -> StorageError:
+    return StorageError(
+        f"{what}: {where} answers with a redirect: set AWS_REGION to the bucket's region; behind a proxy, or "
+        "with another server than Amazon's, correct AWS_ENDPOINT_URL"
+    )
 
 
 def code_of(error: boto.ClientError) -> str:
@@ -120,7 +165,11 @@ def _first_words(error: object) -> str:
 
 def public(endpoint: str) -> str:
     """The endpoint without credentials, paths and queries."""
-    parts = urlsplit(endpoint)
-    if not parts.hostname:
-        return endpoint if "@" not in endpoint else "the endpoint"
-    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return "the endpoint"
+    if not host:
+        return endpoint if not set("@?") & set(endpoint) else "the endpoint"
+    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from sage_scale.errors import CheckpointError, NoModel
+from sage_scale.errors import CheckpointError, NoModel, SageError
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import read_bytes
 
 ANSWER_S = 5.0
 """How long the hub may take to answer, seconds."""
@@ -43,6 +47,36 @@ def model_place(name: str | Path) -> str | Path:
             "(HF_HOME)"
         )
     return cached
+
+
+@contextlib.contextmanager
+def loading(folder: str | Path, what: str = "language model") -> Iterator[None]:
+    """Turns every error of a library that reads a model folder into a CheckpointError of one line of our own."""
+    try:
+        yield
+    except (SageError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise what they like at files that are not as they expect
+        raise CheckpointError(f"{what} '{folder}' cannot be loaded: {_reason(Path(folder), error)}") from None
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            whole = isinstance(
+                json.loads(read_bytes(path)), dict
+            )  # not parse_json: tokenizers' limits reach 1e30
+        except (OSError, ValueError, RecursionError):
+            whole = False
+        if not whole:
+            return f"{path.name} is damaged: it is no JSON object"
+    pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern)]
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        if pickles:
+            return f"its weights are a pickle ({pickles[0]}) with more than tensors in it: save them as safetensors"
+        return "it holds no weights (model.safetensors)"
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {shortened(first, 200)}" if first else type(error).__name__
 
 
 def _answers(name: str) -> bool:

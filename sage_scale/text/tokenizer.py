@@ -8,7 +8,6 @@ file it reads, so that ligatures and full-width digits become `<unk>`.
 from __future__ import annotations
 
 import io
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,10 @@ from tokenizers import Regex, Tokenizer, normalizers
 from transformers import AutoTokenizer, MBart50Tokenizer, MBartTokenizer, XGLMTokenizer
 
 from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.text.hub import loading
 from sage_scale.text.languages import language_code
+from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.json_values import parse_json_object
 
 MODEL_FILE = "sentencepiece.bpe.model"
 FAST_FILE = "tokenizer.json"
@@ -47,13 +49,11 @@ def load_tokenizer(folder: str | Path, language: str = "") -> Any:
         model = _read_model(path / MODEL_FILE)
         tokenizer = _from_model(model, _form(path, len(model.pieces)))
     else:
-        try:
+        with loading(folder, "the tokenizer of"):
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"no tokenizer can be read from '{folder}': {reason}") from None
-    if tokenizer.backend_tokenizer.normalizer is None:
-        tokenizer.backend_tokenizer.normalizer = _stored_normalizer(path)
+    with loading(folder, "the tokenizer of"):
+        if tokenizer.backend_tokenizer.normalizer is None:
+            tokenizer.backend_tokenizer.normalizer = _stored_normalizer(path)
     if language:
         set_language(tokenizer, language)
     return tokenizer
@@ -188,7 +188,7 @@ def _read_model(path: Path) -> Any:
 
 def _form(folder: Path, pieces: int) -> type:
     try:
-        size = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size", 0)
+        size = parse_json_object(read_bytes(folder / "config.json")).get("vocab_size", 0)
     except (OSError, ValueError):
         return MBart50Tokenizer
     return MBartTokenizer if size == pieces + 1 + _CC25_LANGUAGES + 1 else MBart50Tokenizer

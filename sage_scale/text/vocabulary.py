@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from sage_scale.errors import CheckpointError
-from sage_scale.text.hub import model_place
+from sage_scale.text.hub import loading, model_place
 from sage_scale.text.tokenizer import encode_texts, load_tokenizer, set_language
 from sage_scale.text.writing import split_words, unspaced
 from sage_scale.untrusted.hashes import share
@@ -164,10 +164,8 @@ def trim_vocabulary(
     """
     place = model_place(source)
     tokenizer = load_tokenizer(place, language)
-    try:
+    with loading(place):
         model = AutoModelForSeq2SeqLM.from_pretrained(str(place))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no mBART can be read from '{source}': {str(error).splitlines()[0]}") from None
     kept = kept_pieces(tokenizer, [*sentences, *lemmas])
     target = Path(target)
     smaller = trim_model(model, kept)

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from sage_scale.config import load_recipe
 from sage_scale.errors import SageError, StorageError, UsageError
@@ -93,8 +94,14 @@ def _fail(stage: str, error: BaseException, code: int, permanent: bool) -> int:
     os._exit(code)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        tell(f"{self.prog}: {message_line(message)} (see {self.prog} --help)")
+        raise SystemExit(2)
+
+
 def _parser(stage: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"launch/{stage}.py", allow_abbrev=False)
+    parser = _Parser(prog=f"launch/{stage}.py", allow_abbrev=False)
     # torchrun ends with "ambiguous option" at --run, a prefix of its --run-path and --run_path, even behind the script.
     parser.add_argument(
         "--run-dir", "--run", dest="run", required=True, help="run folder, for instance runs/phoenix"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
 import os
 import random
 import re
@@ -33,6 +32,8 @@ from sage_scale.training.stopping import SAME_S
 from sage_scale.training.watching.ancestors import LAUNCHER_PID
 from sage_scale.training.watching.contact import ask_to_stop
 from sage_scale.training.watching.sentinel import ENDED_FILE
+from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.json_values import parse_json_object
 
 _HOST = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
 FORWARDED = (
@@ -239,7 +240,7 @@ def _environment_file(folder: Path, given: dict[str, str]) -> Path:
 def _read(path: Path | None) -> dict[str, Any]:
     if path is not None:
         with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return parse_json_object(read_bytes(path))
     return {}
 
 

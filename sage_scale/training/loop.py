@@ -318,7 +318,9 @@ class Loop:
         )
         self.log.line(f"dev at step {self.progress.step}: {shown}", now=True)
         self.progress.evaluated = self.progress.step
-        if self.progress.best_score is None or score > self.progress.best_score:
+        if math.isfinite(score) and score > (
+            -math.inf if (best := self.progress.best_score) is None else best
+        ):
             self.progress.best_score, self.progress.best_step = score, self.progress.step
             self.progress.since_best = 0
             self._save(best=True)

@@ -81,8 +81,8 @@ def reached(run: Path, stage: str) -> int:
             row = parse_json(line)
         except ValueError:
             continue  # the first may be cut by us, the last by a kill
-        if isinstance(row, dict) and row.get("event") == "step":
-            steps.append(int(row.get("step", -1)))
+        if isinstance(row, dict) and row.get("event") == "step" and type(row.get("step")) is int:
+            steps.append(row["step"])
     return max(steps)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,6 +17,8 @@ import torch
 
 from sage_scale.errors import RecipeError
 from sage_scale.untrusted.display import json_text
+from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.json_values import parse_json
 from sage_scale.untrusted.printer import redraw, tell
 
 
@@ -117,8 +120,9 @@ def record_timing(run: Path, stage: str, seconds: float, memory: float, note: st
     """Adds a stage's seconds, peak memory (MB) and a note, if there is one, to `timing.json` of a run; the report
     shows them."""
     path = run / "timing.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
-    rows = [row for row in rows if row["stage"] != stage]
+    rows: list[Any] = []
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # a damaged file begins anew
+        rows = [row for row in parse_json(read_bytes(path)) if row.get("stage") != stage]
     row = {"stage": stage, "seconds": round(seconds, 1), "memory_mb": round(memory)}
     rows.append(row | {"note": note} if note else row)
     path.write_text(json.dumps(rows, indent=1) + "\n")

@@ -9,7 +9,11 @@ from typing import Any
 
 MAX_SHOWN = 80
 """Characters that a message shows of a value."""
-_URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,30})://([^\s\"'<>|]+)")
+_URL = re.compile(
+    r"\b([A-Za-z][A-Za-z0-9+.-]{0,30}://|(?:s3a?|gs|gcs|az|abfss?|hdfs|https?|ftp|file):/)([^\s\"'<>|]+)",
+    re.IGNORECASE,
+)
+"""Also with one slash, which is what a Path leaves of a URL."""
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode categories that are escaped: controls, directional and invisible formats, surrogates, line separators."""
 
@@ -35,7 +39,7 @@ def shortened(text: object, limit: int = MAX_SHOWN) -> str:
 
 def redacted(text: str) -> str:
     """Returns `text` with user, password, query and fragment of every URL in it replaced by `***`."""
-    return _URL.sub(_masked, text) if "://" in text else text
+    return _URL.sub(_masked, text) if ":/" in text else text
 
 
 def message_line(text: object) -> str:
@@ -72,7 +76,7 @@ def _shown(character: str) -> str:
 
 
 def _masked(match: re.Match[str]) -> str:
-    scheme, rest = match.groups()
+    start, rest = match.groups()
     end = min((at for at in map(rest.find, "?#") if at >= 0), default=len(rest))
     authority, slash, path = rest[:end].partition("/")
     if "@" in authority:
@@ -81,4 +85,4 @@ def _masked(match: re.Match[str]) -> str:
         # An unescaped slash within a password: hide everything up to the last @.
         authority, slash, path = f"***@{path.rpartition('@')[2]}", "", ""
     query = "?***" if end < len(rest) else ""
-    return f"{scheme}://{authority}{slash}{path}{query}"
+    return f"{start}{authority}{slash}{path}{query}"

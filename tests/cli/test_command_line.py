@@ -110,7 +110,7 @@ def test_wrong_usage_is_one_line_and_code_2(capsys, arguments, expected):
             1,
             "'whatever' is not installed",
         ),
-        (ZeroDivisionError("division by zero"), 1, "--debug"),
+        pytest.param(ZeroDivisionError("division by zero"), 1, "--debug", marks=pytest.mark.fault),
         (typer.Exit(4), 4, ""),
         (KeyboardInterrupt(), 130, "sage-scale: interrupted"),
     ],
@@ -127,6 +127,7 @@ def test_errors_become_one_line_and_their_code(verb, capsys, error, code, expect
     assert "Traceback" not in printed
 
 
+@pytest.mark.fault
 def test_debug_shows_the_traceback_wherever_it_stands(verb, capsys):
     def trial():
         raise ZeroDivisionError("division by zero")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from launching import run_ranks
@@ -21,7 +24,7 @@ from sage_scale.storage.folder import FolderStore
 from sage_scale.training import distributed
 from sage_scale.training.engine import Engine, LossScale
 from sage_scale.training.saves import saving
-from sage_scale.training.saves.checkpoint import Checkpoints, Progress
+from sage_scale.training.saves.checkpoint import Checkpoints, Progress, _digest
 from sage_scale.training.saves.saving import Saver
 
 STAGE = Stage(zero_stage=1, optimizer="adamw", lr=0.05, clip=0.5)
@@ -310,3 +313,83 @@ def test_hosts_that_share_no_folder_are_told_so(tmp_path):
     for output in run_ranks(Path(__file__).with_name("unshared_folders.py"), 2, [tmp_path]):
         assert "step 1 could not be written (rank 0: what rank 1 wrote to" in output
         assert "the hosts share no such folder" in output
+
+
+def sealed(state: dict) -> bytes:
+    body = {key: value for key, value in state.items() if key != "xxh3_128"}
+    return json.dumps({**body, "xxh3_128": _digest(body)}).encode()
+
+
+def changed(*path: str, value: object) -> Callable[[dict], bytes]:
+    """state.json with another value at a place in it, and with its right hash."""
+
+    def change(state: dict) -> bytes:
+        node = state
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+        return sealed(state)
+
+    return change
+
+
+STATES: dict[str, Callable[[dict], bytes]] = {
+    "list": lambda state: b"[]",
+    "text": lambda state: b'"state"',
+    "empty": lambda state: b"",
+    "null": lambda state: b"null",
+    "deep": lambda state: b"[" * 200_000,
+    "deep with a hash": changed("recipe", value=json.loads("[" * 90 + "]" * 90)),
+    "infinite": lambda state: sealed(state).replace(b'"seconds": ', b'"seconds": Infinity, "x": ', 1),
+    "400 digits": changed("progress", "step", value=10**400),
+    "step -5": changed("progress", "step", value=-5),
+    "step of another": changed("progress", "step", value=7),
+    "step is text": changed("progress", "step", value="3"),
+    "step is true": changed("progress", "step", value=True),
+    "since_best -1": changed("progress", "since_best", value=-1),
+    "progress is a list": changed("progress", value=[]),
+    "losses of text": changed("progress", "recent_losses", value=["x"]),
+    "no files": lambda state: sealed({key: value for key, value in state.items() if key != "files"}),
+    "files is a list": changed("files", value=[]),
+    "a file outside": changed("files", "../../x", value={"bytes": 1, "xxh3_128": "0"}),
+    "a file with a surrogate": changed("files", "tensors-\ud800.safetensors", value={"bytes": 1, "xxh3_128": "0"}),
+    "a file without size": changed("files", "tensors-x.safetensors", value={}),
+    "shapes of text": changed("shapes", "weight", value="(3, 5)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", STATES)
+def test_a_state_that_is_none_is_named_and_the_checkpoint_before_it_taken(ranks, tmp_path, damage):
+    engine, checkpoints, _, saver = make(ranks, tmp_path)
+    progress = Progress()
+    for _ in range(2):
+        train(engine, progress)
+        saver.save(engine, progress)
+        saver.finish()
+    path = tmp_path / "step-00000002" / "state.json"
+    path.write_bytes(STATES[damage](json.loads(path.read_bytes())))
+    lines: list[str] = []
+    assert checkpoints.load_latest(engine, lines.append).step == 1
+    assert len(lines) == 1 and "step-00000002/state.json is damaged (" in lines[0] and len(lines[0]) < 400
+
+
+json_values = st.recursive(
+    st.none() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["progress", "files", "format", "step", "x"]), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.binary(max_size=300) | json_values)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_as_a_state_are_damage(tmp_path, given_state):
+    data = given_state if isinstance(given_state, bytes) else json.dumps(given_state).encode()
+    if isinstance(given_state, dict):
+        data = sealed(given_state)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.store.put("step-00000001/state.json", data)
+    with pytest.raises(CheckpointError, match=r"state\.json (is damaged|has format)"):
+        checkpoints.state(1)

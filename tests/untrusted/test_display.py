@@ -41,6 +41,8 @@ def test_escapes_are_those_of_python():
         "S3://h/x#SECRET",
         "redis+tls://:SECRET@h:80",
         "https://a@b:SECRET@h/x",
+        "s3:/user:SECRET@bucket/p",
+        "HTTPS:/h/x?sig=SECRET",
     ],
 )
 def test_secrets_of_a_url_are_masked_within_a_sentence(url: str):

@@ -21,6 +21,8 @@ from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.model import SignFeatures
 from sage_scale.models.weights import read_weights, write_weights
+from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.json_values import parse_json
 
 TENSORS, DESCRIPTION = "adapters.safetensors", "adapters.json"
 FORMAT = 1
@@ -142,7 +144,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not (folder / DESCRIPTION).is_file():
         raise CheckpointError(f"{folder} holds no adapters ({DESCRIPTION})")
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = parse_json(read_bytes(folder / DESCRIPTION))
         known = description["format"] == FORMAT and description["model"] == "sign2gpt"
         known = known and all("sha256" in frozen for frozen in description["frozen"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

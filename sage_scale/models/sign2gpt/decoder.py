@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +18,7 @@ from sage_scale.models.language import subwords
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.positions import TokenPositions, places
 from sage_scale.models.weights import FiniteScores
-from sage_scale.text.hub import model_place
+from sage_scale.text.hub import loading, model_place
 from sage_scale.vision.draws import mix
 
 
@@ -158,15 +157,12 @@ def load_causal_model(
     place = model_place(folder)
     if isinstance(place, Path) and not (place / "config.json").is_file():
         raise CheckpointError(f"no language model at '{folder}': give a Hugging Face folder with an XGLM")
-    try:
+    with loading(place):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, dtype=getattr(torch, dtype), output_loading_info=True
         )
         model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(str(place))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"language model '{folder}' cannot be loaded: {reason}") from None
     if model.config.model_type not in FORMS:
         raise CheckpointError(
             f"language model '{folder}' is of type '{model.config.model_type}', which has no adapters; known are "

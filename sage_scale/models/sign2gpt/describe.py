@@ -15,6 +15,7 @@ from sage_scale.models.sign2gpt.decoder import SignDecoder
 from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel
+from sage_scale.text.hub import loading
 
 _XGLM = {
     "facebook/xglm-564M": (1024, 4096, 24, 16),
@@ -65,4 +66,5 @@ def causal_model_config(recipe: Recipe) -> PreTrainedConfig:
         raise CheckpointError(
             f"model.language_model='{name}' is no folder with a config.json and none of {', '.join(_XGLM)}"
         )
-    return AutoConfig.from_pretrained(name)
+    with loading(name):
+        return AutoConfig.from_pretrained(name)

@@ -42,11 +42,14 @@ from sage_scale.training.engine import Engine
 from sage_scale.training.saves.kinship import Identity
 from sage_scale.training.saves.reading import read_together
 from sage_scale.training.saves.snapshot import Restore, renamed, shapes
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
 
 FORMAT = 2
 STATE = "state.json"
 _TRIAL = "trial"
 _STATE_NAME = re.compile(r"^step-(\d{8})/state\.json$")
+_FILE_NAME = re.compile(r"tensors-[0-9A-Za-z-]+\.safetensors")
 _ANY_NAME = re.compile(r"^step-(\d{8})/[^/]+$")
 
 
@@ -82,6 +85,23 @@ class Progress:
     """Steps that the guard left out."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of late, which the guard compares with."""
+
+
+@dataclass
+class _File:
+    bytes: int
+    xxh3_128: str
+
+
+@dataclass
+class _State:
+    """What state.json holds."""
+
+    progress: dict[str, Any]
+    recipe: dict[str, Any]
+    frozen: dict[str, str]
+    shapes: dict[str, list[int]]
+    files: dict[str, _File]
 
 
 def folder_of(step: int) -> str:
@@ -187,20 +207,24 @@ class Checkpoints:
     # Reading.
 
     def state(self, step: int) -> dict[str, Any]:
-        """state.json of a checkpoint, checked against its own hash. Raises CheckpointError, or NotFound."""
+        """Returns state.json of a checkpoint, its hash and types checked. Raises CheckpointError, or NotFound."""
         name = f"{folder_of(step)}/{STATE}"
         data = self.store.get(name)
         try:
-            state = json.loads(data)
-            digest = state.pop("xxh3_128")
-            whole = digest == _digest(state)
-        except (ValueError, KeyError, AttributeError):
-            whole = False
-        if not whole:
-            raise CheckpointError(f"{self.store.url}/{name} is damaged (its hash differs)")
-        if state["format"] != FORMAT:
+            state = parse_json_object(data)
+            if state.pop("xxh3_128", None) != _digest(state):
+                raise InvalidJSON("its hash differs")
+            if state.get("format") == FORMAT:
+                stored = build(_State, state)
+                if build(Progress, stored.progress).step != step:
+                    raise InvalidJSON("its step is another")
+                if not all(map(_FILE_NAME.fullmatch, stored.files)):
+                    raise InvalidJSON("a file has a name that is not ours")
+        except InvalidJSON as error:
+            raise CheckpointError(f"{self.store.url}/{name} is damaged ({error})") from None
+        if state.get("format") != FORMAT:
             raise CheckpointError(
-                f"{self.store.url}/{name} has format {state['format']}, this version reads {FORMAT}"
+                f"{self.store.url}/{name} has format {shortened(state.get('format'))}, this version reads {FORMAT}"
             )
         return state
 

@@ -28,6 +28,7 @@ from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
 from sage_scale.training.saves.checkpoint import Checkpoints, Progress, folder_of, progress_values
 from sage_scale.training.saves.snapshot import HostCopies, in_files, shapes, take
+from sage_scale.untrusted.json_values import parse_json_object
 
 FILE_BYTES = 128_000_000
 """Most bytes of a file (one tensor may be larger): what a rank serialises, sends, and if need be repeats at once."""
@@ -205,7 +206,7 @@ class _Flight:
             if self.abandoned.wait(PAUSES_S[min(turn, 2)] / 4):
                 raise StorageError(f"rank {rank} could not write its part")
             turn += 1
-        return json.loads(self._patiently(lambda: self.checkpoints.store.get(self._marker(rank))))
+        return parse_json_object(self._patiently(lambda: self.checkpoints.store.get(self._marker(rank))))
 
     def _marker(self, rank: int) -> str:
         return f"{folder_of(self.step)}/part-{rank:05d}-{self.token}.json"

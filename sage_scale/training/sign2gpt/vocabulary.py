@@ -30,6 +30,8 @@ from sage_scale.text.prototypes import (
 )
 from sage_scale.training.saves.checkpoint import on_first
 from sage_scale.training.stage import Place
+from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
 
 FOLDER = "pretrain/prototypes"
 _DECIDE = ("vectors", "fasttext", "dim", "max_frequency", "splits")
@@ -71,7 +73,7 @@ def run_prototypes(place: Place) -> RunPrototypes:
     """
     folder = place.folder / FOLDER
     on_first(lambda: _make(place, folder), place.ranks.first)
-    said = json.loads((folder / "prototypes.json").read_text(encoding="utf-8"))
+    said = _description(folder)
     file = folder / "prototypes.safetensors"
     vocabulary = PrototypeVocabulary(tuple(said["glosses"]), tuple(said["frequent"]))
     return RunPrototypes(vocabulary, load_file(file)["prototypes_UD"], file)
@@ -86,13 +88,25 @@ def targets_of(recipe: Recipe, meta: Mapping[str, Any]) -> list[str]:
     return [word.lower() for word in found] if recipe.text.lowercase else found
 
 
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / "prototypes.json"
+    try:
+        said = parse_json_object(read_bytes(path))
+        build(PrototypeVocabulary, said)
+        return said
+    except (OSError, InvalidJSON) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): delete it to have the prototypes made anew"
+        ) from None
+
+
 def _make(place: Place, folder: Path) -> None:
     settings = place.recipe.prototypes
     decided: dict[str, Any] = {name: to_mapping(settings)[name] for name in _DECIDE}
     decided["target"] = place.recipe.text.target
     decided["datasets"] = [dataset.digest for dataset in place.datasets]
     done = folder / "prototypes.json"
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["settings"] == decided:
+    if done.is_file() and _description(folder).get("settings") == decided:
         return
     metas = [meta for dataset in place.datasets for meta in read_texts(dataset)]
     chosen = [meta for meta in metas if meta["split"] in settings.splits]

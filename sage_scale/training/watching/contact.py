@@ -18,6 +18,8 @@ import threading
 import time
 from typing import Any
 
+from sage_scale.untrusted.json_values import parse_json, parse_json_object
+
 PORTS = 12
 """How many ports after MASTER_PORT are tried."""
 EVERY_S = 1.0
@@ -81,7 +83,7 @@ class Line:
         messages = []
         for line in lines:
             try:
-                message = json.loads(line)
+                message = parse_json(line)
             except ValueError:
                 message = None
             if not isinstance(message, dict):
@@ -249,7 +251,7 @@ def _try(greeting: Message, address: str, port: int) -> socket.socket | None:
             if not data:
                 break
             answer += data
-        if json.loads(answer).get("welcome") == greeting["token"]:
+        if parse_json_object(answer).get("welcome") == greeting["token"]:
             return connection
     except (OSError, ValueError, AttributeError):
         pass

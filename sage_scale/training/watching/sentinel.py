@@ -9,7 +9,6 @@ why the run ends (verdicts.py) and says so in one line.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -22,7 +21,8 @@ from sage_scale.training.watching.contact import EVERY_S, Caller, Line, Listener
 from sage_scale.training.watching.notices import watch_for_notice
 from sage_scale.training.watching.postmortem import innermost, keep_stacks, kills_for_memory, process_state
 from sage_scale.training.watching.verdicts import Report, RollCall, Verdict, decide
-from sage_scale.untrusted.display import message_line
+from sage_scale.untrusted.display import json_text, message_line
+from sage_scale.untrusted.json_values import parse_json_object
 from sage_scale.untrusted.printer import tell
 
 ENDED_FILE = "SAGE_ENDED_FILE"
@@ -115,7 +115,7 @@ class Sentinel:
             return
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            self._heed(json.loads(line), now)
+            self._heed(parse_json_object(line), now)
 
     def _heed(self, message: dict[str, Any], now: float) -> None:
         self.progressed = now
@@ -399,5 +399,5 @@ class Sentinel:
         for place in places:
             with contextlib.suppress(OSError):
                 partial = place.with_name(f"ended.{self.rank}.partial")
-                partial.write_text(json.dumps(row, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+                partial.write_text(json_text(row, indent=1) + "\n", encoding="utf-8")
                 partial.replace(place)
