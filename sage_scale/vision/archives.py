@@ -8,6 +8,7 @@ it is read. Nothing is ever written under a name that an archive gives.
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -124,6 +125,10 @@ def _unpack(member: Member, file: IO[bytes]) -> None:
     file.flush()
 
 
+_ERRNO_OF_BYTES = (None, errno.EINVAL, errno.EOVERFLOW)
+"""Of an OSError that damaged bytes cause: bz2 and gzip set none; a damaged directory names positions outside a file."""
+
+
 @contextlib.contextmanager
 def damage_rejects(name: str, reason: str) -> Iterator[None]:
     """Raises ClipRejected with `reason` (`unsupported` for an unknown compression) where unpacking fails for what lies
@@ -139,10 +144,8 @@ def damage_rejects(name: str, reason: str) -> Iterator[None]:
         raise no_memory(reason, f"no memory to unpack {name}") from None
     except NotImplementedError as error:
         raise ClipRejected("unsupported", f"{name}: {error}") from None
-    except (
-        Exception
-    ) as error:  # each decompressor and parser raises its own; bz2 and gzip an OSError without a number
-        if isinstance(error, OSError) and error.errno is not None:
+    except Exception as error:  # each decompressor and parser raises its own
+        if isinstance(error, OSError) and error.errno not in _ERRNO_OF_BYTES:
             raise
         raise ClipRejected(reason, f"{name}: {shortened(error) or type(error).__name__}") from None
 

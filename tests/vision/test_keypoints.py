@@ -112,6 +112,18 @@ def test_any_bytes_give_keypoints_or_a_reason(tmp_path, way, choice) -> None:
         assert decode_clip(Clip(id="x", video=str(path)), KEYPOINTS).keypoints_TKC is not None
 
 
+@pytest.mark.parametrize("offset", [1, 200, 2**31])
+def test_a_directory_that_names_a_place_outside_the_file_is_damage(tmp_path, offset) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, keypoints=np.ones((40, 134), np.float32))
+    data = bytearray(path.read_bytes())
+    field = slice(len(data) - 6, len(data) - 2)  # where the directory begins; members' places follow from it
+    data[field] = (int.from_bytes(data[field], "little") + offset).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(ClipRejected, match="unreadable"):
+        decode_clip(Clip(id="x", video=str(path)), KEYPOINTS)
+
+
 def test_an_array_that_claims_all_memory_is_refused(tmp_path) -> None:
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000, 134), }"
     header += b" " * (117 - len(header)) + b"\n"
