@@ -19,7 +19,7 @@ import typer
 from sage_scale import config
 from sage_scale.errors import ClipRejected, StorageError, UsageError
 from sage_scale.storage import on_this_machine
-from sage_scale.untrusted.display import json_text
+from sage_scale.untrusted.display import json_text, shortened
 from sage_scale.untrusted.printer import console, echo, tell
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def inspect(
     for split in census.splits:
         hours = "?" if split.hours is None else f"{split.hours:.2f}{'+' if split.unknown_lengths else ''}"
         values = (
-            split.split,
+            shortened(split.split),
             split.clips,
             split.videos,
             split.signers or "?",

@@ -26,6 +26,7 @@ import typer
 from sage_scale.cli import shards_change, shards_web
 from sage_scale.cli.shards_shown import SHOWN, Progress, size
 from sage_scale.errors import DatasetError, StorageError, UsageError
+from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.printer import echo, echo_json, tell
 
 if TYPE_CHECKING:
@@ -99,23 +100,25 @@ def ls(
         for row, meta in enumerate(read_texts(dataset, *chosen)):
             unit = dataset.units[int(table.unit[row])]
             echo(
-                f"{int(table.key[row]):016x}  {unit.tar}  {unit.split:<12}  {meta['frames']:>5} frames  "
+                f"{int(table.key[row]):016x}  {unit.tar}  {shortened(unit.split):<12}  {meta['frames']:>5} frames  "
                 f"{int(table.segments[row]):>3} segments  {meta['id']}  {meta['sentence']}"
             )
         return
     for unit in dataset.units:
         if not split or unit.split == split:
             echo(
-                f"{unit.tar}  {unit.split:<12}  {unit.samples:>5} clips  {unit.rejects:>3} rejects  "
+                f"{unit.tar}  {shortened(unit.split):<12}  {unit.samples:>5} clips  {unit.rejects:>3} rejects  "
                 f"{unit.frames:>8} frames  {size(unit.bytes):>9}"
             )
     missing = open_units(dataset)
     for number in missing[:SHOWN]:
-        echo(f"{number:06d}.tar  {dataset.info.units[number].split:<12}  open")
+        echo(f"{number:06d}.tar  {shortened(dataset.info.units[number].split):<12}  open")
     if len(missing) > SHOWN:
         echo(f"... and {len(missing) - SHOWN} more open units")
     state = "finished" if dataset.finished else f"{len(missing)} of {len(dataset.info.units)} units open"
-    parts = ", ".join(f"{name} {count:,}" for name, count in dataset.splits.items()) or "no clips yet"
+    parts = (
+        ", ".join(f"{shortened(name)} {count:,}" for name, count in dataset.splits.items()) or "no clips yet"
+    )
     echo(f"{dataset.url}: {dataset.info.kind}; {parts}; {state}")
 
 
@@ -206,7 +209,8 @@ def _draw(dataset: Dataset, found: list[SplitStatistics], path: Path) -> None:
 
 def _paragraph(part: SplitStatistics) -> list[str]:
     lines = [
-        f"{part.split}: {part.clips:,} clips in {part.shards} shards, {size(part.bytes)}, {part.hours:.2f} hours",
+        f"{shortened(part.split)}: {part.clips:,} clips in {part.shards} shards, {size(part.bytes)}, "
+        f"{part.hours:.2f} hours",
         f"  frames         {_line(part.frames)}",
         f"  segments       {_line(part.segments)}   {part.token_ratio:.3f} a frame",
         f"  pseudo-glosses {_line(part.pseudo_glosses)}   {part.gloss_types:,} types",

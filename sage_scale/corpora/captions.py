@@ -34,16 +34,24 @@ AUTOMATIC_BLINK_S = 0.05
 
 _PART = r"(?:(\d{1,5})[ \t]*:[ \t]*)?(\d{1,2})[ \t]*:[ \t]*(\d{1,2})(?:[ \t]*[.,:][ \t]*(\d{1,9}))?"
 _TIMING = re.compile(rf"\s*{_PART}\s*-->\s*{_PART}(?!\d)")
-_CLOCK = r"(?:\d{1,5}:)?\d{1,2}:\d{1,2}[.,]\d{1,3}"
-_ARROWLESS = re.compile(rf"\s*{_CLOCK}\s*\S{{1,3}}\s*{_CLOCK}")
+_CLOCK = r"(?:\d{1,5}:\d{1,2}:\d{1,2}(?:[.,]\d{1,3})?|\d{1,2}:\d{1,2}[.,]\d{1,3})"
+_ARROWLESS = re.compile(rf"\s*{_CLOCK}(?:[^\w:]{{1,8}}|\s*\w{{1,3}}\s*){_CLOCK}")
 """Two times with something else than an arrow between them: 00:01.000 -> 00:02.000."""
-_HEADER = re.compile(r"\ufeff?WEBVTT(?:[ \t]|$)")
+_ANY_CLOCK = re.compile(r"\d\s*:\s*\d")
+_HEADER = re.compile(r"WEBVTT(?:[ \t]|$)")
+_TITLED_HEADER = re.compile(r"WEBVTT[ \t]+(?:-|(?:Kind|Language):)")
 _TIME_MAP = "X-TIMESTAMP-MAP"
+_HEADER_LINES = (_TIME_MAP, "Kind:", "Language:")
 _MPEG_CLOCK = 2**33
 """MPEG times count to this many 90,000ths of a second, then from 0 again."""
 _NO_TEXT = re.compile(r"NOTE(?:[ \t]|$)|STYLE[ \t]*$|REGION[ \t]*$")
 _BREAK = re.compile(r"<br\s*/?>", re.I)
-_TAGS = re.compile(r"<|\{\\")
+_RUBY = re.compile(r"<rt>.*?(?:</rt>|$)", re.I)
+"""How the characters before are read, shown above them in small print."""
+_ASS_BLANK = re.compile(r"\\[Nh]")
+"""A line break or a blank of SubStation Alpha, which converters to SubRip leave in the text."""
+_TAGS = re.compile(r"<(?![\s\d])|<(?=\d+:)|\{\\")
+"""Openings of tags and of times of words; 3 < 5 and <3 are text."""
 _SOUNDS = re.compile(r"[\[(（【♪]")
 _CLOSING = {"<": ">", "{\\": "}", "[": "]", "(": ")", "（": "）", "【": "】", "♪": "♪"}
 _WORD_TIMES = re.compile(r"<\d{2}:\d{2}:\d{2}\.\d{3}><c>")
@@ -75,7 +83,8 @@ def parse_captions(text: str) -> CaptionFile:
     Joined segments of a stream (HLS) are read as one file: headers between them are left out, cues move by the
     difference of their time maps (RFC 8216, section 3.5), and a cue cut by the end of a segment is one again.
     """
-    rows = [part for line in lines(text.removeprefix("\ufeff")) for part in line.split("\r")]
+    # Files that were joined have byte order marks within.
+    rows = [part for line in lines(text.replace("\ufeff", "")) for part in line.split("\r")]
     reader = _WebVTT() if rows and _HEADER.match(rows[0]) else _SubRip()
     for number, line in enumerate(rows, start=1):
         reader.take(number, line, rows[number] if number < len(rows) else "")
@@ -106,7 +115,7 @@ class _SubRip:
             self._drop_index()
             self._close()
             self._times, self._outside = (number, *times), False
-        elif "-->" in line or (self._may_begin() and _ARROWLESS.match(line)):
+        elif self._is_bad_times(line):
             self._drop_index()
             self._close()
             self.broken.append(f"line {number}: {shortened(line.strip(), 60)}")
@@ -133,6 +142,12 @@ class _SubRip:
             or self._shown[-1].strip().isdigit()
             or not self._shown[-1].strip()
         )
+
+    def _is_bad_times(self, line: str) -> bool:
+        """Whether a line stands for times that cannot be read; within a text an arrow alone is text."""
+        if "-->" in line and (self._times is None or _ANY_CLOCK.search(line)):
+            return True
+        return self._may_begin() and bool(("-->" in line and self._shown) or _ARROWLESS.match(line))
 
     def _text(self, line: str) -> None:
         self._shown.append(line)
@@ -186,17 +201,19 @@ class _WebVTT(_SubRip):
         """Reads one line; `following` is the next one."""
         glued = line.endswith("WEBVTT") and (following == "" or following.startswith(_TIME_MAP))
         if glued and self._times is not None and not line[:-6].endswith((" ", "\t")):
-            if rest := line[:-6].rstrip("\ufeff"):
-                self._text(rest)
+            if line[:-6]:
+                self._text(line[:-6])
             line = "WEBVTT"
-        inside = self._times is not None and line.lstrip("\ufeff") != "WEBVTT"
-        if _HEADER.match(line) and not (inside and not following.startswith(_TIME_MAP)):
+        known = line == "WEBVTT" or _TITLED_HEADER.match(line) or following.startswith(_HEADER_LINES)
+        if _HEADER.match(line) and (known or self._times is None):
             self._close()
             self._in_header, self._segment, self._shift_s = True, len(self.cues), 0.0
         elif self._in_header and "-->" not in line:
             if line.startswith(_TIME_MAP):
                 self._map_times(number, line)
             self._in_header = line != ""
+        elif self._times is None and line.startswith(f"{_TIME_MAP}="):
+            self._map_times(number, line)  # an empty line stands between the header and its map
         else:
             self._in_header = False
             super().take(number, line, following)
@@ -207,6 +224,9 @@ class _WebVTT(_SubRip):
 
     def _may_begin(self) -> bool:
         return self._times is None
+
+    def _is_bad_times(self, line: str) -> bool:
+        return "-->" in line or super()._is_bad_times(line)
 
     def _text(self, line: str) -> None:
         if line == "":
@@ -269,7 +289,8 @@ def _parse_times(line: str) -> tuple[float, float] | None:
 def plain_text(text: str) -> str:
     """Returns a caption's text without tags, entities and doubled blanks."""
     if "<" in text or "{" in text:
-        text = _without(_BREAK.sub(" ", text), _TAGS)
+        text = _without(_RUBY.sub("", _BREAK.sub(" ", text)), _TAGS)
+    text = _ASS_BLANK.sub(" ", text)
     if "&" in text:
         with contextlib.suppress(ValueError):  # an entity of thousands of digits
             text = html.unescape(text)
@@ -294,8 +315,11 @@ def is_automatic(text: str, cues: Sequence[Cue] = ()) -> bool:
 
 
 def is_blink(before: Cue, cue: Cue, longest_s: float = BLINK_S) -> bool:
-    """Returns whether a cue shows the last line of the one before again, for less time than anybody could read."""
-    repeated = bool(before.lines and cue.lines) and cue.lines[-1] == before.lines[-1]
+    """Returns whether a cue shows the last line of the one before again, for less time than anybody could read.
+
+    Some converters write both lines of a cue as one.
+    """
+    repeated = bool(before.lines and cue.lines) and before.lines[-1].endswith(cue.lines[-1])
     return repeated and 0 < cue.end_s - cue.start_s <= longest_s + 1e-6
 
 

@@ -124,7 +124,7 @@ def from_json_lines(text: str, language: str = "de") -> Manifest:
             continue
         values = {key: row[key] for key in row if key in known}
         reason, detail = _fault(values)
-        name = values["id"] if isinstance(values.get("id"), str) and values["id"] else here
+        name = values["id"] if isinstance(values.get("id"), str) and values["id"].strip() else here
         if not reason:
             tag = language_tag(values["language"]) if values.get("language") else language
             values["language"] = tag
@@ -143,7 +143,7 @@ def from_json_lines(text: str, language: str = "de") -> Manifest:
 def _fault(values: Mapping[str, Any]) -> tuple[str, str]:
     """Returns reason and detail of the first value that no clip can have, ("", "") where there is none."""
     for key in ("id", "video"):
-        if not values.get(key):
+        if not values.get(key) or not str(values[key]).strip():
             return "bad-row", f"no {key}"
     for key in ("id", "video", "sentence", "language", "signer", "split"):
         if not isinstance(values.get(key, ""), str):

@@ -114,18 +114,26 @@ class _Folder:
         self.texts: dict[str, str] = {}
         """Video -> text file."""
         for name, stem, end in parts:
-            if end.lower() in SUFFIXES:
-                self._match(name, stem)
-            elif end.lower() == ".txt":
-                self.texts |= dict.fromkeys(self.by_stem.get(file_key(stem), ()), name)
+            if end.lower() in (*SUFFIXES, ".txt"):
+                self._match(name, stem, end.lower() == ".txt")
 
-    def _match(self, name: str, stem: str) -> None:
-        """Gives a caption file to the videos with the longest name that it begins with."""
+    def _match(self, name: str, stem: str, text: bool) -> None:
+        """Gives a caption or text file to the videos with the longest name that it begins with."""
         base, between = file_key(stem), ""
         while base and base not in self.by_stem and base not in self.by_name:
             base, _, part = base.rpartition(".")
             between = f"{part}.{between}" if between else part
         owners = self.by_stem.get(base) or ([self.by_name[base]] if base in self.by_name else [])
+        if text:
+            if owners and between:
+                self._reject(
+                    name,
+                    UNMATCHED,
+                    f"a .txt has the name of {owners[0]} alone; .vtt and .srt may have a language",
+                )
+            elif not between:
+                self.texts |= dict.fromkeys(owners, name)
+            return
         tag = language_tag(between, registered=True) if between else ""
         if not owners:
             self._reject(name, UNMATCHED, "no video's name begins it; capitals count")
@@ -210,7 +218,9 @@ class _Folder:
         cues, broken = parse_captions(text)
         for line in broken:
             self._reject(video, BAD_CUE, f"{name} {line}")
-        if not cues:
+        if not cues and "\0" in text:
+            self._reject(video, "not-utf8", f"{name} is UTF-16 or UTF-32 without its mark; save it as UTF-8")
+        elif not cues:
             self._reject(video, "no-captions", f"{name} has no readable cue")
         if self.options.rolling:
             cues, merged = merge_rolling(sorted(cues, key=lambda cue: cue.start_s))

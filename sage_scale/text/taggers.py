@@ -72,6 +72,10 @@ def _version(distribution: str) -> str:
     return importlib.metadata.version(distribution)
 
 
+LONGEST_WORD = 100
+"""Letters of a word that HanTa analyses, of longer ones the first: its time grows with their cube (400 take 5 s)."""
+
+
 @functools.cache
 def _hanta(model: str) -> Any:
     from HanTa import HanoverTagger
@@ -115,6 +119,12 @@ class HantaTagger:
     def _tag(self, words: list[str], case_sensitive: bool) -> list[tuple[str, str]]:
         if not words:
             return []
+        if any(len(word) > LONGEST_WORD for word in words):
+            tagged = self._tag([word[:LONGEST_WORD] for word in words], case_sensitive)
+            return [
+                (word if len(word) > LONGEST_WORD else lemma, tag)
+                for word, (lemma, tag) in zip(words, tagged, strict=True)
+            ]
         try:
             tagged = self.tagger.tag_sent(words, taglevel=1, casesensitive=case_sensitive)
             return [(lemma, tag) for _, lemma, tag in tagged]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ def find_member(path: Path) -> Member | None:
     if parts is None:
         return None
     archive, name = parts
-    info = _directory(archive).get(name)
+    members = _directory(archive)
+    info = members.get(name) or members.get(unicodedata.normalize("NFC", name))
     if info is None:
         raise ClipRejected("missing", f"there is no {shortened(path.name, 255)} in {archive.name}")
     return Member(archive, info)
@@ -96,7 +98,9 @@ def _directory(archive: Path) -> dict[str, zipfile.ZipInfo]:
 def _read_directory(archive: Path, size: int, changed_ns: int) -> dict[str, zipfile.ZipInfo]:
     """Size and time are what a changed archive is known by."""
     with damage_rejects(archive.name, "unreadable"), zipfile.ZipFile(archive) as opened:
-        return {info.filename: info for info in opened.infolist() if not info.is_dir()}
+        members = {info.filename: info for info in opened.infolist() if not info.is_dir()}
+    # macOS stores letters and their marks apart (NFD): a name is found in any form.
+    return {unicodedata.normalize("NFC", name): info for name, info in members.items()} | members
 
 
 def _content_begins(member: Member) -> int:

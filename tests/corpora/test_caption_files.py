@@ -118,6 +118,44 @@ def test_time_maps_move_later_segments() -> None:
     assert len(cues) == 1 and broken == ["line 8: X-TIMESTAMP-MAP=MPEGTS:x,LOCAL:y"]
 
 
+def test_a_time_map_below_an_empty_line_counts() -> None:
+    parts = [
+        segment("00:01.000 --> 00:02.000", text, header="WEBVTT\n", ticks=ticks)
+        for text, ticks in (("A", 900_000), ("B", 1_800_000))
+    ]
+    assert read("\n\n".join(parts)) == [(1.0, 2.0, "A"), (11.0, 12.0, "B")]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "WEBVTT - Part 2",
+        "WEBVTT Kind: captions; Language: de",
+        "WEBVTT\nKind: captions",
+        "WEBVTT Part 2\nKind: x",
+    ],
+)
+def test_headers_with_a_title_end_a_cue(header) -> None:
+    joined = f"WEBVTT\n\n00:01.000 --> 00:02.000\nA\n{header}\n\n00:02.000 --> 00:03.000\nB\n"
+    assert read(joined) == [(1.0, 2.0, "A"), (2.0, 3.0, "B")]
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", "\ufeff\ufeff"])
+def test_joined_subrip_files_leave_no_mark_in_a_sentence(mark) -> None:
+    assert read(mark + SRT + "\n" + mark + "1\n" + mark + "00:00:11,000 --> 00:00:12,000\nEnde." + mark) == [
+        *WANTED,
+        (11.0, 12.0, "Ende."),
+    ]
+
+
+@pytest.mark.parametrize("line", ["A --> B", "von A --> B", "--> weiter", "5 --> 6"])
+@pytest.mark.parametrize("text", ["{}\nund weiter", "Zuerst\n{}"])
+def test_an_arrow_in_the_text_of_subrip_is_text(text, line) -> None:
+    shown = text.format(line)
+    both = f"1\n00:00:01,000 --> 00:00:02,000\n{shown}\n\n2\n00:00:03,000 --> 00:00:04,000\nDrei\n"
+    assert read(both) == [(1.0, 2.0, " ".join(shown.split())), (3.0, 4.0, "Drei")]
+
+
 def test_a_segment_before_the_first_one_is_named() -> None:
     early = segment("00:03.000 --> 00:05.000", "Before the first.", ticks=0)
     cues, broken = parse_captions(segment("00:01.000 --> 00:02.000", "A.") + "\n\n" + early)
@@ -138,7 +176,17 @@ def test_hours_of_many_digits_are_one_bad_cue(head, hours) -> None:
 
 
 @pytest.mark.parametrize(
-    "times", ["00:00:04,000 -> 00:00:06,000", "00:00:04,000 -->", "--> 00:00:06,000", "a --> b"]
+    "times",
+    [
+        "00:00:04,000 -> 00:00:06,000",
+        "00:00:04,000 -->",
+        "--> 00:00:06,000",
+        "a --> b",
+        "00:00:04,000 -- > 00:00:06,000",
+        "00:00:04,000 - -> 00:00:06,000",
+        "00:00:04,000 \u2192 00:00:06,000",
+        "00:00:04 - 00:00:06",
+    ],
 )
 def test_a_subrip_cue_whose_times_cannot_be_read_lends_nobody_its_text(times) -> None:
     cues, broken = parse_captions(SRT.replace("00:00:04,000 --> 00:00:06,000", times))
@@ -169,7 +217,11 @@ def test_no_caption_takes_more_than_linear_time(unit) -> None:
 
 def test_marks_that_close_are_taken_out_and_others_stay() -> None:
     assert plain_text("a <i>b</i> < c {\\an8}d {e}") == "a b < c d {e}"
-    assert plain_text("1 < 2 <b> 3") == "1 3"
+    assert plain_text("1 < 2 <b> 3") == "1 < 2 3"
+    assert plain_text("3 < 5 und 7 > 6, ich <3 dich") == "3 < 5 und 7 > 6, ich <3 dich"
+    assert plain_text("<00:01.000><c>Hal</c><1:00:01.500>lo") == "Hallo"
+    assert plain_text(r"{\an8}{\i1}Hallo{\i0}\NWelt\hdort") == "Hallo Welt dort"
+    assert plain_text("<ruby>漢<rt>kan</rt>字<rt>ji</ruby>") == "漢字"
     for sound in ("[a] (b) ♪ c", "♪ la ♪", "(a [b)", "♪ la (x"):
         assert not has_words(sound), sound
     for said in ("[a] b", "(a", "a ♪ b", "♪ a ♪ b"):
@@ -214,6 +266,17 @@ def test_automatic_captions_are_told_in_srt_too() -> None:
 def test_plain_captions_that_repeat_a_text_stay_as_they_are(rows) -> None:
     cues = parse_captions(srt(*rows)).cues
     assert merge_rolling(cues) == (cues, 0)
+
+
+@pytest.mark.parametrize("blink", [0.01, 0.02, 0.04])
+def test_automatic_captions_whose_two_lines_were_made_one_are_told(blink) -> None:
+    said = ["hello everybody and", "welcome to a new video", "today the weather"]
+    rows = []
+    for k, line in enumerate(said):
+        shown = f"{said[k - 1]} {line}" if k else line
+        rows += [(3.0 * k, 3.0 * k + 2.9, shown), (3.0 * k + 2.9, 3.0 * k + 2.9 + blink, line)]
+    text = srt(*rows)
+    assert is_automatic(text, parse_captions(text).cues)
 
 
 def test_captions_that_roll_without_pauses_or_blinks() -> None:

@@ -59,7 +59,9 @@ def unmatched(manifest: Manifest) -> list[str]:
         ("a.mp4 a.mp4.de.vtt", {"a.mp4": "a.mp4.de.vtt"}, []),
         ("x.mp4 X.vtt y.VTT lost.de.srt", {"x.mp4": ""}, ["X.vtt", "lost.de.srt", "y.VTT"]),
         ("x.mp4 x.de.forced.vtt x.vtt", {"x.mp4": "x.vtt"}, ["x.de.forced.vtt"]),
-        ("x.mp4 x.DE.VTT readme.txt x.2.txt", {"x.mp4": "x.DE.VTT"}, []),
+        ("x.mp4 x.DE.VTT readme.txt x.2.txt", {"x.mp4": "x.DE.VTT"}, ["x.2.txt"]),
+        ("x.mp4 x.de.txt y.txt", {"x.mp4": ""}, ["x.de.txt"]),
+        ("x.mp4 x.mp4.txt x.2.mp4 x.2.txt", {"x.mp4": "x.mp4.txt", "x.2.mp4": "x.2.txt"}, []),
         ("x.mp4 xy.vtt x-de.vtt", {"x.mp4": ""}, ["x-de.vtt", "xy.vtt"]),
     ],
 )  # fmt: skip
@@ -275,3 +277,14 @@ def test_any_folder_gives_clips_or_named_rows(tmp_path_factory, files) -> None:
         assert manifest.digest() and all(row.id and row.reason for row in manifest.rejected)
         taken = {Path(clip.video).name for clip in manifest.clips}
         assert taken <= set(files)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("ending", [".srt", ".vtt"])
+def test_captions_in_utf_16_without_a_mark_are_named_as_such(tmp_path, encoding, ending) -> None:
+    for name in ("x.mp4", "y.mp4"):
+        (tmp_path / name).touch()
+    text = "WEBVTT\n\n00:00:01.000 --> 00:00:02.000\nMorgen\n"
+    (tmp_path / f"x{ending}").write_bytes(text.encode(encoding))
+    (row,) = read(tmp_path).rejected
+    assert (row.id, row.reason) == ("x.mp4", "not-utf8") and f"x{ending}" in row.detail

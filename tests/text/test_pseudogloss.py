@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,11 @@ def test_phoenix14t_counts():
     mean = sum(map(len, glosses[:7096])) / 7096
     print(f"{len(types)} types, {mean:.2f} a training sentence ({glosser.name}); paper 2533, its code 2306")
     assert 2000 < len(types) < 2600
+
+
+@pytest.mark.parametrize("word", ["x" * 200_000, "Donau" * 300, "a1" * 1000])
+def test_a_word_that_no_one_writes_costs_no_hours(word) -> None:
+    began = time.perf_counter()
+    glosses = PseudoGlosser("de", HANTA)(f"Der Regen {word} kommt morgen.")
+    assert "regen" in glosses and time.perf_counter() - began < 10
+    assert all(gloss == word.lower() or len(gloss) < 20 for gloss in glosses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import unicodedata
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,16 @@ def test_a_name_that_is_not_there_is_missing(packed):
             decode_clip(Clip(str(archive / name)), VISION)
         assert refused.value.reason == "missing"
     assert find_member(archive.parent / "0.mp4") is None
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["Gr\u00fc\u00dfe.mp4", "\uc778\uc0ac.mp4", "a/\u00e9t\u00e9.mp4"])
+def test_names_of_members_are_compared_in_one_form(tmp_path, name, stored):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as whole:
+        whole.writestr(unicodedata.normalize(stored, name), b"video")
+    for form in ("NFC", "NFD"):
+        member = find_member(tmp_path / "a.zip" / unicodedata.normalize(form, name))
+        assert member is not None and member.info.file_size == 5
 
 
 def test_an_archive_that_was_exchanged_is_read_anew(tmp_path):
