@@ -12,12 +12,12 @@ from sage_scale.untrusted.display import shortened
 MAX_NAME = 100
 _ANY_SIGN = {"seed", "length_penalty", "evaluate_every", "save_every"}
 _AT_LEAST_ONE = {
-    "backbone_batch", "batch_size", "beams", "dim", "feature_dim", "ffn", "frames_per_unit", "heads", "max_tokens", "steps",
-    "token_dim", "uniform_frames", "vit_heads", "vit_image", "vit_patch", "vit_width", "vocabulary", "width",
+    "backbone_batch", "batch_size", "beams", "dim", "feature_dim", "ffn", "frames_per_unit", "heads", "max_tokens",
+    "steps", "token_dim", "uniform_frames", "vit_heads", "vit_image", "vit_patch", "vit_width", "vocabulary", "width",
 }  # fmt: skip
 _SHARES = {
-    "dropout", "drop_path", "final_lr", "gloss_noise", "glosses", "label_smoothing", "lora_dropout", "mask", "max_frequency",
-    "momentum", "recombined", "single", "warmup",
+    "dropout", "drop_path", "final_lr", "gloss_noise", "glosses", "label_smoothing", "lora_dropout", "mask",
+    "max_frequency", "momentum", "recombined", "single", "warmup",
 }  # fmt: skip
 _NO_BUDGET = {"pretrain.max_tokens", "finetune.max_tokens"}
 
