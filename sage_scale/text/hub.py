@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from sage_scale.errors import CheckpointError, NoModel, SageError
 from sage_scale.untrusted.display import shortened
-from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import parse_json
 
 ANSWER_S = 5.0
@@ -32,7 +32,7 @@ def model_place(name: str | Path) -> str | Path:
     A folder is itself; a name stays one where the hub answers, and is its folder in the cache where it does not.
     Raises CheckpointError, with one line, where there is nothing to load.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path
     name = str(name)
