@@ -240,12 +240,20 @@ def on_this_machine(path: str | Path, what: str) -> Path:
             f"{redacted(str(path))} is not a local folder or file: {what} must lie on this machine"
         )
     _check_text(str(path))
+    _mode(expanded(path))
+    return Path(path)
+
+
+def _mode(path: Path) -> int:
+    """The mode of an expanded path, 0 where it is missing. Raises UsageError where nothing can bear that name."""
+    if str(path).startswith("~") and not os.path.lexists(path) and len(path.parts[0]) > 1:
+        raise UsageError(f"{shortened(path)}: there is no user of that name: give another path")
     try:
-        os.stat(path)
-    except OSError as error:
+        return path.stat().st_mode
+    except OSError as error:  # of others, whoever reads or writes there says what is wrong
         if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
             raise UsageError(f"{shortened(path)}: {error.strerror}: give another path") from None
-    return Path(path)
+        return 0
 
 
 def _check_text(path: str) -> None:
@@ -254,12 +262,9 @@ def _check_text(path: str) -> None:
 
 
 def _folder(path: Path) -> Path:
-    try:
-        path = expanded(path)
-        _check_text(os.path.abspath(path))
-        mode = path.stat().st_mode
-    except OSError:
-        return path  # whoever reads or writes there says what is wrong
-    if not stat.S_ISDIR(mode):
+    path = expanded(path)
+    _check_text(os.path.abspath(path))
+    mode = _mode(path)
+    if mode and not stat.S_ISDIR(mode):
         raise UsageError(f"{path} is a file: name the folder that holds, or shall hold, the data")
     return path

@@ -112,6 +112,7 @@ def test_a_file_is_no_run(tmp_path, capsys, stage) -> None:
 
 @pytest.mark.parametrize("verb", [
     "pretrain --data NEW --recipe demo --run", "finetune --data NEW --recipe demo --run", "evaluate --data NEW --run",
+    "shards ls", "precompute --corpus videos --root . --out", "shards split NEW --share a=0.5 --out", "shards merge",
     "report", "translate --model NEW", "translate NEW --model", "corpus inspect --corpus videos --root",
 ])  # fmt: skip
 @pytest.mark.parametrize("path", ["x" * 300, "file/x", "loop", "~nobody-of-that-name/x"])
@@ -122,6 +123,7 @@ def test_a_path_that_nothing_can_bear_is_wrong_usage(tmp_path, capsys, monkeypat
     assert command_line.run([*verb.split(), path]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and len(line) < 500 and "fault" not in line
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "loop"]
 
 
 @pytest.mark.parametrize(
