@@ -20,6 +20,7 @@ from sage_scale import config
 from sage_scale.errors import ClipRejected, StorageError, UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import json_text, shortened
+from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.printer import console, echo, tell
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def make(
         raise UsageError("say where to make the corpus: --root PATH")
     from sage_scale.corpora.synthetic import make_corpus
 
-    root_folder = on_this_machine(chosen.corpus.root, "a corpus").expanduser()
+    root_folder = expanded(on_this_machine(chosen.corpus.root, "a corpus"))
     with _progress("clips rendered") as progress:
         manifest = make_corpus(chosen.corpus, root_folder, progress=progress)
     frames = sum(clip.frames for clip in manifest.clips)

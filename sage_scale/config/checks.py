@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sage_scale.config.augmentation import Augment
-from sage_scale.config.recipe import Recipe
+from sage_scale.config.recipe import Recipe, flat, to_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.untrusted.display import shortened
 
 MAX_NAME = 100
+_ANY_SIGN = {"seed", "length_penalty", "evaluate_every", "save_every"}
+_AT_LEAST_ONE = {
+    "backbone_batch", "batch_size", "beams", "dim", "feature_dim", "ffn", "frames_per_unit", "heads", "max_tokens",
+    "steps", "token_dim", "uniform_frames", "vit_heads", "vit_image", "vit_patch", "vit_width", "vocabulary", "width",
+}  # fmt: skip
+_SHARES = {
+    "dropout", "drop_path", "final_lr", "gloss_noise", "glosses", "label_smoothing", "lora_dropout", "mask",
+    "max_frequency", "momentum", "recombined", "single", "warmup",
+}  # fmt: skip
+_NO_BUDGET = {"pretrain.max_tokens", "finetune.max_tokens"}
 
 
 def check(recipe: Recipe) -> None:
@@ -21,6 +31,14 @@ def check(recipe: Recipe) -> None:
 
     if len(recipe.name) > MAX_NAME or not recipe.name.isprintable():
         raise RecipeError(f"name={shortened(recipe.name)}: must be one line of at most {MAX_NAME} characters")
+    for key, value in flat(to_mapping(recipe)).items():
+        last = key.rpartition(".")[2]
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float) or last in _ANY_SIGN:
+                continue
+            least = int(last in _AT_LEAST_ONE and key not in _NO_BUDGET)
+            need(number >= least, f"{key}={number} must be at least {least}")
+            need(number <= 1 or last not in _SHARES, f"{key}={number} must be at most 1")
     v, s, m, c = recipe.vision, recipe.segmentation, recipe.model, recipe.clcl
     need(0 < v.crop <= v.size, f"vision.crop={v.crop} must be between 1 and vision.size={v.size}")
     need(v.fps > 0 and v.frame_stride >= 1, "vision.fps and vision.frame_stride must be positive")

@@ -27,6 +27,7 @@ LAUNCH_FOLDER = next(
 RECIPE_FOLDER = LAUNCH_FOLDER / "recipes"
 
 
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _RENAMED = {("clcl.variant", "released"): "one_direction"}
 """Values that version 0.1.0 had, and what they are called since: recipes of its runs must open."""
 
@@ -120,7 +121,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     origin = get_origin(hint)
     value = _RENAMED.get((path, str(value)), value)
     if origin is Literal:
-        if isinstance(value, bool):  # YAML reads a bare `none` as a string, but `off` and `no` as booleans
+        if isinstance(value, bool):
             value = str(value).lower()
         if value is None:
             value = "none"
@@ -134,8 +135,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, list | tuple):
             return tuple(_convert(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
         raise RecipeError(f"{path}={_shown(value)}: must be a list")
-    if hint is bool and isinstance(value, bool):
-        return value
+    if hint is bool and str(value).lower() in _BOOLEANS:
+        return _BOOLEANS[str(value).lower()]
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
@@ -145,9 +146,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
-    if hint is int and isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+    if hint is int and isinstance(value, str) and re.fullmatch(r"[+-]?[0-9](_?[0-9]){0,17}", value):
         return int(value)
     if hint is str and not isinstance(value, Mapping | list):
+        if isinstance(value, bool):
+            return str(value).lower()
         return "" if value is None else str(value)
     wanted = {float: "a finite number", int: "a whole number (int)"}.get(hint, hint.__name__)
     raise RecipeError(f"{path}={_shown(value)}: must be {wanted}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sage_scale.errors import UsageError
-from sage_scale.untrusted.files import read_text
+from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.files import expanded, read_text
 
 
 def corpus_folder(root: str, name: str, expected: str) -> Path:
@@ -14,9 +15,7 @@ def corpus_folder(root: str, name: str, expected: str) -> Path:
         raise UsageError(
             f"corpus {name}: give its folder (--root PATH or corpus.root=PATH); expected: {expected}"
         )
-    if "://" in root:
-        raise UsageError(f"corpus {name}: {root} is not a local folder; copy or mount the corpus first")
-    folder = Path(root).expanduser()
+    folder = expanded(on_this_machine(root, f"the corpus {name}"))
     if not folder.exists():
         raise UsageError(f"corpus {name}: there is no {folder}; expected: {expected}")
     if not folder.is_dir():

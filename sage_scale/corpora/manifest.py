@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.clip import Clip, Manifest, from_json_lines
 from sage_scale.corpora.folders import corpus_folder, table_text
 from sage_scale.corpora.media import NameIndex
 from sage_scale.errors import UsageError
+from sage_scale.untrusted.files import expanded
 
 NAME = "manifest.jsonl"
 EXPECTED = f"{NAME}: one JSON object a line with at least id, video and sentence"
@@ -23,7 +23,7 @@ EXPECTED = f"{NAME}: one JSON object a line with at least id, video and sentence
 
 def read_corpus(corpus: Corpus) -> Manifest:
     """Returns the manifest's clips with the paths of their videos; rows that are no clips are set aside."""
-    path = Path(corpus.root).expanduser()
+    path = expanded(corpus.root)
     if path.is_dir() or not os.path.lexists(path):
         path = corpus_folder(corpus.root, "manifest", EXPECTED) / NAME
     if not path.exists():

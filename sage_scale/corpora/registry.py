@@ -16,6 +16,7 @@ from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.text.languages import checked_tag
 from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import expanded
 
 READERS = {
     "synthetic": "sage_scale.corpora.registry:_read_synthetic",
@@ -64,4 +65,4 @@ def _read_synthetic(corpus: Corpus) -> Manifest:
 
     if not corpus.root:
         raise UsageError("corpus synthetic: give the folder it was made in (--root PATH or corpus.root=PATH)")
-    return read_made(corpus, on_this_machine(corpus.root, "a corpus").expanduser())
+    return read_made(corpus, expanded(on_this_machine(corpus.root, "a corpus")))

@@ -27,7 +27,7 @@ from sage_scale.models.language import TextTargets, language_first, language_id
 from sage_scale.models.mapper import Mapper
 from sage_scale.models.resnet import load_backbone
 from sage_scale.models.visual import VisualEncoder
-from sage_scale.models.weights import FiniteScores
+from sage_scale.models.weights import FiniteScores, put_weights
 from sage_scale.text.writing import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 
@@ -269,17 +269,5 @@ def load_visual(module: SageTranslator | SageAligner, state: Mapping[str, Tensor
 
     Raises CheckpointError where a weight is missing or of another shape.
     """
-    own = {
-        name: value for name, value in module.state_dict().items() if name.startswith(("visual.", "mapper."))
-    }
-    missing = sorted(name for name in own if name not in state)
-    if missing:
-        raise CheckpointError(
-            f"stage 1 lacks {len(missing)} weights, such as {missing[0]}: was its recipe another?"
-        )
-    for name, value in own.items():
-        if state[name].shape != value.shape:
-            raise CheckpointError(
-                f"stage 1's {name} is {tuple(state[name].shape)}, the recipe's {tuple(value.shape)}: use one recipe"
-            )
-    module.load_state_dict({name: state[name] for name in own}, strict=False)
+    names = {name for name in module.state_dict() if name.startswith(("visual.", "mapper."))}
+    put_weights(module, state, names, "stage 1")

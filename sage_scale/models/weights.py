@@ -5,14 +5,14 @@ Such weights would otherwise give empty or arbitrary sentences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import torch
 import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from sage_scale.errors import CheckpointError
@@ -69,6 +69,26 @@ def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
                 raise CheckpointError(
                     f"{where}: the weights of {name} are not finite: export or copy the model again"
                 )
+
+
+def put_weights(module: nn.Module, tensors: Mapping[str, Tensor], names: Set[str], where: object) -> None:
+    """Puts the tensors called `names` into a module; the rest of it stays.
+
+    Raises CheckpointError naming the first that is missing or of another shape; `where` says whose they are.
+    """
+    missing = sorted(names - tensors.keys())
+    if missing:
+        raise CheckpointError(
+            f"{where} lacks {len(missing)} weights, such as {missing[0]}: was its recipe another?"
+        )
+    own = module.state_dict()
+    for name in sorted(names):
+        if tensors[name].shape != own[name].shape:
+            raise CheckpointError(
+                f"{where}: {name} is {tuple(tensors[name].shape)}, the recipe's {tuple(own[name].shape)}: use one "
+                "recipe"
+            )
+    module.load_state_dict({name: tensors[name] for name in names}, strict=False)
 
 
 class FiniteScores(LogitsProcessor):

@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
@@ -32,6 +31,7 @@ from sage_scale.shards.removed import removed_in_passing, removed_reject
 from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
 from sage_scale.untrusted.display import redacted
+from sage_scale.untrusted.files import expanded
 from sage_scale.vision.video_frames import Tally
 
 GIVEN_UP = "given-up"
@@ -95,7 +95,7 @@ class UnitWorker:
     def hello(self) -> Environment:
         """Versions and device of this actor. Raises SageError where it could not work here."""
         root = self.recipe.corpus.root
-        if root and "://" not in root and not Path(root).expanduser().exists():
+        if root and "://" not in root and not expanded(root).exists():
             raise UsageError(
                 f"{root} is not to be seen from {os.uname().nodename}: mount the corpus on every node"
             )

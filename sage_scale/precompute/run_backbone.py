@@ -15,6 +15,7 @@ from sage_scale.config import Recipe, Vision, load_recipe
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.models.resnet import FrameEncoder
 from sage_scale.models.weights import read_weights
+from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.hashes import check_sealed
 from sage_scale.vision.backbones import FrozenBackbone
 from sage_scale.vision.pretrained_weights import load_exactly
@@ -26,7 +27,7 @@ _OURS = "visual.backbone."
 
 def run_weights(backbone: str) -> Path:
     """The weights file that `vision.backbone` names. Raises RecipeError where there is none."""
-    place = Path(backbone).expanduser()
+    place = expanded(backbone)
     if place.suffix == ".safetensors" and place.is_file():
         return place
     for name in FILES:

@@ -25,6 +25,7 @@ from typing import Any
 from sage_scale.errors import UsageError
 from sage_scale.evaluation.stored import scores_by_split
 from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import read_bytes, read_text
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json, parse_json_object
 from sage_scale.untrusted.yaml_values import InvalidYAML, parse_yaml
@@ -182,9 +183,7 @@ def read_run(folder: str | Path) -> RunRecord:
         recipe_text=text,
         recipe=recipe,
         logs=logs,
-        scores_by_split=scores_by_split(
-            _json(run / "scores.json", "scores", "not evaluated: run `sage-scale evaluate`", dict, missing)
-        ),
+        scores_by_split=_scores(run / "scores.json", missing),
         predictions=_predictions(run / "predictions", missing),
         alignment=alignment,
         prototypes=prototypes,
@@ -265,9 +264,23 @@ def _rows(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> li
     return [row for row in rows if isinstance(row, dict)]
 
 
+def _scores(path: Path, missing: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """Scores by split; a split without figures is named in `missing`."""
+    document = _json(path, "scores", "not evaluated: run `sage-scale evaluate`", dict, missing)
+    found = scores_by_split(document)
+    whole = {split: scores for split, scores in found.items() if _finite(scores.get("bleu4"))}
+    lost = sorted(document.keys() - whole.keys()) if whole.keys() <= document.keys() else []
+    for split in lost[:10]:
+        missing.append(
+            (f"scores of {shortened(split)}", f"{path.name} has no figures of it: run `sage-scale evaluate`")
+        )
+    return whole
+
+
 def _json(path: Path, what: str, why: str, kind: Callable[[], Any], missing: list[tuple[str, str]]) -> Any:
+    known = len(missing)
     text = _text(path, what, why, missing)
-    if not text:
+    if len(missing) > known:
         return kind()
     try:
         value = parse_json(text)

@@ -25,6 +25,9 @@ _LEFT_BEHIND = (".DS_Store", "Thumbs.db", "desktop.ini")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 
 
+BEHIND = "tar with bytes behind its end, such as of another tar joined to it, which nobody reads"
+
+
 @dataclass(frozen=True)
 class AnyMember:
     """A regular file in a tar: `start` is where its first header lies, extensions included."""
@@ -89,6 +92,8 @@ def members(
         if not any(block):
             if said.start >= 0:
                 raise DatasetError(f"{where}: an extended header before byte {at} belongs to no member")
+            if aside is not None and (first := _behind(data, at)) < total:
+                aside.add(BEHIND, f"byte {first}")
             return
         if not _is_header(block):
             raise DatasetError(f"{where}: no tar header at byte {at}: the tar is damaged, or is none")
@@ -131,6 +136,15 @@ def members(
             else:
                 yield AnyMember(name, start, at + BLOCK, size, end)
         at = end
+
+
+def _behind(data: bytes | memoryview, at: int) -> int:
+    """The first byte from `at` on that is not zero; the length of the data where all are."""
+    for start in range(at, len(data), 1 << 20):
+        part = bytes(data[start : start + (1 << 20)])
+        if left := len(part.lstrip(b"\0")):
+            return start + len(part) - left
+    return len(data)
 
 
 def key_and_extension(name: str) -> tuple[str, str] | None:

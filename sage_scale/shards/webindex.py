@@ -21,7 +21,7 @@ from shlex import quote
 import numpy as np
 
 from sage_scale.errors import DatasetError, NoDataset, StorageError
-from sage_scale.shards.anytar import Aside, key_and_extension, left_behind, members
+from sage_scale.shards.anytar import BEHIND, Aside, key_and_extension, left_behind, members
 from sage_scale.shards.sample import sample_hash
 from sage_scale.shards.seal import seal, unseal
 from sage_scale.shards.stored import stored_tar
@@ -35,7 +35,7 @@ WEB_FORMAT, WEB_VERSION = "sage-scale-webdataset-index", 1
 WEB_RECORD = np.dtype([("offset", "<u8"), ("length", "<u8"), ("hash", "u1", 16)])
 TORN = "sample whose members do not stand side by side, which is read in pieces"
 AGAIN = "sample whose key stands in the tar before"
-ODD = (TORN, AGAIN)
+ODD = (TORN, AGAIN, BEHIND)
 """What `Aside` counts of samples that are not set aside: they are read as webdataset reads them."""
 _MAX_KEYS_BYTES = 1 << 34
 """Keys of one index, unpacked: more would be a trap for the memory."""

@@ -34,7 +34,7 @@ class FolderStore(Store):
     """Objects as files below `root`, which need not exist before the first write."""
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.abspath(root.expanduser()))
+        self.root = Path(os.path.abspath(os.path.expanduser(root)))
         self.url = str(self.root)
 
     def local_path(self, name: str) -> Path:

@@ -8,6 +8,7 @@ a whole. Names are relative, parts joined by `/`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -19,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from sage_scale.errors import StorageError, UsageError
 from sage_scale.untrusted.display import redacted, shortened
-from sage_scale.untrusted.files import text_fault
+from sage_scale.untrusted.files import expanded, text_fault
 
 MAX_OBJECT_BYTES = 5 * 1024**3
 """Largest object of one PUT (S3), and so the largest shard."""
@@ -228,7 +229,8 @@ def open_to_write(url: str | Path) -> Store:
 
 
 def on_this_machine(path: str | Path, what: str) -> Path:
-    """A path of this machine. Raises UsageError where it looks like a URL, which would become a folder named `s3:`.
+    """A path of this machine. Raises UsageError where it looks like a URL, which would become a folder named `s3:`, or
+    where nothing can bear that name (too long, below a file, links in a circle).
 
     `what` is what has to lie in a folder, for the message ("a run"). Also `s3:/bucket` is refused: a Path of a URL has
     one slash left.
@@ -238,7 +240,20 @@ def on_this_machine(path: str | Path, what: str) -> Path:
             f"{redacted(str(path))} is not a local folder or file: {what} must lie on this machine"
         )
     _check_text(str(path))
+    _mode(expanded(path))
     return Path(path)
+
+
+def _mode(path: Path) -> int:
+    """The mode of an expanded path, 0 where it is missing. Raises UsageError where nothing can bear that name."""
+    if str(path).startswith("~") and not os.path.lexists(path) and len(path.parts[0]) > 1:
+        raise UsageError(f"{shortened(path)}: there is no user of that name: give another path")
+    try:
+        return path.stat().st_mode
+    except OSError as error:  # of others, whoever reads or writes there says what is wrong
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
+            raise UsageError(f"{shortened(path)}: {error.strerror}: give another path") from None
+        return 0
 
 
 def _check_text(path: str) -> None:
@@ -247,14 +262,9 @@ def _check_text(path: str) -> None:
 
 
 def _folder(path: Path) -> Path:
-    try:
-        path = path.expanduser()
-        _check_text(os.path.abspath(path))
-        mode = path.stat().st_mode
-    except OSError:
-        return path  # whoever reads or writes there says what is wrong
-    except RuntimeError as error:
-        raise UsageError(f"{path}: {error}") from None  # ~ of an unknown user
-    if not stat.S_ISDIR(mode):
+    path = expanded(path)
+    _check_text(os.path.abspath(path))
+    mode = _mode(path)
+    if mode and not stat.S_ISDIR(mode):
         raise UsageError(f"{path} is a file: name the folder that holds, or shall hold, the data")
     return path

@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.printer import logger
 
 log = logger("sage_scale.streaming")
@@ -242,7 +243,7 @@ def open_cache(chosen: str, digest: str, limit: int) -> BlockCache:
     Not /tmp, which is memory on many systems. Raises CacheFailed.
     """
     if chosen:
-        folder = Path(chosen).expanduser()
+        folder = expanded(chosen)
     else:
         place = os.environ.get("TMPDIR") or (
             "/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir()

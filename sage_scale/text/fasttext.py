@@ -28,6 +28,7 @@ from typing import IO, cast
 import numpy as np
 
 from sage_scale.errors import CheckpointError
+from sage_scale.untrusted.files import expanded
 
 MAGIC = 793_712_314
 VERSIONS = (11, 12)
@@ -54,7 +55,7 @@ def read_word_vectors(path: str | Path, words: Sequence[str]) -> WordVectors:
 
     Raises CheckpointError, with one line, where it is missing, cut short, quantised or no such file.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file of fastText vectors '{path}'")
     try:

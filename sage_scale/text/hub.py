@@ -10,16 +10,20 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from sage_scale.errors import CheckpointError, NoModel, SageError
 from sage_scale.untrusted.display import shortened
-from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.files import expanded, read_bytes
+from sage_scale.untrusted.json_values import parse_json
 
 ANSWER_S = 5.0
 """How long the hub may take to answer, seconds."""
+MAX_LAYERS = 1000
+"""Most layers that a config.json may ask for; the largest published models have some 130."""
 
 
 def model_place(name: str | Path) -> str | Path:
@@ -28,7 +32,7 @@ def model_place(name: str | Path) -> str | Path:
     A folder is itself; a name stays one where the hub answers, and is its folder in the cache where it does not.
     Raises CheckpointError, with one line, where there is nothing to load.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path
     name = str(name)
@@ -53,11 +57,31 @@ def model_place(name: str | Path) -> str | Path:
 def loading(folder: str | Path, what: str = "language model") -> Iterator[None]:
     """Turns every error of a library that reads a model folder into a CheckpointError of one line of our own."""
     try:
+        _check_config(Path(folder))
         yield
-    except (SageError, ImportError, MemoryError):
+    except (SageError, ModuleNotFoundError, MemoryError):
         raise
     except Exception as error:  # libraries raise what they like at files that are not as they expect
         raise CheckpointError(f"{what} '{folder}' cannot be loaded: {_reason(Path(folder), error)}") from None
+
+
+def _check_config(folder: Path) -> None:
+    """Raises CheckpointError for a config.json at which a library would work for hours or want other libraries."""
+    config: Any = None
+    with contextlib.suppress(OSError, ValueError):  # the library's error is told
+        config = parse_json(read_bytes(folder / "config.json"))
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        if "layers" in key and isinstance(value, int) and value > MAX_LAYERS:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {shortened(key)}={value:,} is more than {MAX_LAYERS:,}, damaged or no model"
+            )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: the model is quantised (quantization_config), which is not supported: give it "
+            "with weights in float32, bfloat16 or float16"
+        )
 
 
 def _reason(folder: Path, error: Exception) -> str:
@@ -75,6 +99,8 @@ def _reason(folder: Path, error: Exception) -> str:
         if pickles:
             return f"its weights are a pickle ({pickles[0]}) with more than tensors in it: save them as safetensors"
         return "it holds no weights (model.safetensors)"
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights are of other shapes than its config.json says"
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {shortened(first, 200)}" if first else type(error).__name__
 

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from sage_scale.config import Recipe, load_recipe, to_yaml
-from sage_scale.errors import CheckpointError, NoModel
+from sage_scale.errors import NoModel
 from sage_scale.models.language import load_language_model
 from sage_scale.models.sage import SageTranslator
-from sage_scale.models.weights import check_finite
+from sage_scale.models.weights import check_finite, put_weights
 from sage_scale.storage import on_this_machine
 from sage_scale.training.saves.tensors import load_tensors, replace_folder, save_tensors
 from sage_scale.untrusted.hashes import check_sealed
@@ -107,9 +107,5 @@ def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> t
     model = SageTranslator(recipe, language_model)
     tensors = load_tensors(path / SAGE_EXPORT)
     wanted = {name for name in model.state_dict() if name.startswith(VISUAL)}
-    if wanted - tensors.keys():
-        raise CheckpointError(
-            f"{path}/visual.safetensors lacks '{min(wanted - tensors.keys())}': it is of another recipe"
-        )
-    model.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
+    put_weights(model, tensors, wanted, path / SAGE_EXPORT)
     return model.to(device).eval(), tokenizer, recipe

@@ -14,6 +14,7 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 """Also with one slash, which is what a Path leaves of a URL."""
+_MARKS = ":,;.)"
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode categories that are escaped: controls, directional and invisible formats, surrogates, line separators."""
 
@@ -77,6 +78,12 @@ def _shown(character: str) -> str:
 
 def _masked(match: re.Match[str]) -> str:
     start, rest = match.groups()
+    if mark := rest[len(rest.rstrip(_MARKS)) :]:  # of the sentence around it
+        return f"{_masked_parts(start, rest.removesuffix(mark))}{mark}"
+    return _masked_parts(start, rest)
+
+
+def _masked_parts(start: str, rest: str) -> str:
     end = min((at for at in map(rest.find, "?#") if at >= 0), default=len(rest))
     authority, slash, path = rest[:end].partition("/")
     if "@" in authority:

@@ -64,6 +64,11 @@ def mode_of(path: str | Path) -> int:
         raise
 
 
+def expanded(path: str | Path) -> Path:
+    """Returns a path with `~` as the home folder. `~name` of an unknown user stays as it is, and is not there."""
+    return Path(os.path.expanduser(path))
+
+
 def is_file(path: str | Path) -> bool:
     """Returns whether a path names a regular file, links followed. Errors as `mode_of`."""
     return stat.S_ISREG(mode_of(path))

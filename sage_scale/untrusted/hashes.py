@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import xxhash
 
 from sage_scale.errors import CheckpointError
+from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import open_regular, read_bytes
-from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
+from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
 
 HASHES = "hashes.json"
 _EDITED = "recipe.yaml"
 _CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class _File:
+    bytes: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True)
+class _Table:
+    format: int
+    files: dict[str, _File]
 
 
 def seal(folder: Path) -> None:
@@ -53,21 +67,20 @@ def check_sealed(folder: Path) -> None:
     if not table.exists():
         return
     try:
-        document = parse_json_object(read_bytes(table))
-        files = document["files"]
-        if document["format"] != 1 or not all(
-            isinstance(row["bytes"], int) and isinstance(row["xxh3_128"], str) for row in files.values()
-        ):
+        document = build(_Table, parse_json_object(read_bytes(table)))
+        files = document.files
+        if document.format != 1 or not files:
             raise InvalidJSON("not of format 1")
-    except (OSError, InvalidJSON, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{table} is damaged ({error}): export the model again") from None
+    except (OSError, InvalidJSON) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{table} is damaged ({reason}): export the model again") from None
     present = set(_names(folder))
     for name, row in files.items():
         if name not in present:
             raise CheckpointError(
-                f"{folder / name} is missing: copy the whole folder, or export the model again"
+                f"{shortened(folder / name, 300)} is missing: copy the whole folder, or export the model again"
             )
-        if _described(folder / name) != row:
+        if _described(folder / name) != asdict(row):
             raise CheckpointError(
                 f"{folder / name} is not the file that was exported (its hash differs): copy or export it again; after "
                 f"a change of your own delete {HASHES}"

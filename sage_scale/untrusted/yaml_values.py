@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -16,6 +18,7 @@ MAX_DEPTH = 32
 MAX_DIGITS = 400
 _PREFIX = "tag:yaml.org,2002:"
 _PLAIN = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 
 
 class InvalidYAML(ValueError):
@@ -25,11 +28,15 @@ class InvalidYAML(ValueError):
 class _Loader(yaml.SafeLoader):
     """PyYAML's loader without what can multiply, nest without end or make other objects than plain values.
 
-    Dates and what is no finite number of 64 bits (0x_, .inf, 6,000 digits) stay strings: the key's type decides.
+    What has more than one reading stays a string, and the key's type decides: dates, what is no finite number of 64
+    bits (0x_, .inf, 6,000 digits), numbers that are not written as they are printed (010, 1_000, 1:30, 0x10), and words
+    that YAML 1.1 alone takes for booleans (no, which is Norwegian, too).
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN]
+        first: [
+            (tag, _BOOL if tag.endswith(":bool") else pattern) for tag, pattern in resolvers if tag in _PLAIN
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -48,6 +55,10 @@ class _Loader(yaml.SafeLoader):
             raise InvalidYAML(f"tags ({shortened(node.tag.replace(_PREFIX, '!!'))}) are not read")
         if isinstance(node, yaml.ScalarNode) and (fault := text_fault(node.value)):
             raise InvalidYAML(fault)
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if twice := next((key for key, count in keys.items() if count > 1), None):
+                raise InvalidYAML(f"the key '{shortened(twice)}' stands there twice")
         self.path.pop()
         return node
 
@@ -58,7 +69,8 @@ class _Loader(yaml.SafeLoader):
         build = super().construct_yaml_int if node.tag.endswith(":int") else super().construct_yaml_float
         try:
             value = build(node) if len(node.value) <= MAX_DIGITS else math.inf
-            return value if abs(value) < 2**63 else node.value
+            written = str(value) == node.value or "e" in node.value.lower()
+            return value if written and abs(value) < 2**63 else node.value
         except ValueError:
             return node.value
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sage_scale.config import Recipe, Vision
 from sage_scale.errors import NoModel, RecipeError
+from sage_scale.untrusted.files import expanded
 from sage_scale.vision.keypoint_files import POINTS
 
 WIDTHS = {"resnet34": 512, "dinov2-vits14": 384}
@@ -39,7 +40,7 @@ def check_weights(vision: Vision) -> Path | None:
     are not there.
     """
     if vision.backbone_weights:
-        path = Path(vision.backbone_weights).expanduser()
+        path = expanded(vision.backbone_weights)
         if not path.exists():
             raise NoModel(f"vision.backbone_weights: there is no {path}")
         return path

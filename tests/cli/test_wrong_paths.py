@@ -108,3 +108,36 @@ def test_a_file_is_no_run(tmp_path, capsys, stage) -> None:
     words = [stage, "--run", str(tmp_path / "file"), "--data", str(SHARDS), "--recipe", "demo"]
     assert command_line.run(words) == 2
     assert "is a file: name the folder of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [
+    "pretrain --data NEW --recipe demo --run", "finetune --data NEW --recipe demo --run", "evaluate --data NEW --run",
+    "shards ls", "precompute --corpus videos --root . --out", "shards split NEW --share a=0.5 --out", "shards merge",
+    "report", "translate --model NEW", "translate NEW --model", "corpus inspect --corpus videos --root",
+])  # fmt: skip
+@pytest.mark.parametrize("path", ["x" * 300, "file/x", "loop", "~nobody-of-that-name/x"])
+def test_a_path_that_nothing_can_bear_is_wrong_usage(tmp_path, capsys, monkeypatch, verb, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert command_line.run([*verb.split(), path]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and len(line) < 500 and "fault" not in line
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "loop"]
+
+
+@pytest.mark.parametrize(
+    "key", ["corpus.root", "model.language_model", "vision.backbone_weights", "prototypes.fasttext"]
+)
+def test_the_home_of_an_unknown_user_is_a_path_like_any_other(capsys, key):
+    words = [
+        "pretrain",
+        "--run",
+        "~nobody-of-that-name/r",
+        "--data",
+        "~nobody-of-that-name/d",
+        "--recipe",
+        "demo",
+    ]
+    assert command_line.run([*words, f"{key}=~nobody-of-that-name/x"]) == 2
+    assert "fault" not in capsys.readouterr().err

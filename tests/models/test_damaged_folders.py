@@ -57,6 +57,13 @@ DAMAGE = {
     "config.json is deep": (with_bytes("config.json", b"[" * 100_000), "config.json is damaged"),
     "config.json is no text": (with_bytes("config.json", b"\xff\xfe{"), "config.json is damaged"),
     "tokenizer.json is []": (with_bytes("tokenizer.json", b"[]"), "tokenizer.json is damaged"),
+    "a million layers": (with_value("config.json", encoder_layers=10**6), "encoder_layers=1,000,000"),
+    "a billion layers of another name": (with_value("config.json", num_hidden_layers=10**9), "num_hidden_layers"),
+    "vocab_size 1e12": (with_value("config.json", vocab_size=10**12), "other shapes than its config.json"),
+    "positions 2": (with_value("config.json", max_position_embeddings=2), "other shapes than its config.json"),
+    "quantised": (with_value("config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+                  "is quantised"),
+    "quantised by nobody knows": (with_value("config.json", quantization_config={"quant_method": "x"}), "is quantised"),
     "tokenizer_config.json is []": (with_bytes("tokenizer_config.json", b"[]"), "tokenizer_config.json is damaged"),
 }  # fmt: skip
 
@@ -78,5 +85,5 @@ def test_a_damaged_model_folder_is_one_line_of_our_own(tmp_path, whole, capfd, d
     line = str(refused.value)
     assert expected in line or load is load_causal_model
     assert str(folder) in line and "\n" not in line and len(line) < 500
-    assert "weights_only" not in line
+    assert "weights_only" not in line and "ignore_mismatched" not in line and "pip install" not in line
     assert "the pickle has run" not in "".join(capfd.readouterr())

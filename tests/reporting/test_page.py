@@ -227,6 +227,25 @@ def test_damaged_files_are_named_and_the_rest_is_shown(run, cut):
     assert "Stage 1" in page.text and "1 unreadable log lines left out" in page.text
 
 
+@pytest.mark.parametrize(
+    "entry", [None, [], 7, {}, {"bleu4": "x"}, {"bleu4": {}}, {"clips": 3}, {"bleu4": True}]
+)
+def test_a_split_without_figures_is_named_and_the_others_are_shown(run, entry):
+    path = run / "scores.json"
+    known = read_scores(run)
+    path.write_text(json.dumps({**known, "other": entry}))
+    page = read(run)
+    assert "scores of other: scores.json has no figures of it" in page.text
+    path.write_text(json.dumps(known))
+    assert "scores of" not in read(run).text
+
+
+@pytest.mark.parametrize("name", ["scores.json", "timing.json", "alignment.json"])
+def test_an_empty_file_is_damaged(run, name):
+    (run / name).write_bytes(b"")
+    assert f"{name} is damaged" in read(run).text
+
+
 def test_a_picture_that_is_no_jpeg_is_left_out(run):
     path = run / "timelines" / "timelines.json"
     rows = json.loads(path.read_text())

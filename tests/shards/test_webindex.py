@@ -371,6 +371,20 @@ def test_what_an_operating_system_left_behind_parts_no_sample(
     assert verify_web_index(open_web_index(str(tmp_path))) == []
 
 
+@pytest.mark.parametrize("behind", ["tar", "\0" * 4096 + "x", "x" * 512])
+def test_bytes_behind_the_end_of_a_tar_are_told(tmp_path: Path, capsys, behind: str) -> None:
+    """webdataset stops at the end, too, and says nothing: of two tars joined the second is lost."""
+    path = write_tar(tmp_path / "a.tar", "0.jpg", "0.txt")
+    whole = path.read_bytes()
+    assert "odd" not in _call(capsys, "index", tmp_path)
+    other = write_tar(tmp_path / "b.tar", "1.jpg").read_bytes()
+    (tmp_path / "b.tar").unlink()
+    path.write_bytes(whole + (other if behind == "tar" else behind.encode()))
+    said = _call(capsys, "index", tmp_path)
+    assert "odd: 1 x tar with bytes behind its end" in said and "in a.tar" in said
+    assert ours(tmp_path) == theirs(path) and len(theirs(path)) == 1
+
+
 def test_members_that_do_not_stand_side_by_side_are_told(tmp_path: Path, capsys) -> None:
     """They are pieces for webdataset as well, which says nothing."""
     path = write_tar(tmp_path / "a.tar", "0.jpg", "1.jpg", "2.jpg", "2.txt", "0.txt", "1.txt", "0.json")

@@ -170,6 +170,12 @@ def test_a_folder_is_made_and_held_and_goes_again_where_nothing_was_written(tmp_
     assert (run / "log").exists()
 
 
+@pytest.mark.parametrize("run", ["/proc/run", "/dev/null/run", "/sys/a/b"])
+def test_a_run_folder_that_cannot_be_made_is_wrong_usage(run):
+    with pytest.raises(UsageError, match="cannot be made or written to"), claim(run):
+        pass
+
+
 def test_a_run_of_before_is_waited_for(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

@@ -116,6 +116,35 @@ def test_weights_that_are_no_numbers_are_refused_without_hashes_too(run, file, v
 
 
 @pytest.mark.parametrize("file", ["visual.safetensors", LANGUAGE])
+@pytest.mark.parametrize("shape", [(), (7, 7), (0,), (1, 2, 3, 4)])
+def test_weights_of_another_shape_are_refused(run, file, shape):
+    (run / "model" / HASHES).unlink()
+    change(
+        run / "model" / file,
+        lambda tensors: {min(n for n in tensors if tensors[n].dim() == 2): torch.ones(shape)},
+    )
+    with pytest.raises(CheckpointError, match=r"the recipe's|other shapes") as refused:
+        export.load_translator(run)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("table", [
+    "[]", "{}", '{"format": 1, "files": []}', '{"format": 1, "files": {}}', '{"format": true, "files": {"a": 1}}',
+    '{"format": 1, "files": {"a": null}}', '{"format": 1, "files": {"a": {"bytes": -1, "xxh3_128": "x"}}}',
+    '{"format": 1, "files": {"../x": {"bytes": 1, "xxh3_128": "x"}}}',
+    '{"format": 1, "files": {"%s": {"bytes": 1, "xxh3_128": "x"}}}' % ("x" * 5000), None,
+])  # fmt: skip
+def test_a_table_of_hashes_that_is_none_is_one_short_line(run, table):
+    path = run / "model" / HASHES
+    path.unlink()
+    os.mkfifo(path) if table is None else path.write_text(table)
+    with pytest.raises(CheckpointError) as refused:
+        export.load_translator(run)
+    line = str(refused.value)
+    assert len(line) < 600 and not any(word in line for word in ("attribute", "NoneType", "Errno", "\n"))
+
+
+@pytest.mark.parametrize("file", ["visual.safetensors", LANGUAGE])
 def test_weights_that_overflow_give_no_empty_sentence(trained, run, file):
     (run / "model" / HASHES).unlink()
     change(run / "model" / file, lambda tensors: {name: torch.full_like(value, 3e38) for name, value in tensors.items()

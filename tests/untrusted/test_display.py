@@ -54,3 +54,9 @@ def test_secrets_of_a_url_are_masked_within_a_sentence(url: str):
 def test_harmless_urls_and_addresses_stay():
     for text in ("s3://bucket/a@b/c", "http://127.0.0.1:9000/x", "https://h/a:b@c", "user@host", "a://"):
         assert redacted(text) == text
+
+
+@pytest.mark.parametrize("mark", [":", ",", ";", ".", "),"])
+def test_the_sentence_around_a_url_keeps_its_marks(mark):
+    assert redacted(f"s3://b/p?k=SECRET{mark} then") == f"s3://b/p?***{mark} then"
+    assert redacted(f"https://u:SECRET@h{mark} then") == f"https://***@h{mark} then"

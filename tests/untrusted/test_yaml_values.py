@@ -159,3 +159,58 @@ def test_a_shown_recipe_is_read_back_whatever_its_values(tmp_path, root):
     assert all(line.isprintable() for line in shown.split("\n"))
     path.write_text(shown, encoding="utf-8")
     assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("pretrain: {lr: 1, epochs: 2, lr: 3}", "pretrain: the key 'lr'"),
+        ("vision:\n  fps: 25\nname: x\nvision:\n  size: 64\n", "the key 'vision'"),
+        ("finetune:\n  augment:\n    flip: 0.1\n    'flip': 0.2\n", "finetune.augment: the key 'flip'"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, text, key):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=f"{key} stands there twice"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "on", "010", "08", "1_000", "1:30", "0x10", "1.50", "true", "5", "=", "1e3"]
+)
+def test_text_is_kept_as_it_is_written(text):
+    recipe = load_recipe("demo", [f"corpus.language={text}", f"corpus.languages=[{text}, de]"])
+    assert recipe.corpus.language == text and recipe.corpus.languages == (text, "de")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("010", 10), ("1_000", 1000), ("+3", 3), ("1:30", None), ("0x10", None), ("0b1", None), ("1__0", None)],
+)
+def test_numbers_have_one_reading(text, number):
+    for key in ("batch_size", "lr"):
+        if number is None:
+            with pytest.raises(RecipeError, match=rf"finetune\.{key}="):
+                load_recipe("demo", [f"finetune.{key}={text}"])
+        else:
+            recipe = load_recipe("demo", [f"finetune.{key}={text}"])
+            assert getattr(recipe.finetune, key) == number
+
+
+@pytest.mark.parametrize("text", ["yes", "On", "TRUE", '"true"'])
+def test_the_words_of_yaml_1_1_are_still_switches_where_a_switch_is_wanted(text):
+    assert load_recipe("demo", [f"pretrain.compile={text}"]).pretrain.compile is True
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["evaluation.beams=0", "evaluation.max_tokens=-1", "pretrain.epochs=-1", "finetune.max_steps=-2",
+     "finetune.max_minutes=-.5", "model.dropout=1.5", "finetune.label_smoothing=2", "model.conv_kernel=-1",
+     "model.sign2gpt.heads=0", "denoise.heads=0", "model.backbone.widths=[8,-8,8,8]", "pretrain.betas=[.9,-.1]",
+     "vision.source_fps=-25", "precompute.actors=-1", "stream.workers=-3"],
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_refused_with_its_key(capsys, change):
+    assert command_line.run(["recipe", "show", "demo", change]) == 2
+    line = capsys.readouterr().err
+    assert change.partition("=")[0] in line and line.count("\n") == 1 and "fault" not in line

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sage_scale.config import Recipe, Stage
-from sage_scale.errors import CheckpointError
 from sage_scale.losses.prototypes import PrototypeScores, prototype_loss
 from sage_scale.models.sign2gpt.decoder import SignDecoder
 from sage_scale.models.sign2gpt.frames import clip_frames, drawn_frames
 from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel
+from sage_scale.models.weights import put_weights
 from sage_scale.text.writing import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 
@@ -135,15 +135,5 @@ def load_signs(module: SignFeatures, state: Mapping[str, Tensor]) -> None:
     """
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     kept = {name for name, _ in module.named_buffers()}
-    own = {name: value for name, value in module.state_dict().items() if name.startswith(SIGNS)}
-    missing = sorted(name for name in own if name not in state and name in trained | kept)
-    if missing:
-        raise CheckpointError(
-            f"stage 1 lacks {len(missing)} weights, such as {missing[0]}: was its recipe another?"
-        )
-    for name in own.keys() & state.keys():
-        if state[name].shape != own[name].shape:
-            raise CheckpointError(
-                f"stage 1's {name} is {tuple(state[name].shape)}, the recipe's {tuple(own[name].shape)}: use one recipe"
-            )
-    module.load_state_dict({name: state[name] for name in own.keys() & state.keys()}, strict=False)
+    own = {name for name in module.state_dict() if name.startswith(SIGNS)}
+    put_weights(module, state, own & (trained | kept | state.keys()), "stage 1")

@@ -7,7 +7,6 @@ them. Nothing but the class token leaves, so the last block computes its queries
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from sage_scale.config import Sign2Gpt
 from sage_scale.models.chunked import in_chunks
 from sage_scale.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from sage_scale.models.sign2gpt.lora import Lora, LoraLinear, RowDraws
+from sage_scale.untrusted.files import expanded
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
 from sage_scale.vision.draws import mix
 from sage_scale.vision.pretrained_weights import load_exactly
@@ -51,7 +51,7 @@ class VisionTransformer(nn.Module):
         # Kept within the module, whose forward pass ZeRO-3 gathers the positions for.
         self.dino.embeddings.__class__ = PublishedPositions
         if settings.vit_weights:
-            path = Path(settings.vit_weights).expanduser()
+            path = expanded(settings.vit_weights)
             load_exactly(self.dino, read_dinov2_weights(path), path)
         self.frozen = settings.vit_layers - settings.vit_adapted
         """Blocks below the adapted ones."""

@@ -23,6 +23,7 @@ from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.runlog import memory_mb, record_timing
 from sage_scale.training.saves.checkpoint import on_first
+from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.printer import tell
 
 DONE = "prepared.json"
@@ -149,7 +150,7 @@ def prepare_language_model(
         raise CheckpointError(f"rank 0 could not prepare the language model: {failed}")
     if (folder / "config.json").is_file():
         return folder
-    return Path(recipe.model.language_model).expanduser()
+    return expanded(recipe.model.language_model)
 
 
 def _prepare(

@@ -13,6 +13,7 @@ from sage_scale.models.dropout import token_draws
 from sage_scale.models.language import LONGEST_TEXT, load_language_model, make_labels
 from sage_scale.models.resnet import load_backbone
 from sage_scale.models.sage import SageTranslator, load_visual
+from sage_scale.models.weights import put_weights
 from sage_scale.planning.step import StepOperations
 from sage_scale.training import export
 from sage_scale.training.frozen import FrozenOutputs
@@ -109,7 +110,5 @@ def take_over(model: SageTranslator, recipe: Recipe, run: Path) -> None:
             raise CheckpointError(
                 f"{run / STAGE1} has no context encoder to take over; set finetune.init=visual"
             )
-        own = encoder.layers.state_dict()
-        encoder.layers.load_state_dict(
-            {**own, **{name: value for name, value in layers.items() if name in own}}
-        )
+        own = layers.keys() & encoder.layers.state_dict().keys()
+        put_weights(encoder.layers, layers, own, "stage 1's context encoder")

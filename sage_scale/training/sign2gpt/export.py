@@ -18,7 +18,7 @@ from sage_scale.config import Recipe, load_recipe, to_yaml
 from sage_scale.models.sign2gpt import Sign2GptTranslator, load_causal_model
 from sage_scale.models.sign2gpt.checkpoint import TENSORS, load_adapters, save_adapters
 from sage_scale.models.sign2gpt.merge import vit_beside
-from sage_scale.models.weights import check_finite
+from sage_scale.models.weights import check_finite, put_weights
 from sage_scale.training.saves.tensors import load_tensors, replace_folder, save_tensors
 from sage_scale.training.sign2gpt.visual import homeless_weights
 from sage_scale.untrusted.hashes import check_sealed
@@ -53,7 +53,8 @@ def load_translator(path: Path, device: str | torch.device = "cpu") -> tuple[Sig
     language_model, tokenizer = load_causal_model(language, recipe.model.sign2gpt.language_dtype)
     model = Sign2GptTranslator(recipe, language_model)
     if (path / FROZEN).is_file():
-        model.load_state_dict(load_tensors(path / FROZEN), strict=False)
+        frozen = load_tensors(path / FROZEN)
+        put_weights(model, frozen, frozen.keys() & model.state_dict().keys(), path / FROZEN)
     load_adapters(model, path)
     check_finite(model.state_dict(), path)
     return model.to(device).eval(), tokenizer, recipe

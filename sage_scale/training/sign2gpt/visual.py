@@ -12,6 +12,7 @@ from sage_scale.models.sign2gpt.checkpoint import adapter_state
 from sage_scale.models.sign2gpt.model import SignFeatures
 from sage_scale.streaming import Batch
 from sage_scale.training.saves.tensors import save_tensors
+from sage_scale.untrusted.files import expanded
 
 VIT = "spatial.backbone.dino."
 """Names of the vision transformer, frozen but for its adapters."""
@@ -21,7 +22,7 @@ def frozen_files(recipe: Recipe) -> list[Path]:
     """Files that the frozen part of the visual side comes from."""
     weights = recipe.model.sign2gpt.vit_weights
     frames = recipe.vision.kind == "frames" and recipe.model.sign2gpt.spatial == "dinov2"
-    return [Path(weights).expanduser()] if weights and frames else []
+    return [expanded(weights)] if weights and frames else []
 
 
 def homeless_weights(model: SignFeatures, recipe: Recipe) -> dict[str, Tensor]:

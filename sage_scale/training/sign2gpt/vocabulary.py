@@ -30,7 +30,7 @@ from sage_scale.text.prototypes import (
 )
 from sage_scale.training.saves.checkpoint import on_first
 from sage_scale.training.stage import Place
-from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
 
 FOLDER = "pretrain/prototypes"
@@ -59,7 +59,7 @@ def check_vectors(recipe: Recipe, run: Path) -> None:
             "prototypes.vectors=cooccurrence, vectors made of the corpus itself"
         )
     made = (run / FOLDER / "prototypes.json").is_file()
-    if not made and not Path(settings.fasttext).expanduser().is_file():
+    if not made and not expanded(settings.fasttext).is_file():
         raise CheckpointError(
             f"prototypes.fasttext={settings.fasttext}: there is no such file; fetch the language's vectors "
             "(cc.de.300.bin of fasttext.cc), or set prototypes.vectors=cooccurrence"

@@ -7,6 +7,7 @@ them; and a command that was typed twice is refused, rather than both writing th
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def _hold(run: Path, end: float) -> int | None:
     """An open folder with a lock on it; None on a system or file system without locks."""
     told = False
     while True:
-        run.mkdir(parents=True, exist_ok=True)
+        _make(run)
         try:
             import fcntl
 
@@ -73,6 +74,20 @@ def _hold(run: Path, end: float) -> int | None:
             os.close(folder)
             return None
         os.close(folder)
+
+
+def _make(run: Path) -> None:
+    """Makes the run folder where it is missing. Raises UsageError where nothing can be written there."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if not os.access(run, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
+            raise
+        raise UsageError(
+            f"--run {run} cannot be made or written to ({error.strerror}): name another folder"
+        ) from None
 
 
 def _same(folder: int, run: Path) -> bool:
