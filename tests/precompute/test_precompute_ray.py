@@ -267,9 +267,10 @@ def test_a_wrong_key_and_a_missing_one_are_one_line(bucket, corpus_root, tmp_pat
 
 def test_rejects_beyond_the_limit_are_code_3(tmp_path) -> None:
     root = write_corpus(tmp_path / "corpus", clips=2)
-    (root / "train" / "train00.mp4").write_text("not a video")
+    for name in ("train/train00", "train/train01", "dev/dev00"):
+        (root / f"{name}.mp4").write_text("not a video")
     done = precompute(*small(root), "--out", str(tmp_path / "out"))
-    assert done.returncode == 3 and "1 of 4 clips were rejected (1 unreadable)" in done.stderr
+    assert done.returncode == 3 and "3 of 4 clips were rejected (3 unreadable)" in done.stderr
 
 
 @pytest.mark.skipif(not (SHARED / "videos").is_dir(), reason="the real videos are not on this machine")

@@ -211,10 +211,12 @@ def world(tmp_path_factory):
     return root
 
 
+LAUNCHERS_VARIABLES = ("SLURM_", "PMI_", "OMPI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
+"""Beginnings of their names. Tests that train in this process leave torch's behind."""
+
+
 def start(words: list[object], world: Path, **variables: object) -> subprocess.Popen[str]:
-    known = {
-        name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PMI_", "OMPI_"))
-    }
+    known = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS_VARIABLES)}
     return subprocess.Popen(
         [*map(str, words)], cwd=world, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**known, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}},
