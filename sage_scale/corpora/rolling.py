@@ -9,7 +9,7 @@ Automatic captions and roll-up subtitles of broadcasters repeat the lines before
 becomes `hello my friends` from 0.0 to 2.6 and `today we` from 2.6 to 5.0. Only lines that are still
 on the screen are taken for repeated: a speaker who says the same again later says it twice. Captions that are written
 one by one repeat a line now and then; a file rolls where at least a third of the cues that follow another at once begin
-with its last lines and add to them, or show them for a moment that nobody could read.
+with its last lines and add to them, or show them for a moment too short to read.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def ray_folder() -> Iterator[Path]:
         lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.is_dir():  # nobody took it for an old one meanwhile
+        if folder.is_dir():  # no other process took it for an old one meanwhile
             break
         os.close(lock)
     try:
@@ -62,7 +62,7 @@ def _short_base() -> Path:
 
 
 def _remove_if_left(folder: Path) -> None:
-    """Remove the folder of a run that was killed: it is ours, and nobody holds it."""
+    """Remove the folder of a run that was killed: it is ours, and no process holds it."""
     with contextlib.suppress(OSError):
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

@@ -25,7 +25,7 @@ _LEFT_BEHIND = (".DS_Store", "Thumbs.db", "desktop.ini")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 
 
-BEHIND = "tar with bytes behind its end, such as of another tar joined to it, which nobody reads"
+BEHIND = "tar with bytes behind its end, such as of another tar joined to it, which no reader takes"
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
 
 
 def _remove_if_left(hidden: Path) -> None:
-    """Remove a file that a killed writer had not yet named: nobody holds it, and it is older than a second."""
+    """Remove a file that a killed writer had not yet named: no process holds it, and it is older than a second."""
     if not _HIDDEN.fullmatch(hidden.name):
         return
     with contextlib.suppress(OSError):

@@ -250,7 +250,7 @@ def _mode(path: Path) -> int:
         raise UsageError(f"{shortened(path)}: there is no user of that name: give another path")
     try:
         return path.stat().st_mode
-    except OSError as error:  # of others, whoever reads or writes there says what is wrong
+    except OSError as error:  # of others: the reader or writer there says what is wrong
         if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
             raise UsageError(f"{shortened(path)}: {error.strerror}: give another path") from None
         return 0

@@ -154,4 +154,4 @@ class PictureStack:
         return self._array
 
     def _resize(self, count: int) -> None:
-        self._array.resize((count, *self._array.shape[1:]), refcheck=False)  # nobody else has seen it
+        self._array.resize((count, *self._array.shape[1:]), refcheck=False)  # no other reference exists

@@ -191,7 +191,7 @@ class FrameReader:
 
     def _decode(self, started: bool) -> Generator[TimedFrame, None, None]:
         """Yields frames in rising time. After a seek (not `started`) they begin with a key frame, since others may lack
-        what they were predicted from; where that has no time there are none, since nobody knows which it is."""
+        what they were predicted from; where that has no time there are none, since it is not known which it is."""
         self._fresh = False
         previous_s: float | None = None
         on_time = True
