@@ -178,8 +178,8 @@ def measure_gallery(run: str, shards: str) -> None:
     from sage_scale.models.sage import SageAligner
     from sage_scale.streaming import open_datasets
     from sage_scale.training import distributed, pretrain
+    from sage_scale.training.checkpoint.tensors import load_tensors
     from sage_scale.training.sage import alignment
-    from sage_scale.training.saves.tensors import load_tensors
 
     folder = Path(run)
     recipe = load_recipe(folder / "recipe.yaml")

@@ -45,7 +45,7 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
 from sage_scale.training import launcher
-from sage_scale.training.saves.checkpoint import Checkpoints
+from sage_scale.training.checkpoint.checkpoints import Checkpoints
 
 TRAIN, BATCH, RANKS = 48, 6, 2
 STEPS_A_KILL = 8

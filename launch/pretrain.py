@@ -9,7 +9,7 @@ python launch/pretrain.py ...            (one process)
 
 import sys
 
-from sage_scale.training.launched import main
+from sage_scale.training.entry import main
 
 if __name__ == "__main__":
     sys.exit(main("pretrain"))

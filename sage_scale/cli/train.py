@@ -21,7 +21,7 @@ import typer
 from sage_scale import config
 from sage_scale.errors import UsageError
 from sage_scale.storage import open_store
-from sage_scale.training import launched, launcher, restarts
+from sage_scale.training import entry, launcher, restarts
 from sage_scale.training.environment import join_launcher
 
 Run = Annotated[
@@ -116,7 +116,7 @@ def _train(
     if starts_ranks:
         _launch(stage, run, arguments, ranks, again, hosts)
     elif ranks > 1:  # a rank of srun or mpirun
-        raise typer.Exit(launched.main(stage, arguments))
+        raise typer.Exit(entry.main(stage, arguments))
     elif stage == "pretrain":
         from sage_scale.training import pretrain as stage_1
 

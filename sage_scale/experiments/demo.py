@@ -21,7 +21,7 @@ from sage_scale.errors import SageError
 from sage_scale.evaluation.stored import read_scores
 from sage_scale.storage import on_this_machine
 from sage_scale.training import launcher
-from sage_scale.training.runlog import clock, record_timing
+from sage_scale.training.stage_log import clock, record_timing
 from sage_scale.untrusted.printer import echo
 
 STAGE_1 = {

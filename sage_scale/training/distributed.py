@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,8 +21,9 @@ import torch
 import torch.distributed as dist
 import transformers
 
+from sage_scale.errors import SageError
 from sage_scale.training.launcher import free_port
-from sage_scale.training.watching import watchdog
+from sage_scale.training.monitor import rank_status
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def initialise(timeout_s: float = 0.0) -> Ranks:
 
     `timeout_s` is what a collective waits at most (0: ten minutes, or as long as the sentinel allows).
     """
-    timeout_s = timeout_s or (WATCHED_S if watchdog.watched() else 600.0)
+    timeout_s = timeout_s or (WATCHED_S if rank_status.monitored() else 600.0)
     _quieten()
     cuda = torch.cuda.is_available()
     if not cuda:
@@ -87,7 +89,9 @@ def initialise(timeout_s: float = 0.0) -> Ranks:
         # Ranks that share the cores of one machine with all threads each are slower than with one each.
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
-    watchdog.begin("loading the data and the model")  # until the first step is done, which may compile
+    rank_status.begin_phase(
+        "loading the data and the model"
+    )  # until the first step is done, which may compile
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
@@ -129,7 +133,35 @@ def from_rank(rank: int, value: Any, group: dist.ProcessGroup | None = None) -> 
     return box[0]
 
 
-def patient_group(hours: float = 24) -> dist.ProcessGroup | None:
+def on_first(work: Callable[[], Any], first: bool) -> Any:
+    """What rank 0 gets from `work`, on every rank; where it fails, all of them raise (a collective)."""
+    value, failure = None, None
+    if first:
+        try:
+            value = work()
+        except SageError as error:
+            failure = error
+    value, failure = from_first((value, failure))
+    if failure is not None:
+        raise failure
+    return value
+
+
+def on_all(work: Callable[[], str | None]) -> str | None:
+    """The first line that any rank's `work` gives; where one fails, all of them raise (a collective)."""
+    found, failure = None, None
+    try:
+        found = work()
+    except SageError as error:
+        failure = error
+    gathered = gather_objects((found, failure))
+    for _, failed in gathered:
+        if failed is not None:
+            raise failed
+    return next((line for line, _ in gathered if line is not None), None)
+
+
+def long_timeout_group(hours: float = 24) -> dist.ProcessGroup | None:
     """A group whose collectives wait for hours: for the ranks that have nothing to do while one prepares something.
 
     Every rank makes it before that one begins; an ordinary collective would give up after the run's time-out.

@@ -152,7 +152,7 @@ class Engine:
         self.stage = stage
         self.ranks = ranks
         self.model: Any = model.to(ranks.device)
-        self.whole: Any = None
+        self.evaluation_model: Any = None
         self._build: Any = build
         self.compute_type = compute_type(stage, ranks.device)
         self.scale = LossScale(enabled=self.compute_type is torch.float16)
@@ -328,15 +328,15 @@ class Engine:
 
             with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
                 state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-            self.whole = self._build().to(self.ranks.device)
-            self.whole.load_state_dict(state)
+            self.evaluation_model = self._build().to(self.ranks.device)
+            self.evaluation_model.load_state_dict(state)
         else:
-            self.whole = self.model
-        self.whole.eval()
+            self.evaluation_model = self.model
+        self.evaluation_model.eval()
         try:
-            yield self.whole
+            yield self.evaluation_model
         finally:
-            self.whole = None
+            self.evaluation_model = None
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return self._optimizer.optimizer if self.stage.zero_stage else self._optimizer

@@ -23,7 +23,7 @@ from sage_scale.models.language import load_language_model
 from sage_scale.models.sage import SageTranslator
 from sage_scale.models.weights import check_finite, put_weights
 from sage_scale.storage import on_this_machine
-from sage_scale.training.saves.tensors import load_tensors, replace_folder, save_tensors
+from sage_scale.training.checkpoint.tensors import load_tensors, replace_folder, save_tensors
 from sage_scale.untrusted.hashes import check_sealed
 from sage_scale.vision.packed import PackedVideo
 

@@ -28,10 +28,10 @@ from typing import Any
 from sage_scale.config import LAUNCH_FOLDER, recipe_names
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
+from sage_scale.training.monitor.ancestors import LAUNCHER_PID
+from sage_scale.training.monitor.heartbeat import request_stop
+from sage_scale.training.monitor.rank_monitor import ENDED_FILE
 from sage_scale.training.stopping import SAME_S
-from sage_scale.training.watching.ancestors import LAUNCHER_PID
-from sage_scale.training.watching.contact import ask_to_stop
-from sage_scale.training.watching.sentinel import ENDED_FILE
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json_object
 
@@ -161,7 +161,7 @@ class Ended:
     asked: bool = False
     """Whether we were told to stop."""
     why: dict[str, Any] = field(default_factory=dict)
-    """The verdict of rank 0's sentinel (verdicts.py); empty where it could not say."""
+    """The verdict of rank 0's sentinel (diagnosis.py); empty where it could not say."""
 
     @property
     def line(self) -> str:
@@ -204,7 +204,7 @@ def start_and_wait(
             received.append(now)
             # Before any rank runs, and when someone insists, the launcher's whole group goes. On other hosts there
             # is nobody below us but ssh.
-            told = len(received) == 1 and (ask_to_stop(*stop_at) if stop_at else _signal_ranks(child.pid))
+            told = len(received) == 1 and (request_stop(*stop_at) if stop_at else _signal_ranks(child.pid))
             if not told:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGTERM)

@@ -20,17 +20,17 @@ from sage_scale.errors import SageError
 from sage_scale.planning.step import StepSize
 from sage_scale.streaming import Stream, WaitMonitor
 from sage_scale.training import distributed
+from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress
+from sage_scale.training.checkpoint.compatibility import RunIdentity
+from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.engine import Engine
-from sage_scale.training.guard import LossGuard
-from sage_scale.training.meter import Meter
-from sage_scale.training.runlog import RunLog, clock, memory_now
-from sage_scale.training.saves.checkpoint import Checkpoints, Progress, on_all, on_first
-from sage_scale.training.saves.kinship import Identity
-from sage_scale.training.saves.saving import Saver
+from sage_scale.training.loss_guard import LossGuard
+from sage_scale.training.monitor import rank_status
+from sage_scale.training.profiling import StepTrace
+from sage_scale.training.stage_log import StageLog, clock, memory_now
 from sage_scale.training.stepfigures import StepFigures, share_step
 from sage_scale.training.stopping import Interrupted, StopRequest
-from sage_scale.training.tracing import StepProfile
-from sage_scale.training.watching import watchdog
+from sage_scale.training.throughput import Throughput
 from sage_scale.untrusted.printer import tell
 
 TRIM_EVERY = 16
@@ -73,12 +73,12 @@ class Loop:
         self.waiting = WaitMonitor(
             recipe.stream.warn_wait, remote=stream.dataset.remote, workers=stream.workers
         )
-        self.log = RunLog(
+        self.log = StageLog(
             self.folder, name, active=engine.ranks.first, wandb=self.stage.wandb, run=run.absolute().name
         )
-        self.meter = Meter(engine, operations)
-        self.profile = StepProfile(self.folder, self.stage.profile_steps if engine.ranks.first else 0)
-        identity = on_first(lambda: Identity.of(name, recipe, frozen), engine.ranks.first)
+        self.throughput = Throughput(engine, operations)
+        self.profile = StepTrace(self.folder, self.stage.profile_steps if engine.ranks.first else 0)
+        identity = distributed.on_first(lambda: RunIdentity.of(name, recipe, frozen), engine.ranks.first)
         self.checkpoints = Checkpoints(
             checkpoint_place(self.stage, run, name), self.stage.keep_checkpoints, identity
         )
@@ -86,7 +86,7 @@ class Loop:
             self.checkpoints, engine.ranks, self.stage.async_save, recipe.stream.give_up_after_s, self._say
         )
         self.guard = LossGuard(engine, self.stage)
-        self.progress = Progress(stage=name, recipe=recipe.fingerprint())
+        self.progress = TrainingProgress(stage=name, recipe=recipe.fingerprint())
         self._saved = 0
         self.total_steps = self.stage.max_steps or math.ceil(self.stage.epochs * stream.steps_per_epoch)
 
@@ -120,7 +120,7 @@ class Loop:
             return ""
         return f"{self.progress.step:,} of {self.total_steps:,} steps: max_minutes={self.stage.max_minutes:g} ended it"
 
-    def train(self, compute: Compute, evaluate: Evaluate) -> Progress:
+    def train(self, compute: Compute, evaluate: Evaluate) -> TrainingProgress:
         """Run to the end of the stage. Raises Interrupted after saving when asked to stop."""
         try:
             return self._train(compute, evaluate)
@@ -128,7 +128,7 @@ class Loop:
             self.saver.leave()
             raise
 
-    def _train(self, compute: Compute, evaluate: Evaluate) -> Progress:
+    def _train(self, compute: Compute, evaluate: Evaluate) -> TrainingProgress:
         evaluate_every = self._every(self.stage.evaluate_every)
         save_every = self._every(self.stage.save_every)
         self._saved = self.progress.step
@@ -141,7 +141,7 @@ class Loop:
             self._evaluate_once(evaluate)  # due, but asked to stop at that very step
         dataset = self.stream.state_dict()["digest"]
         differing = {"differing": self.differing} if self.differing else {}
-        self.log.event("start", self.progress.step, **self.meter.job(), dataset=dataset, **differing)
+        self.log.event("start", self.progress.step, **self.throughput.job(), dataset=dataset, **differing)
         with StopRequest() as stop:
             self._make_steps(stop, compute, evaluate, evaluate_every, save_every)
             # Asked from here on: what was trained is evaluated and saved first, too.
@@ -159,7 +159,7 @@ class Loop:
             self._finish_saving()
             if any(distributed.gather_objects(stop.asked)):
                 self._leave_as_asked()
-        watchdog.begin("taking the best weights and the last evaluation")
+        rank_status.begin_phase("taking the best weights and the last evaluation")
         self._take_best()
         self.log.line(f"{self.progress.step} steps in {clock(self.progress.seconds)}", now=True)
         self.log.close()
@@ -177,7 +177,7 @@ class Loop:
                 batch = next(batches)
                 waited = time.monotonic() - started
                 bad, shares, rate = self._step(compute, batch)
-                watchdog.beat(self.progress.step)
+                rank_status.step_done(self.progress.step)
                 spent = self.stream.counts - before
                 figures = share_step(shares, waited, started, spent, stop.asked, self.engine.ranks)
                 self._note(figures, rate)
@@ -231,7 +231,11 @@ class Loop:
         progress.bad_steps += 1
         if progress.bad_steps > self.stage.max_bad_steps:
             action = "stop"
-        known = on_first(self.checkpoints.steps, self.engine.ranks.first) if action == "roll_back" else []
+        known = (
+            distributed.on_first(self.checkpoints.steps, self.engine.ranks.first)
+            if action == "roll_back"
+            else []
+        )
         if action == "roll_back" and not known:
             action = "skip"
         self.log.event("bad_step", progress.step, reason=reason, action=action, bad_steps=progress.bad_steps)
@@ -247,7 +251,7 @@ class Loop:
             self.log.line(f"{reason} at step {progress.step}: its update is left out", now=True)
             return
         self._finish_saving()
-        with watchdog.phase("going back to a checkpoint"):
+        with rank_status.phase("going back to a checkpoint"):
             back = self.checkpoints.load_latest(self.engine, self._say_once)
         if back is not None:
             progress.updates, progress.recent_losses = back.updates, back.recent_losses
@@ -259,12 +263,12 @@ class Loop:
     def _save(self, best: bool = False) -> None:
         """Begin a checkpoint of this step, unless there is one; what is best now is saved in any case."""
         if best or self._saved < self.progress.step or self.progress.step == 0:
-            with watchdog.phase("saving a checkpoint"):
+            with rank_status.phase("saving a checkpoint"):
                 self.saver.save(self.engine, self.progress)
             self._saved = self.progress.step
 
     def _finish_saving(self) -> None:
-        with watchdog.phase("waiting for a checkpoint to be written"):
+        with rank_status.phase("waiting for a checkpoint to be written"):
             self.saver.finish()
         self._note_saves()
 
@@ -285,7 +289,7 @@ class Loop:
             self.progress.step,
             epoch=self.progress.step / max(self.stream.steps_per_epoch, 1),
             **figures.logged(),
-            **self.meter.rates(figures),
+            **self.throughput.rates(figures),
             **memory_now(self.engine.ranks.device),
             **({"loss_scale": self.engine.scale.value} if self.engine.scale.enabled else {}),
             lr=rate,
@@ -307,7 +311,7 @@ class Loop:
         if self.progress.evaluated == self.progress.step and self.progress.best_score is not None:
             return
         started = time.monotonic()
-        with watchdog.phase("evaluation on dev"), self.engine.evaluating():
+        with rank_status.phase("evaluation on dev"), self.engine.evaluating():
             figures, score = evaluate(self.progress.step)
         score = distributed.from_first(score)
         seconds = distributed.from_first(time.monotonic() - started)
@@ -331,7 +335,7 @@ class Loop:
         best, ranks = self.progress.best_step, self.engine.ranks
         if best == self.progress.step:
             return
-        damage = on_all(lambda: self.checkpoints.damage(best, ranks.rank, ranks.world))
+        damage = distributed.on_all(lambda: self.checkpoints.damage(best, ranks.rank, ranks.world))
         if damage is not None:
             self._say_once(f"{damage}: the weights of the last step are kept, not the best of step {best}")
             return

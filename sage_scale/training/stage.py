@@ -24,13 +24,13 @@ from sage_scale.shards import Dataset
 from sage_scale.storage import on_this_machine
 from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, open_stream
 from sage_scale.training import distributed
+from sage_scale.training.checkpoint.checkpoints import TrainingProgress, try_place
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
 from sage_scale.training.inherited import inherit
 from sage_scale.training.loop import Loop, checkpoint_place
-from sage_scale.training.runlog import memory_mb, record_timing
-from sage_scale.training.saves.checkpoint import Progress, on_first, try_place
-from sage_scale.training.watching.claim import claim
+from sage_scale.training.run_lock import lock_run
+from sage_scale.training.stage_log import memory_mb, record_timing
 from sage_scale.untrusted.printer import tell
 
 STAGE1 = "pretrain/visual.safetensors"
@@ -38,7 +38,7 @@ STAGE1 = "pretrain/visual.safetensors"
 
 
 @dataclass(frozen=True)
-class Place:
+class TaskContext:
     """What a task is made for: called by every rank, after the run's folder is there."""
 
     recipe: Recipe
@@ -82,17 +82,17 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, step: int) -> tuple[dict[str, float], float]:
-        """(figures, score) of `engine.whole` on dev; the higher the score the better. A collective."""
+        """(figures, score) of `engine.evaluation_model` on dev; the higher the score the better. A collective."""
 
     @abstractmethod
-    def finish(self, whole: Any, progress: Progress) -> dict[str, Any]:
+    def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
         """Write what the stage leaves behind, from its best weights; gives what the caller is told. A collective."""
 
 
 class TaskKind(Protocol):
     """A class of tasks, as `run_stage` takes it."""
 
-    def __call__(self, place: Place) -> Task:
+    def __call__(self, context: TaskContext) -> Task:
         """Make one; a collective."""
 
     def check(self, recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
@@ -112,7 +112,7 @@ def run_stage(
         raise UsageError(f"--run {folder} is a file: name the folder of a run, there or to be made")
     # Before the process group forms: a command typed twice is refused in a moment.
     first = int(os.environ.get("RANK", "0")) == 0
-    with claim(folder) if first else contextlib.nullcontext():
+    with lock_run(folder) if first else contextlib.nullcontext():
         return _run_stage(name, kind, recipe, folder, data)
 
 
@@ -129,13 +129,13 @@ def _run_stage(name: str, kind: TaskKind, recipe: Recipe, folder: Path, data: Da
     check_datasets(datasets, recipe)
     kind.check(recipe, folder, datasets)
     if stage.checkpoints:
-        on_first(lambda: try_place(checkpoint_place(stage, folder, name)), ranks.first)
+        distributed.on_first(lambda: try_place(checkpoint_place(stage, folder, name)), ranks.first)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "recipe.yaml.partial"
         partial.write_text(to_yaml(recipe), encoding="utf-8")
         partial.replace(folder / "recipe.yaml")  # other ranks may be reading it
-    task = kind(Place(recipe, folder, datasets, ranks))
+    task = kind(TaskContext(recipe, folder, datasets, ranks))
     stream = open_stream(
         datasets,
         recipe,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sage_scale.streaming import ReadCounts
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
-from sage_scale.training.runlog import memory_mb
+from sage_scale.training.stage_log import memory_mb
 
 READING = ("samples", "bytes", "cache_hits", "node_hits", "requests", "retries", "hedges")
 """What the log says of reading, summed over the ranks (ReadCounts)."""

@@ -15,13 +15,13 @@ from sage_scale.config import Recipe
 from sage_scale.evaluation.metrics import score
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
+from sage_scale.training.checkpoint.checkpoints import TrainingProgress
+from sage_scale.training.checkpoint.tensors import need_tensors
 from sage_scale.training.decode import sides, translate_split
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import check_language_model
-from sage_scale.training.meter import video_sizes
-from sage_scale.training.saves.checkpoint import Progress
-from sage_scale.training.saves.tensors import need_tensors
-from sage_scale.training.stage import STAGE1, Place, Task, agree, even_slices
+from sage_scale.training.stage import STAGE1, Task, TaskContext, agree, even_slices
+from sage_scale.training.throughput import video_sizes
 
 
 class TranslationTask(Task):
@@ -36,9 +36,9 @@ class TranslationTask(Task):
         if recipe.finetune.init != "none" and recipe.model.sign2gpt.spatial != "signs":
             need_tensors(folder / STAGE1)
 
-    def __init__(self, place: Place) -> None:
-        self.place, self.recipe = place, place.recipe
-        self.stage = place.recipe.finetune
+    def __init__(self, context: TaskContext) -> None:
+        self.context, self.recipe = context, context.recipe
+        self.stage = context.recipe.finetune
         self.stream_seed = self.stage.seed + 1
 
     @abstractmethod
@@ -78,7 +78,13 @@ class TranslationTask(Task):
     def evaluate(self, step: int) -> tuple[dict[str, float], float]:
         engine, recipe = self.engine, self.recipe
         rows = translate_split(
-            recipe, engine.whole, self.tokenizer, self.place.datasets, "dev", engine.ranks, engine.precision
+            recipe,
+            engine.evaluation_model,
+            self.tokenizer,
+            self.context.datasets,
+            "dev",
+            engine.ranks,
+            engine.precision,
         )
         if not rows:
             return {"clips": 0}, 0.0
@@ -86,10 +92,10 @@ class TranslationTask(Task):
         shown = {name: scores[name] for name in ("bleu4", "bleu1", "rouge_l")}
         return {"clips": len(rows), **shown}, float(scores["bleu4"])
 
-    def finish(self, whole: Any, progress: Progress) -> dict[str, Any]:
+    def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
         """The export `model/`."""
         if self.engine.ranks.first:
-            self.save(whole, self.place.folder / "model")
+            self.save(whole, self.context.folder / "model")
         return {"dev_bleu4": progress.best_score}
 
 

@@ -17,7 +17,7 @@ def free_port() -> int:
 
 
 def leave() -> None:
-    """End a rank that has done its work, as the ranks of a run end (training/launched.py): without the interpreter's
+    """End a rank that has done its work, as the ranks of a run end (training/entry.py): without the interpreter's
     own end, in which a thread of gloo that is still there now and then aborts the process."""
     from sage_scale.training import distributed
 

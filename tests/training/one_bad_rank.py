@@ -13,15 +13,15 @@ from toy_stage import Toy
 
 from sage_scale.config import Stage
 from sage_scale.training import distributed
+from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.engine import Engine
-from sage_scale.training.guard import LossGuard
-from sage_scale.training.saves.checkpoint import Progress
+from sage_scale.training.loss_guard import LossGuard
 
 ranks = distributed.initialise()
 stage = Stage(zero_stage=int(sys.argv[1]), optimizer="sgd", lr=0.05, clip=0.5, on_bad_loss="skip")
 torch.manual_seed(0)
 engine = Engine(Toy(), stage, ranks)
-guard, progress, updated = LossGuard(engine, stage), Progress(), []
+guard, progress, updated = LossGuard(engine, stage), TrainingProgress(), []
 for step in range(5):
     generator = torch.Generator().manual_seed(step)
     x, y = torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)

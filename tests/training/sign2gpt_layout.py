@@ -38,7 +38,7 @@ class Watched(Sign2GptTranslation):
     def finish(self, whole: Any, progress: Any) -> dict[str, Any]:
         if self.engine.ranks.first:
             said = json.dumps({"before": self.before, "after": frozen_hash(whole)})
-            (self.place.folder / "frozen.json").write_text(said)
+            (self.context.folder / "frozen.json").write_text(said)
         return super().finish(whole, progress)
 
 

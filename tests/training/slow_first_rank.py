@@ -10,7 +10,7 @@ from launching import leave
 from sage_scale.training import distributed
 
 ranks = distributed.initialise(timeout_s=3)
-waiting = distributed.patient_group()
+waiting = distributed.long_timeout_group()
 if ranks.first:
     time.sleep(8)
 print("got", distributed.from_first("it" if ranks.first else None, waiting))

@@ -22,10 +22,10 @@ from sage_scale.errors import CheckpointError, StorageError
 from sage_scale.storage import Unavailable
 from sage_scale.storage.folder import FolderStore
 from sage_scale.training import distributed
+from sage_scale.training.checkpoint import saving
+from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress, _digest
+from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.engine import Engine, LossScale
-from sage_scale.training.saves import saving
-from sage_scale.training.saves.checkpoint import Checkpoints, Progress, _digest
-from sage_scale.training.saves.saving import Saver
 
 STAGE = Stage(zero_stage=1, optimizer="adamw", lr=0.05, clip=0.5)
 
@@ -87,7 +87,7 @@ def make(ranks, folder: Path, **settings) -> tuple[Engine, Checkpoints, TrickySt
     return engine, checkpoints, store, Saver(checkpoints, ranks, **settings)
 
 
-def train(engine: Engine, progress: Progress, steps: int = 1) -> None:
+def train(engine: Engine, progress: TrainingProgress, steps: int = 1) -> None:
     for _ in range(steps):
         generator = torch.Generator().manual_seed(progress.step)
         x, y = torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)
@@ -125,7 +125,7 @@ def named(checkpoints: Checkpoints) -> set[str]:
 
 def test_training_goes_on_while_the_state_of_the_save_is_written(ranks, tmp_path):
     engine, checkpoints, store, saver = make(ranks, tmp_path)
-    progress = Progress()
+    progress = TrainingProgress()
     train(engine, progress, 3)
     then = values(engine)
     store.may_go_on.clear()
@@ -148,7 +148,7 @@ def test_a_save_killed_at_any_moment_harms_nothing_and_is_swept(ranks, tmp_path)
     for calls in range(100):
         folder = tmp_path / str(calls)
         engine, checkpoints, store, saver = make(ranks, folder)
-        progress, states = Progress(), {}
+        progress, states = TrainingProgress(), {}
         for _ in range(3):
             train(engine, progress, 2)
             states[progress.step] = values(engine)
@@ -179,7 +179,7 @@ def test_a_save_killed_at_any_moment_harms_nothing_and_is_swept(ranks, tmp_path)
 
 def test_a_save_of_the_same_step_takes_nothing_from_a_killed_one(ranks, tmp_path):
     engine, checkpoints, store, saver = make(ranks, tmp_path)
-    progress = Progress()
+    progress = TrainingProgress()
     train(engine, progress, 2)
     store.calls_left = 3
     saver.save(engine, progress)
@@ -187,7 +187,7 @@ def test_a_save_of_the_same_step_takes_nothing_from_a_killed_one(ranks, tmp_path
     before = stored(tmp_path)
     assert before and checkpoints.steps() == []
     engine, checkpoints, store, saver = make(ranks, tmp_path)
-    progress = Progress()
+    progress = TrainingProgress()
     train(engine, progress, 2)
     saver.save(engine, progress)
     saver.finish()
@@ -198,7 +198,7 @@ def test_a_save_of_the_same_step_takes_nothing_from_a_killed_one(ranks, tmp_path
 def test_storage_that_comes_back_is_sat_out_and_told(ranks, tmp_path):
     lines: list[str] = []
     engine, checkpoints, store, saver = make(ranks, tmp_path, say=lines.append)
-    progress = Progress()
+    progress = TrainingProgress()
     train(engine, progress, 1)
     store.failures = 20
     saver.save(engine, progress)
@@ -210,7 +210,7 @@ def test_storage_that_comes_back_is_sat_out_and_told(ranks, tmp_path):
 
 def test_storage_that_stays_away_ends_the_next_save_with_one_line(ranks, tmp_path):
     engine, checkpoints, store, saver = make(ranks, tmp_path, patience_s=0.2)
-    progress = Progress()
+    progress = TrainingProgress()
     train(engine, progress, 1)
     saver.save(engine, progress)
     saver.finish()
@@ -227,7 +227,7 @@ def test_storage_that_stays_away_ends_the_next_save_with_one_line(ranks, tmp_pat
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_resumed(ranks, tmp_path):
     engine, checkpoints, _, saver = make(ranks, tmp_path)
-    progress, states = Progress(), {}
+    progress, states = TrainingProgress(), {}
     for _ in range(2):
         train(engine, progress, 2)
         states[progress.step] = values(engine)
@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_resumed(ranks, tmp_
 
 def test_the_best_and_the_last_are_kept(ranks, tmp_path):
     engine, checkpoints, _, saver = make(ranks, tmp_path)
-    progress = Progress()
+    progress = TrainingProgress()
     for step in range(1, 8):
         train(engine, progress, 1)
         progress.best_step = min(step, 3)
@@ -274,7 +274,7 @@ def test_checkpoints_in_object_storage_are_the_same(ranks, tmp_path, s3):
         engine = Engine(Toy(), STAGE, ranks)
         checkpoints = Checkpoints(place, keep=1)
         saver = Saver(checkpoints, ranks)
-        progress = Progress()
+        progress = TrainingProgress()
         for _ in range(2):
             train(engine, progress, 2)
             saver.save(engine, progress)
@@ -294,7 +294,7 @@ def test_a_loss_scale_that_was_found_is_kept(ranks, tmp_path):
     scaler = scaling(engine)
     for overflow in (True, True, False, True, False):
         scaler.update(not overflow)
-    saver.save(engine, Progress(step=1))
+    saver.save(engine, TrainingProgress(step=1))
     saver.finish()
     engine, checkpoints, _, saver = make(ranks, tmp_path)
     resumed = scaling(engine)
@@ -361,7 +361,7 @@ STATES: dict[str, Callable[[dict], bytes]] = {
 @pytest.mark.parametrize("damage", STATES)
 def test_a_state_that_is_none_is_named_and_the_checkpoint_before_it_taken(ranks, tmp_path, damage):
     engine, checkpoints, _, saver = make(ranks, tmp_path)
-    progress = Progress()
+    progress = TrainingProgress()
     for _ in range(2):
         train(engine, progress)
         saver.save(engine, progress)

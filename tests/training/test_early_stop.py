@@ -55,7 +55,7 @@ def test_a_limit_that_ends_a_stage_before_its_steps_is_told_in_log_and_report(tm
 
 def test_a_missing_logger_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    from sage_scale.training.runlog import RunLog
+    from sage_scale.training.stage_log import StageLog
 
     with pytest.raises(RecipeError, match=r"sage-scale\[wandb\]"):
-        RunLog(tmp_path, "pretrain", wandb="signs", run="one")
+        StageLog(tmp_path, "pretrain", wandb="signs", run="one")

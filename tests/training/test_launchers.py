@@ -18,9 +18,9 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import LAUNCH_FOLDER, to_yaml
 from sage_scale.errors import UsageError
-from sage_scale.training import launched
+from sage_scale.training import entry
 from sage_scale.training.environment import join_launcher
-from sage_scale.training.watching.claim import claim
+from sage_scale.training.run_lock import lock_run
 
 SCRIPT = str(LAUNCH_FOLDER / "pretrain.py")
 PARTS = (
@@ -40,7 +40,7 @@ def test_torchrun_leaves_our_options_to_the_script_in_any_order(order):
     words = [word for part in order for word in part]
     read = get_args_parser().parse_args(["--nproc_per_node", "2", SCRIPT, *words])
     assert read.training_script_args == words
-    ours = launched._parser("pretrain").parse_intermixed_args(read.training_script_args)
+    ours = entry._parser("pretrain").parse_intermixed_args(read.training_script_args)
     assert (ours.run, sorted(ours.data), ours.recipe) == ("R", ["D", "E"], "demo")
     assert ours.profile and ours.overrides == ["pretrain.lr=1"]
 
@@ -157,14 +157,14 @@ def test_variables_that_make_no_job_are_refused_in_one_line(monkeypatch, variabl
 
 def test_a_folder_is_made_and_held_and_goes_again_where_nothing_was_written(tmp_path):
     run = tmp_path / "not" / "yet"
-    with claim(run):
-        with pytest.raises(UsageError, match="in use"), claim(run, wait_s=30):
+    with lock_run(run):
+        with pytest.raises(UsageError, match="in use"), lock_run(run, wait_s=30):
             pass
         assert run.is_dir()
-    with pytest.raises(ZeroDivisionError), claim(tmp_path / "other" / "run"):
+    with pytest.raises(ZeroDivisionError), lock_run(tmp_path / "other" / "run"):
         raise ZeroDivisionError
     assert not (tmp_path / "other").exists() and run.is_dir(), "what was there stays"
-    with pytest.raises(ZeroDivisionError), claim(run):
+    with pytest.raises(ZeroDivisionError), lock_run(run):
         (run / "log").touch()
         raise ZeroDivisionError
     assert (run / "log").exists()
@@ -172,7 +172,7 @@ def test_a_folder_is_made_and_held_and_goes_again_where_nothing_was_written(tmp_
 
 @pytest.mark.parametrize("run", ["/proc/run", "/dev/null/run", "/sys/a/b"])
 def test_a_run_folder_that_cannot_be_made_is_wrong_usage(run):
-    with pytest.raises(UsageError, match="cannot be made or written to"), claim(run):
+    with pytest.raises(UsageError, match="cannot be made or written to"), lock_run(run):
         pass
 
 
@@ -184,7 +184,7 @@ def test_a_run_of_before_is_waited_for(tmp_path):
     held, free = threading.Event(), threading.Event()
 
     def train():
-        with claim(run):
+        with lock_run(run):
             held.set()
             free.wait(20)
 
@@ -192,11 +192,11 @@ def test_a_run_of_before_is_waited_for(tmp_path):
     before.start()
     held.wait(20)
     begun = time.monotonic()
-    with pytest.raises(UsageError, match="in use"), claim(run, wait_s=0.5):
+    with pytest.raises(UsageError, match="in use"), lock_run(run, wait_s=0.5):
         pass
     assert time.monotonic() - begun >= 0.5
     threading.Timer(0.5, free.set).start()
-    with claim(run, wait_s=20):
+    with lock_run(run, wait_s=20):
         pass
     before.join()
 

@@ -22,10 +22,10 @@ from toy_stage import Toy
 from sage_scale.config import Stage
 from sage_scale.errors import SageError
 from sage_scale.training import distributed, pretrain
+from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress
+from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.engine import Engine
-from sage_scale.training.guard import FEWEST, LossGuard, judge_loss
-from sage_scale.training.saves.checkpoint import Checkpoints, Progress
-from sage_scale.training.saves.tensors import load_tensors
+from sage_scale.training.loss_guard import FEWEST, LossGuard, judge_loss
 
 BAD_CLIP = 3
 
@@ -51,7 +51,7 @@ def test_a_skipped_step_never_was(zero, bad):
     )
     torch.manual_seed(0)
     engine = Engine(Toy(), stage, distributed.initialise())
-    guard, progress = LossGuard(engine, stage), Progress()
+    guard, progress = LossGuard(engine, stage), TrainingProgress()
     torch.manual_seed(0)
     plain = Toy()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.05, betas=(0.9, 0.98), weight_decay=0.0)

@@ -20,11 +20,11 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageError
 from sage_scale.training import evaluate_run, export, finetune, pretrain
+from sage_scale.training.checkpoint.saving import Saver
+from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.evaluate_run import derangement
 from sage_scale.training.optimizer import rate
 from sage_scale.training.sage.alignment import AlignmentTask
-from sage_scale.training.saves.saving import Saver
-from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.training.stopping import Interrupted, StopRequest
 
 PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
@@ -171,7 +171,7 @@ def test_damaged_checkpoint_is_named_and_an_unfinished_one_is_none(world, tmp_pa
     with pytest.raises(CheckpointError, match=path.name):
         pretrain.run(recipe, tmp_path, str(root / "shards"))
     (newest / "state.json").unlink()
-    from sage_scale.training.saves.checkpoint import Checkpoints
+    from sage_scale.training.checkpoint.checkpoints import Checkpoints
 
     assert int(newest.name.removeprefix("step-")) not in Checkpoints(newest.parent).steps()
 

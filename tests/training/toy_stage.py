@@ -12,9 +12,9 @@ from torch import nn
 
 from sage_scale.config import Stage
 from sage_scale.training import distributed
+from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress
+from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.engine import Engine
-from sage_scale.training.saves.checkpoint import Checkpoints, Progress
-from sage_scale.training.saves.saving import Saver
 
 BOUNDS = {"scale": (1.49, 1.6)}
 """The scale begins at 1.5, and its gradients lead below."""
@@ -44,7 +44,7 @@ def main(folder: str, zero: str, optimizer: str, first: str, last: str) -> None:
     model.bounds = BOUNDS
     engine = Engine(model, stage, ranks)
     checkpoints = Checkpoints(Path(folder), keep=3)
-    progress = checkpoints.load(engine, int(first)) if int(first) else Progress()
+    progress = checkpoints.load(engine, int(first)) if int(first) else TrainingProgress()
     for step in range(int(first), int(last)):
         generator = torch.Generator().manual_seed(step)
         x, y = torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)

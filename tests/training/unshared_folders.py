@@ -12,15 +12,15 @@ from toy_stage import Toy
 from sage_scale.config import Stage
 from sage_scale.errors import StorageError
 from sage_scale.training import distributed
+from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress
+from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.engine import Engine
-from sage_scale.training.saves.checkpoint import Checkpoints, Progress
-from sage_scale.training.saves.saving import Saver
 
 ranks = distributed.initialise()
 torch.manual_seed(0)
 engine = Engine(Toy(), Stage(zero_stage=1), ranks)
 saver = Saver(Checkpoints(Path(sys.argv[1]) / f"host-{ranks.rank}"), ranks, patience_s=1.0)
-saver.save(engine, Progress(step=1))
+saver.save(engine, TrainingProgress(step=1))
 try:
     saver.finish()
 except StorageError as error:

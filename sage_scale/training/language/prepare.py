@@ -20,9 +20,8 @@ from sage_scale.shards import HAS_SENTENCE, Dataset, read_texts
 from sage_scale.text.hub import model_place
 from sage_scale.text.languages import has_code
 from sage_scale.training import distributed
-from sage_scale.training.distributed import Ranks
-from sage_scale.training.runlog import memory_mb, record_timing
-from sage_scale.training.saves.checkpoint import on_first
+from sage_scale.training.distributed import Ranks, on_first
+from sage_scale.training.stage_log import memory_mb, record_timing
 from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.printer import tell
 
@@ -133,7 +132,7 @@ def prepare_language_model(
     """
     folder = run / "language_model"
     failure: Exception | None = None
-    waiting = distributed.patient_group()
+    waiting = distributed.long_timeout_group()
     if ranks.first and not (folder / DONE).is_file():
         threads = torch.get_num_threads()
         torch.set_num_threads(os.cpu_count() or 1)  # the other ranks wait meanwhile

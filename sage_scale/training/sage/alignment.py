@@ -21,13 +21,13 @@ from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.text.tokenizer import encode_texts
 from sage_scale.training import distributed, export
+from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
 from sage_scale.training.language.prepare import check_language_model, prepare_language_model
-from sage_scale.training.meter import video_sizes
 from sage_scale.training.sage.embedding_cache import EmbeddingCache, run_task
-from sage_scale.training.saves.checkpoint import Progress
-from sage_scale.training.stage import STAGE1, Place, Task
+from sage_scale.training.stage import STAGE1, Task, TaskContext
+from sage_scale.training.throughput import video_sizes
 
 
 class AlignmentTask(Task):
@@ -37,11 +37,11 @@ class AlignmentTask(Task):
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
         check_language_model(recipe, folder, datasets)
 
-    def __init__(self, place: Place) -> None:
-        recipe, ranks = place.recipe, place.ranks
-        self.recipe, self.folder, self.datasets = recipe, place.folder, place.datasets
+    def __init__(self, context: TaskContext) -> None:
+        recipe, ranks = context.recipe, context.ranks
+        self.recipe, self.folder, self.datasets = recipe, context.folder, context.datasets
         self.stage = recipe.pretrain
-        language_folder = prepare_language_model(recipe, place.folder, place.datasets, ranks)
+        language_folder = prepare_language_model(recipe, context.folder, context.datasets, ranks)
         self.language_model, self.tokenizer = load_language_model(language_folder)
         self.model: SageAligner = SageAligner(recipe, self.language_model)
         self.text = TextEncoder(
@@ -84,7 +84,7 @@ class AlignmentTask(Task):
     def evaluate(self, step: int) -> tuple[dict[str, float], float]:
         return dev_figures(self.recipe, self.engine, self.text, self.datasets, "dev")
 
-    def finish(self, whole: Any, progress: Progress) -> dict[str, Any]:
+    def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
         """`pretrain/visual.safetensors` and `alignment.json`."""
         figures, _ = dev_figures(self.recipe, self.engine, self.text, self.datasets, "dev")
         if self.engine.ranks.first:
@@ -134,7 +134,7 @@ def embed_split(
             continue
         texts, languages = alignment_texts(recipe, batch.metas)
         with engine.precision():
-            tokens, hidden = engine.whole.encode(batch.video.to(ranks.device))
+            tokens, hidden = engine.evaluation_model.encode(batch.video.to(ranks.device))
         targets = text.encode(texts, languages, ranks.device)
         segments = batch.video.clip_segments_B.tolist()
         words = targets.lengths_B.tolist()
@@ -170,7 +170,7 @@ def dev_figures(
         levels.append(("hidden", "hidden", "states", 1 - recipe.clcl.beta))
     for name, visual_key, text_key, weight in levels:
         video_to_text, text_to_video = similarity_matrices(recipe, rows, visual_key, text_key)
-        scale = getattr(engine.whole, f"log_scale_{name}").detach().float().cpu().exp()
+        scale = getattr(engine.evaluation_model, f"log_scale_{name}").detach().float().cpu().exp()
         loss = float(
             clcl_loss(
                 video_to_text, text_to_video, scale, alpha=recipe.clcl.alpha, variant=recipe.clcl.variant
@@ -218,7 +218,7 @@ def write_alignment(
     for batch in open_evaluation(data, recipe, split, rank=0, world=1, batch_size=clips):
         texts, languages = alignment_texts(recipe, batch.metas)
         with engine.precision():
-            tokens, _ = engine.whole.encode(batch.video.to(engine.ranks.device))
+            tokens, _ = engine.evaluation_model.encode(batch.video.to(engine.ranks.device))
         targets = text.encode(texts, languages, engine.ranks.device)
         visual = torch.nn.functional.normalize(tokens.float(), dim=-1).cpu()
         lexical = torch.nn.functional.normalize(targets.embeddings_MD.float(), dim=-1).cpu()

@@ -16,10 +16,10 @@ from sage_scale.models.sage import SageTranslator, load_visual
 from sage_scale.models.weights import put_weights
 from sage_scale.planning.step import StepOperations
 from sage_scale.training import export
+from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
-from sage_scale.training.saves.tensors import load_tensors
-from sage_scale.training.stage import STAGE1, Place
+from sage_scale.training.stage import STAGE1, TaskContext
 from sage_scale.training.translation import TranslationTask, choose_attention
 from sage_scale.vision.packed import PackedVideo
 
@@ -27,19 +27,19 @@ from sage_scale.vision.packed import PackedVideo
 class SageTranslation(TranslationTask):
     """Stage 2 of SAGE."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        recipe = place.recipe
-        self.language_folder = prepare_language_model(recipe, place.folder, place.datasets, place.ranks)
+    def __init__(self, context: TaskContext) -> None:
+        super().__init__(context)
+        recipe = context.recipe
+        self.language_folder = prepare_language_model(recipe, context.folder, context.datasets, context.ranks)
         language_model, self.tokenizer = load_language_model(self.language_folder)
-        choose_attention(language_model, place.ranks.device)
+        choose_attention(language_model, context.ranks.device)
         # A label has two positions more than subwords: the language code and the end mark.
         self.longest_text = min(LONGEST_TEXT, language_model.config.max_position_embeddings - 2)
         self.model: SageTranslator = SageTranslator(recipe, language_model)
-        take_over(self.model, recipe, place.folder)
+        take_over(self.model, recipe, context.folder)
         self.outputs = SageOutputs(self.model, self.stage)
         self.forward = self.outputs.forward
-        self.frozen = [place.folder / STAGE1] if self.stage.freeze != "none" else []
+        self.frozen = [context.folder / STAGE1] if self.stage.freeze != "none" else []
         self.operations = StepOperations(recipe, "finetune", language_model.config)
 
     def build(self) -> SageTranslator:

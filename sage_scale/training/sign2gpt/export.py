@@ -19,7 +19,7 @@ from sage_scale.models.sign2gpt import Sign2GptTranslator, load_causal_model
 from sage_scale.models.sign2gpt.checkpoint import TENSORS, load_adapters, save_adapters
 from sage_scale.models.sign2gpt.merge import vit_beside
 from sage_scale.models.weights import check_finite, put_weights
-from sage_scale.training.saves.tensors import load_tensors, replace_folder, save_tensors
+from sage_scale.training.checkpoint.tensors import load_tensors, replace_folder, save_tensors
 from sage_scale.training.sign2gpt.visual import homeless_weights
 from sage_scale.untrusted.hashes import check_sealed
 

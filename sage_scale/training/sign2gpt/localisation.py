@@ -17,7 +17,7 @@ from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
 from sage_scale.training.pictures import thumbnail
 from sage_scale.training.sign2gpt.vocabulary import targets_of
-from sage_scale.training.stage import Place
+from sage_scale.training.stage import TaskContext
 
 CLIPS = 6
 PICTURES = 12
@@ -26,7 +26,7 @@ PICTURES = 12
 
 @torch.no_grad()
 def write_localisation(
-    place: Place, engine: Engine, vocabulary: Sequence[str], model: Any, path: Path, width: int = 72
+    context: TaskContext, engine: Engine, vocabulary: Sequence[str], model: Any, path: Path, width: int = 72
 ) -> None:
     """A JSON list of dev clips (rank 0 only): for each of the vocabulary's pseudo-glosses that was found or is
     there, E over the tokens.
@@ -34,7 +34,7 @@ def write_localisation(
     Each clip has `sentence`, `fps`, `frames`, `threshold`, `times` (S, the frame of each token), `rows` (`gloss`,
     `there`, `presence`, `values` (S)) in the order of their strongest token, and `pictures` (`frame`, `jpeg`).
     """
-    recipe, datasets = place.recipe, place.datasets
+    recipe, datasets = context.recipe, context.datasets
     split = "dev" if has_split(datasets, "dev") else "train"
     clip_rows: list[dict[str, Any]] = []
     for batch in open_evaluation(datasets, recipe, split, rank=0, world=1, batch_size=CLIPS):

@@ -18,12 +18,12 @@ from sage_scale.planning.sign2gpt_step import Sign2GptOperations
 from sage_scale.shards import Dataset, read_texts
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
+from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.decode import has_split
-from sage_scale.training.saves.checkpoint import Progress
 from sage_scale.training.sign2gpt.localisation import write_localisation
 from sage_scale.training.sign2gpt.visual import frozen_files, save_signs, sizes
 from sage_scale.training.sign2gpt.vocabulary import check_vectors, run_prototypes, targets_of
-from sage_scale.training.stage import STAGE1, Place, Task, agree, even_slices
+from sage_scale.training.stage import STAGE1, Task, TaskContext, agree, even_slices
 
 SCORES = "prototypes.json"
 """Precision, recall and F1 of each split, in the run's folder."""
@@ -36,13 +36,13 @@ class PrototypeTask(Task):
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
         check_vectors(recipe, folder)
 
-    def __init__(self, place: Place) -> None:
-        self.place, self.recipe, self.stage = place, place.recipe, place.recipe.pretrain
-        made = run_prototypes(place)
+    def __init__(self, context: TaskContext) -> None:
+        self.context, self.recipe, self.stage = context, context.recipe, context.recipe.pretrain
+        made = run_prototypes(context)
         self.vocabulary, self.prototypes_UD = made.vocabulary, made.prototypes_UD
         self.model: Sign2GptPretrainer = self.build()
         self.operations = Sign2GptOperations(self.recipe, "pretrain", prototypes=len(self.prototypes_UD))
-        self.frozen = [made.file, *frozen_files(place.recipe)]
+        self.frozen = [made.file, *frozen_files(context.recipe)]
         self.stream_seed = self.stage.seed
 
     def build(self) -> Sign2GptPretrainer:
@@ -51,7 +51,7 @@ class PrototypeTask(Task):
     def targets(self, metas: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """What `prototype_loss` takes, on the engine's device."""
         classes_G, counts_B = self.vocabulary.targets(targets_of(self.recipe, meta) for meta in metas)
-        device = self.place.ranks.device
+        device = self.context.ranks.device
         return classes_G.to(device), counts_B.to(device)
 
     def compute(self, batch: Batch) -> dict[str, float]:
@@ -78,20 +78,20 @@ class PrototypeTask(Task):
         figures = self.split_figures("dev")
         return (figures, -figures["loss"]) if figures else ({"clips": 0}, 0.0)
 
-    def finish(self, whole: Any, progress: Progress) -> dict[str, Any]:
+    def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
         """`pretrain/visual.safetensors`, `prototypes.json` and `localisation.json`."""
         figures = {split: self.split_figures(split) for split in ("dev", "test")}
-        if self.place.ranks.first:
-            save_signs(whole, self.recipe, self.place.folder / STAGE1)
-            self._write_scores(figures, self.place.folder / SCORES)
-            glosses, path = self.vocabulary.glosses, self.place.folder / "localisation.json"
-            write_localisation(self.place, self.engine, glosses, whole, path)
+        if self.context.ranks.first:
+            save_signs(whole, self.recipe, self.context.folder / STAGE1)
+            self._write_scores(figures, self.context.folder / SCORES)
+            glosses, path = self.vocabulary.glosses, self.context.folder / "localisation.json"
+            write_localisation(self.context, self.engine, glosses, whole, path)
         return figures["dev"]
 
     @torch.no_grad()
     def split_figures(self, split: str) -> dict[str, float]:
         """Loss and scores of a split with the engine's whole model; nothing where there is none (a collective)."""
-        datasets, ranks, recipe = self.place.datasets, self.place.ranks, self.recipe
+        datasets, ranks, recipe = self.context.datasets, self.context.ranks, self.recipe
         if not has_split(datasets, split):
             return {}
         counted = PresenceCounts.none(len(self.vocabulary.glosses))
@@ -108,7 +108,7 @@ class PrototypeTask(Task):
                 continue
             classes_G, counts_B = self.targets(batch.metas)
             with self.engine.precision():
-                presence_BU = self.engine.whole.scores(batch.video.to(ranks.device)).presence_BU
+                presence_BU = self.engine.evaluation_model.scores(batch.video.to(ranks.device)).presence_BU
             loss += float(prototype_loss(presence_BU, classes_G, counts_B)[0]) * recipe.prototypes.weight
             there_BU = torch.zeros(presence_BU.shape, dtype=torch.bool, device=ranks.device)
             there_BU[torch.repeat_interleave(counts_B), classes_G] = True
@@ -122,7 +122,7 @@ class PrototypeTask(Task):
 
     def _write_scores(self, figures: dict[str, dict[str, float]], path: Path) -> None:
         """What the report shows: scores of each split beside what guessing by frequency gives."""
-        metas = [meta for dataset in self.place.datasets for meta in read_texts(dataset)]
+        metas = [meta for dataset in self.context.datasets for meta in read_texts(dataset)]
 
         def classes(split: str) -> list[list[int]]:
             rows = [targets_of(self.recipe, meta) for meta in metas if meta["split"] == split]

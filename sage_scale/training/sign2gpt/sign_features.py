@@ -38,8 +38,8 @@ from sage_scale.shards import (
 from sage_scale.storage import open_store
 from sage_scale.streaming.batches import SampleShape
 from sage_scale.streaming.packing import collate, decode_sample
+from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.inherited import contradictions
-from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.training.stage import STAGE1
 from sage_scale.untrusted.printer import tell
 

@@ -18,12 +18,12 @@ from sage_scale.models.sign2gpt import (
 )
 from sage_scale.planning.sign2gpt_step import Sign2GptOperations
 from sage_scale.streaming import Batch
+from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
-from sage_scale.training.saves.tensors import load_tensors
 from sage_scale.training.sign2gpt.export import save_translator
 from sage_scale.training.sign2gpt.visual import frozen_files, homeless_weights, sizes
-from sage_scale.training.stage import STAGE1, Place
+from sage_scale.training.stage import STAGE1, TaskContext
 from sage_scale.training.translation import TranslationTask, choose_attention
 from sage_scale.vision.packed import PackedVideo
 
@@ -31,18 +31,18 @@ from sage_scale.vision.packed import PackedVideo
 class Sign2GptTranslation(TranslationTask):
     """Stage 2 of Sign2GPT."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        recipe = place.recipe
-        prepared = prepare_language_model(recipe, place.folder, place.datasets, place.ranks)
+    def __init__(self, context: TaskContext) -> None:
+        super().__init__(context)
+        recipe = context.recipe
+        prepared = prepare_language_model(recipe, context.folder, context.datasets, context.ranks)
         # What is no folder is a name in the local cache or hub.
         self.language_folder = prepared if prepared.is_dir() else str(prepared)
         self.model, self.tokenizer = self._make()
         taken = []
         if self.stage.init != "none" and self.model.spatial is not None:
-            load_signs(self.model, load_tensors(place.folder / STAGE1))
+            load_signs(self.model, load_tensors(context.folder / STAGE1))
             if self.stage.freeze != "none" or homeless_weights(self.model, recipe):
-                taken = [place.folder / STAGE1]
+                taken = [context.folder / STAGE1]
         self.outputs = Sign2GptOutputs(self.model, self.stage)
         self.forward = self.outputs.forward
         self.frozen = [prepared, *frozen_files(recipe), *taken]
@@ -51,7 +51,7 @@ class Sign2GptTranslation(TranslationTask):
     def _make(self) -> tuple[Sign2GptTranslator, Any]:
         settings = self.recipe.model.sign2gpt
         language_model, tokenizer = load_causal_model(self.language_folder, settings.language_dtype)
-        choose_attention(language_model, self.place.ranks.device)
+        choose_attention(language_model, self.context.ranks.device)
         return Sign2GptTranslator(self.recipe, language_model), tokenizer
 
     def build(self) -> Sign2GptTranslator:

@@ -28,8 +28,8 @@ from sage_scale.text.prototypes import (
     random_prototypes,
     select_prototypes,
 )
-from sage_scale.training.saves.checkpoint import on_first
-from sage_scale.training.stage import Place
+from sage_scale.training.distributed import on_first
+from sage_scale.training.stage import TaskContext
 from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
 
@@ -66,13 +66,13 @@ def check_vectors(recipe: Recipe, run: Path) -> None:
         )
 
 
-def run_prototypes(place: Place) -> RunPrototypes:
+def run_prototypes(context: TaskContext) -> RunPrototypes:
     """The run's prototypes, made by rank 0 where they are not there yet (a collective).
 
     Raises CheckpointError where the vectors' file is no such file.
     """
-    folder = place.folder / FOLDER
-    on_first(lambda: _make(place, folder), place.ranks.first)
+    folder = context.folder / FOLDER
+    on_first(lambda: _make(context, folder), context.ranks.first)
     said = _description(folder)
     file = folder / "prototypes.safetensors"
     vocabulary = PrototypeVocabulary(tuple(said["glosses"]), tuple(said["frequent"]))
@@ -100,18 +100,18 @@ def _description(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _make(place: Place, folder: Path) -> None:
-    settings = place.recipe.prototypes
+def _make(context: TaskContext, folder: Path) -> None:
+    settings = context.recipe.prototypes
     decided: dict[str, Any] = {name: to_mapping(settings)[name] for name in _DECIDE}
-    decided["target"] = place.recipe.text.target
-    decided["datasets"] = [dataset.digest for dataset in place.datasets]
+    decided["target"] = context.recipe.text.target
+    decided["datasets"] = [dataset.digest for dataset in context.datasets]
     done = folder / "prototypes.json"
     if done.is_file() and _description(folder).get("settings") == decided:
         return
-    metas = [meta for dataset in place.datasets for meta in read_texts(dataset)]
+    metas = [meta for dataset in context.datasets for meta in read_texts(dataset)]
     chosen = [meta for meta in metas if meta["split"] in settings.splits]
     vocabulary = select_prototypes(
-        ((meta["sentence"], targets_of(place.recipe, meta)) for meta in chosen), settings.max_frequency
+        ((meta["sentence"], targets_of(context.recipe, meta)) for meta in chosen), settings.max_frequency
     )
     missing: tuple[str, ...] = ()
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def _make(place: Place, folder: Path) -> None:
         path = Path(settings.fasttext)
         if settings.vectors == "cooccurrence":
             path = folder / "cooccurrence.vec"
-            glosses = [targets_of(place.recipe, meta) for meta in metas if meta["split"] == "train"]
+            glosses = [targets_of(context.recipe, meta) for meta in metas if meta["split"] == "train"]
             write_vec(path, *cooccurrence_vectors(glosses, settings.dim))
         vocabulary, prototypes_UD, missing = fasttext_prototypes(vocabulary, path)
     save_file({"prototypes_UD": prototypes_UD.contiguous()}, folder / "prototypes.safetensors")

@@ -24,10 +24,15 @@ from torch import Tensor
 
 from sage_scale.errors import StorageError
 from sage_scale.training import distributed
+from sage_scale.training.checkpoint.checkpoints import (
+    Checkpoints,
+    TrainingProgress,
+    folder_of,
+    progress_values,
+)
+from sage_scale.training.checkpoint.snapshot import HostCopies, in_files, shapes, take
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
-from sage_scale.training.saves.checkpoint import Checkpoints, Progress, folder_of, progress_values
-from sage_scale.training.saves.snapshot import HostCopies, in_files, shapes, take
 from sage_scale.untrusted.json_values import parse_json_object
 
 FILE_BYTES = 128_000_000
@@ -72,11 +77,11 @@ class Saver:
         self.patience_s = patience_s
         self.say = say
         self._copies = HostCopies()
-        self._group = distributed.patient_group()
+        self._group = distributed.long_timeout_group()
         self._flight: _Flight | None = None
         self._saved: list[Saved] = []
 
-    def save(self, engine: Engine, progress: Progress) -> None:
+    def save(self, engine: Engine, progress: TrainingProgress) -> None:
         """Begin a checkpoint of the state as it is now (a collective); without `background`, also finish it."""
         self.finish()
         started = time.monotonic()

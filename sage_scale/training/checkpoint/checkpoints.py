@@ -35,13 +35,13 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from sage_scale.errors import CheckpointError, SageError
+from sage_scale.errors import CheckpointError
 from sage_scale.storage import NotFound, Store, open_store
-from sage_scale.training import distributed
+from sage_scale.training.checkpoint.compatibility import RunIdentity
+from sage_scale.training.checkpoint.reading import read_together
+from sage_scale.training.checkpoint.snapshot import Restore, renamed, shapes
+from sage_scale.training.distributed import on_all, on_first
 from sage_scale.training.engine import Engine
-from sage_scale.training.saves.kinship import Identity
-from sage_scale.training.saves.reading import read_together
-from sage_scale.training.saves.snapshot import Restore, renamed, shapes
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
 
@@ -54,7 +54,7 @@ _ANY_NAME = re.compile(r"^step-(\d{8})/[^/]+$")
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a stage stands."""
 
     step: int = 0
@@ -122,11 +122,11 @@ def try_place(url: str | Path) -> None:
 class Checkpoints:
     """The checkpoints of one stage under `url`."""
 
-    def __init__(self, url: str | Path, keep: int = 2, identity: Identity | None = None) -> None:
+    def __init__(self, url: str | Path, keep: int = 2, identity: RunIdentity | None = None) -> None:
         """`identity` is what a checkpoint must share with this run to be resumed; None asks for the shapes alone."""
         self.store: Store = open_store(url)
         self.keep = keep
-        self.identity = identity or Identity()
+        self.identity = identity or RunIdentity()
 
     def for_repeating(self) -> Checkpoints:
         """The same, for a caller who repeats what fails: storage that is away is heard of within seconds."""
@@ -216,7 +216,7 @@ class Checkpoints:
                 raise InvalidJSON("its hash differs")
             if state.get("format") == FORMAT:
                 stored = build(_State, state)
-                if build(Progress, stored.progress).step != step:
+                if build(TrainingProgress, stored.progress).step != step:
                     raise InvalidJSON("its step is another")
                 if not all(map(_FILE_NAME.fullmatch, stored.files)):
                     raise InvalidJSON("a file has a name that is not ours")
@@ -249,7 +249,9 @@ class Checkpoints:
             return str(error)
         return None
 
-    def load_latest(self, engine: Engine, say: Callable[[str], None] = lambda line: None) -> Progress | None:
+    def load_latest(
+        self, engine: Engine, say: Callable[[str], None] = lambda line: None
+    ) -> TrainingProgress | None:
         """Resume from the newest whole checkpoint; None where there is none (a collective).
 
         A damaged one is named by `say`, and the one before is taken. Raises CheckpointError where all are damaged.
@@ -270,7 +272,9 @@ class Checkpoints:
             )
         return None
 
-    def load(self, engine: Engine, step: int, say: Callable[[str], None] = lambda line: None) -> Progress:
+    def load(
+        self, engine: Engine, step: int, say: Callable[[str], None] = lambda line: None
+    ) -> TrainingProgress:
         """Set the engine's weights and optimizer to a checkpoint (a collective).
 
         Raises CheckpointError naming what does not fit.
@@ -286,7 +290,7 @@ class Checkpoints:
                 "from there on, and the optimizer's moments of these begin at zero"
             )
         try:
-            progress = Progress(**state["progress"])
+            progress = TrainingProgress(**state["progress"])
         except TypeError as error:
             raise CheckpointError(
                 f"{where}/{STATE} is of another version of this program ({error})"
@@ -309,34 +313,6 @@ class Checkpoints:
         return found
 
 
-def on_first(work: Callable[[], Any], first: bool) -> Any:
-    """What rank 0 gets from `work`, on every rank; where it fails, all of them raise (a collective)."""
-    value, failure = None, None
-    if first:
-        try:
-            value = work()
-        except SageError as error:
-            failure = error
-    value, failure = distributed.from_first((value, failure))
-    if failure is not None:
-        raise failure
-    return value
-
-
-def on_all(work: Callable[[], str | None]) -> str | None:
-    """The first line that any rank's `work` gives; where one fails, all of them raise (a collective)."""
-    found, failure = None, None
-    try:
-        found = work()
-    except SageError as error:
-        failure = error
-    gathered = distributed.gather_objects((found, failure))
-    for _, failed in gathered:
-        if failed is not None:
-            raise failed
-    return next((line for line, _ in gathered if line is not None), None)
-
-
 def _compare_shapes(stored: dict[str, list[int]], wanted: dict[str, list[int]], where: str) -> None:
     for name, shape in wanted.items():
         if name not in stored:
@@ -351,6 +327,6 @@ def _digest(state: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(state, sort_keys=True).encode())
 
 
-def progress_values(progress: Progress) -> dict[str, Any]:
+def progress_values(progress: TrainingProgress) -> dict[str, Any]:
     """A copy of the progress as plain values: the save that holds it runs on while the progress moves."""
     return dataclasses.asdict(progress)

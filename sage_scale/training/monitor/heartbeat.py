@@ -43,7 +43,7 @@ def ports(master_port: int) -> list[int]:
     ]
 
 
-class Line:
+class Connection:
     """A connection that carries lines of JSON, neither side ever waiting for the other."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -104,13 +104,13 @@ class Line:
             self.socket.close()
 
 
-class Listener:
+class HeartbeatServer:
     """Rank 0's side: greets the sentinels of this run, and nobody else."""
 
     def __init__(self, token: str, master_port: int, everywhere: bool) -> None:
         self.token = token
-        self.lines: dict[int, Line] = {}
-        self._strangers: dict[Line, float] = {}
+        self.lines: dict[int, Connection] = {}
+        self._strangers: dict[Connection, float] = {}
         self._server = self._bind(master_port, "" if everywhere else "127.0.0.1")
 
     @property
@@ -163,7 +163,7 @@ class Listener:
     def _greet(self, asked: list[Message], messages: list[tuple[int, Message]]) -> None:
         with contextlib.suppress(OSError):
             while True:
-                self._strangers[Line(self._server.accept()[0])] = time.monotonic()
+                self._strangers[Connection(self._server.accept()[0])] = time.monotonic()
         for line, since in list(self._strangers.items()):
             for message in line.receive():
                 if message.get("token") != self.token:
@@ -181,11 +181,11 @@ class Listener:
                 line.close()
 
 
-class Caller:
+class HeartbeatClient:
     """The other ranks' side: connects in the background, for as long as it takes."""
 
     def __init__(self, greeting: Message, address: str, master_port: int) -> None:
-        self.line: Line | None = None
+        self.line: Connection | None = None
         self._found: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._given_up = threading.Event()
 
@@ -199,7 +199,7 @@ class Caller:
         """What rank 0's sentinel says."""
         if self.line is None:
             with contextlib.suppress(queue.Empty):
-                self.line = Line(self._found.get_nowait())
+                self.line = Connection(self._found.get_nowait())
         return self.line.receive() if self.line is not None else []
 
     def send(self, message: Message) -> None:
@@ -214,7 +214,7 @@ class Caller:
             self.line.close(linger_s=1.0)
 
 
-def ask_to_stop(address: str, master_port: int, world: int, timeout_s: float = 5.0) -> bool:
+def request_stop(address: str, master_port: int, world: int, timeout_s: float = 5.0) -> bool:
     """Have every rank of a run save and stop, through rank 0's sentinel; whether it heard."""
     stop = threading.Event()
     timer = threading.Timer(timeout_s, stop.set)

@@ -9,24 +9,28 @@ import time
 
 import pytest
 
+from sage_scale.training.monitor import rank_status
+from sage_scale.training.monitor.diagnosis import FaultReport, RankRegistry
+from sage_scale.training.monitor.heartbeat import HeartbeatClient, HeartbeatServer, run_token
+from sage_scale.training.monitor.postmortem import innermost
 from sage_scale.training.stopping import SAME_S, StopRequest
-from sage_scale.training.watching import watchdog
-from sage_scale.training.watching.contact import Caller, Listener, run_token
-from sage_scale.training.watching.postmortem import innermost
-from sage_scale.training.watching.verdicts import Report, RollCall
 
 STEP = 0.1
 
 
-def roll_call(world: int, **more: float) -> RollCall:
-    roll = RollCall(world, started=0.0, **more)
+def roll_call(world: int, **more: float) -> RankRegistry:
+    roll = RankRegistry(world, started=0.0, **more)
     for rank in range(world):
         roll.heard(0.0, rank, f"host-{rank // 2}", at="step 57", step=56)
     return roll
 
 
 def run(
-    roll: RollCall, until: float, silent: set[int] = frozenset(), patient: set[int] = frozenset(), since=0.0
+    roll: RankRegistry,
+    until: float,
+    silent: set[int] = frozenset(),
+    patient: set[int] = frozenset(),
+    since=0.0,
 ):
     """(time, verdict) of the first verdict while all but `silent` are heard of every second; (until, None) else."""
     now = since
@@ -57,13 +61,13 @@ def test_the_rank_that_died_is_named_whatever_order_the_others_fail_in():
         roll = roll_call(6)
         dead = order.randrange(6)
         reports = [
-            Report(
+            FaultReport(
                 "collective", rank, f"host-{rank // 2}", "step 57", "failed: RuntimeError: Connection closed"
             )
             for rank in range(6)
             if rank != dead
         ]
-        reports.append(Report("killed", dead, f"host-{dead // 2}", "step 57", "was killed (SIGKILL)"))
+        reports.append(FaultReport("killed", dead, f"host-{dead // 2}", "step 57", "was killed (SIGKILL)"))
         order.shuffle(reports)
         now = 10.0
         for report in reports:
@@ -76,7 +80,7 @@ def test_the_rank_that_died_is_named_whatever_order_the_others_fail_in():
 
 def test_a_failed_collective_alone_is_a_verdict_after_three_seconds():
     roll = roll_call(2)
-    roll.report(5.0, Report("collective", 1, "host-0", "step 57", "failed: RuntimeError: gloo"))
+    roll.report(5.0, FaultReport("collective", 1, "host-0", "step 57", "failed: RuntimeError: gloo"))
     now, verdict = run(roll, 60, since=5.0)
     assert verdict is not None and 8 <= now <= 8.5 and "gloo" in verdict.line
 
@@ -84,7 +88,7 @@ def test_a_failed_collective_alone_is_a_verdict_after_three_seconds():
 def test_a_silent_host_explains_a_failed_collective_and_is_named_with_all_its_ranks():
     roll = roll_call(6, contact_timeout_s=10)
     assert run(roll, 20)[1] is None
-    roll.report(23.0, Report("collective", 0, "host-0", "step 57", "failed: RuntimeError: gloo"))
+    roll.report(23.0, FaultReport("collective", 0, "host-0", "step 57", "failed: RuntimeError: gloo"))
     now, verdict = run(roll, 60, silent={2, 3}, since=20.0)
     assert verdict is not None and now <= 20 + 10 + 2
     assert verdict.line.startswith("ranks 2 and 3 on host-1 have been silent for 1")
@@ -101,11 +105,11 @@ def test_a_sentinel_that_slept_takes_nobody_for_lost():
 
 def test_a_stalled_rank_is_no_hang_while_another_saves():
     roll = roll_call(3)
-    roll.report(1.0, Report("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
+    roll.report(1.0, FaultReport("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
     assert run(roll, 30, patient={2}, since=1.0)[1] is None
     assert run(roll, 33, since=30.0)[1] is None
-    roll.report(33.0, Report("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
-    roll.report(33.5, Report("stalled", 2, "host-1", "step 57", "has made no progress", waiting=False))
+    roll.report(33.0, FaultReport("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
+    roll.report(33.5, FaultReport("stalled", 2, "host-1", "step 57", "has made no progress", waiting=False))
     _, verdict = run(roll, 60, since=33.5)
     assert verdict is not None and verdict.rank == 2, (
         "the one that does not wait for others is the one that hangs"
@@ -113,7 +117,7 @@ def test_a_stalled_rank_is_no_hang_while_another_saves():
 
 
 def test_ranks_that_never_come_are_counted_and_named():
-    roll = RollCall(5, started=0.0, start_timeout_s=20)
+    roll = RankRegistry(5, started=0.0, start_timeout_s=20)
     for rank in (0, 1, 4):
         roll.heard(0.0, rank, "host-a")
     now, verdict = run(roll, 60)
@@ -128,7 +132,9 @@ def test_the_same_mistake_on_all_ranks_is_said_once_without_a_rank():
     for rank in range(2):
         roll.report(
             1.0,
-            Report("failed", rank, "host-0", "starting", "no dataset at nowhere", permanent=True, known=True),
+            FaultReport(
+                "failed", rank, "host-0", "starting", "no dataset at nowhere", permanent=True, known=True
+            ),
         )
     _, verdict = run(roll, 5, since=1.0)
     assert verdict is not None and verdict.line == "no dataset at nowhere" and verdict.permanent
@@ -151,19 +157,19 @@ def test_stacks_tell_those_who_wait_in_a_collective(path, waiting):
 
 def test_errors_of_collectives_are_known_and_others_are_not():
     closed = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:1"
-    assert watchdog.second_hand(RuntimeError(closed))
-    assert not watchdog.second_hand(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not watchdog.second_hand(ValueError("gloo/"))
+    assert rank_status.second_hand(RuntimeError(closed))
+    assert not rank_status.second_hand(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not rank_status.second_hand(ValueError("gloo/"))
 
 
 def test_strangers_and_other_runs_are_not_let_in():
     port = _pair_of_ports()
     token = run_token("127.0.0.1", port, 2)
-    listener = Listener(token, port, everywhere=False)
+    listener = HeartbeatServer(token, port, everywhere=False)
     junk = socket.create_connection(("127.0.0.1", listener.port))
     junk.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    other = Caller({"token": run_token("127.0.0.1", port, 3), "rank": 1}, "127.0.0.1", port)
-    ours = Caller({"token": token, "rank": 1, "host": "h"}, "127.0.0.1", port)
+    other = HeartbeatClient({"token": run_token("127.0.0.1", port, 3), "rank": 1}, "127.0.0.1", port)
+    ours = HeartbeatClient({"token": token, "rank": 1, "host": "h"}, "127.0.0.1", port)
     heard = []
     end = time.monotonic() + 5
     while not heard and time.monotonic() < end:

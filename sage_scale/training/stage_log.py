@@ -22,7 +22,7 @@ from sage_scale.untrusted.json_values import parse_json
 from sage_scale.untrusted.printer import redraw, tell
 
 
-class RunLog:
+class StageLog:
     """Log of one stage in `folder`. Only rank 0 makes one that writes; the others pass `active=False`."""
 
     def __init__(

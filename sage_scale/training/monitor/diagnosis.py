@@ -1,6 +1,6 @@
 """Why a run ends: reports of its ranks, the one that explains the others, and the line a person reads.
 
-Pure: no socket, no process, no clock. `contact.py` brings the reports to rank 0's host, `sentinel.py` acts on the
+Pure: no socket, no process, no clock. `heartbeat.py` brings the reports to rank 0's host, `rank_monitor.py` acts on the
 verdict. When one rank dies, all others fail in their next collective; so a verdict waits a moment for the report
 that explains the rest, and prefers what was seen first hand.
 """
@@ -25,7 +25,7 @@ _ORDER = (*FIRST_HAND, "stalled", "collective")
 
 
 @dataclass(frozen=True)
-class Report:
+class FaultReport:
     """What is wrong with one rank, as somebody saw it."""
 
     kind: str
@@ -51,7 +51,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """How the run ends on every rank."""
 
     line: str
@@ -68,7 +68,7 @@ class Verdict:
 
 
 @dataclass
-class Seen:
+class RankStatus:
     """What is known of one rank."""
 
     rank: int
@@ -84,22 +84,22 @@ class Seen:
 
 
 @dataclass
-class RollCall:
+class RankRegistry:
     """All ranks of a run as rank 0's sentinel knows them; `tick` says when and how the run has to end."""
 
     world: int
     started: float
     contact_timeout_s: float = 20.0
     start_timeout_s: float = 600.0
-    seen: dict[int, Seen] = field(default_factory=dict)
-    reports: list[Report] = field(default_factory=list)
+    seen: dict[int, RankStatus] = field(default_factory=dict)
+    reports: list[FaultReport] = field(default_factory=list)
     examining: bool = False
     """Whether every sentinel is asked for its rank's stacks."""
     _first: dict[str, float] = field(default_factory=dict)
 
     def heard(self, now: float, rank: int, host: str, **status: Any) -> None:
         """A sentinel is there: its rank's step or phase."""
-        one = self.seen.setdefault(rank, Seen(rank, host, now))
+        one = self.seen.setdefault(rank, RankStatus(rank, host, now))
         one.heard = now
         for name in ("at", "step", "patient", "over"):
             if name in status:
@@ -110,7 +110,7 @@ class RollCall:
         for one in self.seen.values():
             one.heard += slept
 
-    def report(self, now: float, report: Report) -> None:
+    def report(self, now: float, report: FaultReport) -> None:
         """Something is wrong."""
         self.reports = [
             known for known in self.reports if (known.rank, known.kind) != (report.rank, report.kind)
@@ -125,7 +125,7 @@ class RollCall:
         if one is None or one.over is not None or any(report.rank == rank for report in self.reports):
             return
         text = "died without a word (killed, or its host went down)"
-        self.report(now, Report("killed", rank, one.host, one.at, text))
+        self.report(now, FaultReport("killed", rank, one.host, one.at, text))
 
     @property
     def code(self) -> int | None:
@@ -135,7 +135,7 @@ class RollCall:
             return None
         return max(code for code in codes if code is not None)
 
-    def tick(self, now: float) -> Verdict | None:
+    def tick(self, now: float) -> Diagnosis | None:
         """The verdict, as soon as there is one. Notices who never came and who fell silent."""
         self._miss(now)
         waited = {kind: now - first for kind, first in self._first.items()}
@@ -167,18 +167,18 @@ class RollCall:
                 f"(there are {_ranks(sorted(self.seen))} on {', '.join(hosts)}): look at the launcher's lines of "
                 "the missing host, and whether it reaches rank 0"
             )
-            self.report(now, Report("absent", missing[0], "", "starting", text, known=True))
+            self.report(now, FaultReport("absent", missing[0], "", "starting", text, known=True))
         for one in self.seen.values():
             silence = now - one.heard
             if one.over is None and silence > self.contact_timeout_s:
                 text = f"has been silent for {silence:.0f} s: the network to it is cut, or its host is down"
-                self.report(now, Report("lost", one.rank, one.host, one.at, text))
+                self.report(now, FaultReport("lost", one.rank, one.host, one.at, text))
 
-    def _decide(self, reports: Iterable[Report]) -> Verdict:
+    def _decide(self, reports: Iterable[FaultReport]) -> Diagnosis:
         return decide(reports, self.world)
 
 
-def decide(reports: Iterable[Report], world: int) -> Verdict:
+def decide(reports: Iterable[FaultReport], world: int) -> Diagnosis:
     """The verdict that some reports of a run of `world` ranks come to."""
     reports = sorted(reports, key=lambda r: (_ORDER.index(r.kind), not r.stopped, r.waiting, r.rank))
     cause = reports[0]
@@ -195,10 +195,10 @@ def decide(reports: Iterable[Report], world: int) -> Verdict:
         line = f"{_who(together or [cause])} {text}"
         line += f" ({_at(cause.at)})" if cause.at else ""
         line += _see(cause.file)
-    return Verdict(line, cause.code, cause.permanent, cause.kind, cause.rank, cause.host, cause.at)
+    return Diagnosis(line, cause.code, cause.permanent, cause.kind, cause.rank, cause.host, cause.at)
 
 
-def _who(reports: list[Report]) -> str:
+def _who(reports: list[FaultReport]) -> str:
     return f"{_ranks([report.rank for report in reports])} on {reports[0].host}"
 
 

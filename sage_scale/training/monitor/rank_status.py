@@ -31,17 +31,17 @@ def attach(pipe: int, stacks: IO[bytes]) -> None:
     _pipe, _stacks = pipe, stacks
 
 
-def watched() -> bool:
+def monitored() -> bool:
     """Whether a sentinel watches this process."""
     return _pipe is not None
 
 
-def limits(**seconds: Any) -> None:
+def set_limits(**seconds: Any) -> None:
     """The time limits of the recipe's `watch` section, and the folder of the stage for what is found out."""
     _tell({"limits": seconds})
 
 
-def beat(step: int) -> None:
+def step_done(step: int) -> None:
     """A step is done; what follows is the next one."""
     _phases.clear()
     _tell({"step": step})
@@ -53,7 +53,7 @@ def phase(name: str) -> Iterator[None]:
 
     It is enough that one rank is in such a phase: the others may wait for it in a collective.
     """
-    begin(name)
+    begin_phase(name)
     try:
         yield
     finally:
@@ -62,7 +62,7 @@ def phase(name: str) -> Iterator[None]:
         _tell({"phase": _phases[-1] if _phases else None})
 
 
-def begin(name: str) -> None:
+def begin_phase(name: str) -> None:
     """A long phase that the next step ends."""
     _phases.append(name)
     _tell({"phase": name})

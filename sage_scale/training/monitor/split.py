@@ -1,4 +1,4 @@
-"""Where a launched process becomes two: a rank that trains, and the sentinel that watches it (sentinel.py)."""
+"""Where a launched process becomes two: a rank that trains, and the sentinel that watches it (rank_monitor.py)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import signal
 import sys
 import tempfile
 
-from sage_scale.training.watching import watchdog
-from sage_scale.training.watching.sentinel import Sentinel
+from sage_scale.training.monitor import rank_status
+from sage_scale.training.monitor.rank_monitor import RankMonitor
 from sage_scale.untrusted.printer import tell
 
 
-def stand_guard(stage: str) -> None:
+def start_rank_monitor(stage: str) -> None:
     """Split this process: returns in the child, which trains; the parent watches and ends with the exit code.
 
     `SAGE_WATCHDOG=0` leaves it whole, for debuggers. Call it before threads are started.
@@ -31,12 +31,12 @@ def stand_guard(stage: str) -> None:
         _die_with(parent)
         faulthandler.enable(stacks)
         faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
-        watchdog.attach(write_end, stacks)
+        rank_status.attach(write_end, stacks)
         return
     os.close(write_end)
     code = 1
     try:
-        code = Sentinel(stage, child, read_end, stacks).run()
+        code = RankMonitor(stage, child, read_end, stacks).run()
     except BaseException as error:  # a fault of ours must not leave a rank without guard
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sage_scale.config import Stage
 from sage_scale.training import distributed
+from sage_scale.training.checkpoint.checkpoints import TrainingProgress
+from sage_scale.training.checkpoint.snapshot import stored_buffers
 from sage_scale.training.engine import Engine
-from sage_scale.training.saves.checkpoint import Progress
-from sage_scale.training.saves.snapshot import stored_buffers
 
 WINDOW = 64
 """Losses that the median is taken of."""
@@ -44,7 +44,7 @@ class LossGuard:
         for kept, buffer in zip(self._before, self._buffers):
             kept.copy_(buffer)
 
-    def judge(self, share: float, progress: Progress) -> str:
+    def judge(self, share: float, progress: TrainingProgress) -> str:
         """After the backward pass: why this step must not move the weights, or "" (a collective)."""
         loss = distributed.sum_over_ranks([share], self._engine.ranks.device)[0]
         reason = judge_loss(loss, progress.recent_losses, self._stage.spike_factor)

@@ -23,7 +23,7 @@ WAIT_S = 45.0
 
 
 @contextlib.contextmanager
-def claim(run: str | Path, wait_s: float = WAIT_S) -> Iterator[None]:
+def lock_run(run: str | Path, wait_s: float = WAIT_S) -> Iterator[None]:
     """Holds the run folder, made where it is missing, for the time of a stage (called by rank 0).
 
     A folder that was made here goes again where the stage ends by an error before it wrote anything. Raises UsageError

@@ -1,6 +1,6 @@
 """A rank without torch: it makes steps of 50 ms under a sentinel, until its fault (FAULT, on rank FAULTY) comes.
 
-`python guarded_rank.py RUN STEPS`; limits come from LIMITS (JSON).
+`python monitored_rank.py RUN STEPS`; limits come from LIMITS (JSON).
 """
 
 import json
@@ -11,23 +11,23 @@ import time
 from pathlib import Path
 
 from sage_scale.errors import DatasetError
+from sage_scale.training.monitor import rank_status
+from sage_scale.training.monitor.split import start_rank_monitor
 from sage_scale.training.stopping import StopRequest
-from sage_scale.training.watching import watchdog
-from sage_scale.training.watching.split import stand_guard
 
 run, steps = Path(sys.argv[1]), int(sys.argv[2])
-stand_guard("pretrain")
+start_rank_monitor("pretrain")
 rank = int(os.environ["RANK"])
 fault = os.environ.get("FAULT", "") if rank == int(os.environ.get("FAULTY", 1)) else ""
 (run / f"pid-{rank}").write_text(str(os.getpid()))
 (run / f"sentinel-{rank}").write_text(str(os.getppid()))
 limits = {"contact_timeout_s": 10.0, "start_timeout_s": 30.0, "hang_timeout_s": 30.0, "long_timeout_s": 30.0,
           "stop_notice": "none", "stop_notice_every_s": 0.2, **json.loads(os.environ.get("LIMITS", "{}"))}  # fmt: skip
-watchdog.limits(run=str(run), **limits)
+rank_status.set_limits(run=str(run), **limits)
 
 
 def fail(error: Exception, code: int, permanent: bool) -> None:
-    watchdog.failed(error, code, permanent)
+    rank_status.failed(error, code, permanent)
     os._exit(code)
 
 
@@ -39,13 +39,13 @@ if fault == "import":
     fail(ImportError("no module named x"), 1, False)
 if fault == "exit":
     os._exit(7)
-watchdog.begin("loading the data and the model")
+rank_status.begin_phase("loading the data and the model")
 if fault == "slow":
     time.sleep(3)
 with StopRequest() as stop:
     for step in range(1, steps + 1):
         time.sleep(0.05)
-        watchdog.beat(step)
+        rank_status.step_done(step)
         if step == 5:
             if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -56,7 +56,7 @@ with StopRequest() as stop:
             if fault == "hang":
                 sleep_for_ever()
             if fault == "save":
-                with watchdog.phase("saving a checkpoint"):
+                with rank_status.phase("saving a checkpoint"):
                     time.sleep(3)
             if fault == "damaged":
                 fail(DatasetError("shard 000042.tar is damaged"), 1, True)
@@ -72,6 +72,6 @@ with StopRequest() as stop:
                 time.sleep(3 if os.environ["FAULT"] == "save" else 1000)
         if stop.asked:
             (run / f"saved-{rank}").write_text(str(step))
-            watchdog.done(130)
+            rank_status.done(130)
             sys.exit(130)
-watchdog.done()
+rank_status.done()

@@ -19,13 +19,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from launching import free_port
 
-from sage_scale.training.watching.contact import ask_to_stop
+from sage_scale.training.monitor.heartbeat import request_stop
 
-SCRIPT = Path(__file__).with_name("guarded_rank.py")
+SCRIPT = Path(__file__).with_name("monitored_rank.py")
 
 
 class Job:
-    """Ranks of guarded_rank.py, as a launcher starts them."""
+    """Ranks of monitored_rank.py, as a launcher starts them."""
 
     def __init__(
         self, run: Path, world: int = 2, steps: int = 400, started: tuple[int, ...] = (), **given: object
@@ -118,9 +118,9 @@ def test_a_hanging_rank_is_found_among_those_that_wait_for_it(tmp_path):
 def test_stacks_of_a_hanging_rank_say_where_it_is(tmp_path):
     codes, said = Job(tmp_path, FAULT="hang", FAULTY=0, hang_timeout_s=2).end(within=30)
     assert codes == [1, 1]
-    assert len(said) == 1 and "rank 0" in said[0] and "sleep_for_ever, training/guarded_rank.py" in said[0], (
-        said
-    )
+    assert (
+        len(said) == 1 and "rank 0" in said[0] and "sleep_for_ever, training/monitored_rank.py" in said[0]
+    ), said
     stacks = Path(said[0].rpartition("see ")[2]).read_text()
     assert "sleep_for_ever" in stacks and "most recent call first" in stacks
 
@@ -182,8 +182,8 @@ def test_sigterm_to_one_sentinel_reaches_its_rank_which_saves(tmp_path):
 def test_rank_0s_sentinel_takes_requests_to_stop_of_its_own_run_only(tmp_path):
     job = Job(tmp_path, world=2, steps=4000)
     job.pid(0)
-    assert not ask_to_stop("127.0.0.1", job.port, world=3, timeout_s=1)
-    assert ask_to_stop("127.0.0.1", job.port, world=2)
+    assert not request_stop("127.0.0.1", job.port, world=3, timeout_s=1)
+    assert request_stop("127.0.0.1", job.port, world=2)
     end = time.monotonic() + 10
     while not (tmp_path / "saved-0").exists():
         assert time.monotonic() < end

@@ -15,8 +15,8 @@ from sage_scale.config import load_recipe
 from sage_scale.errors import SageError, StorageError, UsageError
 from sage_scale.training import launcher
 from sage_scale.training.environment import join_launcher
-from sage_scale.training.watching import watchdog
-from sage_scale.training.watching.split import stand_guard
+from sage_scale.training.monitor import rank_status
+from sage_scale.training.monitor.split import start_rank_monitor
 from sage_scale.untrusted.display import message_line
 from sage_scale.untrusted.printer import tell
 
@@ -24,7 +24,7 @@ from sage_scale.untrusted.printer import tell
 def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     """Run a stage with the arguments of the command line, watched by a sentinel; returns the exit code.
 
-    Where several ranks fail, one line says why (sentinel.py). Each rank ends the moment it has reported its
+    Where several ranks fail, one line says why (rank_monitor.py). Each rank ends the moment it has reported its
     failure: taking down a process group whose other members are gone may take minutes.
     """
     options = _parser(stage).parse_intermixed_args(arguments)
@@ -33,7 +33,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         tell(f"sage-scale {stage}: {error}")
         return error.exit_code
-    stand_guard(stage)
+    start_rank_monitor(stage)
     os.environ.setdefault(
         "TORCH_CPP_LOG_LEVEL", "ERROR"
     )  # read when torch is imported; c10d warns of host names
@@ -42,7 +42,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
         recipe = load_recipe(
             launcher.recipe_of_run(options.run, options.recipe), [*options.overrides, *traced]
         )
-        watchdog.limits(run=options.run, **dataclasses.asdict(recipe.watch))
+        rank_status.set_limits(run=options.run, **dataclasses.asdict(recipe.watch))
         if stage == "pretrain":
             from sage_scale.training.pretrain import run
         else:
@@ -70,8 +70,8 @@ def _leave(code: int, line: str = "") -> int:
     if line and int(os.environ.get("RANK", 0)) == 0:
         tell(line)
     distributed.close()
-    watchdog.done(code)
-    if watchdog.watched():
+    rank_status.done(code)
+    if rank_status.monitored():
         # Everything is written. The interpreter's last collection of garbage takes seconds with torch, on a busy
         # machine minutes (seen), and the launchers wait for it.
         atexit._run_exitfuncs()
@@ -83,10 +83,10 @@ def _leave(code: int, line: str = "") -> int:
 
 def _fail(stage: str, error: BaseException, code: int, permanent: bool) -> int:
     debug = os.environ.get("SAGE_DEBUG", "") not in ("", "0")
-    if debug or (not watchdog.watched() and not isinstance(error, SageError)):
+    if debug or (not rank_status.monitored() and not isinstance(error, SageError)):
         tell(*"".join(traceback.format_exception(error)).splitlines())
-    watchdog.failed(error, code, permanent)
-    if not watchdog.watched():
+    rank_status.failed(error, code, permanent)
+    if not rank_status.monitored():
         tell(f"sage-scale {stage}: {message_line(error)}")
         return code
     sys.stdout.flush()

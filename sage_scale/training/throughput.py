@@ -34,7 +34,7 @@ def video_sizes(batch: Batch) -> dict[str, float]:
     }
 
 
-class Meter:
+class Throughput:
     """Rates of a stage's steps on all ranks together."""
 
     def __init__(self, engine: Engine, operations: Callable[[StepSize], float] | None = None) -> None:

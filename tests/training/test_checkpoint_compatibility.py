@@ -17,14 +17,14 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError
 from sage_scale.training import pretrain
+from sage_scale.training.checkpoint.checkpoints import Checkpoints
+from sage_scale.training.checkpoint.compatibility import RunIdentity
 from sage_scale.training.engine import Engine
-from sage_scale.training.saves.checkpoint import Checkpoints
-from sage_scale.training.saves.kinship import Identity
 
 PLAN = [("train", 12), ("dev", 4)]
 
 
-def state_of(identity: Identity) -> dict:
+def state_of(identity: RunIdentity) -> dict:
     """As it is read from state.json."""
     return json.loads(json.dumps({"recipe": identity.recipe, "frozen": identity.frozen}))
 
@@ -42,8 +42,8 @@ def state_of(identity: Identity) -> dict:
 )
 def test_another_model_is_refused_by_its_keys(changes, named):
     recipe = tiny_recipe()
-    state = state_of(Identity.of("pretrain", recipe))
-    other = Identity.of("pretrain", override(recipe, changes))
+    state = state_of(RunIdentity.of("pretrain", recipe))
+    other = RunIdentity.of("pretrain", override(recipe, changes))
     with pytest.raises(CheckpointError) as refused:
         other.compare(state, "there", lambda line: None)
     for name in named:
@@ -52,14 +52,14 @@ def test_another_model_is_refused_by_its_keys(changes, named):
 
 def test_changes_that_a_user_may_make_are_told():
     recipe = tiny_recipe()
-    state = state_of(Identity.of("pretrain", recipe))
+    state = state_of(RunIdentity.of("pretrain", recipe))
     lines: list[str] = []
-    Identity.of("pretrain", recipe).compare(state, "there", lines.append)
+    RunIdentity.of("pretrain", recipe).compare(state, "there", lines.append)
     assert lines == []
     changed = override(
         recipe, ["pretrain.lr=0.5", "pretrain.zero_stage=3", "finetune.optimizer=adamw", "name=x"]
     )
-    Identity.of("pretrain", changed).compare(state, "there", lines.append)
+    RunIdentity.of("pretrain", changed).compare(state, "there", lines.append)
     assert len(lines) == 1 and re.search(r"pretrain\.lr 0\.003 -> 0\.5", lines[0])
     assert "finetune" not in lines[0] and "name" not in lines[0]
 
@@ -69,11 +69,13 @@ def test_exchanged_frozen_weights_are_refused_wherever_the_run_lies(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(content)
     recipe = tiny_recipe()
-    state = state_of(Identity.of("pretrain", recipe, [tmp_path / "one"]))
-    Identity.of("pretrain", recipe, [tmp_path / "moved"]).compare(state, "there", lambda line: None)
-    Identity.of("pretrain", recipe, [tmp_path / "a name on a hub"]).compare(state, "there", lambda line: None)
+    state = state_of(RunIdentity.of("pretrain", recipe, [tmp_path / "one"]))
+    RunIdentity.of("pretrain", recipe, [tmp_path / "moved"]).compare(state, "there", lambda line: None)
+    RunIdentity.of("pretrain", recipe, [tmp_path / "a name on a hub"]).compare(
+        state, "there", lambda line: None
+    )
     with pytest.raises(CheckpointError, match=r"other frozen weights than .*other/model\.safetensors"):
-        Identity.of("pretrain", recipe, [tmp_path / "other"]).compare(state, "there", lambda line: None)
+        RunIdentity.of("pretrain", recipe, [tmp_path / "other"]).compare(state, "there", lambda line: None)
 
 
 def test_a_run_refuses_the_checkpoint_of_another_model(tmp_path):
@@ -143,6 +145,6 @@ def as_version_0_1_0(checkpoints: Checkpoints, step: int, scale: float) -> None:
             )
         new = f"tensors-00000-{number:03d}-00000000.safetensors"
         files[new] = checkpoints.write_file(step, new, tensors)
-    checkpoints.identity = Identity("pretrain", state["recipe"], state["frozen"])
+    checkpoints.identity = RunIdentity("pretrain", state["recipe"], state["frozen"])
     shaped = {name.replace("log_scale", "scale"): shape for name, shape in state["shapes"].items()}
     checkpoints.write_state(state["progress"], files, shaped)

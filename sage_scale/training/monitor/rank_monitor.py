@@ -2,8 +2,8 @@
 
 It is the parent of the process that trains (split.py). So it sees how its rank died (a thread of it would die with
 it), works while the rank holds the interpreter's lock or is stopped, can end it in the middle of a collective, and
-decides the exit code that the launcher sees. Sentinels hear of each other through rank 0's (contact.py), which decides
-why the run ends (verdicts.py) and says so in one line.
+decides the exit code that the launcher sees. Rank monitors reach each other through rank 0's (heartbeat.py), which
+decides why the run ends (diagnosis.py) and says so in one line.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from sage_scale.training.watching.ancestors import Ancestors
-from sage_scale.training.watching.contact import EVERY_S, Caller, Line, Listener, ports, run_token
-from sage_scale.training.watching.notices import watch_for_notice
-from sage_scale.training.watching.postmortem import innermost, keep_stacks, kills_for_memory, process_state
-from sage_scale.training.watching.verdicts import Report, RollCall, Verdict, decide
+from sage_scale.training.monitor.ancestors import Ancestors
+from sage_scale.training.monitor.diagnosis import Diagnosis, FaultReport, RankRegistry, decide
+from sage_scale.training.monitor.heartbeat import (
+    EVERY_S,
+    Connection,
+    HeartbeatClient,
+    HeartbeatServer,
+    ports,
+    run_token,
+)
+from sage_scale.training.monitor.postmortem import innermost, keep_stacks, kills_for_memory, process_state
+from sage_scale.training.monitor.preemption import watch_for_notice
 from sage_scale.untrusted.display import json_text, message_line
 from sage_scale.untrusted.json_values import parse_json_object
 from sage_scale.untrusted.printer import tell
@@ -36,7 +43,7 @@ _LOOK_S = 1.5
 """How long a rank has to write its stacks, seconds."""
 
 
-class Sentinel:
+class RankMonitor:
     """Watches the process `child`, rank RANK of WORLD_SIZE, which tells of itself through `pipe`."""
 
     def __init__(self, stage: str, child: int, pipe: int, stacks: IO[bytes]) -> None:
@@ -54,7 +61,7 @@ class Sentinel:
         self.started = self.progressed = now
         self.at, self.step, self.phase = "starting", -1, True
         self.over: int | None = None
-        self.reported: list[tuple[float, Report]] = []
+        self.reported: list[tuple[float, FaultReport]] = []
         self.alive = True
         self.told: int | None = None
         self.orphan_since: float | None = None
@@ -64,9 +71,9 @@ class Sentinel:
         self._looked = 0.0
         self._sent = 0.0
         self._out_of_memory = kills_for_memory()
-        self.roll: RollCall | None = None
-        self.listener: Listener | None = None
-        self.caller: Caller | None = None
+        self.roll: RankRegistry | None = None
+        self.listener: HeartbeatServer | None = None
+        self.caller: HeartbeatClient | None = None
         self.heard: float | None = None
         self.first_host = ""
         self._join()
@@ -229,7 +236,7 @@ class Sentinel:
         self._report("stalled", text, waiting=waiting, stopped=state in "TtD", file=self._keep_stacks())
 
     def _report(self, kind: str, text: str, **more: Any) -> None:
-        report = Report(kind, self.rank, self.host, self.at, text, **more)
+        report = FaultReport(kind, self.rank, self.host, self.at, text, **more)
         now = time.monotonic()
         if kind != "stalled":  # which may turn out to be patience
             self.reported.append((now, report))
@@ -246,13 +253,13 @@ class Sentinel:
     def _join(self) -> None:
         token = run_token(self.address, self.master_port, self.world)
         if self.rank == 0:
-            self.roll = RollCall(self.world, self.started)
+            self.roll = RankRegistry(self.world, self.started)
             if self.world > 1:
                 local = self.address.startswith("127.") or self.address == "localhost"
-                self.listener = Listener(token, self.master_port, everywhere=not local)
+                self.listener = HeartbeatServer(token, self.master_port, everywhere=not local)
         else:
             greeting = {"token": token, "rank": self.rank, "host": self.host}
-            self.caller = Caller(greeting, self.address, self.master_port)
+            self.caller = HeartbeatClient(greeting, self.address, self.master_port)
 
     def _status(self, now: float) -> dict[str, Any]:
         patient = self.phase and self.alive and now - self.progressed < self._limit()
@@ -265,7 +272,7 @@ class Sentinel:
         self._sent = now
         return True
 
-    def _coordinate(self, now: float) -> Verdict | None:
+    def _coordinate(self, now: float) -> Diagnosis | None:
         assert self.roll is not None
         self.roll.heard(now, self.rank, self.host, **self._status(now))
         if self.listener is not None:
@@ -293,19 +300,19 @@ class Sentinel:
         status = message.get("status") or {}
         self.roll.heard(now, rank, host, **{name: status[name] for name in status})
         if "report" in message:
-            self.roll.report(now, Report(**message["report"]))
+            self.roll.report(now, FaultReport(**message["report"]))
 
-    def _keep_contact(self, now: float) -> Verdict | None:
+    def _keep_contact(self, now: float) -> Diagnosis | None:
         assert self.caller is not None
         connected = self.caller.line is not None
         for message in self.caller.poll():
             self.heard = now
             self.first_host = message.get("alive", self.first_host)
             if "verdict" in message:
-                return Verdict(**message["verdict"])
+                return Diagnosis(**message["verdict"])
             if "examine" in message:
                 self._begin_to_look(now)
-        line: Line | None = self.caller.line
+        line: Connection | None = self.caller.line
         if line is not None and not connected:
             self.heard = now
             for _, report in self.reported:  # what happened before there was anyone to tell
@@ -314,7 +321,7 @@ class Sentinel:
             self.caller.send({"status": self._status(now)})
         return self._alone(now, line)
 
-    def _alone(self, now: float, line: Line | None) -> Verdict | None:
+    def _alone(self, now: float, line: Connection | None) -> Diagnosis | None:
         """The verdict of a sentinel that hears nothing from rank 0's."""
         timeout = float(self.limits.get("contact_timeout_s", 20.0))
         where = f"{self.address} (ports {ports(self.master_port)[0]} to {ports(self.master_port)[-1]})"
@@ -327,19 +334,19 @@ class Sentinel:
                 return decide(own, self.world)
             if now - self.started > patience:
                 text = f"could not reach rank 0 at {where} within {patience:g} s: it did not start, or no network"
-                return decide([Report("absent", self.rank, self.host, "starting", text)], self.world)
+                return decide([FaultReport("absent", self.rank, self.host, "starting", text)], self.world)
             return None
         first = self.first_host or self.address
         if not line.open:
             text = "died without a word (killed, or its host went down)"
             text += f"; rank {self.rank} was in {self.at}"
-            return decide([Report("killed", 0, first, "", text)], self.world)
+            return decide([FaultReport("killed", 0, first, "", text)], self.world)
         if self.heard is not None and now - self.heard > timeout:
             text = (
                 f"rank 0 on {first} has been silent to {self.host} for {now - self.heard:.0f} s: the network to it "
                 f"is cut, or its host is down; rank {self.rank} was in {self.at}"
             )
-            report = Report("lost", 0, first, "", text, known=True)
+            report = FaultReport("lost", 0, first, "", text, known=True)
             return decide([*(r for r in own if r.kind == "failed"), report], self.world)
         return None
 
@@ -350,7 +357,7 @@ class Sentinel:
             code = self.roll.code
             if code is not None:
                 line = "the stage is done" if code == 0 else "stopped as asked, after saving"
-                self._record(Verdict(line, code, permanent=True, kind="over"))
+                self._record(Diagnosis(line, code, permanent=True, kind="over"))
                 if self.listener is not None:
                     self.listener.close()
             return code
@@ -363,7 +370,7 @@ class Sentinel:
         self.caller.close()
         return self.over
 
-    def _end(self, verdict: Verdict) -> int:
+    def _end(self, verdict: Diagnosis) -> int:
         if self.listener is not None:
             self.listener.send({"verdict": verdict.as_dict()})
         if self.alive:
@@ -390,7 +397,7 @@ class Sentinel:
         with contextlib.suppress(OSError):
             tell(f"sage-scale {self.stage}: {message_line(line)}")
 
-    def _record(self, verdict: Verdict) -> None:
+    def _record(self, verdict: Diagnosis) -> None:
         """`ended.json` of the stage: for the launcher that restarts, and for whoever looks later."""
         row = {**verdict.as_dict(), "step": self.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         places = [Path(os.environ[ENDED_FILE])] if ENDED_FILE in os.environ else []

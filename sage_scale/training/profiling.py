@@ -11,7 +11,7 @@ FIRST = 4
 """The first step that is traced: those before it compile, allocate and fill caches."""
 
 
-class StepProfile:
+class StepTrace:
     """Traces steps FIRST to FIRST + `steps` - 1 of this process into `folder`/profile; 0 steps trace nothing."""
 
     def __init__(self, folder: Path, steps: int) -> None:
@@ -20,7 +20,7 @@ class StepProfile:
         self._done = 0
         self._profiler: torch.profiler.profile | None = None
 
-    def __enter__(self) -> StepProfile:
+    def __enter__(self) -> StepTrace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:

@@ -13,7 +13,7 @@ from sage_scale.config import Recipe
 from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.errors import CheckpointError
 
-DECIDING = (
+BREAKING_KEYS = (
     "model.kind",
     "model.backbone.depths",
     "model.backbone.widths",
@@ -37,9 +37,9 @@ DECIDING = (
     *(f"prototypes.{key}" for key in ("vectors", "fasttext", "dim", "max_frequency", "splits")),
 )  # fmt: skip
 """Keys that make another model or another objective: weights trained under other values cannot be gone on with."""
-STAGE_DECIDING = ("optimizer", "freeze", "init")
+BREAKING_STAGE_KEYS = ("optimizer", "freeze", "init")
 """The same among the keys of the stage itself."""
-SILENT = (
+IGNORED_KEYS = (
     "name",
     "evaluation.",
     "precompute.",
@@ -53,7 +53,7 @@ _READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunIdentity:
     """What a run is, for its checkpoints."""
 
     stage: str = ""
@@ -64,7 +64,7 @@ class Identity:
     """xxh3-128 of the files that the frozen weights come from, by their path."""
 
     @classmethod
-    def of(cls, stage: str, recipe: Recipe, frozen: Iterable[Path] = ()) -> Identity:
+    def of(cls, stage: str, recipe: Recipe, frozen: Iterable[Path] = ()) -> RunIdentity:
         """`frozen` are files and folders; what is not there (a model named on a hub) is not compared."""
         files: dict[str, str] = {}
         for path in frozen:
@@ -78,7 +78,7 @@ class Identity:
         if not self.recipe or not state["recipe"]:
             return
         ours, theirs = flat(self.recipe), flat(state["recipe"])
-        deciding = (*DECIDING, *(f"{self.stage}.{key}" for key in STAGE_DECIDING))
+        deciding = (*BREAKING_KEYS, *(f"{self.stage}.{key}" for key in BREAKING_STAGE_KEYS))
         other = "finetune" if self.stage == "pretrain" else "pretrain"
         differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
         refused = [key for key in differing if key in deciding]
@@ -87,7 +87,7 @@ class Identity:
             raise CheckpointError(
                 f"{where} was trained by another recipe: {pairs}; restore these keys, or give another --run"
             )
-        told = [key for key in differing if not key.startswith((*SILENT, f"{other}."))]
+        told = [key for key in differing if not key.startswith((*IGNORED_KEYS, f"{other}."))]
         if told:
             pairs = ", ".join(f"{key} {theirs.get(key)} -> {ours.get(key)}" for key in told)
             say(f"going on with other settings than the checkpoint's: {pairs}")
