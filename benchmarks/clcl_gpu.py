@@ -347,7 +347,7 @@ def through_the_cache(bench: Bench, sizes: Sizes) -> None:
             segment_frames_N=torch.full((clips * N,), 3),
             clip_segments_B=torch.full((clips,), N),
             features_FC=torch.randn(clips * N * 3, D).half(),
-            draws_B=torch.arange(clips) + 1,
+            clip_seeds_B=torch.arange(clips) + 1,
         )
         nothing = np.zeros((0, 2), np.int32)
         batch = Batch(

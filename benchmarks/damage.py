@@ -353,6 +353,6 @@ def contents(batch: Batch) -> dict[str, tuple]:
             for name, value in vars(clip.video).items()
             if hasattr(value, "numpy")
         }
-        tensors.pop("draws_B", None)  # a number of the place in the epoch
+        tensors.pop("clip_seeds_B", None)  # a number of the place in the epoch
         found[key] = (repr(clip.metas[0]), clip.segments[0].tobytes(), tensors)
     return found

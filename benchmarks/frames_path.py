@@ -65,7 +65,7 @@ class ReleasedLayout(VisualEncoder):
         clip_G = video.frame_clip_F()[frame_G]
         assert video.frames_FCHW is not None
         order = replace(video, frames_FCHW=video.frames_FCHW[frame_G])
-        active = self.training and video.draws_B is not None and self.settings.active
+        active = self.training and video.clip_seeds_B is not None and self.settings.active
         kind = self.norm.weight.dtype
         pixels_GCHW = frame_pixels(order, slice(None), clip_G, self.settings, self.crop, active, kind)
         features_GC = self._through_backbone(pixels_GCHW, centred=video.background_BCHW is not None)

@@ -47,7 +47,7 @@ def made_video(clips: int, frames: int, side: int, device: torch.device) -> Pack
     pictures = torch.randint(0, 256, (clips * frames, 3, side, side), dtype=torch.uint8, generator=generator)
     return PackedVideo(
         segment_frames_N=torch.full((clips,), frames), clip_segments_B=torch.ones(clips, dtype=torch.int64),
-        draws_B=torch.arange(clips) + 1, frames_FCHW=pictures,
+        clip_seeds_B=torch.arange(clips) + 1, frames_FCHW=pictures,
     ).to(device)  # fmt: skip
 
 

@@ -159,8 +159,8 @@ def made_video(
         }
     )
     video = PackedVideo(
-        segment_frames_N=torch.tensor(lengths), clip_segments_B=torch.tensor(counts), draws_B=torch.arange(clips) + 1,
-        **content,
+        segment_frames_N=torch.tensor(lengths), clip_segments_B=torch.tensor(counts),
+        clip_seeds_B=torch.arange(clips) + 1, **content,
     )  # fmt: skip
     return video, ClipSize(total / clips, sum(counts) / clips, WORDS)
 

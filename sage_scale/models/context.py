@@ -50,14 +50,14 @@ class ContextEncoder(nn.Module):
         state = language_model.model.encoder.state_dict()
         self.load_state_dict({name: value for name, value in state.items() if name in wanted})
 
-    def forward(self, x_ND: Tensor, lengths_B: Tensor, draws_N: Tensor | None = None) -> Tensor:
+    def forward(self, x_ND: Tensor, lengths_B: Tensor, seeds_N: Tensor | None = None) -> Tensor:
         """Raises ValueError for a clip with more tokens than the language model has positions."""
         mask_BL = position_mask(lengths_B, self.longest)
         place_N = mask_BL.nonzero()[:, 1]
         x_ND = x_ND + self.embed_positions(place_N, position_ids=place_N)[0]
-        x_ND = self._drop(self.layernorm_embedding(x_ND), draws_N, 0)
+        x_ND = self._drop(self.layernorm_embedding(x_ND), seeds_N, 0)
         for number in range(1, len(self.layers) + 1):
-            given = (number, x_ND, lengths_B, mask_BL, draws_N)
+            given = (number, x_ND, lengths_B, mask_BL, seeds_N)
             if self.recompute and self.training and torch.is_grad_enabled():
                 # Dropout is keyed, so nothing random happens; under ZeRO-3 what is saved differs between the passes.
                 x_ND = checkpoint(
@@ -72,16 +72,16 @@ class ContextEncoder(nn.Module):
         return self.layer_norm(x_ND)
 
     def _layer(
-        self, number: int, x_ND: Tensor, lengths_B: Tensor, mask_BL: Tensor, draws_N: Tensor | None
+        self, number: int, x_ND: Tensor, lengths_B: Tensor, mask_BL: Tensor, seeds_N: Tensor | None
     ) -> Tensor:
         layer: Any = self.layers[number - 1]
         attended_ND = self._attend(layer, layer.self_attn_layer_norm(x_ND), lengths_B, mask_BL)
-        x_ND = x_ND + self._drop(attended_ND, draws_N, 2 * number)
+        x_ND = x_ND + self._drop(attended_ND, seeds_N, 2 * number)
         fed_ND = layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x_ND))))
-        return x_ND + self._drop(fed_ND, draws_N, 2 * number + 1)
+        return x_ND + self._drop(fed_ND, seeds_N, 2 * number + 1)
 
-    def _drop(self, x_ND: Tensor, draws_N: Tensor | None, salt: int) -> Tensor:
-        return keyed_dropout(x_ND, draws_N, self.dropout, _SALT + salt, self.training)
+    def _drop(self, x_ND: Tensor, seeds_N: Tensor | None, salt: int) -> Tensor:
+        return keyed_dropout(x_ND, seeds_N, self.dropout, _SALT + salt, self.training)
 
     def _attend(self, layer: MBartEncoderLayer, x_ND: Tensor, lengths_B: Tensor, mask_BL: Tensor) -> Tensor:
         if not lengths_B.numel():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MBartForConditionalGeneration
 
-from sage_scale.vision.draws import mix
+from sage_scale.vision.packed import mix
 
 _ODD = -4658895280553007687  # 0xBF58476D1CE4E5B9, of SplitMix64, as a signed integer
 
@@ -16,28 +16,28 @@ VALUES_AT_ONCE = (1 << 15, 1 << 24)
 """Hashed together on a CPU, where they stay in its cache, and on a GPU."""
 
 
-def token_draws(draws_B: Tensor, clip_segments_B: Tensor) -> Tensor:
-    """int64 (N,): a number for each token, from its clip's number and its place in the clip."""
+def token_seeds(clip_seeds_B: Tensor, clip_segments_B: Tensor) -> Tensor:
+    """int64 (N,): a seed for each token, from its clip's seed and its place in the clip."""
     starts_B = clip_segments_B.cumsum(0) - clip_segments_B
     clip_N = torch.repeat_interleave(clip_segments_B)
     place_N = torch.arange(clip_N.numel(), device=clip_N.device) - starts_B[clip_N]
-    return mix(draws_B[clip_N], place_N)
+    return mix(clip_seeds_B[clip_N], place_N)
 
 
-def keyed_dropout(x_ND: Tensor, draws_N: Tensor | None, p: float, salt: int, training: bool = True) -> Tensor:
-    """Each value is 0 with probability `p`, else divided by 1 - p; a row's pattern follows from its draw and `salt`.
+def keyed_dropout(x_ND: Tensor, seeds_N: Tensor | None, p: float, salt: int, training: bool = True) -> Tensor:
+    """Each value is 0 with probability `p`, else divided by 1 - p; a row's pattern follows from its seed and `salt`.
 
     Any number of dimensions may stand for N. Outside training, or with p = 0, the input itself. Raises ValueError in
-    training without draws.
+    training without seeds.
     """
     if not training or p == 0:
         return x_ND
-    if draws_N is None:
-        raise ValueError("dropout in training needs PackedVideo.draws_B, the clips' random numbers")
+    if seeds_N is None:
+        raise ValueError("dropout in training needs PackedVideo.clip_seeds_B, the clips' random numbers")
     # Rows and columns are hashed in full, their sums in one round: the work is per value, and costs memory passes.
     width = x_ND.shape[-1]
     columns_D = mix(torch.arange(width, device=x_ND.device), salt)
-    rows_N1 = mix(draws_N, salt).reshape(-1, 1)
+    rows_N1 = mix(seeds_N, salt).reshape(-1, 1)
     keep_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
     flat_ND = keep_ND.view(-1, width)
     # Some rows at a time: 17 bytes a value would be more than all that the layer keeps of it.
@@ -59,7 +59,7 @@ class LanguageModelDropout:
 
     def __init__(self, language_model: MBartForConditionalGeneration) -> None:
         self.p = float(language_model.config.dropout)
-        self._draws: dict[str, Tensor] = {}
+        self._seeds: dict[str, Tensor] = {}
         salt = 10_000
         for side, stack in (
             ("encoder", language_model.model.encoder),
@@ -81,21 +81,21 @@ class LanguageModelDropout:
             holder.keyed_dropout = cls(language_model)
         return holder.keyed_dropout
 
-    def set_keys(self, draws_B: Tensor | None, encoder: int, decoder: int) -> None:
+    def set_keys(self, clip_seeds_B: Tensor | None, encoder: int, decoder: int) -> None:
         """From now on the clips' numbers decide, over so many positions; None leaves it to torch's generator.
 
         They stay after the forward pass, for a backward pass that recomputes it.
         """
-        self._draws = {}
-        if draws_B is not None:
+        self._seeds = {}
+        if clip_seeds_B is not None:
             for number, (side, length) in enumerate((("encoder", encoder), ("decoder", decoder)), start=1):
-                place_L = torch.arange(length, device=draws_B.device)
-                self._draws[side] = mix(mix(draws_B, number)[:, None], place_L)
+                place_L = torch.arange(length, device=clip_seeds_B.device)
+                self._seeds[side] = mix(mix(clip_seeds_B, number)[:, None], place_L)
 
     def _hook(self, side: str, salt: int) -> Any:
         def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            if side in self._draws:
-                return keyed_dropout(output, self._draws[side], self.p, salt, module.training)
+            if side in self._seeds:
+                return keyed_dropout(output, self._seeds[side], self.p, salt, module.training)
             return nn.functional.dropout(output, self.p, module.training)
 
         return drop

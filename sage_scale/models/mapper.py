@@ -28,11 +28,11 @@ class Mapper(nn.Module):
             for width in normed
         )
 
-    def forward(self, x_ND: Tensor, draws_N: Tensor | None = None) -> Tensor:
-        """`draws_N` (int64), one a token, decide the dropout; needed in training where `dropout` is not 0."""
+    def forward(self, x_ND: Tensor, seeds_N: Tensor | None = None) -> Tensor:
+        """`seeds_N` (int64), one a token, decide the dropout; needed in training where `dropout` is not 0."""
         for block, linear in enumerate(self.linears):
             if self.last_linear and block == len(self.linears) - 1:
                 return linear(x_ND)
             x_ND = F.gelu(linear(self.norms[block](x_ND)))
-            x_ND = keyed_dropout(x_ND, draws_N, self.dropout, salt=block, training=self.training)
+            x_ND = keyed_dropout(x_ND, seeds_N, self.dropout, salt=block, training=self.training)
         return x_ND

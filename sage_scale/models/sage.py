@@ -22,7 +22,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
 from sage_scale.losses.sharded import sharded_clcl_loss
 from sage_scale.models.context import ContextEncoder, position_mask
-from sage_scale.models.dropout import LanguageModelDropout, token_draws
+from sage_scale.models.dropout import LanguageModelDropout, token_seeds
 from sage_scale.models.language import TextTargets, language_first, language_id
 from sage_scale.models.mapper import Mapper
 from sage_scale.models.resnet import load_backbone
@@ -67,9 +67,11 @@ class SageAligner(nn.Module):
 
     def encode(self, video: PackedVideo) -> tuple[Tensor, Tensor | None]:
         """L (N, d_model), and the context encoder's hidden states (N, d_model) or None without one."""
-        draws_N = None if video.draws_B is None else token_draws(video.draws_B, video.clip_segments_B)
-        tokens_ND = self.mapper(self.visual(video), draws_N)
-        hidden_ND = None if self.context is None else self.context(tokens_ND, video.clip_segments_B, draws_N)
+        seeds_N = (
+            None if video.clip_seeds_B is None else token_seeds(video.clip_seeds_B, video.clip_segments_B)
+        )
+        tokens_ND = self.mapper(self.visual(video), seeds_N)
+        hidden_ND = None if self.context is None else self.context(tokens_ND, video.clip_segments_B, seeds_N)
         return tokens_ND, hidden_ND
 
     def forward(
@@ -136,8 +138,10 @@ class SageTranslator(nn.Module):
 
     def encode_tokens(self, video: PackedVideo) -> Tensor:
         """L (N, d_model): what enters the language model; may be kept where the visual side is frozen."""
-        draws_N = None if video.draws_B is None else token_draws(video.draws_B, video.clip_segments_B)
-        return self.mapper(self.visual(video), draws_N)
+        seeds_N = (
+            None if video.clip_seeds_B is None else token_seeds(video.clip_seeds_B, video.clip_segments_B)
+        )
+        return self.mapper(self.visual(video), seeds_N)
 
     def forward(
         self,
@@ -156,7 +160,7 @@ class SageTranslator(nn.Module):
             labels_BL,
             decoder_input_ids_BL,
             label_smoothing,
-            video.draws_B,
+            video.clip_seeds_B,
         )
 
     def forward_tokens(
@@ -166,9 +170,9 @@ class SageTranslator(nn.Module):
         labels_BL: Tensor,
         decoder_input_ids_BL: Tensor,
         label_smoothing: float = 0.0,
-        draws_B: Tensor | None = None,
+        clip_seeds_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, from the tokens; `draws_B` (int64) decide the language model's dropout."""
+        """As `forward`, from the tokens; `clip_seeds_B` (int64) decide the language model's dropout."""
         count = (labels_BL != -100).sum()
         if clip_segments_B.numel() == 0:
             # One clip of one token of zeros without a target: finite, no loss, and a zero gradient everywhere.
@@ -176,10 +180,10 @@ class SageTranslator(nn.Module):
             labels_BL = labels_BL.new_full((1, 1), -100)
             embeds_BLD = tokens_ND.sum(0).expand(1, 1, -1)
             mask_BL = torch.ones(1, 1, dtype=torch.bool, device=tokens_ND.device)
-            draws_B = None
+            clip_seeds_B = None
         else:
             embeds_BLD, mask_BL = self._pad(tokens_ND, clip_segments_B)
-        self._dropout.set_keys(draws_B, embeds_BLD.shape[1], decoder_input_ids_BL.shape[1])
+        self._dropout.set_keys(clip_seeds_B, embeds_BLD.shape[1], decoder_input_ids_BL.shape[1])
         logits_BLV = self.language_model(
             inputs_embeds=embeds_BLD, attention_mask=mask_BL.long(), decoder_input_ids=decoder_input_ids_BL
         ).logits

@@ -49,13 +49,13 @@ class VisualEncoder(nn.Module):
 
     def frame_features(self, video: PackedVideo, augmented: bool | None = None) -> Tensor:
         """(F, C): the video's features where it has them (stored, or kept from a frozen backbone), else the backbone's
-        of its frames. Frames are augmented in training (or where `augmented` says so) where the video has draws."""
+        of its frames. Frames are augmented in training (or where `augmented` says so) where the video has seeds."""
         if video.features_FC is not None:
             return video.features_FC.to(self.norm.weight.dtype)
         if self.backbone is None or video.frames_FCHW is None:
             raise ValueError("the recipe has vision.kind=features, but the video holds frames")
         wanted = self.training if augmented is None else augmented
-        active = wanted and video.draws_B is not None and self.settings.active
+        active = wanted and video.clip_seeds_B is not None and self.settings.active
         clip_F = video.frame_clip_F()
 
         def some(rows: slice) -> Tensor:
@@ -114,8 +114,8 @@ def frame_pixels(
         background = video.background_BCHW if active else centre_crop(video.background_BCHW, crop)
         x_FCHW.sub_(background[clip_F])
     if active:
-        assert video.draws_B is not None
-        x_FCHW = augment(x_FCHW, clip_F, video.draws_B, settings, crop)
+        assert video.clip_seeds_B is not None
+        x_FCHW = augment(x_FCHW, clip_F, video.clip_seeds_B, settings, crop)
     return x_FCHW
 
 

@@ -121,17 +121,17 @@ class SampleMaker:
             views=() if features_VRC is None else tuple(features_VRC[1:]),
         )
 
-    def view_draws(self, clip: Clip) -> list[int]:
+    def view_seeds(self, clip: Clip) -> list[int]:
         """What decides each augmented view of the clip's features."""
-        from sage_scale.vision.draws import view_draw  # imports torch
+        from sage_scale.vision.packed import view_seed  # imports torch
 
-        return [view_draw(clip.key, view) for view in range(1, self.recipe.vision.feature_views)]
+        return [view_seed(clip.key, view) for view in range(1, self.recipe.vision.feature_views)]
 
     def _features(self, clip: Clip, decoded: DecodedClip) -> np.ndarray:
         """float16 (V, T / stride, C): one row a view and frame of the stride grid."""
         self.load()
         assert self._backbone is not None
-        return np.asarray(self._backbone(decoded, self.view_draws(clip)), np.float16)
+        return np.asarray(self._backbone(decoded, self.view_seeds(clip)), np.float16)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

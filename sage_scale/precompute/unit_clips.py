@@ -87,7 +87,7 @@ class UnitClips:
                     rest = dataclasses.replace(clip, frames=clip.frames[:0].copy())
                     with self.maker.stage("features"):
                         known = list(
-                            batches.add((place, rest), clip.frames, self.maker.view_draws(self.at_work))
+                            batches.add((place, rest), clip.frames, self.maker.view_seeds(self.at_work))
                         )
                     for (number, kept), rows in known:
                         yield self._finished(number, kept, rows)

@@ -165,7 +165,7 @@ class Batch:
         video = PackedVideo(
             segment_frames_N=torch.from_numpy(none),
             clip_segments_B=torch.from_numpy(none),
-            draws_B=torch.from_numpy(none),
+            clip_seeds_B=torch.from_numpy(none),
             **shape.tensors(shape.new(0), shape.new(0) if shape.background else None),
         )
         return cls(
@@ -219,7 +219,7 @@ def _select_clips(video: PackedVideo, rows_B: Tensor) -> PackedVideo:
     along = {
         "clip_segments_B": rows_B,
         "background_BCHW": rows_B,
-        "draws_B": rows_B,
+        "clip_seeds_B": rows_B,
         "segment_frames_N": segment_N,
         "frames_FCHW": frame_F,
         "features_FC": frame_F,

@@ -30,7 +30,7 @@ from sage_scale.shards.writer import npy_bytes
 from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape, StepRequest
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.frames import grid_rows
-from sage_scale.streaming.packing import draws
+from sage_scale.streaming.packing import clip_seeds
 from sage_scale.streaming.readers import DamagedSample, Fetcher
 from sage_scale.streaming.rooms import Rooms
 from sage_scale.streaming.shelf import SharedRooms
@@ -95,7 +95,7 @@ class DirectFeatures:
         video = PackedVideo(
             segment_frames_N=torch.from_numpy(counts_N),
             clip_segments_B=torch.from_numpy(segments_B),
-            draws_B=torch.tensor(draws(self.seed, request.epoch, keys), dtype=torch.int64),
+            clip_seeds_B=torch.tensor(clip_seeds(self.seed, request.epoch, keys), dtype=torch.int64),
             features_FC=features_FC,
         )
         ends = np.cumsum(segments_B).tolist()

@@ -122,7 +122,7 @@ class Packer:
         video = PackedVideo(
             segment_frames_N=torch.tensor(self._segment_frames, dtype=torch.int64),
             clip_segments_B=torch.tensor([len(segments) for segments in self._segments], dtype=torch.int64),
-            draws_B=torch.tensor(draws(seed, epoch, self._keys), dtype=torch.int64),
+            clip_seeds_B=torch.tensor(clip_seeds(seed, epoch, self._keys), dtype=torch.int64),
             **self.shape.tensors(self._content[: self._filled], backgrounds),
         )
         return Batch(
@@ -215,7 +215,7 @@ def collate(
     )
 
 
-def draws(seed: int, epoch: int, keys: Sequence[str]) -> list[int]:
+def clip_seeds(seed: int, epoch: int, keys: Sequence[str]) -> list[int]:
     """A number below 2^63 for each clip in an epoch: xxh3-64 of "seed epoch key", whatever the layout."""
     begin, digest = f"{seed} {epoch} ", xxhash.xxh3_64_intdigest
     return [digest((begin + key).encode()) >> 1 for key in keys]

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from sage_scale.config import Stage
 from sage_scale.streaming import Batch
 from sage_scale.training.engine import Engine
-from sage_scale.vision.draws import view_draw
-from sage_scale.vision.packed import PackedVideo
+from sage_scale.vision.packed import PackedVideo, view_seed
 
 
 class FrozenOutputs(ABC):
@@ -72,8 +71,8 @@ class FrozenOutputs(ABC):
     @torch.no_grad()
     def _compute(self, batch: Batch, view: int, engine: Engine) -> None:
         # Of clip and view alone: whichever rank and epoch comes first, the view is the same.
-        draws_B = torch.tensor([view_draw(key, view) for key in batch.keys], dtype=torch.int64)
-        video = replace(batch.video, draws_B=draws_B).to(engine.ranks.device)
+        clip_seeds_B = torch.tensor([view_seed(key, view) for key in batch.keys], dtype=torch.int64)
+        video = replace(batch.video, clip_seeds_B=clip_seeds_B).to(engine.ranks.device)
         with engine.precision():
             values, lengths = self.values(video, augmented=view > 0)
         for key, value in zip(batch.keys, values.detach().cpu().split(lengths)):

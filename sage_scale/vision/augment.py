@@ -1,4 +1,4 @@
-"""Image augmentation: one draw for each clip and epoch, equal for all its frames (SAGE, section 4.2; after GFSLT).
+"""Image augmentation: one seed for each clip and epoch, equal for all its frames (SAGE, section 4.2; after GFSLT).
 
 Rotation, shift, change of size, a resized part and mirroring are one affine sampling that also takes the centre crop;
 hue, saturation, brightness and contrast follow. All are linear, so that any range of values will do, and frames minus
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sage_scale.config import Augment
-from sage_scale.vision.draws import uniform
+from sage_scale.vision.packed import uniform
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _NAMES = (
     *("angle", "scale", "x", "y", "brightness", "contrast", "saturation"),
     *("area", "ratio", "left", "top", "flip", "hue", "rotates", "colour", "grey"),
 )
-"""What each of a clip's draws decides. New ones go to the end, so that the others stay as they were."""
+"""What each of a clip's random numbers decides. New ones go to the end, so that the others stay as they were."""
 _PLACE = {name: place for place, name in enumerate(_NAMES)}
-_DRAWS = len(_NAMES)
+_NUMBERS = len(_NAMES)
 
 
 def centre_crop(frames_FCHW: Tensor, crop: int) -> Tensor:
@@ -36,37 +36,37 @@ def centre_crop(frames_FCHW: Tensor, crop: int) -> Tensor:
 
 
 def augment(
-    frames_FCHW: Tensor, frame_clip_F: Tensor, draws_B: Tensor, settings: Augment, crop: int
+    frames_FCHW: Tensor, frame_clip_F: Tensor, clip_seeds_B: Tensor, settings: Augment, crop: int
 ) -> Tensor:
     """Changed frames, (F, 3, crop, crop), from float frames (F, 3, H, W).
 
-    `frame_clip_F` says which clip a frame belongs to and `draws_B` (int64) decides each clip's change, and alone
-    does: equal draws give equal changes. What comes in from outside the picture is 0. Each change is uniform up to
+    `frame_clip_F` says which clip a frame belongs to and `clip_seeds_B` (int64) decides each clip's change, and alone
+    does: equal seeds give equal changes. What comes in from outside the picture is 0. Each change is uniform up to
     its largest value in `settings`: degrees, share of the side, factors 1 - value to 1 + value.
     """
     # Places in a picture need more digits than bfloat16 has.
     with torch.autocast(frames_FCHW.device.type, enabled=False):
-        draws_BD = uniform(draws_B[:, None], torch.arange(_DRAWS, device=draws_B.device))
+        uniform_BD = uniform(clip_seeds_B[:, None], torch.arange(_NUMBERS, device=clip_seeds_B.device))
         x = centre_crop(frames_FCHW, crop)
         moves = (settings.rotation, settings.translate, settings.scale, settings.crop, settings.flip)
         if x.shape[0] and any(moves):
-            grid_BHW2 = _grid(draws_BD, settings, crop, frames_FCHW.shape[-2:]).to(x.dtype)
+            grid_BHW2 = _grid(uniform_BD, settings, crop, frames_FCHW.shape[-2:]).to(x.dtype)
             # One frame's grid is a clip's: gathering it is cheaper than making it for each frame.
             x = F.grid_sample(frames_FCHW, grid_BHW2[frame_clip_F], padding_mode="zeros", align_corners=False)
-        return _colours(x, frame_clip_F, draws_BD, settings)
+        return _colours(x, frame_clip_F, uniform_BD, settings)
 
 
-def _colours(x: Tensor, frame_clip_F: Tensor, draws_BD: Tensor, settings: Augment) -> Tensor:
-    changed_B = _happens(draws_BD, "colour", settings.colour_share)
+def _colours(x: Tensor, frame_clip_F: Tensor, uniform_BD: Tensor, settings: Augment) -> Tensor:
+    changed_B = _happens(uniform_BD, "colour", settings.colour_share)
     factor_B = {
-        name: torch.where(changed_B, 1 + getattr(settings, name) * _signed(draws_BD, name), 1.0).to(x.dtype)
+        name: torch.where(changed_B, 1 + getattr(settings, name) * _signed(uniform_BD, name), 1.0).to(x.dtype)
         for name in ("brightness", "contrast", "saturation")
     }
-    factor_B["saturation"] = factor_B["saturation"] * ~_happens(draws_BD, "grey", settings.grey)
+    factor_B["saturation"] = factor_B["saturation"] * ~_happens(uniform_BD, "grey", settings.grey)
     factor = {name: values[frame_clip_F][:, None, None, None] for name, values in factor_B.items()}
     luma = x.new_tensor(_LUMA)[:, None, None]
     if settings.hue:
-        turn_B = torch.where(changed_B, 2 * math.pi * settings.hue * _signed(draws_BD, "hue"), 0.0)
+        turn_B = torch.where(changed_B, 2 * math.pi * settings.hue * _signed(uniform_BD, "hue"), 0.0)
         x = torch.einsum("fij,fjhw->fihw", _hue_turns(turn_B).to(x.dtype)[frame_clip_F], x)
     if settings.saturation or settings.grey:
         x = torch.lerp((x * luma).sum(dim=1, keepdim=True), x, factor["saturation"])
@@ -77,14 +77,14 @@ def _colours(x: Tensor, frame_clip_F: Tensor, draws_BD: Tensor, settings: Augmen
     return x
 
 
-def _signed(draws_BD: Tensor, name: str) -> Tensor:
+def _signed(uniform_BD: Tensor, name: str) -> Tensor:
     """(B,) from -1 to 1."""
-    return 2 * draws_BD[:, _PLACE[name]] - 1
+    return 2 * uniform_BD[:, _PLACE[name]] - 1
 
 
-def _happens(draws_BD: Tensor, name: str, share: float) -> Tensor:
-    """bool (B,), true for this share of the draws."""
-    return draws_BD[:, _PLACE[name]] < share
+def _happens(uniform_BD: Tensor, name: str, share: float) -> Tensor:
+    """bool (B,), true for this share of the clips."""
+    return uniform_BD[:, _PLACE[name]] < share
 
 
 def _hue_turns(turn_B: Tensor) -> Tensor:
@@ -99,23 +99,23 @@ def _hue_turns(turn_B: Tensor) -> Tensor:
     return torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=1).view(-1, 3, 3) @ to_yiq
 
 
-def _grid(draws_BD: Tensor, settings: Augment, crop: int, size_HW: torch.Size) -> Tensor:
+def _grid(uniform_BD: Tensor, settings: Augment, crop: int, size_HW: torch.Size) -> Tensor:
     """(B, crop, crop, 2): the place in the frame, x and y from -1 to 1, that each pixel is taken from."""
-    turned_B = _happens(draws_BD, "rotates", settings.rotation_share)
-    angle = torch.where(turned_B, _signed(draws_BD, "angle") * math.radians(settings.rotation), 0.0)
-    zoom = 1 / (1 + _signed(draws_BD, "scale") * settings.scale)
-    x, y = (_signed(draws_BD, name) * 2 * settings.translate for name in ("x", "y"))
+    turned_B = _happens(uniform_BD, "rotates", settings.rotation_share)
+    angle = torch.where(turned_B, _signed(uniform_BD, "angle") * math.radians(settings.rotation), 0.0)
+    zoom = 1 / (1 + _signed(uniform_BD, "scale") * settings.scale)
+    x, y = (_signed(uniform_BD, name) * 2 * settings.translate for name in ("x", "y"))
     width, height = crop / size_HW[1] * zoom, crop / size_HW[0] * zoom
     left, top = torch.zeros_like(width), torch.zeros_like(height)
     if settings.crop:
-        area = 1 - settings.crop * draws_BD[:, _PLACE["area"]]
-        ratio = 1 + settings.crop_ratio * _signed(draws_BD, "ratio")
+        area = 1 - settings.crop * uniform_BD[:, _PLACE["area"]]
+        ratio = 1 + settings.crop_ratio * _signed(uniform_BD, "ratio")
         width, height = (
             ((area * ratio).sqrt() * zoom).clamp(max=1),
             ((area / ratio).sqrt() * zoom).clamp(max=1),
         )
-        left, top = (1 - width) * _signed(draws_BD, "left"), (1 - height) * _signed(draws_BD, "top")
-    mirrored_B = _happens(draws_BD, "flip", settings.flip)
+        left, top = (1 - width) * _signed(uniform_BD, "left"), (1 - height) * _signed(uniform_BD, "top")
+    mirrored_B = _happens(uniform_BD, "flip", settings.flip)
     width = torch.where(mirrored_B, -width, width)
     cos, sin = angle.cos(), angle.sin()
     first = torch.stack([width * cos, -height * sin, left * cos - top * sin + x], dim=1)

@@ -54,10 +54,10 @@ class FrozenBackbone:
             return row_width(self.vision)
         return self.network.width
 
-    def __call__(self, decoded: DecodedClip, draws: Sequence[int] = ()) -> np.ndarray:
+    def __call__(self, decoded: DecodedClip, seeds: Sequence[int] = ()) -> np.ndarray:
         """float16 (V, n, C) for the n frames of the clip's stride grid; row r belongs to frame r * stride.
 
-        The first view is the plain one, and each of `draws` decides another; keypoints have the plain one alone.
+        The first view is the plain one, and each of `seeds` decides another; keypoints have the plain one alone.
         """
         if self.network is None:
             if decoded.keypoints_TKC is None:
@@ -66,26 +66,26 @@ class FrozenBackbone:
             return keypoint_features(grid, velocities=self.vision.keypoint_velocities)[None]
         if not len(decoded.frames):
             raise ClipRejected("no-pictures", "the source has no pictures for an image backbone")
-        return self.pictures(decoded.frames, draws)
+        return self.pictures(decoded.frames, seeds)
 
-    def pictures(self, frames_nHWC: np.ndarray, draws: Sequence[int] = ()) -> np.ndarray:
+    def pictures(self, frames_nHWC: np.ndarray, seeds: Sequence[int] = ()) -> np.ndarray:
         """float16 (V, n, C) of the uint8 pictures (n, S, S, 3) of one clip; `vision.crop` pixels of them are seen, in
         the plain view the middle ones."""
         from sage_scale.vision.feature_batches import FeatureBatches
 
         if not len(frames_nHWC):
-            return np.zeros((1 + len(draws), 0, self.dim), np.float16)
+            return np.zeros((1 + len(seeds), 0, self.dim), np.float16)
         alone: FeatureBatches[int] = FeatureBatches(self)
-        ((_, rows),) = (*alone.add(0, frames_nHWC, draws), *alone.flush())
+        ((_, rows),) = (*alone.add(0, frames_nHWC, seeds), *alone.flush())
         return rows
 
     @torch.inference_mode()
     def rows(
-        self, pixels_BHWC: Tensor, background_BHWC: Tensor | None, draws_B: Tensor | None = None
+        self, pixels_BHWC: Tensor, background_BHWC: Tensor | None, clip_seeds_B: Tensor | None = None
     ) -> np.ndarray:
         """float16 (B, C) of one whole batch of uint8 pictures (B, S, S, 3), S at least `vision.crop`.
 
-        A picture whose draw is -1 is seen as it is, its middle `vision.crop` pixels; the others are changed as
+        A picture whose seed is -1 is seen as it is, its middle `vision.crop` pixels; the others are changed as
         `vision.view_augment` says. Row b depends on picture b alone, bit for bit: the batch always has the same shape,
         so a kernel does the same sums in the same order for it, wherever it stands and whatever stands beside it (a
         test asserts it).
@@ -96,11 +96,11 @@ class FrozenBackbone:
         if background_BHWC is not None:
             whole = whole - self._floats(background_BHWC)
         x = centre_crop(whole, self.vision.crop)
-        if draws_B is not None:
-            draws_B = draws_B.to(self.device)
-            place_B = torch.arange(len(draws_B), device=self.device)
-            changed = augment(whole, place_B, draws_B, self.vision.view_augment, self.vision.crop)
-            x = torch.where((draws_B < 0)[:, None, None, None], x, changed)
+        if clip_seeds_B is not None:
+            clip_seeds_B = clip_seeds_B.to(self.device)
+            place_B = torch.arange(len(clip_seeds_B), device=self.device)
+            changed = augment(whole, place_B, clip_seeds_B, self.vision.view_augment, self.vision.crop)
+            x = torch.where((clip_seeds_B < 0)[:, None, None, None], x, changed)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return self.network(x, centred=background_BHWC is not None).half().cpu().numpy()
 

@@ -35,18 +35,18 @@ class FeatureBatches(Generic[Tag]):
         shape = (vision.backbone_batch, self._side, self._side, 3)
         self._pixels = torch.zeros(shape, dtype=torch.uint8)
         self._background = torch.zeros(shape, dtype=torch.uint8) if backbone.network.background else None
-        self._draws = torch.full(shape[:1], -1, dtype=torch.int64)
+        self._seeds = torch.full(shape[:1], -1, dtype=torch.int64)
         self._filled = 0
         self._rows: deque[np.ndarray] = deque()
         self._clips: deque[tuple[Tag, int, int]] = deque()
         self._mixes: bool | None = True if backbone.device.type == "cpu" else None
 
     def add(
-        self, tag: Tag, frames_nHWC: np.ndarray, draws: Sequence[int] = ()
+        self, tag: Tag, frames_nHWC: np.ndarray, seeds: Sequence[int] = ()
     ) -> Iterator[tuple[Tag, np.ndarray]]:
         """Take a clip's uint8 pictures (n, S, S, 3), n >= 1; give (tag, float16 (V, n, C)) of the clips that are done.
 
-        The first view is the plain one, and each of `draws` decides another.
+        The first view is the plain one, and each of `seeds` decides another.
         """
         margin = (frames_nHWC.shape[1] - self._side) // 2
         middle = slice(margin, margin + self._side)
@@ -54,13 +54,13 @@ class FeatureBatches(Generic[Tag]):
         if self._background is not None:
             background = torch.from_numpy(median_frame(frames_nHWC)[middle, middle])
         pictures_nHWC = frames_nHWC[:, middle, middle]
-        self._clips.append((tag, 1 + len(draws), len(frames_nHWC)))
-        for drawn in (-1, *draws):
+        self._clips.append((tag, 1 + len(seeds), len(frames_nHWC)))
+        for seed in (-1, *seeds):
             for picture_HWC in pictures_nHWC:
                 self._pixels[self._filled] = torch.from_numpy(picture_HWC)
                 if self._background is not None and background is not None:
                     self._background[self._filled] = background
-                self._draws[self._filled] = drawn
+                self._seeds[self._filled] = seed
                 self._filled += 1
                 if self._filled == len(self._pixels):
                     self._compute()
@@ -76,12 +76,12 @@ class FeatureBatches(Generic[Tag]):
 
     def _compute(self) -> None:
         self._pixels[self._filled :] = 0
-        self._draws[self._filled :] = -1
-        self._rows.extend(self._rows_of(self._pixels, self._background, self._draws)[: self._filled])
+        self._seeds[self._filled :] = -1
+        self._rows.extend(self._rows_of(self._pixels, self._background, self._seeds)[: self._filled])
         self._filled = 0
 
-    def _rows_of(self, pixels: Tensor, background: Tensor | None, draws_B: Tensor) -> np.ndarray:
-        return self.backbone.rows(pixels, background, draws_B if int(draws_B.max()) >= 0 else None)
+    def _rows_of(self, pixels: Tensor, background: Tensor | None, clip_seeds_B: Tensor) -> np.ndarray:
+        return self.backbone.rows(pixels, background, clip_seeds_B if int(clip_seeds_B.max()) >= 0 else None)
 
     def _done(self) -> Iterator[tuple[Tag, np.ndarray]]:
         while self._clips and self._clips[0][1] * self._clips[0][2] <= len(self._rows):
@@ -94,7 +94,7 @@ class FeatureBatches(Generic[Tag]):
         if self._mixes is None:
             places = torch.arange(len(self._pixels)).roll(len(self._pixels) // 3 + 1)
             moved = None if self._background is None else self._background[places]
-            rows = self._rows_of(self._pixels, self._background, self._draws)
-            again = self._rows_of(self._pixels[places], moved, self._draws[places])
+            rows = self._rows_of(self._pixels, self._background, self._seeds)
+            again = self._rows_of(self._pixels[places], moved, self._seeds[places])
             self._mixes = np.array_equal(again, rows[places.numpy()])
         return self._mixes

@@ -1,7 +1,10 @@
-"""Packed video: the frames (or features) of the segments of several clips, without padding.
+"""Packed video: the frames (or features) of the segments of several clips, without padding, and clip seeds.
 
 Shape letters here and in every package above: B clips, N segments of all clips, F stored frames of all segments,
 C feature width, H and W image sides, T frames of one clip at the recipe's rate.
+
+A clip seed decides a clip's augmentation and dropout. Random numbers are a counter-based hash of it (the finaliser of
+SplitMix64, Steele et al. 2014): no layout of ranks, batches or workers changes them, nor does recomputing a step.
 """
 
 from __future__ import annotations
@@ -10,6 +13,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+_FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +33,8 @@ class PackedVideo:
     """uint8 (B, 3, H, W): the median frame of each clip, or None."""
     features_FC: Tensor | None = None
     """float16 (F, C), or None where frames are given."""
-    draws_B: Tensor | None = None
-    """int64 (B,): a number for each clip, made of (seed, epoch, sample), that decides augmentation and dropout."""
+    clip_seeds_B: Tensor | None = None
+    """int64 (B,): a hash of (seed, epoch, sample) that decides the clip's augmentation and dropout."""
 
     @property
     def clips(self) -> int:
@@ -47,3 +54,34 @@ class PackedVideo:
             if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+
+def mix(key: Tensor, counter: Tensor | int) -> Tensor:
+    """int64 hash of two int64 tensors (or a tensor and a number), elementwise with broadcasting."""
+    if isinstance(counter, Tensor):
+        z = key + counter * _GOLDEN + _GOLDEN
+    else:
+        z = key + _wrap(counter * _GOLDEN + _GOLDEN)
+    z = (z ^ _shift(z, 30)) * _FIRST
+    z = (z ^ _shift(z, 27)) * _SECOND
+    return z ^ _shift(z, 31)
+
+
+def uniform(key: Tensor, counter: Tensor | int) -> Tensor:
+    """float32 in [0, 1), of 24 bits, with the shape of `mix(key, counter)`."""
+    return _shift(mix(key, counter), 40).to(torch.float32) / 2**24
+
+
+def view_seed(key: str, view: int) -> int:
+    """Returns the seed of one augmented view of a clip, a function of the clip's key (16 hex digits) and the view."""
+    return (int(key, 16) ^ (view * 0x9E3779B97F4A7C15)) & ((1 << 62) - 1)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    # torch shifts signed integers arithmetically; the mask makes the shift a logical one.
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _wrap(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value

@@ -48,7 +48,7 @@ def video(clips: list[int] | None = None, kind: str = "frames", background: bool
         frames_FCHW=torch.cat(frames) if kind == "frames" else None,
         features_FC=torch.cat(features) if kind == "features" else None,
         background_BCHW=torch.cat(backgrounds) if background else None,
-        draws_B=torch.tensor([1000 + clip for clip in clips], dtype=torch.int64),
+        clip_seeds_B=torch.tensor([1000 + clip for clip in clips], dtype=torch.int64),
     )
 
 

@@ -64,7 +64,7 @@ def video(clips: tuple[int, ...] = (0, 1, 2), kind: str = "frames") -> PackedVid
         clip_segments_B=torch.ones_like(lengths),
         frames_FCHW=torch.cat(frames) if kind == "frames" else None,
         features_FC=torch.cat(features) if kind == "features" else None,
-        draws_B=torch.tensor([1000 + clip for clip in clips], dtype=torch.int64),
+        clip_seeds_B=torch.tensor([1000 + clip for clip in clips], dtype=torch.int64),
     )
 
 

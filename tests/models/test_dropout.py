@@ -6,13 +6,13 @@ import torch
 from small_models import SENTENCES, small_mbart, small_tokenizer
 
 from sage_scale.models import dropout, make_labels
-from sage_scale.models.dropout import LanguageModelDropout, keyed_dropout, token_draws
+from sage_scale.models.dropout import LanguageModelDropout, keyed_dropout, token_seeds
 
 
 def pattern(
-    draws: list[int], lengths: list[int], salt: int = 0, p: float = 0.3, width: int = 64
+    seeds: list[int], lengths: list[int], salt: int = 0, p: float = 0.3, width: int = 64
 ) -> torch.Tensor:
-    keys = token_draws(torch.tensor(draws), torch.tensor(lengths))
+    keys = token_seeds(torch.tensor(seeds), torch.tensor(lengths))
     return keyed_dropout(torch.ones(sum(lengths), width), keys, p, salt)
 
 
@@ -55,7 +55,7 @@ def test_mbart_drops_where_transformers_does(monkeypatch):
     keyed.set_keys(torch.arange(5), 6, inputs.shape[1])
     rates = []
 
-    def cut(x, draws, p, salt, training):
+    def cut(x, seeds, p, salt, training):
         rates.append((p, salt))
         return x.relu()
 

@@ -161,7 +161,7 @@ def test_no_micro_batch_changes_the_loss_in_training():
         model(video([clip]), labels[clip : clip + 1], inputs[clip : clip + 1], 0.1)[0] for clip in (2, 0, 1)
     ]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-4)
-    other = model(replace(video(), draws_B=torch.tensor([5, 6, 7])), labels, inputs, 0.1)[0]
+    other = model(replace(video(), clip_seeds_B=torch.tensor([5, 6, 7])), labels, inputs, 0.1)[0]
     assert (other - whole).abs() > 0.01
 
 

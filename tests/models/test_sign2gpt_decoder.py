@@ -61,8 +61,8 @@ def test_gates_get_gradient_from_the_first_step_and_frozen_weights_never_change(
     optimizer = torch.optim.AdamW(trained.values(), lr=0.01, weight_decay=0.1)
     losses = []
     for step in range(8):
-        draws_B = torch.tensor([1, 2, 3]) + step
-        loss, count = model(tokens(), LENGTHS, labels_BL, inputs_BL, 0.1, draws_B)
+        clip_seeds_B = torch.tensor([1, 2, 3]) + step
+        loss, count = model(tokens(), LENGTHS, labels_BL, inputs_BL, 0.1, clip_seeds_B)
         optimizer.zero_grad()
         (loss / count).backward()
         if step == 0:
@@ -223,11 +223,11 @@ def test_draws_decide_loras_dropout_and_nothing_else_is_dropped():
     model = moved(decoder()).train()
     labels_BL, inputs_BL = texts()
 
-    def loss(draws) -> float:
-        return model(tokens(), LENGTHS, labels_BL, inputs_BL, 0.0, draws)[0].item()
+    def loss(seeds) -> float:
+        return model(tokens(), LENGTHS, labels_BL, inputs_BL, 0.0, seeds)[0].item()
 
-    draws_B = torch.tensor([1, 2, 3])
-    assert loss(draws_B) == loss(draws_B) != loss(draws_B + 1)
+    clip_seeds_B = torch.tensor([1, 2, 3])
+    assert loss(clip_seeds_B) == loss(clip_seeds_B) != loss(clip_seeds_B + 1)
     still = moved(decoder(lora_dropout=0.0)).train()
     assert still(tokens(), LENGTHS, labels_BL, inputs_BL)[0].item() == pytest.approx(
         still.eval()(tokens(), LENGTHS, labels_BL, inputs_BL)[0].item()

@@ -10,7 +10,7 @@ from sage_scale.models.sign2gpt import clip_frames, drawn_frames
 from sage_scale.vision.packed import PackedVideo
 
 
-def numbered(lengths: list[int], draws: list[int]) -> PackedVideo:
+def numbered(lengths: list[int], seeds: list[int]) -> PackedVideo:
     """A clip's features are its number and the numbers of its frames; two segments in each longer clip."""
     rows = [[clip, place] for clip, length in enumerate(lengths) for place in range(length)]
     segments = [part for n in lengths for part in ([n // 2, n - n // 2] if n > 1 else [n])]
@@ -18,7 +18,7 @@ def numbered(lengths: list[int], draws: list[int]) -> PackedVideo:
         segment_frames_N=torch.tensor(segments, dtype=torch.int64),
         clip_segments_B=torch.tensor([2 if n > 1 else 1 for n in lengths], dtype=torch.int64),
         features_FC=torch.tensor(rows, dtype=torch.float32).reshape(-1, 2),
-        draws_B=torch.tensor(draws, dtype=torch.int64),
+        clip_seeds_B=torch.tensor(seeds, dtype=torch.int64),
     )
 
 
@@ -61,6 +61,6 @@ def test_a_clip_is_drawn_by_its_own_number_and_by_nothing_else():
 def test_without_draws_or_wishes_the_video_is_the_same():
     video = numbered([9, 5], [1, 2])
     assert drawn_frames(video, 0, 0, 2) is video
-    assert drawn_frames(unnumbered := replace(video, draws_B=None), 5, 3, 2) is unnumbered
+    assert drawn_frames(unnumbered := replace(video, clip_seeds_B=None), 5, 3, 2) is unnumbered
     none = drawn_frames(numbered([], []), 5, 3, 2)
     assert none.clips == 0

@@ -120,8 +120,8 @@ def test_chunks_change_neither_rows_nor_gradients():
         if parameter.requires_grad:
             other = dict(chunked.named_parameters())[name].grad
             torch.testing.assert_close(other, parameter.grad, atol=1e-8, rtol=1e-8, msg=name)
-    with pytest.raises(ValueError, match="draws_B"):
-        chunked(replace(video(), draws_B=None))
+    with pytest.raises(ValueError, match="clip_seeds_B"):
+        chunked(replace(video(), clip_seeds_B=None))
 
 
 def test_clip_is_the_same_alone_and_with_others():

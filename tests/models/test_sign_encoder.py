@@ -107,13 +107,13 @@ def test_window_and_pooling_bound_what_a_token_sees():
 def test_draws_decide_dropout_and_depth_clip_by_clip():
     module = encoder(dropout=0.3, drop_path=0.5).train()
     alone = clips([7, 12, 9])
-    draws_B = torch.tensor([5, 6, 7])
-    together, tokens_B = module(torch.cat(alone), torch.tensor([7, 12, 9]), draws_B)
-    parts = [module(x, torch.tensor([len(x)]), draws_B[[b]])[0] for b, x in enumerate(alone)]
+    clip_seeds_B = torch.tensor([5, 6, 7])
+    together, tokens_B = module(torch.cat(alone), torch.tensor([7, 12, 9]), clip_seeds_B)
+    parts = [module(x, torch.tensor([len(x)]), clip_seeds_B[[b]])[0] for b, x in enumerate(alone)]
     torch.testing.assert_close(together, torch.cat(parts), atol=1e-5, rtol=0)
-    other, _ = module(torch.cat(alone), torch.tensor([7, 12, 9]), draws_B + 1)
+    other, _ = module(torch.cat(alone), torch.tensor([7, 12, 9]), clip_seeds_B + 1)
     assert (together - other).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="draws_B"):
+    with pytest.raises(ValueError, match="clip_seeds_B"):
         module(torch.cat(alone), torch.tensor([7, 12, 9]))
     assert tokens_B.tolist() == [4, 6, 5]
 

@@ -98,9 +98,9 @@ def test_training_draws_follow_the_clip_in_any_batch():
         found = encoder(video(order, background=True)).split([len(CLIPS[clip]) for clip in order])
         for clip, tokens in zip(order, found):
             torch.testing.assert_close(tokens, together[clip], rtol=1e-5, atol=1e-6)
-    other = encoder(replace(video([0], background=True), draws_B=torch.tensor([5])))
+    other = encoder(replace(video([0], background=True), clip_seeds_B=torch.tensor([5])))
     assert not torch.allclose(other, together[0], atol=1e-3)
-    plain = encoder(replace(video([0], background=True), draws_B=None))
+    plain = encoder(replace(video([0], background=True), clip_seeds_B=None))
     torch.testing.assert_close(plain, encoder.eval()(video([0], background=True)))
     kept = encoder.frame_features(
         video([0], background=True), augmented=True

@@ -172,7 +172,7 @@ def test_memory_of_the_translator(width, feed, layers, vocabulary, tokens, words
         segment_frames_N=torch.full((clips * tokens,), 3),
         clip_segments_B=torch.full((clips,), tokens),
         features_FC=torch.randn(clips * tokens * 3, recipe.model.feature_dim),
-        draws_B=torch.arange(clips),
+        clip_seeds_B=torch.arange(clips),
     )
     labels = torch.randint(4, vocabulary, (clips, words))
 

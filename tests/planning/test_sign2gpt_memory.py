@@ -42,7 +42,7 @@ def clips_of(made) -> PackedVideo:
         clip_segments_B=torch.ones(CLIPS, dtype=torch.int64),
         frames_FCHW=frames if kind == "frames" else None,
         features_FC=features if kind == "features" else None,
-        draws_B=torch.arange(CLIPS),
+        clip_seeds_B=torch.arange(CLIPS),
     )
 
 

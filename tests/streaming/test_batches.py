@@ -85,7 +85,7 @@ def test_draws_depend_on_seed_epoch_and_sample_and_nothing_else(features_dataset
         return {
             (batch.epoch, key): int(number)
             for batch in stream
-            for key, number in zip(batch.keys, batch.video.draws_B)
+            for key, number in zip(batch.keys, batch.video.clip_seeds_B)
         }
 
     first = draws(batch_size=7)
@@ -121,7 +121,7 @@ def test_the_cache_of_decoded_samples_changes_nothing_but_the_reading(frames_dat
         for batch, wanted in zip(stream, plain, strict=True):
             assert batch.keys == wanted.keys
             assert torch.equal(batch.video.frames_FCHW, wanted.video.frames_FCHW)
-            assert torch.equal(batch.video.draws_B, wanted.video.draws_B)
+            assert torch.equal(batch.video.clip_seeds_B, wanted.video.clip_seeds_B)
         assert stream.counts.cache_hits == hits and stream.counts.samples == 2 * 39
 
 
@@ -181,7 +181,7 @@ def test_chosen_clips_of_a_batch_are_those_clips(kind, rows, request):
     for number, key, runs in clips(part):
         wanted, before = content[key]
         assert all(np.array_equal(run, want) for run, want in zip(runs, wanted, strict=True))
-        assert part.video.draws_B[number] == batch.video.draws_B[before]
+        assert part.video.clip_seeds_B[number] == batch.video.clip_seeds_B[before]
         assert part.positions_B[number] == batch.positions_B[before]
         assert np.array_equal(part.segments[number], made[key].segments)
         if kind == "frames":

@@ -95,7 +95,7 @@ def make_clips(
     else:
         content["features_FC"] = torch.randn(total, recipe.model.feature_dim, generator=generator)
     video = PackedVideo(
-        segment_frames_N=frames, clip_segments_B=segments, draws_B=torch.arange(count) + 1000, **content
+        segment_frames_N=frames, clip_segments_B=segments, clip_seeds_B=torch.arange(count) + 1000, **content
     )
     batch = Batch(
         keys=[str(clip) for clip in range(count)],

@@ -50,8 +50,8 @@ def clips_of(step: int, rank: int, world: int) -> tuple[int, ...]:
 
 def loss_of(stage: str, engine: Engine, clips: tuple[int, ...], step: int) -> Any:
     shown = video(clips)
-    assert shown.draws_B is not None
-    shown = replace(shown, draws_B=shown.draws_B + 100 * step)
+    assert shown.clip_seeds_B is not None
+    shown = replace(shown, clip_seeds_B=shown.clip_seeds_B + 100 * step)
     if stage == "pretrain":
         classes = torch.tensor([number for clip in clips for number in GLOSSES[clip]], dtype=torch.int64)
         counts = torch.tensor([len(GLOSSES[clip]) for clip in clips], dtype=torch.int64)

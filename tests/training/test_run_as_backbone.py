@@ -68,7 +68,7 @@ def test_rows_are_what_the_runs_own_model_makes_of_the_frames(trained, tmp_path,
     video = PackedVideo(
         segment_frames_N=torch.tensor([4, 7]),
         clip_segments_B=torch.tensor([2]),
-        draws_B=torch.tensor([12345]),
+        clip_seeds_B=torch.tensor([12345]),
         frames_FCHW=torch.from_numpy(frames).permute(0, 3, 1, 2),
         background_BCHW=torch.from_numpy(middle).permute(2, 0, 1)[None] if background == "median" else None,
     )

@@ -188,7 +188,7 @@ def test_sign_features_written_once_are_what_the_frozen_stage_1_gives(world, tra
             strict=True,
         )
         for frames, features in pairs:
-            expected, lengths = writer.model.encode(replace(frames.video, draws_B=None))
+            expected, lengths = writer.model.encode(replace(frames.video, clip_seeds_B=None))
             assert frames.keys == features.keys
             assert lengths.tolist() == features.video.segment_frames_N.tolist()
             torch.testing.assert_close(features.video.features_FC.float(), expected, rtol=2e-3, atol=2e-3)

@@ -1,4 +1,4 @@
-"""Augmentation: one draw a clip, a function of the draw alone, and each change what its name says."""
+"""Augmentation: one seed a clip, a function of the seed alone, and each change what its name says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from sage_scale.config import Augment, load_recipe
 from sage_scale.vision.augment import augment, centre_crop
-from sage_scale.vision.draws import mix, uniform
+from sage_scale.vision.packed import mix, uniform
 
 ALL = Augment(rotation=20, translate=0.1, scale=0.2, brightness=0.3, contrast=0.3, saturation=0.3)
 LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
@@ -20,12 +20,12 @@ def frames(count: int, side: int = 24) -> torch.Tensor:
 def test_frames_of_a_clip_change_alike_and_neighbours_do_not_matter():
     picture = frames(1)
     clip = torch.tensor([0, 0, 1, 1, 1])
-    draws = torch.tensor([77, 12345])
-    out = augment(picture.expand(5, -1, -1, -1), clip, draws, ALL, 20)
+    seeds = torch.tensor([77, 12345])
+    out = augment(picture.expand(5, -1, -1, -1), clip, seeds, ALL, 20)
     assert out.shape == (5, 3, 20, 20)
     assert torch.equal(out[0], out[1]) and torch.equal(out[2], out[4])
     assert (out[0] - out[2]).abs().max() > 1
-    alone = augment(picture, torch.tensor([0]), draws[1:], ALL, 20)
+    alone = augment(picture, torch.tensor([0]), seeds[1:], ALL, 20)
     torch.testing.assert_close(alone[0], out[3])
 
 
@@ -46,9 +46,9 @@ def test_the_released_recipes_shift_is_a_random_crop_of_224_of_256():
     y, x = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
     picture = torch.stack([x, y, x])[None]
     corners = []
-    for draw in range(200):
-        draws = torch.tensor([draw * 1_000_003])
-        out = augment(picture, torch.tensor([0]), draws, Augment(translate=settings.translate), 224)[0, :2]
+    for seed in range(200):
+        seeds = torch.tensor([seed * 1_000_003])
+        out = augment(picture, torch.tensor([0]), seeds, Augment(translate=settings.translate), 224)[0, :2]
         corners.append(out[:, 0, 0])
         torch.testing.assert_close(out - out[:, :1, :1], picture[0, :2, :224, :224], atol=2e-3, rtol=0)
     corners = torch.stack(corners)
@@ -67,11 +67,11 @@ def test_a_shift_moves_the_picture_and_a_rotation_turns_it():
         return torch.stack([(mass * x).sum(), (mass * y).sum()]) / mass.sum()
 
     moves, angles = [], []
-    for draw in range(20):
-        draws = torch.tensor([draw * 1_000_003])
-        moved = augment(blob, torch.tensor([0]), draws, Augment(translate=0.15), side)
+    for seed in range(20):
+        seeds = torch.tensor([seed * 1_000_003])
+        moved = augment(blob, torch.tensor([0]), seeds, Augment(translate=0.15), side)
         moves.append(centre(moved) - centre(blob))
-        turned = centre(augment(blob, torch.tensor([0]), draws, Augment(rotation=30), side)) - 32
+        turned = centre(augment(blob, torch.tensor([0]), seeds, Augment(rotation=30), side)) - 32
         assert turned.norm().item() == pytest.approx(12, abs=0.05)
         angles.append(torch.rad2deg(torch.atan2(turned[1], turned[0])).item())
     moves = torch.stack(moves)
@@ -84,29 +84,29 @@ def test_scale_changes_the_size_of_what_is_seen():
     side = 65
     y, x = torch.meshgrid(torch.arange(side) - 32.0, torch.arange(side) - 32.0, indexing="ij")
     blob = torch.exp(-(x**2 + y**2) / 50).expand(1, 3, -1, -1)
-    for draw in (3, 4, 5, 6):
-        out = augment(blob, torch.tensor([0]), torch.tensor([draw]), Augment(scale=0.3), side)[0, 0]
+    for seed in (3, 4, 5, 6):
+        out = augment(blob, torch.tensor([0]), torch.tensor([seed]), Augment(scale=0.3), side)[0, 0]
         grown = ((out * (x**2 + y**2)).sum() / out.sum() / 50).sqrt().item()  # deviation, before: 5 * sqrt(2)
-        factor = 1 + 0.3 * (2 * uniform(torch.tensor([draw]), 1).item() - 1)
+        factor = 1 + 0.3 * (2 * uniform(torch.tensor([seed]), 1).item() - 1)
         assert grown == pytest.approx(factor, rel=0.02)
 
 
 def test_colours():
     x, clip = frames(3), torch.tensor([0, 0, 1])
-    draws = torch.tensor([8, 9])
-    bright = augment(x, clip, draws, Augment(brightness=0.4), 24) / x
+    seeds = torch.tensor([8, 9])
+    bright = augment(x, clip, seeds, Augment(brightness=0.4), 24) / x
     assert (
         bright[:2].std() < 1e-6
         and abs(bright[0].mean() - 1) <= 0.4
         and abs(bright[2].mean() - bright[0].mean()) > 1e-3
     )
-    contrast = augment(x, clip, draws, Augment(contrast=0.4), 24)
+    contrast = augment(x, clip, seeds, Augment(contrast=0.4), 24)
     luma = lambda pictures: (pictures * LUMA).sum(1).mean((1, 2))  # noqa: E731
     torch.testing.assert_close(luma(contrast), luma(x), rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(
         contrast[0].std() / x[0].std(), contrast[1].std() / x[1].std(), rtol=0.02, atol=0
     )
-    saturation = augment(x, clip, draws, Augment(saturation=0.4), 24)
+    saturation = augment(x, clip, seeds, Augment(saturation=0.4), 24)
     torch.testing.assert_close((saturation * LUMA).sum(1), (x * LUMA).sum(1), rtol=1e-5, atol=1e-3)
     assert (saturation - x).abs().max() > 1
 
@@ -115,9 +115,9 @@ def test_changes_commute_with_taking_a_background_away():
     """Geometry, brightness and saturation of a difference are the difference of the changed pictures."""
     x, background = frames(2), frames(1)
     settings = Augment(rotation=20, translate=0.1, scale=0.2, brightness=0.3, saturation=0.3, contrast=0.3)
-    clip, draws = torch.tensor([0, 0]), torch.tensor([4])
-    together = augment(x - background, clip, draws, settings, 20)
-    apart = augment(x, clip, draws, settings, 20) - augment(background, clip[:1], draws, settings, 20)
+    clip, seeds = torch.tensor([0, 0]), torch.tensor([4])
+    together = augment(x - background, clip, seeds, settings, 20)
+    apart = augment(x, clip, seeds, settings, 20) - augment(background, clip[:1], seeds, settings, 20)
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-2)
 
 
@@ -142,8 +142,8 @@ def test_mirroring_and_its_share():
     one = torch.tensor([0])
     mirrored = augment(x, one, torch.tensor([3]), Augment(flip=1.0), 20)
     torch.testing.assert_close(mirrored, centre_crop(x, 20).flip(-1), atol=1e-3, rtol=0)
-    draws = torch.arange(400) * 7919
-    out = augment(x.expand(400, -1, -1, -1), torch.arange(400), draws, Augment(flip=0.25), 20)
+    seeds = torch.arange(400) * 7919
+    out = augment(x.expand(400, -1, -1, -1), torch.arange(400), seeds, Augment(flip=0.25), 20)
     changed = (out - centre_crop(x, 20)).abs().amax((1, 2, 3)) > 1
     assert 0.18 < changed.float().mean() < 0.32
 
@@ -153,9 +153,9 @@ def test_a_resized_part_lies_inside_and_is_as_large_as_was_said():
     side = 256
     y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
     picture = torch.stack([x, y, torch.full_like(x, 100.0)])[None]
-    draws = torch.arange(200) * 104_729
+    seeds = torch.arange(200) * 104_729
     settings = Augment(crop=0.2, crop_ratio=0.1)
-    out = augment(picture.expand(200, -1, -1, -1), torch.arange(200), draws, settings, 64)
+    out = augment(picture.expand(200, -1, -1, -1), torch.arange(200), seeds, settings, 64)
     torch.testing.assert_close(
         out[:, 2], torch.full_like(out[:, 2], 100.0), atol=1e-2, rtol=0
     )  # nothing from outside
@@ -176,31 +176,31 @@ def test_a_resized_part_lies_inside_and_is_as_large_as_was_said():
 
 def test_hue_keeps_luma_and_greys_and_its_share_is_of_clips():
     x = frames(1).expand(300, -1, -1, -1)
-    draws, clip = torch.arange(300) * 15_485_863, torch.arange(300)
-    turned = augment(x, clip, draws, Augment(hue=0.1), 24)
+    seeds, clip = torch.arange(300) * 15_485_863, torch.arange(300)
+    turned = augment(x, clip, seeds, Augment(hue=0.1), 24)
     torch.testing.assert_close((turned * LUMA).sum(1), (x * LUMA).sum(1), atol=0.2, rtol=0)
     assert (turned - x).abs().amax((1, 2, 3)).median() > 5
     grey = x.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
-    torch.testing.assert_close(augment(grey, clip, draws, Augment(hue=0.1), 24), grey, atol=0.2, rtol=0)
+    torch.testing.assert_close(augment(grey, clip, seeds, Augment(hue=0.1), 24), grey, atol=0.2, rtol=0)
     settings = Augment(hue=0.1, brightness=0.2, contrast=0.2, saturation=0.2, colour_share=0.3)
-    changed = (augment(x, clip, draws, settings, 24) - x).abs().amax((1, 2, 3)) > 0.5
+    changed = (augment(x, clip, seeds, settings, 24) - x).abs().amax((1, 2, 3)) > 0.5
     assert 0.22 < changed.float().mean() < 0.38
-    pale = augment(x, clip, draws, Augment(grey=0.2), 24)
+    pale = augment(x, clip, seeds, Augment(grey=0.2), 24)
     colourless = (pale.amax(1) - pale.amin(1)).amax((1, 2)) < 1e-2
     assert 0.13 < colourless.float().mean() < 0.27
     assert torch.equal(pale[~colourless], x[~colourless])
 
 
 def test_only_a_share_of_the_clips_is_rotated():
-    x, draws = frames(1).expand(300, -1, -1, -1), torch.arange(300) * 32_452_843
-    out = augment(x, torch.arange(300), draws, Augment(rotation=5, rotation_share=0.3), 20)
+    x, seeds = frames(1).expand(300, -1, -1, -1), torch.arange(300) * 32_452_843
+    out = augment(x, torch.arange(300), seeds, Augment(rotation=5, rotation_share=0.3), 20)
     changed = (out - centre_crop(x, 20)).abs().amax((1, 2, 3)) > 1
     assert 0.22 < changed.float().mean() < 0.38 and not Augment(rotation_share=0.3).active
 
 
 def test_a_step_in_bfloat16_sees_the_same_pictures():
     settings = Augment(rotation=20, crop=0.2, crop_ratio=0.1, flip=0.5, contrast=0.3, hue=0.2, saturation=0.3)
-    x, clip, draws = frames(6), torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([3, 1_000_003, 77])
-    plain = augment(x, clip, draws, settings, 20)
+    x, clip, seeds = frames(6), torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([3, 1_000_003, 77])
+    plain = augment(x, clip, seeds, settings, 20)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(augment(x, clip, draws, settings, 20), plain)
+        assert torch.equal(augment(x, clip, seeds, settings, 20), plain)

@@ -272,7 +272,7 @@ def test_where_rows_are_not_independent_each_clip_has_its_own_batches() -> None:
     """As a GPU's kernels might have it: here a network whose rows see the whole batch."""
     network = FrozenBackbone(RANDOM)
     whole = network.rows
-    network.rows = lambda x, behind, draws: whole(x, behind, draws) + np.arange(8)[:, None].astype(np.float16)  # type: ignore
+    network.rows = lambda x, behind, seeds: whole(x, behind, seeds) + np.arange(8)[:, None].astype(np.float16)  # type: ignore
     network.device = torch.device("meta")  # not a CPU: it is tried out
     batches: FeatureBatches[int] = FeatureBatches(network)
     rng = np.random.default_rng(3)

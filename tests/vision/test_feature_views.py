@@ -13,8 +13,8 @@ from sage_scale.errors import RecipeError
 from sage_scale.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from sage_scale.vision.augment import augment
 from sage_scale.vision.backbones import FrozenBackbone
-from sage_scale.vision.draws import view_draw
 from sage_scale.vision.feature_batches import FeatureBatches
+from sage_scale.vision.packed import view_seed
 
 PLAIN = Vision(kind="features", size=40, crop=32, allow_random_backbone=True, backbone_batch=8)
 STRONG = Augment(rotation=30.0, crop=0.3, flip=0.5, translate=0.1, brightness=0.4, contrast=0.4, saturation=0.4,
@@ -22,22 +22,22 @@ STRONG = Augment(rotation=30.0, crop=0.3, flip=0.5, translate=0.1, brightness=0.
 THREE = dataclasses.replace(PLAIN, feature_views=3, view_augment=STRONG)
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (11, 40, 40, 3), dtype=np.uint8)
-DRAWS = [view_draw("0123456789abcdef", view) for view in (1, 2)]
+SEEDS = [view_seed("0123456789abcdef", view) for view in (1, 2)]
 
 
 def test_the_plain_view_is_bit_for_bit_that_of_a_dataset_without_views() -> None:
     alone = FrozenBackbone(PLAIN).pictures(FRAMES)
-    with_others = FrozenBackbone(THREE).pictures(FRAMES, DRAWS)
+    with_others = FrozenBackbone(THREE).pictures(FRAMES, SEEDS)
     assert alone.shape == (1, 11, 512) and with_others.shape == (3, 11, 512)
     assert np.array_equal(alone[0], with_others[0])
 
 
 def test_the_others_are_features_of_the_changed_frames() -> None:
     backbone = FrozenBackbone(THREE)
-    views = backbone.pictures(FRAMES, DRAWS)
+    views = backbone.pictures(FRAMES, SEEDS)
     x = torch.from_numpy(FRAMES).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    for view, drawn in enumerate(DRAWS, start=1):
+    for view, drawn in enumerate(SEEDS, start=1):
         changed = augment(x, torch.zeros(11, dtype=torch.int64), torch.tensor([drawn]), STRONG, 32)
         with torch.no_grad():
             wanted = backbone.network.module((changed / 255 - mean) / std).pooler_output.flatten(1).numpy()
@@ -49,18 +49,18 @@ def test_the_others_are_features_of_the_changed_frames() -> None:
 def test_clips_in_one_batch_get_what_each_gets_alone() -> None:
     backbone = FrozenBackbone(THREE)
     clips = [RNG.integers(0, 256, (n, 40, 40, 3), dtype=np.uint8) for n in (3, 8, 1, 5)]
-    draws = [[view_draw(f"{clip:016x}", view) for view in (1, 2)] for clip in range(4)]
+    seeds = [[view_seed(f"{clip:016x}", view) for view in (1, 2)] for clip in range(4)]
     batches: FeatureBatches[int] = FeatureBatches(backbone)
-    mixed = [pair for clip in range(4) for pair in batches.add(clip, clips[clip], draws[clip])] + [
+    mixed = [pair for clip in range(4) for pair in batches.add(clip, clips[clip], seeds[clip])] + [
         *batches.flush()
     ]
     assert [clip for clip, _ in mixed] == [0, 1, 2, 3]
     for clip, rows in mixed:
-        assert np.array_equal(rows, backbone.pictures(clips[clip], draws[clip]))
+        assert np.array_equal(rows, backbone.pictures(clips[clip], seeds[clip]))
 
 
 def test_a_view_follows_from_the_clip_and_its_number() -> None:
-    every = {view_draw(f"{clip:016x}", view) for clip in (0, 1, 2**64 - 1) for view in range(1, 6)}
+    every = {view_seed(f"{clip:016x}", view) for clip in (0, 1, 2**64 - 1) for view in range(1, 6)}
     assert len(every) == 15 and all(0 <= drawn < 2**62 for drawn in every)
 
 

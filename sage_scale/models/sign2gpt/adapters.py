@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from sage_scale.config import Sign2Gpt
 from sage_scale.errors import CheckpointError
-from sage_scale.models.sign2gpt.lora import Lora, LoraLinear, RowDraws
+from sage_scale.models.sign2gpt.lora import Lora, LoraLinear, RowSeeds
 
 LORA_STD = 0.2
 """Deviation of the pairs' first matrix in the language model (released code)."""
@@ -72,7 +72,7 @@ class SignMemory:
         """bool, true on real tokens."""
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = None
         """In generation: each layer's keys and values of the sign features, made at its first step."""
-        self.text, self.signs = RowDraws(), RowDraws()
+        self.text, self.signs = RowSeeds(), RowSeeds()
 
     def show(self, features_BSD: Tensor, mask_BS: Tensor, keep: bool = False) -> None:
         """From now on these; with `keep`, keys and values are made once, however often layers are passed."""

@@ -19,7 +19,7 @@ from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.positions import TokenPositions, places
 from sage_scale.models.weights import FiniteScores
 from sage_scale.text.hub import loading, model_place
-from sage_scale.vision.draws import mix
+from sage_scale.vision.packed import mix
 
 
 class SignDecoder(nn.Module):
@@ -42,11 +42,11 @@ class SignDecoder(nn.Module):
         labels_BL: Tensor,
         input_ids_BL: Tensor,
         label_smoothing: float = 0.0,
-        draws_B: Tensor | None = None,
+        clip_seeds_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64).
 
-        No clips give 0, still connected to every trained parameter. `draws_B` (int64) decide the dropout of LoRA.
+        No clips give 0, still connected to every trained parameter. `clip_seeds_B` (int64) decide the dropout of LoRA.
         """
         count = (labels_BL != -100).sum()
         if not lengths_B.numel():
@@ -54,8 +54,8 @@ class SignDecoder(nn.Module):
             tokens_ND = tokens_ND.sum(0).expand(1, -1)
             lengths_B = lengths_B.new_ones(1)
             input_ids_BL, labels_BL = labels_BL.new_zeros(1, 1), labels_BL.new_full((1, 1), -100)
-            draws_B = None if draws_B is None else draws_B.new_zeros(1)
-        hidden_BLD = self.hidden(tokens_ND, lengths_B, input_ids_BL, draws_B)
+            clip_seeds_B = None if clip_seeds_B is None else clip_seeds_B.new_zeros(1)
+        hidden_BLD = self.hidden(tokens_ND, lengths_B, input_ids_BL, clip_seeds_B)
         # Logits over 256,008 subwords are made where there is a label alone.
         asked_BL = labels_BL != -100
         logits_MV = self.language_model.get_output_embeddings()(hidden_BLD[asked_BL])
@@ -66,28 +66,35 @@ class SignDecoder(nn.Module):
         return loss, count
 
     def hidden(
-        self, tokens_ND: Tensor, lengths_B: Tensor, input_ids_BL: Tensor, draws_B: Tensor | None = None
+        self, tokens_ND: Tensor, lengths_B: Tensor, input_ids_BL: Tensor, clip_seeds_B: Tensor | None = None
     ) -> Tensor:
         """(B, L, hidden): the language model's last states of a text, teacher-forced.
 
         Texts are padded at their ends, which a causal model does not see.
         """
-        self._show(tokens_ND, lengths_B, draws_B, input_ids_BL.shape[1])
+        self._show(tokens_ND, lengths_B, clip_seeds_B, input_ids_BL.shape[1])
         return self.language_model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
 
     def _show(
-        self, tokens_ND: Tensor, lengths_B: Tensor, draws_B: Tensor | None, length: int, keep: bool = False
+        self,
+        tokens_ND: Tensor,
+        lengths_B: Tensor,
+        clip_seeds_B: Tensor | None,
+        length: int,
+        keep: bool = False,
     ) -> None:
         projected_ND = self.project(self.positions(tokens_ND, places(lengths_B)[1]))
         features_BSD, mask_BS = pad_packed(projected_ND, lengths_B)
         self.memory.show(features_BSD.to(self.language_model.dtype), mask_BS, keep)
-        for salt, draws, rows in (
+        for salt, seeds, rows in (
             (1, self.memory.text, length),
             (2, self.memory.signs, features_BSD.shape[1]),
         ):
-            draws.draws_BL = None
-            if draws_B is not None:
-                draws.draws_BL = mix(mix(draws_B, salt)[:, None], torch.arange(rows, device=draws_B.device))
+            seeds.seeds_BL = None
+            if clip_seeds_B is not None:
+                seeds.seeds_BL = mix(
+                    mix(clip_seeds_B, salt)[:, None], torch.arange(rows, device=clip_seeds_B.device)
+                )
 
     @torch.no_grad()
     def generate(

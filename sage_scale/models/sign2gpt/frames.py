@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from sage_scale.models.sign2gpt.positions import places
-from sage_scale.vision.draws import mix, uniform
-from sage_scale.vision.packed import PackedVideo
+from sage_scale.vision.packed import PackedVideo, mix, uniform
 
 _SALT = 60_000
 
@@ -22,19 +21,19 @@ def clip_frames(video: PackedVideo) -> Tensor:
 
 
 def drawn_frames(video: PackedVideo, max_frames: int, start_jitter: int, stride: int) -> PackedVideo:
-    """The same clips with fewer frames, each one segment, as `draws_B` decide (released code).
+    """The same clips with fewer frames, each one segment, as `clip_seeds_B` decide (released code).
 
     The start moves by 0 to `start_jitter` frames of the video, of which every `stride`-th is stored; at least one frame
     stays. Of a clip with more than `max_frames` a random subset of as many is taken, in order; 0 takes all.
     """
-    if video.draws_B is None or not video.clips or not (max_frames or start_jitter):
+    if video.clip_seeds_B is None or not video.clips or not (max_frames or start_jitter):
         return video
-    frames_B, draws_B = clip_frames(video), video.draws_B
+    frames_B, clip_seeds_B = clip_frames(video), video.clip_seeds_B
     clip_F, place_F = places(frames_B)
-    skipped_B = (uniform(draws_B, _SALT) * (start_jitter + 1)).long() // stride
+    skipped_B = (uniform(clip_seeds_B, _SALT) * (start_jitter + 1)).long() // stride
     kept_F = place_F >= torch.minimum(skipped_B, frames_B - 1)[clip_F]
     if max_frames:
-        key_F = uniform(mix(draws_B, _SALT + 1)[clip_F], place_F)
+        key_F = uniform(mix(clip_seeds_B, _SALT + 1)[clip_F], place_F)
         key_F = torch.where(kept_F, key_F, 2.0)
         # By clip, then by key: the place in this order says how many frames of the clip come before.
         order_F = (clip_F + key_F.double() / 4).argsort()

@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2021): a frozen linear layer plus a trained product of two thin ones, 0 at the start.
 
-The dropout before it is keyed like all of ours where `RowDraws` holds numbers; else torch's generator draws.
+The dropout before it is keyed like all of ours where `RowSeeds` holds numbers; else torch's generator draws.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from sage_scale.config import Sign2Gpt
 from sage_scale.models.dropout import keyed_dropout
 
 
-class RowDraws:
+class RowSeeds:
     """The random numbers of the rows that LoRA pairs see, shared by all pairs that see the same rows.
 
     Whoever calls the network sets them first, and they stay for a backward pass that computes it again.
     """
 
     def __init__(self) -> None:
-        self.draws_BL: Tensor | None = None
+        self.seeds_BL: Tensor | None = None
         """int64 (B, L), for rows (B, L, D); of a shorter input the first L are meant."""
 
 
@@ -28,7 +28,7 @@ class Lora(nn.Module):
     """scale * up(down(dropout(x))), rank `rank`; `down` is normal with deviation `std`, `up` starts at zero."""
 
     def __init__(
-        self, width_in: int, width_out: int, settings: Sign2Gpt, std: float, draws: RowDraws, salt: int,
+        self, width_in: int, width_out: int, settings: Sign2Gpt, std: float, seeds: RowSeeds, salt: int,
         dropout: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -36,7 +36,7 @@ class Lora(nn.Module):
         self.up = nn.Linear(settings.lora_rank, width_out, bias=False)
         self.scale = settings.lora_alpha / settings.lora_rank
         self.dropout = settings.lora_dropout if dropout else 0.0
-        self._draws, self._salt = draws, salt
+        self._seeds, self._salt = seeds, salt
         nn.init.normal_(self.down.weight, std=std)
         nn.init.zeros_(self.up.weight)
 
@@ -46,11 +46,11 @@ class Lora(nn.Module):
         if not autocast:  # frozen layers may be held in less precision than these
             x_BLD = x_BLD.to(self.down.weight.dtype)
         if self.training and self.dropout:
-            draws_BL = self._draws.draws_BL
-            if draws_BL is None:
+            seeds_BL = self._seeds.seeds_BL
+            if seeds_BL is None:
                 x_BLD = F.dropout(x_BLD, self.dropout)
             else:
-                x_BLD = keyed_dropout(x_BLD, draws_BL[:, : x_BLD.shape[1]], self.dropout, self._salt)
+                x_BLD = keyed_dropout(x_BLD, seeds_BL[:, : x_BLD.shape[1]], self.dropout, self._salt)
         added = self.up(self.down(x_BLD)) * self.scale
         return added if autocast else added.to(kind)
 

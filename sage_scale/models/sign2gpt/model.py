@@ -53,7 +53,7 @@ class SignFeatures(nn.Module):
         if self.training:
             g = self.settings
             video = drawn_frames(video, g.max_frames, g.start_jitter, self.stride)
-        return self.sign_encoder(self.spatial(video), clip_frames(video), video.draws_B)
+        return self.sign_encoder(self.spatial(video), clip_frames(video), video.clip_seeds_B)
 
     def freeze_signs(self) -> None:
         """Leave the spatial model and the sign encoder as they are (Sign(Z)2GPT, Table 2)."""
@@ -81,7 +81,7 @@ class Sign2GptPretrainer(SignFeatures):
     def scores(self, video: PackedVideo) -> PrototypeScores:
         """Presence and localisation of every prototype in every clip."""
         tokens_ND, lengths_B = self.encode(video)
-        return PrototypeScores(*self.head(tokens_ND, lengths_B, video.draws_B))
+        return PrototypeScores(*self.head(tokens_ND, lengths_B, video.clip_seeds_B))
 
 
 class Sign2GptTranslator(SignFeatures):
@@ -105,7 +105,9 @@ class Sign2GptTranslator(SignFeatures):
     ) -> tuple[Tensor, Tensor]:
         """Label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64)."""
         tokens_ND, lengths_B = self.encode(video)
-        return self.decoder(tokens_ND, lengths_B, labels_BL, input_ids_BL, label_smoothing, video.draws_B)
+        return self.decoder(
+            tokens_ND, lengths_B, labels_BL, input_ids_BL, label_smoothing, video.clip_seeds_B
+        )
 
     @torch.no_grad()
     def generate(

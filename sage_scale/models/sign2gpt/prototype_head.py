@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sage_scale.config import Prototypes
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.prototypes import prototype_scores
-from sage_scale.models.dropout import keyed_dropout, token_draws
+from sage_scale.models.dropout import keyed_dropout, token_seeds
 
 _SALT = 50_000
 
@@ -35,12 +35,13 @@ class PrototypeHead(nn.Module):
         self.register_buffer("prototypes_UD", prototypes_UD)
 
     def forward(
-        self, tokens_ND: Tensor, lengths_B: Tensor, draws_B: Tensor | None = None
+        self, tokens_ND: Tensor, lengths_B: Tensor, clip_seeds_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Localisation (N, U) and presence (B, U) of every prototype; `draws_B` decide the dropout, and are needed in
-        training. A tuple: ZeRO-3 finds no tensors in other things, and then loses the temperatures' gradients."""
-        draws_N = None if draws_B is None else token_draws(draws_B, lengths_B)
-        dropped_ND = keyed_dropout(tokens_ND, draws_N, self.settings.dropout, _SALT, self.training)
+        """Localisation (N, U) and presence (B, U) of every prototype; `clip_seeds_B` decide the dropout, and are
+        needed in training. A tuple: ZeRO-3 finds no tensors in other things, and then loses the temperatures'
+        gradients."""
+        seeds_N = None if clip_seeds_B is None else token_seeds(clip_seeds_B, lengths_B)
+        dropped_ND = keyed_dropout(tokens_ND, seeds_N, self.settings.dropout, _SALT, self.training)
         low, high = self.settings.tau_min, self.settings.tau_max
         scores = prototype_scores(
             self.project(dropped_ND), lengths_B, self.prototypes_UD,

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sage_scale.config import Sign2Gpt
-from sage_scale.models.dropout import keyed_dropout, token_draws
+from sage_scale.models.dropout import keyed_dropout, token_seeds
 from sage_scale.models.sign2gpt.local_attention import DenseMask, Windows
 from sage_scale.models.sign2gpt.positions import places, rotate, rotations, sine_positions
-from sage_scale.vision.draws import uniform
+from sage_scale.vision.packed import uniform
 
 _SALT = 30_000
 
@@ -76,10 +76,12 @@ class SignEncoder(nn.Module):
         """int64 (B,): tokens that clips of so many frames have."""
         return self._through(self._rows(frames_B)).real_B
 
-    def forward(self, x_FD: Tensor, frames_B: Tensor, draws_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_FD: Tensor, frames_B: Tensor, clip_seeds_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Tokens (N, width) and how many each clip has, int64 (B,): half as many as frames, rounded up.
 
-        `draws_B` (int64) decide dropout and depth in training, where they are needed.
+        `clip_seeds_B` (int64) decide dropout and depth in training, where they are needed.
         """
         if not self.layers:
             return x_FD, frames_B
@@ -87,13 +89,13 @@ class SignEncoder(nn.Module):
         if rows.padded:
             x_FD = _with_padding(x_FD, rows)
         x_FD = x_FD + sine_positions(rows.place_N, x_FD.shape[1]).to(x_FD.dtype)
-        draws_N = None if draws_B is None else token_draws(draws_B, rows.lengths_B)
+        seeds_N = None if clip_seeds_B is None else token_seeds(clip_seeds_B, rows.lengths_B)
         for number, layer in enumerate(self.layers, start=1):
-            x_FD = layer(x_FD, rows, draws_B, draws_N)
+            x_FD = layer(x_FD, rows, clip_seeds_B, seeds_N)
             if number == self.settings.downsample_after:
                 x_FD = average_strided(x_FD, rows)
                 rows = rows.halved()
-                draws_N = None if draws_B is None else token_draws(draws_B, rows.lengths_B)
+                seeds_N = None if clip_seeds_B is None else token_seeds(clip_seeds_B, rows.lengths_B)
         return (x_FD[rows.place_N < rows.real_B[rows.clip_N]] if rows.padded else x_FD), rows.real_B
 
     def _rows(self, frames_B: Tensor) -> Rows:
@@ -127,14 +129,14 @@ class EncoderLayer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x_ND: Tensor, rows: Rows, draws_B: Tensor | None = None, draws_N: Tensor | None = None
+        self, x_ND: Tensor, rows: Rows, clip_seeds_B: Tensor | None = None, seeds_N: Tensor | None = None
     ) -> Tensor:
         """Draws as for `SignEncoder.forward`, of the clips and of the rows."""
-        attended = self._drop(self.out(self._attend(x_ND, rows)), draws_N, 0)
-        x_ND = self.norm1(x_ND + self._kept(self.scale1 * attended, rows, draws_B, 3))
-        fed = self._drop(F.gelu(self.fc1(x_ND)), draws_N, 1)
-        fed = self._drop(self.fc2(fed), draws_N, 2)
-        return self.norm2(x_ND + self._kept(self.scale2 * fed, rows, draws_B, 4))
+        attended = self._drop(self.out(self._attend(x_ND, rows)), seeds_N, 0)
+        x_ND = self.norm1(x_ND + self._kept(self.scale1 * attended, rows, clip_seeds_B, 3))
+        fed = self._drop(F.gelu(self.fc1(x_ND)), seeds_N, 1)
+        fed = self._drop(self.fc2(fed), seeds_N, 2)
+        return self.norm2(x_ND + self._kept(self.scale2 * fed, rows, clip_seeds_B, 4))
 
     def _attend(self, x_ND: Tensor, rows: Rows) -> Tensor:
         q, k, v = (
@@ -143,16 +145,16 @@ class EncoderLayer(nn.Module):
         cos, sin = rotations(rows.place_N, q.shape[-1])
         return rows.attention.attend(rotate(q, cos, sin), rotate(k, cos, sin), v).flatten(1)
 
-    def _drop(self, x_ND: Tensor, draws_N: Tensor | None, place: int) -> Tensor:
-        return keyed_dropout(x_ND, draws_N, self.dropout, self.salt + place, self.training)
+    def _drop(self, x_ND: Tensor, seeds_N: Tensor | None, place: int) -> Tensor:
+        return keyed_dropout(x_ND, seeds_N, self.dropout, self.salt + place, self.training)
 
-    def _kept(self, x_ND: Tensor, rows: Rows, draws_B: Tensor | None, place: int) -> Tensor:
+    def _kept(self, x_ND: Tensor, rows: Rows, clip_seeds_B: Tensor | None, place: int) -> Tensor:
         """Stochastic depth: a clip's whole branch is left out with probability `drop_path` (Huang et al. 2016)."""
         if not self.training or not self.drop_path:
             return x_ND
-        if draws_B is None:
-            raise ValueError("stochastic depth in training needs the clips' random numbers, draws_B")
-        keep_B = (uniform(draws_B, self.salt + place) >= self.drop_path).to(x_ND.dtype)
+        if clip_seeds_B is None:
+            raise ValueError("stochastic depth in training needs the clips' random numbers, clip_seeds_B")
+        keep_B = (uniform(clip_seeds_B, self.salt + place) >= self.drop_path).to(x_ND.dtype)
         return x_ND * (keep_B / (1 - self.drop_path))[rows.clip_N][:, None]
 
 

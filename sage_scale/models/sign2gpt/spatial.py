@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sage_scale.config import Recipe, Stage
 from sage_scale.models.batchnorm import BatchNorm
 from sage_scale.models.chunked import in_chunks
-from sage_scale.models.dropout import token_draws
+from sage_scale.models.dropout import token_seeds
 from sage_scale.models.resnet import FrameEncoder, load_backbone
 from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.vit import VisionTransformer
@@ -52,14 +52,14 @@ class SpatialModel(nn.Module):
     def frame_features(self, video: PackedVideo, augmented: bool | None = None) -> Tensor:
         """(F, C): stored features where the video has them, else the backbone's of its frames.
 
-        Frames are augmented in training (or where `augmented` says so) where the video has draws.
+        Frames are augmented in training (or where `augmented` says so) where the video has seeds.
         """
         if video.features_FC is not None:
             return video.features_FC.to(self.norm.weight.dtype)
         if self.backbone is None or video.frames_FCHW is None:
             raise ValueError("the recipe has vision.kind=features, but the video holds frames")
         wanted = self.training if augmented is None else augmented
-        active = wanted and video.draws_B is not None and self.settings.active
+        active = wanted and video.clip_seeds_B is not None and self.settings.active
         clip_F = video.frame_clip_F()
         count, centred = len(video.frames_FCHW), video.background_BCHW is not None
 
@@ -68,8 +68,10 @@ class SpatialModel(nn.Module):
             return frame_pixels(video, rows, clip_F[rows], self.settings, self.crop, active, kind)
 
         if isinstance(self.backbone, VisionTransformer):
-            draws_F = None if video.draws_B is None else token_draws(video.draws_B, clip_frames(video))
-            return self.backbone(pixels, count, draws_F, self.chunk_frames, centred)
+            seeds_F = (
+                None if video.clip_seeds_B is None else token_seeds(video.clip_seeds_B, clip_frames(video))
+            )
+            return self.backbone(pixels, count, seeds_F, self.chunk_frames, centred)
         backbone = self.backbone
 
         def some(rows: slice) -> Tensor:

@@ -18,10 +18,10 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 from sage_scale.config import Sign2Gpt
 from sage_scale.models.chunked import in_chunks
 from sage_scale.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from sage_scale.models.sign2gpt.lora import Lora, LoraLinear, RowDraws
+from sage_scale.models.sign2gpt.lora import Lora, LoraLinear, RowSeeds
 from sage_scale.untrusted.files import expanded
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
-from sage_scale.vision.draws import mix
+from sage_scale.vision.packed import mix
 from sage_scale.vision.pretrained_weights import load_exactly
 
 LORA_STD = 0.02
@@ -55,7 +55,7 @@ class VisionTransformer(nn.Module):
             load_exactly(self.dino, read_dinov2_weights(path), path)
         self.frozen = settings.vit_layers - settings.vit_adapted
         """Blocks below the adapted ones."""
-        self._draws = RowDraws()
+        self._seeds = RowSeeds()
         blocks: Any = self.dino.encoder.layer
         for number in range(self.frozen, settings.vit_layers):
             self._adapt(blocks[number], settings, _SALT + 10 * number)
@@ -66,11 +66,11 @@ class VisionTransformer(nn.Module):
         self.register_buffer("shift", -mean / std, persistent=False)
 
     def _adapt(self, block: Any, settings: Sign2Gpt, salt: int) -> None:
-        block.attention = AdaptedAttention(block.attention, settings, self._draws, salt)
+        block.attention = AdaptedAttention(block.attention, settings, self._seeds, salt)
         for place, name in enumerate(("fc1", "fc2")):
             base = getattr(block.mlp, name)
             lora = Lora(
-                base.in_features, base.out_features, settings, LORA_STD, self._draws, salt + 2 + place
+                base.in_features, base.out_features, settings, LORA_STD, self._seeds, salt + 2 + place
             )
             setattr(block.mlp, name, LoraLinear(base, lora))
 
@@ -89,12 +89,12 @@ class VisionTransformer(nn.Module):
                 hidden_FPD = block(hidden_FPD)
         return hidden_FPD
 
-    def above(self, hidden_FPD: Tensor, draws_F: Tensor | None = None) -> Tensor:
+    def above(self, hidden_FPD: Tensor, seeds_F: Tensor | None = None) -> Tensor:
         """(F, width): the class token behind the adapted blocks and the final norm."""
-        self._draws.draws_BL = None
-        if draws_F is not None:
+        self._seeds.seeds_BL = None
+        if seeds_F is not None:
             place_P = torch.arange(hidden_FPD.shape[1], device=hidden_FPD.device)
-            self._draws.draws_BL = mix(draws_F[:, None], place_P)
+            self._seeds.seeds_BL = mix(seeds_F[:, None], place_P)
         blocks: Any = list(self.dino.encoder.layer[self.frozen :])
         for number, block in enumerate(blocks, start=1):
             queries = 1 if number == len(blocks) else hidden_FPD.shape[1]
@@ -103,20 +103,20 @@ class VisionTransformer(nn.Module):
             hidden_FPD = hidden_FPD + block.layer_scale2(block.mlp(block.norm2(hidden_FPD)))
         return self.dino.layernorm(hidden_FPD[:, 0])
 
-    def forward(self, frames: Any, count: int, draws_F: Tensor | None, chunk: int, centred: bool) -> Tensor:
+    def forward(self, frames: Any, count: int, seeds_F: Tensor | None, chunk: int, centred: bool) -> Tensor:
         """Class tokens of `count` frames, which `frames(slice)` gives; `chunk` at once, 0 for all.
 
         In training with chunks every rank must call it, one without frames too.
         """
         if not chunk:
-            return self.above(self.below(frames(slice(0, count)), centred), draws_F)
-        if self.training and draws_F is None:
-            raise ValueError("chunks are computed twice, so their dropout needs PackedVideo.draws_B")
+            return self.above(self.below(frames(slice(0, count)), centred), seeds_F)
+        if self.training and seeds_F is None:
+            raise ValueError("chunks are computed twice, so their dropout needs PackedVideo.clip_seeds_B")
         with torch.no_grad():
             below_FPD = in_chunks(self, lambda rows: self.below(frames(rows), centred), count, chunk)
 
         def some(rows: slice) -> Tensor:
-            return self.above(below_FPD[rows], None if draws_F is None else draws_F[rows])
+            return self.above(below_FPD[rows], None if seeds_F is None else seeds_F[rows])
 
         return in_chunks(self, some, count, chunk)
 
@@ -146,13 +146,13 @@ class AdaptedAttention(nn.Module):
     """DINOv2's attention with one pair over the joined queries, keys and values, as its own layer is joined, and one on
     the output. transformers keeps the three apart, under whose names the frozen weights stay."""
 
-    def __init__(self, attention: Any, settings: Sign2Gpt, draws: RowDraws, salt: int) -> None:
+    def __init__(self, attention: Any, settings: Sign2Gpt, seeds: RowSeeds, salt: int) -> None:
         super().__init__()
         width = attention.q_proj.in_features
         self.heads = attention.num_attention_heads
         self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
-        self.qkv_lora = Lora(width, 3 * width, settings, LORA_STD, draws, salt)
-        self.o_proj = LoraLinear(attention.o_proj, Lora(width, width, settings, LORA_STD, draws, salt + 1))
+        self.qkv_lora = Lora(width, 3 * width, settings, LORA_STD, seeds, salt)
+        self.o_proj = LoraLinear(attention.o_proj, Lora(width, width, settings, LORA_STD, seeds, salt + 1))
 
     def forward(self, x_FPD: Tensor, queries: int) -> Tensor:
         """(F, queries, D): of the first so many rows."""

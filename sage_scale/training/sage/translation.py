@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import CheckpointError
-from sage_scale.models.dropout import token_draws
+from sage_scale.models.dropout import token_seeds
 from sage_scale.models.language import LONGEST_TEXT, load_language_model, make_labels
 from sage_scale.models.resnet import load_backbone
 from sage_scale.models.sage import SageTranslator, load_visual
@@ -74,10 +74,12 @@ class SageOutputs(FrozenOutputs):
             return model(video, labels_BL, input_ids_BL, label_smoothing)
         tokens_ND = kept
         if self.kind == "backbone":
-            draws_N = None if video.draws_B is None else token_draws(video.draws_B, video.clip_segments_B)
-            tokens_ND = model.mapper(model.visual.tokens(kept, video.segment_frames_N), draws_N)
+            seeds_N = (
+                None if video.clip_seeds_B is None else token_seeds(video.clip_seeds_B, video.clip_segments_B)
+            )
+            tokens_ND = model.mapper(model.visual.tokens(kept, video.segment_frames_N), seeds_N)
         return model.forward_tokens(
-            tokens_ND, video.clip_segments_B, labels_BL, input_ids_BL, label_smoothing, video.draws_B
+            tokens_ND, video.clip_segments_B, labels_BL, input_ids_BL, label_smoothing, video.clip_seeds_B
         )
 
     def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:

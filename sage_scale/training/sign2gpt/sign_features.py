@@ -72,7 +72,7 @@ class SignWriter:
     def sample(self, sample: Sample) -> Sample:
         """The clip with Z in place of its frames or features. One clip at a time: results depend on a batch's shape."""
         batch = collate([decode_sample(sample, self._shape)], self._shape)
-        z_NC, _ = self.model.encode(replace(batch.video, draws_B=None).to(self.device))
+        z_NC, _ = self.model.encode(replace(batch.video, clip_seeds_B=None).to(self.device))
         frames, stride = int(sample.meta["frames"]), int(sample.meta["frame_stride"]) * self.factor
         rows = -(-frames // stride)
         features_TC = np.zeros((rows, z_NC.shape[1]), np.float16)

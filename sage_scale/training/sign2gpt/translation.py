@@ -95,10 +95,12 @@ class Sign2GptOutputs(FrozenOutputs):
         if kept is None:
             return model(video, labels_BL, input_ids_BL, label_smoothing)
         if self.kind == "backbone":
-            tokens_ND, lengths_B = model.sign_encoder(model.spatial.rows(kept), frames_B, video.draws_B)
+            tokens_ND, lengths_B = model.sign_encoder(model.spatial.rows(kept), frames_B, video.clip_seeds_B)
         else:
             tokens_ND, lengths_B = kept, model.sign_encoder.token_lengths(frames_B)
-        return model.decoder(tokens_ND, lengths_B, labels_BL, input_ids_BL, label_smoothing, video.draws_B)
+        return model.decoder(
+            tokens_ND, lengths_B, labels_BL, input_ids_BL, label_smoothing, video.clip_seeds_B
+        )
 
     def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
         model, frames_B = self.model, clip_frames(video)
