@@ -9,12 +9,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import functools
 import inspect
+import itertools
 import textwrap
 import typing
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -86,46 +86,39 @@ def explain(
 
 def keys() -> list[Key]:
     """Every key of a recipe in the order of its fields."""
-    return list(_keys(config.Recipe, config.Recipe(), ""))
+    return list(_keys(config.Recipe(), ""))
 
 
-def _keys(kind: type, defaults: object, path: str) -> Iterator[Key]:
-    hints = typing.get_type_hints(kind)
-    meanings = _docstrings()[kind.__name__]
-    for field in dataclasses.fields(kind):
-        hint, value = hints[field.name], getattr(defaults, field.name)
-        if dataclasses.is_dataclass(hint):
-            yield from _keys(typing.cast(type, hint), value, f"{path}{field.name}.")
+def _keys(section: Any, path: str) -> Iterator[Key]:
+    hints = typing.get_type_hints(type(section))
+    meanings = _docstrings(type(section))
+    for field in dataclasses.fields(section):
+        key, value = f"{path}{field.name}", getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _keys(value, f"{key}.")
         else:
-            yield Key(f"{path}{field.name}", _kind(hint), value, meanings.get(field.name, ""))
+            yield Key(key, _kind(key, hints[field.name]), value, meanings.get(field.name, ""))
 
 
-@functools.cache
-def _docstrings() -> dict[str, dict[str, str]]:
-    """Class to field to the string below the field, of which Python keeps no trace at run time."""
-    found: dict[str, dict[str, str]] = {}
-    modules = (config.augmentation, config.data, config.learning, config.sign2gpt, config.recipe)
-    sources = (inspect.getsource(module) for module in modules)
-    for node in (node for source in sources for node in ast.parse(source).body):
-        if not isinstance(node, ast.ClassDef):
+def _docstrings(section: type) -> dict[str, str]:
+    """Returns field -> the string below it, which Python does not keep at run time."""
+    found: dict[str, str] = {}
+    for kind in filter(dataclasses.is_dataclass, reversed(section.__mro__)):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+        except (OSError, TypeError):  # the class that holds registered sections is made at run time
             continue
-        fields = found.setdefault(node.name, {})
-        for statement, below in zip(node.body, node.body[1:]):
-            if (
-                isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-                and isinstance(below.value.value, str)
-            ):
-                fields[statement.target.id] = " ".join(below.value.value.split())
+        for statement, below in itertools.pairwise(body):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
     return found
 
 
-def _kind(hint: typing.Any) -> str:
+def _kind(key: str, hint: Any) -> str:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
-        return " | ".join(str(choice) for choice in typing.get_args(hint))
+        return " | ".join(config.choices(key, hint))
     if origin is tuple:
         return f"list of {typing.get_args(hint)[0].__name__}"
     return getattr(hint, "__name__", str(hint))

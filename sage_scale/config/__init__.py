@@ -17,6 +17,7 @@ from sage_scale.config.data import (
     Text,
     Vision,
 )
+from sage_scale.config.extension import choices, register_choice, register_model, since
 from sage_scale.config.learning import (
     Backbone,
     Clcl,
@@ -60,10 +61,14 @@ __all__ = [
     "Vision",
     "Watch",
     "check",
+    "choices",
     "from_mapping",
     "load_recipe",
     "override",
     "recipe_names",
+    "register_choice",
+    "register_model",
+    "since",
     "to_mapping",
     "to_yaml",
 ]

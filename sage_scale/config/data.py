@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sage_scale.config.augmentation import Augment
+from sage_scale.config.extension import since
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +139,9 @@ class Vision:
     """Permit a frozen backbone with random weights, for tests."""
     backbone_batch: int = 32
     """Frames in one fixed, padded backbone batch: float results depend on the batch shape."""
-    backbone_dtype: Literal["float32", "bfloat16"] = "float32"
+    backbone_dtype: Literal["float32", "bfloat16"] = since("0.1.0", "float32")
     """Arithmetic of a frozen backbone; bfloat16 is faster where the device has matrix units for it, and other bytes."""
-    feature_views: int = 1
+    feature_views: int = since("0.1.0", 1)
     """Views of a clip whose `features` are stored: the plain one and so many less one augmented ones, of which training
     takes another each epoch and evaluation the plain one. A trainer may be given fewer than the shards hold."""
     view_augment: Augment = field(

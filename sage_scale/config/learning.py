@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import functools
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import Any, Literal
 
+from sage_scale.config import extension
 from sage_scale.config.augmentation import Augment
 from sage_scale.config.sign2gpt import Sign2Gpt
 
@@ -57,6 +59,29 @@ class Model:
     """language_model copies the first layers of mBART's encoder."""
     batchnorm: Literal["sync", "group", "frozen"] = "sync"
     """Statistics over the whole global batch, over one fixed chunk, or the running ones."""
+
+    def __reduce__(self) -> Any:
+        """Pickles by value: the class that has the sections of registered models is made anew where it is read."""
+        return _restore_model, (vars(self),)
+
+
+def model_section() -> Model:
+    """Returns the default section `model`, with the sections of all registered models as fields."""
+    return _model_type(tuple(extension.sections.items()))()
+
+
+@functools.cache
+def _model_type(sections: tuple[tuple[str, type], ...]) -> type[Model]:
+    if not sections:
+        return Model
+    fields = [(name, kind, extension.since("0.2.0", factory=kind)) for name, kind in sections]
+    return make_dataclass(
+        "Model", fields, bases=(Model,), frozen=True, kw_only=True, namespace={"__module__": __name__}
+    )
+
+
+def _restore_model(values: dict[str, Any]) -> Model:
+    return replace(model_section(), **values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from sage_scale.config.checks import check
-from sage_scale.config.recipe import Recipe, flat
+from sage_scale.config.extension import choices
+from sage_scale.config.recipe import Recipe, flat, to_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.untrusted.display import MAX_SHOWN, shortened
 from sage_scale.untrusted.files import open_regular
@@ -35,7 +36,7 @@ _RENAMED = {("clcl.variant", "released"): "one_direction"}
 def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
     """A recipe from nested dictionaries over `base` (the defaults). Raises RecipeError with the key's path."""
     base = base or Recipe()
-    recipe = _build(Recipe, values, base, "")
+    recipe = _build(base, values, "")
     check(recipe)
     object.__setattr__(recipe, "given", base.given)
     return recipe
@@ -97,11 +98,11 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     return changed
 
 
-def _build(kind: type, values: Any, base: Any, path: str) -> Any:
+def _build(base: Any, values: Any, path: str) -> Any:
     if not isinstance(values, Mapping):
         raise RecipeError(f"'{path.rstrip('.')}' is a section: write {path}KEY=VALUE")
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind)]
+    hints = typing.get_type_hints(type(base))
+    known = [f.name for f in dataclasses.fields(base)]
     changes = {}
     for key, value in values.items():
         if key not in known:
@@ -109,11 +110,10 @@ def _build(kind: type, values: Any, base: Any, path: str) -> Any:
             raise RecipeError(
                 f"unknown key '{path}{shortened(key)}'{_nearest(str(key), known) or _elsewhere(str(key))}{where}"
             )
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            changes[key] = _build(typing.cast(type, hint), value, getattr(base, key), f"{path}{key}.")
+        if dataclasses.is_dataclass(section := getattr(base, key)):
+            changes[key] = _build(section, value, f"{path}{key}.")
         else:
-            changes[key] = _convert(hint, value, f"{path}{key}")
+            changes[key] = _convert(hints[key], value, f"{path}{key}")
     return dataclasses.replace(base, **changes)
 
 
@@ -125,11 +125,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             value = str(value).lower()
         if value is None:
             value = "none"
-        if value in get_args(hint):
+        allowed = choices(path, hint)
+        if value in allowed:
             return value
-        choices = [str(choice) for choice in get_args(hint)]
         raise RecipeError(
-            f"{path}={_shown(value)}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
+            f"{path}={_shown(value)}: must be one of {', '.join(allowed)}{_nearest(str(value), allowed)}"
         )
     if origin is tuple:
         if isinstance(value, list | tuple):
@@ -168,15 +168,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _elsewhere(name: str) -> str:
-    paths = list(_paths(Recipe, ""))
+    paths = list(flat(to_mapping(Recipe())))
     exact = [path for path in paths if path.rsplit(".", 1)[-1] == name]
     return f" (did you mean '{exact[0]}'?)" if exact else _nearest(name, paths)
-
-
-def _paths(kind: type, path: str) -> Iterable[str]:
-    hints = typing.get_type_hints(kind)
-    for f in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[f.name]):
-            yield from _paths(typing.cast(type, hints[f.name]), f"{path}{f.name}.")
-        else:
-            yield f"{path}{f.name}"

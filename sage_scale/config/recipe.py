@@ -20,6 +20,7 @@ from sage_scale.config.data import (
     Text,
     Vision,
 )
+from sage_scale.config.extension import FIRST_DATASETS, FIRST_RELEASE
 from sage_scale.config.learning import (
     Clcl,
     Denoise,
@@ -27,6 +28,7 @@ from sage_scale.config.learning import (
     Model,
     Stage,
     Watch,
+    model_section,
 )
 from sage_scale.config.sign2gpt import Prototypes
 
@@ -51,7 +53,7 @@ class Recipe:
     """Resources of preprocessing."""
     stream: Stream = field(default_factory=Stream)
     """Order of samples."""
-    model: Model = field(default_factory=Model)
+    model: Model = field(default_factory=model_section)
     """The translator."""
     clcl: Clcl = field(default_factory=Clcl)
     """Contrastive objective."""
@@ -73,23 +75,19 @@ class Recipe:
     """Keys that overrides named (`override` sets it), which a dataset's values do not replace; no key itself."""
 
     def fingerprint(self) -> str:
-        """16 hex digits of sha256 over the canonical JSON of every value except the name."""
-        values = {key: value for key, value in to_mapping(self).items() if key != "name"}
-        return _digest(values)
+        """16 hex digits of sha256 over the canonical JSON of every value except the name, less younger defaults."""
+        values = without_younger_defaults(self, FIRST_RELEASE)
+        return _digest({key: value for key, value in values.items() if key != "name"})
 
     def dataset_part(self) -> dict[str, Any]:
         """The sections that decide the bytes of a dataset: text, vision, segmentation and shard size."""
-        values = to_mapping(self)
+        values = without_younger_defaults(self, FIRST_DATASETS)
         part = {key: values[key] for key in ("vision", "segmentation", "shards")}
         part["text"] = {key: value for key, value in values["text"].items() if key != "trim_vocabulary"}
         part["corpus"] = {key: values["corpus"][key] for key in ("name", "language")}
         del part["shards"]["max_reject_rate"]
-        vision = part["vision"]
-        # Keys that are younger than datasets that were made without them.
-        if vision["backbone_dtype"] == "float32":
-            del vision["backbone_dtype"]
-        if vision["feature_views"] == 1:
-            del vision["feature_views"], vision["view_augment"]
+        if self.vision.feature_views == 1:
+            del part["vision"]["view_augment"]  # there are no augmented views
         return part
 
     def corpus_part(self) -> dict[str, Any]:
@@ -105,6 +103,28 @@ class Recipe:
 def _digest(values: Any) -> str:
     canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def without_younger_defaults(recipe: Recipe, age: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the recipe as nested dictionaries without the keys younger than version `age` that are at their default:
+    so a new key changes no fingerprint by being there."""
+    return _without_younger_defaults(recipe, type(recipe)(), age, False)
+
+
+def _without_younger_defaults(
+    section: Any, default: Any, age: tuple[int, ...], younger: bool
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(section):
+        value, usual = getattr(section, f.name), getattr(default, f.name)
+        new = younger or f.metadata.get("since", ()) > age
+        if dataclasses.is_dataclass(value):
+            below = _without_younger_defaults(value, usual, age, new)
+            if below or not new:
+                found[f.name] = below
+        elif not new or value != usual:
+            found[f.name] = to_mapping(value)
+    return found
 
 
 def to_mapping(value: Any) -> Any:

@@ -1,0 +1,54 @@
+"""Keys younger than released fingerprints, and the sections and choices that other packages register."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, field
+from typing import Any, get_args
+
+FIRST_DATASETS = (0, 0)
+"""Dataset fingerprints leave out keys of later versions (`since`) that stand at their default."""
+FIRST_RELEASE = (0, 1, 0)
+"""Recipe fingerprints do the same."""
+
+sections: dict[str, type] = {}
+"""Name -> dataclass of the sections `model.NAME` of registered models."""
+checks: dict[str, Callable[[Any, Callable[[bool, str], None]], None]] = {}
+"""`model.kind` -> what else is checked of its recipes: called with the recipe and `need(condition, message)`."""
+_choices: dict[str, tuple[str, ...]] = {}
+
+
+def since(version: str, default: Any = MISSING, factory: Callable[[], Any] | Any = MISSING) -> Any:
+    """Returns a field that came with `version`: at its default it does not change fingerprints of older recipes.
+
+    Every key that 0.1.0 did not have needs it. On a section the mark covers all keys below.
+    """
+    marks = {"since": tuple(map(int, version.split(".")))}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=marks)
+    return field(default=default, metadata=marks)
+
+
+def register_model(
+    kind: str,
+    section: type | None = None,
+    check: Callable[[Any, Callable[[bool, str], None]], None] | None = None,
+) -> None:
+    """Make `model.kind=KIND` a choice, with its own section `model.KIND` (a frozen dataclass with defaults for all
+    fields) and a check of its recipes, called with the recipe and `need(condition, message)`.
+    """
+    register_choice("model.kind", kind)
+    if section is not None:
+        sections[kind] = section
+    if check is not None:
+        checks[kind] = check
+
+
+def register_choice(key: str, name: str) -> None:
+    """Make `name` a value of a key with choices, beside those of its type: `register_choice("clcl.loss", "mine")`."""
+    _choices[key] = (*_choices.get(key, ()), name)
+
+
+def choices(key: str, hint: Any) -> list[str]:
+    """Returns the values of a key of the type `hint`, a Literal, and those that packages have registered."""
+    return list(dict.fromkeys([*get_args(hint), *_choices.get(key, ())]))
