@@ -139,7 +139,7 @@ class Store(ABC):
         check_name(name)
         return None
 
-    def hasty(self) -> Store:
+    def single_attempt(self) -> Store:
         """The same store for callers who repeat failed calls themselves: each is one attempt with short time-outs."""
         return self
 

@@ -40,7 +40,7 @@ from sage_scale.storage.interface import (
     check_name,
     is_name,
 )
-from sage_scale.storage.patience import tell_of_retries
+from sage_scale.storage.retry_logging import tell_of_retries
 from sage_scale.storage.s3_errors import BUSY, code_of, end_redirects, endpoint, explain, server
 
 CONNECT_TIMEOUT_S = 10
@@ -71,16 +71,16 @@ class S3Store(Store):
         self._lock = threading.Lock()
         self._clients: dict[bool, Any] = {}
         self._process = os.getpid()
-        self._hasty = False
+        self._single_attempt = False
 
     @property
     def client(self) -> Any:
         """The boto3 client of this process; a forked child makes its own."""
-        return self._client_that(tries_once=self._hasty)
+        return self._client_that(tries_once=self._single_attempt)
 
-    def hasty(self) -> Store:
+    def single_attempt(self) -> Store:
         other = S3Store(self.bucket, self.prefix.removesuffix("/"))
-        other._hasty = True
+        other._single_attempt = True
         return other
 
     def _client_that(self, *, tries_once: bool) -> Any:
@@ -226,7 +226,7 @@ class S3Store(Store):
 
         Refused connections, time-outs and 5xx answers are repeated inside boto3 already ("standard" retries).
         """
-        attempts = 1 if self._hasty else ATTEMPTS
+        attempts = 1 if self._single_attempt else ATTEMPTS
         for attempt in range(attempts):
             try:
                 return work()

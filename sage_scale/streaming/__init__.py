@@ -1,7 +1,7 @@
 """Streaming: one global order of samples whatever the layout of the job, and a state of two numbers."""
 
-from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape
-from sage_scale.streaming.monitor import WaitMonitor
+from sage_scale.streaming.batch import Batch, ReadCounts, SampleShape
+from sage_scale.streaming.monitor import DataStallMonitor
 from sage_scale.streaming.opening import check_datasets, open_evaluation, open_stream
 from sage_scale.streaming.readers import DamagedSample
 from sage_scale.streaming.sources import Data, open_datasets
@@ -12,10 +12,10 @@ __all__ = [
     "Batch",
     "DamagedSample",
     "Data",
+    "DataStallMonitor",
     "ReadCounts",
     "SampleShape",
     "Stream",
-    "WaitMonitor",
     "WebBatch",
     "check_datasets",
     "open_datasets",

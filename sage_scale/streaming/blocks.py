@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_scale.storage import Unavailable
-from sage_scale.streaming.ahead import Reading, cut_at_gaps
 from sage_scale.streaming.cache import PATIENCE_S, BlockCache, CacheFailed, block_name, open_cache
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.crew import AHEAD, URGENT
-from sage_scale.streaming.flights import Flight, Flights
+from sage_scale.streaming.executor import AHEAD, URGENT
+from sage_scale.streaming.prefetch import ReadPlan, cut_at_gaps
+from sage_scale.streaming.range_requests import RangeClient, RangeRequest
 from sage_scale.untrusted.printer import logger
 
 log = logger("sage_scale.streaming")
@@ -40,7 +40,7 @@ Held = dict[int, memoryview | int | None]
 """Blocks that a step reads: in memory, by a descriptor, or in the cache and not open."""
 
 
-class _Load(Flight):
+class _Load(RangeRequest):
     """A block on its way."""
 
     def __init__(self, name: str, offset: int, length: int, file: str) -> None:
@@ -101,7 +101,7 @@ class MemoryBlocks:
 class Blocks:
     """The blocks of one catalog in one process. Reentrant."""
 
-    def __init__(self, catalog: Catalog, reading: Reading, flights: Flights, gap: int) -> None:
+    def __init__(self, catalog: Catalog, reading: ReadPlan, flights: RangeClient, gap: int) -> None:
         """Blocks are those of `reading`, cut where more than `gap` bytes of no use lie between two samples."""
         assert reading.cuts is not None
         table = catalog.samples
@@ -184,7 +184,7 @@ class Blocks:
         """A descriptor of a block that is held but not open; None where it was evicted."""
         return self._disk.open(self._file(block)) if self._disk else None
 
-    def start(self, block: int, urgency: int = AHEAD) -> Flight:
+    def start(self, block: int, urgency: int = AHEAD) -> RangeRequest:
         """Have the block fetched; the flight is over when it is there."""
         with self._lock:
             load = self._loads.get(block)

@@ -67,7 +67,7 @@ class CacheFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Claim:
+class BlockLock:
     """The right to make a block: its `.part`, open and locked."""
 
     name: str
@@ -103,7 +103,7 @@ class BlockCache:
             return None
         return descriptor
 
-    def claim(self, name: str, patience_s: float = PATIENCE_S) -> Claim | None:
+    def claim(self, name: str, patience_s: float = PATIENCE_S) -> BlockLock | None:
         """The right to make the block, to be given to `publish` or `release`.
 
         None where it is there by now, or another process has been making it for longer than the patience. Raises
@@ -119,14 +119,14 @@ class BlockCache:
                 pause = min(2 * pause, 0.05)
         return None
 
-    def _try_claim(self, name: str) -> Claim | None:
+    def _try_claim(self, name: str) -> BlockLock | None:
         part = self._blocks / (name + _PART)
         try:
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:  # an eviction removed the empty folder
             self._blocks.mkdir(parents=True, exist_ok=True)
             return None
-        claim = Claim(name, descriptor)
+        claim = BlockLock(name, descriptor)
         if not _lock(descriptor):
             os.close(descriptor)
             return None
@@ -139,7 +139,7 @@ class BlockCache:
             return None
         return claim
 
-    def publish(self, claim: Claim, data: bytes | bytearray | memoryview) -> None:
+    def publish(self, claim: BlockLock, data: bytes | bytearray | memoryview) -> None:
         """Put the block in its place, and give the claim back. Raises CacheFailed, with nothing left behind."""
         part = self._blocks / (claim.name + _PART)
         published = False
@@ -161,7 +161,7 @@ class BlockCache:
             else:
                 self.release(claim)
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: BlockLock) -> None:
         """Give the claim back without a block."""
         with contextlib.suppress(OSError):
             os.unlink(self._blocks / (claim.name + _PART))

@@ -18,14 +18,14 @@ import torch.utils.data
 from numpy.typing import NDArray
 
 from sage_scale.shards import read_sample
-from sage_scale.streaming.ahead import Reading, look_ahead
-from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape, StepRequest
+from sage_scale.streaming.batch import Batch, ReadCounts, SampleShape, StepRequest
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.direct import DirectFeatures
-from sage_scale.streaming.fetchers import open_fetcher
+from sage_scale.streaming.features import FeatureReader
+from sage_scale.streaming.fetchers import open_reader
 from sage_scale.streaming.packing import DecodedSample, Packer
+from sage_scale.streaming.prefetch import ReadPlan, with_prefetch
 from sage_scale.streaming.readers import DamagedSample
-from sage_scale.streaming.shelf import SharedRooms
+from sage_scale.streaming.shelf import SharedBufferPool
 
 
 class DecodedCache:
@@ -70,7 +70,7 @@ class SampleDataset(torch.utils.data.Dataset):
         seed: int,
         on_corrupt: Literal["raise", "skip"] = "raise",
         cache_bytes: int = 0,
-        reading: Reading | None = None,
+        reading: ReadPlan | None = None,
     ) -> None:
         self.catalog = catalog
         self.reading = reading
@@ -81,14 +81,14 @@ class SampleDataset(torch.utils.data.Dataset):
         self._start()
 
     def _start(self) -> None:
-        self._fetcher = open_fetcher(self.catalog, self.reading)
+        self._fetcher = open_reader(self.catalog, self.reading)
         self._cache = DecodedCache(self.cache_bytes)
-        self._rooms: SharedRooms | None = None
+        self._rooms: SharedBufferPool | None = None
         self._direct = None
         if self._fetcher.tells_sources and self.shape.feature_dim and not self.cache_bytes:
-            self._direct = DirectFeatures(self.catalog, self._fetcher, self.shape, self.seed)
+            self._direct = FeatureReader(self.catalog, self._fetcher, self.shape, self.seed)
 
-    def read_into(self, rooms: SharedRooms) -> None:
+    def read_into(self, rooms: SharedBufferPool) -> None:
         """Make batches in memory that another process reads."""
         self._rooms = rooms
         if self._direct is not None:
@@ -111,8 +111,8 @@ class SampleDataset(torch.utils.data.Dataset):
             or not self.remote
         ):
             return requests
-        lengths_S, horizon = self.catalog.samples.length, self.reading.look_ahead_bytes
-        return look_ahead(requests, self.reading.cuts, lengths_S, horizon)
+        lengths_S, horizon = self.catalog.samples.length, self.reading.prefetch_bytes
+        return with_prefetch(requests, self.reading.cuts, lengths_S, horizon)
 
     def rest(self) -> None:
         """What is being fetched ahead is not needed any more."""
@@ -124,7 +124,7 @@ class SampleDataset(torch.utils.data.Dataset):
     def __getitems__(self, request: StepRequest) -> Batch:
         """The batch of a request. Raises DamagedSample, naming shard and sample, unless damage is skipped."""
         if self._direct is not None:
-            self._fetcher.prefetch(request.ahead_A)
+            self._fetcher.prefetch(request.prefetch_A)
             batch = self._direct.batch(request)
             if batch is not None:
                 return replace(batch, counts=batch.counts + self._fetcher.spent())
@@ -135,8 +135,8 @@ class SampleDataset(torch.utils.data.Dataset):
             self._cache.get(number, view) if self.cache_bytes else None
             for number, view in zip(numbers, views)
         ]
-        if len(request.ahead_A):
-            self._fetcher.prefetch(request.ahead_A)
+        if len(request.prefetch_A):
+            self._fetcher.prefetch(request.prefetch_A)
         reading = self._fetcher.read([n for n, sample in zip(numbers, cached) if sample is None])
         places, units = self.catalog.places, self.catalog.samples.unit[request.samples_B].tolist()
         packer = Packer(self.shape, self._expected_rows(request.samples_B), self._rooms)

@@ -9,38 +9,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_scale.storage import open_store
-from sage_scale.streaming.ahead import Reading
-from sage_scale.streaming.batches import ReadCounts
+from sage_scale.streaming.batch import ReadCounts
 from sage_scale.streaming.catalog import Catalog, JoinedCatalog
-from sage_scale.streaming.files import FileFetcher
-from sage_scale.streaming.ranges import RangeFetcher
-from sage_scale.streaming.readers import DamagedSample, Fetcher
+from sage_scale.streaming.files import FileReader
+from sage_scale.streaming.object_reader import ObjectReader
+from sage_scale.streaming.prefetch import ReadPlan
+from sage_scale.streaming.readers import DamagedSample, SampleReader
 
 T = TypeVar("T")
 
 
-def open_fetcher(catalog: Catalog, reading: Reading | None = None) -> Fetcher:
+def open_reader(catalog: Catalog, reading: ReadPlan | None = None) -> SampleReader:
     """The fetcher for the store, or the stores, that the catalog's shards lie in."""
-    reading = reading or Reading()
+    reading = reading or ReadPlan()
     if isinstance(catalog, JoinedCatalog):
         bounds = zip(catalog.begins[:-1].tolist(), catalog.begins[1:].tolist())
         parts = [
-            open_fetcher(part, reading.part(begin, end)) for part, (begin, end) in zip(catalog.parts, bounds)
+            open_reader(part, reading.part(begin, end)) for part, (begin, end) in zip(catalog.parts, bounds)
         ]
-        return JoinedFetcher(catalog, parts)
+        return JoinedReader(catalog, parts)
     store = open_store(catalog.url)
     paths = [store.local_path(name) for name in catalog.shards]
     if all(path is not None for path in paths):
-        return FileFetcher(catalog, [path for path in paths if path is not None])
-    return RangeFetcher(catalog, store, reading)
+        return FileReader(catalog, [path for path in paths if path is not None])
+    return ObjectReader(catalog, store, reading)
 
 
-class JoinedFetcher(Fetcher):
+class JoinedReader(SampleReader):
     """Samples of several datasets, each read by its own fetcher."""
 
     tells_sources = False
 
-    def __init__(self, catalog: JoinedCatalog, parts: Sequence[Fetcher]) -> None:
+    def __init__(self, catalog: JoinedCatalog, parts: Sequence[SampleReader]) -> None:
         super().__init__(catalog)
         self.parts = parts
         self.remote = any(part.remote for part in parts)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sage_scale.errors import StorageError
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.readers import ADVICE, DamagedSample, Fetcher, Source
+from sage_scale.streaming.readers import ADVICE, DamagedSample, SampleReader, Source
 from sage_scale.untrusted.files import open_descriptor
 
 MAX_DESCRIPTORS = 256
@@ -31,7 +31,7 @@ class Descriptor:
             os.close(self.number)
 
 
-class FileFetcher(Fetcher):
+class FileReader(SampleReader):
     """Shards in files of this machine. `pread` has no position: threads and forked workers may share it."""
 
     remote = False

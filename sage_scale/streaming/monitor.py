@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sage_scale.streaming.batches import ReadCounts
+from sage_scale.streaming.batch import ReadCounts
 
 WINDOW_S = 30.0
 """Time over which waiting is judged."""
 
 
-class WaitMonitor:
+class DataStallMonitor:
     """One line when a rank waited for more than `share` of the last half minute, and at most one in ten such times."""
 
     def __init__(self, share: float, *, remote: bool, workers: int, window_s: float = WINDOW_S) -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from sage_scale.config import Recipe, Vision
 from sage_scale.errors import OtherDataset, UsageError
 from sage_scale.shards import Dataset
-from sage_scale.streaming.ahead import reading_of
-from sage_scale.streaming.batches import SampleShape
+from sage_scale.streaming.batch import SampleShape
 from sage_scale.streaming.catalog import joined
 from sage_scale.streaming.dataset import SampleDataset
+from sage_scale.streaming.prefetch import plan_reads
 from sage_scale.streaming.sources import Data, catalogs_of, draw_from, open_datasets
 from sage_scale.streaming.stream import Sequence, Stream
 
@@ -50,7 +50,7 @@ def open_stream(
         seed=seed,
         on_corrupt=recipe.stream.on_corrupt,
         cache_bytes=recipe.stream.cache_decoded_mb * 1_000_000 // max(1, workers),
-        reading=reading_of(recipe.stream, catalog, order, world=world, workers=workers),
+        reading=plan_reads(recipe.stream, catalog, order, world=world, workers=workers),
     )
     return Stream(
         samples,
@@ -89,7 +89,7 @@ def open_evaluation(
         catalog,
         _shape(datasets, recipe, training=False),
         seed=recipe.stream.seed,
-        reading=reading_of(recipe.stream, catalog, world=world, workers=workers),
+        reading=plan_reads(recipe.stream, catalog, world=world, workers=workers),
     )
     return Stream(
         samples,

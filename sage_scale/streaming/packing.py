@@ -19,7 +19,7 @@ from PIL import Image
 
 from sage_scale.errors import DatasetError
 from sage_scale.shards import Sample
-from sage_scale.streaming.batches import Batch, Memory, ReadCounts, SampleShape
+from sage_scale.streaming.batch import Batch, Memory, ReadCounts, SampleShape
 from sage_scale.streaming.frames import grid_runs
 from sage_scale.vision.packed import PackedVideo
 

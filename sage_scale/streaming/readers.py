@@ -1,4 +1,4 @@
-"""Reading samples by their place, and checking every byte against the index before it is handed on.
+"""ReadPlan samples by their place, and checking every byte against the index before it is handed on.
 
 Local shards are read by `files.py`, shards in an object store by `ranges.py`. A sample whose bytes do not
 have the xxh3-128 of the index is read again where the way to it is a network, and otherwise refused.
@@ -14,7 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from sage_scale.errors import DatasetError
-from sage_scale.streaming.batches import ReadCounts
+from sage_scale.streaming.batch import ReadCounts
 from sage_scale.streaming.catalog import Catalog
 
 ADVICE = "run `sage-scale shards verify` on the dataset, then `shards repair`"
@@ -28,7 +28,7 @@ class DamagedSample(DatasetError):
     """A sample whose bytes are missing, cut off or changed."""
 
 
-class Fetcher(ABC):
+class SampleReader(ABC):
     """Reads samples of a catalog. Reentrant."""
 
     attempts = 1
@@ -59,7 +59,7 @@ class Fetcher(ABC):
         return next(iter(self.fetch([sample])))
 
     def prefetch(self, samples: NDArray[np.int64]) -> None:
-        """Start fetching what these samples stand for (`ahead.look_ahead`), and do not wait for it."""
+        """Start fetching what these samples stand for (`ahead.with_prefetch`), and do not wait for it."""
         return
 
     def rest(self) -> None:

@@ -20,7 +20,7 @@ _OWN_REFERENCES = 3
 """The list's, the loop's and the one that `sys.getrefcount` is called with."""
 
 
-class Rooms:
+class BufferPool:
     """Pieces of memory. A piece is free again when its array, and every view and tensor made of it, is gone.
 
     Reentrant. In a forked child the pieces are its own copies.

@@ -28,18 +28,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sage_scale.streaming.batches import Batch
+from sage_scale.streaming.batch import Batch
 from sage_scale.streaming.rooms import LEAST_BYTES
 from sage_scale.vision.packed import PackedVideo
 
 PART_BYTES = 16 << 30
 """Most that a worker's rooms take, in addresses; memory is taken when a room is."""
 MOST_ROOMS = 4096
-"""Rooms of a worker: as many flags, one byte each, lie at the beginning of its part."""
+"""BufferPool of a worker: as many flags, one byte each, lie at the beginning of its part."""
 _MEMFD_CLOEXEC = getattr(os, "MFD_CLOEXEC", 1)
 
 
-class Shelf:
+class SharedBatchBuffer:
     """The shared memory of a trainer and its `workers`; made before they are forked. Raises OSError where the system
     has no such memory."""
 
@@ -55,9 +55,9 @@ class Shelf:
         self.number = next(_NUMBERS)
         _SHELVES[self.number] = self
 
-    def rooms(self, worker: int) -> SharedRooms:
+    def rooms(self, worker: int) -> SharedBufferPool:
         """What a worker takes rooms from; called in the worker, once."""
-        return SharedRooms(self, worker * PART_BYTES)
+        return SharedBufferPool(self, worker * PART_BYTES)
 
     def piece(self, offset: int, size: int) -> Any:
         """`size` bytes; whatever is made of it, numpy's arrays and torch's tensors, keeps the object alive."""
@@ -79,7 +79,7 @@ class Shelf:
 
 
 _NUMBERS = itertools.count()
-_SHELVES: weakref.WeakValueDictionary[int, Shelf] = weakref.WeakValueDictionary()
+_SHELVES: weakref.WeakValueDictionary[int, SharedBatchBuffer] = weakref.WeakValueDictionary()
 """Shelves of this process by number: what comes out of a queue knows no more of its own."""
 
 
@@ -103,10 +103,10 @@ class _Room:
     """The piece that this process has in hand."""
 
 
-class SharedRooms:
+class SharedBufferPool:
     """A worker's rooms; it has one thread."""
 
-    def __init__(self, shelf: Shelf, begin: int) -> None:
+    def __init__(self, shelf: SharedBatchBuffer, begin: int) -> None:
         self.shelf = shelf
         self._begin = begin
         self._end = begin + MOST_ROOMS
@@ -153,7 +153,7 @@ class SharedRooms:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class BatchHandle:
     """A batch on its way: what is large as places on the shelf, the rest as numbers."""
 
     batch: Batch
@@ -166,7 +166,7 @@ class Parcel:
     """Its number."""
 
     @classmethod
-    def of(cls, batch: Batch, rooms: SharedRooms) -> Parcel:
+    def of(cls, batch: Batch, rooms: SharedBufferPool) -> BatchHandle:
         """In the worker: packed."""
         tensors = {name: _packed(value, rooms) for name, value in vars(batch.video).items()}
         segments_N2 = np.concatenate(batch.segments) if batch.segments else np.zeros((0, 2), np.int32)
@@ -186,16 +186,16 @@ class Parcel:
         return self.unpack().pin_memory()
 
 
-def shelf_for(workers: int, context: str) -> Shelf | None:
+def shared_buffer_for(workers: int, context: str) -> SharedBatchBuffer | None:
     """A shelf, where processes are forked and the system has memory of this kind; else None."""
     if context != "fork":
         return None
     with contextlib.suppress(OSError, AttributeError, ValueError):
-        return Shelf(workers)
+        return SharedBatchBuffer(workers)
     return None
 
 
-def _packed(tensor: Tensor | None, rooms: SharedRooms) -> Place | NDArray | None:
+def _packed(tensor: Tensor | None, rooms: SharedBufferPool) -> Place | NDArray | None:
     if tensor is None:
         return None
     array = tensor.numpy()
@@ -210,7 +210,7 @@ def _packed(tensor: Tensor | None, rooms: SharedRooms) -> Place | NDArray | None
     return array if place is None else place
 
 
-def _unpacked(value: Place | NDArray | None, shelf: Shelf) -> Tensor | None:
+def _unpacked(value: Place | NDArray | None, shelf: SharedBatchBuffer) -> Tensor | None:
     if isinstance(value, Place):
         return shelf.lend(value)
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

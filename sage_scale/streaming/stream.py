@@ -28,11 +28,11 @@ import numpy as np
 import torch.utils.data
 
 from sage_scale.errors import CheckpointError, SageError
-from sage_scale.streaming.batches import Batch, ReadCounts, StepRequest
-from sage_scale.streaming.crew import Crew
+from sage_scale.streaming.batch import Batch, ReadCounts, StepRequest
 from sage_scale.streaming.dataset import SampleDataset
+from sage_scale.streaming.executor import PriorityExecutor
 from sage_scale.streaming.order import Integers, check_world, rank_part
-from sage_scale.streaming.shelf import Parcel, SharedRooms, Shelf, shelf_for
+from sage_scale.streaming.shelf import BatchHandle, SharedBatchBuffer, SharedBufferPool, shared_buffer_for
 from sage_scale.streaming.workers import batches_of
 from sage_scale.untrusted.printer import logger
 
@@ -79,12 +79,12 @@ class Sequence:
 class _Forwarding(torch.utils.data.Dataset):
     """In a worker, an error for a person is a result: a DataLoader would bury its one line in a traceback."""
 
-    def __init__(self, dataset: SampleDataset, shelf: Shelf | None) -> None:
+    def __init__(self, dataset: SampleDataset, shelf: SharedBatchBuffer | None) -> None:
         self.dataset = dataset
         self.shelf = shelf
-        self._rooms: SharedRooms | None = None
+        self._rooms: SharedBufferPool | None = None
 
-    def __getitems__(self, request: StepRequest) -> Batch | Parcel | SageError:
+    def __getitems__(self, request: StepRequest) -> Batch | BatchHandle | SageError:
         if self.shelf is not None and self._rooms is None:
             worker = torch.utils.data.get_worker_info()
             assert worker is not None
@@ -97,7 +97,7 @@ class _Forwarding(torch.utils.data.Dataset):
         if not isinstance(batch, Batch):  # of a WebDataset of others: bytes, which go through the pipe
             return batch
         if self._rooms is not None:
-            return Parcel.of(batch, self._rooms)
+            return BatchHandle.of(batch, self._rooms)
         try:
             batch.share_memory()  # else the queue's own thread would, whose errors nobody sees
         except RuntimeError as error:
@@ -286,7 +286,7 @@ class Stream(torch.utils.data.IterableDataset):
         return (self._pinned(self.dataset.__getitems__(request)) for request in requests)
 
     def _by_workers(self, requests: Iterator[StepRequest]) -> Generator[Batch | SageError, None, None]:
-        shelf = shelf_for(self._workers, multiprocessing.get_start_method())
+        shelf = shared_buffer_for(self._workers, multiprocessing.get_start_method())
         loader = torch.utils.data.DataLoader(
             _Forwarding(self.dataset, shelf),
             batch_sampler=requests,  # type: ignore[arg-type]
@@ -297,11 +297,11 @@ class Stream(torch.utils.data.IterableDataset):
             worker_init_fn=_begin_worker,
         )
         for batch in batches_of(loader):
-            yield batch.unpack() if isinstance(batch, Parcel) else batch
+            yield batch.unpack() if isinstance(batch, BatchHandle) else batch
             del batch  # while the next one is waited for, the trainer's own reference is the last
 
     def _by_threads(self, requests: Iterator[StepRequest]) -> Generator[Batch, None, None]:
-        crew = Crew(1 if self.dataset.shape.feature_dim else READ_AHEAD_THREADS, "read-ahead")
+        crew = PriorityExecutor(1 if self.dataset.shape.feature_dim else READ_AHEAD_THREADS, "read-ahead")
         ahead: deque[Future[Batch]] = deque()
         try:
             for request in requests:

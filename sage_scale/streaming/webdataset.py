@@ -25,12 +25,12 @@ from sage_scale.config import Stream as Settings
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.shards import SampleTable
 from sage_scale.shards.webindex import WebIndex, open_web_index, read_members
-from sage_scale.streaming.ahead import reading_of
-from sage_scale.streaming.batches import ReadCounts, SampleShape, StepRequest
+from sage_scale.streaming.batch import ReadCounts, SampleShape, StepRequest
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.dataset import SampleDataset
 from sage_scale.streaming.mixture import Mixture
 from sage_scale.streaming.order import dataset_order
+from sage_scale.streaming.prefetch import plan_reads
 from sage_scale.streaming.readers import DamagedSample
 from sage_scale.streaming.stream import Stream
 
@@ -104,8 +104,8 @@ class WebSamples(SampleDataset):
     def __getitems__(self, request: StepRequest) -> WebBatch:  # type: ignore[override]
         """The batch of a request. Raises DamagedSample, naming tar and sample, unless damage is skipped."""
         numbers = request.samples_B.tolist()
-        if len(request.ahead_A):
-            self._fetcher.prefetch(request.ahead_A)
+        if len(request.prefetch_A):
+            self._fetcher.prefetch(request.prefetch_A)
         catalog = self.catalog
         keys, units = catalog.keys(request.samples_B), catalog.samples.unit[request.samples_B].tolist()
         kept: list[int] = []
@@ -179,7 +179,7 @@ def open_webdataset(
         decode=decode,
         seed=order.seed,
         on_corrupt=settings.on_corrupt,
-        reading=reading_of(settings, catalog, mixture, world=world),
+        reading=plan_reads(settings, catalog, mixture, world=world),
     )
     return Stream(
         samples,

@@ -18,7 +18,7 @@ import torch
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
 from sage_scale.planning.step import StepSize
-from sage_scale.streaming import Stream, WaitMonitor
+from sage_scale.streaming import DataStallMonitor, Stream
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress
 from sage_scale.training.checkpoint.compatibility import RunIdentity
@@ -70,7 +70,7 @@ class Loop:
         self.engine = engine
         self.stream = stream
         self.folder = run / name
-        self.waiting = WaitMonitor(
+        self.waiting = DataStallMonitor(
             recipe.stream.warn_wait, remote=stream.dataset.remote, workers=stream.workers
         )
         self.log = StageLog(

@@ -24,7 +24,7 @@ from sage_scale.errors import UsageError
 from sage_scale.precompute.sample import SampleMaker
 from sage_scale.segmentation.precomputed import has_labels
 from sage_scale.shards import Sample
-from sage_scale.streaming.batches import SampleShape
+from sage_scale.streaming.batch import SampleShape
 from sage_scale.streaming.packing import collate, decode_sample
 from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator

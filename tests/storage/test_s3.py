@@ -157,7 +157,9 @@ def test_a_wrong_secret_is_refused(ceph, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("method", ["PUT", "GET", "HEAD"])
-def test_a_hasty_store_asks_once_and_leaves_repeating_to_its_caller(s3, behind_proxy, method: str) -> None:
+def test_a_single_attempt_store_asks_once_and_leaves_repeating_to_its_caller(
+    s3, behind_proxy, method: str
+) -> None:
     proxy = behind_proxy(s3)
     store: Store = open_store(s3.url)
     store.put("x", b"1")
@@ -168,18 +170,18 @@ def test_a_hasty_store_asks_once_and_leaves_repeating_to_its_caller(s3, behind_p
     }[method]
     trouble = proxy.add("status", times=1, method=method)
     with pytest.raises(Unavailable):
-        work(store.hasty())
+        work(store.single_attempt())
     assert trouble.hits == 1
     trouble = proxy.add("status", times=1, method=method)
     work(store)  # the ordinary one repeats
     assert trouble.hits == 1
-    assert store.hasty().get("x") == b"1"
+    assert store.single_attempt().get("x") == b"1"
 
 
 def test_a_server_that_is_silent_is_a_time_out(
     s3, behind_proxy, caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sage_scale.storage.patience._told", -1000.0)
+    monkeypatch.setattr("sage_scale.storage.retry_logging._told", -1000.0)
     monkeypatch.setattr("sage_scale.storage.s3.ATTEMPTS", 2)
     monkeypatch.setattr("sage_scale.storage.s3.READ_TIMEOUT_S", 0.3)
     proxy = behind_proxy(s3)

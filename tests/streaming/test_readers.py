@@ -14,10 +14,10 @@ from sage_scale.cli.main import run
 from sage_scale.errors import StorageError
 from sage_scale.storage import open_store
 from sage_scale.streaming import open_stream
-from sage_scale.streaming.ahead import Reading
-from sage_scale.streaming.files import FileFetcher
+from sage_scale.streaming.files import FileReader
+from sage_scale.streaming.object_reader import ObjectReader, coalesce
 from sage_scale.streaming.order import cut_blocks
-from sage_scale.streaming.ranges import RangeFetcher, coalesce
+from sage_scale.streaming.prefetch import ReadPlan
 from sage_scale.streaming.readers import DamagedSample
 
 
@@ -29,7 +29,7 @@ def catalog(features_dataset):
 
 @pytest.fixture
 def wanted(catalog):
-    fetcher = FileFetcher(catalog, [open_store(catalog.url).local_path(name) for name in catalog.shards])
+    fetcher = FileReader(catalog, [open_store(catalog.url).local_path(name) for name in catalog.shards])
     return read(fetcher, range(len(catalog)))[0]
 
 
@@ -38,7 +38,7 @@ def reading(catalog, tmp_path):
     """Blocks of about four samples, with a cache that holds all of them."""
     table = catalog.samples
     cuts = cut_blocks(table.unit, table.length, 4 * int(table.length.max()))
-    return Reading(
+    return ReadPlan(
         cuts=cuts, keep="disk", cache_dir=str(tmp_path / "cache"), cache_bytes=1 << 30, give_up_after_s=20
     )
 
@@ -53,14 +53,14 @@ def rest(fetcher):
 def test_ranged_reads_give_the_bytes_of_local_ones_in_fewer_requests(catalog, wanted):
     network = Network(catalog.url)
     picked = np.random.default_rng(0).permutation(len(catalog)).tolist()
-    found, retries = read(RangeFetcher(catalog, network), picked)
+    found, retries = read(ObjectReader(catalog, network), picked)
     assert found == [wanted[sample] for sample in picked] and retries == 0
     assert len(network.requests) == 4  # one for each shard of the split, since all neighbours are asked for
 
 
 def test_every_byte_is_fetched_once_and_never_again(catalog, wanted, reading):
     network = Network(catalog.url)
-    fetcher = RangeFetcher(catalog, network, reading)
+    fetcher = ObjectReader(catalog, network, reading)
     order = np.random.default_rng(1).permutation(len(catalog))
     for samples in np.array_split(order, 12):
         assert read(fetcher, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
@@ -71,14 +71,14 @@ def test_every_byte_is_fetched_once_and_never_again(catalog, wanted, reading):
     assert spent.node_misses >= blocks and spent.node_hits > 0 and fetcher.spent().requests == 0
     rest(fetcher)
     # A second epoch, in another process as far as the fetcher knows, asks for nothing.
-    again = RangeFetcher(catalog, network, reading)
+    again = ObjectReader(catalog, network, reading)
     assert read(again, order.tolist())[0] == [wanted[sample] for sample in order]
     assert len(network.requests) == blocks and again.spent().node_misses == 0
 
 
 def test_blocks_in_memory_are_fetched_once_an_epoch_and_go_when_they_are_used(catalog, wanted, reading):
     network = Network(catalog.url)
-    fetcher = RangeFetcher(catalog, network, replace(reading, keep="memory", memory_bytes=10**9))
+    fetcher = ObjectReader(catalog, network, replace(reading, keep="memory", memory_bytes=10**9))
     for epoch in (1, 2):
         order = np.random.default_rng(epoch).permutation(len(catalog))
         for samples in np.array_split(order, 12):
@@ -86,7 +86,7 @@ def test_blocks_in_memory_are_fetched_once_an_epoch_and_go_when_they_are_used(ca
             rest(fetcher)
         assert len(network.requests) == epoch * (len(reading.cuts) - 1)
         assert fetcher._blocks._memory.size == 0
-    fetcher = RangeFetcher(catalog, network, replace(reading, keep="memory", memory_bytes=40_000))
+    fetcher = ObjectReader(catalog, network, replace(reading, keep="memory", memory_bytes=40_000))
     for samples in np.array_split(order, 12):  # too little room: blocks are fetched again, and none is wrong
         assert read(fetcher, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
         assert fetcher._blocks._memory.size <= 40_000
@@ -96,7 +96,7 @@ def test_blocks_in_memory_are_fetched_once_an_epoch_and_go_when_they_are_used(ca
 def test_what_is_named_ahead_is_there_before_it_is_needed(catalog, wanted, reading):
     network = Network(catalog.url)
     network.slow = dict.fromkeys(range(100), 0.1)
-    fetcher = RangeFetcher(catalog, network, reading)
+    fetcher = ObjectReader(catalog, network, reading)
     fetcher.prefetch(reading.cuts[:-1])
     rest(fetcher)
     asked = len(network.requests)
@@ -106,10 +106,10 @@ def test_what_is_named_ahead_is_there_before_it_is_needed(catalog, wanted, readi
 
 
 def test_a_cold_start_does_not_wait_for_all_blocks(catalog, wanted, reading, monkeypatch):
-    monkeypatch.setattr("sage_scale.streaming.ranges.COALESCE_GAP", 0)
+    monkeypatch.setattr("sage_scale.streaming.object_reader.COALESCE_GAP", 0)
     monkeypatch.setattr("sage_scale.streaming.blocks.COLD_BYTES", 3 * int(catalog.samples.length.max()))
     network = Network(catalog.url)
-    fetcher = RangeFetcher(catalog, network, reading)
+    fetcher = ObjectReader(catalog, network, reading)
     first = reading.cuts[:-1].tolist()
     assert read(fetcher, first)[0] == [wanted[sample] for sample in first]
     lengths = catalog.samples.length
@@ -122,19 +122,19 @@ def test_a_cold_start_does_not_wait_for_all_blocks(catalog, wanted, reading, mon
 def test_a_byte_flipped_on_the_way_is_fetched_again(catalog, wanted, reading):
     for how in (None, reading, replace(reading, keep="memory", memory_bytes=10**9)):
         network = Network(catalog.url, flip_every=3)
-        found, retries = read(RangeFetcher(catalog, network, how), range(39))
+        found, retries = read(ObjectReader(catalog, network, how), range(39))
         assert found == wanted and retries > 0
 
 
 def test_bytes_that_stay_damaged_are_refused(catalog, reading):
     for how in (None, reading):
-        found, _ = read(RangeFetcher(catalog, Network(catalog.url, flip_every=1), how), [5])
+        found, _ = read(ObjectReader(catalog, Network(catalog.url, flip_every=1), how), [5])
         assert isinstance(found[0], DamagedSample) and catalog.key(5) in str(found[0])
 
 
 def test_a_damaged_file_of_the_cache_is_dropped_and_fetched_again(catalog, wanted, reading):
     network = Network(catalog.url)
-    fetcher = RangeFetcher(catalog, network, reading)
+    fetcher = ObjectReader(catalog, network, reading)
     assert read(fetcher, range(39))[0] == wanted
     files = sorted(os.scandir(fetcher._blocks._disk._blocks), key=lambda entry: entry.name)
     with open(files[0].path, "r+b") as file:  # the disk's fault
@@ -149,7 +149,7 @@ def test_a_damaged_file_of_the_cache_is_dropped_and_fetched_again(catalog, wante
 
 def test_a_cache_that_holds_too_little_is_never_wrong(catalog, wanted, reading):
     small = replace(reading, cache_bytes=int(3 * catalog.samples.length.max() * 4))
-    fetcher = RangeFetcher(catalog, Network(catalog.url), small)
+    fetcher = ObjectReader(catalog, Network(catalog.url), small)
     rng = np.random.default_rng(2)
     for _ in range(15):
         samples = rng.permutation(39)[:13].tolist()
@@ -174,18 +174,18 @@ def test_a_shard_that_is_missing_or_cut_off_is_named(catalog, reading, tmp_path)
     os.truncate(tmp_path / catalog.shard(last), int(table.offset[last]) + 700)
     (tmp_path / catalog.shard(0)).unlink()
     for how in (None, reading):
-        found, _ = read(RangeFetcher(catalog, Network(tmp_path), how), [0, last, last - 1])
+        found, _ = read(ObjectReader(catalog, Network(tmp_path), how), [0, last, last - 1])
         assert isinstance(found[0], DamagedSample) and "missing" in str(found[0])
         assert isinstance(found[1], DamagedSample) and "cut off" in str(found[1])
         assert isinstance(found[2], bytes)
 
 
 def test_a_server_that_is_away_is_no_damage_and_ends_in_time(catalog, reading):
-    for how in (Reading(give_up_after_s=0.7), replace(reading, give_up_after_s=0.7)):
+    for how in (ReadPlan(give_up_after_s=0.7), replace(reading, give_up_after_s=0.7)):
         network = Network(catalog.url, down=True)
         began = time.monotonic()
         with pytest.raises(StorageError, match=r"away; given up after 0\.7 s \(stream\.give_up_after_s\)"):
-            read(RangeFetcher(catalog, network, how), [5])
+            read(ObjectReader(catalog, network, how), [5])
         assert 0.6 < time.monotonic() - began < 3
         assert 2 <= len(network.requests) <= 12  # it was asked again, and was left some peace
 

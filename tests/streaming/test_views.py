@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from made_dataset import WIDTH, make_dataset, make_recipe
-from test_direct import assert_equal, both_ways
+from test_features import assert_equal, both_ways
 
 from sage_scale.errors import DatasetError
 from sage_scale.streaming import open_evaluation, open_stream

@@ -131,7 +131,7 @@ class Checkpoints:
     def for_repeating(self) -> Checkpoints:
         """The same, for a caller who repeats what fails: storage that is away is heard of within seconds."""
         other = copy.copy(self)
-        other.store = self.store.hasty()
+        other.store = self.store.single_attempt()
         return other
 
     def steps(self) -> list[int]:

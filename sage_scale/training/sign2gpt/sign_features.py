@@ -36,7 +36,7 @@ from sage_scale.shards import (
     write_shard,
 )
 from sage_scale.storage import open_store
-from sage_scale.streaming.batches import SampleShape
+from sage_scale.streaming.batch import SampleShape
 from sage_scale.streaming.packing import collate, decode_sample
 from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.inherited import contradictions

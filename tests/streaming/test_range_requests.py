@@ -7,8 +7,8 @@ import pytest
 from networks import Network
 
 from sage_scale.storage import Unavailable, open_store
-from sage_scale.streaming.crew import AHEAD, Crew
-from sage_scale.streaming.flights import HEDGE_BURST, HEDGE_SHARE, Durations, Flights
+from sage_scale.streaming.executor import AHEAD, PriorityExecutor
+from sage_scale.streaming.range_requests import HEDGE_BURST, HEDGE_SHARE, Durations, RangeClient
 
 
 @pytest.fixture
@@ -17,32 +17,32 @@ def network(tmp_path):
     return Network(tmp_path)
 
 
-def get(flights, offset=7, length=100, seconds=30.0):
-    flight = flights.start("x", offset, length)
-    flights.wait([flight], time.monotonic() + seconds)
-    return flight
+def get(client, offset=7, length=100, seconds=30.0):
+    request = client.start("x", offset, length)
+    client.wait([request], time.monotonic() + seconds)
+    return request
 
 
 def test_a_straggler_is_overtaken_by_a_second_request(network):
-    flights = Flights(network, 30)
+    client = RangeClient(network, 30)
     for _ in range(40):
-        assert get(flights).data == open_store(network.inner.url).get_range("x", 7, 100)
+        assert get(client).data == open_store(network.inner.url).get_range("x", 7, 100)
     network.slow[40] = 20.0
     began = time.monotonic()
-    flight = get(flights)
-    assert flight.data == network.inner.get_range("x", 7, 100) and time.monotonic() - began < 2
-    spent = flights.traffic()
+    request = get(client)
+    assert request.data == network.inner.get_range("x", 7, 100) and time.monotonic() - began < 2
+    spent = client.traffic()
     assert (spent.hedges, spent.requests, spent.retries) == (1, 42, 0)
 
 
 def test_second_requests_are_few_however_slow_all_are(network):
-    flights = Flights(network, 30)
+    client = RangeClient(network, 30)
     for _ in range(30):
-        get(flights)
+        get(client)
     network.slow = dict.fromkeys(range(10_000), 0.15)
     for _ in range(20):
-        get(flights)
-    spent = flights.traffic()
+        get(client)
+    spent = client.traffic()
     assert 1 <= spent.hedges <= HEDGE_BURST + HEDGE_SHARE * spent.requests
 
 
@@ -59,39 +59,39 @@ def test_what_is_late_follows_what_was_seen():
 
 
 def test_an_outage_is_sat_out_and_told_once(network, monkeypatch, caplog):
-    monkeypatch.setattr("sage_scale.streaming.flights.TELL_AFTER_S", 0.2)
+    monkeypatch.setattr("sage_scale.streaming.range_requests.TELL_AFTER_S", 0.2)
     network.down = True
     threading.Timer(0.8, lambda: setattr(network, "down", False)).start()
-    flights = Flights(network, 30)
-    many = [flights.start("x", number, 10) for number in range(8)]
-    flights.wait(many, time.monotonic() + 30)
-    assert all(flight.data is not None for flight in many) and flights.traffic().retries >= 8
+    client = RangeClient(network, 30)
+    many = [client.start("x", number, 10) for number in range(8)]
+    client.wait(many, time.monotonic() + 30)
+    assert all(request.data is not None for request in many) and client.traffic().retries >= 8
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2 and "is away" in told[0] and "answers again" in told[1]
 
 
 def test_nobody_waits_past_the_deadline_for_a_silent_server(network):
-    flights = Flights(network, 1.0)
+    client = RangeClient(network, 1.0)
     network.slow = dict.fromkeys(range(100), 60.0)
     began = time.monotonic()
     with pytest.raises(Unavailable, match=r"x .*does not answer; given up after 1 s"):
-        get(flights, seconds=1.0)
+        get(client, seconds=1.0)
     assert time.monotonic() - began < 2
 
 
 def test_a_crew_does_urgent_work_first_and_ends_when_idle(monkeypatch):
-    monkeypatch.setattr("sage_scale.streaming.crew.IDLE_S", 0.2)
-    crew, done, gate = Crew(1, "test-crew"), [], threading.Event()
-    crew.submit(gate.wait)
+    monkeypatch.setattr("sage_scale.streaming.executor.IDLE_S", 0.2)
+    executor, done, gate = PriorityExecutor(1, "test-executor"), [], threading.Event()
+    executor.submit(gate.wait)
     for number in range(3):
-        crew.submit(lambda number=number: done.append(("ahead", number)), AHEAD)
-    urgent = crew.call(lambda: done.append("urgent"))
+        executor.submit(lambda number=number: done.append(("ahead", number)), AHEAD)
+    urgent = executor.call(lambda: done.append("urgent"))
     gate.set()
     urgent.result(10)
     assert done[0] == "urgent"
-    failing = crew.call(lambda: 1 // 0)
+    failing = executor.call(lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         failing.result(10)
     time.sleep(0.5)
-    assert not [thread for thread in threading.enumerate() if thread.name == "test-crew"]
-    assert crew.call(lambda: 7).result(10) == 7 and ("ahead", 2) in done
+    assert not [thread for thread in threading.enumerate() if thread.name == "test-executor"]
+    assert executor.call(lambda: 7).result(10) == 7 and ("ahead", 2) in done

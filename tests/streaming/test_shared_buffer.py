@@ -14,11 +14,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from test_direct import assert_equal
+from test_features import assert_equal
 
 from sage_scale.errors import SageError
 from sage_scale.streaming import open_stream, shelf, stream
-from sage_scale.streaming.shelf import MOST_ROOMS, Parcel, Shelf
+from sage_scale.streaming.shelf import MOST_ROOMS, BatchHandle, SharedBatchBuffer
 
 SIZE = 1 << 18
 
@@ -54,14 +54,14 @@ def test_batches_that_are_kept_stay_as_they_were(features_dataset):
 
 def test_rooms_are_used_again_and_only_when_the_trainer_has_dropped_them(features_dataset):
     url, recipe, _ = features_dataset
-    shared = Shelf(1)
+    shared = SharedBatchBuffer(1)
     rooms = shared.rooms(0)
     reader = open_stream(url, recipe, batch_size=12, epochs=40)
     reader.dataset.read_into(rooms)
     requests = list(reader._requests(0, 0))
 
     def sent(request):
-        return pickle.loads(pickle.dumps(Parcel.of(reader.dataset[request], rooms))).unpack()
+        return pickle.loads(pickle.dumps(BatchHandle.of(reader.dataset[request], rooms))).unpack()
 
     held = [sent(request) for request in requests[:6]]
     assert len({batch.video.features_FC.data_ptr() for batch in held}) == 6
@@ -76,7 +76,7 @@ def test_rooms_are_used_again_and_only_when_the_trainer_has_dropped_them(feature
 
 
 def test_a_forks_copies_give_no_room_back():
-    shared = Shelf(1)
+    shared = SharedBatchBuffer(1)
     rooms = shared.rooms(0)
     place = rooms.send(rooms.take(SIZE))
     tensor = shared.lend(place)
@@ -91,7 +91,7 @@ def test_a_forks_copies_give_no_room_back():
 
 def test_workers_have_parts_of_their_own_and_a_full_one_goes_the_allocators_way(monkeypatch):
     monkeypatch.setattr(shelf, "PART_BYTES", MOST_ROOMS + 4 * SIZE)
-    shared = Shelf(2)
+    shared = SharedBatchBuffer(2)
     first, second = shared.rooms(0), shared.rooms(1)
     taken = [rooms.take(2 * SIZE) for rooms in (first, second, first)]
     for value, array in enumerate(taken):
@@ -111,10 +111,10 @@ def test_what_finds_no_room_needs_no_shared_memory_of_torchs(features_dataset, m
 
     monkeypatch.setattr(torch.UntypedStorage, "_new_using_fd_cpu", full)
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
-    shared = Shelf(1)
+    shared = SharedBatchBuffer(1)
     reader = open_stream(url, recipe, batch_size=12, epochs=1)
     for request, wanted in zip(list(reader._requests(0, 0)), reader, strict=True):
-        parcel = ForkingPickler.dumps(Parcel.of(reader.dataset[request], shared.rooms(0)))
+        parcel = ForkingPickler.dumps(BatchHandle.of(reader.dataset[request], shared.rooms(0)))
         assert_equal(pickle.loads(parcel).unpack(), wanted)
     forwarding = stream._Forwarding(reader.dataset, None)
     error = forwarding.__getitems__(next(reader._requests(0, 0)))
@@ -155,10 +155,10 @@ def _runs(process: int) -> bool:
 
 def test_without_a_shelf_batches_go_torchs_way(features_dataset, monkeypatch):
     url, recipe, _ = features_dataset
-    assert shelf.shelf_for(2, "spawn") is None and shelf.shelf_for(2, "fork") is not None
+    assert shelf.shared_buffer_for(2, "spawn") is None and shelf.shared_buffer_for(2, "fork") is not None
     monkeypatch.delattr(os, "memfd_create")
-    assert shelf.shelf_for(2, "fork") is None
-    monkeypatch.setattr(stream, "shelf_for", lambda workers, context: None)
+    assert shelf.shared_buffer_for(2, "fork") is None
+    monkeypatch.setattr(stream, "shared_buffer_for", lambda workers, context: None)
     alone = open_stream(url, recipe, batch_size=12, epochs=1)
     for batch, wanted in zip(
         open_stream(url, recipe, batch_size=12, epochs=1, workers=2), alone, strict=True

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from sage_scale.errors import StorageError
 from sage_scale.storage import NotFound, Store, Unavailable
-from sage_scale.streaming.ahead import Reading
-from sage_scale.streaming.batches import ReadCounts
+from sage_scale.streaming.batch import ReadCounts
 from sage_scale.streaming.blocks import Blocks
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.flights import Flight, Flights
-from sage_scale.streaming.readers import ADVICE, DamagedSample, Fetcher, Source
+from sage_scale.streaming.prefetch import ReadPlan
+from sage_scale.streaming.range_requests import RangeClient, RangeRequest
+from sage_scale.streaming.readers import ADVICE, DamagedSample, SampleReader, Source
 
 COALESCE_GAP = 128 << 10
 """Two ranges nearer than this are fetched with one GET: 128 KiB take about a millisecond, a request tens of
@@ -57,20 +57,20 @@ def coalesce(
     return spans
 
 
-class RangeFetcher(Fetcher):
+class ObjectReader(SampleReader):
     """Shards in an object store."""
 
     attempts = REMOTE_ATTEMPTS
 
-    def __init__(self, catalog: Catalog, store: Store, reading: Reading | None = None) -> None:
+    def __init__(self, catalog: Catalog, store: Store, reading: ReadPlan | None = None) -> None:
         super().__init__(catalog)
         self.store = store
-        self.reading = reading or Reading()
+        self.reading = reading or ReadPlan()
         self._reset()
 
     def _reset(self) -> None:
         self._process = os.getpid()
-        self._flights = Flights(self.store, self.reading.give_up_after_s)
+        self._flights = RangeClient(self.store, self.reading.give_up_after_s)
         self._blocks: Blocks | None = None
         if self.reading.keep != "nothing":
             self._blocks = Blocks(self.catalog, self.reading, self._flights, COALESCE_GAP)
@@ -170,7 +170,7 @@ class RangeFetcher(Fetcher):
                     found[member] = self._get_one(int(picked[member]), deadline)
         return found
 
-    def _answer(self, flight: Flight, end: int) -> memoryview | None:
+    def _answer(self, flight: RangeRequest, end: int) -> memoryview | None:
         """What a flight brought, or None where the shard is missing or ends before it."""
         if flight.data is not None:
             return memoryview(flight.data)

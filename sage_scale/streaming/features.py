@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 
 from sage_scale.shards.sample import view_member
 from sage_scale.shards.writer import npy_bytes
-from sage_scale.streaming.batches import Batch, ReadCounts, SampleShape, StepRequest
+from sage_scale.streaming.batch import Batch, ReadCounts, SampleShape, StepRequest
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.frames import grid_rows
 from sage_scale.streaming.packing import clip_seeds
-from sage_scale.streaming.readers import DamagedSample, Fetcher
-from sage_scale.streaming.rooms import Rooms
-from sage_scale.streaming.shelf import SharedRooms
+from sage_scale.streaming.readers import DamagedSample, SampleReader
+from sage_scale.streaming.rooms import BufferPool
+from sage_scale.streaming.shelf import SharedBufferPool
 from sage_scale.vision.packed import PackedVideo
 
 Integers = NDArray[np.int64]
@@ -47,18 +47,18 @@ UNCOUNTED = 65_535
 _JSON = json.JSONDecoder().raw_decode
 
 
-class DirectFeatures:
+class FeatureReader:
     """Batches of a features dataset in local files. Reentrant."""
 
     checked = True
     """Whether bytes are compared with their hashes; a benchmark alone may ask what that costs."""
 
-    def __init__(self, catalog: Catalog, fetcher: Fetcher, shape: SampleShape, seed: int) -> None:
+    def __init__(self, catalog: Catalog, fetcher: SampleReader, shape: SampleShape, seed: int) -> None:
         self.catalog = catalog
         self.fetcher = fetcher
         self.shape = shape
         self.seed = seed
-        self.rooms: Rooms | SharedRooms = Rooms()
+        self.rooms: BufferPool | SharedBufferPool = BufferPool()
 
     def batch(self, request: StepRequest) -> Batch | None:
         """The batch of a request, every byte checked; None where the general reader has to look at it."""
@@ -231,9 +231,9 @@ def _view_bytes(data: Any) -> Any:
     return BLOCK + NPY_HEADER + data + -(NPY_HEADER + data) % BLOCK
 
 
-def _room(numbers: int, rooms: Rooms | SharedRooms) -> torch.Tensor:
+def _room(numbers: int, rooms: BufferPool | SharedBufferPool) -> torch.Tensor:
     """float16 (numbers,), uninitialised; in a loader worker where the trainer sees it too, so that it is not copied."""
-    if isinstance(rooms, SharedRooms) or torch.utils.data.get_worker_info() is None:
+    if isinstance(rooms, SharedBufferPool) or torch.utils.data.get_worker_info() is None:
         return torch.from_numpy(rooms.take(2 * numbers).view(np.float16))
     shared = torch.UntypedStorage._new_shared(2 * numbers)  # as torch's own default_collate does
     return torch.empty(0, dtype=torch.float16).set_(shared, 0, (numbers,), (1,))

@@ -8,22 +8,22 @@ import pytest
 from hypothesis import strategies as some
 from made_dataset import many
 
-from sage_scale.streaming.ahead import (
-    LONGEST_LOOK,
-    Reading,
+from sage_scale.streaming.order import dataset_order, rank_part
+from sage_scale.streaming.prefetch import (
+    MAX_PREFETCH_STEPS,
+    ReadPlan,
     blocks_in_use,
     cut_at_gaps,
     host_share,
-    look_ahead,
+    with_prefetch,
 )
-from sage_scale.streaming.order import dataset_order, rank_part
 
 
 @dataclass
 class Step:
     epoch: int
     samples_B: np.ndarray
-    ahead_A: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    prefetch_A: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def made_order(samples, shards, lanes, window, block, seed=0):
@@ -55,12 +55,12 @@ def test_each_block_is_named_once_an_epoch_before_it_is_needed(samples, shards, 
     world = min(2, lanes)
     for rank in range(world):
         plain = list(steps_of(order, batch, rank, world))
-        told = list(look_ahead(iter(plain), order.cuts, bytes_S, horizon))
+        told = list(with_prefetch(iter(plain), order.cuts, bytes_S, horizon))
         assert len(told) == len(plain)
         named = []
         for before, after in zip(plain, told):
             assert np.array_equal(before.samples_B, after.samples_B)
-            named += (np.searchsorted(order.cuts, after.ahead_A, side="right") - 1).tolist()
+            named += (np.searchsorted(order.cuts, after.prefetch_A, side="right") - 1).tolist()
             needed = np.searchsorted(order.cuts, after.samples_B, side="right") - 1
             assert set(needed.tolist()) <= set(named)
         of_epochs = [
@@ -85,13 +85,13 @@ def test_the_look_ahead_reaches_as_far_as_its_bytes_and_no_farther():
             pulled += 1
             yield step
 
-    told = look_ahead(counted(), order.cuts, bytes_S, 20_000)
+    told = with_prefetch(counted(), order.cuts, bytes_S, 20_000)
     size_K = np.add.reduceat(bytes_S, order.cuts[:-1])
     reached, ahead = set(), 0
     for number in range(1, 500):
         step = next(told)
-        assert number <= pulled <= number + LONGEST_LOOK
-        reached |= set((np.searchsorted(order.cuts, step.ahead_A, side="right") - 1).tolist())
+        assert number <= pulled <= number + MAX_PREFETCH_STEPS
+        reached |= set((np.searchsorted(order.cuts, step.prefetch_A, side="right") - 1).tolist())
         reached -= set((np.searchsorted(order.cuts, step.samples_B, side="right") - 1).tolist())
         ahead = max(ahead, sum(int(size_K[block]) for block in reached))
     assert 20_000 <= ahead <= 20_000 + 8 * 2_000 + 64 * 100  # what one step more may name
@@ -132,7 +132,7 @@ def test_blocks_are_cut_where_nothing_is_wanted_between():
 
 
 def test_each_dataset_of_a_mixture_gets_its_own_blocks():
-    reading = Reading(cuts=np.array([0, 3, 5, 9]), cache_bytes=7)
+    reading = ReadPlan(cuts=np.array([0, 3, 5, 9]), cache_bytes=7)
     parts = [reading.part(0, 5), reading.part(5, 5), reading.part(5, 9)]
     assert [part.cuts.tolist() for part in parts] == [[0, 3, 5], [0], [0, 4]]
     assert all(part.cache_bytes == 7 for part in parts)
@@ -167,7 +167,7 @@ def test_blocks_are_kept_where_there_is_room_for_them(features_dataset):
     larger = {"cache_gb": 0.0001}  # the dataset is larger than that, its blocks in use are not
     assert reading(**larger, memory_mb=1).keep == "memory"
     assert reading(**larger, memory_mb=1, workers=2).keep == reading(**larger).keep == "disk"
-    assert 0 < reading(**larger).look_ahead_bytes < 50_000
+    assert 0 < reading(**larger).prefetch_bytes < 50_000
     assert reading(**larger, window=200).keep == reading(cache_gb=0.00001).keep == "nothing"
     evaluation = open_evaluation(url, make_recipe("features", cache_gb=0.0), "dev", batch_size=4)
     assert evaluation.dataset.reading.keep == "memory"

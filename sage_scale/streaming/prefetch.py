@@ -1,7 +1,7 @@
 """What will be needed soon: the order is known, so blocks can be fetched before anyone waits for them.
 
 The samples of a block are needed within a bounded stretch of the epoch (docs/design/order.md), so a block is fetched
-whole, once, if the host has room for all blocks that are in use at a time (`blocks_in_use`). `look_ahead` lets each
+whole, once, if the host has room for all blocks that are in use at a time (`blocks_in_use`). `with_prefetch` lets each
 step's request name the blocks that a later step will be the first to need; whichever thread or worker process gets
 the request starts fetching them.
 
@@ -24,14 +24,14 @@ from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.mixture import Mixture
 from sage_scale.streaming.order import Integers, cut_blocks
 
-LONGEST_LOOK = 256
+MAX_PREFETCH_STEPS = 256
 """Steps looked ahead at most."""
-LOOK_AHEAD_BYTES = 512 << 20
+PREFETCH_BYTES = 512 << 20
 """Blocks of a rank, not yet reached, that are fetched: with 64 lanes of 8 MiB blocks, all that an epoch begins with."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Reading:
+class ReadPlan:
     """How the samples of a catalog are read from an object store."""
 
     cuts: Integers | None = None
@@ -45,12 +45,12 @@ class Reading:
     """Folder of the node-local cache (stream.cache_dir)."""
     cache_bytes: int = 0
     """Its bound; 0 for none."""
-    look_ahead_bytes: int = 0
+    prefetch_bytes: int = 0
     """Blocks not yet reached that a rank has fetched: what the cache holds beside the blocks in use."""
     give_up_after_s: float = 300.0
     """Seconds after which a store that does not answer is an error (stream.give_up_after_s)."""
 
-    def part(self, begin: int, end: int) -> Reading:
+    def part(self, begin: int, end: int) -> ReadPlan:
         """The same for the samples [begin, end) alone."""
         if self.cuts is None:
             return self
@@ -86,9 +86,9 @@ def blocks_in_use(cuts: Integers, bytes_S: Integers, *, lanes: int, window: int)
     return min(total, int(lanes * 2 * (window + samples / blocks) * total / samples))
 
 
-def reading_of(
+def plan_reads(
     stream: Stream, catalog: Catalog, order: Mixture | None = None, *, world: int = 1, workers: int = 0
-) -> Reading:
+) -> ReadPlan:
     """How a rank reads this catalog from an object store, by the recipe.
 
     Blocks are those of the order; an evaluation has none and takes the dataset as it lies. A dataset that fits into
@@ -121,13 +121,13 @@ def reading_of(
         keep, ahead = "memory", memory - in_rank
     elif on_host + ranks * least <= disk:
         keep, ahead = "disk", int((disk - on_host) / ranks)
-    return Reading(
+    return ReadPlan(
         cuts=cuts,
         keep=keep,
         memory_bytes=memory,
         cache_dir=stream.cache_dir,
         cache_bytes=int(stream.cache_gb * 1e9),
-        look_ahead_bytes=min(LOOK_AHEAD_BYTES, ahead),
+        prefetch_bytes=min(PREFETCH_BYTES, ahead),
         give_up_after_s=stream.give_up_after_s,
     )
 
@@ -148,8 +148,8 @@ class _Request(Protocol):
 R = TypeVar("R", bound=_Request)
 
 
-def look_ahead(requests: Iterable[R], cuts: Integers, bytes_S: Integers, horizon: int) -> Iterator[R]:
-    """The requests, each with `ahead_A`: a sample of each block that some step is the first of its epoch to need.
+def with_prefetch(requests: Iterable[R], cuts: Integers, bytes_S: Integers, horizon: int) -> Iterator[R]:
+    """The requests, each with `prefetch_A`: a sample of each block that some step is the first of its epoch to need.
 
     A request names the blocks of later steps as far as `horizon` bytes of blocks reach, and its own first.
     """
@@ -161,7 +161,7 @@ def look_ahead(requests: Iterable[R], cuts: Integers, bytes_S: Integers, horizon
     reach = 0
     ended = False
     while True:
-        while not ended and (not waiting or (reach < horizon and len(waiting) < LONGEST_LOOK)):
+        while not ended and (not waiting or (reach < horizon and len(waiting) < MAX_PREFETCH_STEPS)):
             request = next(source, None)
             if request is None:
                 ended = True
@@ -179,6 +179,6 @@ def look_ahead(requests: Iterable[R], cuts: Integers, bytes_S: Integers, horizon
             return
         request, new = waiting.popleft()
         reach -= new
-        ahead_A = np.concatenate(unsaid) if unsaid else np.zeros(0, np.int64)
+        prefetch_A = np.concatenate(unsaid) if unsaid else np.zeros(0, np.int64)
         unsaid = []
-        yield replace(request, ahead_A=ahead_A)  # type: ignore[type-var]
+        yield replace(request, prefetch_A=prefetch_A)  # type: ignore[type-var]

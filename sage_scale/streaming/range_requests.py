@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from sage_scale.errors import StorageError
 from sage_scale.storage import Buffer, Store, Unavailable
-from sage_scale.streaming.crew import URGENT, Crew
-from sage_scale.streaming.rooms import Rooms
+from sage_scale.streaming.executor import URGENT, PriorityExecutor
+from sage_scale.streaming.rooms import BufferPool
 from sage_scale.untrusted.printer import logger
 
 log = logger("sage_scale.streaming")
@@ -62,7 +62,7 @@ class Durations:
 
 @dataclass
 class Traffic:
-    """What was asked of the store since the last `Flights.traffic`."""
+    """What was asked of the store since the last `RangeClient.traffic`."""
 
     requests: int = 0
     """GETs, repeated and second ones among them."""
@@ -74,7 +74,7 @@ class Traffic:
     """Bytes of whole answers, those of twins among them."""
 
 
-class Flight:
+class RangeRequest:
     """A range that is asked for. `done` is set when `data` or `error` is there."""
 
     def __init__(self, name: str, offset: int, length: int) -> None:
@@ -88,28 +88,28 @@ class Flight:
         self.done = threading.Event()
 
 
-class Flights:
+class RangeClient:
     """The ranged GETs of one process to one store. Reentrant."""
 
     def __init__(self, store: Store, give_up_after_s: float) -> None:
         self.store = store
         self.give_up_after_s = give_up_after_s
-        self.crew = Crew(PARALLEL_GETS, "ranged-get")
-        self._hedge_crew = Crew(PARALLEL_HEDGES, "hedged-get")
-        self._rooms = Rooms()
+        self.crew = PriorityExecutor(PARALLEL_GETS, "ranged-get")
+        self._hedge_crew = PriorityExecutor(PARALLEL_HEDGES, "hedged-get")
+        self._rooms = BufferPool()
         self._durations = Durations()
         self._traffic = Traffic()
         self._asked = self._hedged = 0
         self._told = False
         self._lock = threading.Lock()
 
-    def start(self, name: str, offset: int, length: int, urgency: int = URGENT) -> Flight:
+    def start(self, name: str, offset: int, length: int, urgency: int = URGENT) -> RangeRequest:
         """Ask for a range; the answer is to be waited for, or called for later."""
-        flight = Flight(name, offset, length)
+        flight = RangeRequest(name, offset, length)
         self.crew.submit(lambda: self.fly(flight), urgency)
         return flight
 
-    def fly(self, flight: Flight) -> None:
+    def fly(self, flight: RangeRequest) -> None:
         """Ask for the range in this thread until it is there, somebody else has it, or the time is over."""
         flight.began = began = time.monotonic()
         pause, retried = FIRST_PAUSE_S, False
@@ -134,7 +134,7 @@ class Flights:
             except Exception as error:  # a thread has nobody above it: whoever waits is told
                 self.settle(flight, error=StorageError(f"{self._what(flight)}: {error!r}"))
 
-    def wait(self, flights: Sequence[Flight], deadline: float) -> None:
+    def wait(self, flights: Sequence[RangeRequest], deadline: float) -> None:
         """Until all have an answer or an error, hedging stragglers. Raises Unavailable at the deadline (monotonic)."""
         for flight in flights:
             while not flight.done.is_set():
@@ -154,7 +154,7 @@ class Flights:
             spent, self._traffic = self._traffic, Traffic()
         return spent
 
-    def _attempt(self, flight: Flight, *, again: bool = False, hedge: bool = False) -> None:
+    def _attempt(self, flight: RangeRequest, *, again: bool = False, hedge: bool = False) -> None:
         with self._lock:
             self._asked += 1
             self._traffic.requests += 1
@@ -168,20 +168,22 @@ class Flights:
             self._traffic.bytes += len(data)
         self.settle(flight, data=data)
 
-    def settle(self, flight: Flight, data: Buffer | None = None, error: StorageError | None = None) -> None:
+    def settle(
+        self, flight: RangeRequest, data: Buffer | None = None, error: StorageError | None = None
+    ) -> None:
         """The flight's end, unless it has one."""
         with self._lock:
             if not flight.done.is_set():
                 flight.data, flight.error = data, error
                 flight.done.set()
 
-    def _late_at(self, flight: Flight, now: float) -> float:
+    def _late_at(self, flight: RangeRequest, now: float) -> float:
         """When the flight is to be hedged; never twice, and not before it began."""
         if flight.hedged:
             return float("inf")
         return (flight.began or now) + self._durations.straggler_after(flight.length)
 
-    def _hedge(self, flight: Flight) -> None:
+    def _hedge(self, flight: RangeRequest) -> None:
         with self._lock:
             if flight.hedged or self._hedged >= HEDGE_BURST + HEDGE_SHARE * self._asked:
                 flight.hedged = True
@@ -190,7 +192,7 @@ class Flights:
             self._hedged += 1
         self._hedge_crew.submit(lambda: self._fly_once(flight))
 
-    def _fly_once(self, flight: Flight) -> None:
+    def _fly_once(self, flight: RangeRequest) -> None:
         if not flight.done.is_set():
             try:
                 self._attempt(flight, hedge=True)
@@ -216,7 +218,7 @@ class Flights:
             "from its last checkpoint when the store answers again"
         )
 
-    def _what(self, flight: Flight) -> str:
+    def _what(self, flight: RangeRequest) -> str:
         return f"{self.store.url}/{flight.name} (bytes {flight.offset} to {flight.offset + flight.length})"
 
 

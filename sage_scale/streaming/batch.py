@@ -90,8 +90,8 @@ class StepRequest:
     """Clips of the step over all ranks."""
     position: int
     """Position in the epoch after the step."""
-    ahead_A: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Samples of blocks that this step or a later one needs first: fetching them is to begin (streaming/ahead.py)."""
+    prefetch_A: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Samples of blocks that this step or a later one needs first: to be prefetched."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ IDLE_S = 20.0
 """A thread without work ends after this time."""
 
 
-class Crew:
+class PriorityExecutor:
     """At most `size` daemon threads of this process, started as work comes.
 
     The threads of a ThreadPoolExecutor are joined when the interpreter ends, and a GET from a silent server would

@@ -8,11 +8,11 @@ import threading
 import numpy as np
 import torch
 
-from sage_scale.streaming.rooms import LEAST_BYTES, Rooms
+from sage_scale.streaming.rooms import LEAST_BYTES, BufferPool
 
 
 def test_a_room_is_used_again_once_nobody_holds_it():
-    rooms = Rooms()
+    rooms = BufferPool()
     first = rooms.take(LEAST_BYTES)
     address = first.ctypes.data
     view = memoryview(first)[10:20]
@@ -26,7 +26,7 @@ def test_a_room_is_used_again_once_nobody_holds_it():
 
 
 def test_no_more_than_asked_for_is_kept_free():
-    rooms = Rooms(spare=4 * LEAST_BYTES)
+    rooms = BufferPool(spare=4 * LEAST_BYTES)
     held = [rooms.take(LEAST_BYTES) for _ in range(32)]
     del held
     rooms.take(LEAST_BYTES)
@@ -34,7 +34,7 @@ def test_no_more_than_asked_for_is_kept_free():
 
 
 def test_what_is_held_keeps_its_bytes_whatever_else_is_taken():
-    rooms, wrong = Rooms(spare=8 * LEAST_BYTES), []
+    rooms, wrong = BufferPool(spare=8 * LEAST_BYTES), []
 
     def work(seed: int) -> None:
         draw, held = random.Random(seed), {}
