@@ -12,7 +12,7 @@ import sage_scale
 
 PACKAGE = Path(sage_scale.__file__).resolve().parent
 FLOORS = (
-    ("errors",),
+    ("errors", "retry"),
     ("untrusted",),
     ("losses", "text"),
     ("storage", "config"),

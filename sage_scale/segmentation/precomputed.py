@@ -23,7 +23,7 @@ from sage_scale.corpora.clip import Manifest
 from sage_scale.errors import ClipRejected, StorageError, TooManyRejects, UsageError
 from sage_scale.segmentation.label_files import Entry, Labels, clip_names, read_clip_file, read_table
 from sage_scale.segmentation.rules import resample_labels, segments_to_labels
-from sage_scale.storage.interface import is_name
+from sage_scale.storage.store import is_name
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import NotRegularFile
 from sage_scale.vision.decode import Source

@@ -1,9 +1,8 @@
 """A store in a folder of this machine (or a shared file system with hard links).
 
-An object is written to an unnamed file (O_TMPFILE) and appears under its name by one `link`, which fails
-where the name is taken: a writer killed at any moment leaves nothing behind. File systems without unnamed
-files, and replacing, get a named temporary file beside the target instead, hidden by its leading dot; what killed
-writers leave of these goes when the next command that writes there looks whether it may (`check_writable`).
+An object is written to an unnamed file (O_TMPFILE) and appears under its name by one `link`, which fails where the
+name is taken: a writer killed at any moment leaves nothing behind. File systems without unnamed files, and replacing,
+get a hidden temporary file beside the target (leading dot); `check_writable` removes the ones of killed writers.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from sage_scale.errors import StorageError
-from sage_scale.storage.interface import Entry, NotFound, Store, check_name, is_name
+from sage_scale.storage.store import Entry, NotFound, Store, check_name, is_name
 from sage_scale.untrusted.files import check_regular, open_descriptor, read_bytes
 
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
@@ -37,6 +36,9 @@ class FolderStore(Store):
         self.root = Path(os.path.abspath(os.path.expanduser(root)))
         self.url = str(self.root)
 
+    def __reduce__(self) -> tuple:
+        return FolderStore, (self.root,)
+
     def local_path(self, name: str) -> Path:
         return self.root / check_name(name)
 
@@ -45,44 +47,33 @@ class FolderStore(Store):
 
     def get(self, name: str) -> bytes:
         path = self.local_path(name)
-        try:
+        with _explained(_reading, path):
             return read_bytes(path)
-        except OSError as error:
-            raise _reading(path, error) from None
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
         path = self.local_path(name)
-        pieces = []
-        left = length
-        try:
+        pieces, left = [], length
+        with _explained(_reading, path), contextlib.ExitStack() as stack:
             descriptor = open_descriptor(path)
-            try:
-                while left:
-                    piece = os.pread(descriptor, left, offset + length - left)
-                    if not piece:
-                        break
-                    pieces.append(piece)
-                    left -= len(piece)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise _reading(path, error) from None
-        if left:
-            raise StorageError(f"{path} ends before byte {offset + length}: it was cut off or exchanged")
+            stack.callback(os.close, descriptor)
+            while left:
+                piece = os.pread(descriptor, left, offset + length - left)
+                if not piece:
+                    raise StorageError(
+                        f"{path} ends before byte {offset + length}: it was cut off or exchanged"
+                    )
+                pieces.append(piece)
+                left -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def put_if_absent(self, name: str, data: bytes | Path) -> bool:
         path = self.local_path(name)
-        if path.exists():
-            return False
-        try:
-            return _place(path, data, replace=False)
-        except OSError as error:
-            raise _writing(path, error) from None
+        with _explained(_writing, path):
+            return not path.exists() and _write(path, data, replace=False)
 
     @contextlib.contextmanager
     def draft(self, scratch: Path) -> Iterator[Path]:
-        """An unnamed file of the folder itself, to which `put_if_absent` only gives a name."""
+        """Yields an unnamed file of the folder, to which `put_if_absent` only gives a name."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
@@ -101,33 +92,28 @@ class FolderStore(Store):
         made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         hidden = self.root / f".writable.{secrets.token_hex(6)}.tmp"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            _unseen(self.root, hidden)[0].close()
-        except OSError as error:
-            raise _writing(self.root / "index.json", error) from None
+            with _explained(_writing, self.root / "index.json"):
+                self.root.mkdir(parents=True, exist_ok=True)
+                _create_hidden(self.root, hidden)[0].close()
         finally:
             with contextlib.suppress(OSError):
                 hidden.unlink(missing_ok=True)
                 for folder in made:
                     folder.rmdir()
-        for left in self.root.rglob(".*.tmp"):
-            _remove_if_left(left)
+        for leftover in self.root.rglob(".*.tmp"):
+            _remove_leftover(leftover)
 
     def put(self, name: str, data: bytes | Path) -> None:
         path = self.local_path(name)
-        try:
-            _place(path, data, replace=True)
-        except OSError as error:
-            raise _writing(path, error) from None
+        with _explained(_writing, path):
+            _write(path, data, replace=True)
 
     def size(self, name: str) -> int:
         path = self.local_path(name)
-        try:
+        with _explained(_reading, path):
             found = path.stat()
             check_regular(found.st_mode, path)
             return found.st_size
-        except OSError as error:
-            raise _reading(path, error) from None
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         entries = []
@@ -146,38 +132,32 @@ class FolderStore(Store):
             for file in files:
                 name = file if inside == "." else f"{inside}/{file}"
                 if is_name(name) and name.startswith(prefix):
-                    try:
+                    with contextlib.suppress(FileNotFoundError):  # deleted while the listing ran
                         entries.append(Entry(name, os.stat(os.path.join(folder, file)).st_size))
-                    except FileNotFoundError:
-                        continue  # deleted while the listing ran
         yield from sorted(entries, key=lambda entry: os.fsencode(entry.name))
 
     def delete(self, name: str) -> None:
         path = self.local_path(name)
-        try:
+        with _explained(_writing, path):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise _writing(path, error) from None
 
 
-def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
-    """Write `data` where nobody sees it, flush it to the disk, then give it its name in one step."""
+def _write(path: Path, data: bytes | Path, *, replace: bool) -> bool:
+    """Writes `data` to a hidden file, flushes it to the disk, then names it in one step; False where that is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not replace and isinstance(data, Path) and str(data).startswith(_DESCRIPTORS):
         try:
-            return _name_draft(path, data)
+            return _link_draft(path, data)
         except OSError as error:
             if error.errno != errno.EXDEV:  # a draft of another store
                 raise
     hidden = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        file, source = _unseen(path.parent, hidden)
+        file, source = _create_hidden(path.parent, hidden)
         with file:
-            with contextlib.suppress(
-                OSError
-            ):  # for `_remove_if_left`; a network's file system may have no locks
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # for `_remove_leftover`
             if isinstance(data, Path):
                 with open(data, "rb") as original:
                     shutil.copyfileobj(original, file, _COPY_BYTES)
@@ -187,11 +167,8 @@ def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
             os.fsync(file.fileno())
             # A file without a name can only be linked to a new one; to replace, it first gets one of its own.
             target = hidden if replace else path
-            if source != str(target):
-                try:  # with a folder's descriptor Python calls linkat, which follows /proc/self/fd
-                    os.link(source, target.name, dst_dir_fd=folder, follow_symlinks=True)
-                except FileExistsError:
-                    return False
+            if source != str(target) and not _link(source, target.name, folder):
+                return False
             if replace:
                 os.replace(hidden, path)
         os.fsync(folder)
@@ -201,8 +178,39 @@ def _place(path: Path, data: bytes | Path, *, replace: bool) -> bool:
         hidden.unlink(missing_ok=True)
 
 
-def _remove_if_left(hidden: Path) -> None:
-    """Remove a file that a killed writer had not yet named: no process holds it, and it is older than a second."""
+def _link_draft(path: Path, draft: Path) -> bool:
+    """Names an unnamed file; False where the name is taken."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(int(draft.name))
+        linked = _link(draft, path.name, folder)
+        os.fsync(folder)
+        return linked
+    finally:
+        os.close(folder)
+
+
+def _link(source: str | Path, name: str, folder: int) -> bool:
+    try:  # with a folder's descriptor Python calls linkat, which follows /proc/self/fd
+        os.link(source, name, dst_dir_fd=folder, follow_symlinks=True)
+        return True
+    except FileExistsError:
+        return False
+
+
+def _create_hidden(folder: Path, hidden: Path) -> tuple[IO[bytes], str]:
+    """Returns an open file that no listing shows, and the path by which it can be linked."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        return os.fdopen(descriptor, "wb"), f"{_DESCRIPTORS}{descriptor}"
+    except OSError as error:
+        if error.errno not in _NO_UNNAMED_FILES:
+            raise
+    return open(hidden, "xb"), str(hidden)
+
+
+def _remove_leftover(hidden: Path) -> None:
+    """Removes a killed writer's hidden file: no process has it locked, and it is older than a second."""
     if not _HIDDEN.fullmatch(hidden.name):
         return
     with contextlib.suppress(OSError):
@@ -215,29 +223,12 @@ def _remove_if_left(hidden: Path) -> None:
             os.close(descriptor)
 
 
-def _name_draft(path: Path, draft: Path) -> bool:
-    """Give an unnamed file its name; False where that is taken."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextlib.contextmanager
+def _explained(explain: Callable[[Path, OSError], StorageError], path: Path) -> Iterator[None]:
     try:
-        os.fsync(int(draft.name))
-        os.link(draft, path.name, dst_dir_fd=folder, follow_symlinks=True)
-        os.fsync(folder)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        os.close(folder)
-
-
-def _unseen(folder: Path, hidden: Path) -> tuple[IO[bytes], str]:
-    """An open file that no listing shows, and the path by which it can be linked."""
-    try:
-        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        return os.fdopen(descriptor, "wb"), f"{_DESCRIPTORS}{descriptor}"
+        yield
     except OSError as error:
-        if error.errno not in _NO_UNNAMED_FILES:
-            raise
-    return open(hidden, "xb"), str(hidden)
+        raise explain(path, error) from None
 
 
 def _reading(path: Path, error: OSError) -> StorageError:

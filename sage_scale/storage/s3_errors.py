@@ -1,4 +1,4 @@
-"""What S3 and the way to it answer, as one line for a person: what, where, what to do."""
+"""Turns the errors of S3 and the network into one line: what, where, what to do."""
 
 from __future__ import annotations
 
@@ -12,37 +12,46 @@ from botocore import exceptions as boto
 from urllib3.exceptions import ReadTimeoutError
 
 from sage_scale.errors import StorageError
-from sage_scale.storage.interface import NoBucket, NotFound, Unavailable
+from sage_scale.storage.store import NoBucket, NotFound, Unavailable
 
-_REFUSED = (
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "403",
-    "UserSuspended",
-)
-_PASSING = (
-    "SlowDown",
-    "RequestTimeout",
-    "RequestTimeTooSkewed",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
-    "RequestLimitExceeded",
-    "429",
-)
-_MOVED = (
-    "301",
-    "302",
-    "307",
-    "308",
-    "PermanentRedirect",
-    "TemporaryRedirect",
-    "AuthorizationHeaderMalformed",
-)
 BUSY = ("ConditionalRequestConflict", "OperationAborted", "409")
-"""Two conditional PUTs clashed: to be tried again."""
+"""Codes of two conditional PUTs that clashed: to be repeated."""
+_TRANSIENT = (
+    "SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException", "TooManyRequests",
+    "RequestLimitExceeded", "429", *BUSY,
+)  # fmt: skip
+_REFUSED = (
+    "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "403", "UserSuspended",
+)  # fmt: skip
+_REDIRECTED = (
+    "301", "302", "307", "308", "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed",
+)  # fmt: skip
+_MOVED = (
+    "{what}: {where} answers with a redirect: set AWS_REGION to the bucket's region; behind a proxy, or with another "
+    "server than Amazon's, correct AWS_ENDPOINT_URL"
+)
+Message = tuple[type[StorageError], str]
+_BY_CODE: dict[tuple[str, ...], Message] = {
+    ("NoSuchKey", "404", "NotFound"): (NotFound, "{what} does not exist"),
+    ("NoSuchBucket",): (
+        NoBucket,
+        "{what}: bucket '{bucket}' does not exist on {where}; create it or correct it",
+    ),
+    _REFUSED: (
+        StorageError,
+        "{what}: {where} refuses this ({detail}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's "
+        "policy (s3:ListBucket, s3:GetObject; to write, s3:PutObject and s3:DeleteObject)",
+    ),
+    ("InvalidRange", "416"): (
+        StorageError,
+        "{what} is shorter than its index says: it was cut off or exchanged",
+    ),
+    ("QuotaExceeded", "InsufficientStorage", "507"): (
+        StorageError,
+        "{what}: {where} is full ({detail}); free some space and run the command again",
+    ),
+    _REDIRECTED: (StorageError, _MOVED),
+}
 
 
 class Redirected(boto.BotoCoreError):
@@ -51,120 +60,104 @@ class Redirected(boto.BotoCoreError):
     fmt = "redirected without end"
 
 
-class _Redirects(threading.local):
-    asked = 0
-
-
-_redirects = _Redirects()
+_BY_TYPE: dict[tuple[type[Exception], ...], Message] = {
+    (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError): (
+        StorageError,
+        "{what}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    ),
+    (boto.ProfileNotFound,): (StorageError, "{what}: AWS_PROFILE names a profile that does not exist"),
+    (boto.NoRegionError,): (
+        StorageError,
+        "{what}: no region; set AWS_REGION, or AWS_ENDPOINT_URL for another server",
+    ),
+    (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ConnectionClosedError): (
+        Unavailable,
+        "{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network",
+    ),
+    (boto.ReadTimeoutError, ReadTimeoutError, TimeoutError): (
+        Unavailable,
+        "{what}: {where} does not answer; when it does, run the same command again",
+    ),
+    (Redirected,): (StorageError, _MOVED),
+    (boto.SSLError,): (
+        Unavailable,
+        "{what}: no TLS connection to {where} ({detail}); check whether AWS_ENDPOINT_URL should begin with http://, or "
+        "AWS_CA_BUNDLE",
+    ),
+    (boto.ParamValidationError,): (
+        NoBucket,
+        "{what}: '{bucket}' cannot be the name of a bucket; write s3://bucket/prefix",
+    ),
+    (ValueError,): (
+        StorageError,
+        "{what}: AWS_ENDPOINT_URL is no URL; write http://host:port or https://host",
+    ),
+    (Exception,): (Unavailable, "{what}: the connection to {where} broke ({detail}); try again"),
+}
+_redirects = threading.local()
 
 
 def end_redirects(model: Any, **_: Any) -> None:
-    """Raises Redirected at the third question for a bucket's region within one call: boto3 itself would ask for ever.
+    """Raises Redirected at the third question for a bucket's region within one call: boto3 would ask without end.
 
     For the event `before-call.s3`. Nothing but boto3's own handling of redirects sends HeadBucket.
     """
-    _redirects.asked = _redirects.asked + 1 if model.name == "HeadBucket" else 0
+    asked = getattr(_redirects, "asked", 0)
+    _redirects.asked = asked + 1 if model.name == "HeadBucket" else 0
     if _redirects.asked > 2:
         raise Redirected()
 
 
 def endpoint() -> str | None:
-    """The server that the environment names; None for Amazon's."""
+    """Returns the server that the environment names; None for Amazon's."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
 def server() -> str:
-    """The same as a message may say it."""
+    """Returns the server's name for messages."""
     return public(endpoint() or "Amazon S3")
 
 
 def explain(what: str, bucket: str, error: Exception, attempts: int) -> StorageError:
-    """The error to raise for `what`, the URL of an object or of a store, after so many attempts.
+    """Returns the error to raise for `what`, the URL of an object or of a store, after so many attempts.
 
-    Never a key, a token or a signed URL. Unavailable for what may pass.
+    Never shows a key, a token or a signed URL. Unavailable for transient failures.
     """
     where = server()
-    if isinstance(
-        error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
-    ):
-        return StorageError(
-            f"{what}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        )
-    if isinstance(error, boto.ProfileNotFound):
-        return StorageError(f"{what}: AWS_PROFILE names a profile that does not exist")
-    if isinstance(error, boto.NoRegionError):
-        return StorageError(f"{what}: no region; set AWS_REGION, or AWS_ENDPOINT_URL for another server")
-    if isinstance(
-        error, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ConnectionClosedError
-    ):
-        return Unavailable(f"{what}: {where} cannot be reached; check AWS_ENDPOINT_URL and the network")
-    if isinstance(error, boto.ReadTimeoutError | ReadTimeoutError | TimeoutError):
-        return Unavailable(f"{what}: {where} does not answer; when it does, run the same command again")
-    if isinstance(error, Redirected):
-        return _moved(what, where)
     if isinstance(error, boto.ClientError):
-        return _explain_answer(what, where, bucket, error, attempts)
-    if isinstance(error, boto.SSLError):
-        return Unavailable(
-            f"{what}: no TLS connection to {where} ({_first_words(error.kwargs.get('error'))}); check whether "
-            "AWS_ENDPOINT_URL should begin with http://, or AWS_CA_BUNDLE"
-        )
-    if isinstance(error, boto.ParamValidationError):
-        return NoBucket(f"{what}: '{bucket}' cannot be the name of a bucket; write s3://bucket/prefix")
-    if isinstance(error, ValueError):
-        return StorageError(f"{what}: AWS_ENDPOINT_URL is no URL; write http://host:port or https://host")
-    return Unavailable(f"{what}: the connection to {where} broke ({type(error).__name__}); try again")
+        detail = code_of(error)
+        kind, text = _explain_answer(error, detail, attempts)
+    else:
+        kind, text = next(message for types, message in _BY_TYPE.items() if isinstance(error, types))
+        detail = _first_words(error) if isinstance(error, boto.SSLError) else type(error).__name__
+    return kind(text.format(what=what, where=where, bucket=bucket, detail=detail))
 
 
-def _explain_answer(
-    what: str, where: str, bucket: str, error: boto.ClientError, attempts: int
-) -> StorageError:
-    code = code_of(error)
+def _explain_answer(error: boto.ClientError, code: str, attempts: int) -> Message:
     if code in ("404", "NotFound") and error.operation_name == "ListObjectsV2":
-        return StorageError(
-            f"{what}: {where} lists no objects, as an S3 server would; check AWS_ENDPOINT_URL"
-        )
-    if code in ("NoSuchKey", "404", "NotFound"):
-        return NotFound(f"{what} does not exist")
-    if code == "NoSuchBucket":
-        return NoBucket(f"{what}: bucket '{bucket}' does not exist on {where}; create it or correct it")
-    if code in _REFUSED:
-        return StorageError(
-            f"{what}: {where} refuses this ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-            "and the bucket's policy (s3:ListBucket, s3:GetObject; to write, s3:PutObject and s3:DeleteObject)"
-        )
-    if code in ("InvalidRange", "416"):
-        return StorageError(f"{what} is shorter than its index says: it was cut off or exchanged")
-    if code in ("QuotaExceeded", "InsufficientStorage", "507"):
-        return StorageError(f"{what}: {where} is full ({code}); free some space and run the command again")
-    if code in _MOVED:
-        return _moved(what, where)
+        return StorageError, "{what}: {where} lists no objects, as an S3 server would; check AWS_ENDPOINT_URL"
+    for codes, message in _BY_CODE.items():
+        if code in codes:
+            return message
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    kind = Unavailable if status >= 500 or status == 429 or code in _PASSING + BUSY else StorageError
+    kind = Unavailable if status >= 500 or status == 429 or code in _TRANSIENT else StorageError
     times = f" {attempts} times" if attempts > 1 else ""
-    return kind(f"{what}: {where} answered {code}{times}; try again later")
-
-
-def _moved(what: str, where: str) -> StorageError:
-    return StorageError(
-        f"{what}: {where} answers with a redirect: set AWS_REGION to the bucket's region; behind a proxy, or "
-        "with another server than Amazon's, correct AWS_ENDPOINT_URL"
-    )
+    return kind, f"{{what}}: {{where}} answered {{detail}}{times}; try again later"
 
 
 def code_of(error: boto.ClientError) -> str:
-    """What S3 calls this error, as "NoSuchKey" or "404"."""
+    """Returns S3's name of this error, as "NoSuchKey" or "404"."""
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
-def _first_words(error: object) -> str:
+def _first_words(error: boto.SSLError) -> str:
     """The heart of a TLS error: `[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)` in words."""
-    found = re.search(r"\[SSL[^]]*\] ([^(]+)", str(error))
+    found = re.search(r"\[SSL[^]]*\] ([^(]+)", str(error.kwargs.get("error")))
     return found[1].strip() if found else "it was cut off"
 
 
 def public(endpoint: str) -> str:
-    """The endpoint without credentials, paths and queries."""
+    """Returns the endpoint without credentials, paths and queries."""
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname, parts.port

@@ -70,7 +70,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
 def test_a_disk_that_fills_up_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sage_scale.storage import folder
 
-    monkeypatch.setattr(folder, "_unseen", lambda *_: (open("/dev/full", "wb"), "/dev/full"))  # noqa: SIM115
+    monkeypatch.setattr(folder, "_create_hidden", lambda *_: (open("/dev/full", "wb"), "/dev/full"))  # noqa: SIM115
     with pytest.raises(StorageError, match="is full"):
         open_store(tmp_path).put("x", b"data" * 10_000)
     assert list(tmp_path.iterdir()) == []
@@ -117,7 +117,7 @@ def test_a_writer_at_work_holds_its_file(
     from sage_scale.storage import folder
 
     if not unnamed:
-        monkeypatch.setattr(folder, "_unseen", lambda _, hidden: (open(hidden, "xb"), str(hidden)))  # noqa: SIM115
+        monkeypatch.setattr(folder, "_create_hidden", lambda _, hidden: (open(hidden, "xb"), str(hidden)))  # noqa: SIM115
     true_replace, store = os.replace, open_store(tmp_path)
 
     def slow(source: Path, target: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_single_attempt_store_asks_once_and_leaves_repeating_to_its_caller(
 def test_a_server_that_is_silent_is_a_time_out(
     s3, behind_proxy, caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sage_scale.storage.retry_logging._told", -1000.0)
+    monkeypatch.setattr("sage_scale.storage.s3._logged", -1000.0)
     monkeypatch.setattr("sage_scale.storage.s3.ATTEMPTS", 2)
     monkeypatch.setattr("sage_scale.storage.s3.READ_TIMEOUT_S", 0.3)
     proxy = behind_proxy(s3)

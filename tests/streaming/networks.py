@@ -22,7 +22,7 @@ class Network(Store):
     def get_range(self, name, offset, length):
         return bytes(self.try_range(name, offset, length))
 
-    def try_range(self, name, offset, length, abandoned=lambda: False, room=None):
+    def try_range(self, name, offset, length, abandoned=lambda: False, into=None):
         with self.lock:
             number = len(self.requests)
             self.requests.append((name, offset, length))
@@ -57,6 +57,7 @@ class Network(Store):
     def put(self, name, data): ...
     def put_if_absent(self, name, data): ...
     def list(self, prefix=""): ...
+    def child(self, prefix): ...
     def delete(self, name): ...
 
 
