@@ -11,6 +11,7 @@ who waits for the save gives up, after `patience_s` seconds without success.
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import threading
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from sage_scale.errors import StorageError
+from sage_scale.retry import retry
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import (
     Checkpoints,
@@ -217,28 +219,29 @@ class _Flight:
         return f"{folder_of(self.step)}/part-{rank:05d}-{self.token}.json"
 
     def _patiently(self, work: Callable[[], T]) -> T:
+        """Returns `work()`, repeated while the storage fails; raises once a waiting caller's patience is over."""
         failing_since = told = 0.0
-        attempt = 0
-        while True:
-            try:
-                value = work()
-                self.in_trouble = False
-                return value
-            except StorageError as error:
-                now = time.monotonic()
-                failing_since = failing_since or now
-                self.in_trouble = True
-                patience = self.saver.patience_s
-                if self.awaited.is_set() and now - failing_since > patience:
-                    raise StorageError(f"{error}, and so for {now - failing_since:.0f} s") from None
-                if now - told > TELL_EVERY_S:
-                    told = now
-                    self.saver.say(
-                        f"the checkpoint of step {self.step} waits for its storage: {error}. Training goes on; the "
-                        f"next checkpoint waits until this has lasted {patience:.0f} s"
-                    )
-            # Someone who begins to wait for this save must not be the reason for another pause.
-            pause = PAUSES_S[min(attempt, len(PAUSES_S) - 1)]
-            attempt += 1
-            if self.abandoned.wait(pause):
+
+        def failed(error: Exception) -> None:
+            nonlocal failing_since, told
+            now = time.monotonic()
+            failing_since = failing_since or now
+            self.in_trouble = True
+            patience = self.saver.patience_s
+            if self.awaited.is_set() and now - failing_since > patience:
+                raise StorageError(f"{error}, and so for {now - failing_since:.0f} s") from None
+            if now - told > TELL_EVERY_S:
+                told = now
+                self.saver.say(
+                    f"the checkpoint of step {self.step} waits for its storage: {error}. Training goes on; the "
+                    f"next checkpoint waits until this has lasted {patience:.0f} s"
+                )
+
+        def pause(seconds: float) -> None:
+            if self.abandoned.wait(seconds):
                 raise StorageError("given up, as another rank could not write its part")
+
+        pauses = itertools.chain(PAUSES_S, itertools.repeat(PAUSES_S[-1]))
+        value = retry(work, StorageError, pauses, on_failure=failed, sleep=pause)
+        self.in_trouble = False
+        return value
