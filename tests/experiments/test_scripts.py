@@ -1,4 +1,4 @@
-"""Every script under benchmarks/ and launch/ runs at toy size without a GPU, those for GPUs as on a lent machine."""
+"""Every script of benchmarks/, tests/campaigns/ and launch/ runs small without a GPU, as on a lent machine."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from sage_scale.corpora.synthetic import make_corpus
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = sorted(
-    path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
-)
+SCRIPTS = {
+    path.name: path
+    for folder in ("benchmarks", "tests/campaigns")
+    for path in sorted((ROOT / folder).glob("*.py"))
+}
+RUN = [name for name, path in SCRIPTS.items() if "__main__" in path.read_text(encoding="utf-8")]
 LAUNCHED = sorted(path.name for path in (ROOT / "launch").glob("*.py"))
 HELPERS = {"common.py", "damage.py"}
-"""Modules of several benchmarks."""
+"""Modules that scripts share."""
 ANSWERING = {"loaders_peers.py"}
 """Scripts that another one starts in the peers' environment (test_peers.py)."""
 
 
 def test_every_file_is_a_script_or_a_known_helper():
     """A script without `if __name__ == "__main__"` would be looked over."""
-    assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} - set(BENCHMARKS) == HELPERS
+    assert SCRIPTS.keys() - set(RUN) == HELPERS
 
 
 def ended_well(command: list[object], folder: Path, forbidden: bool = False) -> str:
@@ -43,9 +46,9 @@ def ended_well(command: list[object], folder: Path, forbidden: bool = False) -> 
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("script", [name for name in BENCHMARKS if name not in ANSWERING])
+@pytest.mark.parametrize("script", [name for name in RUN if name not in ANSWERING])
 def test_a_benchmark_runs_at_toy_size_and_says_so(script, tmp_path):
-    path = ROOT / "benchmarks" / script
+    path = SCRIPTS[script]
     for_gpus = "device=True" in path.read_text(encoding="utf-8")
     assert MEANINGLESS in ended_well([path, "--small"], tmp_path, forbidden=for_gpus)
 

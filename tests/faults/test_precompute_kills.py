@@ -16,7 +16,7 @@ from servers.ceph import missing_programs
 
 pytestmark = pytest.mark.system
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPT = REPOSITORY / "benchmarks" / "precompute_kills.py"
+SCRIPT = REPOSITORY / "tests" / "campaigns" / "precompute_kills.py"
 
 
 @pytest.mark.timeout(600)

@@ -1,4 +1,4 @@
-"""What a run asks of S3 before it works, counted at a proxy; for 10,000 shards: benchmarks/precompute_requests.py."""
+"""Requests of a run before it works, counted at a proxy; for 10,000 shards: tests/campaigns/precompute_requests.py."""
 
 from __future__ import annotations
 

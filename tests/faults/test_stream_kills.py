@@ -1,4 +1,4 @@
-"""A few of the kills of benchmarks/stream_kills.py: ranks and loader workers that share a cache."""
+"""A few of the kills of tests/campaigns/stream_kills.py: ranks and loader workers that share a cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.system
 def test_kills_change_no_sample_and_leave_nothing_behind():
-    script = Path(__file__).parents[2] / "benchmarks" / "stream_kills.py"
+    script = Path(__file__).parents[2] / "tests" / "campaigns" / "stream_kills.py"
     run = subprocess.run(
         [sys.executable, script, "--kills", "4", "--seed", "1"], capture_output=True, text=True, timeout=280
     )

@@ -1,4 +1,4 @@
-"""A few of the kills of benchmarks/train_kills.py: ranks, what watches them, and launchers of a training run."""
+"""A few kills of tests/campaigns/train_kills.py: ranks, rank monitors and launchers of a training run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.system
 @pytest.mark.timeout(600)
 def test_kills_change_no_weight_and_lose_no_clip():
-    script = Path(__file__).parents[2] / "benchmarks" / "train_kills.py"
+    script = Path(__file__).parents[2] / "tests" / "campaigns" / "train_kills.py"
     run = subprocess.run(
         [sys.executable, script, "--kills", "4", "--seed", "1"], capture_output=True, text=True, timeout=560
     )

@@ -31,8 +31,8 @@ OWN_LINES = (
 @pytest.mark.system
 @pytest.mark.timeout(600)
 def test_losses_and_clips_are_those_of_one_rank():
-    """benchmarks/layouts_train.py on a part of its grid in which every pair of settings occurs."""
-    script = ROOT / "benchmarks" / "layouts_train.py"
+    """tests/campaigns/layouts_train.py on a part of its grid in which every pair of settings occurs."""
+    script = ROOT / "tests" / "campaigns" / "layouts_train.py"
     run = subprocess.run(
         [sys.executable, script, "--pairwise", "--steps", "8"],
         env=SHARED, capture_output=True, text=True, timeout=580, check=False,
@@ -47,7 +47,7 @@ def test_the_covering_part_covers_every_pair():
     asked = "import json, layouts_train as l; print(json.dumps([[r, l.dataclasses.asdict(a), l.dataclasses.asdict(b)]"
     asked += " for r, (a, b) in enumerate(l.pairwise())]))"
     found = subprocess.run(
-        [sys.executable, "-c", asked], env={**SHARED, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"},
+        [sys.executable, "-c", asked], env={**SHARED, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'campaigns'}"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     rows = [

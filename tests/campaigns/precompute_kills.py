@@ -1,6 +1,6 @@
 """Claim: whatever is killed, whenever, running the same command again gives a byte-identical dataset.
 
-    python benchmarks/precompute_kills.py --kills 200 --server ceph
+    python tests/campaigns/precompute_kills.py --kills 200 --server ceph
 
 An undisturbed run is made first. Then rounds: each begins an empty output and lets `sage-scale precompute` run while
 SIGKILL hits the driver, an actor or the raylet at random moments; what dies as a whole is started again with the same
@@ -29,12 +29,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import marked, parse, sage
+from servers.trouble import Trouble, troubled_server
 
 from sage_scale.storage import open_store
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from servers.trouble import Trouble, troubled_server
 
 MARK = "SAGE_SCALE_KILLS"
 """Environment variable that all processes of a run inherit: only such processes are killed."""

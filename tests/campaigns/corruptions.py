@@ -1,6 +1,6 @@
 """A thousand random corruptions: every one is found by `verify`, named, and never delivered by a stream.
 
-    python benchmarks/corruptions.py [--count 1000] [--seed 0] [--kind features] [--url s3://bucket/prefix]
+    python tests/campaigns/corruptions.py [--count 1000] [--seed 0] [--kind features] [--url s3://bucket/prefix]
 
 A small dataset is damaged in one random way, verified, streamed with both policies, and restored; then the next. For
 each way the table says how many were found, how many messages name the object that was hit and (where the damage lies
@@ -19,6 +19,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 
 import numpy as np
 from common import parse

@@ -1,6 +1,6 @@
 """Claim: neither ranks, nor ZeRO stage, nor a resume at another layout changes what a stage learns.
 
-    python benchmarks/layouts_train.py [--pairwise] [--steps 50] [--keep FOLDER] > docs/results/training_layouts.md
+    python tests/campaigns/layouts_train.py [--pairwise] [--steps 50] [--keep FOLDER] > docs/results/training_layouts.md
 
 Both stages train a tiny model in float32 without dropout, under ZeRO 0, 1, 2, 3 with 1, 2, 3 and 4 gloo ranks, at one
 global batch, with BatchNorm `sync` and `frozen`. Then each checkpoint of 1, 2 and 4 ranks, saved in the middle of an
@@ -38,13 +38,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_LOG_LEVEL", "error")
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "training"))
 import deepspeed
 import deepspeed.runtime.zero.muon.original_muon
 import torch
 import torch.utils.tensorboard
+
+sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import parse
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from training.tiny_world import make_language_folder, make_shards, tiny_recipe
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from sage_scale.config import load_recipe, override, to_yaml
@@ -365,7 +366,7 @@ def main() -> int:
             note((layout.stage, layout.norm, kind), layout.name, layout, grid.straight(layout))
     print("# Training: what does not change a run, the whole grid\n")
     print(f"{datetime.date.today()}, {os.cpu_count()} CPU cores. "
-          f"`python benchmarks/layouts_train.py{' --pairwise' if options.pairwise else ''} --steps {options.steps}`: "
+          f"`python tests/campaigns/layouts_train.py{' --pairwise' * options.pairwise} --steps {options.steps}`: "
           f"{options.steps} steps, checkpoints after step {saved}, global batch {BATCH}, "
           f"{sum(count for split, count in PLAN if split == 'train')} clips, float32, gloo; "
           f"tolerance {TOLERANCE:.0e}\n")  # fmt: skip

@@ -1,6 +1,6 @@
 """Claim: SIGKILL of ranks, of ranks that save and of launchers, at random moments, changes no weight, loses no clip.
 
-    python benchmarks/train_kills.py [--kills 50] [--seed 0] [--zero 2]
+    python tests/campaigns/train_kills.py [--kills 50] [--seed 0] [--zero 2]
 
 Stage 1 of a tiny model trains on two gloo ranks under the `deepspeed` launcher, in float32 with AdamW, and saves every
 second step in the background. Every so often one process gets SIGKILL: a rank, the process that watches a rank, the
@@ -37,11 +37,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from common import marked, parse
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "training"))
+sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
+from common import marked, parse
 from safetensors.torch import load_file
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from training.tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
 from sage_scale.training import launcher

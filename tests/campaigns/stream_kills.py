@@ -1,6 +1,6 @@
 """Claim: SIGKILL of ranks and loader workers at random times harms no cache, leaks nothing and changes no sample.
 
-    python benchmarks/stream_kills.py [--kills 50] [--server moto|ceph] [--seed 0]
+    python tests/campaigns/stream_kills.py [--kills 50] [--server moto|ceph] [--seed 0]
 
 Two ranks stream one dataset from a real S3 server through one node-local cache that is too small for all of it, so that
 blocks come and go; rank 0 reads with two loader workers, rank 1 with threads. After each step a rank notes the sha256
@@ -38,8 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import parse
 from loaders import make_recipe, make_samples, write_ours
 from servers.ceph import ceph_gateway

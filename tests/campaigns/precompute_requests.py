@@ -1,6 +1,6 @@
 """Claim: a second run over a finished output costs one GET, over an unfinished one, one bare listing.
 
-    python benchmarks/precompute_requests.py --shards 10000 --server ceph
+    python tests/campaigns/precompute_requests.py --shards 10000 --server ceph
 
 An output of so many real shards (one clip each, as small as may be) is made on an S3 server; then the driver is started
 over it behind a proxy that sees every request: over the finished output, and again after index.json and one shard were
@@ -25,7 +25,12 @@ from urllib.parse import urlsplit
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+
+sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import parse
+from servers.ceph import ceph_gateway
+from servers.faults import fault_proxy
+from servers.moto import moto_server
 
 from sage_scale.config import Recipe, from_mapping
 from sage_scale.corpora.clip import Clip, Manifest
@@ -36,11 +41,6 @@ from sage_scale.shards import finish_dataset, publish_shard
 from sage_scale.shards.layout import Sample
 from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from servers.ceph import ceph_gateway
-from servers.faults import fault_proxy
-from servers.moto import moto_server
 
 
 def main() -> None:
