@@ -5,9 +5,9 @@ with `section.key=value`, printed whole by every run and stored with its outputs
 the nearest known one. Each field's docstring says its unit and, where it comes from a paper, the section.
 """
 
-from sage_scale.config.augmentation import Augment
 from sage_scale.config.checks import check
 from sage_scale.config.data import (
+    Augment,
     Captions,
     Corpus,
     Precompute,
@@ -18,15 +18,7 @@ from sage_scale.config.data import (
     Vision,
 )
 from sage_scale.config.extension import choices, register_choice, register_model, since
-from sage_scale.config.learning import (
-    Backbone,
-    Clcl,
-    Denoise,
-    Evaluation,
-    Model,
-    Stage,
-    Watch,
-)
+from sage_scale.config.learning import Backbone, Clcl, Denoise, Evaluation, Model, Stage, Watch
 from sage_scale.config.reading import (
     LAUNCH_FOLDER,
     RECIPE_FOLDER,
@@ -39,36 +31,8 @@ from sage_scale.config.recipe import Recipe, to_mapping, to_yaml
 from sage_scale.config.sign2gpt import Prototypes, Sign2Gpt
 
 __all__ = [
-    "LAUNCH_FOLDER",
-    "RECIPE_FOLDER",
-    "Augment",
-    "Backbone",
-    "Captions",
-    "Clcl",
-    "Corpus",
-    "Denoise",
-    "Evaluation",
-    "Model",
-    "Precompute",
-    "Prototypes",
-    "Recipe",
-    "Segmentation",
-    "Shards",
-    "Sign2Gpt",
-    "Stage",
-    "Stream",
-    "Text",
-    "Vision",
-    "Watch",
-    "check",
-    "choices",
-    "from_mapping",
-    "load_recipe",
-    "override",
-    "recipe_names",
-    "register_choice",
-    "register_model",
-    "since",
-    "to_mapping",
-    "to_yaml",
-]
+    "LAUNCH_FOLDER", "RECIPE_FOLDER", "Augment", "Backbone", "Captions", "Clcl", "Corpus", "Denoise", "Evaluation",
+    "Model", "Precompute", "Prototypes", "Recipe", "Segmentation", "Shards", "Sign2Gpt", "Stage", "Stream", "Text",
+    "Vision", "Watch", "check", "choices", "from_mapping", "load_recipe", "override", "recipe_names", "register_choice",
+    "register_model", "since", "to_mapping", "to_yaml",
+]  # fmt: skip

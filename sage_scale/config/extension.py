@@ -11,9 +11,14 @@ FIRST_DATASETS = (0, 0)
 FIRST_RELEASE = (0, 1, 0)
 """Recipe fingerprints do the same."""
 
+Need = Callable[[bool, str], None]
+"""Raises RecipeError with the message (the second argument) unless the condition holds."""
+Check = Callable[[Any, Need], None]
+"""Checks a recipe."""
+
 sections: dict[str, type] = {}
 """Name -> dataclass of the sections `model.NAME` of registered models."""
-checks: dict[str, Callable[[Any, Callable[[bool, str], None]], None]] = {}
+checks: dict[str, Check] = {}
 """`model.kind` -> what else is checked of its recipes: called with the recipe and `need(condition, message)`."""
 _choices: dict[str, tuple[str, ...]] = {}
 
@@ -32,7 +37,7 @@ def since(version: str, default: Any = MISSING, factory: Callable[[], Any] | Any
 def register_model(
     kind: str,
     section: type | None = None,
-    check: Callable[[Any, Callable[[bool, str], None]], None] | None = None,
+    check: Check | None = None,
 ) -> None:
     """Make `model.kind=KIND` a choice, with its own section `model.KIND` (a frozen dataclass with defaults for all
     fields) and a check of its recipes, called with the recipe and `need(condition, message)`.
@@ -52,3 +57,12 @@ def register_choice(key: str, name: str) -> None:
 def choices(key: str, hint: Any) -> list[str]:
     """Returns the values of a key of the type `hint`, a Literal, and those that packages have registered."""
     return list(dict.fromkeys([*get_args(hint), *_choices.get(key, ())]))
+
+
+def check_chunks_of_frames(recipe: Any, need: Need) -> None:
+    """For models with BatchNorm in the frame encoder: no statistics over all frames where they pass in chunks."""
+    for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        trained = name == "pretrain" or stage.freeze == "none"
+        need(not (stage.chunk_frames and trained and recipe.model.batchnorm == "sync"), f"{name}.chunk_frames passes "
+             "frames through the frame encoder in chunks, and model.batchnorm=sync needs all of them at once: set "
+             f"model.batchnorm=frozen or group (the statistics of a chunk), or {name}.chunk_frames=0")  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Any, Literal
 
 from sage_scale.config import extension
-from sage_scale.config.augmentation import Augment
+from sage_scale.config.data import Augment
 from sage_scale.config.sign2gpt import Sign2Gpt
 
 
@@ -283,3 +283,6 @@ class Watch:
     whether this is a machine of AWS or Google), aws, gcp, the path of a file that appears, or a URL answering 200."""
     stop_notice_every_s: float = 5.0
     """How often each host asks, seconds."""
+
+
+extension.register_model("sage", check=extension.check_chunks_of_frames)

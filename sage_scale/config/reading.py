@@ -8,6 +8,7 @@ import math
 import re
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -20,21 +21,20 @@ from sage_scale.untrusted.files import open_regular
 from sage_scale.untrusted.yaml_values import MAX_BYTES, InvalidYAML, parse_yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-LAUNCH_FOLDER = next(
-    (place / "launch" for place in (_PACKAGE, _PACKAGE.parent) if (place / "launch" / "recipes").is_dir()),
-    _PACKAGE / "launch",
-)
+_INSTALLED, _CHECKOUT = _PACKAGE / "launch", _PACKAGE.parent / "launch"
+LAUNCH_FOLDER = _INSTALLED if _INSTALLED.is_dir() or not (_CHECKOUT / "recipes").is_dir() else _CHECKOUT
 """The scripts that launchers are given, and the recipes: in an installed package, else in the checkout beside it."""
 RECIPE_FOLDER = LAUNCH_FOLDER / "recipes"
 
-
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_INTEGER = re.compile(r"[+-]?[0-9](_?[0-9]){0,17}\Z")
+_WANTED = {bool: "bool", str: "str", int: "a whole number (int)", float: "a finite number", tuple: "a list"}
 _RENAMED = {("clcl.variant", "released"): "one_direction"}
 """Values that version 0.1.0 had, and what they are called since: recipes of its runs must open."""
 
 
 def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
-    """A recipe from nested dictionaries over `base` (the defaults). Raises RecipeError with the key's path."""
+    """Returns `base` (by default Recipe()) with the values of nested dictionaries. Raises RecipeError with the key."""
     base = base or Recipe()
     recipe = _build(base, values, "")
     check(recipe)
@@ -43,7 +43,7 @@ def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recip
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe by name (`demo`) or by path to a YAML file, with `section.key=value` overrides applied.
+    """Returns a recipe by name (`demo`) or by path to a YAML file, with `section.key=value` overrides applied.
 
     Raises RecipeError for an unknown recipe, key or value; the message names the nearest known one.
     """
@@ -71,12 +71,12 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the product."""
+    """Returns the names of the recipes that come with the product."""
     return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
-    """The recipe with `section.key=value` assignments applied; values are read as YAML."""
+    """Returns the recipe with `section.key=value` assignments applied; values are read as YAML."""
     values: dict[str, Any] = {}
     for assignment in overrides:
         key, sign, text = assignment.partition("=")
@@ -99,6 +99,7 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
 
 def _build(base: Any, values: Any, path: str) -> Any:
+    """Returns the section `base` with `values` in place of its own."""
     if not isinstance(values, Mapping):
         raise RecipeError(f"'{path.rstrip('.')}' is a section: write {path}KEY=VALUE")
     hints = typing.get_type_hints(type(base))
@@ -107,9 +108,8 @@ def _build(base: Any, values: Any, path: str) -> Any:
     for key, value in values.items():
         if key not in known:
             where = f" in section '{path.rstrip('.')}'" if path else ""
-            raise RecipeError(
-                f"unknown key '{path}{shortened(key)}'{_nearest(str(key), known) or _elsewhere(str(key))}{where}"
-            )
+            near = _nearest(str(key), known) or _elsewhere(str(key))
+            raise RecipeError(f"unknown key '{path}{shortened(key)}'{near}{where}")
         if dataclasses.is_dataclass(section := getattr(base, key)):
             changes[key] = _build(section, value, f"{path}{key}.")
         else:
@@ -118,42 +118,33 @@ def _build(base: Any, values: Any, path: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin = get_origin(hint)
+    """Returns a value that YAML gave as the type of its key."""
     value = _RENAMED.get((path, str(value)), value)
-    if origin is Literal:
-        if isinstance(value, bool):
-            value = str(value).lower()
-        if value is None:
-            value = "none"
-        allowed = choices(path, hint)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    kind, number = get_origin(hint) or hint, not isinstance(value, bool)
+    wanted, near = _WANTED.get(kind, ""), ""
+    if kind is Literal:
+        value, allowed = "none" if value is None else text, choices(path, hint)
         if value in allowed:
             return value
-        raise RecipeError(
-            f"{path}={_shown(value)}: must be one of {', '.join(allowed)}{_nearest(str(value), allowed)}"
-        )
-    if origin is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_convert(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-        raise RecipeError(f"{path}={_shown(value)}: must be a list")
-    if hint is bool and str(value).lower() in _BOOLEANS:
-        return _BOOLEANS[str(value).lower()]
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:  # YAML 1.1 reads 3e-4 as a string
-            number = float(value) if str(value).isascii() else math.nan
-        except (ValueError, OverflowError):
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    if hint is int and isinstance(value, str) and re.fullmatch(r"[+-]?[0-9](_?[0-9]){0,17}", value):
+        wanted, near = f"one of {', '.join(allowed)}", _nearest(value, allowed)
+    elif kind is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    elif kind is str and not isinstance(value, Mapping | list):
+        return "" if value is None else text
+    elif kind is bool and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    elif (
+        kind is int
+        and number
+        and (isinstance(value, int) or (isinstance(value, str) and _INTEGER.match(value)))
+    ):
         return int(value)
-    if hint is str and not isinstance(value, Mapping | list):
-        if isinstance(value, bool):
-            return str(value).lower()
-        return "" if value is None else str(value)
-    wanted = {float: "a finite number", int: "a whole number (int)"}.get(hint, hint.__name__)
-    raise RecipeError(f"{path}={_shown(value)}: must be {wanted}")
+    elif kind is float and number and text.isascii():
+        with suppress(ValueError, OverflowError, TypeError):  # YAML 1.1 reads 3e-4 as a string
+            if math.isfinite(float(value)):
+                return float(value)
+    raise RecipeError(f"{path}={_shown(value)}: must be {wanted}{near}")
 
 
 def _shown(value: Any) -> str:
@@ -161,9 +152,7 @@ def _shown(value: Any) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    if len(name) > MAX_SHOWN:
-        return ""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5) if len(name) <= MAX_SHOWN else ()
     return f" (did you mean '{match[0]}'?)" if match else ""
 
 

@@ -11,25 +11,9 @@ from typing import Any, ClassVar
 
 import yaml
 
-from sage_scale.config.data import (
-    Corpus,
-    Precompute,
-    Segmentation,
-    Shards,
-    Stream,
-    Text,
-    Vision,
-)
+from sage_scale.config.data import Corpus, Precompute, Segmentation, Shards, Stream, Text, Vision
 from sage_scale.config.extension import FIRST_DATASETS, FIRST_RELEASE
-from sage_scale.config.learning import (
-    Clcl,
-    Denoise,
-    Evaluation,
-    Model,
-    Stage,
-    Watch,
-    model_section,
-)
+from sage_scale.config.learning import Clcl, Denoise, Evaluation, Model, Stage, Watch, model_section
 from sage_scale.config.sign2gpt import Prototypes
 
 
@@ -75,28 +59,28 @@ class Recipe:
     """Keys that overrides named (`override` sets it), which a dataset's values do not replace; no key itself."""
 
     def fingerprint(self) -> str:
-        """16 hex digits of sha256 over the canonical JSON of every value except the name, less younger defaults."""
+        """Returns 16 hex digits of sha256 over the canonical JSON of all values except the name."""
         values = without_younger_defaults(self, FIRST_RELEASE)
-        return _digest({key: value for key, value in values.items() if key != "name"})
+        del values["name"]
+        return _digest(values)
 
     def dataset_part(self) -> dict[str, Any]:
-        """The sections that decide the bytes of a dataset: text, vision, segmentation and shard size."""
+        """Returns the sections that decide the bytes of a dataset: text, vision, segmentation and shard size."""
         values = without_younger_defaults(self, FIRST_DATASETS)
-        part = {key: values[key] for key in ("vision", "segmentation", "shards")}
-        part["text"] = {key: value for key, value in values["text"].items() if key != "trim_vocabulary"}
+        part = {key: values[key] for key in ("vision", "segmentation", "shards", "text")}
         part["corpus"] = {key: values["corpus"][key] for key in ("name", "language")}
-        del part["shards"]["max_reject_rate"]
+        del part["text"]["trim_vocabulary"], part["shards"]["max_reject_rate"]
         if self.vision.feature_views == 1:
             del part["vision"]["view_augment"]  # there are no augmented views
         return part
 
     def corpus_part(self) -> dict[str, Any]:
-        """The keys that decide which clips of a corpus there are: its section less its place and the dataset's part."""
+        """Returns the keys that decide which clips a corpus has, less those of `dataset_part`."""
         values = to_mapping(self.corpus)
         return {key: value for key, value in values.items() if key not in ("root", "name", "language")}
 
     def dataset_fingerprint(self) -> str:
-        """16 hex digits of sha256 over `dataset_part`; two recipes that share it may share shards."""
+        """Returns 16 hex digits of sha256 over `dataset_part`; two recipes that share it may share shards."""
         return _digest(self.dataset_part())
 
 
@@ -105,21 +89,21 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def without_younger_defaults(recipe: Recipe, age: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the recipe as nested dictionaries without the keys younger than version `age` that are at their default:
-    so a new key changes no fingerprint by being there."""
-    return _without_younger_defaults(recipe, type(recipe)(), age, False)
-
-
-def _without_younger_defaults(
-    section: Any, default: Any, age: tuple[int, ...], younger: bool
+def without_younger_defaults(
+    section: Any, age: tuple[int, ...], default: Any = None, younger: bool = False
 ) -> dict[str, Any]:
+    """Returns a section (or recipe) as nested dictionaries without the keys that came after version `age` and have
+    their default value, so that adding a key changes no fingerprint.
+
+    `default` is the section with its default values, and `younger` says that all of it came after `age`.
+    """
     found: dict[str, Any] = {}
+    default = default or type(section)()
     for f in dataclasses.fields(section):
         value, usual = getattr(section, f.name), getattr(default, f.name)
         new = younger or f.metadata.get("since", ()) > age
         if dataclasses.is_dataclass(value):
-            below = _without_younger_defaults(value, usual, age, new)
+            below = without_younger_defaults(value, age, usual, new)
             if below or not new:
                 found[f.name] = below
         elif not new or value != usual:
@@ -128,22 +112,17 @@ def _without_younger_defaults(
 
 
 def to_mapping(value: Any) -> Any:
-    """A recipe (or a part of it) as plain dictionaries, lists and scalars."""
+    """Returns a recipe (or a part of it) as plain dictionaries, lists and scalars."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [to_mapping(item) for item in value]
-    return value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns nested sections as `section.key`."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
 
 
@@ -177,10 +156,8 @@ def values_of(parts: Iterable[Mapping[str, Any]], more: Iterable[Any] = ()) -> d
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe as YAML, in the order of its fields."""
+    """Returns the whole recipe as YAML in the order of its fields, with escapes for characters that do not print."""
     text = yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True)
     if all(line.isprintable() for line in text.split("\n")):
         return text
-    return yaml.safe_dump(
-        to_mapping(recipe), sort_keys=False
-    )  # with escapes: an editor may hide the characters
+    return yaml.safe_dump(to_mapping(recipe), sort_keys=False)

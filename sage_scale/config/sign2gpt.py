@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sage_scale.config.extension import register_model
+from sage_scale.config.extension import Need, check_chunks_of_frames, register_model
 
 if TYPE_CHECKING:
     from sage_scale.config.recipe import Recipe
@@ -109,48 +108,39 @@ class Prototypes:
     """Presence above which a pseudo-gloss is said to occur (Table 8)."""
 
 
-def check_sign2gpt(recipe: Recipe, need: Callable[[bool, str], None]) -> None:
-    g, p, crop = recipe.model.sign2gpt, recipe.prototypes, recipe.vision.crop
-    where = "model.sign2gpt"
-    vit = g.spatial == "dinov2" and recipe.vision.kind == "frames"
-    need(
-        not vit or crop % g.vit_patch == 0,
-        f"vision.crop={crop} is no multiple of {where}.vit_patch={g.vit_patch}",
-    )
-    need(not vit or 0 <= g.vit_adapted <= g.vit_layers, f"{where}.vit_adapted={g.vit_adapted} must be between 0 and "
-         f"{where}.vit_layers={g.vit_layers}")  # fmt: skip
-    need(
-        g.window == 0 or g.window % 2 == 1,
-        f"{where}.window={g.window} must be odd, or 0 for global attention",
-    )
-    need(0 <= g.downsample_after < max(g.layers, 1), f"{where}.downsample_after={g.downsample_after} must be 0, or a "
+def check_sign2gpt(recipe: Recipe, need: Need) -> None:
+    """What Sign2GPT's recipes need besides."""
+    g, p, where, crop = recipe.model.sign2gpt, recipe.prototypes, "model.sign2gpt", recipe.vision.crop
+    if g.spatial == "dinov2" and recipe.vision.kind == "frames":
+        whole = crop % g.vit_patch == 0
+        need(whole, f"vision.crop={crop} is no multiple of {where}.vit_patch={g.vit_patch}")
+        need(g.vit_adapted <= g.vit_layers, f"{where}.vit_adapted={g.vit_adapted} must be between 0 and "
+             f"{where}.vit_layers={g.vit_layers}")  # fmt: skip
+    odd = g.window == 0 or g.window % 2 == 1
+    need(odd, f"{where}.window={g.window} must be odd, or 0 for global attention")
+    need(g.downsample_after < max(g.layers, 1), f"{where}.downsample_after={g.downsample_after} must be 0, or a "
          f"layer before the last of {where}.layers={g.layers}")  # fmt: skip
-    need(
-        g.width % (2 * g.heads) == 0,
-        f"{where}.width={g.width} must be a multiple of twice {where}.heads={g.heads}",
-    )
-    need(min(g.max_frames, g.start_jitter) >= 0, f"{where}.max_frames and start_jitter must not be negative")
-    signs = g.spatial == "signs"
-    need(not signs or recipe.vision.kind == "features", f"{where}.spatial=signs wants vision.kind=features: sign "
-         "features that stage 1 has written")  # fmt: skip
-    need(not signs or recipe.model.feature_dim == g.width, f"{where}.spatial=signs: model.feature_dim="
-         f"{recipe.model.feature_dim} must be {where}.width={g.width}")  # fmt: skip
+    paired = g.width % (2 * g.heads) == 0
+    need(paired, f"{where}.width={g.width} must be a multiple of twice {where}.heads={g.heads}")
+    if g.spatial == "signs":
+        need(recipe.vision.kind == "features", f"{where}.spatial=signs wants vision.kind=features: sign features "
+             "that stage 1 has written")  # fmt: skip
+        need(recipe.model.feature_dim == g.width, f"{where}.spatial=signs: model.feature_dim="
+             f"{recipe.model.feature_dim} must be {where}.width={g.width}")  # fmt: skip
     need(g.lora_rank >= 1, f"{where}.lora_rank={g.lora_rank} must be at least 1")
-    need(all(0 <= rate < 1 for rate in (g.dropout, g.drop_path, g.lora_dropout, p.dropout)),
+    need(max(g.dropout, g.drop_path, g.lora_dropout, p.dropout) < 1,
          f"the dropout rates of {where} and prototypes must be at least 0 and below 1")  # fmt: skip
     need(0 < p.tau_min <= min(p.tau_time, p.tau_class) <= max(p.tau_time, p.tau_class) <= p.tau_max,
          "prototypes.tau_time and tau_class must lie between tau_min and tau_max, above 0")  # fmt: skip
-    need(
-        0 < p.max_frequency <= 1, f"prototypes.max_frequency={p.max_frequency} must be above 0 and at most 1"
-    )
-    need(
-        recipe.finetune.init != "visual_context",
-        "finetune.init=visual_context takes SAGE's context encoder over: set it to visual or none",
-    )
+    need(p.max_frequency > 0, f"prototypes.max_frequency={p.max_frequency} must be above 0 and at most 1")
+    need(recipe.finetune.init != "visual_context", "finetune.init=visual_context takes SAGE's context encoder over: "
+         "set it to visual or none")  # fmt: skip
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         need(
             not stage.compile, f"{name}.compile is for the frame encoder of model.kind=sage: set it to false"
         )
+    if g.spatial == "resnet":  # behind DINOv2, BatchNorm sees all frames at once
+        check_chunks_of_frames(recipe, need)
 
 
 register_model("sign2gpt", check=check_sign2gpt)
