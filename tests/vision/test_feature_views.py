@@ -73,7 +73,8 @@ def test_a_view_follows_from_the_clip_and_its_number() -> None:
         (["vision.feature_views=2", "vision.kind=features", "vision.view_augment.rotation=0",
           "vision.view_augment.brightness=0", "vision.view_augment.contrast=0", "vision.view_augment.saturation=0"],
          "would be copies"),
-        (["vision.feature_views=2", "vision.kind=features", "vision.view_augment.flip=2"], "flip=2.0 must be at most 1"),
+        (["vision.feature_views=2", "vision.kind=features", "vision.view_augment.flip=2"],
+         "view_augment.flip=2.0 must be at most 1"),
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(changes: list[str], says: str) -> None:
