@@ -42,13 +42,13 @@ class Ranks:
 
 
 WATCHED_S = 24 * 3600.0
-"""Time-out of a collective where a sentinel watches, which knows more and ends the run sooner, seconds."""
+"""Time-out of a collective where a rank monitor watches, which knows more and ends the run sooner, seconds."""
 
 
 def initialise(timeout_s: float = 0.0) -> Ranks:
     """Join (or form) the process group and choose the device. Safe to call twice.
 
-    `timeout_s` is what a collective waits at most (0: ten minutes, or as long as the sentinel allows).
+    `timeout_s` is what a collective waits at most (0: ten minutes, or as long as the rank monitor allows).
     """
     timeout_s = timeout_s or (WATCHED_S if rank_status.monitored() else 600.0)
     _quieten()

@@ -16,13 +16,13 @@ from sage_scale.errors import SageError, StorageError, UsageError
 from sage_scale.training import launcher
 from sage_scale.training.environment import join_launcher
 from sage_scale.training.monitor import rank_status
-from sage_scale.training.monitor.split import start_rank_monitor
+from sage_scale.training.monitor.rank_monitor import start_rank_monitor
 from sage_scale.untrusted.display import message_line
 from sage_scale.untrusted.printer import tell
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a stage with the arguments of the command line, watched by a sentinel; returns the exit code.
+    """Run a stage with the arguments of the command line, watched by a rank monitor; returns the exit code.
 
     Where several ranks fail, one line says why (rank_monitor.py). Each rank ends the moment it has reported its
     failure: taking down a process group whose other members are gone may take minutes.

@@ -17,7 +17,7 @@ from sage_scale.errors import UsageError
 from sage_scale.untrusted.printer import tell
 
 _BLOCK = 13
-"""Ports of a run: MASTER_PORT and those after it for the sentinels (monitor/heartbeat.py)."""
+"""Ports of a run: MASTER_PORT and those after it for the rank monitors (monitor/heartbeat.py)."""
 
 
 @dataclass(frozen=True)

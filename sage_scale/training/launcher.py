@@ -28,9 +28,9 @@ from typing import Any
 from sage_scale.config import LAUNCH_FOLDER, recipe_names
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
-from sage_scale.training.monitor.ancestors import LAUNCHER_PID
 from sage_scale.training.monitor.heartbeat import request_stop
 from sage_scale.training.monitor.rank_monitor import ENDED_FILE
+from sage_scale.training.monitor.rank_process import LAUNCHER_PID
 from sage_scale.training.stopping import SAME_S
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json_object
@@ -161,7 +161,7 @@ class Ended:
     asked: bool = False
     """Whether we were told to stop."""
     why: dict[str, Any] = field(default_factory=dict)
-    """The verdict of rank 0's sentinel (diagnosis.py); empty where it could not say."""
+    """The verdict of rank 0's rank monitor (diagnosis.py); empty where it could not say."""
 
     @property
     def line(self) -> str:
@@ -192,7 +192,7 @@ def start_and_wait(
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            # A process of many GB may not be forked, but it may start another; sentinels see our end in any case.
+            # A process of many GB may not be forked, but it may start another; rank monitors see our end in any case.
             child = subprocess.Popen(arguments, env=given, start_new_session=True)
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         received: list[float] = []

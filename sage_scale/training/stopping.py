@@ -19,7 +19,7 @@ class Interrupted(SageError):
 
 SAME_S = 5.0
 """Signals within this time are one request: a Ctrl-C comes from the terminal, from DeepSpeed's launcher and from the
-sentinel, within a second, seconds."""
+rank monitor, within a second, seconds."""
 
 
 class StopRequest:

@@ -134,7 +134,7 @@ def test_a_cut_link_ends_both_hosts_which_name_each_other(world, switch):
     run = Run(switch, world, "cut")
     try:
         run.wait_for_step(2)
-        time.sleep(2.5)  # sentinels tell each other once a second where their ranks are
+        time.sleep(2.5)  # rank monitors tell each other once a second where their ranks are
         switch.pull("host-b")
         run.end(within=CONTACT_S + 30)
     finally:
@@ -271,7 +271,7 @@ def test_a_hostfile_run_is_restarted_after_a_kill_and_saves_when_told_to_stop(
 
 
 def trainers(folder: Path) -> list[psutil.Process]:
-    """The processes that train in a run folder, below their sentinels, by process id."""
+    """The processes that train in a run folder, below their rank monitors, by process id."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""A rank without torch: it makes steps of 50 ms under a sentinel, until its fault (FAULT, on rank FAULTY) comes.
+"""A rank without torch: it makes steps of 50 ms under a monitor, until its fault (FAULT, on rank FAULTY) comes.
 
 `python monitored_rank.py RUN STEPS`; limits come from LIMITS (JSON).
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sage_scale.errors import DatasetError
 from sage_scale.training.monitor import rank_status
-from sage_scale.training.monitor.split import start_rank_monitor
+from sage_scale.training.monitor.rank_monitor import start_rank_monitor
 from sage_scale.training.stopping import StopRequest
 
 run, steps = Path(sys.argv[1]), int(sys.argv[2])
@@ -20,7 +20,7 @@ start_rank_monitor("pretrain")
 rank = int(os.environ["RANK"])
 fault = os.environ.get("FAULT", "") if rank == int(os.environ.get("FAULTY", 1)) else ""
 (run / f"pid-{rank}").write_text(str(os.getpid()))
-(run / f"sentinel-{rank}").write_text(str(os.getppid()))
+(run / f"monitor-{rank}").write_text(str(os.getppid()))
 limits = {"contact_timeout_s": 10.0, "start_timeout_s": 30.0, "hang_timeout_s": 30.0, "long_timeout_s": 30.0,
           "stop_notice": "none", "stop_notice_every_s": 0.2, **json.loads(os.environ.get("LIMITS", "{}"))}  # fmt: skip
 rank_status.set_limits(run=str(run), **limits)

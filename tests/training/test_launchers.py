@@ -116,7 +116,7 @@ def test_ranks_of_one_job_meet_on_one_port_and_jobs_on_several(monkeypatch):
     assert all(len(of_a_job) == 1 for of_a_job in ports.values())
     first = sorted(port for of_a_job in ports.values() for port in of_a_job)
     assert all(after - before > 12 for before, after in itertools.pairwise(first)), (
-        "the sentinels' ports overlap"
+        "the rank monitors' ports overlap"
     )
 
 

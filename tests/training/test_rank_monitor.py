@@ -12,53 +12,53 @@ import pytest
 from sage_scale.training.monitor import rank_status
 from sage_scale.training.monitor.diagnosis import FaultReport, RankRegistry
 from sage_scale.training.monitor.heartbeat import HeartbeatClient, HeartbeatServer, run_token
-from sage_scale.training.monitor.postmortem import innermost
+from sage_scale.training.monitor.rank_process import innermost
 from sage_scale.training.stopping import SAME_S, StopRequest
 
 STEP = 0.1
 
 
-def roll_call(world: int, **more: float) -> RankRegistry:
-    roll = RankRegistry(world, started=0.0, **more)
+def registry_of(world: int, **more: float) -> RankRegistry:
+    registry = RankRegistry(world, started=0.0, **more)
     for rank in range(world):
-        roll.heard(0.0, rank, f"host-{rank // 2}", at="step 57", step=56)
-    return roll
+        registry.heard(0.0, rank, f"host-{rank // 2}", at="step 57", step=56)
+    return registry
 
 
 def run(
-    roll: RankRegistry,
+    registry: RankRegistry,
     until: float,
     silent: set[int] = frozenset(),
     patient: set[int] = frozenset(),
     since=0.0,
 ):
-    """(time, verdict) of the first verdict while all but `silent` are heard of every second; (until, None) else."""
+    """(time, diagnosis) of the first diagnosis while all but `silent` are heard of every second; (until, None) else."""
     now = since
     while now < until:
         now += STEP
-        for rank, one in roll.seen.items():
-            if rank not in silent and one.over is None and round(now * 10) % 10 == 0:
-                roll.heard(now, rank, one.host, at=one.at, step=one.step, patient=rank in patient)
-        verdict = roll.tick(now)
-        if verdict is not None:
-            return now, verdict
+        for rank, state in registry.ranks.items():
+            if rank not in silent and state.over is None and round(now * 10) % 10 == 0:
+                registry.heard(now, rank, state.host, at=state.at, step=state.step, patient=rank in patient)
+        diagnosis = registry.tick(now)
+        if diagnosis is not None:
+            return now, diagnosis
     return until, None
 
 
-def test_nothing_wrong_is_never_a_verdict_and_the_end_is_the_worst_good_code():
-    roll = roll_call(4)
-    assert run(roll, 100)[1] is None
-    assert roll.code is None
+def test_nothing_wrong_is_never_a_diagnosis_and_the_end_is_the_worst_good_code():
+    registry = registry_of(4)
+    assert run(registry, 100)[1] is None
+    assert registry.code is None
     for rank in range(4):
-        roll.heard(100, rank, "h", over=130 if rank == 2 else 0)
-    assert roll.code == 130
-    assert run(roll, 200, since=100)[1] is None, "those that are over need not be heard of"
+        registry.heard(100, rank, "h", over=130 if rank == 2 else 0)
+    assert registry.code == 130
+    assert run(registry, 200, since=100)[1] is None, "those that are over need not be heard of"
 
 
 def test_the_rank_that_died_is_named_whatever_order_the_others_fail_in():
     for seed in range(50):
         order = random.Random(seed)
-        roll = roll_call(6)
+        registry = registry_of(6)
         dead = order.randrange(6)
         reports = [
             FaultReport(
@@ -72,72 +72,77 @@ def test_the_rank_that_died_is_named_whatever_order_the_others_fail_in():
         now = 10.0
         for report in reports:
             now += order.random() * 0.4
-            roll.report(now, report)
-        _, verdict = run(roll, 60, since=now)
-        assert verdict is not None and verdict.rank == dead
-        assert verdict.line == f"rank {dead} on host-{dead // 2} was killed (SIGKILL) (in step 57)"
+            registry.report(now, report)
+        _, diagnosis = run(registry, 60, since=now)
+        assert diagnosis is not None and diagnosis.rank == dead
+        assert diagnosis.line == f"rank {dead} on host-{dead // 2} was killed (SIGKILL) (in step 57)"
 
 
-def test_a_failed_collective_alone_is_a_verdict_after_three_seconds():
-    roll = roll_call(2)
-    roll.report(5.0, FaultReport("collective", 1, "host-0", "step 57", "failed: RuntimeError: gloo"))
-    now, verdict = run(roll, 60, since=5.0)
-    assert verdict is not None and 8 <= now <= 8.5 and "gloo" in verdict.line
+def test_a_failed_collective_alone_is_a_diagnosis_after_three_seconds():
+    registry = registry_of(2)
+    registry.report(5.0, FaultReport("collective", 1, "host-0", "step 57", "failed: RuntimeError: gloo"))
+    now, diagnosis = run(registry, 60, since=5.0)
+    assert diagnosis is not None and 8 <= now <= 8.5 and "gloo" in diagnosis.line
 
 
 def test_a_silent_host_explains_a_failed_collective_and_is_named_with_all_its_ranks():
-    roll = roll_call(6, contact_timeout_s=10)
-    assert run(roll, 20)[1] is None
-    roll.report(23.0, FaultReport("collective", 0, "host-0", "step 57", "failed: RuntimeError: gloo"))
-    now, verdict = run(roll, 60, silent={2, 3}, since=20.0)
-    assert verdict is not None and now <= 20 + 10 + 2
-    assert verdict.line.startswith("ranks 2 and 3 on host-1 have been silent for 1")
+    registry = registry_of(6, contact_timeout_s=10)
+    assert run(registry, 20)[1] is None
+    registry.report(23.0, FaultReport("collective", 0, "host-0", "step 57", "failed: RuntimeError: gloo"))
+    now, diagnosis = run(registry, 60, silent={2, 3}, since=20.0)
+    assert diagnosis is not None and now <= 20 + 10 + 2
+    assert diagnosis.line.startswith("ranks 2 and 3 on host-1 have been silent for 1")
 
 
-def test_a_sentinel_that_slept_takes_nobody_for_lost():
-    roll = roll_call(3, contact_timeout_s=10)
-    roll.forgive(60.0)
-    assert roll.tick(60.1) is None
-    assert run(roll, 69, silent={1}, since=60.1)[1] is None
-    now, verdict = run(roll, 90, silent={1}, since=69.0)
-    assert verdict is not None and verdict.rank == 1 and now < 75
+def test_a_monitor_that_slept_takes_nobody_for_lost():
+    registry = registry_of(3, contact_timeout_s=10)
+    registry.forgive(60.0)
+    assert registry.tick(60.1) is None
+    assert run(registry, 69, silent={1}, since=60.1)[1] is None
+    now, diagnosis = run(registry, 90, silent={1}, since=69.0)
+    assert diagnosis is not None and diagnosis.rank == 1 and now < 75
 
 
 def test_a_stalled_rank_is_no_hang_while_another_saves():
-    roll = roll_call(3)
-    roll.report(1.0, FaultReport("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
-    assert run(roll, 30, patient={2}, since=1.0)[1] is None
-    assert run(roll, 33, since=30.0)[1] is None
-    roll.report(33.0, FaultReport("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
-    roll.report(33.5, FaultReport("stalled", 2, "host-1", "step 57", "has made no progress", waiting=False))
-    _, verdict = run(roll, 60, since=33.5)
-    assert verdict is not None and verdict.rank == 2, (
+    registry = registry_of(3)
+    registry.report(1.0, FaultReport("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
+    assert run(registry, 30, patient={2}, since=1.0)[1] is None
+    assert run(registry, 33, since=30.0)[1] is None
+    registry.report(
+        33.0, FaultReport("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True)
+    )
+    registry.report(
+        33.5, FaultReport("stalled", 2, "host-1", "step 57", "has made no progress", waiting=False)
+    )
+    _, diagnosis = run(registry, 60, since=33.5)
+    assert diagnosis is not None and diagnosis.rank == 2, (
         "the one that does not wait for others is the one that hangs"
     )
 
 
 def test_ranks_that_never_come_are_counted_and_named():
-    roll = RankRegistry(5, started=0.0, start_timeout_s=20)
+    registry = RankRegistry(5, started=0.0, start_timeout_s=20)
     for rank in (0, 1, 4):
-        roll.heard(0.0, rank, "host-a")
-    now, verdict = run(roll, 60)
-    assert verdict is not None and 20 < now < 22
+        registry.heard(0.0, rank, "host-a")
+    now, diagnosis = run(registry, 60)
+    assert diagnosis is not None and 20 < now < 22
     assert (
-        "ranks 2 and 3 of 5 did not start within 20 s (there are ranks 0, 1 and 4 on host-a)" in verdict.line
+        "ranks 2 and 3 of 5 did not start within 20 s (there are ranks 0, 1 and 4 on host-a)"
+        in diagnosis.line
     )
 
 
 def test_the_same_mistake_on_all_ranks_is_said_once_without_a_rank():
-    roll = roll_call(2)
+    registry = registry_of(2)
     for rank in range(2):
-        roll.report(
+        registry.report(
             1.0,
             FaultReport(
                 "failed", rank, "host-0", "starting", "no dataset at nowhere", permanent=True, known=True
             ),
         )
-    _, verdict = run(roll, 5, since=1.0)
-    assert verdict is not None and verdict.line == "no dataset at nowhere" and verdict.permanent
+    _, diagnosis = run(registry, 5, since=1.0)
+    assert diagnosis is not None and diagnosis.line == "no dataset at nowhere" and diagnosis.permanent
 
 
 @pytest.mark.parametrize(
@@ -157,9 +162,9 @@ def test_stacks_tell_those_who_wait_in_a_collective(path, waiting):
 
 def test_errors_of_collectives_are_known_and_others_are_not():
     closed = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:1"
-    assert rank_status.second_hand(RuntimeError(closed))
-    assert not rank_status.second_hand(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not rank_status.second_hand(ValueError("gloo/"))
+    assert rank_status.failed_collective(RuntimeError(closed))
+    assert not rank_status.failed_collective(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not rank_status.failed_collective(ValueError("gloo/"))
 
 
 def test_strangers_and_other_runs_are_not_let_in():
@@ -180,7 +185,7 @@ def test_strangers_and_other_runs_are_not_let_in():
         listener.poll()
         other.poll()
         time.sleep(0.02)
-    assert list(listener.lines) == [1] and other.line is None
+    assert list(listener.connections) == [1] and other.connection is None
     ours.poll()
     other.close(), ours.close(), junk.close(), listener.close()
 

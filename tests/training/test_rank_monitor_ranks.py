@@ -1,4 +1,4 @@
-"""Sentinels and their ranks as processes: however a rank ends, all end soon, with one line that says why."""
+"""Rank monitors and their ranks as processes: however a rank ends, all end soon, with one line that says why."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Job:
             )
 
     def pid(self, rank: int, who: str = "pid") -> int:
-        """Process id of a rank (or of its `sentinel`), once it makes steps."""
+        """Process id of a rank (or of its `monitor`), once it makes steps."""
         path = self.run / f"{who}-{rank}"
         end = time.monotonic() + 20
         while not (path.is_file() and path.read_text()):
@@ -143,11 +143,11 @@ def test_a_rank_that_never_starts_is_named(tmp_path):
 
 @pytest.mark.system
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_sentinel_takes_its_rank_along_and_ends_the_others(tmp_path, rank):
+def test_a_killed_monitor_takes_its_rank_along_and_ends_the_others(tmp_path, rank):
     job = Job(tmp_path, steps=4000)
     job.pid(0), job.pid(1)
     time.sleep(1.5)  # until both have met
-    os.kill(job.pid(rank, "sentinel"), signal.SIGKILL)
+    os.kill(job.pid(rank, "monitor"), signal.SIGKILL)
     codes, said = job.end(within=20)
     assert sorted(codes) == [-9, 1]
     assert len(said) == 1 and f"rank {rank}" in said[0] and "died without a word" in said[0], said
@@ -155,20 +155,20 @@ def test_a_killed_sentinel_takes_its_rank_along_and_ends_the_others(tmp_path, ra
 
 @pytest.mark.system
 def test_a_silent_host_is_lost_after_the_contact_time_out(tmp_path):
-    """A stopped sentinel is as silent as a host whose link is cut."""
+    """A stopped monitor is as silent as a host whose link is cut."""
     job = Job(tmp_path, contact_timeout_s=3, steps=4000)
     job.pid(1)
     job.pid(0)
     time.sleep(1.5)  # until both have met
-    os.kill(job.pid(1, "sentinel"), signal.SIGSTOP)
+    os.kill(job.pid(1, "monitor"), signal.SIGSTOP)
     said = job.processes[0].communicate(timeout=20)[1].splitlines()
     assert len(said) == 1 and "rank 1 on" in said[0] and "has been silent for" in said[0], said
-    os.kill(job.pid(1, "sentinel"), signal.SIGCONT)
+    os.kill(job.pid(1, "monitor"), signal.SIGCONT)
     codes, _ = job.end(within=10)
     assert codes == [1, 1]
 
 
-def test_sigterm_to_one_sentinel_reaches_its_rank_which_saves(tmp_path):
+def test_sigterm_to_one_monitor_reaches_its_rank_which_saves(tmp_path):
     job = Job(tmp_path, world=1, steps=4000)
     job.pid(0)
     time.sleep(0.5)
@@ -179,7 +179,7 @@ def test_sigterm_to_one_sentinel_reaches_its_rank_which_saves(tmp_path):
 
 
 @pytest.mark.system
-def test_rank_0s_sentinel_takes_requests_to_stop_of_its_own_run_only(tmp_path):
+def test_rank_0s_monitor_takes_requests_to_stop_of_its_own_run_only(tmp_path):
     job = Job(tmp_path, world=2, steps=4000)
     job.pid(0)
     assert not request_stop("127.0.0.1", job.port, world=3, timeout_s=1)

@@ -66,7 +66,7 @@ class Training:
         return found
 
     def trainer(self, local_rank: int) -> psutil.Process:
-        """The process that trains as a rank: the child of its sentinel."""
+        """The process that trains as a rank: the child of its rank monitor."""
         both = [p for p in self.below("launch/pretrain.py") if f"--local_rank={local_rank}" in p.cmdline()]
         return next(p for p in both if p.ppid() in {other.pid for other in both})
 

@@ -1,1 +1,1 @@
-"""Watching over the ranks of a run: who is silent, dead or stuck, why the run ends, and one line that says so."""
+"""Monitors of a run's ranks: which rank is silent, dead or hung, why the run ends, and one line that says so."""

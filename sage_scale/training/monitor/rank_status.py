@@ -1,23 +1,33 @@
-"""What a rank tells the sentinel that watches it: steps done, long work begun, how it failed.
+"""What a rank tells its monitor: steps done, long phases, how it failed.
 
-Every process that a launcher starts splits in two (split.py): the parent watches, the child trains. Here is the
-child's side, a few lines into a pipe. Where nobody watches (a stage run in this process, as tests and one-rank
-commands do) every function does nothing, so the loop need not ask.
+Every process that a launcher starts splits in two (rank_monitor.py): the parent monitors, the child trains. This is the
+child's side, lines of JSON into a pipe. In a process without a monitor (tests, commands of one rank) every function
+does nothing, so callers need not ask.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
+import signal
 import traceback
 from collections.abc import Iterator
 from typing import IO, Any
 
-_LINE = 4000
-"""Longest line, bytes: below PIPE_BUF, so that lines of several threads never mix."""
-_SECOND_HAND = ("gloo/", "NCCL", "ProcessGroup", "transport/tcp", "TCPStore", "[c10d]", "wait timeout after")
-"""Words of a failed collective: another rank is to blame, most likely."""
+_MAX_LINE = 4000
+"""Bytes, below PIPE_BUF, so that lines of several threads never mix."""
+_COLLECTIVE_WORDS = (
+    "gloo/",
+    "NCCL",
+    "ProcessGroup",
+    "transport/tcp",
+    "TCPStore",
+    "[c10d]",
+    "wait timeout after",
+)
+_COLLECTIVE_ERRORS = {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"}
 
 _pipe: int | None = None
 _stacks: IO[bytes] | None = None
@@ -25,33 +35,35 @@ _phases: list[str] = []
 
 
 def attach(pipe: int, stacks: IO[bytes]) -> None:
-    """Called once in the child: where to write, and the file shared with the sentinel for stacks and tracebacks."""
+    """Set the pipe to the monitor and the file, shared with it, of stacks and tracebacks; once, in the child."""
     global _pipe, _stacks
-    os.set_blocking(pipe, False)  # a stopped sentinel must not stop the training
+    os.set_blocking(pipe, False)  # a stopped monitor must not stop the training
     _pipe, _stacks = pipe, stacks
+    faulthandler.enable(stacks)
+    faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
 
 
 def monitored() -> bool:
-    """Whether a sentinel watches this process."""
+    """Returns whether a monitor watches this process."""
     return _pipe is not None
 
 
-def set_limits(**seconds: Any) -> None:
-    """The time limits of the recipe's `watch` section, and the folder of the stage for what is found out."""
-    _tell({"limits": seconds})
+def set_limits(**values: Any) -> None:
+    """Send the recipe's `watch` section and the run's folder (`run`)."""
+    _send({"limits": values})
 
 
 def step_done(step: int) -> None:
-    """A step is done; what follows is the next one."""
+    """Report that a step is done and the next one begins."""
     _phases.clear()
-    _tell({"step": step})
+    _send({"step": step})
 
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
     """Work that may take long (evaluating, saving, loading): `watch.long_timeout_s` holds for it, on every rank.
 
-    It is enough that one rank is in such a phase: the others may wait for it in a collective.
+    One rank in such a phase is enough: the others may wait for it in a collective.
     """
     begin_phase(name)
     try:
@@ -59,52 +71,46 @@ def phase(name: str) -> Iterator[None]:
     finally:
         if _phases:
             _phases.pop()
-        _tell({"phase": _phases[-1] if _phases else None})
+        _send({"phase": _phases[-1] if _phases else None})
 
 
 def begin_phase(name: str) -> None:
-    """A long phase that the next step ends."""
+    """Begin a long phase that the next step ends."""
     _phases.append(name)
-    _tell({"phase": name})
+    _send({"phase": name})
 
 
 def done(code: int = 0) -> None:
-    """This rank has nothing left to do but to end with `code` (0, or 130: saved and stopped as asked)."""
-    _tell({"done": code})
+    """Report that this rank is about to end with `code` (0, or 130: saved and stopped as asked)."""
+    _send({"done": code})
 
 
 def failed(error: BaseException, code: int, permanent: bool) -> None:
-    """This rank ends with `code` because of `error`; `permanent`: starting again would end the same way."""
+    """Report that this rank ends with `code` because of `error`; `permanent`: another start would end the same way."""
+    own = type(error).__module__.split(".")[0] == "sage_scale"
     text = " ".join(str(error).split()) or type(error).__name__
-    if not permanent and code == 1 and type(error).__module__.split(".")[0] != "sage_scale":
+    if not (permanent or own) and code == 1:
         text = f"{type(error).__name__}: {text}"
     if _stacks is not None:
         _stacks.write("".join(traceback.format_exception(error)).encode("utf-8", "replace"))
         _stacks.flush()
-    _tell(
-        {
-            "failed": text[:1500],
-            "code": code,
-            "permanent": permanent,
-            "second_hand": second_hand(error),
-            "own": type(error).__module__.split(".")[0] == "sage_scale",
-        }
-    )
+    collective = failed_collective(error)
+    _send({"failed": text[:1500], "code": code, "permanent": permanent, "collective": collective, "own": own})
 
 
-def second_hand(error: BaseException) -> bool:
-    """Whether a collective failed, which says that another rank is gone rather than what is wrong with this one."""
+def failed_collective(error: BaseException) -> bool:
+    """Returns whether a collective failed, which says that another rank is gone rather than what is wrong here."""
     names = {base.__name__ for base in type(error).__mro__}
-    if names & {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"}:
+    if names & _COLLECTIVE_ERRORS:
         return True
-    return "RuntimeError" in names and any(word in str(error) for word in _SECOND_HAND)
+    return "RuntimeError" in names and any(word in str(error) for word in _COLLECTIVE_WORDS)
 
 
-def _tell(message: dict[str, Any]) -> None:
+def _send(message: dict[str, Any]) -> None:
     if _pipe is None:
         return
     line = json.dumps(message).encode()
-    if len(line) > _LINE and "failed" in message:
+    if len(line) > _MAX_LINE and "failed" in message:
         line = json.dumps({**message, "failed": message["failed"][:600]}).encode()
     with contextlib.suppress(BlockingIOError, BrokenPipeError):
         os.write(_pipe, line + b"\n")

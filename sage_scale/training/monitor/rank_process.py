@@ -1,0 +1,281 @@
+"""The process of one rank as its monitor sees it: its messages, its end, where it hangs, the launchers above it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from sage_scale.training.monitor.diagnosis import FaultReport
+from sage_scale.training.monitor.preemption import watch_for_notice
+from sage_scale.untrusted.json_values import parse_json_object
+
+LAUNCHER_PID = "SAGE_LAUNCHER_PID"
+"""Environment variable: process id of our own launcher, on this machine."""
+ORPHAN_S = 30.0
+"""Time to save and end for a rank whose launcher died, seconds."""
+_STACKS_S = 1.5
+"""Time for a rank to write its stacks, seconds."""
+_LAUNCHERS_EVERY_S = 0.5
+_FRAME = re.compile(r'File "([^"]+)", line (\d+) in (\S+)')
+_COLLECTIVE = ("torch/distributed/", "deepspeed/comm/")
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+
+
+class RankProcess:
+    """The child `pid`, rank RANK, which sends messages through `pipe` and its stacks to the file `stacks`."""
+
+    def __init__(
+        self, stage: str, pid: int, pipe: int, stacks: IO[bytes], say: Callable[[str], None]
+    ) -> None:
+        self.stage, self.pid, self.say = stage, pid, say
+        self.rank, self.local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
+        self.host = socket.gethostname()
+        self.limits: dict[str, Any] = {}
+        """The recipe's `watch` section, once the rank has read it."""
+        self.run_folder: Path | None = None
+        self.at, self.step, self.in_phase = "starting", -1, True
+        self.progressed = time.monotonic()
+        self.alive = True
+        self.code: int | None = None
+        """Exit code of a rank that ends in good order, as it announced it."""
+        self._pipe, self._stacks = pipe, stacks
+        os.set_blocking(pipe, False)
+        self._unread = b""
+        self._faults: list[FaultReport] = []
+        self._failed = False
+        self._signalled = False
+        self._orphan_since: float | None = None
+        self._launchers = Launchers()
+        self._stacks_asked: tuple[float, int] | None = None
+        self._stacks_taken = 0.0
+        self._memory_kills = kills_for_memory()
+
+    def poll(self, now: float) -> list[FaultReport]:
+        """Read messages, look after the process, and return the faults found since the last call."""
+        self._read(now)
+        self._check_exit()
+        if self.alive:
+            self._check_launchers(now)
+            self._check_progress(now)
+        faults, self._faults = self._faults, []
+        return faults
+
+    @property
+    def over(self) -> int | None:
+        """Exit code of a rank that has ended in good order."""
+        return None if self.alive else self.code
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Returns the rank's part of a heartbeat (fields of RankState)."""
+        patient = self.in_phase and self.alive and now - self.progressed < self._limit()
+        return {"at": self.at, "step": self.step, "patient": patient, "over": self.over}
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the rank, as long as it is there; SIGTERM and SIGINT ask it to save and stop."""
+        self._signalled = self._signalled or number in (signal.SIGTERM, signal.SIGINT)
+        if self.alive:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, number)
+
+    def ask_for_stacks(self, now: float) -> None:
+        """Have the rank write its stacks; a `stalled` fault follows."""
+        if self._stacks_asked is None and self.alive:
+            self._stacks_asked = now, self._stacks.seek(0, os.SEEK_END)
+            self.signal(signal.SIGUSR2)
+
+    def reap(self) -> None:
+        """Wait for the end of a killed rank."""
+        if self.alive:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+
+    def _read(self, now: float) -> None:
+        try:
+            data = os.read(self._pipe, 1 << 20)
+        except OSError:
+            return
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._handle(parse_json_object(line), now)
+
+    def _handle(self, message: dict[str, Any], now: float) -> None:
+        self.progressed = now
+        if "step" in message:
+            self.step = message["step"]
+            self.at, self.in_phase = f"step {self.step + 1}", False
+        elif "phase" in message:
+            self.in_phase = message["phase"] is not None
+            self.at = message["phase"] or (f"step {self.step + 1}" if self.step >= 0 else "starting")
+        elif "limits" in message:
+            self.limits = limits = message["limits"]
+            self.run_folder = Path(limits["run"])
+            if self.local_rank == 0 and limits["stop_notice"] != "none":
+                watch_for_notice(limits["stop_notice"], limits["stop_notice_every_s"], self._preempt)
+        elif "done" in message:
+            self.code = message["done"]
+        elif "failed" in message:
+            own, code = message["own"], message["code"]
+            kind = "collective" if message["collective"] else "asked" if code == 130 else "failed"
+            text = message["failed"] if own else f"failed: {message['failed']}"
+            file = "" if own else self._keep_stacks()
+            self._fault(kind, text, code=code, permanent=message["permanent"], known=own, file=file)
+
+    def _preempt(self, notice: str) -> None:
+        self.say(f"{notice}; saving and stopping")
+        self.signal(signal.SIGTERM)
+
+    def _check_exit(self) -> None:
+        if not self.alive:
+            return
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid == 0:
+            return
+        self.alive = False
+        self._read(time.monotonic())  # its last messages
+        if self.code is not None or self._failed:
+            return
+        if os.WIFEXITED(status):
+            code = os.WEXITSTATUS(status)
+            if code == 0:
+                self.code = 0
+            else:
+                self._fault("failed", f"ended with exit code {code} and no word", file=self._keep_stacks())
+            return
+        number = signal.Signals(os.WTERMSIG(status))
+        if self._signalled and number in (signal.SIGTERM, signal.SIGINT):
+            text = f"stopped as asked ({number.name}) while {self.at}; the same command goes on from what is saved"
+            self._fault("asked", text, code=130, known=True)
+        elif number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            memory = number == signal.SIGKILL and kills_for_memory() > self._memory_kills
+            why = ", and the kernel has killed for lack of memory on that machine" if memory else ""
+            self._fault("killed", f"was killed ({number.name}{why})")
+        else:
+            self._fault("killed", f"crashed ({number.name})", file=self._keep_stacks())
+
+    def _check_launchers(self, now: float) -> None:
+        if self._orphan_since is None:
+            if self._launchers.gone(now):
+                self._orphan_since = now
+                self.signal(signal.SIGTERM)
+        elif now - self._orphan_since > ORPHAN_S and not self._failed:
+            self._fault("killed", f"lost its launcher and did not stop within {ORPHAN_S:g} s")
+
+    def _check_progress(self, now: float) -> None:
+        if self._stacks_asked is not None:
+            self._take_stacks(now, *self._stacks_asked)
+        elif now - self.progressed > self._limit() and now - self._stacks_taken > 30:
+            self.ask_for_stacks(now)
+
+    def _limit(self) -> float:
+        """Seconds without a message before the rank counts as hung."""
+        phase = "start" if self.at == "starting" else "long" if self.in_phase else "hang"
+        return float(self.limits.get(f"{phase}_timeout_s", 600.0))
+
+    def _take_stacks(self, now: float, since: float, offset: int) -> None:
+        if now - since < _STACKS_S:
+            return
+        self._stacks_asked, self._stacks_taken = None, now
+        self._stacks.seek(offset)
+        where, waiting = innermost(self._stacks.read().decode("utf-8", "replace"))
+        state = process_state(self.pid)
+        stopped = state in (*_STOPPED, psutil.STATUS_DISK_SLEEP)
+        text = f"has made no progress for {now - self.progressed:.0f} s"
+        if stopped:
+            text += ": the system has stopped it" if state in _STOPPED else ": it waits for a disk"
+        elif where:
+            text += f" ({'waiting for other ranks in' if waiting else 'it is in'} {where})"
+        self._fault("stalled", text, waiting=waiting, stopped=stopped, file=self._keep_stacks())
+
+    def _fault(self, kind: str, text: str, **more: Any) -> None:
+        self._failed = self._failed or kind != "stalled"  # which may turn out to be patience
+        self._faults.append(FaultReport(kind, self.rank, self.host, self.at, text, **more))
+
+    def _keep_stacks(self) -> str:
+        """Copy tracebacks and stacks to the run's `faults/` (before there is a run, to the temporary folder).
+
+        Returns the path, '' where there is nothing to keep.
+        """
+        self._stacks.seek(0)
+        text = self._stacks.read()
+        name = f"rank-{self.rank:05d}.txt"
+        path = Path(tempfile.gettempdir()) / f"sage-scale-{self.stage}-{os.getpid()}-{name}"
+        if self.run_folder is not None and self.run_folder.is_dir():
+            path = self.run_folder / self.stage / "faults" / name
+        try:
+            if text:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(text)
+        except OSError:
+            return ""
+        return str(path) if text else ""
+
+
+class Launchers:
+    """The launchers above this process: when one of them is gone, its ranks have nothing left to run for.
+
+    DeepSpeed's launcher is two processes on one machine (the runner and `deepspeed.launcher.launch`), and a killed
+    runner leaves the other behind with all ranks.
+    """
+
+    def __init__(self) -> None:
+        self._parent = os.getppid() if "LOCAL_RANK" in os.environ else 0
+        self._others: list[psutil.Process] = []
+        self._looked = 0.0
+        if self._parent:
+            with contextlib.suppress(psutil.Error):
+                self._others = [process for process in psutil.Process().parents() if _is_launcher(process)]
+
+    def gone(self, now: float) -> bool:
+        """Returns whether one of them has died (looked up twice a second)."""
+        if not self._parent or now - self._looked < _LAUNCHERS_EVERY_S:
+            return False
+        self._looked = now
+        # A zombie has died, though its parent has not asked yet.
+        dead = (psutil.STATUS_ZOMBIE, "")
+        return os.getppid() != self._parent or any(
+            not process.is_running() or process_state(process.pid) in dead for process in self._others
+        )
+
+
+def _is_launcher(process: psutil.Process) -> bool:
+    if str(process.pid) == os.environ.get(LAUNCHER_PID, ""):
+        return True
+    with contextlib.suppress(psutil.Error):
+        return any(word.endswith(("/deepspeed", "deepspeed.launcher.launch")) for word in process.cmdline())
+    return False
+
+
+def innermost(stacks: str) -> tuple[str, bool]:
+    """Returns the main thread's innermost frame in faulthandler's stacks, and whether it waits in a collective."""
+    frames = _FRAME.findall(stacks.split("most recent call first)")[-1])  # the main thread is written last
+    if not frames:
+        return "", False
+    waiting = any(name in path for path, _, _ in frames[:12] for name in _COLLECTIVE)
+    path, line, function = next((frame for frame in frames if "sage_scale" in frame[0]), frames[0])
+    return f"{function}, {'/'.join(Path(path).parts[-2:])}:{line}", waiting
+
+
+def process_state(pid: int) -> str:
+    """Returns psutil's status of a process, '' of one that is gone."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status()
+    return ""
+
+
+def kills_for_memory() -> int:
+    """Returns how often the kernel has killed for lack of memory in this process's cgroup (v2)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        events = (Path("/sys/fs/cgroup") / group.lstrip("/") / "memory.events").read_text()
+        return int(events.split("oom_kill ")[1].split()[0])
+    return 0
