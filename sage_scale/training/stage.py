@@ -24,7 +24,7 @@ from sage_scale.shards import Dataset
 from sage_scale.storage import on_this_machine
 from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, open_stream
 from sage_scale.training import distributed
-from sage_scale.training.checkpoint.checkpoints import TrainingProgress, try_place
+from sage_scale.training.checkpoint.checkpoints import TrainingProgress, check_writable
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
 from sage_scale.training.inherited import inherit
@@ -129,7 +129,7 @@ def _run_stage(name: str, kind: TaskKind, recipe: Recipe, folder: Path, data: Da
     check_datasets(datasets, recipe)
     kind.check(recipe, folder, datasets)
     if stage.checkpoints:
-        distributed.on_first(lambda: try_place(checkpoint_place(stage, folder, name)), ranks.first)
+        distributed.on_first(lambda: check_writable(checkpoint_place(stage, folder, name)), ranks.first)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "recipe.yaml.partial"

@@ -10,7 +10,7 @@ from launching import leave
 
 from sage_scale.errors import CheckpointError
 from sage_scale.training import distributed
-from sage_scale.training.checkpoint.reading import read_together
+from sage_scale.training.checkpoint.checkpoints import read_together
 
 folder, damaged = Path(sys.argv[1]), sys.argv[2]
 ranks = distributed.initialise()

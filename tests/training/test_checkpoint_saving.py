@@ -158,12 +158,12 @@ def test_a_save_killed_at_any_moment_harms_nothing_and_is_swept(ranks, tmp_path)
         states[progress.step] = values(engine)
         store.calls_left = calls
         saver.save(engine, progress)
-        flight = saver._flight
-        flight.thread.join()
-        if flight.error is None:
+        save = saver._save
+        save.join()
+        if save.error is None:
             break
         killed += 1
-        assert isinstance(flight.error, Killed)
+        assert isinstance(save.error, Killed)
         engine, checkpoints, store, saver = make(ranks, folder)  # the next process
         found = checkpoints.load_latest(engine)
         assert found is not None and found.step in (6, 8)
@@ -183,7 +183,7 @@ def test_a_save_of_the_same_step_takes_nothing_from_a_killed_one(ranks, tmp_path
     train(engine, progress, 2)
     store.calls_left = 3
     saver.save(engine, progress)
-    saver._flight.thread.join()
+    saver._save.join()
     before = stored(tmp_path)
     assert before and checkpoints.steps() == []
     engine, checkpoints, store, saver = make(ranks, tmp_path)

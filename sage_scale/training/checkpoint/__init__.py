@@ -1,1 +1,1 @@
-"""Checkpoints: their format, writing them while training goes on, and which run may go on from which."""
+"""Checkpoints: their format, saving in the background, and which run may resume from which."""

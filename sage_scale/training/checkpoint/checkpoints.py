@@ -7,9 +7,9 @@ A checkpoint is a folder (or S3 prefix) `step-00000123/`:
 - `state.json`: progress (step, position in the stream, seconds, losses of late), recipe, hashes of frozen weights'
   files, shapes, and size and xxh3-128 of every file; the hash of all this is its own last entry.
 
-`state.json` comes last, so a checkpoint without it is none, and a save that is killed harms nothing. TTTTTTTT is drawn
-for each save: what a killed save of the same step left behind can never be taken for a part of another. Every rank
-leaves a marker `part-RRRRR-TTTTTTTT.json` when its files are there; rank 0 waits for all of them.
+`state.json` comes last: a folder without it is no checkpoint, and a save that is killed harms nothing. TTTTTTTT is
+drawn for each save, so that files left by a killed save of the same step are never taken for a part of another. Every
+rank leaves a marker `part-RRRRR-TTTTTTTT.json` when its files are there; rank 0 waits for all of them.
 
 Weights are read and set whole through DeepSpeed's public accessors, so neither its own format nor its universal
 conversion is needed, and nothing is pickled. Frozen weights are not stored: they come from the language model's or
@@ -20,27 +20,27 @@ and augmentation from (seed, epoch, sample), and torch's generator is seeded at 
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import xxhash
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from sage_scale.errors import CheckpointError
+from sage_scale.errors import CheckpointError, SageError
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.training.checkpoint.compatibility import RunIdentity
-from sage_scale.training.checkpoint.reading import read_together
 from sage_scale.training.checkpoint.snapshot import Restore, renamed, shapes
-from sage_scale.training.distributed import on_all, on_first
+from sage_scale.training.distributed import Ranks, from_rank, on_all, on_first
 from sage_scale.training.engine import Engine
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
@@ -48,19 +48,21 @@ from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_obje
 FORMAT = 2
 STATE = "state.json"
 _TRIAL = "trial"
-_STATE_NAME = re.compile(r"^step-(\d{8})/state\.json$")
 _FILE_NAME = re.compile(r"tensors-[0-9A-Za-z-]+\.safetensors")
-_ANY_NAME = re.compile(r"^step-(\d{8})/[^/]+$")
+_ENTRY = re.compile(r"^step-(\d{8})/([^/]+)$")
+
+Say = Callable[[str], None]
+"""Called with a line for the user."""
 
 
 @dataclass
 class TrainingProgress:
-    """Where a stage stands."""
+    """How far a stage has come."""
 
     step: int = 0
-    """Steps done: batches of the stream that were used or left out by the guard."""
+    """Steps done: batches of the stream that were used or left out by the loss guard."""
     updates: int = 0
-    """How often the optimizer has moved the weights; fewer than `step` where updates were skipped or rolled back."""
+    """Updates of the weights; fewer than `step` where updates were skipped or rolled back."""
     seconds: float = 0.0
     """Seconds spent in the stage so far, resumed runs included."""
     tokens: float = 0.0
@@ -80,11 +82,11 @@ class TrainingProgress:
     recipe: str = ""
     """Fingerprint of the recipe."""
     engine: dict[str, float] = field(default_factory=dict)
-    """What the engine carries besides tensors: float16's loss scale (LossScale.state), where there is one."""
+    """The engine's state besides tensors: float16's loss scale (LossScale.state), where there is one."""
     bad_steps: int = 0
-    """Steps that the guard left out."""
+    """Steps that the loss guard left out."""
     recent_losses: list[float] = field(default_factory=list)
-    """Losses of late, which the guard compares with."""
+    """The last losses, for the loss guard."""
 
 
 @dataclass
@@ -95,7 +97,7 @@ class _File:
 
 @dataclass
 class _State:
-    """What state.json holds."""
+    """Content of state.json."""
 
     progress: dict[str, Any]
     recipe: dict[str, Any]
@@ -105,15 +107,12 @@ class _State:
 
 
 def folder_of(step: int) -> str:
-    """`step-00000123`."""
+    """Returns `step-00000123`."""
     return f"step-{step:08d}"
 
 
-def try_place(url: str | Path) -> None:
-    """Write an object there and delete it, so that a place which refuses this is told of before the stage begins.
-
-    Raises StorageError.
-    """
+def check_writable(url: str | Path) -> None:
+    """Write an object and delete it, so that a refusal is known before the stage begins. Raises StorageError."""
     store = open_store(url)
     store.put(_TRIAL, b"")
     store.delete(_TRIAL)
@@ -123,26 +122,20 @@ class Checkpoints:
     """The checkpoints of one stage under `url`."""
 
     def __init__(self, url: str | Path, keep: int = 2, identity: RunIdentity | None = None) -> None:
-        """`identity` is what a checkpoint must share with this run to be resumed; None asks for the shapes alone."""
+        """`identity` is compared with a checkpoint's before it is resumed; None compares the shapes alone."""
         self.store: Store = open_store(url)
         self.keep = keep
         self.identity = identity or RunIdentity()
 
-    def for_repeating(self) -> Checkpoints:
-        """The same, for a caller who repeats what fails: storage that is away is heard of within seconds."""
-        other = copy.copy(self)
-        other.store = self.store.single_attempt()
-        return other
-
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, in order."""
-        matches = (_STATE_NAME.match(entry.name) for entry in self.store.list())
-        return sorted(int(match.group(1)) for match in matches if match)
+        """Returns the steps of the complete checkpoints, in order."""
+        matches = (_ENTRY.match(entry.name) for entry in self.store.list())
+        return sorted(int(match[1]) for match in matches if match and match[2] == STATE)
 
-    # What a save consists of; saving.py says when and in which thread.
+    # Writing; saving.py says when and in which thread.
 
     def write_file(self, step: int, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Write one file of tensors and give what state.json says of it."""
+        """Write one file of tensors; returns its entry in state.json."""
         data = save_safetensors(tensors)
         self.store.put_if_absent(f"{folder_of(step)}/{name}", data)
         return {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)}
@@ -150,7 +143,7 @@ class Checkpoints:
     def write_state(
         self, progress: dict[str, Any], files: dict[str, Any], shaped: dict[str, list[int]]
     ) -> None:
-        """Make the checkpoint one, by its last object."""
+        """Write state.json, which completes the checkpoint."""
         state = {
             "format": FORMAT,
             "progress": progress,
@@ -163,28 +156,27 @@ class Checkpoints:
         self.store.put(f"{folder_of(progress['step'])}/{STATE}", json.dumps(state, indent=1).encode())
 
     def drop_old(self, step: int, best_step: int) -> None:
-        """After the save of `step`: keep the last `keep` and the best, and sweep what killed saves left behind."""
+        """After the save of `step`: keep the last `keep` and the best, and delete the leftovers of killed saves."""
         steps = self.steps()
         kept = {*steps[-max(self.keep, 1) :], best_step, step}
         for old in steps:
             if old not in kept:
                 # First, so that a half-deleted checkpoint is none.
                 self.store.delete(f"{folder_of(old)}/{STATE}")
-        named: dict[int, set[str] | None] = {}
+        known: dict[int, set[str] | None] = {}
         for entry in list(self.store.list()):
-            match = _ANY_NAME.match(entry.name)
-            if not match:
+            if not (match := _ENTRY.match(entry.name)):
                 continue
-            owner = int(match.group(1))
-            if owner not in named:
-                named[owner] = self._files_of(owner) if owner in kept else set()
-            names = named[owner]
-            if names is not None and entry.name.partition("/")[2] not in names:
+            owner = int(match[1])
+            if owner not in known:
+                known[owner] = self._files_of(owner) if owner in kept else set()
+            names = known[owner]
+            if names is not None and match[2] not in names:
                 self.store.delete(entry.name)
         self._sweep_folders()
 
     def _files_of(self, step: int) -> set[str] | None:
-        """Names in a checkpoint's folder that belong to it; None where state.json cannot tell."""
+        """Returns the names of a checkpoint's files; None where a damaged state.json cannot tell."""
         try:
             return {STATE, *self.state(step)["files"]}
         except NotFound:
@@ -193,11 +185,9 @@ class Checkpoints:
             return None
 
     def _sweep_folders(self) -> None:
-        """In a folder of this machine: files that a killed writer had not yet named, and empty folders."""
-        place = self.store.local_path(f"{folder_of(0)}/{STATE}")
-        if place is None:
-            return
-        for folder in place.parent.parent.glob("step-*"):
+        """Delete, in a folder of this machine, unnamed files of a killed writer, and empty folders."""
+        path = self.store.local_path(f"{folder_of(0)}/{STATE}")
+        for folder in path.parent.parent.glob("step-*") if path else ():
             with contextlib.suppress(OSError):  # untidy, not wrong
                 for hidden in folder.glob(".*.tmp"):
                     hidden.unlink(missing_ok=True)
@@ -229,7 +219,7 @@ class Checkpoints:
         return state
 
     def read_file(self, step: int, name: str, expected: dict[str, Any]) -> bytes:
-        """One file, checked. Raises CheckpointError where it is missing or damaged."""
+        """Returns the bytes of a file, checked. Raises CheckpointError where it is missing or damaged."""
         path = f"{folder_of(step)}/{name}"
         try:
             data = self.store.get(path)
@@ -240,7 +230,7 @@ class Checkpoints:
         return data
 
     def damage(self, step: int, rank: int = 0, world: int = 1) -> str | None:
-        """What is wrong with a checkpoint, in one line; None where it is whole. Ranks share the files."""
+        """Returns one line on the first damage in this rank's share of a checkpoint's files; None without damage."""
         try:
             files = self.state(step)["files"]
             for name in sorted(files)[rank::world]:
@@ -249,10 +239,15 @@ class Checkpoints:
             return str(error)
         return None
 
-    def load_latest(
-        self, engine: Engine, say: Callable[[str], None] = lambda line: None
-    ) -> TrainingProgress | None:
-        """Resume from the newest whole checkpoint; None where there is none (a collective).
+    def tensors(self, step: int) -> dict[str, Tensor]:
+        """Returns every tensor of a checkpoint by its name (see snapshot.py), checked."""
+        found: dict[str, Tensor] = {}
+        for name, expected in self.state(step)["files"].items():
+            found.update(load_safetensors(self.read_file(step, name, expected)))
+        return found
+
+    def load_latest(self, engine: Engine, say: Say = lambda line: None) -> TrainingProgress | None:
+        """Resume from the newest undamaged checkpoint; None where there is none (a collective).
 
         A damaged one is named by `say`, and the one before is taken. Raises CheckpointError where all are damaged.
         """
@@ -272,18 +267,21 @@ class Checkpoints:
             )
         return None
 
-    def load(
-        self, engine: Engine, step: int, say: Callable[[str], None] = lambda line: None
-    ) -> TrainingProgress:
-        """Set the engine's weights and optimizer to a checkpoint (a collective).
-
-        Raises CheckpointError naming what does not fit.
-        """
+    def load(self, engine: Engine, step: int, say: Say = lambda line: None) -> TrainingProgress:
+        """Set the engine's weights and optimizer to a checkpoint (a collective). Raises CheckpointError."""
         state = self.state(step)
         where = f"{self.store.url}/{folder_of(step)}"
         self.identity.compare(state, where, say)
         stored = renamed(state["shapes"])
-        _compare_shapes(stored, shapes(engine), where)
+        for name, shape in shapes(engine).items():
+            if name not in stored:
+                raise CheckpointError(
+                    f"{where} has no weight '{name}': it belongs to another model or recipe"
+                )
+            if stored[name] != shape:
+                raise CheckpointError(
+                    f"{where}: weight '{name}' has shape {stored[name]}, the recipe asks for {shape}"
+                )
         if stored != state["shapes"]:
             say(
                 f"{where} is of version 0.1.0, which trained the logit scales themselves: their logarithms are trained "
@@ -305,28 +303,41 @@ class Checkpoints:
         engine.scale.load(progress.engine)
         return progress
 
-    def tensors(self, step: int) -> dict[str, Tensor]:
-        """Every tensor of a checkpoint by its name (see snapshot.py), checked."""
-        found: dict[str, Tensor] = {}
-        for name, expected in self.state(step)["files"].items():
-            found.update(load_safetensors(self.read_file(step, name, expected)))
-        return found
 
+def read_together(read: Callable[[str], bytes], names: Sequence[str], ranks: Ranks) -> Iterator[bytes]:
+    """Yields the files `names` in turn, on every rank, each read by one of them (a collective).
 
-def _compare_shapes(stored: dict[str, list[int]], wanted: dict[str, list[int]], where: str) -> None:
-    for name, shape in wanted.items():
-        if name not in stored:
-            raise CheckpointError(f"{where} has no weight '{name}': it belongs to another model or recipe")
-        if stored[name] != shape:
-            raise CheckpointError(
-                f"{where}: weight '{name}' has shape {stored[name]}, the recipe asks for {shape}"
-            )
+    A checkpoint of mBART-large with its optimizer is 7 GB: 64 ranks that each read it whole would ask object storage
+    for half a terabyte before the first step. So rank r reads files r, r + W, ... with `read`, one ahead in a thread,
+    and one file of each rank is in memory beside the one that is yielded. Where a rank cannot read its file, every rank
+    raises that rank's error.
+    """
+    if ranks.world == 1:
+        yield from map(read, names)
+        return
+    group = dist.new_group(backend="gloo")  # NCCL moves nothing that lies in host memory
+    with ThreadPoolExecutor(1, "checkpoint file") as thread:
+        ahead = thread.submit(read, names[ranks.rank]) if ranks.rank < len(names) else None
+        for number in range(len(names)):
+            owner = number % ranks.world
+            data, failure = b"", None
+            if owner == ranks.rank and ahead is not None:
+                try:
+                    data = ahead.result()
+                except SageError as error:
+                    failure = error
+                if number + ranks.world < len(names):
+                    ahead = thread.submit(read, names[number + ranks.world])
+            size, failure = from_rank(owner, (len(data), failure), group)
+            if failure is not None:
+                raise failure
+            if size:
+                body = bytearray(data) if owner == ranks.rank else bytearray(size)
+                dist.broadcast(torch.frombuffer(body, dtype=torch.uint8), owner, group=group)
+                data = data if owner == ranks.rank else bytes(body)
+            yield data
+    dist.destroy_process_group(group)
 
 
 def _digest(state: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(state, sort_keys=True).encode())
-
-
-def progress_values(progress: TrainingProgress) -> dict[str, Any]:
-    """A copy of the progress as plain values: the save that holds it runs on while the progress moves."""
-    return dataclasses.asdict(progress)

@@ -1,7 +1,8 @@
-"""Whether a run may go on from a checkpoint: its recipe, and the frozen weights that it was trained with."""
+"""Whether a run may resume from a checkpoint: its recipe, and the frozen weights that it was trained with."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,25 +37,18 @@ BREAKING_KEYS = (
     ),
     *(f"prototypes.{key}" for key in ("vectors", "fasttext", "dim", "max_frequency", "splits")),
 )  # fmt: skip
-"""Keys that make another model or another objective: weights trained under other values cannot be gone on with."""
+"""Keys of the model and the objective: changing them makes a checkpoint non-resumable."""
 BREAKING_STAGE_KEYS = ("optimizer", "freeze", "init")
-"""The same among the keys of the stage itself."""
+"""Breaking keys among those of the stage itself."""
 IGNORED_KEYS = (
-    "name",
-    "evaluation.",
-    "precompute.",
-    "stream.cache",
-    "stream.workers",
-    "stream.memory",
-    "stream.warn",
-)
-"""Keys whose change is not worth a line."""
-_READ_BYTES = 1 << 22
+    "name", "evaluation.", "precompute.", "stream.cache", "stream.workers", "stream.memory", "stream.warn",
+)  # fmt: skip
+"""Keys, or beginnings of keys, whose change is not reported."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a run is, for its checkpoints."""
+    """The recipe and the frozen weights of a run, which its checkpoints carry."""
 
     stage: str = ""
     """pretrain or finetune."""
@@ -65,30 +59,29 @@ class RunIdentity:
 
     @classmethod
     def of(cls, stage: str, recipe: Recipe, frozen: Iterable[Path] = ()) -> RunIdentity:
-        """`frozen` are files and folders; what is not there (a model named on a hub) is not compared."""
+        """`frozen` are files and folders; a path that does not exist (a model named on a hub) is not compared."""
         files: dict[str, str] = {}
         for path in frozen:
             for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
                 if file.is_file():
-                    files[str(file)] = _file_digest(file)
+                    with file.open("rb") as data:
+                        files[str(file)] = hashlib.file_digest(data, xxhash.xxh3_128).hexdigest()
         return cls(stage, to_mapping(recipe), files)
 
     def compare(self, state: dict[str, Any], where: str, say: Callable[[str], None]) -> None:
-        """Raise CheckpointError where this run is not the checkpoint's; tell of harmless differences by `say`."""
+        """Raise CheckpointError where a breaking key or a frozen weight differs; `say` other changes of the recipe."""
         if not self.recipe or not state["recipe"]:
             return
         ours, theirs = flat(self.recipe), flat(state["recipe"])
-        deciding = (*BREAKING_KEYS, *(f"{self.stage}.{key}" for key in BREAKING_STAGE_KEYS))
-        other = "finetune" if self.stage == "pretrain" else "pretrain"
         differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-        refused = [key for key in differing if key in deciding]
-        if refused:
+        breaking = (*BREAKING_KEYS, *(f"{self.stage}.{key}" for key in BREAKING_STAGE_KEYS))
+        if refused := [key for key in differing if key in breaking]:
             pairs = ", ".join(f"{key}={ours.get(key)} (there: {theirs.get(key)})" for key in refused)
             raise CheckpointError(
                 f"{where} was trained by another recipe: {pairs}; restore these keys, or give another --run"
             )
-        told = [key for key in differing if not key.startswith((*IGNORED_KEYS, f"{other}."))]
-        if told:
+        other = "finetune" if self.stage == "pretrain" else "pretrain"
+        if told := [key for key in differing if not key.startswith((*IGNORED_KEYS, f"{other}."))]:
             pairs = ", ".join(f"{key} {theirs.get(key)} -> {ours.get(key)}" for key in told)
             say(f"going on with other settings than the checkpoint's: {pairs}")
         stored = {Path(path).name: digest for path, digest in state["frozen"].items()}
@@ -99,11 +92,3 @@ class RunIdentity:
                     f"{where} was trained with other frozen weights than {path} holds now; put the file back, or "
                     f"delete the checkpoints to begin the stage anew"
                 )
-
-
-def _file_digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while data := file.read(_READ_BYTES):
-            digest.update(data)
-    return digest.hexdigest()

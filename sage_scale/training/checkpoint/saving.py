@@ -1,16 +1,18 @@
-"""Saving while training goes on: the step pays for gathering and copying to host memory, a thread for the rest.
+"""Saving in the background: the step pays for gathering and copying to host memory, a thread for the rest.
 
 The thread of each rank serialises, hashes and writes the rank's files and then its marker; rank 0's waits for all
-markers, writes state.json, drops old checkpoints and sweeps what killed saves left behind. Threads meet in the files
-alone: a collective in a thread would get in the way of the training's own. One save is in flight at a time. The next
-one, and the end of the stage, wait for it, and there the ranks agree on what came of it.
+markers, writes state.json, drops old checkpoints and the leftovers of killed saves. Threads meet in the files alone: a
+collective in a thread would get in the way of the training's own. One save is under way at a time. The next one, and
+the end of the stage, wait for it, and there the ranks agree on its success.
 
-Storage that does not answer, is full or refuses is tried again and told about at once; training goes on meanwhile. Only
-who waits for the save gives up, after `patience_s` seconds without success.
+Storage that does not answer, is full or refuses is tried again and told about at once; training goes on meanwhile.
+Only when training waits for the save does it fail, after `patience_s` seconds without success.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import json
 import secrets
@@ -26,31 +28,26 @@ from torch import Tensor
 from sage_scale.errors import StorageError
 from sage_scale.retry import retry
 from sage_scale.training import distributed
-from sage_scale.training.checkpoint.checkpoints import (
-    Checkpoints,
-    TrainingProgress,
-    folder_of,
-    progress_values,
-)
+from sage_scale.training.checkpoint.checkpoints import Checkpoints, Say, TrainingProgress, folder_of
 from sage_scale.training.checkpoint.snapshot import HostCopies, in_files, shapes, take
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
 from sage_scale.untrusted.json_values import parse_json_object
 
 FILE_BYTES = 128_000_000
-"""Most bytes of a file (one tensor may be larger): what a rank serialises, sends, and if need be repeats at once."""
+"""Most bytes of a file (one tensor may be larger): the unit of serialising, sending and repeating."""
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-"""Between attempts; the last one repeats."""
+"""Seconds between attempts; the last one repeats."""
 TELL_EVERY_S = 60.0
 LEAVE_S = 10.0
-"""Longest wait for a save in flight when the process ends by an error."""
+"""Longest wait for a save under way when the process ends by an error, seconds."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that has come to its end on this rank."""
+    """A save that has ended on this rank."""
 
     step: int
     blocked_s: float
@@ -58,7 +55,7 @@ class Saved:
     seconds: float
     """Seconds in the background; on rank 0 until the checkpoint was complete."""
     bytes: int
-    """Written by this rank."""
+    """Bytes written by this rank."""
 
 
 class Saver:
@@ -70,9 +67,9 @@ class Saver:
         ranks: Ranks,
         background: bool = True,
         patience_s: float = 300.0,
-        say: Callable[[str], None] = lambda line: None,
+        say: Say = lambda line: None,
     ) -> None:
-        """`say` is called with lines for a person, also from the thread."""
+        """`say` is also called from the thread."""
         self.checkpoints = checkpoints
         self.ranks = ranks
         self.background = background
@@ -80,7 +77,7 @@ class Saver:
         self.say = say
         self._copies = HostCopies()
         self._group = distributed.long_timeout_group()
-        self._flight: _Flight | None = None
+        self._save: _Save | None = None
         self._saved: list[Saved] = []
 
     def save(self, engine: Engine, progress: TrainingProgress) -> None:
@@ -89,53 +86,55 @@ class Saver:
         started = time.monotonic()
         token = distributed.from_first(secrets.token_hex(4), self._group)
         tensors = take(engine, self._copies)
-        values = {**progress_values(progress), "engine": engine.scale.state()}
-        flight = _Flight(self, token, tensors, values, shapes(engine))
-        flight.blocked_s = time.monotonic() - started
-        self._flight = flight
-        flight.thread.start()
+        values = {**dataclasses.asdict(progress), "engine": engine.scale.state()}
+        self._save = _Save(self, token, tensors, values, shapes(engine))
+        self._save.blocked_s = time.monotonic() - started
+        self._save.start()
         if not self.background:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the save in flight (a collective). Every rank raises where any rank's part was not written."""
-        flight, self._flight = self._flight, None
-        if flight is None:
+        """Wait for the save under way (a collective). Every rank raises where any rank's part was not written."""
+        save, self._save = self._save, None
+        if save is None:
             return
-        flight.awaited.set()
-        flight.part_done.wait()
-        self._agree(flight, flight.part_error)
-        flight.parts_written.set()
-        flight.thread.join()
-        self._agree(flight, flight.error)
-        self._saved.append(flight.saved())
+        save.awaited.set()
+        save.part_done.wait()
+        self._agree(save, save.part_error)
+        save.parts_written.set()
+        save.join()
+        self._agree(save, save.error)
+        self._saved.append(Saved(save.step, save.blocked_s, save.seconds, save.bytes))
 
     def news(self) -> list[Saved]:
-        """Saves that have ended since the last call, without waiting. Raises what is no fault of the storage."""
-        flight = self._flight
-        if flight is not None and flight.error is not None and not isinstance(flight.error, StorageError):
-            raise flight.error
+        """Returns the saves that have ended since the last call, without waiting.
+
+        Raises the error of the save under way that is no fault of the storage.
+        """
+        error = self._save.error if self._save is not None else None
+        if error is not None and not isinstance(error, StorageError):
+            raise error
         saved, self._saved = self._saved, []
         return saved
 
     def leave(self) -> None:
-        """Before this rank ends by an error: a save in flight that goes well is given the time to end."""
-        if self._flight is not None and not self._flight.in_trouble:
-            self._flight.thread.join(LEAVE_S)
+        """Before this rank ends by an error: give a save that meets no trouble the time to end."""
+        if self._save is not None and not self._save.in_trouble:
+            self._save.join(LEAVE_S)
 
-    def _agree(self, flight: _Flight, error: BaseException | None) -> None:
+    def _agree(self, save: _Save, error: BaseException | None) -> None:
         lines = distributed.gather_objects(None if error is None else str(error), self._group)
         failed = [f"rank {rank}: {line}" for rank, line in enumerate(lines) if line is not None]
         if failed:
-            flight.abandoned.set()
+            save.abandoned.set()
             raise StorageError(
-                f"the checkpoint of step {flight.step} could not be written ({failed[0]}); the one before is whole: "
+                f"the checkpoint of step {save.step} could not be written ({failed[0]}); the one before is whole: "
                 "run the same command to go on from there"
             )
 
 
-class _Flight:
-    """One save on its way, on one rank."""
+class _Save(threading.Thread):
+    """The background part of one save, on one rank."""
 
     def __init__(
         self,
@@ -145,13 +144,17 @@ class _Flight:
         progress: dict[str, Any],
         shaped: dict[str, list[int]],
     ) -> None:
+        # A daemon: a process that ends by an error does not wait for storage that is away.
+        super().__init__(name=f"save-{progress['step']}", daemon=True)
         self.saver = saver
-        self.checkpoints = saver.checkpoints.for_repeating()
+        self.checkpoints = copy.copy(saver.checkpoints)
+        self.checkpoints.store = saver.checkpoints.store.single_attempt()  # `_retry` repeats
         self.token = token
         self.progress = progress
         self.shaped = shaped
         self.step = int(progress["step"])
-        self.blocked_s = 0.0
+        self.blocked_s = self.seconds = 0.0
+        self.bytes = 0
         self.awaited = threading.Event()
         self.abandoned = threading.Event()
         self.part_done = threading.Event()
@@ -160,15 +163,8 @@ class _Flight:
         self.error: BaseException | None = None
         self.in_trouble = False
         self._tensors = tensors
-        self._bytes = 0
-        self._seconds = 0.0
-        # A daemon: a process that ends by an error does not wait for storage that is away.
-        self.thread = threading.Thread(target=self._run, name=f"save-{self.step}", daemon=True)
 
-    def saved(self) -> Saved:
-        return Saved(self.step, self.blocked_s, self._seconds, self._bytes)
-
-    def _run(self) -> None:
+    def run(self) -> None:
         started = time.monotonic()
         ranks = self.saver.ranks
         try:
@@ -178,47 +174,47 @@ class _Flight:
                 files: dict[str, Any] = {}
                 for rank in range(ranks.world):
                     files |= self._part_of(rank)
-                self._patiently(lambda: self.checkpoints.write_state(self.progress, files, self.shaped))
+                self._retry(lambda: self.checkpoints.write_state(self.progress, files, self.shaped))
                 best = int(self.progress["best_step"])
-                self._patiently(lambda: self.checkpoints.drop_old(self.step, best))
+                self._retry(lambda: self.checkpoints.drop_old(self.step, best))
         except BaseException as error:
             self.error = error
             if not self.part_done.is_set():
                 self.part_error = error
         finally:
             self._tensors = {}
-            self._seconds = time.monotonic() - started
+            self.seconds = time.monotonic() - started
             self.part_done.set()
 
     def _write_part(self, rank: int) -> None:
         files = {}
         for number, group in enumerate(in_files(self._tensors, FILE_BYTES)):
             name = f"tensors-{rank:05d}-{number:03d}-{self.token}.safetensors"
-            files[name] = self._patiently(partial(self.checkpoints.write_file, self.step, name, group))
-            self._bytes += files[name]["bytes"]
+            files[name] = self._retry(partial(self.checkpoints.write_file, self.step, name, group))
+            self.bytes += files[name]["bytes"]
         data = json.dumps(files).encode()
-        self._patiently(lambda: self.checkpoints.store.put_if_absent(self._marker(rank), data))
+        self._retry(lambda: self.checkpoints.store.put_if_absent(self._marker(rank), data))
 
     def _part_of(self, rank: int) -> dict[str, Any]:
-        """What rank's marker says, as soon as it is there. Who dies meanwhile ends the job, and this thread with it."""
-        turn, hidden_since = 0, 0.0
-        while not self._patiently(lambda: self.checkpoints.store.exists(self._marker(rank))):
-            if self.parts_written.is_set():  # it says so itself; a network's file system may be late
+        """Returns the content of a rank's marker, once it is there. A rank that dies meanwhile ends the whole job."""
+        store, turn, hidden_since = self.checkpoints.store, 0, 0.0
+        while not self._retry(lambda: store.exists(self._marker(rank))):
+            if self.parts_written.is_set():  # the rank says so itself; a network's file system may be late
                 hidden_since = hidden_since or time.monotonic()
                 if time.monotonic() - hidden_since > self.saver.patience_s:
                     raise StorageError(
-                        f"what rank {rank} wrote to {self.checkpoints.store.url} is not seen here: the hosts share no "
+                        f"what rank {rank} wrote to {store.url} is not seen here: the hosts share no "
                         "such folder; set the stage's key checkpoints to a shared one or to s3://bucket/prefix"
                     )
-            if self.abandoned.wait(PAUSES_S[min(turn, 2)] / 4):
+            if self.abandoned.wait(PAUSES_S[min(turn, 2, len(PAUSES_S) - 1)] / 4):
                 raise StorageError(f"rank {rank} could not write its part")
             turn += 1
-        return parse_json_object(self._patiently(lambda: self.checkpoints.store.get(self._marker(rank))))
+        return parse_json_object(self._retry(lambda: store.get(self._marker(rank))))
 
     def _marker(self, rank: int) -> str:
         return f"{folder_of(self.step)}/part-{rank:05d}-{self.token}.json"
 
-    def _patiently(self, work: Callable[[], T]) -> T:
+    def _retry(self, work: Callable[[], T]) -> T:
         """Returns `work()`, repeated while the storage fails; raises once a waiting caller's patience is over."""
         failing_since = told = 0.0
 

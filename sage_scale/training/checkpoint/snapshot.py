@@ -1,4 +1,4 @@
-"""A stage's tensors in host memory: what a rank writes of a checkpoint, and how they get back into an engine.
+"""A stage's tensors in host memory: a rank's part of a checkpoint, and the way back into an engine.
 
 Weights and optimizer tensors are gathered whole, one at a time, through the engine; each is kept by one rank, chosen
 so that all ranks write about as many bytes. Names are `weight/<parameter>`, `buffer/<name>` (running statistics of
@@ -18,13 +18,13 @@ from sage_scale.training.optimizer import UNBOUNDED, bounds_of, state_names
 
 
 class HostCopies:
-    """Host memory that a snapshot is copied to: pinned and used again on CUDA, where pinning takes long."""
+    """Host memory for snapshots: on CUDA pinned and used again, since pinning takes long."""
 
     def __init__(self) -> None:
         self._pinned: dict[str, Tensor] = {}
 
     def copy(self, name: str, value: Tensor) -> Tensor:
-        """The values in host memory; on CUDA they are there after the next synchronisation."""
+        """Returns a copy in host memory; on CUDA it is complete after the next synchronisation."""
         if value.device.type != "cuda":
             return value.detach().clone(memory_format=torch.contiguous_format)
         kept = self._pinned.get(name)
@@ -34,45 +34,34 @@ class HostCopies:
 
 
 def take(engine: Engine, copies: HostCopies) -> dict[str, Tensor]:
-    """This rank's tensors, as they are now (a collective: every rank takes part in each gather)."""
-    rank = engine.ranks.rank
+    """Returns copies of this rank's part of the tensors (a collective: every rank takes part in each gather)."""
+    ranks = engine.ranks
     tensors: dict[str, Tensor] = {}
-    for (name, parameter), owner in zip(engine.trained(), owners(engine)):
-        key, value = f"weight/{name}", engine.weight(parameter)
-        if owner == rank:
-            tensors[key] = copies.copy(key, value)
-        for kind in state_names(engine.stage):
-            key, value = f"{kind}/{name}", engine.optimizer_state(parameter, kind)
-            if owner == rank:
-                tensors[key] = copies.copy(key, value)
-    if rank == 0:
+    written = [0] * ranks.world
+    for name, parameter in engine.trained():
+        owner = written.index(min(written))  # the rank with the fewest numbers so far
+        written[owner] += math.prod(engine.shape(parameter))
+        for kind in ("weight", *state_names(engine.stage)):
+            value = engine.weight(parameter) if kind == "weight" else engine.optimizer_state(parameter, kind)
+            if owner == ranks.rank:
+                tensors[f"{kind}/{name}"] = copies.copy(f"{kind}/{name}", value)
+    if ranks.first:
         for name, buffer in stored_buffers(engine):
             tensors[f"buffer/{name}"] = copies.copy(f"buffer/{name}", buffer)
-    if engine.ranks.device.type == "cuda":
-        torch.cuda.synchronize(engine.ranks.device)
+    if ranks.device.type == "cuda":
+        torch.cuda.synchronize(ranks.device)
     return tensors
 
 
-def owners(engine: Engine) -> list[int]:
-    """The rank that writes each trained parameter: always the one with the fewest numbers so far."""
-    load = [0] * engine.ranks.world
-    chosen = []
-    for _, parameter in engine.trained():
-        rank = load.index(min(load))
-        load[rank] += math.prod(engine.shape(parameter))
-        chosen.append(rank)
-    return chosen
-
-
 def stored_buffers(engine: Engine) -> list[tuple[str, Tensor]]:
-    """Buffers that belong to the state, such as BatchNorm's statistics; not those a module makes for itself."""
+    """Returns the buffers that belong to the state, such as BatchNorm's statistics, not those a module derives."""
     # Tied weights have several names; ZeRO-3 holds an empty part under each.
     parameters = {name for name, _ in engine.model.named_parameters(remove_duplicate=False)}
     return [(name, value) for name, value in engine.model.state_dict().items() if name not in parameters]
 
 
 def shapes(engine: Engine) -> dict[str, list[int]]:
-    """Whole shapes of the trained parameters by name."""
+    """Returns the whole shapes of the trained parameters by name."""
     return {name: list(engine.shape(parameter)) for name, parameter in engine.trained()}
 
 
@@ -89,7 +78,7 @@ class Restore:
     """Puts tensors of a checkpoint back, a file at a time, so that never all of them are in memory."""
 
     def __init__(self, engine: Engine, updates: int) -> None:
-        """`updates` is how often the optimizer has moved the weights; AdamW's bias correction counts them."""
+        """`updates` is the number of updates of the weights; AdamW's bias correction counts them."""
         engine.prepare_optimizer_state(updates)
         self._engine = engine
         self._parameters = dict(engine.trained())
@@ -99,7 +88,7 @@ class Restore:
 
     @torch.no_grad()
     def put(self, name: str, value: Tensor) -> None:
-        """Set one tensor; what the engine does not know (another optimizer's state) is left out.
+        """Set one tensor; a tensor that the engine does not know (another optimizer's state) is left out.
 
         A scale of version 0.1.0 becomes its logarithm. The optimizer's tensors of the scale say nothing of the
         logarithm's, which are set to zero.
@@ -107,7 +96,7 @@ class Restore:
         kind, _, rest = name.partition("/")
         if rest in LOGARITHMS and LOGARITHMS[rest] in self._parameters:
             rest = LOGARITHMS[rest]
-            # Nothing held a scale of 0.1.0 above 0; what is not begins at 1.
+            # Nothing held a scale of 0.1.0 above 0; one that is not begins at 1.
             value = torch.where(value > 0, value, 1.0).log() if kind == "weight" else torch.zeros_like(value)
         if kind == "buffer" and rest in self._buffers:
             self._buffers[rest].copy_(value)
@@ -119,7 +108,7 @@ class Restore:
 
 
 def in_files(tensors: dict[str, Tensor], most_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """The tensors in groups of at most `most_bytes`; a larger tensor is a group of its own."""
+    """Yields the tensors in groups of at most `most_bytes`; a larger tensor is a group of its own."""
     group: dict[str, Tensor] = {}
     size = 0
     for name, value in tensors.items():
