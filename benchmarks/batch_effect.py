@@ -174,12 +174,12 @@ def measure_gallery(run: str, shards: str) -> None:
 
     from sage_scale.config import load_recipe
     from sage_scale.evaluation.retrieval import retrieval
-    from sage_scale.models.language import TextEncoder, load_language_model
-    from sage_scale.models.sage import SageAligner
+    from sage_scale.models.sage import alignment
+    from sage_scale.models.sage.mbart import TextEncoder, load_language_model
+    from sage_scale.models.sage.model import SageAligner
     from sage_scale.streaming import open_datasets
     from sage_scale.training import distributed, pretrain
     from sage_scale.training.checkpoint.tensors import load_tensors
-    from sage_scale.training.sage import alignment
 
     folder = Path(run)
     recipe = load_recipe(folder / "recipe.yaml")

@@ -324,10 +324,10 @@ def through_the_cache(bench: Bench, sizes: Sizes) -> None:
     """A whole step of stage 1 on stored features: encoder in chunks, both levels of the loss, backward in chunks."""
     from transformers import MBartConfig, MBartForConditionalGeneration
 
-    from sage_scale.models.language import TextTargets
-    from sage_scale.models.sage import SageAligner
+    from sage_scale.models.sage.embedding_cache import EmbeddingCache
+    from sage_scale.models.sage.mbart import TextTargets
+    from sage_scale.models.sage.model import SageAligner
     from sage_scale.streaming import Batch
-    from sage_scale.training.sage.embedding_cache import EmbeddingCache
     from sage_scale.vision.packed import PackedVideo
 
     B, N, M, D = sizes.cached

@@ -23,10 +23,10 @@ from common import parse
 from sage_scale.config import load_recipe
 from sage_scale.corpora.clip import Clip, to_json_lines
 from sage_scale.evaluation.retrieval import permutation_p_value, retrieval
+from sage_scale.models.sage import alignment
 from sage_scale.precompute import precompute_corpus
 from sage_scale.training import distributed, pretrain
 from sage_scale.training.engine import Engine
-from sage_scale.training.sage import alignment
 
 OVERRIDES = [
     "name=dgs-keypoints",
@@ -133,8 +133,8 @@ def feature_width(work: Path, manifest: Path) -> int:
 
 def held_out_similarity(recipe, run_folder: Path, data: str):
     """(Zv + Zt) / 2 of the held-out recording's clips against their sentences, from the weights of the run."""
-    from sage_scale.models.language import TextEncoder, load_language_model
-    from sage_scale.models.sage import SageAligner
+    from sage_scale.models.sage.mbart import TextEncoder, load_language_model
+    from sage_scale.models.sage.model import SageAligner
     from sage_scale.streaming import open_datasets
     from sage_scale.training.checkpoint.tensors import load_tensors
 

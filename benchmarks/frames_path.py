@@ -28,10 +28,11 @@ from torch import Tensor
 from transformers import MBartForConditionalGeneration
 
 from sage_scale.config import Augment, Recipe, load_recipe
-from sage_scale.models.describe import language_model_config
-from sage_scale.models.language import TextTargets
-from sage_scale.models.sage import SageAligner
-from sage_scale.models.visual import VisualEncoder, frame_pixels
+from sage_scale.models.sage.describe import language_model_config
+from sage_scale.models.sage.mbart import TextTargets
+from sage_scale.models.sage.model import SageAligner
+from sage_scale.models.sage.visual import VisualEncoder
+from sage_scale.nn.frame_encoder import frame_pixels
 from sage_scale.streaming import open_stream
 from sage_scale.vision.packed import PackedVideo
 

@@ -23,8 +23,8 @@ from common import parse
 from transformers import AutoModelForCausalLM, XGLMConfig
 
 from sage_scale.config import Recipe, load_recipe, override
-from sage_scale.models.sign2gpt import Sign2GptPretrainer, Sign2GptTranslator
 from sage_scale.models.sign2gpt.describe import causal_model_config
+from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine

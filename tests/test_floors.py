@@ -12,14 +12,16 @@ import sage_scale
 
 PACKAGE = Path(sage_scale.__file__).resolve().parent
 FLOORS = (
-    ("errors", "retry"),
+    ("errors", "retry", "deprecated"),
     ("untrusted",),
     ("losses", "text"),
     ("storage", "config"),
+    ("registry",),
     ("shards", "corpora", "vision"),
-    ("streaming", "models", "segmentation"),
+    ("streaming", "nn", "segmentation"),
     ("evaluation", "precompute", "planning"),
     ("training", "reporting"),
+    ("models",),
     ("experiments", "translation"),
     ("cli",),
 )

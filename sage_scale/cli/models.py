@@ -31,11 +31,11 @@ def describe(
     from rich.table import Table
 
     from sage_scale.config import load_recipe
-    from sage_scale.models.describe import describe as parts_of
-    from sage_scale.models.describe import note
+    from sage_scale.registry import model_spec
 
     chosen = load_recipe(recipe, overrides or ())
-    parts = parts_of(chosen)
+    spec = model_spec(chosen.model.kind)
+    parts = spec.part("describe")(chosen)
     table = Table(title=f"recipe {chosen.name}", title_justify="left")
     table.add_column("part")
     for column in ("parameters", "trained in stage 1", "trained in stage 2"):
@@ -45,7 +45,8 @@ def describe(
     table.add_section()
     totals = (sum(counts) for counts in zip(*((p.parameters, p.stage1, p.stage2) for p in parts)))
     table.add_row("total", *(f"{count:,}" for count in totals))
-    table.caption, table.caption_justify = note(chosen) or None, "left"
+    if spec.describe_note:
+        table.caption, table.caption_justify = spec.part("describe_note")(chosen), "left"
     console(sys.stdout, width=110).print(table)
 
 
@@ -56,13 +57,15 @@ def merge(
 ) -> None:
     """Merge a Sign2GPT's adapters into plain models that transformers opens, as far as that goes."""
     from sage_scale.errors import UsageError
-    from sage_scale.models.sign2gpt import Sign2GptTranslator, save_merged
-    from sage_scale.training.export import SAGE_EXPORT, export_folder, load_translator
+    from sage_scale.models.sage.export import EXPORT_FILE
+    from sage_scale.models.sign2gpt.merge import save_merged
+    from sage_scale.models.sign2gpt.model import Sign2GptTranslator
+    from sage_scale.training.export import export_folder, load_translator
 
     on_this_machine(out, "what is merged")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already: give another folder")
-    if (export_folder(run) / SAGE_EXPORT).is_file():  # told before a large model is read
+    if (export_folder(run) / EXPORT_FILE).is_file():  # told before a large model is read
         raise UsageError(
             f"{run} is a SAGE, which has no adapters: its language_model/ is a plain mBART already"
         )
@@ -90,7 +93,7 @@ def signs(
     """
     from sage_scale.cli.shards_shown import Progress
     from sage_scale.config import load_recipe
-    from sage_scale.training.sign2gpt.sign_features import overrides_of, write_sign_features
+    from sage_scale.models.sign2gpt.sign_features import overrides_of, write_sign_features
 
     on_this_machine(run, "a run")
     with Progress("signs") as show:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sage_scale.config import Recipe
-    from sage_scale.planning import Gpu, Sign2GptPlan, Stage1, Stage2
+    from sage_scale.models.sage.plan import Stage1
+    from sage_scale.models.sage.plan_stage2 import Stage2
+    from sage_scale.models.sign2gpt.plan import Sign2GptPlan
+    from sage_scale.planning import Gpu
 
 
 def plan(
@@ -57,8 +60,12 @@ def plan(
     from rich.table import Table
 
     from sage_scale.config import load_recipe
-    from sage_scale.planning import GPUS, ClipSize, Gpu, LossSize, Sign2GptPlan, Stage1, Stage2, loss_bytes
+    from sage_scale.models.sage.plan import Stage1
+    from sage_scale.models.sage.plan_stage2 import Stage2
+    from sage_scale.models.sign2gpt.plan import Sign2GptPlan
+    from sage_scale.planning import GPUS, Gpu, LossSize, loss_bytes
     from sage_scale.planning.loss import WAYS
+    from sage_scale.planning.step import ClipSize
 
     if gpu not in GPUS:
         raise UsageError(f"no GPU '{gpu}' in the list ({', '.join(GPUS)}): give its memory with --memory-gb")

@@ -1,4 +1,4 @@
-"""Operations of one training step of either stage, counted from the architecture; what MFU is a share of.
+"""Operations of one training step, counted from the architecture; what MFU is a share of.
 
 MFU (Chowdhery et al. 2022, appendix B) counts what the model asks for: forward and backward once, each multiplication
 and addition of a matrix product as one operation. What is computed twice (recomputed layers, the embedding cache) does
@@ -7,18 +7,27 @@ not count twice, and a backward pass is two forward passes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-from transformers import MBartConfig
-
-from sage_scale.config import Recipe
-from sage_scale.models.describe import language_model_config
-from sage_scale.planning.encoder import ClipSize, clip_cost
+from collections.abc import Callable
+from dataclasses import dataclass
 
 PASSES = 3
 """Forward, and backward with twice its work."""
-LOSS_OPERATIONS = 6
-"""A pair of tokens in CLCL, forward and backward, for each dimension (docs/clcl.md, "Counts")."""
+LOGIT_BYTES = {4: 12, 2: 14}
+"""Kept for a subword of the vocabulary (product, float32, log-probability, gradient), by bytes of a product's value."""
+RESERVED = 0.08
+"""Share of a GPU's memory that is not ours: context, libraries, fragments."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSize:
+    """A mean clip of a corpus."""
+
+    frames: float
+    """Stored frames (on the recipe's stride) in its segments."""
+    visual_tokens: float
+    """Segments, N."""
+    text_tokens: float
+    """Subwords of its pseudo-glosses or sentence, M."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,55 +42,12 @@ class StepSize:
     """Subwords: stage 1, of pseudo-glosses or sentences; stage 2, labels."""
 
 
-class StepOperations:
-    """Operations of steps of a recipe's stage (`pretrain` or `finetune`)."""
-
-    def __init__(self, recipe: Recipe, stage: str, language: MBartConfig | None = None) -> None:
-        """`language` is the language model's configuration, where it is known already."""
-        self._language = language or language_model_config(recipe)
-        self._first = stage == "pretrain"
-        self._frozen = "none" if self._first else recipe.finetune.freeze
-        self._beta = recipe.clcl.beta
-        if not self._first:
-            recipe = replace(recipe, model=replace(recipe.model, context_layers=0))
-        if self._frozen == "backbone" and recipe.vision.kind == "frames":
-            width = recipe.model.backbone.widths[-1]
-            recipe = replace(
-                recipe,
-                vision=replace(recipe.vision, kind="features"),
-                model=replace(recipe.model, feature_dim=width),
-            )
-        self._recipe = recipe
-        # Counts are linear in frames and tokens.
-        self._frame = self._visual(1.0, 0.0)
-        self._token = self._visual(0.0, 1.0)
-
-    def __call__(self, size: StepSize) -> float:
-        """Of forward and backward of the whole batch, over all ranks."""
-        visual = size.frames * self._frame + size.visual_tokens * self._token
-        if self._first:
-            levels = 1 + (self._recipe.model.context_layers > 0 and self._beta < 1)
-            pairs = size.visual_tokens * size.text_tokens
-            return PASSES * visual + levels * LOSS_OPERATIONS * pairs * self._language.d_model
-        if self._frozen == "visual":
-            visual = 0.0
-        return PASSES * (visual + translation_operations(self._language, size))
-
-    def _visual(self, frames: float, tokens: float) -> float:
-        return clip_cost(
-            self._recipe, ClipSize(frames, tokens, 0.0), False, language=self._language
-        ).operations
-
-
-def translation_operations(language: MBartConfig, size: StepSize) -> float:
-    """A forward pass of the language model: its encoder on visual tokens, its decoder on the labels, the vocabulary."""
-    D, clips = language.d_model, max(size.clips, 1.0)
-    N, M = size.visual_tokens, size.text_tokens
-    fed_in, fed_out = language.encoder_ffn_dim, language.decoder_ffn_dim
-    # Four projections, scores and their sum over values, the feed-forward part.
-    encoder = N * (8 * D * D + 4 * D * N / clips + 4 * D * fed_in)
-    # Self-attention sees half of the positions at most, but its products are computed whole.
-    decoder = M * (8 * D * D + 4 * D * M / clips + 4 * D * fed_out)
-    across = M * (4 * D * D + 4 * D * N / clips) + N * 4 * D * D
-    vocabulary = M * 2 * D * language.vocab_size
-    return language.encoder_layers * encoder + language.decoder_layers * (decoder + across) + vocabulary
+def largest(fits: Callable[[int], bool], limit: int = 1 << 30) -> int:
+    """The largest number up to `limit` for which `fits` holds, where it holds for all smaller ones; 0 for none."""
+    low, high = 0, 1
+    while high <= limit and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sage_scale.config import Recipe, Vision, load_recipe
 from sage_scale.errors import CheckpointError, RecipeError
-from sage_scale.models.resnet import FrameEncoder
-from sage_scale.models.weights import read_weights
+from sage_scale.nn.frame_encoder import FrameEncoder
+from sage_scale.nn.weights import read_weights
 from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.hashes import check_sealed
 from sage_scale.vision.backbones import FrozenBackbone

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ def encode_texts(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
             ids = [part for pair in zip(ids, pieces) for part in _spelled(tokenizer, *pair, special)]
         rows.append(list(ids))
     return rows
+
+
+def subwords(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Returns the subword ids of each text (`encode_texts`), cut; a text without any gives the unknown token."""
+    return [ids[:max_tokens] or [tokenizer.unk_token_id] for ids in encode_texts(tokenizer, texts)]
 
 
 def _spelled(tokenizer: Any, number: int, piece: str, special: Mapping[int, str]) -> list[int]:

@@ -1,41 +1,27 @@
-"""What leaves training for the world: a folder that a stranger opens.
+"""Exports: a trained translator as the self-contained folder `RUN/model/`, written and read by its `ModelSpec`.
 
-model/recipe.yaml            the whole recipe
-model/language_model/        a Hugging Face folder (safetensors, config, tokenizer): `from_pretrained` opens it; of a
-                             trimmed vocabulary, `vocabulary.json` gives the original id of each row (`kept_ids`)
-model/visual.safetensors     visual encoder and mapper, float32, by name (`visual.*`, `mapper.*`)
-model/hashes.json            size and xxh3-128 of each file, checked when the model is loaded
+model/recipe.yaml    the whole recipe
+model/hashes.json    size and xxh3-128 of each file, checked when the model is loaded
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
-from sage_scale.config import Recipe, load_recipe, to_yaml
+from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import NoModel
-from sage_scale.models.language import load_language_model
-from sage_scale.models.sage import SageTranslator
-from sage_scale.models.weights import check_finite, put_weights
+from sage_scale.registry import model_names, model_spec
 from sage_scale.storage import on_this_machine
-from sage_scale.training.checkpoint.tensors import load_tensors, replace_folder, save_tensors
 from sage_scale.untrusted.hashes import check_sealed
 from sage_scale.vision.packed import PackedVideo
 
-VOCABULARY = "vocabulary.json"
-VISUAL = ("visual.", "mapper.", "context.")
-SAGE_EXPORT = "visual.safetensors"
-EXPORTS = (SAGE_EXPORT, "adapters.safetensors")
-"""One of them is in every export: SAGE's, or Sign2GPT's (sign2gpt/export.py)."""
-
 
 class Translator(Protocol):
-    """A trained model of either kind."""
+    """A trained model."""
 
     def generate(
         self,
@@ -54,58 +40,27 @@ class Translator(Protocol):
         ...
 
 
-def save_visual(model: nn.Module, path: Path) -> None:
-    """Write the visual side of SAGE (encoder, mapper, context encoder if any), atomically."""
-    save_tensors({n: value for n, value in model.state_dict().items() if n.startswith(VISUAL)}, path)
-
-
-def save_translator(
-    model: SageTranslator, tokenizer: Any, recipe: Recipe, folder: Path, language_folder: Path | None = None
-) -> None:
-    """Write the export folder; it replaces an older one only when it is whole.
-
-    `language_folder` is where the language model came from; its vocabulary map goes along.
-    """
-    with replace_folder(folder) as partial:
-        save_visual(model, partial / "visual.safetensors")
-        model.language_model.save_pretrained(partial / "language_model")
-        tokenizer.save_pretrained(partial / "language_model")
-        if language_folder is not None and (language_folder / VOCABULARY).is_file():
-            shutil.copyfile(language_folder / VOCABULARY, partial / "language_model" / VOCABULARY)
-        (partial / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
-
-
 def export_folder(folder: str | Path) -> Path:
-    """Where a run folder, or its `model/` export, has the export. Raises NoModel where there is none."""
+    """Returns the export of a run folder, or the folder itself where it is one. Raises NoModel where there is none."""
     path = on_this_machine(folder, "a run or an export")
     if not path.exists():
         raise NoModel(f"there is no run {path}; give a run (runs/NAME) or an export (runs/NAME/model)")
-    if not any((path / name).is_file() for name in EXPORTS):
-        path = path / "model"
-    if not any((path / name).is_file() for name in EXPORTS):
-        raise NoModel(
-            f"{folder} holds no trained translator ({' or '.join(f'model/{name}' for name in EXPORTS)}); run "
-            "`sage-scale finetune`"
-        )
-    return path
+    files = sorted({model_spec(name).export_file for name in model_names()}, reverse=True)
+    for place in (path, path / "model"):
+        if any((place / file).is_file() for file in files):
+            return place
+    raise NoModel(
+        f"{folder} holds no trained translator ({' or '.join(f'model/{file}' for file in files)}); run "
+        "`sage-scale finetune`"
+    )
 
 
 def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Translator, Any, Recipe]:
-    """(translator in eval mode, tokenizer, recipe) from a run folder or its `model/` export.
+    """Returns (translator in evaluation mode, tokenizer, recipe) of a run folder or its export `model/`.
 
-    Raises CheckpointError naming what is missing or damaged (`hashes.json`), NoModel where nothing is there.
+    Raises CheckpointError naming what is missing or damaged (`hashes.json`), NoModel where there is no export.
     """
     path = export_folder(folder)
-    if not (path / SAGE_EXPORT).is_file():
-        from sage_scale.training.sign2gpt import export as sign2gpt
-
-        return sign2gpt.load_translator(path, device)
     check_sealed(path)
     recipe = load_recipe(path / "recipe.yaml")
-    language_model, tokenizer = load_language_model(path / "language_model")
-    check_finite(language_model.state_dict(), path / "language_model")
-    model = SageTranslator(recipe, language_model)
-    tensors = load_tensors(path / SAGE_EXPORT)
-    wanted = {name for name in model.state_dict() if name.startswith(VISUAL)}
-    put_weights(model, tensors, wanted, path / SAGE_EXPORT)
-    return model.to(device).eval(), tokenizer, recipe
+    return model_spec(recipe.model.kind).part("load")(path, recipe, device)

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
+from sage_scale.registry import model_spec
 from sage_scale.streaming import Data
-from sage_scale.training.sage.translation import SageTranslation
-from sage_scale.training.sign2gpt.translation import Sign2GptTranslation
-from sage_scale.training.stage import STAGE1, TaskKind, run_stage
+from sage_scale.training.stage import STAGE1, run_stage
 
-__all__ = ["STAGE1", "TASKS", "run"]
-
-TASKS: dict[str, TaskKind] = {"sage": SageTranslation, "sign2gpt": Sign2GptTranslation}
-"""By `model.kind`."""
+__all__ = ["STAGE1", "run"]
 
 
 def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
@@ -27,4 +23,4 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
     Takes over what `finetune.init` says from stage 1 of the same run, writes `finetune/log.jsonl`, checkpoints and
     the export `model/`, and returns the dev scores of the weights kept. Called by every rank.
     """
-    return run_stage("finetune", TASKS[recipe.model.kind], recipe, run_folder, data)
+    return run_stage("finetune", model_spec(recipe.model.kind).part("finetune"), recipe, run_folder, data)

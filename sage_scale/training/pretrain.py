@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
+from sage_scale.registry import model_spec
 from sage_scale.streaming import Data
-from sage_scale.training.sage.alignment import AlignmentTask
-from sage_scale.training.sign2gpt.prototypes import PrototypeTask
-from sage_scale.training.stage import STAGE1, TaskKind, run_stage
+from sage_scale.training.stage import STAGE1, run_stage
 
-__all__ = ["STAGE1", "TASKS", "run"]
-
-TASKS: dict[str, TaskKind] = {"sage": AlignmentTask, "sign2gpt": PrototypeTask}
-"""By `model.kind`."""
+__all__ = ["STAGE1", "run"]
 
 
 def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
@@ -27,4 +23,4 @@ def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
     Writes `pretrain/log.jsonl`, checkpoints, `pretrain/visual.safetensors` and what the report draws, and returns the
     dev figures of the weights kept. Called by every rank.
     """
-    return run_stage("pretrain", TASKS[recipe.model.kind], recipe, run_folder, data)
+    return run_stage("pretrain", model_spec(recipe.model.kind).part("pretrain"), recipe, run_folder, data)

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from sage_scale.cli.models import app
 from sage_scale.errors import CheckpointError, UsageError
-from sage_scale.models.sign2gpt import Sign2GptTranslator, load_causal_model, make_texts
+from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
+from sage_scale.models.sign2gpt.export import save_translator
+from sage_scale.models.sign2gpt.model import Sign2GptTranslator
 from sage_scale.training.export import load_translator
-from sage_scale.training.sign2gpt.export import save_translator
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sage_scale.models.batchnorm import BatchNorm, _Normalise, convert_batchnorm
+from sage_scale.nn.batchnorm import BatchNorm, _Normalise, convert_batchnorm
 
 
 def pair(features: int, dims: int, mode: str = "sync") -> tuple[BatchNorm, nn.Module]:

@@ -11,8 +11,9 @@ from small_models import moved_norms, recipe, video
 
 from sage_scale.config import Augment, Stage
 from sage_scale.errors import RecipeError
-from sage_scale.models.batchnorm import BatchNorm, statistics_kept, statistics_of_chunks
-from sage_scale.models.visual import VisualEncoder, frame_pixels
+from sage_scale.models.sage.visual import VisualEncoder
+from sage_scale.nn.batchnorm import BatchNorm, statistics_kept, statistics_of_chunks
+from sage_scale.nn.frame_encoder import frame_pixels
 from sage_scale.vision.packed import PackedVideo
 
 AUGMENT = Augment(rotation=20, translate=0.1, scale=0.1, brightness=0.3, contrast=0.3, saturation=0.3)

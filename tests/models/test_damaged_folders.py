@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from tiny_world import make_language_folder
 
 from sage_scale.errors import CheckpointError
-from sage_scale.models.language import load_language_model
+from sage_scale.models.sage.mbart import load_language_model
 from sage_scale.models.sign2gpt.decoder import load_causal_model
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from small_models import SENTENCES, small_mbart, small_tokenizer
 
-from sage_scale.models import dropout, make_labels
-from sage_scale.models.dropout import LanguageModelDropout, keyed_dropout, token_seeds
+from sage_scale.models.sage.mbart import make_labels
+from sage_scale.nn import dropout
+from sage_scale.nn.dropout import LanguageModelDropout, keyed_dropout, token_seeds
 
 
 def pattern(

@@ -7,7 +7,7 @@ import torch
 from small_models import SENTENCES, small_mbart, small_tokenizer
 
 from sage_scale.errors import CheckpointError
-from sage_scale.models.language import TextEncoder, language_id, load_language_model, make_labels
+from sage_scale.models.sage.mbart import TextEncoder, language_id, load_language_model, make_labels
 
 
 @pytest.mark.parametrize("form", ["mbart50", "cc25"])

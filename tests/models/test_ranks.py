@@ -12,7 +12,8 @@ import torch.multiprocessing as mp
 from small_models import SENTENCES, moved_norms, recipe, small_mbart, small_tokenizer, video
 
 from sage_scale.config import Augment
-from sage_scale.models import SageAligner, TextEncoder
+from sage_scale.models.sage.mbart import TextEncoder
+from sage_scale.models.sage.model import SageAligner
 
 MODES = ("sync", "frozen")
 

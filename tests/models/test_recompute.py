@@ -9,9 +9,8 @@ import torch
 from small_models import SENTENCES, moved_norms, recipe, small_mbart, small_tokenizer, video
 from torch.autograd.graph import saved_tensors_hooks
 
-from sage_scale.models import SageAligner, TextEncoder
-from sage_scale.models.language import make_labels
-from sage_scale.models.sage import SageTranslator
+from sage_scale.models.sage.mbart import TextEncoder, make_labels
+from sage_scale.models.sage.model import SageAligner, SageTranslator
 
 
 def gradients_and_kept(stage: str, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:

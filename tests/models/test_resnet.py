@@ -14,7 +14,7 @@ from torch import nn
 
 from sage_scale.config import Backbone
 from sage_scale.errors import CheckpointError
-from sage_scale.models.resnet import (
+from sage_scale.nn.frame_encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     FrameEncoder,

@@ -23,8 +23,9 @@ from sage_scale.config import Clcl
 from sage_scale.errors import CheckpointError
 from sage_scale.losses import clcl_loss, clcl_similarity
 from sage_scale.losses.padding import pad_packed
-from sage_scale.models import SageAligner, SageTranslator, TextEncoder, load_visual, make_labels
-from sage_scale.models.describe import describe
+from sage_scale.models.sage.describe import describe
+from sage_scale.models.sage.mbart import TextEncoder, make_labels
+from sage_scale.models.sage.model import SageAligner, SageTranslator, load_visual
 
 TOKENS = [len(clip) for clip in CLIPS]
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from sage_scale.cli.models import app
 from sage_scale.config import Stage, load_recipe
 from sage_scale.errors import CheckpointError
-from sage_scale.models import describe
-from sage_scale.models.sign2gpt import Sign2GptPretrainer, Sign2GptTranslator, load_signs, make_texts
+from sage_scale.models.sign2gpt.decoder import make_texts
+from sage_scale.models.sign2gpt.describe import describe
+from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator, load_signs
 from sage_scale.training.optimizer import make_optimizer, parameter_groups
 
 TABLE_1B = {

@@ -14,14 +14,10 @@ from transformers import AutoModelForCausalLM, Dinov2Model
 
 from sage_scale.config import load_recipe
 from sage_scale.errors import CheckpointError
-from sage_scale.models.sign2gpt import (
-    Sign2GptTranslator,
-    load_adapters,
-    load_causal_model,
-    make_texts,
-    save_adapters,
-)
+from sage_scale.models.sign2gpt.checkpoint import load_adapters, save_adapters
+from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
 from sage_scale.models.sign2gpt.merge import save_merged
+from sage_scale.models.sign2gpt.model import Sign2GptTranslator
 
 
 def translator(kind: str = "xglm", seed: int = 5, **changed) -> Sign2GptTranslator:

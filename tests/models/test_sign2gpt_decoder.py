@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sage_scale.errors import CheckpointError
-from sage_scale.models.sign2gpt import SignDecoder, load_causal_model, make_texts
+from sage_scale.models.sign2gpt.decoder import SignDecoder, load_causal_model, make_texts
 
 KINDS = ("xglm", "gpt_neox", "qwen2")
 LENGTHS = torch.tensor([5, 1, 3])

@@ -12,7 +12,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from sage_scale.config import Stage
 from sage_scale.errors import CheckpointError, RecipeError
-from sage_scale.models.sign2gpt import SpatialModel
+from sage_scale.models.sign2gpt.spatial import SpatialModel
 from sage_scale.models.sign2gpt.vit import VisionTransformer
 
 

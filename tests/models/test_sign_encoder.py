@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from models.small_sign2gpt import settings
 from torch import Tensor
 
-from sage_scale.models.sign2gpt import SignEncoder
 from sage_scale.models.sign2gpt.positions import rotate, rotations, sine_positions
+from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 
 
 def encoder(**changed) -> SignEncoder:

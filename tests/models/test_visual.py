@@ -11,9 +11,9 @@ from torch import nn
 from transformers import MBartForConditionalGeneration
 
 from sage_scale.config import Augment, Stage
-from sage_scale.models.context import ContextEncoder
-from sage_scale.models.mapper import Mapper
-from sage_scale.models.visual import TemporalConv, VisualEncoder
+from sage_scale.models.sage.context import ContextEncoder
+from sage_scale.models.sage.mapper import Mapper
+from sage_scale.models.sage.visual import TemporalConv, VisualEncoder
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])

@@ -23,21 +23,16 @@ from sage_scale.cli.main import app
 from sage_scale.config import Clcl
 from sage_scale.errors import UsageError
 from sage_scale.losses import clcl_loss, reference_similarity, sharded_clcl_loss, tiled_clcl_similarity
-from sage_scale.models.describe import Part
-from sage_scale.models.sage import SageTranslator
-from sage_scale.planning import (
-    ClipSize,
-    LossSize,
-    Stage1,
-    Stage2,
-    clip_cost,
-    encoder,
-    loss_bytes,
-    loss_operations,
-    stage2,
-)
+from sage_scale.models.sage import clip_cost as encoder
+from sage_scale.models.sage import plan_stage2 as stage2
+from sage_scale.models.sage.clip_cost import clip_cost
+from sage_scale.models.sage.model import SageTranslator
+from sage_scale.models.sage.plan import Stage1
+from sage_scale.models.sage.plan_stage2 import Stage2
+from sage_scale.planning import LossSize, loss_bytes, loss_operations
 from sage_scale.planning.loss import WAYS
-from sage_scale.planning.stage1 import largest
+from sage_scale.planning.step import ClipSize, largest
+from sage_scale.registry import Part
 from sage_scale.vision.packed import PackedVideo
 
 TOLERANCE = 0.25

@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from models.small_sign2gpt import language_model, recipe
 
 from sage_scale.cli.main import app
-from sage_scale.models.sign2gpt import Sign2GptPretrainer, Sign2GptTranslator
-from sage_scale.planning import ClipSize, Sign2GptPlan
+from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator
+from sage_scale.models.sign2gpt.plan import Sign2GptPlan
 from sage_scale.planning.kept import kept_bytes
+from sage_scale.planning.step import ClipSize
 from sage_scale.vision.packed import PackedVideo
 
 CLIPS, FRAMES, WORDS = 6, 24, 20

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from models.small_models import SENTENCES
 from models.small_sign2gpt import language_model, recipe, video, xglm_tokenizer
 
-from sage_scale.models.sign2gpt import Sign2GptPretrainer, Sign2GptTranslator, make_texts
-from sage_scale.planning.sign2gpt_step import Sign2GptOperations
+from sage_scale.models.sign2gpt.decoder import make_texts
+from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator
+from sage_scale.models.sign2gpt.operations import Sign2GptOperations
 from sage_scale.planning.step import StepSize
 
 CLIPS = (1, 1, 1)

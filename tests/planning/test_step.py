@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from small_models import SENTENCES, recipe, small_mbart, small_tokenizer, video
 
-from sage_scale.models.language import make_labels
-from sage_scale.models.sage import SageTranslator
+from sage_scale.models.sage.mbart import make_labels
+from sage_scale.models.sage.model import SageTranslator
+from sage_scale.models.sage.operations import StepOperations
 from sage_scale.planning.gpus import GPUS, gpu_named
-from sage_scale.planning.step import StepOperations, StepSize
+from sage_scale.planning.step import StepSize
 
 
 def test_stage_2_counts_what_torch_counts():

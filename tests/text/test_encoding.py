@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MBart50Tokenizer, MBartConfig, MBartForConditionalGeneration, MBartTokenizer
 
-from sage_scale.models.language import TextEncoder, make_labels
-from sage_scale.models.sign2gpt import make_texts
+from sage_scale.models.sage.mbart import TextEncoder, make_labels
+from sage_scale.models.sign2gpt.decoder import make_texts
 from sage_scale.text.expansion import expand_tokenizer, missing_characters
 from sage_scale.text.tokenizer import (
     encode_texts,

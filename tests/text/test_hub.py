@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from sage_scale.errors import CheckpointError
-from sage_scale.models.language import load_language_model
-from sage_scale.models.sign2gpt import load_causal_model
+from sage_scale.models.sage.mbart import load_language_model
+from sage_scale.models.sign2gpt.decoder import load_causal_model
 from sage_scale.text import hub
 from sage_scale.text.hub import model_place
 from sage_scale.text.vocabulary import trim_vocabulary

@@ -20,12 +20,12 @@ from tiny_world import tiny_recipe
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from sage_scale.config import Recipe
-from sage_scale.models.language import TextTargets
-from sage_scale.models.sage import SageAligner
+from sage_scale.models.sage.embedding_cache import EmbeddingCache, even_slices, run_task
+from sage_scale.models.sage.mbart import TextTargets
+from sage_scale.models.sage.model import SageAligner
 from sage_scale.streaming import Batch
 from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
-from sage_scale.training.sage.embedding_cache import EmbeddingCache, even_slices, run_task
 from sage_scale.vision.packed import PackedVideo
 
 CASES = [

@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from torch import nn
 
+from sage_scale import registry
 from sage_scale.config import Recipe, load_recipe, override
+from sage_scale.models.sign2gpt.translation import Sign2GptTranslation
+from sage_scale.registry import model_spec
 from sage_scale.training import finetune, pretrain
-from sage_scale.training.sign2gpt.translation import Sign2GptTranslation
 
 
 def frozen_hash(model: nn.Module) -> str:
@@ -44,12 +48,10 @@ class Watched(Sign2GptTranslation):
 
 def train(recipe: Recipe, run: Path, data: str) -> None:
     """Both stages, or what is left of them."""
-    before, finetune.TASKS["sign2gpt"] = finetune.TASKS["sign2gpt"], Watched
-    try:
+    watched = replace(model_spec("sign2gpt"), finetune=Watched)
+    with mock.patch.dict(registry._MODELS.registered, {"sign2gpt": watched}):
         pretrain.run(recipe, run, data)
         finetune.run(recipe, run, data)
-    finally:
-        finetune.TASKS["sign2gpt"] = before
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from models.small_sign2gpt import language_model, recipe, video, xglm_tokenizer
 from torch import nn
 
 from sage_scale.config import Stage
-from sage_scale.models.sign2gpt import Sign2GptPretrainer, Sign2GptTranslator, make_texts
+from sage_scale.models.sign2gpt.decoder import make_texts
+from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator
 from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
 

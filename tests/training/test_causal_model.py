@@ -10,8 +10,8 @@ import torch
 
 from sage_scale.config import Denoise
 from sage_scale.errors import RecipeError
-from sage_scale.models.sign2gpt import load_causal_model, make_texts
-from sage_scale.training.language.causal_model import make_causal_model
+from sage_scale.models.sign2gpt.causal_model import make_causal_model
+from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
 
 SMALL = Denoise(enabled=True, vocabulary=60, width=32, layers=1, heads=2, steps=60, max_minutes=0, batch_size=16,
                 lr=0.01, dropout=0.0)  # fmt: skip

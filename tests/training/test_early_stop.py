@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import RecipeError
+from sage_scale.models.sage import alignment
 from sage_scale.reporting import sections
 from sage_scale.reporting.runlog import read_run
 from sage_scale.training import pretrain
-from sage_scale.training.sage import alignment
 
 
 def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeypatch):

@@ -18,10 +18,10 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import RecipeError
+from sage_scale.models.sage import alignment
+from sage_scale.models.sage.embedding_cache import EmbeddingCache, even_slices, run_task
 from sage_scale.training import distributed, pretrain
 from sage_scale.training.engine import Engine
-from sage_scale.training.sage import alignment
-from sage_scale.training.sage.embedding_cache import EmbeddingCache, even_slices, run_task
 
 WORST = 3e-5
 """A single weight's gradient against float64: small groups make float32 itself lose a digit in BatchNorm."""

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, MBart50Tokenizer, MBartForConditionalGen
 from sage_scale.config import Denoise
 from sage_scale.errors import RecipeError
 from sage_scale.evaluation import prior_sentence, score
+from sage_scale.models.sage import denoising as language_model
+from sage_scale.models.sage.denoising import make_language_model, sentences_from_glosses
 from sage_scale.text.tokenizer import load_tokenizer, set_language, train_sentencepiece
-from sage_scale.training.language import language_model
-from sage_scale.training.language.language_model import make_language_model, sentences_from_glosses
 from sage_scale.training.language.noise import Noise, infill, shuffle_lightly, units
 
 DAYS = ["montag", "dienstag", "mittwoch", "freitag", "sonntag"]

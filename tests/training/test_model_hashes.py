@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import CheckpointError
-from sage_scale.models.weights import read_weights, write_weights
+from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.training import evaluate_run, export, finetune
 from sage_scale.untrusted.hashes import HASHES, check_sealed, seal
 

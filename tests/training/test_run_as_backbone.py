@@ -19,7 +19,7 @@ from tiny_world import SIZE, make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import Recipe, Stage, override, to_yaml
 from sage_scale.corpora.clip import Clip, Manifest
 from sage_scale.errors import CheckpointError, RecipeError
-from sage_scale.models.visual import VisualEncoder
+from sage_scale.models.sage.visual import VisualEncoder
 from sage_scale.precompute import driver
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.description import environment_here

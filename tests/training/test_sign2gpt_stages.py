@@ -18,10 +18,10 @@ from tiny_world import make_shards
 
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.models.sign2gpt.sign_features import SignWriter, overrides_of, write_sign_features
 from sage_scale.shards import open_dataset, verify_dataset
 from sage_scale.streaming import open_datasets, open_evaluation
 from sage_scale.training import evaluate_run, export, finetune, pretrain
-from sage_scale.training.sign2gpt.sign_features import SignWriter, overrides_of, write_sign_features
 from sage_scale.training.stopping import Interrupted, StopRequest
 
 PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]

@@ -19,12 +19,12 @@ from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageError
+from sage_scale.models.sage.alignment import AlignmentTask
 from sage_scale.training import evaluate_run, export, finetune, pretrain
 from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.evaluate_run import derangement
 from sage_scale.training.optimizer import rate
-from sage_scale.training.sage.alignment import AlignmentTask
 from sage_scale.training.stopping import Interrupted, StopRequest
 
 PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]

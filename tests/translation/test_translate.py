@@ -21,8 +21,9 @@ from sage_scale.cli import main as command_line
 from sage_scale.config import override
 from sage_scale.corpora.clip import Clip
 from sage_scale.errors import ClipRejected, UsageError
-from sage_scale.models.language import load_language_model
-from sage_scale.models.sage import SageTranslator
+from sage_scale.models.sage.export import save_translator
+from sage_scale.models.sage.mbart import load_language_model
+from sage_scale.models.sage.model import SageTranslator
 from sage_scale.precompute.sample import SampleMaker
 from sage_scale.shards import (
     DatasetInfo,
@@ -36,7 +37,6 @@ from sage_scale.storage import open_store
 from sage_scale.streaming import open_datasets, open_evaluation
 from sage_scale.training.decode import translate_split
 from sage_scale.training.distributed import Ranks
-from sage_scale.training.export import save_translator
 from sage_scale.translation.timeline import segment_pictures, write_timeline
 from sage_scale.translation.translate import VideoTranslator, choose_device
 

@@ -10,7 +10,7 @@ import torch
 
 from sage_scale.config import Augment, Recipe, Vision, check, override
 from sage_scale.errors import RecipeError
-from sage_scale.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from sage_scale.nn.frame_encoder import IMAGENET_MEAN, IMAGENET_STD
 from sage_scale.vision.augment import augment
 from sage_scale.vision.backbones import FrozenBackbone
 from sage_scale.vision.feature_batches import FeatureBatches

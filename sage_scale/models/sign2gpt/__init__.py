@@ -5,31 +5,21 @@ padded clip, L subwords of a padded text, D width, H heads, Q and K queries and 
 V vocabulary.
 """
 
-from sage_scale.models.sign2gpt.adapters import FORMS, adapt
-from sage_scale.models.sign2gpt.checkpoint import load_adapters, save_adapters
-from sage_scale.models.sign2gpt.decoder import SignDecoder, load_causal_model, make_texts
-from sage_scale.models.sign2gpt.frames import clip_frames, drawn_frames
-from sage_scale.models.sign2gpt.merge import save_merged
-from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator, load_signs
-from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
-from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
-from sage_scale.models.sign2gpt.spatial import SpatialModel
+from sage_scale.deprecated import moved_names
+from sage_scale.registry import ModelSpec
 
-__all__ = [
-    "FORMS",
-    "PrototypeHead",
-    "Sign2GptPretrainer",
-    "Sign2GptTranslator",
-    "SignDecoder",
-    "SignEncoder",
-    "SpatialModel",
-    "adapt",
-    "clip_frames",
-    "drawn_frames",
-    "load_adapters",
-    "load_causal_model",
-    "load_signs",
-    "make_texts",
-    "save_adapters",
-    "save_merged",
-]
+_HERE = "sage_scale.models.sign2gpt"
+
+SPEC = ModelSpec(
+    name="sign2gpt",
+    title="Sign2GPT",
+    pretrain=f"{_HERE}.pretraining:PrototypeTask",
+    finetune=f"{_HERE}.translation:Sign2GptTranslation",
+    load=f"{_HERE}.export:load_translator",
+    export_file="adapters.safetensors",
+    describe=f"{_HERE}.describe:describe",
+    describe_note=f"{_HERE}.describe:note",
+    language=f"{_HERE}.causal_model:XGLM",
+)
+
+__getattr__ = moved_names(__name__)

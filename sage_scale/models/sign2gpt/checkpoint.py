@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.model import SignFeatures
-from sage_scale.models.weights import read_weights, write_weights
+from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json
 

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from sage_scale.config import Sign2Gpt
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
-from sage_scale.models.language import subwords
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.positions import TokenPositions, places
-from sage_scale.models.weights import FiniteScores
+from sage_scale.nn.weights import FiniteScores
 from sage_scale.text.hub import loading, model_place
+from sage_scale.text.tokenizer import subwords
 from sage_scale.vision.packed import mix
 
 

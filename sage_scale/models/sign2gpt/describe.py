@@ -15,6 +15,7 @@ from sage_scale.models.sign2gpt.decoder import SignDecoder
 from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel
+from sage_scale.registry import Part
 from sage_scale.text.hub import loading
 
 _XGLM = {
@@ -36,6 +37,25 @@ def sign2gpt_modules(recipe: Recipe) -> dict[str, nn.Module]:
         if settings.spatial != "signs":
             parts = {"spatial": SpatialModel(recipe), "sign encoder": SignEncoder(settings)}
         return {**parts, "decoder": SignDecoder(settings, AutoModelForCausalLM.from_config(config))}
+
+
+def describe(recipe: Recipe) -> list[Part]:
+    """Returns the parts in the order of the data.
+
+    Raises CheckpointError where `model.language_model` is neither a known name nor a folder with a config.json.
+    """
+    parts = []
+    for name, module in sign2gpt_modules(recipe).items():
+        counts = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+        trained = sum(count for count, trains in counts if trains)
+        parts.append(Part(name, sum(count for count, _ in counts), trained * (name != "decoder"), trained))
+    return parts
+
+
+def note(recipe: Recipe) -> str:
+    """Returns a line on what the parts leave out."""
+    count = prototype_head_parameters(recipe)
+    return f"Stage 1 trains {count:,} more, the head that compares with the prototypes; stage 2 drops it."
 
 
 def prototype_head_parameters(recipe: Recipe) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sage_scale.config import Sign2Gpt
-from sage_scale.models.dropout import keyed_dropout
+from sage_scale.nn.dropout import keyed_dropout
 
 
 class RowSeeds:

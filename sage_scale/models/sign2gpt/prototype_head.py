@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sage_scale.config import Prototypes
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.prototypes import prototype_scores
-from sage_scale.models.dropout import keyed_dropout, token_seeds
+from sage_scale.nn.dropout import keyed_dropout, token_seeds
 
 _SALT = 50_000
 

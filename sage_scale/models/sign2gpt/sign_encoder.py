@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sage_scale.config import Sign2Gpt
-from sage_scale.models.dropout import keyed_dropout, token_seeds
 from sage_scale.models.sign2gpt.local_attention import DenseMask, Windows
 from sage_scale.models.sign2gpt.positions import places, rotate, rotations, sine_positions
+from sage_scale.nn.dropout import keyed_dropout, token_seeds
 from sage_scale.vision.packed import uniform
 
 _SALT = 30_000

@@ -5,13 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sage_scale.config import Recipe, Stage
-from sage_scale.models.batchnorm import BatchNorm
-from sage_scale.models.chunked import in_chunks
-from sage_scale.models.dropout import token_seeds
-from sage_scale.models.resnet import FrameEncoder, load_backbone
 from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.vit import VisionTransformer
-from sage_scale.models.visual import frame_pixels
+from sage_scale.nn.batchnorm import BatchNorm
+from sage_scale.nn.chunked import in_chunks
+from sage_scale.nn.dropout import token_seeds
+from sage_scale.nn.frame_encoder import FrameEncoder, frame_pixels, load_backbone
 from sage_scale.vision.packed import PackedVideo
 
 

@@ -16,9 +16,9 @@ from transformers import Dinov2Config, Dinov2Model
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from sage_scale.config import Sign2Gpt
-from sage_scale.models.chunked import in_chunks
-from sage_scale.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from sage_scale.models.sign2gpt.lora import Lora, LoraLinear, RowSeeds
+from sage_scale.nn.chunked import in_chunks
+from sage_scale.nn.frame_encoder import IMAGENET_MEAN, IMAGENET_STD
 from sage_scale.untrusted.files import expanded
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
 from sage_scale.vision.packed import mix

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sage_scale.errors import NoModel
-from sage_scale.models.weights import read_weights, write_weights
+from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.untrusted.hashes import seal
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError, DatasetError, NoModel, RecipeError
+from sage_scale.registry import model_spec
 from sage_scale.shards import HAS_SENTENCE, Dataset, read_texts
 from sage_scale.text.hub import model_place
 from sage_scale.text.languages import has_code
@@ -32,13 +33,41 @@ WARN_UNKNOWN, MOST_UNKNOWN = 0.02, 0.30
 """Shares of unknown tokens: a warning above the first, no training above the second."""
 
 
+Meta = dict[str, Any]
+"""Description of a clip: `sentence`, `pseudo_glosses`, `language`, `split` and more."""
+
+
+@dataclass(frozen=True)
+class LanguageModelKind:
+    """How the language model of a model is made, adapted to the corpus, and checked (`ModelSpec.language`)."""
+
+    published: str
+    """The kind of checkpoint that `model.language_model` names, for messages."""
+    make: Callable[[list[Meta], Recipe, Path, Callable[[str], None]], dict[str, Any]]
+    """Trains one on the texts of the clips into a folder (`denoise.enabled`); returns what is reported."""
+    adapt: Callable[[Callable[[], list[Meta]], Recipe, Path], dict[str, Any]]
+    """Writes the recipe's one, adapted to the texts, to a folder, or nothing where it is used as it is; returns what
+    is reported."""
+    unknown: str
+    """Consequence of tokens that the tokenizer does not know."""
+    languages: bool = False
+    """Whether each sentence's language must have a code in it."""
+    reads_glosses: bool = False
+    """Whether it reads pseudo-glosses as well as sentences."""
+
+
+def language_kind(recipe: Recipe) -> LanguageModelKind:
+    """Returns how the recipe's model has its language model prepared."""
+    return model_spec(recipe.model.kind).part("language")
+
+
 def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset]) -> None:
     """Raise RecipeError or CheckpointError where the run has no language model and could not get one, or one that does
     not know the training text; DatasetError where it would be asked for a language that it has not.
 
     A collective, before anything is written: seconds, also where a name of the hub cannot be looked up.
     """
-    if recipe.model.kind == "sage":
+    if language_kind(recipe).languages:
         for dataset in datasets:
             _check_languages(dataset)
     prepared = run / "language_model"
@@ -53,7 +82,7 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
                 "makes one from the corpus: set denoise.enabled=false, or model.language_model= to nothing"
             )
         return
-    kind = "an XGLM" if recipe.model.kind == "sign2gpt" else "mBART-large-50"
+    kind = language_kind(recipe).published
     if not recipe.model.language_model:
         raise RecipeError(
             f"model.language_model is empty: give a folder with {kind}, or set denoise.enabled=true"
@@ -79,7 +108,7 @@ def _check_unknown(recipe: Recipe, place: str | Path, datasets: Sequence[Dataset
     ]
     tokenizer = load_tokenizer(place)
     shares = {"sentences": unknown_share(tokenizer, (meta["sentence"] for meta in texts))}
-    if recipe.model.kind == "sage" and recipe.text.target == "pseudo_gloss":
+    if language_kind(recipe).reads_glosses and recipe.text.target == "pseudo_gloss":
         shares["pseudo-glosses"] = unknown_share(
             tokenizer, (" ".join(meta["pseudo_glosses"]) for meta in texts)
         )
@@ -92,12 +121,7 @@ def _check_unknown(recipe: Recipe, place: str | Path, datasets: Sequence[Dataset
             f"{line} ({len(texts):,} clips read): it is of another language or script; give another "
             "model.language_model, or make one from the corpus with denoise.enabled=true"
         )
-    loss = (
-        "its characters get embeddings that are never trained"
-        if recipe.model.kind == "sign2gpt"
-        else "they cannot be learned or written"
-    )
-    tell(f"language model: warning: {line}: {loss}")
+    tell(f"language model: warning: {line}: {language_kind(recipe).unknown}")
 
 
 def _check_languages(dataset: Dataset) -> None:
@@ -126,9 +150,8 @@ def prepare_language_model(
 ) -> Path:
     """The Hugging Face folder that both stages load; made by rank 0 where it is not there yet.
 
-    With `denoise.enabled` a small mBART (Sign2GPT: XGLM) is pretrained on the training sentences; otherwise
-    `model.language_model` is trimmed to the training sentences and lemmas (`text.trim_vocabulary`) or
-    used as it is; Sign2GPT's, which is frozen, gets the characters that it lacks.
+    With `denoise.enabled` a small one is pretrained on the training sentences; otherwise `model.language_model` is
+    adapted to them, or used as it is (`LanguageModelKind`).
     """
     folder = run / "language_model"
     failure: Exception | None = None
@@ -164,68 +187,15 @@ def _prepare(
     partial = folder.with_name("language_model.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    texts: list[dict[str, Any]] = []
-    causal = recipe.model.kind == "sign2gpt"
-    if recipe.denoise.enabled or recipe.text.trim_vocabulary or causal:
-        texts = [meta for dataset in data for meta in read_texts(dataset) if meta["sentence"]]
-    train = [meta for meta in texts if meta["split"] == "train"]
-    sentences = [meta["sentence"] for meta in train]
-    glosses = [list(meta["pseudo_glosses"]) for meta in train]
-    report: dict[str, Any] = {}
-    if recipe.denoise.enabled and causal:
-        from sage_scale.training.language.causal_model import make_causal_model
+    kind = language_kind(recipe)
 
-        make_causal_model(
-            sentences,
-            glosses,
-            recipe.denoise,
-            partial,
-            seed=recipe.pretrain.seed,
-            progress=say or (lambda line: tell(f"language model: {line}")),
-            dev=[meta["sentence"] for meta in texts if meta["split"] == "dev"],
-        )
-        report["made"] = "next-subword prediction of the training sentences"
-    elif recipe.denoise.enabled:
-        from sage_scale.training.language.language_model import make_language_model
+    def texts() -> list[Meta]:
+        return [meta for dataset in data for meta in read_texts(dataset) if meta["sentence"]]
 
-        dev = [meta for meta in texts if meta["split"] == "dev"]
-        make_language_model(
-            sentences,
-            glosses,
-            recipe.denoise,
-            partial,
-            [meta["language"] or recipe.corpus.language for meta in train],
-            seed=recipe.pretrain.seed,
-            progress=say or (lambda line: tell(f"language model: {line}")),
-            dev=([meta["sentence"] for meta in dev], [meta["pseudo_glosses"] for meta in dev])
-            if dev
-            else None,
-            dev_language=[meta["language"] or recipe.corpus.language for meta in dev],
-        )
-        report["made"] = "denoising of the training sentences"
-    elif causal:
-        report["used"] = recipe.model.language_model
-        report["added_characters"] = _add_characters(recipe, sentences, partial)
-    elif recipe.text.trim_vocabulary:
-        from sage_scale.text.vocabulary import trim_vocabulary
-
-        check = {name: [m["sentence"] for m in texts if m["split"] == name] for name in ("dev", "test")}
-        lemmas = {gloss for clip in glosses for gloss in clip}
-        trimmed = trim_vocabulary(
-            recipe.model.language_model,
-            partial,
-            sentences,
-            sorted(lemmas),
-            recipe.corpus.language,
-            check=check,
-        )
-        report["trimmed"] = asdict(trimmed)
-    else:
-        report["used"] = recipe.model.language_model
     if recipe.denoise.enabled:
-        report |= json.loads(
-            (partial / ("language.json" if causal else "denoise.json")).read_text(encoding="utf-8")
-        )
+        report = kind.make(texts(), recipe, partial, say or (lambda line: tell(f"language model: {line}")))
+    else:
+        report = kind.adapt(texts, recipe, partial)
     report["seconds"] = round(time.monotonic() - started, 1)
     (partial / DONE).write_text(
         json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
@@ -234,15 +204,3 @@ def _prepare(
     partial.rename(folder)
     memory = memory_mb(ranks.device)
     record_timing(run, "language model", report["seconds"], memory, report.get("cut_short", ""))
-
-
-def _add_characters(recipe: Recipe, sentences: Sequence[str], folder: Path) -> list[str]:
-    """Characters of the training sentences that a causal model lacks; where there are any, it is written to `folder`
-    with them (Sign2GPT, appendix A.2)."""
-    from sage_scale.models.sign2gpt import load_causal_model
-    from sage_scale.text.expansion import expand_vocabulary
-
-    name = recipe.model.language_model
-    model, tokenizer = load_causal_model(name, recipe.model.sign2gpt.language_dtype)
-    _, _, added = expand_vocabulary(model, tokenizer, sentences, folder, seed=recipe.pretrain.seed)
-    return list(added.characters)

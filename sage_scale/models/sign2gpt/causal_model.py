@@ -20,11 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import XGLMConfig, XGLMForCausalLM
 
-from sage_scale.config import Denoise
+from sage_scale.config import Denoise, Recipe
 from sage_scale.errors import RecipeError
-from sage_scale.models.sign2gpt import make_texts
+from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
+from sage_scale.text.expansion import expand_vocabulary
 from sage_scale.text.tokenizer import train_xglm_tokenizer
 from sage_scale.training.language.fitting import fit
+from sage_scale.training.language.prepare import LanguageModelKind, Meta
 from sage_scale.training.language.recombine import recombine
 from sage_scale.untrusted.hashes import share
 
@@ -128,3 +130,35 @@ def _config(denoise: Denoise, tokenizer: Any) -> XGLMConfig:
         bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
+
+
+def _make(texts: list[Meta], recipe: Recipe, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    train = [meta for meta in texts if meta["split"] == "train"]
+    make_causal_model(
+        [meta["sentence"] for meta in train],
+        [list(meta["pseudo_glosses"]) for meta in train],
+        recipe.denoise,
+        folder,
+        seed=recipe.pretrain.seed,
+        progress=say,
+        dev=[meta["sentence"] for meta in texts if meta["split"] == "dev"],
+    )
+    report = json.loads((folder / "language.json").read_text(encoding="utf-8"))
+    return {"made": "next-subword prediction of the training sentences", **report}
+
+
+def _expand(texts: Callable[[], list[Meta]], recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Adds the characters of the training sentences that the model lacks (Sign2GPT, appendix A.2)."""
+    name = recipe.model.language_model
+    sentences = [meta["sentence"] for meta in texts() if meta["split"] == "train"]
+    model, tokenizer = load_causal_model(name, recipe.model.sign2gpt.language_dtype)
+    _, _, added = expand_vocabulary(model, tokenizer, sentences, folder, seed=recipe.pretrain.seed)
+    return {"used": name, "added_characters": list(added.characters)}
+
+
+XGLM = LanguageModelKind(
+    published="an XGLM",
+    make=_make,
+    adapt=_expand,
+    unknown="its characters get embeddings that are never trained",
+)

@@ -1,8 +1,7 @@
-"""Parameter counts of a recipe's model, from the meta device: no weight is made or downloaded."""
+"""Parameter counts of a recipe of SAGE, from the meta device: no weight is made or downloaded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,11 +9,11 @@ from torch import nn
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from sage_scale.config import Recipe
-from sage_scale.errors import CheckpointError, RecipeError
-from sage_scale.models.context import ContextEncoder
-from sage_scale.models.mapper import Mapper
-from sage_scale.models.sign2gpt.describe import prototype_head_parameters, sign2gpt_modules
-from sage_scale.models.visual import VisualEncoder
+from sage_scale.errors import CheckpointError
+from sage_scale.models.sage.context import ContextEncoder
+from sage_scale.models.sage.mapper import Mapper
+from sage_scale.models.sage.visual import VisualEncoder
+from sage_scale.registry import Part
 from sage_scale.text.hub import loading
 
 _LARGE_VOCABULARY = {
@@ -29,26 +28,11 @@ _CODES = 54
 """What mBART-50's tokenizer has beside the pieces: a padding token, 52 language codes and the mask."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of the model: its parameters, and how many of them each stage trains."""
-
-    name: str
-    parameters: int
-    stage1: int
-    stage2: int
-
-
 def describe(recipe: Recipe) -> list[Part]:
     """The parts in the order of the data. A text vocabulary is counted as it is before trimming.
 
     Raises CheckpointError where `model.language_model` is neither a known name nor a folder with a config.json.
     """
-    if recipe.model.kind == "sign2gpt":
-        return [
-            _part_by_gradient(name, module, stage1=name != "decoder")
-            for name, module in sign2gpt_modules(recipe).items()
-        ]
     with torch.device("meta"):
         config = language_model_config(recipe)
         visual = VisualEncoder(recipe)
@@ -71,18 +55,8 @@ def describe(recipe: Recipe) -> list[Part]:
     return parts
 
 
-def note(recipe: Recipe) -> str:
-    """What the parts leave out, in one line; empty where they are all there is."""
-    if recipe.model.kind != "sign2gpt":
-        return ""
-    count = prototype_head_parameters(recipe)
-    return f"Stage 1 trains {count:,} more, the head that compares with the prototypes; stage 2 drops it."
-
-
 def language_model_config(recipe: Recipe) -> MBartConfig:
-    """The configuration of the recipe's mBART, without a download. Raises RecipeError for a recipe of Sign2GPT."""
-    if recipe.model.kind != "sage":
-        raise RecipeError(f"{recipe.name} is a recipe of model.kind={recipe.model.kind}, which has no mBART")
+    """The configuration of the recipe's mBART, without a download."""
     name = recipe.model.language_model
     if recipe.denoise.enabled:
         small = recipe.denoise
@@ -115,9 +89,3 @@ def language_model_config(recipe: Recipe) -> MBartConfig:
 def _part(name: str, module: nn.Module, stage1: bool, stage2: bool) -> Part:
     count = sum(parameter.numel() for parameter in module.parameters())
     return Part(name, count, count * stage1, count * stage2)
-
-
-def _part_by_gradient(name: str, module: nn.Module, stage1: bool) -> Part:
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
-    trained = sum(count for count, trains in counts if trains)
-    return Part(name, sum(count for count, _ in counts), trained * stage1, trained)

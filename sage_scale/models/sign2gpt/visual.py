@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from sage_scale.config import Recipe
-from sage_scale.models.sign2gpt import clip_frames
 from sage_scale.models.sign2gpt.checkpoint import adapter_state
+from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.model import SignFeatures
 from sage_scale.streaming import Batch
 from sage_scale.training.checkpoint.tensors import save_tensors

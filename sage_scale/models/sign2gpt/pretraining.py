@@ -13,16 +13,16 @@ from torch import Tensor
 from sage_scale.config import Recipe
 from sage_scale.evaluation.prototype_scores import PresenceCounts, frequency_control
 from sage_scale.losses.prototypes import prototype_loss
-from sage_scale.models.sign2gpt import Sign2GptPretrainer
-from sage_scale.planning.sign2gpt_step import Sign2GptOperations
+from sage_scale.models.sign2gpt.localisation import write_localisation
+from sage_scale.models.sign2gpt.model import Sign2GptPretrainer
+from sage_scale.models.sign2gpt.operations import Sign2GptOperations
+from sage_scale.models.sign2gpt.visual import frozen_files, save_signs, sizes
+from sage_scale.models.sign2gpt.vocabulary import check_vectors, run_prototypes, targets_of
 from sage_scale.shards import Dataset, read_texts
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.decode import has_split
-from sage_scale.training.sign2gpt.localisation import write_localisation
-from sage_scale.training.sign2gpt.visual import frozen_files, save_signs, sizes
-from sage_scale.training.sign2gpt.vocabulary import check_vectors, run_prototypes, targets_of
 from sage_scale.training.stage import STAGE1, Task, TaskContext, agree, even_slices
 
 SCORES = "prototypes.json"

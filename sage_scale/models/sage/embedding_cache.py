@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sage_scale.models.batchnorm import statistics_kept, statistics_of_chunks
-from sage_scale.models.language import TextTargets
-from sage_scale.models.sage import SageAligner
+from sage_scale.models.sage.mbart import TextTargets
+from sage_scale.models.sage.model import SageAligner
+from sage_scale.nn.batchnorm import statistics_kept, statistics_of_chunks
 from sage_scale.streaming import Batch
 from sage_scale.training.engine import Engine
 from sage_scale.training.stage import even_slices

@@ -11,11 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sage_scale.config import Augment, Recipe, Stage
-from sage_scale.models.batchnorm import BatchNorm
-from sage_scale.models.chunked import in_chunks
-from sage_scale.models.resnet import FrameEncoder
-from sage_scale.vision.augment import augment, centre_crop
+from sage_scale.config import Recipe, Stage
+from sage_scale.nn.batchnorm import BatchNorm
+from sage_scale.nn.chunked import in_chunks
+from sage_scale.nn.frame_encoder import FrameEncoder, frame_pixels
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -93,30 +92,6 @@ class TemporalConv(nn.Conv1d):
         window_FKC = x_FC[neighbours_FK].flatten(1)
         weight_DKC = self.weight.transpose(1, 2).flatten(1)
         return nn.functional.linear(window_FKC, weight_DKC, self.bias)
-
-
-def frame_pixels(
-    video: PackedVideo,
-    rows: slice,
-    clip_F: Tensor,
-    settings: Augment,
-    crop: int,
-    active: bool,
-    kind: torch.dtype,
-) -> Tensor:
-    """Float frames (F, 3, crop, crop) of these rows, of clips `clip_F`: the background taken off, and, `active`,
-    augmented."""
-    assert video.frames_FCHW is not None
-    frames_FCHW = video.frames_FCHW[rows]
-    frames_FCHW = frames_FCHW if active else centre_crop(frames_FCHW, crop)
-    x_FCHW = frames_FCHW.to(kind, memory_format=torch.channels_last)
-    if video.background_BCHW is not None:
-        background = video.background_BCHW if active else centre_crop(video.background_BCHW, crop)
-        x_FCHW.sub_(background[clip_F])
-    if active:
-        assert video.clip_seeds_B is not None
-        x_FCHW = augment(x_FCHW, clip_F, video.clip_seeds_B, settings, crop)
-    return x_FCHW
 
 
 def neighbour_frames(segment_frames_N: Tensor, kernel: int) -> Tensor:

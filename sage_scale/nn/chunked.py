@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sage_scale.losses.collectives import gather_counts
-from sage_scale.models.batchnorm import statistics_kept, statistics_of_chunks
+from sage_scale.nn.batchnorm import statistics_kept, statistics_of_chunks
 
 
 def in_chunks(module: nn.Module, some: Callable[[slice], Tensor], rows: int, chunk: int) -> Tensor:

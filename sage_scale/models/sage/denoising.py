@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import MBartConfig, MBartForConditionalGeneration
 
-from sage_scale.config import Denoise
+from sage_scale.config import Denoise, Recipe
 from sage_scale.errors import RecipeError
 from sage_scale.evaluation import score
-from sage_scale.models.language import language_id
+from sage_scale.models.sage.mbart import language_id
 from sage_scale.text.tokenizer import encode_texts, train_sentencepiece
 from sage_scale.training.language.fitting import fit
 from sage_scale.training.language.noise import Example, Noise, padded, units
+from sage_scale.training.language.prepare import LanguageModelKind, Meta
 from sage_scale.training.language.recombine import recombine
 from sage_scale.untrusted.hashes import share
 
@@ -187,3 +189,49 @@ def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         ignore_index=-100,
         label_smoothing=_SMOOTHING,
     )
+
+
+def _make(texts: list[Meta], recipe: Recipe, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    train, dev = ([meta for meta in texts if meta["split"] == split] for split in ("train", "dev"))
+    make_language_model(
+        [meta["sentence"] for meta in train],
+        [list(meta["pseudo_glosses"]) for meta in train],
+        recipe.denoise,
+        folder,
+        [meta["language"] or recipe.corpus.language for meta in train],
+        seed=recipe.pretrain.seed,
+        progress=say,
+        dev=([meta["sentence"] for meta in dev], [meta["pseudo_glosses"] for meta in dev]) if dev else None,
+        dev_language=[meta["language"] or recipe.corpus.language for meta in dev],
+    )
+    report = json.loads((folder / "denoise.json").read_text(encoding="utf-8"))
+    return {"made": "denoising of the training sentences", **report}
+
+
+def _trim(texts: Callable[[], list[Meta]], recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Trims the vocabulary to the training sentences and lemmas (`text.trim_vocabulary`)."""
+    if not recipe.text.trim_vocabulary:
+        return {"used": recipe.model.language_model}
+    from sage_scale.text.vocabulary import trim_vocabulary
+
+    metas = texts()
+    train = [meta for meta in metas if meta["split"] == "train"]
+    trimmed = trim_vocabulary(
+        recipe.model.language_model,
+        folder,
+        [meta["sentence"] for meta in train],
+        sorted({gloss for meta in train for gloss in meta["pseudo_glosses"]}),
+        recipe.corpus.language,
+        check={name: [m["sentence"] for m in metas if m["split"] == name] for name in ("dev", "test")},
+    )
+    return {"trimmed": asdict(trimmed)}
+
+
+MBART = LanguageModelKind(
+    published="mBART-large-50",
+    make=_make,
+    adapt=_trim,
+    unknown="they cannot be learned or written",
+    languages=True,
+    reads_glosses=True,
+)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import CheckpointError
-from sage_scale.models.dropout import token_seeds
-from sage_scale.models.language import LONGEST_TEXT, load_language_model, make_labels
-from sage_scale.models.resnet import load_backbone
-from sage_scale.models.sage import SageTranslator, load_visual
-from sage_scale.models.weights import put_weights
-from sage_scale.planning.step import StepOperations
-from sage_scale.training import export
+from sage_scale.models.sage import export
+from sage_scale.models.sage.mbart import LONGEST_TEXT, load_language_model, make_labels
+from sage_scale.models.sage.model import SageTranslator, load_visual
+from sage_scale.models.sage.operations import StepOperations
+from sage_scale.nn.dropout import token_seeds
+from sage_scale.nn.frame_encoder import load_backbone
+from sage_scale.nn.weights import put_weights
 from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model

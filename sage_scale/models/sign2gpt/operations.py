@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.planning.encoder import trained_resnet_operations
+from sage_scale.planning.resnet import trained_resnet_operations
 from sage_scale.planning.step import StepSize
 
 FORWARD, THROUGH, TRAINED = 1, 2, 3

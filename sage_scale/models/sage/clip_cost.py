@@ -6,25 +6,14 @@ two maps: what BatchNorm saw, and what the next layer sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transformers import MBartConfig
 
 from sage_scale.config import Recipe
-from sage_scale.models.describe import language_model_config
-
-
-@dataclass(frozen=True, slots=True)
-class ClipSize:
-    """A mean clip of a corpus."""
-
-    frames: float
-    """Stored frames (on the recipe's stride) in its segments."""
-    visual_tokens: float
-    """Segments, N."""
-    text_tokens: float
-    """Subwords of its pseudo-glosses or sentence, M."""
+from sage_scale.models.sage.describe import language_model_config
+from sage_scale.planning.resnet import halved, resnet_convolutions
+from sage_scale.planning.step import ClipSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +60,6 @@ class ClipCost:
         return clips * (passes + 2) * self.operations + again * clips * self.frames * self.frame_operations
 
 
-@dataclass(frozen=True, slots=True)
-class _Convolution:
-    inputs: int
-    outputs: int
-    kernel: int
-    side: int
-    kept_maps: int = 2
-
-    @property
-    def map(self) -> int:
-        return self.outputs * self.side**2
-
-    @property
-    def operations(self) -> int:
-        return 2 * self.kernel**2 * self.inputs * self.map
-
-
 def clip_cost(
     recipe: Recipe, clip: ClipSize, bf16: bool, context: bool = True, language: MBartConfig | None = None
 ) -> ClipCost:
@@ -102,8 +74,8 @@ def clip_cost(
         width = model.backbone.widths[-1]
         pixels = 3 * recipe.vision.crop**2
         stored = 3.0 * recipe.vision.size**2
-        layers = list(_convolutions(recipe))
-        pooled = model.backbone.widths[0] * _half(layers[0].side) ** 2
+        layers = list(resnet_convolutions(recipe))
+        pooled = model.backbone.widths[0] * halved(layers[0].side) ** 2
         # Pixels as floats and normalised, the stem's pooled map, and where each maximum stood (int64).
         per_frame += pixels * (4 + 4 + 2 * bf16) + pooled * (value + 8)
         per_frame += sum(layer.kept_maps * layer.map for layer in layers) * value
@@ -137,32 +109,3 @@ def clip_cost(
         token_bytes=sides * 2 * 4 * D * clip.visual_tokens,
         input_bytes=clip.frames * stored,
     )
-
-
-def trained_resnet_operations(recipe: Recipe) -> float:
-    """Of a frame's forward and backward pass through the ResNet of `model.backbone`; nobody asks for the gradient of
-    pixels."""
-    operations = [layer.operations for layer in _convolutions(recipe)]
-    return 3 * sum(operations) - operations[0]
-
-
-def _convolutions(recipe: Recipe) -> Iterator[_Convolution]:
-    """The ResNet's: the stem, and basic blocks of two, with a third where size or width change."""
-    backbone = recipe.model.backbone
-    side = _half(recipe.vision.crop)
-    yield _Convolution(3, backbone.widths[0], 7, side)
-    side = _half(side)
-    inputs = backbone.widths[0]
-    for stage, (depth, width) in enumerate(zip(backbone.depths, backbone.widths, strict=True)):
-        if stage:
-            side = _half(side)
-        for block in range(depth):
-            yield _Convolution(inputs, width, 3, side)
-            yield _Convolution(width, width, 3, side)
-            if block == 0 and (stage or inputs != width):
-                yield _Convolution(inputs, width, 1, side, kept_maps=1)
-            inputs = width
-
-
-def _half(side: int) -> int:
-    return (side + 1) // 2

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sage_scale.config import Model
-from sage_scale.models.batchnorm import BatchNorm
-from sage_scale.models.dropout import keyed_dropout
+from sage_scale.nn.batchnorm import BatchNorm
+from sage_scale.nn.dropout import keyed_dropout
 
 
 class Mapper(nn.Module):

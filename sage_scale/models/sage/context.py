@@ -16,7 +16,7 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 from transformers.models.mbart.modeling_mbart import MBartEncoderLayer, MBartLearnedPositionalEmbedding
 
 from sage_scale.losses.padding import pad_packed
-from sage_scale.models.dropout import keyed_dropout
+from sage_scale.nn.dropout import keyed_dropout
 
 _SALT = 1000  # apart from the mapper's
 

@@ -16,7 +16,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
 from sage_scale.text.hub import loading, model_place
 from sage_scale.text.languages import language_code
-from sage_scale.text.tokenizer import encode_texts, load_tokenizer
+from sage_scale.text.tokenizer import load_tokenizer, subwords
 
 LONGEST_TEXT = 512
 """Subwords after which a sentence to learn is cut."""
@@ -102,11 +102,6 @@ def make_labels(
         dtype=torch.int64,
     )
     return labels_BL.reshape(len(rows), width), inputs_BL.reshape(len(rows), width)
-
-
-def subwords(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Returns the subword ids of each text (`encode_texts`), cut; a text without any gives the unknown token."""
-    return [ids[:max_tokens] or [tokenizer.unk_token_id] for ids in encode_texts(tokenizer, texts)]
 
 
 TextKey = tuple[str, str]

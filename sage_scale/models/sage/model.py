@@ -21,13 +21,13 @@ from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.padding import pad_packed
 from sage_scale.losses.sharded import sharded_clcl_loss
-from sage_scale.models.context import ContextEncoder, position_mask
-from sage_scale.models.dropout import LanguageModelDropout, token_seeds
-from sage_scale.models.language import TextTargets, language_first, language_id
-from sage_scale.models.mapper import Mapper
-from sage_scale.models.resnet import load_backbone
-from sage_scale.models.visual import VisualEncoder
-from sage_scale.models.weights import FiniteScores, put_weights
+from sage_scale.models.sage.context import ContextEncoder, position_mask
+from sage_scale.models.sage.mapper import Mapper
+from sage_scale.models.sage.mbart import TextTargets, language_first, language_id
+from sage_scale.models.sage.visual import VisualEncoder
+from sage_scale.nn.dropout import LanguageModelDropout, token_seeds
+from sage_scale.nn.frame_encoder import load_backbone
+from sage_scale.nn.weights import FiniteScores, put_weights
 from sage_scale.text.writing import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sage_scale.config import Recipe
-from sage_scale.models.describe import describe, language_model_config
-from sage_scale.planning.encoder import ClipSize, clip_cost
+from sage_scale.models.sage.clip_cost import clip_cost
+from sage_scale.models.sage.describe import describe, language_model_config
 from sage_scale.planning.loss import LossSize, Way, loss_bytes, loss_operations
+from sage_scale.planning.step import RESERVED, ClipSize, largest
 from sage_scale.planning.weights import WeightsMemory, weights_bytes
-
-RESERVED = 0.08
-"""Share of a GPU's memory that is not ours: context, libraries, fragments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +91,3 @@ class Stage1:
         """The largest global batch whose step fits into a rank's memory, to within one clip; 0 where none does."""
         room = (1 - RESERVED) * memory_bytes
         return largest(lambda batch: self.plan(batch, way, micro_batch).device_bytes <= room)
-
-
-def largest(fits: Callable[[int], bool], limit: int = 1 << 30) -> int:
-    """The largest number up to `limit` for which `fits` holds, where it holds for all smaller ones; 0 for none."""
-    low, high = 0, 1
-    while high <= limit and fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

@@ -6,9 +6,10 @@ from copy import copy
 from dataclasses import dataclass
 
 from sage_scale.config import Recipe
-from sage_scale.models.describe import describe, language_model_config
-from sage_scale.planning.encoder import ClipSize, clip_cost
-from sage_scale.planning.step import PASSES, StepSize, translation_operations
+from sage_scale.models.sage.clip_cost import clip_cost
+from sage_scale.models.sage.describe import describe, language_model_config
+from sage_scale.models.sage.operations import translation_operations
+from sage_scale.planning.step import LOGIT_BYTES, PASSES, ClipSize, StepSize
 from sage_scale.planning.weights import WeightsMemory, weights_bytes
 
 
@@ -22,11 +23,9 @@ class Kept:
     """The same with cross-attention."""
     source: float
     """For a token of the source: keys and values, and their gradients."""
-    logit: float
-    """For a subword of the vocabulary: the product, float32, log-probability, gradient."""
 
 
-KEPT_FP32, KEPT_BF16 = Kept(43, 74, 14, 12), Kept(37, 55, 14, 14)
+KEPT_FP32, KEPT_BF16 = Kept(43, 74, 14), Kept(37, 55, 14)
 """By torch's profiler on transformers 5's mBART (tests/planning/test_counts.py)."""
 
 
@@ -88,7 +87,7 @@ class Stage2:
             weights=self._weights,
             visual_bytes=visual,
             language_bytes=held * (N * self._per_source_token() + M * self._per_target_token(N, M)),
-            logits_bytes=held * M * self.vocabulary * self._kept.logit,
+            logits_bytes=held * M * self.vocabulary * LOGIT_BYTES[self._value],
             operations=operations,
         )
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from sage_scale.config import Recipe, load_recipe, to_yaml
-from sage_scale.models.sign2gpt import Sign2GptTranslator, load_causal_model
+from sage_scale.config import Recipe, override, to_yaml
 from sage_scale.models.sign2gpt.checkpoint import TENSORS, load_adapters, save_adapters
+from sage_scale.models.sign2gpt.decoder import load_causal_model
 from sage_scale.models.sign2gpt.merge import vit_beside
-from sage_scale.models.weights import check_finite, put_weights
+from sage_scale.models.sign2gpt.model import Sign2GptTranslator
+from sage_scale.models.sign2gpt.visual import homeless_weights
+from sage_scale.nn.weights import check_finite, put_weights
 from sage_scale.training.checkpoint.tensors import load_tensors, replace_folder, save_tensors
-from sage_scale.training.sign2gpt.visual import homeless_weights
-from sage_scale.untrusted.hashes import check_sealed
 
 ADAPTERS = TENSORS
 LANGUAGE, FROZEN = "language_model", "frozen.safetensors"
@@ -41,13 +41,14 @@ def save_translator(
         (partial / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
 
 
-def load_translator(path: Path, device: str | torch.device = "cpu") -> tuple[Sign2GptTranslator, Any, Recipe]:
-    """(translator in eval mode, tokenizer, recipe) from an export folder.
+def load_translator(
+    path: Path, recipe: Recipe, device: str | torch.device = "cpu"
+) -> tuple[Sign2GptTranslator, Any, Recipe]:
+    """Returns (translator in evaluation mode, tokenizer, recipe) of an export folder.
 
     Raises CheckpointError naming what is missing, or which frozen model is another than the adapters were trained on.
     """
-    check_sealed(path)
-    recipe = load_recipe(path / "recipe.yaml", vit_beside(path))
+    recipe = override(recipe, vit_beside(path))
     own = path / LANGUAGE
     language = own if own.is_dir() else recipe.model.language_model
     language_model, tokenizer = load_causal_model(language, recipe.model.sign2gpt.language_dtype)

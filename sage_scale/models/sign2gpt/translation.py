@@ -9,20 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from sage_scale.config import Stage
-from sage_scale.models.sign2gpt import (
-    Sign2GptTranslator,
-    clip_frames,
-    load_causal_model,
-    load_signs,
-    make_texts,
-)
-from sage_scale.planning.sign2gpt_step import Sign2GptOperations
+from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
+from sage_scale.models.sign2gpt.export import save_translator
+from sage_scale.models.sign2gpt.frames import clip_frames
+from sage_scale.models.sign2gpt.model import Sign2GptTranslator, load_signs
+from sage_scale.models.sign2gpt.operations import Sign2GptOperations
+from sage_scale.models.sign2gpt.visual import frozen_files, homeless_weights, sizes
 from sage_scale.streaming import Batch
 from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
-from sage_scale.training.sign2gpt.export import save_translator
-from sage_scale.training.sign2gpt.visual import frozen_files, homeless_weights, sizes
 from sage_scale.training.stage import STAGE1, TaskContext
 from sage_scale.training.translation import TranslationTask, choose_attention
 from sage_scale.vision.packed import PackedVideo

@@ -15,19 +15,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sage_scale.config import Recipe, Stage
-from sage_scale.models.describe import describe
 from sage_scale.models.sign2gpt.decoder import SignDecoder
-from sage_scale.models.sign2gpt.describe import causal_model_config
+from sage_scale.models.sign2gpt.describe import causal_model_config, describe
+from sage_scale.models.sign2gpt.operations import Sign2GptOperations
 from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel
 from sage_scale.models.sign2gpt.vit import VisionTransformer
-from sage_scale.planning.encoder import ClipSize
 from sage_scale.planning.kept import slope
-from sage_scale.planning.sign2gpt_step import Sign2GptOperations
-from sage_scale.planning.stage1 import RESERVED, largest
-from sage_scale.planning.stage2 import KEPT_BF16, KEPT_FP32
-from sage_scale.planning.step import StepSize
+from sage_scale.planning.step import LOGIT_BYTES, RESERVED, ClipSize, StepSize, largest
 from sage_scale.planning.weights import WeightsMemory, weights_bytes
 
 BELOW = 11
@@ -97,7 +93,6 @@ class Sign2GptPlan:
         if not first and settings.recompute:  # what enters a layer is all that stays, and one layer's own
             H, layers = self._config.hidden_size, self._config.num_hidden_layers
             language = language / layers + held * M * H * layers * value
-        kept = KEPT_FP32 if value == 4 else KEPT_BF16
         count = Sign2GptOperations(self.recipe, stage, self._config, self._prototypes)
         size = StepSize(own, own * self.clip.frames, own * N, own * M)
         return Sign2GptStep(
@@ -108,7 +103,7 @@ class Sign2GptPlan:
             spatial_bytes=spatial,
             signs_bytes=signs + head,
             language_bytes=language,
-            logits_bytes=0.0 if first else held * M * self._config.vocab_size * kept.logit,
+            logits_bytes=0.0 if first else held * M * self._config.vocab_size * LOGIT_BYTES[value],
             operations=count(size),
         )
 

@@ -14,18 +14,19 @@ from sage_scale.config import Recipe
 from sage_scale.evaluation.retrieval import retrieval
 from sage_scale.losses import clcl_loss, clcl_similarity, clip_similarity
 from sage_scale.losses.collectives import gather_counts, gather_rows
-from sage_scale.models.language import TextEncoder, load_language_model
-from sage_scale.models.sage import SageAligner
-from sage_scale.planning.step import StepOperations
+from sage_scale.models.sage import export
+from sage_scale.models.sage.embedding_cache import EmbeddingCache, run_task
+from sage_scale.models.sage.mbart import TextEncoder, load_language_model
+from sage_scale.models.sage.model import SageAligner
+from sage_scale.models.sage.operations import StepOperations
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.text.tokenizer import encode_texts
-from sage_scale.training import distributed, export
+from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
 from sage_scale.training.language.prepare import check_language_model, prepare_language_model
-from sage_scale.training.sage.embedding_cache import EmbeddingCache, run_task
 from sage_scale.training.stage import STAGE1, Task, TaskContext
 from sage_scale.training.throughput import video_sizes
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 from transformers.models.resnet.modeling_resnet import ResNetShortCut
 
-from sage_scale.config import Backbone
-from sage_scale.models.batchnorm import Mode, convert_batchnorm
+from sage_scale.config import Augment, Backbone
+from sage_scale.nn.batchnorm import Mode, convert_batchnorm
+from sage_scale.vision.augment import augment, centre_crop
+from sage_scale.vision.packed import PackedVideo
 from sage_scale.vision.pretrained_weights import load_exactly
 from sage_scale.vision.resnet_weights import read_resnet_weights
 
@@ -63,6 +65,30 @@ class FrameEncoder(nn.Module):
         if self.flatten is None:
             return x.mean(dim=(-2, -1))
         return self.flatten(x.flatten(1))
+
+
+def frame_pixels(
+    video: PackedVideo,
+    rows: slice,
+    clip_F: Tensor,
+    settings: Augment,
+    crop: int,
+    active: bool,
+    kind: torch.dtype,
+) -> Tensor:
+    """Float frames (F, 3, crop, crop) of these rows, of clips `clip_F`: the background taken off, and, `active`,
+    augmented."""
+    assert video.frames_FCHW is not None
+    frames_FCHW = video.frames_FCHW[rows]
+    frames_FCHW = frames_FCHW if active else centre_crop(frames_FCHW, crop)
+    x_FCHW = frames_FCHW.to(kind, memory_format=torch.channels_last)
+    if video.background_BCHW is not None:
+        background = video.background_BCHW if active else centre_crop(video.background_BCHW, crop)
+        x_FCHW.sub_(background[clip_F])
+    if active:
+        assert video.clip_seeds_B is not None
+        x_FCHW = augment(x_FCHW, clip_F, video.clip_seeds_B, settings, crop)
+    return x_FCHW
 
 
 class PickedConv(nn.Conv2d):
