@@ -23,7 +23,7 @@ from common import parse
 from decode import make_video
 
 from sage_scale.config import Vision, from_mapping
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.precompute.sample import SampleMaker
 from sage_scale.precompute.unit_clips import UnitClips
 from sage_scale.vision.backbones import FrozenBackbone

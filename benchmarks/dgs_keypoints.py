@@ -21,7 +21,7 @@ import torch
 from common import parse
 
 from sage_scale.config import load_recipe
-from sage_scale.corpora.clip import Clip, to_json_lines
+from sage_scale.corpora.manifest import Clip, to_json_lines
 from sage_scale.evaluation.retrieval import permutation_p_value, retrieval
 from sage_scale.models.sage import alignment
 from sage_scale.precompute import precompute_corpus

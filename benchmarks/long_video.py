@@ -27,7 +27,7 @@ import numpy as np
 from common import parse
 
 from sage_scale.config import from_mapping
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.events import ClipDone, UnitDone
 from sage_scale.precompute.plan import Unit

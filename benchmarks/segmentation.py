@@ -21,7 +21,7 @@ from common import parse
 from PIL import Image, ImageDraw
 
 from sage_scale.config import Corpus, Segmentation, Vision
-from sage_scale.corpora.clip import Clip, from_json_lines
+from sage_scale.corpora.manifest import Clip, from_json_lines
 from sage_scale.segmentation.boundary_score import boundary_score, evenly_spaced
 from sage_scale.segmentation.rules import B, apply_rule, segments_to_labels
 from sage_scale.segmentation.segmenter import tag_clip

@@ -24,7 +24,7 @@ from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.printer import console, echo, tell
 
 if TYPE_CHECKING:
-    from sage_scale.corpora.census import Census, SplitCount
+    from sage_scale.corpora.corpus_statistics import ClipCounts, CorpusStatistics
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make or inspect a corpus.")
 
@@ -75,7 +75,7 @@ def inspect(
     Tables, captions and names are read; videos are opened with --probe alone: their headers, and the
     packets of those whose header says no length of its own (.mkv, .ts).
     """
-    from sage_scale.corpora.census import count
+    from sage_scale.corpora.corpus_statistics import corpus_statistics
     from sage_scale.corpora.registry import read_corpus
 
     chosen = _recipe(recipe, corpus, root, overrides)
@@ -83,14 +83,14 @@ def inspect(
     durations_s, unreadable, notes = (
         _opened([clip.video for clip in manifest.clips]) if probe else ({}, {}, {})
     )
-    census = count(manifest, durations_s, chosen.vision.source_fps)
+    statistics = corpus_statistics(manifest, durations_s, chosen.vision.source_fps)
     echo(f"corpus {chosen.corpus.name}, manifest {manifest.digest()}, {len(manifest.clips)} clips")
     row = "{:<14}{:>8}{:>8}{:>9}{:>9}{:>11}  {:>18}  {}"
     echo(row.format("split", "clips", "videos", "signers", "hours", "sentences", "words", "languages"))
-    for split in census.splits:
+    for split in statistics.splits:
         hours = "?" if split.hours is None else f"{split.hours:.2f}{'+' if split.unknown_lengths else ''}"
         values = (
-            shortened(split.split),
+            shortened(split.name),
             split.clips,
             split.videos,
             split.signers or "?",
@@ -99,28 +99,28 @@ def inspect(
             _vocabulary(split),
         )
         echo(row.format(*values, _short(split.languages)))
-    if len(census.languages) > 1:
+    if len(statistics.languages) > 1:
         echo("{:<14}{:>8}{:>8}{:>9}".format("language", "clips", "videos", "hours"))
-        for count_ in census.languages:
+        for count_ in statistics.languages:
             hours = "?" if count_.hours is None else f"{count_.hours:.2f}"
-            echo(f"{count_.language:<14}{count_.clips:>8}{count_.videos:>8}{hours:>9}")
+            echo(f"{count_.name:<14}{count_.clips:>8}{count_.videos:>8}{hours:>9}")
     for what, number in manifest.notes:
         echo(f"  {number} x {what}")
-    for what, (number, first) in census.defects.items():
+    for what, (number, first) in statistics.defects.items():
         echo(f"  {number} x {what}, first: {first}")
     for said, kind in ((unreadable, "cannot be opened"), (notes, "have such notes")):
         for video, line in list(said.items())[:10]:
             echo(f"  video {video}: {line}")
         if len(said) > 10:
             echo(f"  ... and {len(said) - 10} more videos that {kind}")
-    _warn_of_languages(chosen, census)
+    _warn_of_languages(chosen, statistics)
     for lacking, cost in (("train", "there is nothing to train on"), ("dev", "training cannot choose its best weights"),
                           ("test", "`evaluate` has nothing to score")):  # fmt: skip
-        if lacking not in {split.split for split in census.splits}:
+        if lacking not in {split.name for split in statistics.splits}:
             echo(f"  no clip in split '{lacking}': {cost}")
-    if not census.defects and not unreadable:
+    if not statistics.defects and not unreadable:
         echo("  no defect found")
-    if not probe and any(split.unknown_lengths for split in census.splits):
+    if not probe and any(split.unknown_lengths for split in statistics.splits):
         echo("  hours are known in part: --probe opens the videos' headers")
     if rejects is not None:
         rows = (json_text(dataclasses.asdict(row)) + "\n" for row in manifest.rejected)
@@ -128,21 +128,21 @@ def inspect(
         echo(f"  {len(manifest.rejected)} rows set aside are in {rejects}")
 
 
-def _vocabulary(split: SplitCount) -> str:
+def _vocabulary(split: ClipCounts) -> str:
     """Different words of a split, and different characters of its languages without spaces, named as such."""
     counts = ((split.words, ""), (split.characters, " characters"))
     return " + ".join(f"{count}{unit}" for count, unit in counts if count) or "0"
 
 
-def _warn_of_languages(recipe: config.Recipe, census: Census) -> None:
+def _warn_of_languages(recipe: config.Recipe, statistics: CorpusStatistics) -> None:
     from sage_scale.text.languages import has_code
 
     if recipe.model.kind != "sage":  # a causal model is told no language
         return
-    for counted in census.languages:
-        if not has_code(counted.language):
+    for counted in statistics.languages:
+        if not has_code(counted.name):
             echo(
-                f"  warning: {counted.clips} clips in '{counted.language}', a language that mBART-50 has no code for: "
+                f"  warning: {counted.clips} clips in '{counted.name}', a language that mBART-50 has no code for: "
                 "SAGE refuses to train on them; corpus.language and a manifest's `language` say the sentences' language"
             )
 

@@ -102,7 +102,7 @@ class Corpus:
     view: Literal["front", "side"] = "front"
     """Camera of how2sign."""
     dev_share: float = 0.01
-    """Share of the groups of a corpus without published splits that become dev (corpora/splits.py)."""
+    """Share of the groups of a corpus without published splits that become dev (corpora/adapters.py)."""
     test_share: float = 0.01
     """Share of the groups of a corpus without published splits that become test."""
     split_by: Literal["channel", "video"] = "channel"

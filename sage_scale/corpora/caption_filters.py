@@ -1,18 +1,18 @@
-"""Named filters for the captions of crawled videos: what each sets aside, in the order in which they are asked.
+"""Named filters for the captions of crawled videos, in the order in which they are applied.
 
 | name | recipe key | sets aside |
 |---|---|---|
 | `filter-not-speech` | `captions.not_speech` | sounds and notes alone: `[Music]`, `(applause)`, a line of notes |
 | `filter-credits` | `captions.credits` | addresses, handles, and who made the subtitles |
 | `filter-script` | `captions.script` | text whose letters are of another script than the language's |
-| `filter-text-short`, `filter-text-long` | `captions.min_characters`, `max_characters` | by letters; by length |
-| `filter-short`, `filter-long` | `captions.min_seconds`, `max_seconds` | by duration |
+| `filter-text-short`, `filter-text-long` | `captions.min_characters`, `max_characters` | few letters; long texts |
+| `filter-short`, `filter-long` | `captions.min_seconds`, `max_seconds` | captions of too short or long duration |
 | `filter-beyond-end` | `captions.beyond_end` | captions that end after the video does, where its length is known |
 | `filter-overlap` | `captions.overlap_s` | captions that begin so long before the one before them ends |
 | `filter-repeated` | `captions.repeat_s` | the same text again within so many seconds of its end |
 
-A caption is set aside under the first name that fits. Rows set aside by a filter are counted in every report, and
-`shards.max_reject_rate` leaves them out: the recipe asked for them.
+A caption is set aside under the first name that fits. Every report counts these rows; `shards.max_reject_rate` does
+not, since the recipe asked for them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _LATIN = frozenset((
 
 @dataclass(frozen=True)
 class Dropped:
-    """A caption set aside: the cue, the filter's name, one line of detail."""
+    """A caption set aside, with the filter's name and one line of detail."""
 
     cue: Cue
     reason: str
@@ -66,16 +66,16 @@ class Dropped:
 def filter_cues(
     cues: Sequence[Cue], options: Captions, language: str, duration_s: float | None = None
 ) -> tuple[list[Cue], list[Dropped]]:
-    """The cues that stay, by time, and those set aside.
+    """Returns the cues that stay, by time, and those set aside.
 
     `language` is the captions' BCP 47 tag, `duration_s` the video's length in seconds where it is known. A cue
-    that ends before it starts is set aside as `bad-interval`, whatever the recipe says.
+    that ends before it starts is set aside as `bad-interval` in every recipe.
     """
     kept: list[Cue] = []
     dropped: list[Dropped] = []
     ends: dict[str, float] = {}
     for cue in sorted(cues, key=lambda cue: (cue.start_s, cue.end_s)):
-        reason, detail = _alone(cue, options, language, duration_s)
+        reason, detail = _fault(cue, options, language, duration_s)
         if not reason and options.repeat_s and cue.start_s - ends.get(cue.text, -1e9) <= options.repeat_s:
             reason, detail = "filter-repeated", f"said {cue.start_s - ends[cue.text]:.1f} s before"
         if not reason and options.overlap_s and kept and kept[-1].end_s - cue.start_s > options.overlap_s:
@@ -89,8 +89,8 @@ def filter_cues(
     return kept, dropped
 
 
-def _alone(cue: Cue, options: Captions, language: str, duration_s: float | None) -> tuple[str, str]:
-    """Why a cue cannot stay for what it is alone: (reason, detail), empty where it can."""
+def _fault(cue: Cue, options: Captions, language: str, duration_s: float | None) -> tuple[str, str]:
+    """Returns reason and detail of the first filter that fits a cue by itself, ("", "") where none does."""
     length_s = cue.end_s - cue.start_s
     if length_s <= 0:
         return "bad-interval", f"from {cue.start_s:g} s to {cue.end_s:g} s"
@@ -107,7 +107,7 @@ def _alone(cue: Cue, options: Captions, language: str, duration_s: float | None)
         return "filter-text-short", shortened(cue.text)
     if options.max_characters and len(cue.text) > options.max_characters:
         return "filter-text-long", f"{len(cue.text)} characters"
-    # A thousandth of tolerance: times of captions are decimal and their differences are not.
+    # A thousandth of tolerance: captions' times are decimal, their differences are not.
     if length_s < options.min_seconds - 1e-3:
         return "filter-short", f"{length_s:.2f} s"
     if options.max_seconds and length_s > options.max_seconds + 1e-3:
@@ -118,7 +118,7 @@ def _alone(cue: Cue, options: Captions, language: str, duration_s: float | None)
 
 
 def is_credit(text: str) -> bool:
-    """Whether a caption is an address or handle and little more, or says who made the subtitles."""
+    """Returns whether a caption is hardly more than an address or handle, or credits the makers of the subtitles."""
     if _CREDITS.search(text):
         return True
     rest, addresses = _ADDRESS.subn(" ", text)
@@ -126,7 +126,7 @@ def is_credit(text: str) -> bool:
 
 
 def in_script(text: str, language: str) -> bool:
-    """Whether at least half of the letters are of the script in which `language` is written.
+    """Returns whether at least half of the letters are of the script in which `language` is written.
 
     Languages that are not listed, and text without letters, pass.
     """

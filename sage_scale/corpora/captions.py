@@ -1,11 +1,9 @@
-"""Captions beside a video: WebVTT (.vtt) and SubRip (.srt) to cues in seconds with plain text.
+"""Parses captions, WebVTT (.vtt) and SubRip (.srt), to cues in seconds with plain text.
 
 Both are read as players read them. WebVTT: an empty line ends a cue, as browsers have it
 (https://www.w3.org/TR/webvtt1/#file-parsing). SubRip has no specification; as in FFmpeg and mpv a cue lasts to the
-times of the next one, empty lines in its text are passed over, and a cue without length is shown until the next begins.
-Text that no player would show is named.
-
-Automatic captions of YouTube are told from written ones here; `corpora/rolling.py` undoes their rolling.
+times of the next one, empty lines in its text are ignored, and a cue without length is shown until the next begins.
+Text that no player would show is reported.
 """
 
 from __future__ import annotations
@@ -14,23 +12,18 @@ import contextlib
 import html
 import itertools
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sage_scale.corpora.clip import MAX_SECONDS
+from sage_scale.corpora.manifest import MAX_SECONDS
 from sage_scale.untrusted.display import shortened
-from sage_scale.untrusted.files import lines
+from sage_scale.untrusted.files import lines as text_lines
 
 BAD_CUE = "bad-cue"
-"""Reason of a caption that is set aside: times that cannot be read, a NUL, or text outside any cue."""
+"""Reject reason of a caption: times that cannot be read, a NUL, or text outside any cue."""
 SUFFIXES = (".vtt", ".srt")
 JOIN_S = 0.1
-"""Cues this close after one another, in seconds, may show the same line on."""
-BLINK_S = 0.2
-"""A cue that shows a line again for no longer, in seconds, is a step of captions that roll."""
-AUTOMATIC_BLINK_S = 0.05
-"""The steps of YouTube's automatic captions last 0.01 s."""
+"""Cues at most this many seconds apart may continue the same line."""
 
 _PART = r"(?:(\d{1,5})[ \t]*:[ \t]*)?(\d{1,2})[ \t]*:[ \t]*(\d{1,2})(?:[ \t]*[.,:][ \t]*(\d{1,9}))?"
 _TIMING = re.compile(rf"\s*{_PART}\s*-->\s*{_PART}(?!\d)")
@@ -47,14 +40,13 @@ _MPEG_CLOCK = 2**33
 _NO_TEXT = re.compile(r"NOTE(?:[ \t]|$)|STYLE[ \t]*$|REGION[ \t]*$")
 _BREAK = re.compile(r"<br\s*/?>", re.I)
 _RUBY = re.compile(r"<rt>.*?(?:</rt>|$)", re.I)
-"""How the characters before are read, shown above them in small print."""
+"""Pronunciation of the characters before it, shown above them in small print."""
 _ASS_BLANK = re.compile(r"\\[Nh]")
-"""A line break or a blank of SubStation Alpha, which converters to SubRip leave in the text."""
+"""Line break or blank of SubStation Alpha, which converters to SubRip leave in the text."""
 _TAGS = re.compile(r"<(?![\s\d])|<(?=\d+:)|\{\\")
 """Openings of tags and of times of words; 3 < 5 and <3 are text."""
 _SOUNDS = re.compile(r"[\[(（【♪]")
 _CLOSING = {"<": ">", "{\\": "}", "[": "]", "(": ")", "（": "）", "【": "】", "♪": "♪"}
-_WORD_TIMES = re.compile(r"<\d{2}:\d{2}:\d{2}\.\d{3}><c>")
 
 
 @dataclass(frozen=True)
@@ -69,22 +61,22 @@ class Cue:
 
 
 class CaptionFile(NamedTuple):
-    """What a caption file holds."""
+    """The cues of a caption file, and what cannot be read of it."""
 
     cues: list[Cue]
     """In the file's order."""
     broken: list[str]
-    """Cues that cannot be read and text that belongs to no cue: line number and line, for a person."""
+    """Messages on cues that cannot be read and text that belongs to no cue, each with its line number."""
 
 
 def parse_captions(text: str) -> CaptionFile:
-    """Returns the cues of the text of a .vtt or .srt file. Mark-up, entities and settings of cues are left out.
+    """Returns the cues of the text of a .vtt or .srt file, without mark-up, entities and settings.
 
     Joined segments of a stream (HLS) are read as one file: headers between them are left out, cues move by the
-    difference of their time maps (RFC 8216, section 3.5), and a cue cut by the end of a segment is one again.
+    difference of their time maps (RFC 8216, section 3.5), and a cue cut by the end of a segment is made one again.
     """
     # Files that were joined have byte order marks within.
-    rows = [part for line in lines(text.replace("\ufeff", "")) for part in line.split("\r")]
+    rows = [part for line in text_lines(text.replace("\ufeff", "")) for part in line.split("\r")]
     reader = _WebVTT() if rows and _HEADER.match(rows[0]) else _SubRip()
     for number, line in enumerate(rows, start=1):
         reader.take(number, line, rows[number] if number < len(rows) else "")
@@ -99,11 +91,11 @@ class _SubRip:
         self.cues: list[Cue] = []
         self.broken: list[str] = []
         self.strays: list[str] = []
-        """Texts outside any cue."""
+        """Messages on texts outside any cue."""
         self._times: tuple[int, float, float] | None = None
         """Line number, start and end of the cue that is being read."""
         self._outside = True
-        """Whether text belongs to no cue; after a cue that cannot be read it is that cue's, and not named again."""
+        """Whether text belongs to no cue. After an unreadable cue it belongs to that cue, and is not reported."""
         self._shown: list[str] = []
         self._stray: list[tuple[int, str]] = []
         self._index = 0
@@ -136,15 +128,11 @@ class _SubRip:
 
     def _may_begin(self) -> bool:
         """Whether a line of times is expected here: after an empty line, or after a number."""
-        return (
-            self._times is None
-            or not self._shown
-            or self._shown[-1].strip().isdigit()
-            or not self._shown[-1].strip()
-        )
+        last = self._shown[-1].strip() if self._times is not None and self._shown else ""
+        return not last or last.isdigit()
 
     def _is_bad_times(self, line: str) -> bool:
-        """Whether a line stands for times that cannot be read; within a text an arrow alone is text."""
+        """Whether a line holds times that cannot be read; within a text an arrow alone is text."""
         if "-->" in line and (self._times is None or _ANY_CLOCK.search(line)):
             return True
         return self._may_begin() and bool(("-->" in line and self._shown) or _ARROWLESS.match(line))
@@ -153,16 +141,16 @@ class _SubRip:
         self._shown.append(line)
 
     def _between(self, line: str) -> None:
-        """Takes a line after a cue that could not be read, or an empty one."""
+        """Reads a line after a cue that could not be read, or an empty one."""
 
     def _drop_index(self) -> None:
-        """Leaves out the number before a cue's times: the line before them, or the next number above empty lines."""
-        place = self._shown if self._times is not None else [line for _, line in self._stray]
-        last = next((at for at in range(len(place) - 1, -1, -1) if place[at].strip()), None)
-        number = place[last].strip() if last is not None else ""
-        if last is None or not (number.isdecimal() and len(number) < 9):
+        """Removes the number before a cue's times: the line before them, or the next number above empty lines."""
+        lines = self._shown if self._times is not None else [line for _, line in self._stray]
+        last = next((at for at in range(len(lines) - 1, -1, -1) if lines[at].strip()), 0)
+        number = lines[last].strip() if lines else ""
+        if not (number.isdecimal() and len(number) < 9):
             return
-        if last == len(place) - 1 or int(number) == self._index + 1:
+        if last == len(lines) - 1 or int(number) == self._index + 1:
             self._index = int(number)
             del (self._shown if self._times is not None else self._stray)[last:]
 
@@ -193,7 +181,7 @@ class _WebVTT(_SubRip):
         super().__init__()
         self._in_header = False
         self._segment = 0
-        """Number of cues before the segment that is being read."""
+        """Number of cues before the segment being read."""
         self._first_map: tuple[int, float] | None = None
         self._shift_s = 0.0
 
@@ -264,7 +252,7 @@ class _WebVTT(_SubRip):
         self.cues.append(cue)
 
     def _map_times(self, number: int, line: str) -> None:
-        """Takes X-TIMESTAMP-MAP=MPEGTS:900000,LOCAL:00:00:00.000: LOCAL is shown at MPEGTS / 90,000 s."""
+        """Reads X-TIMESTAMP-MAP=MPEGTS:900000,LOCAL:00:00:00.000: LOCAL is shown at MPEGTS / 90,000 s."""
         values = dict(part.strip().partition(":")[::2] for part in line.partition("=")[2].split(","))
         try:
             ticks, local_s = int(values.get("MPEGTS", "0")[:20]), parse_seconds(values.get("LOCAL", "0"))
@@ -298,29 +286,9 @@ def plain_text(text: str) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Returns whether something is said: sounds in brackets and notes are no words."""
+    """Returns whether a caption holds words, beside sounds in brackets and notes of music."""
     said = _without(text, _SOUNDS).partition("♪")[0]  # a note that is not closed lasts to the end
     return any(map(str.isalnum, said))
-
-
-def is_automatic(text: str, cues: Sequence[Cue] = ()) -> bool:
-    """Returns whether captions are a recogniser's: their text gives each word its own time, or their cues roll.
-
-    Converted to .srt they have lost the words' times, but every line is shown again in a cue of 10 ms.
-    """
-    if _WORD_TIMES.search(text[:100_000]):
-        return True
-    blinks = sum(is_blink(before, cue, AUTOMATIC_BLINK_S) for before, cue in itertools.pairwise(cues))
-    return blinks > 0 and 3 * blinks >= len(cues)
-
-
-def is_blink(before: Cue, cue: Cue, longest_s: float = BLINK_S) -> bool:
-    """Returns whether a cue shows the last line of the one before again, for less time than anybody could read.
-
-    Some converters write both lines of a cue as one.
-    """
-    repeated = bool(before.lines and cue.lines) and before.lines[-1].endswith(cue.lines[-1])
-    return repeated and 0 < cue.end_s - cue.start_s <= longest_s + 1e-6
 
 
 def parse_seconds(text: str) -> float:
@@ -348,9 +316,9 @@ def _seconds(groups: tuple[str | None, ...]) -> float | None:
 
 
 def _without(text: str, openings: re.Pattern[str]) -> str:
-    """Returns text less everything from an opening to its closing mark; openings that are not closed stay.
+    """Returns text without everything from an opening to its closing mark; openings that are not closed stay.
 
-    Linear in the text, where a pattern would search for a missing closing mark from each opening again.
+    Linear in the text: a pattern would search for a missing closing mark from each opening again.
     """
     kept: list[str] = []
     unclosed: set[str] = set()

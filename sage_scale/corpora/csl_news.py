@@ -3,10 +3,9 @@
     CSL_News_Labels.json     a list of {"video": "Common-Concerns_20201113_0-287_14330.mp4", "pose": ..., "text": ...}
     archive_001.zip ...      436 archives of mp4 files, as they are or unpacked
 
-The label file and the videos are found by name, in whatever folders they lie, else in the archives, which are read in
-place (vision/archives.py). No split is published: broadcasts (programme and date, the name up to the interval) are
-divided by their hash (corpora/splits.py). The interval in a name is in frames of the broadcast; it serves for
-planning alone.
+The label file and the videos are found by name, in any folders, else in the archives, which are read in place
+(vision/archives.py). No split is published: broadcasts (programme and date, the name up to the interval) are divided by
+their hash. The interval in a name is in frames of the broadcast; it serves for planning alone.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Corpus
-from sage_scale.corpora.clip import Clip, Manifest, Rejected
-from sage_scale.corpora.folders import corpus_folder, table_text
-from sage_scale.corpora.media import VIDEO_SUFFIXES, MediaIndex, file_key, find_files
-from sage_scale.corpora.splits import split_of
+from sage_scale.corpora.adapters import Rows, hash_split, require
+from sage_scale.corpora.folder import VIDEO_SUFFIXES, CorpusFolder, MediaIndex, file_key, table_text
+from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.errors import UsageError
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import open_regular, text_fault
@@ -33,76 +31,61 @@ _INTERVAL = re.compile(r"_(\d{1,9})-(\d{1,9})_\d+$")
 
 
 def read_corpus(corpus: Corpus) -> Manifest:
-    """The labelled clips in the order of the label file."""
-    root = corpus_folder(corpus.root, "csl_news", EXPECTED)
-    path = find_files(root, (LABELS,)).get(LABELS)
-    if path is None:
-        raise UsageError(f"corpus csl_news: no {LABELS} below {root}; expected: {EXPECTED}")
-    rows = _rows(path)
-    media = MediaIndex(root)
+    """Returns the labelled clips in the order of the label file."""
+    folder = CorpusFolder(corpus, EXPECTED)
+    path = folder.table(LABELS)
+    entries = _entries(path)
+    media = MediaIndex(folder.root)
     packed, broken = _packed(media.archives)
     videos = {**packed, **media.videos}
     if not videos:
-        raise UsageError(f"corpus csl_news: no video below {root}; expected: {EXPECTED}")
-    clips: dict[str, Clip] = {}
-    rejected: list[Rejected] = []
-    for number, row in enumerate(rows, start=1):
+        raise folder.fault(f"no video below {folder.root}")
+    rows = Rows()
+    for number, entry in enumerate(entries, start=1):
         here = f"{path.name} entry {number}"
-        video, text = (row.get("video"), row.get("text")) if isinstance(row, dict) else (None, None)
+        video, text = (entry.get("video"), entry.get("text")) if isinstance(entry, dict) else (None, None)
         if not isinstance(video, str) or not isinstance(text, str) or not video:
-            rejected.append(Rejected(id=here, reason="bad-row", detail="no video and text"))
+            rows.reject(here, "bad-row", "no video and text")
             continue
         if fault := text_fault(video + text):
-            rejected.append(Rejected(id=here, reason="bad-row", detail=fault))
+            rows.reject(here, "bad-row", fault)
             continue
-        name = file_key(Path(video.replace("\\", "/")).stem)
-        sentence = " ".join(text.split())
-        if name in clips:
-            rejected.append(Rejected(id=name, reason="repeated-id", detail=here))
-        elif not sentence:
-            rejected.append(Rejected(id=name, reason="no-sentence", detail=here))
-        elif name not in videos:
-            rejected.append(Rejected(id=name, reason="missing", detail=f"no {shortened(name)}.mp4"))
-        else:
+        name, sentence = file_key(Path(video.replace("\\", "/")).stem), " ".join(text.split())
+        with rows.row(name):
+            require(name not in rows.clips, "repeated-id", here)
+            require(sentence, "no-sentence", here)
+            require(name in videos, "missing", f"no {shortened(name)}.mp4")
             named = _INTERVAL.search(name)
-            group = name[: named.start()].rstrip("_") if named else ""
-            clips[name] = Clip(
-                id=name,
-                video=videos[name],
-                sentence=sentence,
-                language=corpus.language,
-                split=split_of(group or name, corpus.dev_share, corpus.test_share),
-                frames=max(0, int(named[2]) - int(named[1])) if named else 0,
-            )
-    if any(row.reason == "missing" for row in rejected):  # else everything lies there unpacked as well
-        rejected += [
-            Rejected(
-                id=archive.name,
-                reason="unfinished-download",
-                detail="not a whole zip archive: download it again",
-            )
-            for archive in broken
-        ]
-    return Manifest(tuple(clips.values()), tuple(rejected))
+            broadcast = name[: named.start()].rstrip("_") if named else ""
+            split = hash_split(broadcast or name, corpus.dev_share, corpus.test_share)
+            frames = max(0, int(named[2]) - int(named[1])) if named else 0
+            rows.add(
+                Clip(id=name, video=videos[name], sentence=sentence, language=corpus.language, split=split,
+                     frames=frames)
+            )  # fmt: skip
+    if any(row.reason == "missing" for row in rows.rejected):  # else all videos are unpacked as well
+        for archive in broken:
+            rows.reject(archive.name, "unfinished-download", "not a whole zip archive: download it again")
+    return rows.manifest()
 
 
-def _rows(path: Path) -> list[Any]:
+def _entries(path: Path) -> list[Any]:
     def ignored(_: str) -> None:  # no number is read, whatever its size
         return None
 
     try:
-        rows = json.loads(table_text(path), parse_int=ignored, parse_float=ignored, parse_constant=ignored)
+        entries = json.loads(table_text(path), parse_int=ignored, parse_float=ignored, parse_constant=ignored)
     except RecursionError:
         raise UsageError(f"{path} is nested too deeply; download it again") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not whole JSON ({error}); download it again") from None
-    if not isinstance(rows, list):
+    if not isinstance(entries, list):
         raise UsageError(f"{path}: expected a list of video, pose and text")
-    return rows
+    return entries
 
 
 def _packed(archives: list[Path]) -> tuple[dict[str, str], list[Path]]:
-    """Name of a clip -> path through the zip archive that holds it; and the zip archives that cannot be listed."""
+    """Returns name of a clip -> path through the zip archive that holds it, and the archives that cannot be listed."""
     packed: dict[str, str] = {}
     broken: list[Path] = []
     for archive in archives:

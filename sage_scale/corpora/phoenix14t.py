@@ -13,73 +13,51 @@ import os
 from pathlib import Path
 
 from sage_scale.config import Corpus
-from sage_scale.corpora.clip import Clip, Manifest, Rejected
-from sage_scale.corpora.folders import corpus_folder
-from sage_scale.corpora.tables import Table
-from sage_scale.errors import UsageError
+from sage_scale.corpora.adapters import Rows, Table, require
+from sage_scale.corpora.folder import CorpusFolder
+from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.untrusted.display import shortened
 
 SPLITS = ("train", "dev", "test")
 FRAMES = Path("features", "fullFrame-210x260px")
 TABLES = Path("annotations", "manual")
+RELEASE = ("", "PHOENIX-2014-T", "PHOENIX-2014-T-release-v3/PHOENIX-2014-T")
+"""Folders of the archive around features and annotations."""
 EXPECTED = f"{FRAMES.as_posix()}/ and {TABLES.as_posix()}/ as in PHOENIX-2014-T-release-v3/PHOENIX-2014-T"
 
 
 def read_corpus(corpus: Corpus) -> Manifest:
     """Returns the clips of train, dev and test in the order of the published tables."""
-    root = _base(corpus_folder(corpus.root, "phoenix14t", EXPECTED))
-    clips: list[Clip] = []
-    rejected: list[Rejected] = []
+    folder = CorpusFolder(corpus, EXPECTED)
+    root = next((path for name in RELEASE if ((path := folder.root / name) / TABLES).is_dir()), None)
+    if root is None:
+        raise folder.fault(f"{folder.root} has no {TABLES.as_posix()}")
+    tables = {split: root / TABLES / f"PHOENIX-2014-T.{split}.corpus.csv" for split in SPLITS}
+    if not any(path.is_file() for path in tables.values()):
+        raise folder.fault(f"no {tables['train'].name} in {root / TABLES}")
+    rows = Rows()
     seen: set[str] = set()
-    notes: list[tuple[str, int]] = []
-    tables = [(split, root / TABLES / f"PHOENIX-2014-T.{split}.corpus.csv") for split in SPLITS]
-    if not any(table.is_file() for _, table in tables):
-        raise UsageError(
-            f"corpus phoenix14t: no {tables[0][1].name} in {root / TABLES}; expected: {EXPECTED}"
-        )
-    for split, path in tables:
+    for split, path in tables.items():
         if not path.is_file():
-            notes.append((f"split without its table {path.name}", 1))
+            rows.notes.append((f"split without its table {path.name}", 1))
             continue
         table = Table(path, "|", ("name", "speaker", "translation"))
         for _, row in table.rows():
-            name = f"{split}/{row['name']}"
-            folder = root / FRAMES / split / row["name"]
-            sentence = " ".join(row["translation"].split())
-            if name in seen:
-                rejected.append(Rejected(id=name, reason="repeated-id", detail=path.name))
-            elif "/" in row["name"] or "\\" in row["name"] or row["name"] in ("", ".", ".."):
-                rejected.append(Rejected(id=name, reason="bad-row", detail="not the name of a folder"))
-            elif not os.path.isdir(folder):
-                rejected.append(
-                    Rejected(
-                        id=name,
-                        reason="missing",
-                        detail=f"no folder {(FRAMES / split).as_posix()}/{shortened(row['name'])}",
-                    )
-                )
-            elif not sentence:
-                rejected.append(Rejected(id=name, reason="no-sentence", detail=path.name))
-            else:
-                clips.append(
-                    Clip(
-                        id=name,
-                        video=str(folder),
-                        sentence=sentence,
-                        language=corpus.language,
-                        signer=row["speaker"],
-                        split=split,
-                        frames=sum(entry.name.endswith(".png") for entry in os.scandir(folder)),
-                    )
-                )
-            seen.add(name)
-        rejected += table.rejected
-    return Manifest(tuple(clips), tuple(rejected), tuple(notes))
-
-
-def _base(root: Path) -> Path:
-    """The folder that holds features and annotations; the release wraps it in one or two more."""
-    for inner in (".", "PHOENIX-2014-T", "PHOENIX-2014-T-release-v3/PHOENIX-2014-T"):
-        if (root / inner / TABLES).is_dir():
-            return root / inner
-    raise UsageError(f"corpus phoenix14t: {root} has no {TABLES.as_posix()}; expected: {EXPECTED}")
+            name, clip, sentence = row["name"], f"{split}/{row['name']}", " ".join(row["translation"].split())
+            video = root / FRAMES / split / name
+            repeated = clip in seen
+            seen.add(clip)
+            with rows.row(clip):
+                require(not repeated, "repeated-id", path.name)
+                is_name = not {"/", "\\"} & set(name) and name not in ("", ".", "..")
+                require(is_name, "bad-row", "not the name of a folder")
+                absent = f"no folder {(FRAMES / split).as_posix()}/{shortened(name)}"
+                require(os.path.isdir(video), "missing", absent)
+                require(sentence, "no-sentence", path.name)
+                frames = sum(entry.name.endswith(".png") for entry in os.scandir(video))
+                rows.add(
+                    Clip(id=clip, video=str(video), sentence=sentence, language=corpus.language,
+                         signer=row["speaker"], split=split, frames=frames)
+                )  # fmt: skip
+        rows.rejected += table.rejected
+    return rows.manifest()

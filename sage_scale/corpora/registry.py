@@ -1,7 +1,7 @@
-"""Corpus readers by name: `read_corpus(recipe.corpus)` gives the manifest of any of them.
+"""Corpus adapters by name: `read_corpus(recipe.corpus)` returns the manifest of any of them.
 
-A reader is a function from `config.Corpus` to `Manifest`. It looks at names, tables and captions, never into
-a video.
+An adapter is a function from `config.Corpus` to `Manifest` (corpora/adapters.py has what they share). One outside the
+package is added by `register`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+from collections.abc import Callable
 
 from sage_scale.config import Corpus
-from sage_scale.corpora.clip import Manifest
+from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import UsageError
-from sage_scale.storage import on_this_machine
 from sage_scale.text.languages import checked_tag
 from sage_scale.untrusted.display import shortened
-from sage_scale.untrusted.files import expanded
 
-READERS = {
-    "synthetic": "sage_scale.corpora.registry:_read_synthetic",
+Adapter = Callable[[Corpus], Manifest]
+
+ADAPTERS: dict[str, str | Adapter] = {
+    "synthetic": "sage_scale.corpora.synthetic:read_corpus",
     "phoenix14t": "sage_scale.corpora.phoenix14t:read_corpus",
     "csl_daily": "sage_scale.corpora.csl_daily:read_corpus",
     "how2sign": "sage_scale.corpora.how2sign:read_corpus",
@@ -30,7 +31,12 @@ READERS = {
     "videos": "sage_scale.corpora.videos:read_corpus",
     "manifest": "sage_scale.corpora.manifest:read_corpus",
 }
-"""Corpus name -> module:function, imported when asked for."""
+"""Corpus name -> function, or "module:function", imported when it is first read."""
+
+
+def register(name: str, adapter: str | Adapter) -> None:
+    """Makes `corpus.name=NAME` read by `adapter`, a function or "module:function"; the last registration counts."""
+    ADAPTERS[name] = adapter
 
 
 def read_corpus(corpus: Corpus) -> Manifest:
@@ -38,31 +44,24 @@ def read_corpus(corpus: Corpus) -> Manifest:
 
     Raises UsageError for an unknown name, a wrong or empty root, and a language that is no tag.
     """
-    if corpus.name not in READERS:
-        near = difflib.get_close_matches(corpus.name, READERS, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(READERS)}"
+    if corpus.name not in ADAPTERS:
+        near = difflib.get_close_matches(corpus.name, ADAPTERS, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(ADAPTERS)}"
         raise UsageError(f"no corpus reader '{shortened(corpus.name)}'; {advice}")
     corpus = dataclasses.replace(
         corpus,
         language=checked_tag(corpus.language, "corpus.language"),
         languages=tuple(checked_tag(tag, "corpus.languages") for tag in corpus.languages),
     )
-    module, _, function = READERS[corpus.name].partition(":")
-    manifest: Manifest = getattr(importlib.import_module(module), function)(corpus)
+    adapter = ADAPTERS[corpus.name]
+    if isinstance(adapter, str):
+        module, _, function = adapter.partition(":")
+        adapter = getattr(importlib.import_module(module), function)
+    manifest: Manifest = adapter(corpus)
     if not manifest.clips:
-        set_aside = f"; {len(manifest.rejected)} rows were set aside" if manifest.rejected else ""
-        first = (
-            f", the first: {shortened(manifest.rejected[0].id)}: {manifest.rejected[0].reason}"
-            if set_aside
-            else ""
-        )
-        raise UsageError(f"corpus {corpus.name}: no clip in {corpus.root}{set_aside}{first}")
+        told = ""
+        if manifest.rejected:
+            first = manifest.rejected[0]
+            told = f"; {len(manifest.rejected)} rows were set aside, the first: {shortened(first.id)}: {first.reason}"
+        raise UsageError(f"corpus {corpus.name}: no clip in {corpus.root}{told}")
     return manifest
-
-
-def _read_synthetic(corpus: Corpus) -> Manifest:
-    from sage_scale.corpora.synthetic import read_corpus as read_made
-
-    if not corpus.root:
-        raise UsageError("corpus synthetic: give the folder it was made in (--root PATH or corpus.root=PATH)")
-    return read_made(corpus, expanded(on_this_machine(corpus.root, "a corpus")))

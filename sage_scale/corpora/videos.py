@@ -7,10 +7,9 @@ For `name.mp4` (or a keypoint file `name.npz`, `name.pose`) the first of these i
 - `name.txt`: one sentence for the whole file.
 
 A caption file belongs to the video with the longest name that it begins with; a language tag may follow the name.
-Caption files without a video are named. Names are compared in NFC.
+Caption files without a video are reported. Names are compared in NFC.
 
-Captions pass the named filters of corpora/caption_filters.py; rows and texts are what somebody wrote as sentences
-and pass none.
+Captions pass the named filters of corpora/caption_filters.py; rows and texts, written as sentences, do not.
 
 A video with none of them gets an empty sentence and the split `unlabelled`: it can be translated, not trained
 on. Folders called train, dev or test below the root give the split.
@@ -24,12 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Corpus
+from sage_scale.corpora.adapters import Rows, require
 from sage_scale.corpora.caption_filters import filter_cues
 from sage_scale.corpora.captions import BAD_CUE, SUFFIXES, parse_captions, parse_seconds
-from sage_scale.corpora.clip import Clip, Manifest, Rejected
-from sage_scale.corpora.folders import corpus_folder, unreadable_text
-from sage_scale.corpora.media import KEYPOINT_SUFFIXES, VIDEO_SUFFIXES, file_key, is_text, nameless, walk
-from sage_scale.corpora.rolling import merge_rolling
+from sage_scale.corpora.folder import (
+    KEYPOINT_SUFFIXES,
+    VIDEO_SUFFIXES,
+    CorpusFolder,
+    file_key,
+    is_text,
+    unreadable_text,
+    walk,
+)
+from sage_scale.corpora.manifest import Clip, Manifest
+from sage_scale.corpora.roll_up import merge_roll_up
+from sage_scale.errors import ClipRejected
 from sage_scale.text.languages import language_tag, primary_subtag, tag_distance
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import lines, read_text, text_fault
@@ -37,63 +45,48 @@ from sage_scale.untrusted.files import lines, read_text, text_fault
 SPLITS = ("train", "dev", "test")
 UNLABELLED = "unlabelled"
 """Split of the videos without a sentence."""
-
 UNMATCHED = "unmatched"
-"""Reason of a caption file that belongs to no video."""
-
+"""Reject reason of a caption file that belongs to no video."""
+MERGED = "cues of rolling captions brought to each line once"
+"""Note on the cues that roll-up captions lost."""
 EXPECTED = "videos (.mp4, .mov, .webm, ...) with sentences in .txt, .tsv, .vtt or .srt beside them"
 _COLUMNS = {
-    "video": "video",
-    "filename": "video",
-    "file": "video",
-    "name": "video",
-    "start": "start",
-    "end": "end",
-    "sentence": "sentence",
-    "text": "sentence",
-    "translation": "sentence",
-    "split": "split",
-    "signer": "signer",
+    "video": "video", "filename": "video", "file": "video", "name": "video", "start": "start", "end": "end",
+    "sentence": "sentence", "text": "sentence", "translation": "sentence", "split": "split", "signer": "signer",
     "language": "language",
-}
+}  # fmt: skip
 
 
 def read_corpus(corpus: Corpus) -> Manifest:
     """Returns the clips of a folder of videos, in the order of their paths and times."""
-    root = corpus_folder(corpus.root, "videos", EXPECTED)
-    clips: dict[str, Clip] = {}
-    rejected: list[Rejected] = []
+    root = CorpusFolder(corpus, EXPECTED).root
+    rows = Rows()
     merged = 0
     for folder, listed in walk(root):
-        names = [name for name in listed if is_text(f"{folder}{name}")]
-        if len(names) < len(listed):
-            rejected += [nameless(root, folder / name) for name in listed if not is_text(f"{folder}{name}")]
-        found = _Folder(root, folder, names, corpus)
+        for name in listed:
+            if not is_text(f"{folder}{name}"):
+                rows.reject_name(root, folder / name)
+        found = _Folder(root, folder, [name for name in listed if is_text(f"{folder}{name}")], corpus)
         for clip in found.clips():
-            if clip.id in clips:
-                rejected.append(
-                    Rejected(
-                        id=clip.id, reason="repeated-id", detail="the same stretch of the same video twice"
-                    )
-                )
+            if clip.id in rows.clips:
+                rows.reject(clip.id, "repeated-id", "the same stretch of the same video twice")
             else:
-                clips[clip.id] = clip
-        rejected += found.rejected
+                rows.add(clip)
+        rows.rejected += found.rows.rejected
         merged += found.merged
-    ordered = sorted(clips.values(), key=lambda clip: (clip.video, clip.start_s, clip.id))
-    notes = (("cues of rolling captions brought to each line once", merged),) if merged else ()
-    return Manifest(tuple(ordered), tuple(rejected), notes)
+    clips = sorted(rows.clips.values(), key=lambda clip: (clip.video, clip.start_s, clip.id))
+    return Manifest(tuple(clips), tuple(rows.rejected), ((MERGED, merged),) if merged else ())
 
 
 class _Folder:
-    """One folder's videos, sentences and complaints."""
+    """The videos, sentences and rejects of one folder."""
 
     def __init__(self, root: Path, folder: Path, names: list[str], corpus: Corpus) -> None:
         self.folder, self.language, self.options = folder, corpus.language, corpus.captions
+        self.rows = Rows()
         self.merged = 0
-        self.place = "/".join(file_key(part) for part in folder.relative_to(root).parts)
-        self.split = next((part for part in self.place.split("/") if part in SPLITS), "train")
-        self.rejected: list[Rejected] = []
+        self.inside = "/".join(file_key(part) for part in folder.relative_to(root).parts)
+        self.split = next((part for part in self.inside.split("/") if part in SPLITS), "train")
         parts = [(name, *os.path.splitext(name)) for name in names]
         media = [(name, stem, end.lower()) for name, stem, end in parts if end.lower() in VIDEO_SUFFIXES]
         pictures = {file_key(stem) for _, stem, end in media if end not in KEYPOINT_SUFFIXES}
@@ -124,29 +117,25 @@ class _Folder:
             base, _, part = base.rpartition(".")
             between = f"{part}.{between}" if between else part
         owners = self.by_stem.get(base) or ([self.by_name[base]] if base in self.by_name else [])
-        if text:
-            if owners and between:
-                self._reject(
-                    name,
-                    UNMATCHED,
-                    f"a .txt has the name of {owners[0]} alone; .vtt and .srt may have a language",
-                )
-            elif not between:
-                self.texts |= dict.fromkeys(owners, name)
+        tag = language_tag(between, registered=True) if between and not text else ""
+        if text and not between:
+            self.texts |= dict.fromkeys(owners, name)
+        elif text and owners:
+            detail = f"a .txt has the name of {owners[0]} alone; .vtt and .srt may have a language"
+            self._reject(name, UNMATCHED, detail)
+        elif text:
             return
-        tag = language_tag(between, registered=True) if between else ""
-        if not owners:
+        elif not owners:
             self._reject(name, UNMATCHED, "no video's name begins it; capitals count")
         elif between and not tag:
-            self._reject(
-                name, UNMATCHED, f"'{shortened(between)}' after the name of {owners[0]} is not a language tag"
-            )
+            detail = f"'{shortened(between)}' after the name of {owners[0]} is not a language tag"
+            self._reject(name, UNMATCHED, detail)
         else:
             for video in owners:
                 self.captions.setdefault(video, []).append((name, tag))
 
     def clips(self) -> Iterator[Clip]:
-        """The clips of every video here; complaints are gathered in `rejected`."""
+        """Yields the clips of every video; what is set aside joins `rows`."""
         tabled: dict[str, list[Clip]] = {}
         for name in self.tables:
             for video, clip in self._table(name):
@@ -155,31 +144,29 @@ class _Folder:
             yield from tabled.get(video) or self._beside(video)
 
     def _id(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> str:
-        place = f"{self.place}/{file_key(name)}" if self.place else file_key(name)
+        name = f"{self.inside}/{file_key(name)}" if self.inside else file_key(name)
         if start_s == 0.0 and end_s is None:
-            return place
-        return f"{place}@{start_s:.3f}-{'' if end_s is None else f'{end_s:.3f}'}"
+            return name
+        return f"{name}@{start_s:.3f}-{'' if end_s is None else f'{end_s:.3f}'}"
 
     def _clip(
         self, video: str, sentence: str, start_s: float = 0.0, end_s: float | None = None, **more: str
     ) -> Clip:
-        values: dict[str, Any] = {
-            "language": self.language,
-            "split": self.split if sentence else UNLABELLED,
-        } | more
+        values: dict[str, Any] = {"language": self.language, "split": self.split if sentence else UNLABELLED}
         return Clip(
             id=self._id(video, start_s, end_s),
             video=f"{self.folder}/{video}",
             start_s=start_s,
             end_s=end_s,
             sentence=sentence,
-            **values,
+            **(values | more),
         )
 
     def _reject(self, name: str, reason: str, detail: str = "") -> None:
-        self.rejected.append(Rejected(id=self._id(name), reason=reason, detail=detail))
+        self.rows.reject(self._id(name), reason, detail)
 
     def _beside(self, video: str) -> Iterator[Clip]:
+        """Yields the clips of a video from its caption or text file."""
         found = self.captions.get(video)
         name, language = min(found, key=self._preference) if found else (self.texts.get(video, ""), "")
         if not name:
@@ -188,11 +175,10 @@ class _Folder:
         text = self._read(video, name)
         if text is None:
             return
+        sentence = " ".join(text.split())
         if found:
             yield from self._captioned(video, name, text, language or self.language)
-            return
-        sentence = " ".join(text.split())
-        if fault := text_fault(text):
+        elif fault := text_fault(text):
             self._reject(video, "bad-row", f"{fault} in {name}")
         elif sentence:
             yield self._clip(video, sentence)
@@ -200,7 +186,7 @@ class _Folder:
             self._reject(video, "no-sentence", f"{name} is empty")
 
     def _read(self, owner: str, name: str) -> str | None:
-        """Returns the text of a file, None with the reason noted where it cannot be read."""
+        """Returns the text of a file; None, with a reject, where it cannot be read."""
         try:
             return read_text(self.folder / name)
         except (OSError, UnicodeDecodeError) as error:
@@ -223,7 +209,7 @@ class _Folder:
         elif not cues:
             self._reject(video, "no-captions", f"{name} has no readable cue")
         if self.options.rolling:
-            cues, merged = merge_rolling(sorted(cues, key=lambda cue: cue.start_s))
+            cues, merged = merge_roll_up(sorted(cues, key=lambda cue: cue.start_s))
             self.merged += merged
         kept, dropped = filter_cues(cues, self.options, language)
         for cue in kept:
@@ -232,58 +218,50 @@ class _Folder:
             detail = f"{name} at {one.cue.start_s:.3f} s" + (f": {one.detail}" if one.detail else "")
             self._reject(video, one.reason, detail)
 
-    def _table(self, name: str) -> Iterator[tuple[str, Clip]]:
-        text = self._read(name, name)
-        if text is None:
-            return
+    def _table(self, name: str) -> list[tuple[str, Clip]]:
+        """Returns the clips of a .tsv, each with its video."""
+        found: list[tuple[str, Clip]] = []
         columns: list[str] | None = None
-        for number, line in enumerate(lines(text), start=1):
+        for number, line in enumerate(lines(self._read(name, name) or ""), start=1):
             cells = [cell.strip() for cell in line.split("\t")]
             if not line.strip():
                 continue
+            here = f"{name} line {number}"
             if number == 1 and cells[0].lower() in _COLUMNS and "sentence" in map(_column, cells):
                 columns = [_column(cell) for cell in cells]
                 if "video" not in columns:
-                    self._reject(f"{name} line 1", "bad-row", "no column video among the names of columns")
-                    return
+                    self._reject(here, "bad-row", "no column video among the names of columns")
+                    break
                 continue
-            here = f"{name} line {number}"
-            names = columns or (
-                ["video", "sentence"] if len(cells) == 2 else ["video", "start", "end", "sentence"]
+            with self.rows.row(self._id(here)):
+                found.append(self._table_row(line, cells, columns))
+        return found
+
+    def _table_row(self, line: str, cells: list[str], columns: list[str] | None) -> tuple[str, Clip]:
+        names = columns or (
+            ["video", "sentence"] if len(cells) == 2 else ["video", "start", "end", "sentence"]
+        )
+        fault = text_fault(line)
+        require(not fault, "bad-row", fault)
+        require(len(cells) == len(names), "bad-row", f"{len(cells)} columns, expected {len(names)}")
+        row = dict(zip(names, cells))
+        wanted = file_key(row["video"].removeprefix("./"))
+        video = self.by_name.get(wanted) or self.by_stem.get(wanted, [""])[-1]
+        require(video, "missing", f"there is no {shortened(wanted)}")
+        require(row["sentence"], "no-sentence")
+        try:
+            start_s = parse_seconds(row["start"]) if row.get("start") else 0.0
+            end_s = parse_seconds(row["end"]) if row.get("end") else None
+        except ValueError as error:
+            raise ClipRejected("bad-row", str(error)) from None
+        require(end_s is None or end_s > start_s, "bad-interval", f"from {start_s:g} s to {end_s or 0:g} s")
+        more = {key: row[key] for key in ("split", "signer", "language") if row.get(key)}
+        if "language" in more:
+            more["language"] = language_tag(row["language"])
+            require(
+                more["language"], "bad-row", f"language '{shortened(row['language'])}' is not a BCP 47 tag"
             )
-            if fault := text_fault(line):
-                self._reject(here, "bad-row", fault)
-                continue
-            if len(cells) != len(names):
-                self._reject(here, "bad-row", f"{len(cells)} columns, expected {len(names)}")
-                continue
-            row = dict(zip(names, cells))
-            wanted = file_key(row["video"].removeprefix("./"))
-            video = self.by_name.get(wanted) or self.by_stem.get(wanted, [""])[-1]
-            if not video:
-                self._reject(here, "missing", f"there is no {shortened(wanted)}")
-                continue
-            if not row["sentence"]:
-                self._reject(here, "no-sentence")
-                continue
-            try:
-                start_s = parse_seconds(row["start"]) if row.get("start") else 0.0
-                end_s = parse_seconds(row["end"]) if row.get("end") else None
-            except ValueError as error:
-                self._reject(here, "bad-row", str(error))
-                continue
-            if end_s is not None and end_s <= start_s:
-                self._reject(here, "bad-interval", f"from {start_s:g} s to {end_s:g} s")
-                continue
-            more = {key: row[key] for key in ("split", "signer", "language") if row.get(key)}
-            if "language" in more:
-                more["language"] = language_tag(more["language"])
-                if not more["language"]:
-                    self._reject(
-                        here, "bad-row", f"language '{shortened(row['language'])}' is not a BCP 47 tag"
-                    )
-                    continue
-            yield video, self._clip(video, row["sentence"], start_s, end_s, **more)
+        return video, self._clip(video, row["sentence"], start_s, end_s, **more)
 
 
 def _column(cell: str) -> str:

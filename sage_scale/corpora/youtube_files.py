@@ -1,12 +1,12 @@
-"""Videos, captions and notes of YouTube as downloaders leave them: which file belongs to which video id.
+"""YouTube videos, captions and notes as downloaders leave them, by video id.
 
     <id>.mp4, <title> [<id>].webm, <title>-<id>.mkv            the video
     <title> - 001 <chapter> [<id>].mp4                         a chapter of it (--split-chapters)
     <id>.en.vtt, <title> [<id>].en-US.srt                      its captions, the tag between dots
     <id>.info.json                                             yt-dlp's notes: channel, duration
 
-The files of one video may lie in different folders. What a broken download leaves (`.part`, `.ytdl`, `.f137.mp4`,
-`.temp.mp4`) is no video. Nor is a chapter: captions count from the start of the whole video.
+The files of one video may lie in different folders. Remains of a broken download (`.part`, `.ytdl`, `.f137.mp4`,
+`.temp.mp4`) are no video. Nor is a chapter: captions count from the start of the whole video.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from sage_scale.corpora.adapters import Rows
 from sage_scale.corpora.captions import SUFFIXES
-from sage_scale.corpora.clip import MAX_SECONDS, Rejected
-from sage_scale.corpora.media import VIDEO_SUFFIXES, is_text, nameless, walk
+from sage_scale.corpora.folder import VIDEO_SUFFIXES, is_text, walk
+from sage_scale.corpora.manifest import MAX_SECONDS
 from sage_scale.text.languages import language_tag, primary_subtag
 from sage_scale.untrusted.files import read_bytes, text_fault
 
@@ -34,8 +35,8 @@ _UNFINISHED = re.compile(r"\.(?:f(?:\d[\w+-]*|[A-Za-z]\w*[-+][\w+-]*|hls|dash|ht
 _CHAPTER = re.compile(r"(?P<title>.*?) - (?P<number>\d{3,4}) .+")
 _PARTS = (".part", ".ytdl")
 _PREFERRED = (".mp4", ".mkv", ".webm")
-# `en-orig` is what the recogniser heard, `en-de` its translation from German, `a.en` an older name of both; a
-# region is written in capitals.
+# `en-orig` is the recogniser's own text, `en-de` its translation from German, `a.en` an older name of both; a region
+# is written in capitals.
 _AUTOMATIC = re.compile(
     r"(?:^a\.|(?:^|[.-])auto(?:[.-]|$)|-orig$|^[a-z]{2,3}(?:-[A-Z][a-z]{3})?-[a-z]{2,3}$)"
 )
@@ -43,7 +44,7 @@ _TAG = re.compile(r"[a-z]{2,3}(?:[-_][a-z]{4})?(?:[-_](?:[a-z]{2}|\d{3}))?(?=$|[
 
 
 def video_id(stem: str) -> str:
-    """The YouTube id in a file name without its ending; empty where there is none."""
+    """Returns the YouTube id in a file name without its ending; empty where there is none."""
     if _ID.fullmatch(stem):
         return stem
     match = _IN_BRACKETS.search(stem) or _AFTER_HYPHEN.search(stem)
@@ -62,7 +63,7 @@ class VideoFiles:
 
 @dataclass(frozen=True)
 class Info:
-    """What yt-dlp noted of a video; empty and None where unknown."""
+    """Notes of yt-dlp on a video; empty and None where unknown."""
 
     channel: str = ""
     duration_s: float | None = None
@@ -74,58 +75,53 @@ class Downloads:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.videos: dict[str, VideoFiles] = {}
-        self.rejected: list[Rejected] = []
-        """Videos without an id, second files of one video, broken downloads."""
-        self._found: dict[str, list[str]] = {}
-        """Paths of the videos of each id."""
+        self.rows = Rows()
+        """Rejects: videos without an id, second files of one video, broken downloads."""
+        self._paths: dict[str, list[str]] = {}
+        """Id -> paths of its videos."""
         for folder, names in walk(root):
             for name in names:
                 if is_text(str(folder / name)):
-                    self._take(folder, name)
+                    self._add(folder, name)
                 else:
-                    self.rejected.append(nameless(root, folder / name))
-        for known, paths in self._found.items():
+                    self.rows.reject_name(root, folder / name)
+        for known, paths in self._paths.items():
             self._choose(known, paths)
 
     def __bool__(self) -> bool:
         return any(files.video for files in self.videos.values())
 
-    def _take(self, folder: Path, name: str) -> None:
+    def _add(self, folder: Path, name: str) -> None:
+        """Gives a file to its video, by the id in its name."""
         stem, suffix = os.path.splitext(name)
         suffix = suffix.lower()
-        if suffix in VIDEO_SUFFIXES:
-            if not _UNFINISHED.search(stem):
-                self._take_video(folder, name, stem, suffix)
-            elif video_id(_UNFINISHED.sub("", stem)):
-                self._reject(folder, name, "unfinished-download", "one stream of a video that was not joined")
-        elif suffix in SUFFIXES:
-            base, _, tag = stem.rpartition(".")
-            known = video_id(base)
-            if not known and video_id(base.rpartition(".")[0]):  # a tag of two parts: <id>.a.en.vtt
-                base, _, first = base.rpartition(".")
-                known, tag = video_id(base), f"{first}.{tag}"
-            if not known and video_id(stem):
-                known, tag = video_id(stem), ""
-            if known:
-                self.videos.setdefault(known, VideoFiles()).tracks.setdefault(tag, folder / name)
-            else:
-                self._reject(folder, name, "unmatched", "no YouTube id in its name")
-        elif name.endswith(".info.json"):
-            known = video_id(name.removesuffix(".info.json"))
-            if known:
-                self.videos.setdefault(known, VideoFiles()).info = folder / name
-        elif suffix in _PARTS:
-            self._reject(
-                folder, name, "unfinished-download", "the download was cut off; run the downloader again"
-            )
-
-    def _take_video(self, folder: Path, name: str, stem: str, suffix: str) -> None:
         known = video_id(stem)
-        if not known:
-            self._reject(folder, name, "no-video-id", "expected ID.mp4 or TITLE [ID].mp4")
-            return
-        self.videos.setdefault(known, VideoFiles())
-        self._found.setdefault(known, []).append(str(folder / name))
+        if suffix in VIDEO_SUFFIXES:
+            if _UNFINISHED.search(stem):
+                if video_id(_UNFINISHED.sub("", stem)):
+                    detail = "one stream of a video that was not joined"
+                    self._reject(folder / name, "unfinished-download", detail)
+            elif known:
+                self.videos.setdefault(known, VideoFiles())
+                self._paths.setdefault(known, []).append(str(folder / name))
+            else:
+                self._reject(folder / name, "no-video-id", "expected ID.mp4 or TITLE [ID].mp4")
+        elif suffix in SUFFIXES:
+            base, _, last = stem.rpartition(".")
+            inner, _, first = base.rpartition(".")
+            # A tag may have two parts, <id>.a.en.vtt, or be absent.
+            for title, tag in ((base, last), (inner, f"{first}.{last}"), (stem, "")):
+                if owner := video_id(title):
+                    self.videos.setdefault(owner, VideoFiles()).tracks.setdefault(tag, folder / name)
+                    break
+            else:
+                self._reject(folder / name, "unmatched", "no YouTube id in its name")
+        elif name.endswith(".info.json"):
+            if owner := video_id(name.removesuffix(".info.json")):
+                self.videos.setdefault(owner, VideoFiles()).info = folder / name
+        elif suffix in _PARTS:
+            detail = "the download was cut off; run the downloader again"
+            self._reject(folder / name, "unfinished-download", detail)
 
     def _choose(self, known: str, paths: list[str]) -> None:
         """Takes one file of a video: a whole one before chapters, .mp4 before others."""
@@ -135,7 +131,7 @@ class Downloads:
         titles = {*stems.values(), *(_title(path.name, known) for path in beside)}
         cut = {path: match for path, stem in stems.items() if (match := _CHAPTER.fullmatch(stem))}
         numbers = {(match["title"], match["number"]) for match in cut.values()}
-        # A title may look like a chapter's: it is one where another file of the video shows what its whole name is.
+        # A title may look like a chapter's. It is one where another file of the video shows the whole title.
         chapters = {
             path
             for path, match in cut.items()
@@ -145,18 +141,14 @@ class Downloads:
         }
         whole = sorted((path for path in paths if path not in chapters), key=_preference)
         files.video = whole[0] if whole else ""
-        for path in paths:
-            place = Path(path)
-            if path in chapters:
-                self._reject(
-                    place.parent, place.name, "chapter", "captions count from the start of the whole video"
-                )
-            elif path != files.video:
-                self._reject(place.parent, place.name, "second-file", f"{Path(files.video).name} is taken")
+        for path in map(Path, paths):
+            if str(path) in chapters:
+                self._reject(path, "chapter", "captions count from the start of the whole video")
+            elif str(path) != files.video:
+                self._reject(path, "second-file", f"{Path(files.video).name} is taken")
 
-    def _reject(self, folder: Path, name: str, reason: str, detail: str) -> None:
-        place = (folder / name).relative_to(self.root).as_posix()
-        self.rejected.append(Rejected(id=place, reason=reason, detail=detail))
+    def _reject(self, path: Path, reason: str, detail: str) -> None:
+        self.rows.reject(path.relative_to(self.root).as_posix(), reason, detail)
 
 
 def _preference(path: str) -> tuple[int, str]:
@@ -170,10 +162,10 @@ def _title(name: str, known: str) -> str:
 
 
 def automatic_by_name(tag: str, beside: Collection[str] = ()) -> bool:
-    """Returns whether a caption file's tag is one that downloaders give to a recogniser's captions or translations.
+    """Returns whether downloaders give a caption file's tag to a recogniser's captions or translations.
 
-    `en-de` is a translation from German. `pt-br` may be one from Breton, or a region in small letters: where such a
-    pair is a locale it is taken for a region, unless captions of the other language are among the tags `beside`.
+    `en-de` is a translation from German. `pt-br` may be one from Breton, or a region in small letters: a pair
+    that is a locale counts as a region, unless captions of the other language are among the tags `beside`.
     """
     if not _AUTOMATIC.search(tag):
         return False
@@ -184,10 +176,10 @@ def automatic_by_name(tag: str, beside: Collection[str] = ()) -> bool:
 
 @lru_cache(maxsize=1024)
 def language_of(tag: str) -> str:
-    """Returns the BCP 47 tag of a caption file's tag, without the letters that YouTube appends to a named track.
+    """Returns the BCP 47 tag of a caption file's tag, without the letters that YouTube appends for a named track.
 
     `en-US` and `en_us` give `en-US`, `en-eEY6OEpapPo` and the translation `en-de` give `en`, `iw` gives `he`; empty
-    where it is none.
+    where there is none.
     """
     match = _TAG.match(tag.removeprefix("a.").removesuffix("-orig"))
     if match is None:
@@ -211,7 +203,7 @@ def order_tracks(tags: Collection[str], wanted: Collection[str]) -> list[str]:
 
 
 def read_info(path: Path | None) -> Info:
-    """Channel and duration of a video; what cannot be read is unknown, since nothing depends on it alone."""
+    """Returns channel and duration of a video, unknown where its notes cannot be read: nothing needs them."""
     if path is None:
         return Info()
     try:

@@ -5,7 +5,7 @@ ROUGE-L on one file), so `score` gives both tokenisations and both betas with sa
 `PRESETS` reproduce the conventions of publications. BLEU is always counted over the whole set, never averaged
 over sentences, ranks or languages; ROUGE-L is by definition the mean over sentences.
 
-Both sides are compared in one normal form (`text.writing.normal_form`), which the signature names: mBART and XGLM
+Both sides are compared in one normal form (`text.languages.normal_form`), which the signature names: mBART and XGLM
 write `,` for the `，` of a Chinese reference, which would count as an error.
 
 A set may have several languages. Each sentence is then cut by its own language's tokeniser, and the counts of all

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.corpora.clip import Rejected
+from sage_scale.corpora.manifest import Rejected
 from sage_scale.errors import ClipRejected, SageError, StorageError, UsageError
 from sage_scale.precompute.commit import commit_unit
 from sage_scale.precompute.description import Environment, environment_here

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 
-from sage_scale.corpora.clip import Clip, Manifest, Rejected, is_expected
+from sage_scale.corpora.manifest import Clip, Manifest, Rejected, is_expected
 from sage_scale.precompute.plan import Limits, Unit, plan_units
 from sage_scale.shards import Dataset, UnitListing
 from sage_scale.shards.additions import AddedUnit, AdditionPlan, addition_name, load_additions

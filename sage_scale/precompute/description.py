@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe, Vision
-from sage_scale.corpora.clip import Manifest
+from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards.layout import DatasetInfo, PlannedUnit

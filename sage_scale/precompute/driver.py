@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.corpora.clip import Manifest, is_expected
+from sage_scale.corpora.manifest import Manifest, is_expected
 from sage_scale.errors import RecipeError, StorageError, UsageError
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.additions import (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sage_scale.corpora.clip import Clip, Manifest, Rejected
+from sage_scale.corpora.manifest import Clip, Manifest, Rejected
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sage_scale.config import Recipe
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.segmentation import segment_clip
 from sage_scale.shards import Sample

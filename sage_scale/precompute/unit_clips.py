@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.precompute.sample import SampleMaker
 from sage_scale.shards import Sample

@@ -8,7 +8,7 @@ from typing import Any
 
 from sage_scale.reporting.markup import escape, scroll, section
 from sage_scale.reporting.runlog import RunRecord
-from sage_scale.text.writing import normal_form, split_words, unspaced
+from sage_scale.text.languages import normal_form, split_words, unspaced
 
 EXAMPLES = 12
 ALL_EXAMPLES = 400

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sage_scale.corpora.media import VIDEO_SUFFIXES
-from sage_scale.corpora.splits import NAMES
+from sage_scale.corpora.adapters import SPLIT_NAMES
+from sage_scale.corpora.folder import VIDEO_SUFFIXES
 from sage_scale.errors import UsageError
 from sage_scale.segmentation.rules import RULE_FPS, decode_oib, parse_letters
 from sage_scale.untrusted.display import message_line, printable, shortened
@@ -78,7 +78,7 @@ class LabelTable:
 def clip_names(clip_id: str, split: str) -> list[str]:
     """Returns the names that labels of a clip may stand under: its id, that without its split or with another word for
     it (`dev/x`, `x`, `valid/x`), each also without the ending of its video file."""
-    words = [split, *(word for word, ours in NAMES.items() if ours == split)]
+    words = [split, *(word for word, ours in SPLIT_NAMES.items() if ours == split)]
     first, slash, rest = clip_id.partition("/")
     bare = rest if slash and first in words else clip_id
     names = [clip_id, bare, *(f"{word}/{bare}" for word in words)]
@@ -116,7 +116,7 @@ def _table(path: Path, stamp: tuple[int, int]) -> LabelTable:
     )
     table: dict[str, dict[str, Entry]] = {}
     for name, entries in values.items() if split else (("", values),):
-        part = table.setdefault(NAMES.get(str(name).lower(), str(name)), {})
+        part = table.setdefault(SPLIT_NAMES.get(str(name).lower(), str(name)), {})
         for clip, value in entries.items():
             if not isinstance(clip, str | int):
                 raise _refused(path, f"a name is {type(clip).__name__}, not text")
@@ -232,14 +232,14 @@ def _load_npy(file: BinaryIO) -> np.ndarray:
 
 def _load_pt(file: BinaryIO) -> Any:
     """The object of a .pt file: containers, numbers and tensors. Raises ValueError for anything else."""
-    if zipfile.is_zipfile(file):  # packed members could unpack to any size
-        file.seek(0)
-        try:
+    try:
+        if zipfile.is_zipfile(file):  # packed members could unpack to any size
+            file.seek(0)
             with zipfile.ZipFile(file) as archive:
                 if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                     raise ValueError("its parts are compressed, which torch.save does not do")
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-            raise ValueError(f"a damaged .pt: {_line(error)}") from None
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        raise ValueError(f"a damaged .pt: {_line(error)}") from None
     file.seek(0)
     import torch
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from sage_scale.config import Recipe
-from sage_scale.corpora.clip import Manifest
+from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import ClipRejected, StorageError, TooManyRejects, UsageError
 from sage_scale.segmentation.label_files import Entry, Labels, clip_names, read_clip_file, read_table
 from sage_scale.segmentation.rules import resample_labels, segments_to_labels

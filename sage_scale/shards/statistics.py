@@ -11,7 +11,7 @@ import numpy as np
 from sage_scale.shards.dataset import Dataset
 from sage_scale.shards.rejects import standing_rejects
 from sage_scale.shards.texts import read_texts
-from sage_scale.text.writing import split_words, unspaced
+from sage_scale.text.languages import split_words, unspaced
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,15 @@
 """Text: languages and pseudo-glosses; `text.tokenizer` and `text.vocabulary` bring transformers and torch with them."""
 
-from sage_scale.text.languages import MBART50_CODES, UNSPACED, language_code, primary_subtag
+from sage_scale.text.languages import (
+    MBART50_CODES,
+    UNSPACED,
+    language_code,
+    normal_form,
+    primary_subtag,
+    split_words,
+    unspaced,
+)
 from sage_scale.text.pseudogloss import PseudoGlosser, TextSettings, glosser, pseudo_glosses, words
-from sage_scale.text.writing import normal_form, split_words, unspaced
 
 __all__ = [
     "MBART50_CODES",

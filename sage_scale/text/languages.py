@@ -1,4 +1,4 @@
-"""Language tags: brought to one BCP 47 form where they enter, and to the language codes of mBART-50.
+"""Languages: BCP 47 tags, mBART-50's codes, words or characters, punctuation, and a normal form of texts.
 
 langcodes (https://github.com/georgkrause/langcodes) knows the registered tags. It is imported where a tag needs it, so
 that machines that only train, on plain tags such as de or zh-CN, do without it.
@@ -6,6 +6,7 @@ that machines that only train, on plain tags such as de or zh-CN, do without it.
 
 from __future__ import annotations
 
+import unicodedata
 from functools import lru_cache
 
 from sage_scale.errors import UsageError
@@ -26,6 +27,13 @@ _BY_SUBTAG |= {"iw": "he_IL", "in": "id_ID", "fil": "tl_XX", "cmn": "zh_CN", "ar
 
 UNSPACED = frozenset({"zh", "ja", "th", "km", "my", "cmn", "lo", "yue"})
 """Languages written without spaces between words: scored per character."""
+_CHINESE = frozenset({"zh", "cmn", "yue"})
+_FULL_WIDTH = str.maketrans({"?": "？", "!": "！", ":": "：", ",": "，"})
+# The rules that SentencePiece's `nmt_nfkc`, the normaliser of mBART and XGLM, has beside NFKC: control characters are
+# removed, signs without a width and the separators of Unicode become spaces.
+_REMOVED = (*range(0x01, 0x09), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F)
+_SPACES = (0x061C, 0x1680, *range(0x200B, 0x2010), 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD)
+_NMT = {**dict.fromkeys(_REMOVED), **dict.fromkeys(_SPACES, " ")}
 
 
 @lru_cache(maxsize=1024)
@@ -98,3 +106,30 @@ def language_code(language: str) -> str:
         f"mBART-50 has no language '{shortened(language)}': give the BCP 47 tag of the sentences' spoken language, "
         f"one of {', '.join(sorted(code.split('_')[0] for code in MBART50_CODES))}"
     )
+
+
+def unspaced(language: str) -> bool:
+    """Returns whether a language (BCP 47) is written without spaces between words."""
+    return primary_subtag(language) in UNSPACED
+
+
+def split_words(sentence: str, language: str) -> list[str]:
+    """Returns the words of a sentence, split at spaces; its characters where the language is written without them."""
+    return list("".join(sentence.split())) if unspaced(language) else sentence.split()
+
+
+def normal_form(text: str) -> str:
+    """Returns the text as a SentencePiece model with `nmt_nfkc` (mBART, XGLM) reads it, with single spaces.
+
+    NFKC: full-width letters, digits and punctuation become those of ASCII, "…" three full stops, presentation forms of
+    Arabic and half-width kana their ordinary letters, decomposed letters composed ones. Quotation marks stay.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text.translate(_NMT)).split())
+
+
+def restore_punctuation(sentence: str, language: str) -> str:
+    """Returns a generated sentence with full-width punctuation (？！：，) where its language is Chinese.
+
+    `normal_form` replaces that punctuation by ASCII (Sign2GPT, appendix A.2).
+    """
+    return sentence.translate(_FULL_WIDTH) if primary_subtag(language) in _CHINESE else sentence

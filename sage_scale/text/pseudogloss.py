@@ -7,8 +7,7 @@ import re
 from typing import Protocol
 
 from sage_scale.errors import RecipeError
-from sage_scale.text.languages import primary_subtag
-from sage_scale.text.writing import unspaced
+from sage_scale.text.languages import primary_subtag, unspaced
 
 
 class TextSettings(Protocol):

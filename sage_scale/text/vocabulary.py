@@ -25,8 +25,8 @@ from transformers import AutoModelForSeq2SeqLM
 
 from sage_scale.errors import CheckpointError
 from sage_scale.text.hub import loading, model_place
+from sage_scale.text.languages import split_words, unspaced
 from sage_scale.text.tokenizer import encode_texts, load_tokenizer, set_language
-from sage_scale.text.writing import split_words, unspaced
 from sage_scale.untrusted.hashes import share
 
 _TOKEN_IDS = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",

@@ -19,7 +19,7 @@ import torch
 
 from sage_scale.config import Recipe, override
 from sage_scale.config.recipe import flat, to_mapping
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
 from sage_scale.precompute.sample import SampleMaker
 from sage_scale.segmentation.precomputed import has_labels

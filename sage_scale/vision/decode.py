@@ -40,7 +40,7 @@ KEYPOINT_SUFFIXES = {".npz", ".pose"}
 
 
 class Source(Protocol):
-    """What decoding needs to know of a clip; `corpora.clip.Clip` has it."""
+    """What decoding needs to know of a clip; `corpora.manifest.Clip` has it."""
 
     @property
     def id(self) -> str: ...

@@ -33,7 +33,7 @@ from servers.faults import fault_proxy
 from servers.moto import moto_server
 
 from sage_scale.config import Recipe, from_mapping
-from sage_scale.corpora.clip import Clip, Manifest
+from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.driver import Run
 from sage_scale.precompute.sample import source_name

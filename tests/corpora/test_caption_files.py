@@ -13,8 +13,8 @@ from published_layouts import ROLLING_VTT
 
 from sage_scale.config import Captions
 from sage_scale.corpora.caption_filters import filter_cues, is_credit
-from sage_scale.corpora.captions import Cue, has_words, is_automatic, parse_captions, plain_text
-from sage_scale.corpora.rolling import merge_rolling
+from sage_scale.corpora.captions import Cue, has_words, parse_captions, plain_text
+from sage_scale.corpora.roll_up import is_automatic, merge_roll_up
 
 SRT = "1\n00:00:01,000 --> 00:00:03,500\nEins\nzwei.\n\n2\n00:00:04,000 --> 00:00:06,000\nDrei.\n\n3\n" + (
     "00:00:07,000 --> 00:00:09,000\nVier\nfünf.\n"
@@ -265,7 +265,7 @@ def test_automatic_captions_are_told_in_srt_too() -> None:
 )
 def test_plain_captions_that_repeat_a_text_stay_as_they_are(rows) -> None:
     cues = parse_captions(srt(*rows)).cues
-    assert merge_rolling(cues) == (cues, 0)
+    assert merge_roll_up(cues) == (cues, 0)
 
 
 @pytest.mark.parametrize("blink", [0.01, 0.02, 0.04])
@@ -284,7 +284,7 @@ def test_captions_that_roll_without_pauses_or_blinks() -> None:
     cues = [
         Cue(2.0 * k, 2.0 * k + 2, " ".join(pair), pair) for k, pair in enumerate(itertools.pairwise(lines))
     ]
-    assert [cue.text for cue in merge_rolling(cues)[0]] == ["one two", "three", "four"]
+    assert [cue.text for cue in merge_roll_up(cues)[0]] == ["one two", "three", "four"]
 
 
 PIECES = st.sampled_from(
@@ -306,5 +306,5 @@ def test_any_text_gives_cues_or_named_lines(text) -> None:
         not re.search(r"[\x00-\x1f\x7f-\x9f]", line) and len(line) < 700 for line in broken
     )  # 60, escaped
     is_automatic(text, cues)
-    kept, dropped = filter_cues(merge_rolling(sorted(cues, key=lambda cue: cue.start_s))[0], Captions(), "de")
+    kept, dropped = filter_cues(merge_roll_up(sorted(cues, key=lambda cue: cue.start_s))[0], Captions(), "de")
     assert len(kept) + len(dropped) <= len(cues)

@@ -12,9 +12,9 @@ from published_layouts import ROLLING_VTT
 
 from sage_scale.config import Captions, Corpus, load_recipe
 from sage_scale.corpora.caption_filters import filter_cues, in_script, is_credit
-from sage_scale.corpora.captions import Cue, is_automatic, parse_captions
+from sage_scale.corpora.captions import Cue, parse_captions
 from sage_scale.corpora.registry import read_corpus
-from sage_scale.corpora.rolling import merge_rolling
+from sage_scale.corpora.roll_up import is_automatic, merge_roll_up
 from sage_scale.errors import RecipeError
 
 GOOD = Cue(30, 33, "Das ist ein ganz gewöhnlicher Satz.")
@@ -124,7 +124,7 @@ def test_rolled_up_lines_come_back_each_once(lines, rows) -> None:
             Cue(2.0 * at, 2.0 * at + 1.9, " ".join(screen), screen),
             Cue(2.0 * at + 1.9, 2.0 * at + 2, " ".join(screen), screen),
         ]
-    merged, touched = merge_rolling(cues)
+    merged, touched = merge_roll_up(cues)
     assert [cue.text for cue in merged] == lines
     assert [(cue.start_s, cue.end_s) for cue in merged] == [
         (2.0 * at, 2.0 * at + 2) for at in range(len(lines))
@@ -137,7 +137,7 @@ def test_ordinary_captions_are_left_alone() -> None:
         "1\n00:01,000 --> 00:03,000\n- Nein.\n- Doch.\n\n2\n00:03,000 --> 00:05,000\nOh.\n\n"
         "3\n00:09,0 --> 00:11,0\nOh.\n"
     )
-    assert merge_rolling(cues) == (cues, 0)
+    assert merge_roll_up(cues) == (cues, 0)
     assert cues[0].text == "- Nein. - Doch." and not is_automatic("<i>kursiv</i> <c>farbig</c>")
     assert is_automatic(ROLLING_VTT)
 

@@ -1,4 +1,4 @@
-"""The real text of PHOENIX14T through the reader and the census: the counts that the field publishes."""
+"""The real text of PHOENIX14T through the reader and the statistics: the counts that the field publishes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sage_scale.config import Corpus
-from sage_scale.corpora.census import count
+from sage_scale.corpora.corpus_statistics import corpus_statistics
 from sage_scale.corpora.registry import read_corpus
 
 TEXT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "phoenix14t_text"
@@ -31,15 +31,15 @@ def test_counts_of_phoenix14t(tmp_path) -> None:
         table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     manifest = read_corpus(Corpus(name="phoenix14t", root=str(tmp_path)))
     assert not manifest.rejected
-    census = count(manifest)
-    train, dev, test = census.splits
-    assert [(split.split, split.clips) for split in census.splits] == [
+    statistics = corpus_statistics(manifest)
+    train, dev, test = statistics.splits
+    assert [(split.name, split.clips) for split in statistics.splits] == [
         ("train", 7096),
         ("dev", 519),
         ("test", 642),
     ]
     assert (train.signers, train.words, train.sentences) == (9, 2887, 6853)
-    defects = {what: number for what, (number, _) in census.defects.items()}
+    defects = {what: number for what, (number, _) in statistics.defects.items()}
     assert defects == {"dev sentence also in train": 25, "test sentence also in train": 32}
     words = [len(clip.sentence.split()) for clip in manifest.clips if clip.split == "train"]
     assert sum(words) / len(words) == pytest.approx(14.0, abs=0.1)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from published_layouts import put
 
 from sage_scale.config import Corpus
-from sage_scale.corpora.clip import Clip, Manifest, from_json_lines, to_json_lines
+from sage_scale.corpora.adapters import Table
+from sage_scale.corpora.manifest import Clip, Manifest, from_json_lines, to_json_lines
 from sage_scale.corpora.registry import read_corpus
-from sage_scale.corpora.tables import Table
 from sage_scale.errors import UsageError
 from sage_scale.shards.removal import read_ids
 

@@ -20,9 +20,9 @@ from published_layouts import (
 from vision.made_videos import numbers
 
 from sage_scale.config import Corpus, Vision
-from sage_scale.corpora.clip import Clip, Manifest
-from sage_scale.corpora.registry import READERS, read_corpus
-from sage_scale.corpora.splits import split_of
+from sage_scale.corpora.adapters import hash_split
+from sage_scale.corpora.manifest import Clip, Manifest
+from sage_scale.corpora.registry import ADAPTERS, read_corpus
 from sage_scale.errors import UsageError
 from sage_scale.vision.decode import decode_clip
 
@@ -247,16 +247,16 @@ def test_csl_news_labels_that_cannot_be_used(tmp_path) -> None:
 
 def test_splits_follow_the_shares_and_never_move() -> None:
     names = [f"video {number}" for number in range(20_000)]
-    splits = [split_of(name, 0.05, 0.1) for name in names]
+    splits = [hash_split(name, 0.05, 0.1) for name in names]
     assert splits.count("dev") / 20_000 == pytest.approx(0.05, abs=0.006)
     assert splits.count("test") / 20_000 == pytest.approx(0.1, abs=0.008)
     # A larger share takes from train alone, and none at all leaves everything there.
-    more = [split_of(name, 0.2, 0.1) for name in names]
+    more = [hash_split(name, 0.2, 0.1) for name in names]
     assert all(after == before for before, after in zip(splits, more, strict=True) if before != "train")
-    assert {split_of(name, 0, 0) for name in names} == {"train"}
+    assert {hash_split(name, 0, 0) for name in names} == {"train"}
 
 
-LAYOUTS = {name for name in READERS if name not in ("synthetic", "manifest", "videos")}
+LAYOUTS = {name for name in ADAPTERS if name not in ("synthetic", "manifest", "videos")}
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from sage_scale.config import Corpus, Segmentation, Vision
-from sage_scale.corpora.census import count
-from sage_scale.corpora.clip import Clip, to_json_lines
+from sage_scale.corpora.corpus_statistics import corpus_statistics
+from sage_scale.corpora.manifest import Clip, to_json_lines
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.errors import UsageError
 from sage_scale.segmentation import segment_clip
@@ -151,7 +151,7 @@ def test_a_keypoint_clip_through_a_manifest(tmp_path) -> None:
     assert decoded.total_frames == 40 and segments[-1, 1] <= 40
 
 
-def test_census_counts_what_is_there_and_what_is_odd() -> None:
+def test_statistics_counts_what_is_there_and_what_is_odd() -> None:
     clips = [
         Clip(id="1", video="v", start_s=0, end_s=4, sentence="a b", signer="S"),
         Clip(id="2", video="v", start_s=3, end_s=3.5, sentence="b c", signer="S"),
@@ -160,13 +160,15 @@ def test_census_counts_what_is_there_and_what_is_odd() -> None:
         Clip(id="5", video="x", split="unlabelled", frames=50),
         Clip(id="6", video="v", start_s=11, end_s=12, sentence="d"),
     ]
-    from sage_scale.corpora.clip import Manifest, Rejected
+    from sage_scale.corpora.manifest import Manifest, Rejected
 
-    census = count(Manifest(tuple(clips), (Rejected(id="7", reason="missing"),)), {"v": 10.0, "w": 36.0})
-    train = next(split for split in census.splits if split.split == "train")
+    statistics = corpus_statistics(
+        Manifest(tuple(clips), (Rejected(id="7", reason="missing"),)), {"v": 10.0, "w": 36.0}
+    )
+    train = next(split for split in statistics.splits if split.name == "train")
     assert (train.clips, train.videos, train.signers, train.sentences, train.words) == (4, 1, 2, 4, 4)
     assert train.hours == pytest.approx((4 + 0.5 + 3 + 1) / 3600)
-    assert {what: number for what, (number, _) in census.defects.items()} == {
+    assert {what: number for what, (number, _) in statistics.defects.items()} == {
         "set aside: missing": 1,
         "shorter than 1 s": 1,
         "overlaps the clip before": 2,
@@ -175,4 +177,4 @@ def test_census_counts_what_is_there_and_what_is_odd() -> None:
         "test sentence also in train": 1,
         "no sentence (can be translated, not trained on)": 1,
     }
-    assert {split.split: split.hours for split in census.splits}["unlabelled"] == pytest.approx(2 / 3600)
+    assert {split.name: split.hours for split in statistics.splits}["unlabelled"] == pytest.approx(2 / 3600)

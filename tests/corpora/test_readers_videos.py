@@ -10,7 +10,7 @@ import pytest
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.captions import has_words, parse_captions, parse_seconds
-from sage_scale.corpora.clip import Manifest
+from sage_scale.corpora.manifest import Manifest
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.errors import UsageError
 

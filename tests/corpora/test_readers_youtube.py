@@ -10,7 +10,7 @@ from published_layouts import FPS, ROLLING_VTT, put, vtt, youtube_sl25
 from vision.made_videos import numbers
 
 from sage_scale.config import Captions, Corpus, Vision
-from sage_scale.corpora.clip import Manifest
+from sage_scale.corpora.manifest import Manifest
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.corpora.sign_languages import WRITTEN
 from sage_scale.corpora.youtube_files import automatic_by_name, language_of, order_tracks, video_id

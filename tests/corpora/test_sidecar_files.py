@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from published_layouts import put, vtt
 
 from sage_scale.config import Captions, Corpus
-from sage_scale.corpora.clip import Manifest
+from sage_scale.corpora.manifest import Manifest
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.corpora.youtube_files import automatic_by_name, language_of
 from sage_scale.errors import UsageError

@@ -17,8 +17,8 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from sage_scale.errors import UsageError
 from sage_scale.evaluation import PRESETS, content_f1, rouge_l, score, score_as
+from sage_scale.text.languages import normal_form, restore_punctuation
 from sage_scale.text.tokenizer import encode_texts, train_sentencepiece
-from sage_scale.text.writing import normal_form, restore_punctuation
 
 tokenizer_13a = Tokenizer13a()
 

@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from sage_scale.config import Recipe, from_mapping
-from sage_scale.corpora.clip import Manifest
+from sage_scale.corpora.manifest import Manifest
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.driver import Run

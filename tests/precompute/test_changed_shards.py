@@ -112,7 +112,7 @@ def test_clips_lost_to_damage_are_tried_again_like_rejects(store: Store, corpus_
 
 def test_a_clip_taken_out_is_no_reject_of_a_new_run(corpus_root: Path, tmp_path: Path) -> None:
     """Recorded before the first shard is made: nothing of the clip is ever written."""
-    from sage_scale.corpora.clip import Manifest
+    from sage_scale.corpora.manifest import Manifest
     from sage_scale.shards.removed import record_removal
 
     root = write_corpus(tmp_path / "corpus", clips=3)

@@ -19,7 +19,7 @@ from small_corpus import (
     write_video,
 )
 
-from sage_scale.corpora.clip import Manifest, Rejected
+from sage_scale.corpora.manifest import Manifest, Rejected
 from sage_scale.errors import TooManyRejects, UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import Dataset, open_dataset, verify_dataset

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_scale.corpora.clip import Clip, Manifest, Rejected
+from sage_scale.corpora.manifest import Clip, Manifest, Rejected
 from sage_scale.precompute.plan import Limits, expected_frames, plan_units, without_repeats
 
 LIMITS = st.builds(

@@ -22,7 +22,7 @@ from small_corpus import (
 )
 
 from sage_scale.config import override
-from sage_scale.corpora.clip import Manifest, Rejected
+from sage_scale.corpora.manifest import Manifest, Rejected
 from sage_scale.errors import CheckpointError, RecipeError, TooManyRejects, UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import open_dataset, verify_dataset

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
 from sage_scale.precompute.events import ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import TooManyRejects, UnitsOpen, UsageError
 from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit

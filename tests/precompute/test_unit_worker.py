@@ -13,7 +13,7 @@ import webdataset
 from PIL import Image
 from small_corpus import hashes, manifest_of, recipe_for, write_video
 
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.precompute.actor import UnitWorker, is_disk_full
 from sage_scale.precompute.events import ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage_scale.config import from_mapping
-from sage_scale.corpora.clip import Clip, Manifest
+from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.errors import ClipRejected, TooManyRejects, UsageError
 from sage_scale.segmentation import label_files
 from sage_scale.segmentation.precomputed import check_labels, has_labels, precomputed_labels

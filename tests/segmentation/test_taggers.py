@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sage_scale.config import Segmentation
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.segmentation import segment_clip
 from sage_scale.segmentation.boundary_score import boundary_score, matches

@@ -18,7 +18,7 @@ from sage_scale.text.expansion import (
     expand_vocabulary,
     missing_characters,
 )
-from sage_scale.text.writing import restore_punctuation
+from sage_scale.text.languages import restore_punctuation
 
 KNOWN = ["我喜欢冬天", "公司离家很远", "他为什么不打车", "这件衣服怎么样", "今天下雪了"]
 NEW = ["我喜欢鳄鱼", "他打嗝了", "公司在濮阳"]

@@ -17,7 +17,7 @@ from small_corpus import hashes, write_video
 from tiny_world import SIZE, make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import Recipe, Stage, override, to_yaml
-from sage_scale.corpora.clip import Clip, Manifest
+from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.models.sage.visual import VisualEncoder
 from sage_scale.precompute import driver

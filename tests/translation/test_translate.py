@@ -19,7 +19,7 @@ from training.tiny_world import make_language_folder, tiny_recipe
 
 from sage_scale.cli import main as command_line
 from sage_scale.config import override
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.models.sage.export import save_translator
 from sage_scale.models.sage.mbart import load_language_model

@@ -14,7 +14,7 @@ from made_videos import BASE, STEP, numbers
 from PIL import Image
 
 from sage_scale.config import Vision
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected, StorageError
 from sage_scale.vision.decode import decode_clip, encode_jpeg, probe
 from sage_scale.vision.median import median_frame

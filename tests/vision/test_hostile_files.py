@@ -15,7 +15,7 @@ import pytest
 from hostile_files import CAPTIONS, CASES, READ, _good
 
 from sage_scale.config import Corpus, Vision, from_mapping
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.corpora.videos import read_corpus
 from sage_scale.errors import ClipRejected
 from sage_scale.precompute.actor import UnitWorker

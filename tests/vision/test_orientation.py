@@ -17,7 +17,7 @@ from made_videos import write_video
 from PIL import ExifTags, Image
 
 from sage_scale.config import Vision
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Orientation, Region
 from sage_scale.vision.decode import decode_clip

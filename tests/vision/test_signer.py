@@ -11,7 +11,7 @@ from PIL import Image
 from video_kinds import turned
 
 from sage_scale.config import Corpus, Vision
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.corpora.videos import read_corpus
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.decode import decode_clip, decode_clips

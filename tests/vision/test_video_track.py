@@ -14,7 +14,7 @@ from made_tracks import COVER, Pictures, Sound, write_tracks
 from made_videos import numbers
 
 from sage_scale.config import Vision
-from sage_scale.corpora.clip import Clip
+from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Region
 from sage_scale.vision.decode import _interval, decode_clip, decode_clips, probe

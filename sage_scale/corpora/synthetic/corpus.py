@@ -31,8 +31,8 @@ from shlex import quote
 from typing import Any
 
 from sage_scale import config
-from sage_scale.corpora.clip import Clip, Manifest, from_json_lines, to_json_lines
-from sage_scale.corpora.folders import table_text
+from sage_scale.corpora.folder import table_text
+from sage_scale.corpora.manifest import Clip, Manifest, from_json_lines, to_json_lines
 from sage_scale.corpora.synthetic.choreography import FPS, choreograph, marked_spans
 from sage_scale.corpora.synthetic.grammar import dominant, signing
 from sage_scale.corpora.synthetic.lexicon import as_json
@@ -41,7 +41,8 @@ from sage_scale.corpora.synthetic.signers import HELD_OUT_SIGNERS, SIGNERS, TRAI
 from sage_scale.corpora.synthetic.splits import Item, draw_splits
 from sage_scale.corpora.synthetic.video import write_h264
 from sage_scale.errors import SageError, StorageError, UsageError
-from sage_scale.untrusted.files import read_bytes
+from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 
 VERSION = 5
@@ -135,11 +136,17 @@ def make_corpus(
     return read_corpus(corpus, root)
 
 
-def read_corpus(corpus: config.Corpus, root: Path) -> Manifest:
-    """The manifest of a finished corpus, with absolute video paths.
+def read_corpus(corpus: config.Corpus, root: Path | None = None) -> Manifest:
+    """Returns the manifest of a finished corpus in `root`, by default `corpus.root`, with absolute video paths.
 
     Raises UsageError where `root` holds none, or one of other settings.
     """
+    if root is None:
+        if not corpus.root:
+            raise UsageError(
+                "corpus synthetic: give the folder it was made in (--root PATH or corpus.root=PATH)"
+            )
+        root = expanded(on_this_machine(corpus.root, "a corpus"))
     root = Path(root).absolute()
     found = _finished(root)
     if found is None:

@@ -28,7 +28,7 @@ from sage_scale.models.sage.visual import VisualEncoder
 from sage_scale.nn.dropout import LanguageModelDropout, token_seeds
 from sage_scale.nn.frame_encoder import load_backbone
 from sage_scale.nn.weights import FiniteScores, put_weights
-from sage_scale.text.writing import restore_punctuation
+from sage_scale.text.languages import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 
 

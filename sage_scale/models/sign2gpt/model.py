@@ -20,7 +20,7 @@ from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel
 from sage_scale.nn.weights import put_weights
-from sage_scale.text.writing import restore_punctuation
+from sage_scale.text.languages import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 
 SIGNS = ("spatial.", "sign_encoder.")
