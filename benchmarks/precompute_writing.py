@@ -27,8 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from common import Asked, parse, peers_python, ratios
 
-from sage_scale.shards import publish_shard, sample_key
-from sage_scale.shards.layout import Sample
+from sage_scale.shards import Sample, publish_shard, sample_key
 from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
 

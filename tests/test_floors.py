@@ -12,7 +12,7 @@ import sage_scale
 
 PACKAGE = Path(sage_scale.__file__).resolve().parent
 FLOORS = (
-    ("errors", "retry", "deprecated"),
+    ("errors", "parallel", "retry", "deprecated"),
     ("untrusted",),
     ("losses", "text"),
     ("storage", "config"),

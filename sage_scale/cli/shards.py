@@ -83,8 +83,8 @@ def ls(
     rejects: Annotated[bool, typer.Option("--rejects", help="The clips left out, and why.")] = False,
 ) -> None:
     """List splits and shards, or clips, or the clips that were left out. Open units are named."""
-    from sage_scale.shards import open_dataset, open_units, read_texts
-    from sage_scale.shards.rejects import standing_rejects
+    from sage_scale.shards import open_dataset, read_metadata, unfinished_units
+    from sage_scale.shards.rejects import current_rejects
 
     if web := shards_web.web_index(url):
         return shards_web.ls(web, samples)
@@ -92,12 +92,12 @@ def ls(
     chosen = (split,) if split else ()
     table = dataset.samples(*chosen)  # refuses an unknown split
     if rejects:
-        for unit, reject in standing_rejects(dataset):
+        for unit, reject in current_rejects(dataset):
             if not split or unit.split == split:
                 echo(f"{unit.tar}  {reject.id}  {reject.reason}  {reject.detail}".rstrip())
         return
     if samples:
-        for row, meta in enumerate(read_texts(dataset, *chosen)):
+        for row, meta in enumerate(read_metadata(dataset, *chosen)):
             unit = dataset.units[int(table.unit[row])]
             echo(
                 f"{int(table.key[row]):016x}  {unit.tar}  {shortened(unit.split):<12}  {meta['frames']:>5} frames  "
@@ -110,7 +110,7 @@ def ls(
                 f"{unit.tar}  {shortened(unit.split):<12}  {unit.samples:>5} clips  {unit.rejects:>3} rejects  "
                 f"{unit.frames:>8} frames  {size(unit.bytes):>9}"
             )
-    missing = open_units(dataset)
+    missing = unfinished_units(dataset)
     for number in missing[:SHOWN]:
         echo(f"{number:06d}.tar  {shortened(dataset.info.units[number].split):<12}  open")
     if len(missing) > SHOWN:
@@ -244,8 +244,7 @@ def _top(counts: dict[str, int], most: int = 12) -> str:
 
 def _find(dataset: Dataset, wanted: str) -> int:
     from sage_scale.shards import sample_key
-    from sage_scale.shards.generations import reject_key
-    from sage_scale.shards.rejects import standing_rejects
+    from sage_scale.shards.rejects import current_rejects, reject_key
 
     keys = dataset.records["key"]
     for key in (wanted.lower(), sample_key(wanted)):
@@ -253,7 +252,7 @@ def _find(dataset: Dataset, wanted: str) -> int:
             rows = (keys == int(key, 16)).nonzero()[0]
             if len(rows):
                 return int(rows[0])
-    for unit, reject in standing_rejects(dataset):
+    for unit, reject in current_rejects(dataset):
         if wanted == reject.id or wanted.lower() == reject_key(reject):
             why = f"{reject.reason}: {reject.detail}" if reject.detail else reject.reason
             raise UsageError(

@@ -16,7 +16,7 @@ from sage_scale.errors import DatasetError, UnitsOpen, UsageError
 from sage_scale.untrusted.printer import echo
 
 if TYPE_CHECKING:
-    from sage_scale.shards.repair import Mode, Repair
+    from sage_scale.shards.repair import Mode, RepairPlan
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="Folder, or s3://bucket/prefix, of the dataset.")]
 Out = Annotated[str, typer.Option("--out", help="Folder, or s3://bucket/prefix, to write to.")]
@@ -40,16 +40,18 @@ def remove(
 
     Without --ids a removal that was cut off is finished.
     """
-    from sage_scale.shards.removal import remove_clips
+    from sage_scale.shards.remove import remove_clips
     from sage_scale.storage import open_to_write
 
     with Progress("remove") as show:
         report = remove_clips(open_to_write(url), _ids(ids), ignore_unknown=ignore_unknown, progress=show)
     if report.absent:
-        unknown = "are in no shard yet" if report.open_units else "are not in the dataset"
+        unknown = "are in no shard yet" if report.unfinished_units else "are not in the dataset"
         echo(f"{report.absent} clips {unknown}; should they be made, they are left out")
-    if report.open_units:
-        echo(f"{report.open_units} units are not made yet: what was taken out will be left out there too")
+    if report.unfinished_units:
+        echo(
+            f"{report.unfinished_units} units are not made yet: what was taken out will be left out there too"
+        )
     echo(
         f"{report.url}: {report.samples} clips taken out, {report.shards} shards written anew, {report.objects} older "
         f"objects deleted; {report.left:,} clips are left"
@@ -75,23 +77,23 @@ def repair(
     A damaged shard is written anew with the clips that are whole; the lost ones become rejects, which `precompute
     --retry-rejects` makes again. Missing or stale indexes and markers are made from the tars.
     """
-    from sage_scale.shards.repair import carry_out, diagnose, precompute_command
+    from sage_scale.shards.repair import carry_out_repair, plan_repair, precompute_command
     from sage_scale.storage import open_store
 
     mode: Mode = "drop" if drop_shards else "keep"
     with Progress("repair: reading") as show:
-        found = diagnose(open_store(url), threads=threads, progress=show)
-    if found.nothing:
-        echo(f"{found.store.url}: {len(found.frame.units)} shards, {size(found.bytes)}: nothing to repair")
+        found = plan_repair(open_store(url), threads=threads, progress=show)
+    if found.empty:
+        echo(f"{found.store.url}: {len(found.state.units)} shards, {size(found.bytes)}: nothing to repair")
         return
     _say_findings(found, mode, done=not dry_run)
     if dry_run:
         raise DatasetError(f"{found.store.url}: needs repair; nothing was changed (--dry-run)")
-    finished = carry_out(found, mode)
-    again = precompute_command(found.store.url, found.frame.info, mode if finished else "drop")
+    finished = carry_out_repair(found, mode)
+    again = precompute_command(found.store.url, found.state.info, mode if finished else "drop")
     advice = (
-        f"with the recipe and corpus that made it (recipe {found.frame.info.recipe}, manifest "
-        f"{found.frame.info.manifest}): {again}"
+        f"with the recipe and corpus that made it (recipe {found.state.info.recipe}, manifest "
+        f"{found.state.info.manifest}): {again}"
         if again
         else "it was made by merge or split: make the source whole and run that again into another place"
     )
@@ -102,31 +104,29 @@ def repair(
         echo(f"to have the {len(found.lost)} lost clips made again, {advice}")
 
 
-def _say_findings(found: Repair, mode: Mode, done: bool) -> None:
+def _say_findings(found: RepairPlan, mode: Mode, done: bool) -> None:
     from sage_scale.shards.layout import INDEX_JSON
-    from sage_scale.shards.repair import drops
+    from sage_scale.shards.repair import is_dropped
 
-    for problem in found.frame.problems:
+    for problem in found.state.problems:
         echo(problem)
-    for patient in found.patients:
-        echo(patient.problem)
-        if patient.cure == "marker":
+    for unit in found.damaged:
+        echo(unit.problem)
+        if unit.fault == "marker":
             echo(f"  index and marker {'made' if done else 'to be made'} from the tar")
             continue
-        if drops(patient, mode):
+        if is_dropped(unit, mode):
             echo(f"  shard {'deleted' if done else 'to be deleted'}, to be made again by precompute")
         else:
-            echo(
-                f"  {len(patient.kept)} clips kept in a new generation of the shard, {len(patient.lost)} lost"
-            )
-        for lost in patient.lost:
+            echo(f"  {len(unit.intact)} clips kept in a new generation of the shard, {len(unit.lost)} lost")
+        for lost in unit.lost:
             echo(f"  lost  {lost.key}  {lost.id or '(id unknown)'}")
-        if patient.rejects is None and not drops(patient, mode):
+        if unit.rejects is None and not is_dropped(unit, mode):
             echo("  lost  the list of clips that this shard had left out")
-    if found.stale or found.frame.indexed is None:
+    if found.stale or found.state.indexed is None:
         echo(f"{found.store.url}/{INDEX_JSON} is missing, stale or damaged")
-    if found.frame.listing.superseded:
-        echo(f"{len(found.frame.listing.superseded)} objects of older generations are left over")
+    if found.state.listing.superseded:
+        echo(f"{len(found.state.listing.superseded)} objects of older generations are left over")
 
 
 def merge(
@@ -138,7 +138,7 @@ def merge(
 ) -> None:
     """Make one dataset of several; the samples' bytes are copied as they are."""
     from sage_scale.shards import open_dataset
-    from sage_scale.shards.combine import merge_datasets
+    from sage_scale.shards.merge import merge_datasets
     from sage_scale.storage import open_to_write
 
     if duplicates not in ("refuse", "first"):
@@ -170,8 +170,8 @@ def split(
     --share NAME=0.1 (of every split), --count NAME=100 (of every split), --signer NAME=A,B, --ids NAME=FILE|ID[,ID].
     """
     from sage_scale.shards import open_dataset
-    from sage_scale.shards import parts as by
-    from sage_scale.shards.combine import split_dataset
+    from sage_scale.shards import split as by
+    from sage_scale.shards.split import split_dataset
     from sage_scale.storage import open_to_write
 
     given = [
@@ -220,7 +220,7 @@ def index(
     """
     from sage_scale.shards import rebuild_index
     from sage_scale.shards.layout import DATASET_JSON
-    from sage_scale.shards.webindex import ODD, WEB_INDEX_JSON, make_web_index
+    from sage_scale.shards.webdataset_index import ODD, WEB_INDEX_JSON, index_webdataset
     from sage_scale.storage import open_store, open_to_write
 
     store = open_store(url)
@@ -231,7 +231,7 @@ def index(
         return
     place = open_to_write(out or url)
     with Progress("index") as show:
-        made, aside = make_web_index(store, place if out else None, threads=threads, progress=show)
+        made, aside = index_webdataset(store, place if out else None, threads=threads, progress=show)
     for what, number in sorted(aside.counts.items()):
         named = ", ".join(aside.names.get(what, ()))
         echo(
@@ -249,7 +249,7 @@ def index(
 
 def _ids(text: str) -> list[str]:
     """Ids from a file of that name, else the text itself, parted by commas."""
-    from sage_scale.shards.removal import read_ids
+    from sage_scale.shards.remove import read_ids
     from sage_scale.untrusted.files import read_text
 
     try:

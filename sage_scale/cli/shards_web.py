@@ -10,27 +10,27 @@ from sage_scale.errors import DatasetError, UsageError
 from sage_scale.untrusted.printer import echo, echo_json, tell
 
 if TYPE_CHECKING:
-    from sage_scale.shards.webindex import WebIndex
+    from sage_scale.shards.webdataset_index import WebDatasetIndex
 
 
-def web_index(url: str) -> WebIndex | None:
+def web_index(url: str) -> WebDatasetIndex | None:
     """The index at a place that is no dataset of ours but has one; else None."""
     from sage_scale.shards.layout import DATASET_JSON
-    from sage_scale.shards.webindex import WEB_INDEX_JSON, open_web_index
+    from sage_scale.shards.webdataset_index import WEB_INDEX_JSON, open_webdataset_index
     from sage_scale.storage import open_store
 
     store = open_store(url)
     if store.exists(WEB_INDEX_JSON) and not store.exists(DATASET_JSON):
-        return open_web_index(store)
+        return open_webdataset_index(store)
     return None
 
 
-def verify(index: WebIndex, threads: int) -> None:
+def verify(index: WebDatasetIndex, threads: int) -> None:
     """Compare every byte with the index."""
-    from sage_scale.shards.webindex import verify_web_index
+    from sage_scale.shards.webdataset_index import verify_webdataset
 
     with Progress("verify") as show:
-        problems = verify_web_index(index, threads=threads, progress=show)
+        problems = verify_webdataset(index, threads=threads, progress=show)
     for problem in problems[:SHOWN]:
         echo(problem)
     if problems:
@@ -44,7 +44,7 @@ def verify(index: WebIndex, threads: int) -> None:
     )
 
 
-def ls(index: WebIndex, samples: bool) -> None:
+def ls(index: WebDatasetIndex, samples: bool) -> None:
     """One line a tar, or a sample."""
     if samples:
         for shard, key, record in zip(index.shard_of.tolist(), index.keys, index.records):
@@ -55,7 +55,7 @@ def ls(index: WebIndex, samples: bool) -> None:
     echo(f"{index.tars}: WebDataset of {len(index.keys):,} samples in {len(index.shards)} tars")
 
 
-def stats(index: WebIndex) -> None:
+def stats(index: WebDatasetIndex) -> None:
     """Samples, bytes and their spread."""
     import numpy as np
 
@@ -71,10 +71,10 @@ def stats(index: WebIndex) -> None:
         echo(f"  keys that occur more than once: {len(index.keys) - keys:,}")
 
 
-def cat(index: WebIndex, key: str, out: str) -> None:
+def cat(index: WebDatasetIndex, key: str, out: str) -> None:
     """Where a sample lies and what members it has."""
     from sage_scale.shards.sample import sample_hash
-    from sage_scale.shards.webindex import read_members
+    from sage_scale.shards.webdataset_index import read_members
     from sage_scale.storage import open_store
 
     if key not in index.keys:

@@ -27,7 +27,7 @@ from sage_scale.precompute.scratch import scratch_folder
 from sage_scale.precompute.unit_clips import Outcome, UnitClips
 from sage_scale.shards import Sample
 from sage_scale.shards.layout import REMOVED
-from sage_scale.shards.removed import removed_in_passing, removed_reject
+from sage_scale.shards.rejects import removed_keys_if_announced, removed_reject
 from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
 from sage_scale.untrusted.display import redacted
@@ -183,7 +183,7 @@ class UnitWorker:
     ) -> Iterator[Sample]:
         """The unit's samples one by one; a rejected clip goes to `rejects` and gives none."""
         self.maker.take_stages()
-        removed = removed_in_passing(self.store)
+        removed = removed_keys_if_announced(self.store)
         wanted = [clip for clip in unit.clips if clip.key not in removed and clip.id not in self.give_up]
         at_work.made = UnitClips(self.maker, wanted, one_by_one=alone)
         self.tally = at_work.made.tally

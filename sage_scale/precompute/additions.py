@@ -1,7 +1,7 @@
 """Planning what is added to an output behind its planned units: `--extend` and `--retry-rejects`.
 
 New clips and second tries come down to one thing: manifest and shards give a list of clips, which is cut into units as
-any manifest is, and the plan is stored before any of its work is done (sage_scale.shards.additions).
+any manifest is, and the plan is stored before any of its work is done (sage_scale.shards.addition_plan).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 
 from sage_scale.corpora.manifest import Clip, Manifest, Rejected, is_expected
+from sage_scale.parallel import map_threads
 from sage_scale.precompute.plan import Limits, Unit, plan_units
 from sage_scale.shards import Dataset, UnitListing
-from sage_scale.shards.additions import AddedUnit, AdditionPlan, addition_name, load_additions
-from sage_scale.shards.dataset import in_parallel, read_rejects
-from sage_scale.shards.generations import reject_key
-from sage_scale.shards.layout import Reject
+from sage_scale.shards.addition_plan import AddedUnit, AdditionPlan, load_additions
+from sage_scale.shards.layout import Reject, addition_name
+from sage_scale.shards.rejects import read_rejects, reject_key
 from sage_scale.storage import Store
 
 
@@ -113,7 +113,7 @@ def _cut(
 
 def _rejects_by_key(dataset: Dataset) -> dict[str, Reject]:
     """The last reject of every clip of which a shard tells one, by key."""
-    found: Iterable[tuple[Reject, ...]] = in_parallel(
+    found: Iterable[tuple[Reject, ...]] = map_threads(
         lambda unit: read_rejects(dataset.store, unit), dataset.units
     )
     return {reject_key(reject): reject for rejects in found for reject in rejects}

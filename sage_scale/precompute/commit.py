@@ -14,11 +14,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from sage_scale.errors import DatasetError
-from sage_scale.shards import Unit as Marker
-from sage_scale.shards import UnitListing, list_units, publish_shard, restore_marker
-from sage_scale.shards.additions import addition_name
+from sage_scale.shards import Marker, UnitListing, list_units, publish_shard, restore_marker
 from sage_scale.shards.index import ShardIndex
-from sage_scale.shards.layout import DATASET_JSON, INDEX_JSON, index_name, marker_name, tar_name
+from sage_scale.shards.layout import (
+    DATASET_JSON,
+    INDEX_JSON,
+    addition_name,
+    index_name,
+    marker_name,
+    tar_name,
+)
 from sage_scale.storage import Store
 
 

@@ -48,11 +48,10 @@ from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
 from sage_scale.precompute.summary import Summary
 from sage_scale.segmentation.precomputed import check_labels
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
-from sage_scale.shards.additions import AdditionPlan, rejects_now
+from sage_scale.shards.addition_plan import AdditionPlan
 from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished
 from sage_scale.shards.layout import DATASET_JSON, REMOVED, DatasetInfo, parse_info
-from sage_scale.shards.rejects import standing_rejects
-from sage_scale.shards.removed import removed_keys
+from sage_scale.shards.rejects import count_current_rejects, current_rejects, removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import check_tagger
 from sage_scale.untrusted.printer import tell
@@ -114,11 +113,11 @@ class Run:
         if self.retry_rejects:
             dataset, again = self._retry(dataset)
             stages = again or stages
-        rejects = rejects_now(dataset.units, len(dataset.info.units), dataset.additions)
+        rejects = count_current_rejects(dataset.units, len(dataset.info.units), dataset.additions)
         clips = sum(unit.samples for unit in dataset.units)
         reasons: Counter[str] = Counter()
         if rejects and dataset.additions:  # a clip that was tried again counts by its last outcome
-            reasons.update(reject.reason for _, reject in standing_rejects(dataset))
+            reasons.update(reject.reason for _, reject in current_rejects(dataset))
         else:
             for unit in dataset.units:
                 reasons.update(unit.reasons)
@@ -260,7 +259,7 @@ class Run:
         return RejectLimit(self.recipe.shards.max_reject_rate, rows, expected)
 
     def _first_reject(self, dataset: Dataset) -> str:
-        for _, reject in standing_rejects(dataset):
+        for _, reject in current_rejects(dataset):
             if reject.reason != REMOVED:
                 return f"clip '{reject.id}': {reject.reason}" + (
                     f" ({reject.detail})" if reject.detail else ""

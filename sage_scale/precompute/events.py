@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sage_scale.shards.layout import Unit as Marker
+from sage_scale.shards.layout import Marker
 
 STAGES = ("decode", "segment", "text", "features", "encode", "write", "commit")
 """The parts of an actor's time that progress reports, in the order in which a clip passes them."""

@@ -18,7 +18,7 @@ from sage_scale.errors import UsageError
 from sage_scale.precompute.events import STAGES, ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.metrics import RayMetrics
 from sage_scale.precompute.plan import Unit
-from sage_scale.shards.layout import Unit as Marker
+from sage_scale.shards.layout import Marker
 from sage_scale.untrusted.display import json_text
 from sage_scale.untrusted.printer import console, tell
 

@@ -1,25 +1,25 @@
-"""The shard format: layout, writer, index, markers, dataset, verification. Specified in shards/README.md."""
+"""The shard format: layout, writer, index, markers, dataset, verification. shards/README.md specifies it."""
 
-from sage_scale.shards.commit import (
+from sage_scale.shards.dataset import Dataset, SampleTable, open_dataset, read_metadata, unfinished_units
+from sage_scale.shards.index import HAS_SENTENCE, build_index, make_marker
+from sage_scale.shards.layout import (
+    DatasetInfo,
+    Marker,
+    PlannedUnit,
+    Reject,
+    UnitListing,
+    list_units,
+    sample_key,
+)
+from sage_scale.shards.publish import (
     finish_dataset,
     publish_shard,
     rebuild_index,
     restore_marker,
     start_dataset,
 )
-from sage_scale.shards.dataset import (
-    Dataset,
-    SampleTable,
-    UnitListing,
-    list_units,
-    open_dataset,
-    open_units,
-    read_rejects,
-)
-from sage_scale.shards.index import HAS_SENTENCE, build_index, make_marker
-from sage_scale.shards.layout import DatasetInfo, PlannedUnit, Reject, Sample, Unit, sample_key
-from sage_scale.shards.sample import read_sample, sample_hash
-from sage_scale.shards.texts import read_texts
+from sage_scale.shards.rejects import read_rejects
+from sage_scale.shards.sample import Sample, read_sample, sample_hash
 from sage_scale.shards.verify import VerifyReport, verify_dataset
 from sage_scale.shards.writer import write_shard
 
@@ -27,11 +27,11 @@ __all__ = [
     "HAS_SENTENCE",
     "Dataset",
     "DatasetInfo",
+    "Marker",
     "PlannedUnit",
     "Reject",
     "Sample",
     "SampleTable",
-    "Unit",
     "UnitListing",
     "VerifyReport",
     "build_index",
@@ -39,16 +39,16 @@ __all__ = [
     "list_units",
     "make_marker",
     "open_dataset",
-    "open_units",
     "publish_shard",
+    "read_metadata",
     "read_rejects",
     "read_sample",
-    "read_texts",
     "rebuild_index",
     "restore_marker",
     "sample_hash",
     "sample_key",
     "start_dataset",
+    "unfinished_units",
     "verify_dataset",
     "write_shard",
 ]

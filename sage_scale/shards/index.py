@@ -28,14 +28,12 @@ from sage_scale.shards.layout import (
     REJECTS_MEMBER,
     SHARD_MEMBER,
     VERSION,
+    Marker,
     Reject,
-    Sample,
     ShardHeader,
-    Unit,
 )
-from sage_scale.shards.sample import read_sample, sample_hash
-from sage_scale.shards.stored import mapped
-from sage_scale.shards.tar import Member, walk
+from sage_scale.shards.sample import Sample, read_sample, sample_hash
+from sage_scale.shards.tar import Member, map_file, walk
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object, parse_stored
 
 RECORD = np.dtype(
@@ -82,7 +80,7 @@ def build_index(source: Path | bytes | memoryview, where: str = "") -> ShardInde
     StorageError where the file cannot be read.
     """
     if isinstance(source, Path):
-        with mapped(source) as view:
+        with map_file(source) as view:
             return build_index(view, where or str(source))
     view = memoryview(source)
     try:
@@ -91,9 +89,9 @@ def build_index(source: Path | bytes | memoryview, where: str = "") -> ShardInde
         view.release()
 
 
-def make_marker(index: ShardIndex) -> Unit:
+def make_marker(index: ShardIndex) -> Marker:
     """The marker of the tar that `index` was built from."""
-    return Unit(
+    return Marker(
         unit=index.header.unit,
         split=index.header.split,
         dataset=index.header.dataset,

@@ -1,12 +1,7 @@
-"""What a shard holds: the sample, the names of its members, and the small JSON files beside the tars.
-
-The whole format is specified in `shards/README.md` at the root of the repository; the constants here are its
-numbers.
-"""
+"""Names and JSON documents of the objects of a dataset. shards/README.md specifies them."""
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
 import hashlib
 import json
@@ -14,73 +9,29 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
+import xxhash
 
 from sage_scale.errors import DatasetError
+from sage_scale.storage import Store
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json
 
-FORMAT = "sage-scale-shards"
-VERSION = 1
+FORMAT, VERSION = "sage-scale-shards", 1
 DATASET_JSON = "dataset.json"
 INDEX_JSON = "index.json"
-SHARD_MEMBER = "__shard__"
-REJECTS_MEMBER = "__rejects__"
-META_KEYS = (
-    "id",
-    "sentence",
-    "pseudo_glosses",
-    "language",
-    "fps",
-    "frame_stride",
-    "frames",
-    "source",
-    "signer",
-    "split",
-)
-"""Keys that every `<key>.json` has; others may follow."""
-KINDS = ("frames", "features")
+SHARD_MEMBER, REJECTS_MEMBER = "__shard__", "__rejects__"
 DAMAGED, REMOVED = "damaged", "removed"
-"""Reasons of rejects that a later generation of a shard records: lost to damage, taken out on request."""
+"""Reasons of rejects in later generations of a shard: lost to damage, removed on request."""
 _UNIT_OBJECT = re.compile(r"(\d{6,})(?:\.g([1-9]\d*))?\.(tar|idx|json)")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One clip of a shard. T is the number of frames at the recipe's rate, N of segments, C the feature
-    width."""
-
-    key: str
-    """16 hex digits of sha256 of the clip's id."""
-    meta: dict[str, Any]
-    """`<key>.json`: the keys of META_KEYS and perhaps more."""
-    segments: np.ndarray
-    """int32 (N, 2): half-open frame intervals at the recipe's rate, sorted and disjoint, N >= 1."""
-    frames: dict[int, bytes] | None = None
-    """JPEG bytes by frame number (0, stride, 2 * stride, ...), or None where features are given."""
-    background: bytes | None = None
-    """JPEG of the clip's median frame, or None."""
-    features: np.ndarray | None = None
-    """float16 (T', C): row r belongs to frame r * stride; or None where frames are given."""
-    views: tuple[np.ndarray, ...] = ()
-    """Features of views 1, 2, ... of the pictures, changed otherwise each; `features` are those of view 0, as they are.
-    """
-
-    @property
-    def kind(self) -> str:
-        """frames or features."""
-        return "frames" if self.features is None else "features"
-
-    def view(self, number: int) -> np.ndarray | None:
-        """float16 (T', C): the features of a view; None where they are not stored."""
-        if number == 0:
-            return self.features
-        return self.views[number - 1] if number <= len(self.views) else None
+_ADDITION = re.compile(r"addition-(\d{4,})\.json")
+_CHECKSUM = b'{"xxh3":"%s",'
+_CHECKSUM_BYTES = len(_CHECKSUM % bytes(32))
+T = TypeVar("T")
 
 
 class RejectLike(Protocol):
-    """Anything that names a clip and says why it cannot be used."""
+    """A clip that cannot be used, and the reason."""
 
     @property
     def id(self) -> str: ...
@@ -99,24 +50,36 @@ class Reject:
     detail: str = ""
 
 
+class _Document:
+    """A dataclass stored as JSON. Generation 0 is not stored: most shards have no other."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Returns the fields, after `format` and `version`."""
+        values = dataclasses.asdict(self)  # type: ignore[call-overload]
+        if values.get("generation") == 0:
+            del values["generation"]
+        return {"format": FORMAT, "version": VERSION, **values}
+
+    def to_bytes(self) -> bytes:
+        """Returns the object's bytes."""
+        return canonical_json(self.to_mapping())
+
+
 @dataclass(frozen=True, kw_only=True)
-class ShardHeader:
-    """The member `__shard__`, first in every tar: what makes index and marker functions of the tar alone."""
+class ShardHeader(_Document):
+    """The member `__shard__`, first in every tar. With it, index and marker are functions of the tar alone."""
 
     unit: int
     split: str
     dataset: str
     """Digest of the dataset.json under which the shard was made."""
     generation: int = 0
-    """How often the shard was written anew, with clips taken out; the first one is 0."""
-
-    def to_bytes(self) -> bytes:
-        return canonical_json({"format": FORMAT, "version": VERSION, **_without_zero(self)})
+    """0 for a shard as precompute made it, one more for each rewriting."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
-    """A marker, `000042.json`: unit 42 is done, and this is what its tar holds."""
+class Marker(_Document):
+    """A marker, `000042.json`: unit 42 is done, and these are the contents of its tar."""
 
     unit: int
     split: str
@@ -138,16 +101,11 @@ class Unit:
     languages: tuple[str, ...] = ()
     """Languages of the samples, sorted; the index numbers them."""
     generation: int = 0
-    """Of the tar; it is part of the names of the unit's objects."""
-
-    def to_bytes(self) -> builtins.bytes:
-        return canonical_json(self.to_mapping())
-
-    def to_mapping(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, **_without_zero(self)}
+    """Of the tar; part of the names of the unit's objects."""
 
     @property
     def tar(self) -> str:
+        """Name of the tar."""
         return tar_name(self.unit, self.generation)
 
 
@@ -160,8 +118,8 @@ class PlannedUnit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetInfo:
-    """dataset.json, written before the first shard: what this dataset is going to be."""
+class DatasetInfo(_Document):
+    """dataset.json, written before the first shard: the plan of the dataset."""
 
     kind: str
     """frames or features."""
@@ -172,23 +130,20 @@ class DatasetInfo:
     units: tuple[PlannedUnit, ...]
     """Planned work units; unit n is shard n."""
     recipe_part: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The recipe's part itself, so that a difference can be named."""
+    """The recipe's part itself, so that messages can name a key that differs."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the programs that decide the bytes."""
     device: str = "cpu"
-    """Kind of device that the features come from."""
+    """Kind of device that computed the features."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else a reader should know, such as the tagger used."""
-
-    def to_mapping(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+    """Other facts for readers, such as the tagger."""
 
     def to_bytes(self) -> bytes:
         return (json.dumps(self.to_mapping(), sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
 
     @property
     def feature_views(self) -> int:
-        """Views of a clip's features in each sample, the plain one counted."""
+        """Views of a clip's features in each sample, view 0 (unaugmented) included."""
         views = self.recipe_part.get("vision", {}).get("feature_views", 1)
         return views if self.kind == "features" and isinstance(views, int) else 1
 
@@ -199,19 +154,41 @@ class DatasetInfo:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Compact JSON with sorted keys in UTF-8: equal values give equal bytes. NaN is refused."""
+    """Returns compact UTF-8 JSON with sorted keys: equal values give equal bytes. Raises ValueError for NaN."""
     return json.dumps(
         value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     ).encode()
 
 
+def checksummed_json(values: Mapping[str, Any]) -> bytes:
+    """Returns a line of canonical JSON whose first key, `xxh3`, is the xxh3-128 of the bytes after that key."""
+    body = canonical_json(values)[1:] + b"\n"
+    return _CHECKSUM % xxhash.xxh3_128_hexdigest(body).encode() + body
+
+
+def checksum_of(data: bytes) -> str:
+    """Returns the checksum (32 hex digits) that a line of checksummed JSON begins with."""
+    return data[9:41].decode("ascii")
+
+
+def parse_checksummed_json(data: bytes) -> tuple[dict[str, Any], str]:
+    """Returns values and checksum of a line of checksummed JSON. Raises ValueError where it is damaged."""
+    digest = data[9:41]
+    if data[:_CHECKSUM_BYTES] != _CHECKSUM % digest:
+        raise ValueError("no checksum")
+    if xxhash.xxh3_128_hexdigest(memoryview(data)[_CHECKSUM_BYTES:]).encode() != digest:
+        raise ValueError("the checksum differs")
+    # As it was written, and of many megabytes: needs none of the checks of parse_json.
+    return json.loads(data), digest.decode("ascii")
+
+
 def sample_key(clip_id: str) -> str:
-    """16 hex digits of sha256 of the clip's id."""
+    """Returns the first 16 hex digits of sha256 of the clip's id."""
     return hashlib.sha256(clip_id.encode()).hexdigest()[:16]
 
 
 class UnitObject(NamedTuple):
-    """What an object's name says: which unit, which generation of it, and `tar`, `idx` or `json`."""
+    """Unit, generation and kind (`tar`, `idx` or `json`) that the name of an object says."""
 
     unit: int
     generation: int
@@ -225,66 +202,118 @@ class UnitObject(NamedTuple):
 
 
 def tar_name(unit: int, generation: int = 0) -> str:
-    """`000042.tar`, `000042.g1.tar`."""
+    """Returns `000042.tar`, `000042.g1.tar`."""
     return UnitObject(unit, generation, "tar").name
 
 
 def index_name(unit: int, generation: int = 0) -> str:
-    """`000042.idx`, `000042.g1.idx`."""
+    """Returns `000042.idx`, `000042.g1.idx`."""
     return UnitObject(unit, generation, "idx").name
 
 
 def marker_name(unit: int, generation: int = 0) -> str:
-    """`000042.json`, `000042.g1.json`."""
+    """Returns `000042.json`, `000042.g1.json`."""
     return UnitObject(unit, generation, "json").name
 
 
 def unit_object(name: str) -> UnitObject | None:
-    """What the name of a unit's object says, or None for another name."""
+    """Returns the parts of the name of a unit's object, None for any other name."""
     match = _UNIT_OBJECT.fullmatch(name)
     if match is None:
         return None
     found = UnitObject(int(match.group(1)), int(match.group(2) or 0), match.group(3))
-    return found if found.name == name else None  # 0000042.tar is no name of ours
+    return found if found.name == name else None  # 0000042.tar has a digit too many
+
+
+def addition_name(number: int) -> str:
+    """Returns `addition-0001.json`; numbers begin at 1."""
+    return f"addition-{number:04d}.json"
+
+
+def is_addition(name: str) -> bool:
+    """Returns whether an object of this name is an addition plan."""
+    match = _ADDITION.fullmatch(name)
+    return match is not None and name == addition_name(int(match.group(1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitListing:
+    """Units by the names of their objects. Of several generations of a unit the newest stored tar counts."""
+
+    done: frozenset[int]
+    """Units with tar, index and marker."""
+    unmarked: frozenset[int]
+    """Units with a tar, but without index or marker: `restore_marker` makes them."""
+    tar_bytes: dict[int, int]
+    """Size of each unit's newest tar."""
+    generation: dict[int, int]
+    """Newest generation of each unit."""
+    superseded: tuple[str, ...]
+    """Names of objects of older generations, to be deleted once index.json names the newer ones."""
+    orphans: dict[int, int]
+    """Newest generation of units without a tar of which an index or marker is stored."""
+    finished: bool
+    """index.json is stored."""
+    additions: int
+    """Number of addition plans."""
+
+
+def list_units(store: Store) -> UnitListing:
+    """Returns the units of a dataset by one listing; reads no object."""
+    sizes = {entry.name: entry.size for entry in store.list()}
+    objects = [found for name in sizes if (found := unit_object(name)) is not None]
+    newest: dict[int, int] = {}
+    for found in objects:
+        if found.ending == "tar":
+            newest[found.unit] = max(found.generation, newest.get(found.unit, 0))
+    orphans: dict[int, int] = {}
+    for found in objects:
+        if found.unit not in newest:
+            orphans[found.unit] = max(found.generation, orphans.get(found.unit, 0))
+    done = {unit for unit, g in newest.items() if {index_name(unit, g), marker_name(unit, g)} <= sizes.keys()}
+    return UnitListing(
+        done=frozenset(done),
+        unmarked=frozenset(newest.keys() - done),
+        tar_bytes={unit: sizes[tar_name(unit, generation)] for unit, generation in newest.items()},
+        generation=newest,
+        superseded=tuple(found.name for found in objects if found.generation < newest.get(found.unit, 0)),
+        orphans=orphans,
+        finished=INDEX_JSON in sizes,
+        additions=sum(map(is_addition, sizes)),
+    )
+
+
+def newest_generation(store: Store, unit: int) -> int | None:
+    """Returns the newest stored generation of a unit, None where it has no tar."""
+    names = (unit_object(entry.name) for entry in store.list(f"{unit:06d}."))
+    return max((n.generation for n in names if n and n.ending == "tar" and n.unit == unit), default=None)
 
 
 def parse_info(data: bytes, where: str) -> DatasetInfo:
-    """dataset.json from its bytes. Raises DatasetError where it is none, or of a later version."""
-    values = _document(data, where)
-    return info_from(values, where)
+    """Returns dataset.json from its bytes. Raises DatasetError for other bytes, or a later version."""
+    return info_from(_document(data, where), where)
 
 
-def info_from(values: Mapping[str, Any], where: str) -> DatasetInfo:
-    """DatasetInfo from the mapping in dataset.json or index.json."""
+def info_from(values: Any, where: str) -> DatasetInfo:
+    """Returns dataset.json from its mapping, as index.json holds it. Raises DatasetError."""
+    return _build(DatasetInfo, values, where, "restore it or precompute into a new place")
+
+
+def parse_marker(data: bytes, where: str) -> Marker:
+    """Returns a marker from its bytes. Raises DatasetError."""
+    return marker_from(_document(data, where), where)
+
+
+def marker_from(values: Any, where: str) -> Marker:
+    """Returns a marker from its mapping, as index.json holds it. Raises DatasetError."""
+    return _build(Marker, values, where, "run `sage-scale shards index` on the folder")
+
+
+def _build(kind: type[T], values: Any, where: str, advice: str) -> T:
     try:
-        return build(DatasetInfo, values)
+        return build(kind, values)
     except InvalidJSON as error:
-        raise DatasetError(
-            f"{where} is damaged ({error}): restore it or precompute into a new place"
-        ) from None
-
-
-def parse_marker(data: bytes, where: str) -> Unit:
-    """A marker from its bytes. Raises DatasetError where it is none."""
-    return unit_from(_document(data, where), where)
-
-
-def unit_from(values: Mapping[str, Any], where: str) -> Unit:
-    """A Unit from the mapping in a marker or index.json."""
-    try:
-        return build(Unit, values)
-    except InvalidJSON as error:
-        raise DatasetError(
-            f"{where} is damaged ({error}): run `sage-scale shards index` on the folder"
-        ) from None
-
-
-def _without_zero(value: ShardHeader | Unit) -> dict[str, Any]:
-    """Its fields; the first generation is not named, so that most shards carry no word of it."""
-    fields = dataclasses.asdict(value)
-    if not value.generation:
-        del fields["generation"]
-    return fields
+        raise DatasetError(f"{where} is damaged ({error}): {advice}") from None
 
 
 def _document(data: bytes, where: str) -> Mapping[str, Any]:

@@ -1,24 +1,20 @@
-"""Repairing a damaged dataset: what is whole is kept, what is lost is named, and nothing is ever done silently.
+"""Repairs a damaged dataset: keeps the intact samples, and names every lost clip.
 
-Two ways with a damaged shard. `keep`: a new generation of it with the samples that are whole; the lost ones become
+Two ways with a damaged shard. `keep` writes a new generation of it with the intact samples; the lost clips become
 rejects with the reason `damaged`, so that the dataset is finished and can be trained on, and `precompute
---retry-rejects` makes them again in new shards. `drop`: the shard is deleted, and the same precompute command makes it
-again, byte for byte as it was.
+--retry-rejects` makes them again in new shards. `drop` deletes the shard, and the same precompute command makes it
+again, byte for byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from shlex import quote
 from typing import Literal
 
 from sage_scale.errors import DatasetError
-from sage_scale.shards.commit import finish_dataset, restore_marker
-from sage_scale.shards.dataset import list_units
-from sage_scale.shards.diagnosis import Frame, Lost, Patient, examine, read_frame
-from sage_scale.shards.generations import put_generation, sweep
+from sage_scale.parallel import Progress, map_threads
+from sage_scale.shards.damage import DamagedUnit, DatasetState, LostClip, find_damage, read_state
 from sage_scale.shards.layout import (
     DAMAGED,
     DATASET_JSON,
@@ -27,154 +23,140 @@ from sage_scale.shards.layout import (
     Reject,
     ShardHeader,
     index_name,
+    list_units,
     marker_name,
     tar_name,
 )
-from sage_scale.shards.removed import KEY_PREFIX
-from sage_scale.shards.stored import stored_tar
+from sage_scale.shards.publish import (
+    copied_samples,
+    delete_superseded,
+    finish_dataset,
+    publish_copies,
+    reader_of,
+    restore_marker,
+)
+from sage_scale.shards.rejects import KEY_PREFIX
+from sage_scale.shards.tar import map_tar
 from sage_scale.storage import Store
 
 Mode = Literal["keep", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repair:
-    """What is wrong with a dataset, and so what a repair does."""
+class RepairPlan:
+    """The faults of a dataset, and so the work of a repair."""
 
     store: Store
-    frame: Frame
-    patients: tuple[Patient, ...]
-    """Units with something wrong, by number."""
-    bytes: int
-    """Bytes that were read to find it."""
+    state: DatasetState
+    damaged: tuple[DamagedUnit, ...]
+    """Units with a fault, by number."""
 
     @property
-    def damaged(self) -> tuple[Patient, ...]:
-        """Units whose tar is not whole."""
-        return tuple(patient for patient in self.patients if patient.cure in ("tar", "unknown"))
+    def bytes(self) -> int:
+        """Bytes of the tars that were read."""
+        return sum(self.state.listing.tar_bytes.values())
 
     @property
-    def lost(self) -> tuple[Lost, ...]:
+    def lost(self) -> tuple[LostClip, ...]:
         """Clips whose bytes are gone."""
-        return tuple(lost for patient in self.patients for lost in patient.lost)
+        return tuple(clip for unit in self.damaged for clip in unit.lost)
 
     @property
     def stale(self) -> bool:
-        """Whether index.json is missing or damaged, or does not name what is stored, although every unit is there."""
-        frame, newest = self.frame, self.frame.listing.generation
-        if frame.indexed is None:
-            return newest.keys() >= set(range(len(frame.info.units)))
-        return {unit.unit: unit.generation for unit in frame.indexed.units} != newest
+        """Whether index.json, although every unit is stored, is missing or names other generations than are stored."""
+        state, newest = self.state, self.state.listing.generation
+        if state.indexed is None:
+            return newest.keys() >= set(range(len(state.info.units)))
+        return {unit.unit: unit.generation for unit in state.indexed.units} != newest
 
     @property
-    def nothing(self) -> bool:
+    def empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.patients or self.frame.problems or self.frame.listing.superseded or self.stale)
+        return not (self.damaged or self.state.problems or self.state.listing.superseded or self.stale)
 
 
-def diagnose(
-    store: Store, *, threads: int = 4, progress: Callable[[int, int, int], None] | None = None
-) -> Repair:
-    """Read every byte and find what is damaged, as `verify` does. Changes nothing.
+def plan_repair(store: Store, *, threads: int = 4, progress: Progress | None = None) -> RepairPlan:
+    """Reads every byte and finds the damage, as `verify` does. Changes nothing.
 
-    Raises DatasetError where it cannot be told what the dataset is; then nothing may be dropped.
+    Raises DatasetError where dataset.json fits few of the shards and index.json is gone: nothing may be dropped then.
     """
-    frame = read_frame(store)
-    units = frame.units
-    found: dict[int, Patient | None] = {}
-    read = 0
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        jobs = {pool.submit(examine, store, frame, unit): unit for unit in units}
-        try:
-            for done, job in enumerate(as_completed(jobs), start=1):
-                found[jobs[job]] = job.result()
-                read += frame.listing.tar_bytes.get(jobs[job], 0)
-                if progress:
-                    progress(done, len(jobs), read)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    patients = tuple(patient for unit in sorted(found) if (patient := found[unit]) is not None)
-    exchanged = [patient for patient in patients if "exchanged" in patient.problem]
-    if frame.indexed is None and len(exchanged) > max(1, len(units) // 2):
+    state = read_state(store)
+    units = state.units
+    found = map_threads(
+        lambda unit: find_damage(store, state, unit),
+        units,
+        threads=threads,
+        progress=progress,
+        size=lambda unit: state.listing.tar_bytes.get(unit, 0),
+    )
+    damaged = tuple(unit for unit in found if unit is not None)
+    exchanged = sum("exchanged" in unit.problem for unit in damaged)
+    if state.indexed is None and exchanged > max(1, len(units) // 2):
         raise DatasetError(
             f"{store.url}: most shards say that they belong to another dataset than {DATASET_JSON}, which is damaged "
             "or was exchanged, and there is no index.json to tell by: restore it; nothing was changed"
         )
-    return Repair(store=store, frame=frame, patients=patients, bytes=read)
+    return RepairPlan(store=store, state=state, damaged=damaged)
 
 
-def carry_out(repair: Repair, mode: Mode = "keep") -> bool:
-    """Do what the diagnosis calls for; True where the dataset is finished afterwards.
+def carry_out_repair(plan: RepairPlan, mode: Mode = "keep") -> bool:
+    """Repairs the dataset. Returns whether it is finished afterwards.
 
-    May be killed at any moment and run again from the diagnosis on.
+    May be killed at any moment; a new plan then finds what is left.
     """
-    store, frame = repair.store, repair.frame
-    if frame.restore_info:
-        store.put(DATASET_JSON, frame.info.to_bytes())
-    if any(drops(patient, mode) for patient in repair.patients):
-        # Before its shards: what is left is an unfinished dataset, never a wrong one. Older generations go too, or the
-        # newest of them would take the place of the one that is dropped.
+    store, state = plan.store, plan.state
+    if state.restore_info:
+        store.put(DATASET_JSON, state.info.to_bytes())
+    if any(is_dropped(unit, mode) for unit in plan.damaged):
+        # First: without its shards an unfinished dataset is left, never a wrong one. Older generations go too, or the
+        # newest of them would replace the dropped one.
         store.delete(INDEX_JSON)
-        sweep(store)
-    for patient in repair.patients:
-        if patient.cure == "marker":
-            restore_marker(store, patient.unit)
-        elif drops(patient, mode):
-            _drop(store, patient)
+        delete_superseded(store)
+    for unit in plan.damaged:
+        if unit.fault == "marker":
+            restore_marker(store, unit.unit)
+        elif is_dropped(unit, mode):
+            # The tar goes last: a listing finds index and marker by it.
+            for name in (marker_name, index_name, tar_name):
+                store.delete(name(unit.unit, unit.generation))
         else:
-            _keep_what_is_whole(store, frame.info, patient)
-    stored = list_units(store)
-    if set(range(len(frame.info.units))) <= stored.generation.keys():
+            _keep_intact(store, state.info, unit)
+    listing = list_units(store)
+    if set(range(len(state.info.units))) <= listing.generation.keys():
         finish_dataset(store)
         return True
-    for unit in sorted(stored.unmarked):
-        restore_marker(store, unit)
-    sweep(store)
+    for number in sorted(listing.unmarked):
+        restore_marker(store, number)
+    delete_superseded(store)
     return False
 
 
-def drops(patient: Patient, mode: Mode) -> bool:
-    """Whether the unit's objects are deleted; one whose clips nobody knows cannot be kept in part."""
-    return patient.cure in ("stray", "unknown") or (patient.cure == "tar" and mode == "drop")
-
-
-def rejects_after(patient: Patient) -> list[Reject]:
-    """The rejects of a damaged shard's new generation."""
-    lost = [
-        Reject(id=lost.id or f"{KEY_PREFIX}{lost.key}", reason=DAMAGED, detail="lost to damage of the shard")
-        for lost in patient.lost
-    ]
-    return [*(patient.rejects or ()), *lost]
+def is_dropped(unit: DamagedUnit, mode: Mode) -> bool:
+    """Returns whether the unit's objects are deleted. A unit whose clips are unknown cannot be kept in part."""
+    return unit.fault in ("stray", "unknown") or (unit.fault == "tar" and mode == "drop")
 
 
 def precompute_command(url: str, info: DatasetInfo, mode: Mode) -> str:
-    """The command that makes again what was lost, as far as dataset.json tells it; empty where none can."""
+    """Returns the command that makes lost clips again, as far as dataset.json tells it; empty after merge and split."""
     if "made_from" in info.notes:
         return ""
-    corpus = dict(info.recipe_part).get("corpus", {}).get("name", "NAME")
+    corpus = info.recipe_part.get("corpus", {}).get("name", "NAME")
     again = " --retry-rejects" if mode == "keep" else ""
     return f"sage-scale precompute --corpus {quote(str(corpus))} --root ROOT --out {quote(url)} --recipe RECIPE{again}"
 
 
-def _drop(store: Store, patient: Patient) -> None:
-    # The tar goes last: a listing knows its index and marker by it.
-    for name in (marker_name, index_name, tar_name):
-        store.delete(name(patient.unit, patient.generation))
-
-
-def _keep_what_is_whole(store: Store, info: DatasetInfo, patient: Patient) -> None:
+def _keep_intact(store: Store, info: DatasetInfo, unit: DamagedUnit) -> None:
     header = ShardHeader(
-        unit=patient.unit, split=patient.split, dataset=info.digest, generation=patient.generation + 1
+        unit=unit.unit, split=unit.split, dataset=info.digest, generation=unit.generation + 1
     )
-    if not len(patient.kept):
-        put_generation(store, header, (), rejects_after(patient))
+    rejects = list(unit.rejects or ())
+    for clip in unit.lost:
+        name = clip.id or f"{KEY_PREFIX}{clip.key}"
+        rejects.append(Reject(id=name, reason=DAMAGED, detail="lost to damage of the shard"))
+    if not len(unit.intact):  # the tar may be gone
+        publish_copies(store, header, (), rejects)
         return
-    with stored_tar(store, tar_name(patient.unit, patient.generation)) as view:
-        places = [(int(record["offset"]), int(record["length"])) for record in patient.kept]
-        pieces = [view[start : start + length] for start, length in places]
-        try:
-            put_generation(store, header, pieces, rejects_after(patient))
-        finally:
-            for piece in pieces:
-                piece.release()
+    tar = tar_name(unit.unit, unit.generation)
+    with map_tar(store, tar) as view:
+        samples = copied_samples(reader_of(view), unit.intact, f"{store.url}/{tar}")
+        publish_copies(store, header, samples, rejects)

@@ -1,9 +1,8 @@
-"""A sample from its bytes: the hot path of streaming.
+"""Reads a sample from its bytes, the hot path of streaming, and checks its contract.
 
-A sample is a run of tar members, so `tarfile` could read it, at some 300 microseconds a sample; walking the
-headers here costs a few. Bytes are checked against the index's hash first, which covers headers and padding
-too; even so nothing in them is trusted: kinds, names and sizes of members are checked, and arrays are plain
-numbers (no pickle).
+A sample is a run of tar members. `tarfile` reads it in 300 microseconds, the loop here in a few. The hash of the index
+covers all bytes, headers and padding included; kinds, names and sizes of members are checked nevertheless, and arrays
+hold plain numbers (no pickle).
 """
 
 from __future__ import annotations
@@ -12,15 +11,20 @@ import ast
 import math
 import re
 import struct
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from sage_scale.errors import DatasetError
-from sage_scale.shards.layout import META_KEYS, Sample, sample_key
+from sage_scale.shards.layout import sample_key
 from sage_scale.untrusted.json_values import parse_stored
 
-HASH_BYTES = 16
+META_KEYS = (
+    "id", "sentence", "pseudo_glosses", "language", "fps", "frame_stride", "frames", "source", "signer", "split",
+)  # fmt: skip
+"""Keys that every `<key>.json` has; others may follow."""
 # ustar: name 0..100, size 124..136 (octal), type 156, magic 257..262, first byte of a long name's prefix 345
 _HEADER_FIELDS = struct.Struct("100s24x11s21xc100x5s83xB166x").unpack_from
 _KNOWN_HEADERS: dict[bytes, tuple[np.dtype, tuple[int, ...], int, int]] = {}
@@ -31,18 +35,46 @@ _FLOAT16, _INT32 = np.dtype("<f2"), np.dtype("<i4")
 _DTYPES: dict[str, np.dtype] = {"<f2": _FLOAT16, "<i4": _INT32}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One clip of a shard: T frames at the recipe's rate, N segments, T' stored frames, feature width C."""
+
+    key: str
+    """16 hex digits of sha256 of the clip's id."""
+    meta: dict[str, Any]
+    """`<key>.json`: the keys of META_KEYS, and perhaps more."""
+    segments: np.ndarray
+    """int32 (N, 2): half-open frame intervals at the recipe's rate, sorted and disjoint, N >= 1."""
+    frames: dict[int, bytes] | None = None
+    """JPEG bytes by frame number (0, stride, 2 * stride, ...); None in datasets of features."""
+    background: bytes | None = None
+    """JPEG of the clip's median frame, or None."""
+    features: np.ndarray | None = None
+    """float16 (T', C): row r belongs to frame r * stride; None in datasets of frames."""
+    views: tuple[np.ndarray, ...] = ()
+    """Features of the augmented views 1, 2, ...; `features` are those of view 0."""
+
+    @property
+    def kind(self) -> str:
+        """frames or features."""
+        return "frames" if self.features is None else "features"
+
+    def view(self, number: int) -> np.ndarray | None:
+        """Returns the features of a view, float16 (T', C); None where the view is not stored."""
+        return (self.features, *self.views)[number] if number <= len(self.views) else None
+
+
 def sample_hash(data: bytes | memoryview) -> bytes:
-    """xxh3-128 of a sample's bytes, 16 bytes in canonical (big-endian) order."""
+    """Returns the xxh3-128 of a sample's bytes, 16 bytes in canonical (big-endian) order."""
     return xxhash.xxh3_128_digest(data)
 
 
 def read_sample(
     data: bytes, *, key: str | None = None, digest: bytes | None = None, where: str = ""
 ) -> Sample:
-    """The sample in `data`, which are its members as they lie in the tar.
+    """Returns the sample whose members, with headers and padding, are `data`. Arrays are read-only views of `data`.
 
-    `key` and `digest` (16 bytes) are what the index says of it; where given, they are checked. `where` names
-    the shard in messages. Arrays are read-only views of `data`. Raises DatasetError, naming shard and
+    `key` and `digest` (16 bytes) of the index are checked where given. Raises DatasetError naming shard (`where`) and
     sample.
     """
     if digest is not None and xxhash.xxh3_128_digest(data) != digest:
@@ -54,7 +86,7 @@ def read_sample(
 
 
 def check_sample(sample: Sample, where: str = "") -> None:
-    """Raise DatasetError unless the sample keeps the contract that writers promise and `verify` checks."""
+    """Raises DatasetError unless the sample keeps the contract of shards/README.md ("A sample")."""
     meta, segments_N2 = sample.meta, sample.segments
 
     def need(condition: bool, what: str) -> None:
@@ -95,8 +127,27 @@ def check_sample(sample: Sample, where: str = "") -> None:
         need(len(sample.features) == rows, f"it must hold a feature row for each of its {rows} frames")
 
 
+def check_stored_samples(tar: memoryview, records: np.ndarray, where: str = "") -> list[str]:
+    """Returns the fault of each sample of a tar, empty where it is intact; `records` are the tar's index."""
+    faults = []
+    for number, start, length, digest in zip(
+        records["key"].tolist(), records["offset"].tolist(), records["length"].tolist(), records["hash"]
+    ):
+        key, fault = f"{number:016x}", ""
+        if start + length > len(tar):
+            fault = f"{where}, sample {key}: it is missing, the tar was cut off at byte {len(tar)}"
+        else:
+            try:
+                data = bytes(tar[start : start + length])
+                check_sample(read_sample(data, key=key, digest=digest.tobytes(), where=where), where)
+            except DatasetError as error:
+                fault = str(error).split("; run `")[0]
+        faults.append(fault)
+    return faults
+
+
 def view_member(number: int) -> str:
-    """Name of a member with the features of a view from 1, behind the key and its dot."""
+    """Returns the member name of a view from 1, behind the key and its dot."""
     return f"features.{number}.npy"
 
 
@@ -140,7 +191,7 @@ def _parse(data: bytes, key: str | None, where: str) -> Sample:
             views.append(_array(data, start, size, _FLOAT16))
         elif suffix in _ONCE or _VIEW(suffix):
             raise _damaged(where, key, f"member {suffix.decode()} occurs twice or out of order")
-        # Members of other names are of later versions and not ours to judge.
+        # Members of other names belong to later versions.
         at = stop + (-size & 511)
     if at != end or not isinstance(meta, dict) or segments is None or (not frames and features is None):
         raise _damaged(where, key, "a member is missing or cut off")
@@ -156,7 +207,7 @@ def _parse(data: bytes, key: str | None, where: str) -> Sample:
 
 
 def _array(data: bytes, start: int, size: int, expected: np.dtype) -> np.ndarray:
-    """The .npy member as a read-only view of two dimensions; its header is parsed once for each distinct one."""
+    """Returns a .npy member as a read-only view of two dimensions. Distinct headers are parsed once."""
     head = 10 + data[start + 8] + 256 * data[start + 9]
     header = data[start : start + head]
     known = _KNOWN_HEADERS.get(header)

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sage_scale.shards.dataset import Dataset
-from sage_scale.shards.rejects import standing_rejects
-from sage_scale.shards.texts import read_texts
+from sage_scale.shards.dataset import Dataset, read_metadata
+from sage_scale.shards.rejects import current_rejects
 from sage_scale.text.languages import split_words, unspaced
 
 
@@ -56,14 +55,14 @@ class SplitStatistics:
 def statistics(dataset: Dataset, *splits: str) -> list[SplitStatistics]:
     """Figures of the named splits (all where none is named), from the index and the samples' descriptions."""
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
-    for unit, reject in standing_rejects(dataset):
+    for unit, reject in current_rejects(dataset):
         reasons[unit.split][reject.reason] += 1
     return [_of_split(dataset, split, reasons[split]) for split in splits or tuple(dataset.splits)]
 
 
 def _of_split(dataset: Dataset, split: str, reasons: Counter[str]) -> SplitStatistics:
     table = dataset.samples(split)
-    texts = read_texts(dataset, split)
+    texts = read_metadata(dataset, split)
     units = [unit for unit in dataset.units if unit.split == split]
     lengths: dict[bool, list[int]] = {True: [], False: []}
     for meta in texts:

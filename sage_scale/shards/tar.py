@@ -1,21 +1,27 @@
-"""Tar members, written the same way every time and read without trust.
+"""Tars of shards: their headers, their members, and a stored tar as bytes in memory.
 
-Only what the format needs: POSIX ustar headers of regular files with short ASCII names. No clock, owner or
-host name is written; on reading, links, devices, absolute names, `..`, sizes beyond the buffer and wrong
-header checksums are refused by name and offset.
+Only POSIX ustar headers of regular files with short ASCII names, without clock, owner or host name. A reader refuses
+links, devices, absolute names, `..`, sizes beyond the buffer and wrong checksums, and names the byte.
 """
 
 from __future__ import annotations
 
+import mmap
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
-from sage_scale.errors import DatasetError
+from sage_scale.errors import DatasetError, StorageError
+from sage_scale.storage import Store
+from sage_scale.untrusted.files import open_regular
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
 _MAX_NAME = 100
 _MAX_SIZE = 8**11 - 1
+_FETCH_BYTES = 16 << 20
 _BEFORE_SIZE = b"0000644\0" + 2 * b"0000000\0"
 _AFTER_SIZE = b"\0" + b"00000000000\0"
 _AFTER_CHECKSUM = b"\0 0" + bytes(100) + b"ustar\00000" + bytes(64) + 2 * b"0000000\0" + bytes(167)
@@ -24,8 +30,7 @@ _CONSTANT_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + sum(_AFTER_CHECKSUM) - su
 
 
 class Member(NamedTuple):
-    """A file in a tar: its header starts at `start`, its `size` bytes at `offset`, the next member at
-    `end`."""
+    """A file in a tar: its first header is at byte `start`, its `size` bytes at `offset`, the next member at `end`."""
 
     name: str
     start: int
@@ -35,36 +40,23 @@ class Member(NamedTuple):
 
 
 def header(name: str, size: int) -> bytes:
-    """The 512 bytes before a member's data: mode 0644, owner 0, time 0."""
+    """Returns the 512 bytes before a member's data: mode 0644, owner 0, time 0."""
     encoded = name.encode("ascii")
     if not 0 < len(encoded) <= _MAX_NAME or not 0 <= size <= _MAX_SIZE:
         raise DatasetError(f"member '{name}' of {size} bytes does not fit a plain tar header")
     octal = b"%011o" % size
     checksum = b"%06o" % (_CONSTANT_SUM + sum(encoded) + sum(octal))
-    return b"".join(
-        (
-            encoded,
-            bytes(_MAX_NAME - len(encoded)),
-            _BEFORE_SIZE,
-            octal,
-            _AFTER_SIZE,
-            checksum,
-            _AFTER_CHECKSUM,
-        )
-    )
+    name_field = encoded.ljust(_MAX_NAME, b"\0")
+    return b"".join((name_field, _BEFORE_SIZE, octal, _AFTER_SIZE, checksum, _AFTER_CHECKSUM))
 
 
 def padding(size: int) -> bytes:
-    """Zeros that fill a member's data up to a whole block."""
+    """Returns the zeros that fill a member's data up to a whole block."""
     return bytes(-size % BLOCK)
 
 
 def walk(data: bytes | memoryview, where: str) -> Iterator[Member]:
-    """Every member of a whole tar, in order. Raises DatasetError at the first thing that is not plain and
-    whole.
-
-    `where` names the shard in messages.
-    """
+    """Yields every member of a whole tar. Raises DatasetError, with `where`, at the first fault."""
     at, total = 0, len(data)
     while True:
         if at + BLOCK > total:
@@ -74,7 +66,12 @@ def walk(data: bytes | memoryview, where: str) -> Iterator[Member]:
             if total - at != len(END) or bytes(data[at:]).strip(b"\0"):
                 raise DatasetError(f"{where}: unexpected bytes after the end of the tar at byte {at}")
             return
-        name = _text(block, where, at)
+        try:
+            name = block[:_MAX_NAME].split(b"\0", 1)[0].decode("ascii")
+        except UnicodeDecodeError:
+            name = ""
+        if not name or not name.isprintable():
+            raise DatasetError(f"{where}: the member at byte {at} has a damaged name")
         if block[257:262] != b"ustar" or block[156:157] not in (b"0", b"\0") or block[345:500].strip(b"\0"):
             raise DatasetError(f"{where}: member '{name}' at byte {at} is not a plain file with a short name")
         if name.startswith("/") or ".." in name.split("/") or "\\" in name:
@@ -94,12 +91,45 @@ def walk(data: bytes | memoryview, where: str) -> Iterator[Member]:
         at = end
 
 
-def _text(block: bytes, where: str, at: int) -> str:
-    raw = block[:_MAX_NAME].split(b"\0", 1)[0]
-    try:
-        name = raw.decode("ascii")
-    except UnicodeDecodeError:
-        raise DatasetError(f"{where}: the member at byte {at} has a damaged name") from None
-    if not name.isprintable() or not name:
-        raise DatasetError(f"{where}: the member at byte {at} has a damaged name")
-    return name
+@contextmanager
+def map_file(path: Path, where: str = "") -> Iterator[memoryview]:
+    """Gives the bytes of a regular file, mapped read-only. Messages name `where`, or the path.
+
+    Raises DatasetError where the file is missing or empty, StorageError where it cannot be read.
+    """
+    where = where or str(path)
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_regular(path))
+            area = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError:
+            raise DatasetError(f"{where} does not exist") from None
+        except ValueError:  # mmap refuses an empty file
+            raise DatasetError(f"{where} is empty: it was cut off") from None
+        except OSError as error:
+            raise StorageError(f"{where} cannot be read: {error.strerror}") from None
+        yield stack.enter_context(memoryview(area))
+
+
+@contextmanager
+def map_tar(store: Store, name: str) -> Iterator[memoryview]:
+    """Gives the bytes of a stored tar: a local file is mapped, a remote one first fetched to a temporary file.
+
+    Raises NotFound, StorageError, and DatasetError for an empty tar.
+    """
+    path, where, total = store.local_path(name), f"{store.url}/{name}", store.size(name)
+    if path is not None:
+        with map_file(path, where) as view:
+            yield view
+        return
+    with tempfile.NamedTemporaryFile(prefix="sage-scale-", suffix=".tar") as file:
+        try:
+            for offset in range(0, total, _FETCH_BYTES):
+                file.write(store.get_range(name, offset, min(_FETCH_BYTES, total - offset)))
+            file.flush()
+        except OSError as error:
+            raise StorageError(
+                f"{file.name} cannot be written: {error.strerror}; set TMPDIR to a larger disk"
+            ) from None
+        with map_file(Path(file.name), where) as view:
+            yield view

@@ -20,11 +20,10 @@ from sage_scale.shards.layout import (
     SHARD_MEMBER,
     Reject,
     RejectLike,
-    Sample,
     ShardHeader,
     canonical_json,
 )
-from sage_scale.shards.sample import check_sample, view_member
+from sage_scale.shards.sample import Sample, check_sample, view_member
 from sage_scale.shards.tar import END, header, padding
 from sage_scale.storage import MAX_OBJECT_BYTES
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sage_scale.config import Stream as Settings
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.shards import SampleTable
-from sage_scale.shards.webindex import WebIndex, open_web_index, read_members
+from sage_scale.shards.webdataset_index import WebDatasetIndex, open_webdataset_index, read_members
 from sage_scale.streaming.batch import ReadCounts, SampleShape, StepRequest
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.dataset import SampleDataset
@@ -71,7 +71,7 @@ class WebCatalog(Catalog):
     """Key of each sample."""
 
     @classmethod
-    def of_index(cls, index: WebIndex) -> WebCatalog:
+    def of_index(cls, index: WebDatasetIndex) -> WebCatalog:
         """All samples of an index."""
         samples = len(index.keys)
         columns = {column.name: np.zeros(samples, np.int64) for column in fields(SampleTable)}
@@ -164,7 +164,7 @@ def open_webdataset(
     settings = settings or Settings()
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size}: must be at least 1")
-    catalog = WebCatalog.of_index(open_web_index(index_url))
+    catalog = WebCatalog.of_index(open_webdataset_index(index_url))
     order = dataset_order(
         catalog.samples.unit,
         catalog.samples.length,

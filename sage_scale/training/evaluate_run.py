@@ -21,7 +21,7 @@ from sage_scale.errors import DatasetError, UsageError
 from sage_scale.evaluation.baselines import text_controls
 from sage_scale.evaluation.metrics import content_f1, score
 from sage_scale.evaluation.stored import write_scores
-from sage_scale.shards import Dataset, read_texts
+from sage_scale.shards import Dataset, read_metadata
 from sage_scale.streaming import Data, open_datasets, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.decode import blank, has_split, sides, translate_split
@@ -102,7 +102,7 @@ def _controls(
     train = [
         meta
         for dataset in data
-        for meta in read_texts(dataset)
+        for meta in read_metadata(dataset)
         if meta["split"] == "train" and meta["sentence"]
     ]
     answers = text_controls(

@@ -37,8 +37,7 @@ from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.driver import Run
 from sage_scale.precompute.sample import source_name
-from sage_scale.shards import finish_dataset, publish_shard
-from sage_scale.shards.layout import Sample
+from sage_scale.shards import Sample, finish_dataset, publish_shard
 from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
 

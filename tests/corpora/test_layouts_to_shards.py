@@ -10,7 +10,8 @@ from collections import Counter
 import pytest
 from published_layouts import put, vtt, youtube_sl25
 
-from sage_scale.shards.dataset import open_dataset, open_unfinished, read_rejects
+from sage_scale.shards import open_dataset, read_rejects
+from sage_scale.shards.dataset import open_unfinished
 from sage_scale.storage import open_store
 
 

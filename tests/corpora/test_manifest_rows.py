@@ -16,7 +16,7 @@ from sage_scale.corpora.adapters import Table
 from sage_scale.corpora.manifest import Clip, Manifest, from_json_lines, to_json_lines
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.errors import UsageError
-from sage_scale.shards.removal import read_ids
+from sage_scale.shards.remove import read_ids
 
 GOOD = '{"id": "good", "video": "x.mp4", "sentence": "Guten Abend"}'
 

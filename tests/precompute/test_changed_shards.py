@@ -9,8 +9,8 @@ from small_corpus import CLIPS, hashes, manifest_of, recipe_for, run_here, write
 
 from sage_scale.errors import TooManyRejects
 from sage_scale.shards import Dataset, open_dataset, verify_dataset
-from sage_scale.shards.removal import remove_clips
-from sage_scale.shards.repair import carry_out, diagnose
+from sage_scale.shards.remove import remove_clips
+from sage_scale.shards.repair import carry_out_repair, plan_repair
 from sage_scale.storage import Store, open_store
 
 
@@ -80,7 +80,7 @@ def test_a_removal_cut_off_after_its_tar_is_finished_by_precompute(store: Store,
 def test_dropped_shards_are_made_again_byte_for_byte(store: Store, undisturbed, corpus_root, lost) -> None:
     for name in lost:
         damage(store, name)
-    assert not carry_out(diagnose(store), "drop")
+    assert not carry_out_repair(plan_repair(store), "drop")
     assert not any(store.exists(name) for name in lost)
     run_here(recipe_for(corpus_root), store.url).execute()
     assert {entry.name: store.get(entry.name) for entry in store.list()} == undisturbed
@@ -91,7 +91,7 @@ def test_clips_lost_to_damage_are_tried_again_like_rejects(store: Store, corpus_
     everything = ids(open_dataset(store))
     damage(store, "000001.tar")
     store.put("000002.tar", b"")  # here no id can be read any more
-    assert carry_out(diagnose(store), "keep")
+    assert carry_out_repair(plan_repair(store), "keep")
     assert len(ids(open_dataset(store))) == CLIPS + 2 - 3
     with pytest.raises(TooManyRejects, match=r"3 of 9 clips were rejected \(3 damaged\)"):
         run_here(recipe, store.url).execute()
@@ -113,7 +113,7 @@ def test_clips_lost_to_damage_are_tried_again_like_rejects(store: Store, corpus_
 def test_a_clip_taken_out_is_no_reject_of_a_new_run(corpus_root: Path, tmp_path: Path) -> None:
     """Recorded before the first shard is made: nothing of the clip is ever written."""
     from sage_scale.corpora.manifest import Manifest
-    from sage_scale.shards.removed import record_removal
+    from sage_scale.shards.rejects import record_removal
 
     root = write_corpus(tmp_path / "corpus", clips=3)
     recipe = recipe_for(root)

@@ -23,7 +23,7 @@ from sage_scale.corpora.manifest import Manifest, Rejected
 from sage_scale.errors import TooManyRejects, UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import Dataset, open_dataset, verify_dataset
-from sage_scale.shards.removal import remove_clips
+from sage_scale.shards.remove import remove_clips
 from sage_scale.storage.folder import FolderStore
 from sage_scale.streaming import open_stream
 

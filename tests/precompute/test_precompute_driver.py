@@ -26,7 +26,7 @@ from sage_scale.corpora.manifest import Manifest, Rejected
 from sage_scale.errors import CheckpointError, RecipeError, TooManyRejects, UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import open_dataset, verify_dataset
-from sage_scale.shards.rejects import standing_rejects
+from sage_scale.shards.rejects import current_rejects
 from sage_scale.shards.statistics import statistics
 from sage_scale.storage import Store
 
@@ -255,7 +255,7 @@ def test_retried_rejects_make_new_shards_and_leave_the_old_ones(broken_root, tmp
     summary = run_here(recipe, out, retry_rejects=True).execute()
     assert (summary.clips, summary.rejects) == (4, 2)
     assert sum(summary.reasons.values()) == 2
-    told = [reject.id for _, reject in standing_rejects(open_dataset(out))]
+    told = [reject.id for _, reject in current_rejects(open_dataset(out))]
     assert len(told) == 2 and not any("train01" in clip for clip in told)
     assert sum(split.rejects for split in statistics(open_dataset(out))) == 2
     new = hashes(out)

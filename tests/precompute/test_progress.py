@@ -15,7 +15,7 @@ from sage_scale.errors import UsageError
 from sage_scale.precompute.events import ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import Progress, duration
-from sage_scale.shards.layout import Unit as Marker
+from sage_scale.shards.layout import Marker
 
 UNIT = Unit(number=3, split="train", clips=tuple(Clip(id=f"c{i}", video=f"{i}.mp4") for i in range(4)))
 MARKER = Marker(

@@ -15,7 +15,7 @@ from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import Progress
 from sage_scale.precompute.schedule import RejectLimit, Schedule
-from sage_scale.shards.layout import Unit as Marker
+from sage_scale.shards.layout import Marker
 
 
 def units(count: int, clips: int = 3) -> list[Unit]:

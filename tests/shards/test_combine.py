@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_samples import equal, make_dataset, make_sample
-from test_removal import DyingStore, Killed
+from test_remove import DyingStore, Killed
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, UsageError
@@ -24,9 +24,9 @@ from sage_scale.shards import (
     verify_dataset,
     write_shard,
 )
-from sage_scale.shards.combine import merge_datasets, split_dataset, with_split
-from sage_scale.shards.parts import by_count, by_ids, by_share, by_signer, with_rest
-from sage_scale.shards.removal import remove_clips
+from sage_scale.shards.merge import merge_datasets, with_split
+from sage_scale.shards.remove import remove_clips
+from sage_scale.shards.split import by_count, by_ids, by_share, by_signer, split_dataset, with_rest
 from sage_scale.storage import Store, open_store
 
 

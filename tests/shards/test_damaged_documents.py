@@ -12,7 +12,7 @@ from made_samples import make_dataset
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError
-from sage_scale.shards.additions import _parse as parse_addition
+from sage_scale.shards.addition_plan import _parse as parse_addition
 from sage_scale.shards.index import parse_rejects
 from sage_scale.shards.layout import parse_info, parse_marker
 from sage_scale.storage import open_store

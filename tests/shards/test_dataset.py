@@ -23,15 +23,15 @@ from sage_scale.shards import (
     list_units,
     open_dataset,
     publish_shard,
+    read_metadata,
     read_rejects,
-    read_texts,
     rebuild_index,
     start_dataset,
     write_shard,
 )
 from sage_scale.shards.dataset import index_json
 from sage_scale.shards.index import RECORD
-from sage_scale.shards.removal import remove_clips
+from sage_scale.shards.remove import remove_clips
 from sage_scale.storage import Store, open_store
 
 INFO = DatasetInfo(
@@ -71,7 +71,7 @@ def test_every_sample_of_a_split_is_read_by_its_index(store: Store, tmp_path: Pa
     assert len(dataset.samples()) == 14 and len(dataset.samples("train", "dev")) == 14
     dev = dataset.samples("dev")
     assert set(dev.unit.tolist()) == {2} and len(dev.take(np.array([1]))) == 1
-    assert [meta["id"] for meta in read_texts(dataset, "dev")] == ["dev-2-0", "dev-2-1"]
+    assert [meta["id"] for meta in read_metadata(dataset, "dev")] == ["dev-2-0", "dev-2-1"]
     assert read_rejects(store, dataset.units[2]) == (
         Reject(id="dev-x", reason="too-short", detail="3 frames"),
     )

@@ -1,4 +1,4 @@
-"""Repair: whatever is damaged, the dataset is whole afterwards, and every clip that is gone was named."""
+"""RepairPlan: whatever is damaged, the dataset is whole afterwards, and every clip that is gone was named."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from made_samples import equal, make_dataset, make_sample
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError
 from sage_scale.shards import open_dataset, read_rejects, sample_key, verify_dataset
-from sage_scale.shards.removal import remove_clips
-from sage_scale.shards.repair import carry_out, diagnose
+from sage_scale.shards.remove import remove_clips
+from sage_scale.shards.repair import carry_out_repair, plan_repair
 from sage_scale.storage import Store, open_store
 
 
@@ -85,20 +85,20 @@ def test_any_damage_is_repaired_and_every_loss_is_named(store: Store, whole, see
         n for n in names if not store.exists(n) or store.get(n) != whole[n]
     }:
         with pytest.raises(DatasetError):
-            diagnose(store)
+            plan_repair(store)
         return
     damaged = snapshot(store)
-    found = diagnose(store)
+    found = plan_repair(store)
     assert snapshot(store) == damaged  # looking changes nothing
-    assert found.nothing == (damaged == whole)
+    assert found.empty == (damaged == whole)
     lost = {lost.key for lost in found.lost}
-    unknown = [patient for patient in found.patients if patient.cure == "unknown"]
-    if carry_out(found):
+    unknown = [unit for unit in found.damaged if unit.fault == "unknown"]
+    if carry_out_repair(found):
         assert not unknown and verify_dataset(store).problems == ()
         assert read_all(store) == all_keys(whole) - lost
         if not tars and hit <= 2:  # one witness is left of every shard: nothing is given up
             assert not lost and snapshot(store) == whole
-        assert diagnose(store).nothing
+        assert plan_repair(store).empty
     else:
         assert unknown and not store.exists("index.json")
     # a clip whose id could be read is named by it, and is what it says
@@ -110,7 +110,7 @@ def test_the_lost_become_rejects_that_can_be_tried_again(store: Store) -> None:
     data = bytearray(store.get("000000.tar"))
     data[at] ^= 1
     store.put("000000.tar", bytes(data))
-    carry_out(diagnose(store))
+    carry_out_repair(plan_repair(store))
     unit = open_dataset(store).units[0]
     assert unit.tar == "000000.g1.tar" and unit.samples == 5
     (reject,) = read_rejects(store, unit)
@@ -121,7 +121,7 @@ def test_what_a_shard_left_out_is_kept(store: Store) -> None:
     data = bytearray(store.get("000002.tar"))
     data[int(open_dataset(store).records[12]["offset"]) + 2900] ^= 1
     store.put("000002.tar", bytes(data))
-    carry_out(diagnose(store))
+    carry_out_repair(plan_repair(store))
     reasons = {reject.id: reject.reason for reject in read_rejects(store, open_dataset(store).units[2])}
     assert reasons == {"dev-x": "too-short", "dev-2-0": "damaged"}
 
@@ -130,7 +130,7 @@ def test_clips_that_were_taken_out_do_not_come_back_by_repair(store: Store, whol
     remove_clips(store, ["train-0-0"])
     store.put("000000.tar", whole["000000.tar"])  # an old copy turns up, and the newer shard is lost
     store.delete("000000.g1.tar")
-    assert carry_out(diagnose(store))
+    assert carry_out_repair(plan_repair(store))
     assert read_all(store) == all_keys(whole) - {sample_key("train-0-0")}
     assert verify_dataset(store).problems == ()
 
@@ -140,7 +140,7 @@ def test_a_dataset_json_that_fits_no_shard_drops_none(store: Store, whole) -> No
     store.put("dataset.json", whole["dataset.json"].replace(b"0123456789abcdef", b"0123456789abcdee"))
     before = snapshot(store)
     with pytest.raises(DatasetError, match="restore it; nothing was changed"):
-        diagnose(store)
+        plan_repair(store)
     assert snapshot(store) == before
 
 

@@ -20,14 +20,14 @@ from webdataset.tariterators import base_plus_ext
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, StorageError
-from sage_scale.shards.anytar import key_and_extension
-from sage_scale.shards.webindex import (
+from sage_scale.shards.webdataset_index import (
     WEB_INDEX_JSON,
-    make_web_index,
-    open_web_index,
+    index_webdataset,
+    open_webdataset_index,
     read_members,
-    verify_web_index,
+    verify_webdataset,
 )
+from sage_scale.shards.webdataset_tar import key_and_extension
 from sage_scale.storage import open_store
 
 LONG = "a-folder-with-a-name/" * 12
@@ -61,7 +61,7 @@ def theirs(path: Path) -> list[dict]:
 
 
 def ours(url: Path | str) -> list[dict]:
-    index = open_web_index(str(url))
+    index = open_webdataset_index(str(url))
     store = open_store(index.tars)
     found = []
     for row, (shard, record) in enumerate(zip(index.shard_of.tolist(), index.records)):
@@ -83,7 +83,7 @@ def test_every_sample_is_what_webdataset_gives(tmp_path: Path, elsewhere: bool) 
     assert ours(place) == expected and len(expected) == 21
     assert {path.name: path.read_bytes() for path in folder.glob("*.tar")} == before
     assert (folder / WEB_INDEX_JSON).exists() != elsewhere
-    assert verify_web_index(open_web_index(str(place))) == []
+    assert verify_webdataset(open_webdataset_index(str(place))) == []
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -101,7 +101,7 @@ def test_every_dialect_of_tar(tmp_path: Path, form: int) -> None:
             info = tarfile.TarInfo("pax.txt")
             info.size, info.pax_headers = 3, {"comment": "nothing", "path": "ß/" + LONG + "p.txt"}
             tar.addfile(info, io.BytesIO(b"abc"))
-    make_web_index(open_store(tmp_path))
+    index_webdataset(open_store(tmp_path))
     assert ours(tmp_path) == theirs(tmp_path / "a.tar")
 
 
@@ -150,7 +150,7 @@ def test_members_that_could_do_harm_are_set_aside_and_counted(
     tmp_path: Path, bad: tarfile.TarInfo, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hostile_tar(tmp_path / "a.tar", (bad, b""))
-    _, aside = make_web_index(open_store(tmp_path))
+    _, aside = index_webdataset(open_store(tmp_path))
     assert aside.counts == {what: 1}
     assert [sample["__key__"] for sample in ours(tmp_path)] == ["good"]
     assert run(["shards", "index", str(tmp_path)]) == 0
@@ -194,7 +194,7 @@ def test_damaged_tars_are_refused(tmp_path: Path, change, says: str) -> None:
     (path,) = tmp_path.glob("*.tar")
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(DatasetError, match=says):
-        make_web_index(open_store(tmp_path))
+        index_webdataset(open_store(tmp_path))
 
 
 def test_ten_gigabytes_claimed_take_no_room(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_ten_gigabytes_claimed_take_no_room(tmp_path: Path) -> None:
     header = info.tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "a.tar").write_bytes(header + bytes(2048))
     with pytest.raises(DatasetError, match="claims 10,737,418,240 bytes"):
-        make_web_index(open_store(tmp_path))
+        index_webdataset(open_store(tmp_path))
 
 
 def test_pickles_stay_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_pickles_stay_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     trap = pickle.dumps(Trap())
     endings = ("pkl", "pyd", "pickle", "pth", "pt", "npy", "npz")
     hostile_tar(tmp_path / "a.tar", *((member(f"trap.{ending}"), trap) for ending in endings))
-    make_web_index(open_store(tmp_path))
+    index_webdataset(open_store(tmp_path))
     assert ours(tmp_path)[0] == {
         "__key__": "trap",
         "__url__": f"{tmp_path}/a.tar",
@@ -232,7 +232,7 @@ def test_no_bytes_whatever_make_the_scanner_do_anything_but_read_or_refuse(
         whole[data.draw(st.integers(0, 6000))] = data.draw(st.integers(0, 255))
     (folder / "a.tar").write_bytes(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
     try:
-        make_web_index(open_store(folder))
+        index_webdataset(open_store(folder))
     except DatasetError as error:
         assert "a.tar" in str(error) or "no sample" in str(error)
         assert "\n" not in str(error)
@@ -243,7 +243,7 @@ def test_no_bytes_whatever_make_the_scanner_do_anything_but_read_or_refuse(
 def test_damage_is_found_by_verify_and_never_believed(tmp_path: Path, capsys) -> None:
     folder = their_tars(tmp_path / "tars")
     assert run(["shards", "index", str(folder)]) == 0
-    index = open_web_index(str(folder))
+    index = open_webdataset_index(str(folder))
     rng = np.random.default_rng(0)
     for _ in range(30):
         shard = int(rng.integers(0, 3))
@@ -252,7 +252,7 @@ def test_damage_is_found_by_verify_and_never_believed(tmp_path: Path, capsys) ->
         record = index.records[7 * shard + int(rng.integers(0, 7))]
         at = int(record["offset"] + rng.integers(0, record["length"]))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << int(rng.integers(0, 8)))]) + whole[at + 1 :])
-        (problem,) = verify_web_index(index, threads=1)
+        (problem,) = verify_webdataset(index, threads=1)
         assert path.name in problem and "sample " in problem
         path.write_bytes(whole)
     (folder / "part-001.tar").unlink()
@@ -271,7 +271,7 @@ def test_damage_is_found_by_verify_and_never_believed(tmp_path: Path, capsys) ->
     for at in (0, 20, 50, len(data) // 2, len(data) - 3):
         (folder / WEB_INDEX_JSON).write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
         with pytest.raises(DatasetError, match="is damaged"):
-            open_web_index(str(folder))
+            open_webdataset_index(str(folder))
 
 
 def _call(capsys: pytest.CaptureFixture[str], verb: str, place: Path, *rest: str, code: int = 0) -> str:
@@ -283,13 +283,13 @@ def _call(capsys: pytest.CaptureFixture[str], verb: str, place: Path, *rest: str
 def test_places_without_tars_and_tars_that_are_packed(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(DatasetError, match=r"holds no \.tar"):
-            make_web_index(open_store(place))
+            index_webdataset(open_store(place))
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
         pass
     with pytest.raises(DatasetError, match=r"a\.tar\.gz is compressed"):
-        make_web_index(open_store(tmp_path))
+        index_webdataset(open_store(tmp_path))
     with pytest.raises(DatasetError, match="shards index"):
-        open_web_index(str(tmp_path))
+        open_webdataset_index(str(tmp_path))
 
 
 def test_a_place_that_may_not_be_written_says_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,14 +301,14 @@ def test_a_place_that_may_not_be_written_says_out(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(store, "put", refuse)
     with pytest.raises(StorageError, match="--out puts the index elsewhere"):
-        make_web_index(store)
+        index_webdataset(store)
 
 
 def test_the_index_follows_from_the_tars_alone(tmp_path: Path) -> None:
     their_tars(tmp_path)
     indexes = []
     for threads in (1, 3):
-        make_web_index(open_store(tmp_path), threads=threads)
+        index_webdataset(open_store(tmp_path), threads=threads)
         indexes.append((tmp_path / WEB_INDEX_JSON).read_bytes())
     assert indexes[0] == indexes[1] and json.loads(indexes[0])["tars"] == ""
 
@@ -319,13 +319,13 @@ def test_an_index_in_s3_of_tars_in_s3(s3, tmp_path: Path) -> None:
     store = open_store(f"{s3.url}/tars")
     for path in folder.iterdir():
         store.put(f"deep/{path.name}", path)
-    make_web_index(store, open_store(f"{s3.url}/index"))
-    index = open_web_index(f"{s3.url}/index")
+    index_webdataset(store, open_store(f"{s3.url}/index"))
+    index = open_webdataset_index(f"{s3.url}/index")
     assert index.tars == f"{s3.url}/tars" and index.shards[0].name == "deep/part-000.tar"
     strip = [{k: v for k, v in sample.items() if k != "__url__"} for sample in ours(f"{s3.url}/index")]
     expected = [sample for path in sorted(folder.glob("*.tar")) for sample in theirs(path)]
     assert strip == [{k: v for k, v in sample.items() if k != "__url__"} for sample in expected]
-    assert verify_web_index(index) == []
+    assert verify_webdataset(index) == []
 
 
 def write_tar(path: Path, *names: str) -> Path:
@@ -368,7 +368,7 @@ def test_what_an_operating_system_left_behind_parts_no_sample(
     whole = [{"__key__": f"d/{n}", "__url__": f"{tmp_path}/a.tar", "jpg": b"d/%d.jpg" % n, "txt": b"d/%d.txt" % n}
              for n in range(2)]  # fmt: skip
     assert ours(tmp_path) == whole
-    assert verify_web_index(open_web_index(str(tmp_path))) == []
+    assert verify_webdataset(open_webdataset_index(str(tmp_path))) == []
 
 
 @pytest.mark.parametrize("behind", ["tar", "\0" * 4096 + "x", "x" * 512])
@@ -421,11 +421,11 @@ def test_tars_in_the_making_are_skipped_and_an_empty_one_is_named(where, tmp_pat
         for name, data in hidden.items():
             store.client.put_object(Bucket=store.bucket, Key=store.prefix + name, Body=data)
     store.put("train/a.tar", tmp_path / "good.tar")
-    made, _ = make_web_index(store)
+    made, _ = index_webdataset(store)
     assert made.keys == ("0",) and [shard.name for shard in made.shards] == ["train/a.tar"]
     store.put("train/b.tar", b"")
     with pytest.raises(DatasetError, match=rf"^{store.url}/train/b.tar is empty"):
-        make_web_index(store)
+        index_webdataset(store)
 
 
 def test_only_regular_files_are_tars(tmp_path: Path, capsys) -> None:

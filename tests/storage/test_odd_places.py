@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sage_scale.errors import DatasetError, StorageError, UsageError
-from sage_scale.shards.webindex import make_web_index
+from sage_scale.shards.webdataset_index import index_webdataset
 from sage_scale.storage import Store, open_store
 
 MOVED = b"<?xml version='1.0'?><Error><Code>PermanentRedirect</Code><Endpoint>elsewhere</Endpoint></Error>"
@@ -100,5 +100,5 @@ def test_a_place_that_is_no_text_is_refused(url) -> None:
 def test_a_tar_whose_name_is_no_text_is_named(tmp_path) -> None:
     (tmp_path / os.fsdecode(b"a\xff.tar")).write_bytes(bytes(1024))
     with pytest.raises(DatasetError, match=r"a.udcff\.tar.*not UTF-8") as refused:
-        make_web_index(open_store(tmp_path))
+        index_webdataset(open_store(tmp_path))
     str(refused.value).encode()

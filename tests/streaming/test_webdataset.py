@@ -11,7 +11,7 @@ import webdataset
 
 from sage_scale.config import Stream as Settings
 from sage_scale.errors import CheckpointError, DatasetError, UsageError
-from sage_scale.shards.webindex import make_web_index
+from sage_scale.shards.webdataset_index import index_webdataset
 from sage_scale.storage import open_store
 from sage_scale.streaming import open_webdataset
 from sage_scale.streaming.readers import DamagedSample
@@ -35,7 +35,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, di
                     "pth": pickle.dumps(n),
                 }
             )
-    make_web_index(open_store(folder))
+    index_webdataset(open_store(folder))
     pipeline = webdataset.DataPipeline(
         webdataset.SimpleShardList(sorted(map(str, folder.glob("*.tar")))), webdataset.tarfile_to_samples()
     )
@@ -142,7 +142,7 @@ def test_from_s3_with_the_index_elsewhere(theirs, s3, tmp_path: Path) -> None:
     store = open_store(f"{s3.url}/theirs")
     for path in folder.glob("*.tar"):
         store.put(path.name, path)
-    make_web_index(store, open_store(tmp_path))
+    index_webdataset(store, open_store(tmp_path))
     batches = list(open_webdataset(str(tmp_path), batch_size=8, seed=3, epochs=1, settings=SMALL))
     here = list(open_webdataset(str(folder), batch_size=8, seed=3, epochs=1, settings=SMALL))
     assert [batch.keys for batch in batches] == [batch.keys for batch in here]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sage_scale.config import Recipe, from_mapping, load_recipe, override, to_yaml
 from sage_scale.errors import DatasetError, OtherDataset, RecipeError
 from sage_scale.shards import Dataset, DatasetInfo
-from sage_scale.shards.combine import _common_info, _differing
 from sage_scale.shards.index import RECORD
+from sage_scale.shards.merge import notes_of, shared_info
 from sage_scale.storage import open_store
 from sage_scale.training.inherited import UNRECORDED, contradictions, described, inherit
 
@@ -202,8 +202,8 @@ def test_features_of_other_weights_are_not_mixed():
 
 def test_parts_of_a_merged_dataset_that_differ():
     sources = [dataset("segmentation.tagger=uniform"), dataset(name="two")]
-    part = _common_info(sources)["recipe_part"]
-    notes = {"made_by": "merge", **_differing(sources)}
+    part = shared_info(sources)["recipe_part"]
+    notes = notes_of("merge", sources)
     assert "tagger" not in part["segmentation"]
     merged = dataset(recipe_part=part, notes=notes)
     inherited = of(from_mapping({"segmentation": {"tagger": "precomputed"}}), merged)
@@ -212,16 +212,16 @@ def test_parts_of_a_merged_dataset_that_differ():
     assert (
         "the parts of /nowhere/shards differ in segmentation.tagger (uniform, motion)" in inherited.lines[-1]
     )
-    assert _differing([merged]) == _differing(sources)  # a part of it, or merged once more
+    assert notes_of("", [merged])["differing"] == notes["differing"]  # a part of it, or merged once more
     of_0_1_0 = of(MINE, dataset(recipe_part=part, notes={"made_by": "merge"}))
     assert of_0_1_0.differing == {"segmentation.tagger": [UNRECORDED]} and UNRECORDED in of_0_1_0.lines[-1]
-    assert _differing([sources[0], replace(sources[0])]) == {}
+    assert "differing" not in notes_of("merge", [sources[0], replace(sources[0])])
 
 
 def test_the_language_of_all_clips_is_the_datasets():
-    from sage_scale.shards.layout import Unit
+    from sage_scale.shards.layout import Marker
 
-    unit = Unit(unit=0, split="train", dataset="", samples=0, frames=0, segments=0, rejects=0, reasons={}, bytes=0,
+    unit = Marker(unit=0, split="train", dataset="", samples=0, frames=0, segments=0, rejects=0, reasons={}, bytes=0,
                 sha256="", index_sha256="", languages=("zh",))  # fmt: skip
     made = replace(dataset(), units=(unit,))
     assert of(MINE, made).recipe.corpus.language == "zh"

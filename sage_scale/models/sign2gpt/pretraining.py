@@ -18,7 +18,7 @@ from sage_scale.models.sign2gpt.model import Sign2GptPretrainer
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
 from sage_scale.models.sign2gpt.visual import frozen_files, save_signs, sizes
 from sage_scale.models.sign2gpt.vocabulary import check_vectors, run_prototypes, targets_of
-from sage_scale.shards import Dataset, read_texts
+from sage_scale.shards import Dataset, read_metadata
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
@@ -122,7 +122,7 @@ class PrototypeTask(Task):
 
     def _write_scores(self, figures: dict[str, dict[str, float]], path: Path) -> None:
         """What the report shows: scores of each split beside what guessing by frequency gives."""
-        metas = [meta for dataset in self.context.datasets for meta in read_texts(dataset)]
+        metas = [meta for dataset in self.context.datasets for meta in read_metadata(dataset)]
 
         def classes(split: str) -> list[list[int]]:
             rows = [targets_of(self.recipe, meta) for meta in metas if meta["split"] == split]

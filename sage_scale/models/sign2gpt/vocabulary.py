@@ -19,7 +19,7 @@ from torch import Tensor
 from sage_scale.config import Recipe
 from sage_scale.config.recipe import to_mapping
 from sage_scale.errors import CheckpointError, RecipeError
-from sage_scale.shards import read_texts
+from sage_scale.shards import read_metadata
 from sage_scale.text import words
 from sage_scale.text.cooccurrence import cooccurrence_vectors, write_vec
 from sage_scale.text.prototypes import (
@@ -108,7 +108,7 @@ def _make(context: TaskContext, folder: Path) -> None:
     done = folder / "prototypes.json"
     if done.is_file() and _description(folder).get("settings") == decided:
         return
-    metas = [meta for dataset in context.datasets for meta in read_texts(dataset)]
+    metas = [meta for dataset in context.datasets for meta in read_metadata(dataset)]
     chosen = [meta for meta in metas if meta["split"] in settings.splits]
     vocabulary = select_prototypes(
         ((meta["sentence"], targets_of(context.recipe, meta)) for meta in chosen), settings.max_frequency

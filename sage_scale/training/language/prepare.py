@@ -17,7 +17,7 @@ import torch
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError, DatasetError, NoModel, RecipeError
 from sage_scale.registry import model_spec
-from sage_scale.shards import HAS_SENTENCE, Dataset, read_texts
+from sage_scale.shards import HAS_SENTENCE, Dataset, read_metadata
 from sage_scale.text.hub import model_place
 from sage_scale.text.languages import has_code
 from sage_scale.training import distributed
@@ -103,7 +103,7 @@ def _check_unknown(recipe: Recipe, place: str | Path, datasets: Sequence[Dataset
     texts = [
         meta
         for dataset in datasets
-        for meta in read_texts(dataset, "train", most=-(-SAMPLE // len(datasets)))
+        for meta in read_metadata(dataset, "train", most=-(-SAMPLE // len(datasets)))
         if meta["sentence"]
     ]
     tokenizer = load_tokenizer(place)
@@ -190,7 +190,7 @@ def _prepare(
     kind = language_kind(recipe)
 
     def texts() -> list[Meta]:
-        return [meta for dataset in data for meta in read_texts(dataset) if meta["sentence"]]
+        return [meta for dataset in data for meta in read_metadata(dataset) if meta["sentence"]]
 
     if recipe.denoise.enabled:
         report = kind.make(texts(), recipe, partial, say or (lambda line: tell(f"language model: {line}")))

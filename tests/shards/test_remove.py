@@ -25,8 +25,8 @@ from sage_scale.shards import (
     verify_dataset,
     write_shard,
 )
-from sage_scale.shards.removal import remove_clips
-from sage_scale.shards.removed import removed_keys
+from sage_scale.shards.rejects import removed_keys
+from sage_scale.shards.remove import remove_clips
 from sage_scale.storage import Store, open_store
 from sage_scale.storage.folder import FolderStore
 
@@ -163,9 +163,9 @@ def test_a_writer_that_was_thought_dead_brings_nothing_back(store: Store, whole,
 
 
 def test_two_removals_of_one_shard_at_once_both_hold(store: Store, whole, monkeypatch) -> None:
-    from sage_scale.shards import generations
+    from sage_scale.shards import publish
 
-    first = generations.put_generation
+    first = publish.publish_copies
     other = fill(open_store(Path(store.url).parent / "other"), whole)
     remove_clips(other, ["train-0-4"])
     winner = other.get("000000.g1.tar")
@@ -175,7 +175,7 @@ def test_two_removals_of_one_shard_at_once_both_hold(store: Store, whole, monkey
             to.put("000000.g1.tar", winner)
         return first(to, header, pieces, rejects)
 
-    monkeypatch.setattr(generations, "put_generation", beaten)
+    monkeypatch.setattr(publish, "publish_copies", beaten)
     remove_clips(store, ["train-0-2"])
     clips = set(clips_of(open_dataset(store)))
     assert not {"train-0-2", "train-0-4"} & clips and len(clips) == 12
@@ -186,7 +186,7 @@ def test_clips_of_units_still_to_be_made_are_left_out_when_they_are_made(tmp_pat
     store = open_store(tmp_path / "data")
     make_dataset(store, tmp_path, finish=False)
     report = remove_clips(store, ["train-1-0", "dev-2-0"])
-    assert (report.samples, report.absent, report.open_units) == (1, 1, 1)
+    assert (report.samples, report.absent, report.unfinished_units) == (1, 1, 1)
     assert list_units(store).generation == {0: 0, 1: 1} and not list_units(store).superseded
     info = open_dataset(store, unfinished=True).info
     samples = [make_sample(f"dev-2-{n}", split="dev") for n in range(2)]  # by a writer that does not look

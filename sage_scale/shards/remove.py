@@ -1,0 +1,115 @@
+"""Removes clips from a dataset for good, as a signer may ask: their data vanish from the store, and stay away.
+
+1. The keys are recorded (`removed-....json`), so that every later command leaves them out.
+2. Each shard with one of the clips gets a new generation without them; other samples are copied byte for byte.
+3. index.json is written anew: readers that open the dataset from now on do not see the clips.
+4. The objects of the older generations are deleted, tars first.
+
+A kill between any two steps leaves a dataset that opens, with the clips or without them. The same command, or any other
+that finishes the dataset, resumes. Other shards are not touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from shlex import quote
+
+from sage_scale.errors import UnitsOpen, UsageError
+from sage_scale.parallel import Progress, map_threads
+from sage_scale.shards.dataset import Dataset, open_finished, open_unfinished, unfinished_units
+from sage_scale.shards.layout import list_units, sample_key
+from sage_scale.shards.publish import delete_superseded, finish_dataset, reconcile, units_with
+from sage_scale.shards.rejects import read_rejects, record_removal, reject_key, removed_keys
+from sage_scale.storage import Store
+from sage_scale.untrusted.files import lines
+
+_KEY = re.compile("[0-9a-f]{16}")
+_NAMED = 3
+"""Unknown ids named in one message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovalReport:
+    """Outcome of a removal."""
+
+    url: str
+    samples: int
+    """Clips whose data were removed."""
+    shards: int
+    """Shards that got a new generation."""
+    objects: int
+    """Objects of older generations that were deleted."""
+    absent: int
+    """Clips that no shard holds (yet): they will be left out when their shard is made."""
+    unfinished_units: int
+    """Units of the dataset that are not made yet."""
+    left: int
+    """Clips of the dataset now."""
+
+
+def remove_clips(
+    store: Store, wanted: Iterable[str], *, ignore_unknown: bool = False, progress: Progress | None = None
+) -> RemovalReport:
+    """Removes the clips of these ids or keys; without any, finishes an earlier removal.
+
+    Raises UsageError, before anything is written, for ids that a finished dataset does not have, unless
+    `ignore_unknown`; DatasetError where a shard with one of the clips is damaged.
+    """
+    dataset = _open_as_stored(store)
+    before = removed_keys(store)
+    known = {f"{key:016x}" for key in dataset.records["key"].tolist()}
+    names = {name if _KEY.fullmatch(name) and name in known else sample_key(name): name for name in wanted}
+    absent = [key for key in names if key not in known and key not in before]
+    if absent:
+        rejects = map_threads(lambda unit: read_rejects(store, unit), dataset.units)
+        rejected = {reject_key(reject) for rows in rejects for reject in rows}
+        absent = [key for key in absent if key not in rejected]
+    missing = len(unfinished_units(dataset))
+    if absent and not missing and not ignore_unknown:
+        named = ", ".join(f"'{names[key]}'" for key in absent[:_NAMED]) + (
+            ", ..." if len(absent) > _NAMED else ""
+        )
+        raise UsageError(
+            f"{store.url} has no clip {named} ({len(absent)} unknown); nothing was done. `sage-scale shards ls "
+            f"{quote(store.url)} --samples` lists what there is; --ignore-unknown takes out the others"
+        )
+    if new := names.keys() - before:
+        record_removal(store, new)
+    removed = before | names.keys()
+    shards = len(units_with(dataset, removed))
+    objects = len(list_units(store).superseded)
+    try:
+        now = finish_dataset(store, progress)
+        objects += 3 * shards
+    except UnitsOpen:
+        now = reconcile(store, progress)
+        objects = delete_superseded(store)
+    return RemovalReport(
+        url=store.url,
+        samples=len(known & removed),
+        shards=shards,
+        objects=objects,
+        absent=len(absent),
+        unfinished_units=missing,
+        left=len(now.records),
+    )
+
+
+def _open_as_stored(store: Store) -> Dataset:
+    """Opens the dataset by its objects, which may be newer than its index.json."""
+    finished = open_finished(store)
+    if finished is None:
+        return open_unfinished(store)
+    newest = list_units(store).generation
+    same = newest == {unit.unit: unit.generation for unit in finished.units}
+    return finished if same else reconcile(store)
+
+
+def read_ids(text: str, where: str) -> list[str]:
+    """Returns the ids of a text, one in a line, without empty lines. Raises UsageError where there is none."""
+    ids = [line.strip() for line in lines(text) if line.strip()]
+    if not ids:
+        raise UsageError(f"{where} names no clip: write one id in a line")
+    return ids
