@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +22,9 @@ import typer
 from sage_scale import config
 from sage_scale.errors import UsageError
 from sage_scale.storage import open_store
-from sage_scale.training import entry, launcher, restarts
+from sage_scale.training import entry, launcher
 from sage_scale.training.environment import join_launcher
+from sage_scale.training.restarts import RunEnded, keep_going
 
 Run = Annotated[
     Path,
@@ -60,7 +62,7 @@ Overrides = Annotated[
 
 
 def _command(stage: str, what: str) -> Callable[..., None]:
-    """The command of a stage."""
+    """Returns the command of a stage."""
 
     def command(
         run: Run,
@@ -73,8 +75,29 @@ def _command(stage: str, what: str) -> Callable[..., None]:
         profile: Profile = False,
         overrides: Overrides = None,
     ) -> None:
+        if hostfile and ranks > 1:
+            raise UsageError(
+                "--ranks and --hostfile exclude each other: the hostfile's slots say how many ranks"
+            )
+        hosts = launcher.Hosts.read(hostfile, master_addr) if hostfile else None
+        name = launcher.recipe_of_run(run, recipe)
         changes = [*(overrides or []), *(launcher.traced(stage) if profile else [])]
-        _train(stage, run, data, recipe, ranks, restarts, _hosts(hostfile, master_addr, ranks), changes)
+        chosen = config.load_recipe(name, changes)  # a wrong key is refused before any process starts
+        for url in data:
+            open_store(url)  # a wrong one, too
+        started = hosts.world if hosts else ranks
+        starts_ranks = started > 1 or hosts is not None or restarts > 0
+        world = max(started, join_launcher(run, stage, starts_ranks))
+        if world > chosen.stream.lanes:
+            raise UsageError(f"{world} ranks are more than stream.lanes={chosen.stream.lanes}")
+        given = [part for url in data for part in ("--data", url)]
+        arguments = ["--run", str(run), *given, "--recipe", name, *changes]
+        if starts_ranks:
+            _launch(stage, run, arguments, world, restarts, hosts)
+        elif world > 1:  # a rank of srun or mpirun
+            raise typer.Exit(entry.main(stage, arguments))
+        else:
+            importlib.import_module(f"sage_scale.training.{stage}").run(chosen, run, data)
 
     command.__doc__ = f"{what} Repeat the command to resume; Ctrl-C saves and stops."
     return command
@@ -82,49 +105,6 @@ def _command(stage: str, what: str) -> Callable[..., None]:
 
 pretrain = _command("pretrain", "Stage 1: align visual tokens with text.")
 finetune = _command("finetune", "Stage 2: train the translator.")
-
-
-def _hosts(path: Path | None, address: str, ranks: int) -> launcher.Hosts | None:
-    if path is None:
-        return None
-    if ranks > 1:
-        raise UsageError("--ranks and --hostfile exclude each other: the hostfile's slots say how many ranks")
-    return launcher.Hosts.read(path, address)
-
-
-def _train(
-    stage: str,
-    run: Path,
-    data: Sequence[str],
-    recipe: str,
-    ranks: int,
-    again: int,
-    hosts: launcher.Hosts | None,
-    overrides: Sequence[str],
-) -> None:
-    name = launcher.recipe_of_run(run, recipe)
-    chosen = config.load_recipe(name, overrides)  # a wrong key is refused before any process starts
-    for url in data:
-        open_store(url)  # a wrong one, too
-    ranks = hosts.world if hosts else ranks
-    starts_ranks = ranks > 1 or hosts is not None or again > 0
-    ranks = max(ranks, join_launcher(run, stage, starts_ranks))
-    if ranks > chosen.stream.lanes:
-        raise UsageError(f"{ranks} ranks are more than stream.lanes={chosen.stream.lanes}")
-    given = [part for url in data for part in ("--data", url)]
-    arguments = ["--run", str(run), *given, "--recipe", name, *overrides]
-    if starts_ranks:
-        _launch(stage, run, arguments, ranks, again, hosts)
-    elif ranks > 1:  # a rank of srun or mpirun
-        raise typer.Exit(entry.main(stage, arguments))
-    elif stage == "pretrain":
-        from sage_scale.training import pretrain as stage_1
-
-        stage_1.run(chosen, run, data)
-    else:
-        from sage_scale.training import finetune as stage_2
-
-        stage_2.run(chosen, run, data)
 
 
 def _launch(
@@ -140,8 +120,8 @@ def _launch(
         return launcher.start_and_wait(command, stop_at=(hosts.address, port, hosts.world), record=record)
 
     try:
-        restarts.keep_going(stage, run, attempt, again)
-    except restarts.RunEnded as ended:
+        keep_going(stage, run, attempt, again)
+    except RunEnded as ended:
         if not str(ended):  # the ranks' own line stands above
             raise typer.Exit(ended.exit_code) from None
         raise

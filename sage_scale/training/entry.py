@@ -1,10 +1,11 @@
-"""What `launch/pretrain.py` and `launch/finetune.py` do in each process that a launcher starts."""
+"""Entry of each process that a launcher starts: `launch/pretrain.py` and `launch/finetune.py`."""
 
 from __future__ import annotations
 
 import argparse
 import atexit
 import dataclasses
+import importlib
 import os
 import sys
 import traceback
@@ -22,7 +23,7 @@ from sage_scale.untrusted.printer import tell
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a stage with the arguments of the command line, watched by a rank monitor; returns the exit code.
+    """Run a stage with the arguments of the command line, under a rank monitor; returns the exit code.
 
     Where several ranks fail, one line says why (rank_monitor.py). Each rank ends the moment it has reported its
     failure: taking down a process group whose other members are gone may take minutes.
@@ -43,24 +44,15 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
             launcher.recipe_of_run(options.run, options.recipe), [*options.overrides, *traced]
         )
         rank_status.set_limits(run=options.run, **dataclasses.asdict(recipe.watch))
-        if stage == "pretrain":
-            from sage_scale.training.pretrain import run
-        else:
-            from sage_scale.training.finetune import run
-        run(recipe, options.run, options.data)
+        importlib.import_module(f"sage_scale.training.{stage}").run(recipe, options.run, options.data)
     except SageError as error:
         if error.exit_code == 130:  # saved, as asked, on every rank
             return _leave(130, f"sage-scale {stage}: {error}")
-        return _fail(
-            stage,
-            error,
-            error.exit_code,
-            permanent=not isinstance(error, StorageError) or error.exit_code == 2,
-        )
-    except KeyboardInterrupt as error:
-        return _fail(stage, error, 130, permanent=True)
+        passing = isinstance(error, StorageError) and error.exit_code != 2
+        return _fail(stage, error, error.exit_code, permanent=not passing)
     except BaseException as error:
-        return _fail(stage, error, 1, permanent=False)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        return _fail(stage, error, 130 if interrupted else 1, permanent=interrupted)
     return _leave(0)
 
 
@@ -75,9 +67,7 @@ def _leave(code: int, line: str = "") -> int:
         # Everything is written. The interpreter's last collection of garbage takes seconds with torch, on a busy
         # machine minutes (seen), and the launchers wait for it.
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _exit(code)
     return code
 
 
@@ -86,9 +76,13 @@ def _fail(stage: str, error: BaseException, code: int, permanent: bool) -> int:
     if debug or (not rank_status.monitored() and not isinstance(error, SageError)):
         tell(*"".join(traceback.format_exception(error)).splitlines())
     rank_status.failed(error, code, permanent)
-    if not rank_status.monitored():
-        tell(f"sage-scale {stage}: {message_line(error)}")
-        return code
+    if rank_status.monitored():
+        _exit(code)
+    tell(f"sage-scale {stage}: {message_line(error)}")
+    return code
+
+
+def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -102,21 +96,14 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(stage: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"launch/{stage}.py", allow_abbrev=False)
+    add = parser.add_argument
     # torchrun ends with "ambiguous option" at --run, a prefix of its --run-path and --run_path, even behind the script.
-    parser.add_argument(
-        "--run-dir", "--run", dest="run", required=True, help="run folder, for instance runs/phoenix"
-    )
-    parser.add_argument(
+    add("--run-dir", "--run", dest="run", required=True, help="run folder, for instance runs/phoenix")
+    add(
         "--data", required=True, action="append", help="folder or s3:// URL of the shards; several: repeat it"
     )
-    parser.add_argument(
-        "--recipe",
-        default="",
-        help="name of a recipe, or path to a YAML file; else the run's own recipe.yaml",
-    )
-    parser.add_argument(
-        "--profile", action="store_true", help="trace a few steps of rank 0 into the run's folder"
-    )
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # some launchers add it
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
+    add("--recipe", default="", help="recipe name or YAML file; else the run's own recipe.yaml")
+    add("--profile", action="store_true", help="trace a few steps of rank 0 into the run's folder")
+    add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # some launchers add it
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
     return parser

@@ -1,7 +1,6 @@
 """DeepSpeed's launcher: its command line on one machine or many, its environment, and signals to its ranks.
 
-Nothing here imports torch: whoever starts ranks need not become one. What happens after a run that ended early is in
-`restarts.py`.
+Nothing here imports torch: a process that starts ranks need not become one. restarts.py starts a failed run again.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sage_scale.config import LAUNCH_FOLDER, recipe_names
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
@@ -35,19 +36,19 @@ from sage_scale.training.stopping import SAME_S
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json_object
 
-_HOST = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
 FORWARDED = (
     "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "DS_ACCELERATOR", "DS_LOG_LEVEL", "SAGE_DEBUG", "SAGE_WATCHDOG",
     ENDED_FILE, "HF_HOME", "HF_HUB_OFFLINE", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
 )  # fmt: skip
-"""What other hosts are told of our environment, besides NCCL_* and PYTHON*, which DeepSpeed passes on itself. No key:
-the command line of ssh is for everyone to read."""
+"""Environment variables for the ranks on other hosts, besides NCCL_* and PYTHON*, which DeepSpeed passes on itself. No
+key: the command line of ssh is for everyone to read."""
+_HOST = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
 _SSH = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 """An ssh to a host whose link is cut ends after 15 s instead of hours, and pdsh and `deepspeed` with it."""
 
 
 def recipe_of_run(run: str | Path, recipe: str) -> str:
-    """The recipe to load: the named one, else the one stored with the run; UsageError without either."""
+    """Returns the named recipe, else the one stored with the run. Raises UsageError without either."""
     stored = on_this_machine(run, "a run") / "recipe.yaml"
     if recipe:
         return recipe
@@ -58,26 +59,20 @@ def recipe_of_run(run: str | Path, recipe: str) -> str:
 
 
 def traced(stage: str) -> list[str]:
-    """What `--profile` changes in the recipe of a stage: a few steps are enough to see where a step's time goes."""
+    """Returns the changes of the recipe for `--profile`: a few steps show where a step's time goes."""
     return [f"{stage}.profile_steps=3"]
 
 
 def command(stage: str, ranks: int, arguments: Sequence[object]) -> list[str]:
-    """The command line that starts a stage (pretrain, finetune) on `ranks` processes of this machine.
+    """Returns the command line that starts a stage (pretrain, finetune) on `ranks` processes of this machine."""
+    # A port of its own: two runs on one machine must not meet on a fixed one.
+    return _deepspeed(stage, ["--log_level", "critical", "--num_gpus", ranks], free_port(), arguments)
 
-    Raises UsageError where only the package is installed, without the scripts of a checkout.
-    """
-    # Two runs on one machine must not meet on a fixed port.
-    start = [
-        _program(),
-        "--log_level",
-        "critical",
-        "--num_gpus",
-        str(ranks),
-        "--master_port",
-        str(free_port()),
-    ]
-    return [*start, str(_script(stage)), *map(str, arguments)]
+
+def _deepspeed(stage: str, options: Sequence[object], port: int, arguments: Sequence[object]) -> list[str]:
+    program = shutil.which("deepspeed") or Path(sys.executable).with_name("deepspeed")
+    script = LAUNCH_FOLDER / f"{stage}.py"
+    return [str(word) for word in (program, *options, "--master_port", port, script, *arguments)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ class Hosts:
 
     @classmethod
     def read(cls, path: Path, address: str = "") -> Hosts:
-        """Read a hostfile. Raises UsageError naming the line that is none."""
+        """Read a hostfile. Raises UsageError naming the wrong line."""
         if not path.is_file():
             raise UsageError(f"there is no hostfile {path}")
         slots: dict[str, int] = {}
@@ -109,28 +104,19 @@ class Hosts:
 
     @property
     def world(self) -> int:
-        """All ranks."""
+        """Number of ranks."""
         return sum(self.slots.values())
 
     def command(self, stage: str, arguments: Sequence[object], port: int) -> list[str]:
-        """The command line that starts a stage on all hosts. Raises UsageError without pdsh."""
+        """Returns the command line that starts a stage on all hosts. Raises UsageError without pdsh."""
         if shutil.which("pdsh") is None:
             raise UsageError("--hostfile needs pdsh and ssh (Debian: apt-get install pdsh openssh-client)")
-        start = [
-            _program(),
-            "--hostfile",
-            str(self.path),
-            "--launcher",
-            "pdsh",
-            "--no_ssh_check",
-            "--force_multi",
-        ]
-        start += ["--master_addr", self.address, "--master_port", str(port)]
-        return [*start, str(_script(stage)), *map(str, arguments)]
+        options = ["--hostfile", self.path, "--launcher", "pdsh", "--no_ssh_check", "--force_multi"]
+        return _deepspeed(stage, [*options, "--master_addr", self.address], port, arguments)
 
 
 def environment() -> dict[str, str]:
-    """What a launcher is given: this interpreter's programs first (DeepSpeed looks for ninja), and quiet libraries."""
+    """Returns a launcher's environment: this interpreter's programs first (DeepSpeed wants ninja), libraries quiet."""
     here = str(Path(sys.executable).parent)
     path = os.pathsep.join([here, os.environ.get("PATH", "")])
     quiet = {"DS_LOG_LEVEL": "error", "PYTHONWARNINGS": "ignore"}
@@ -142,14 +128,14 @@ def environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
+    """Returns an unused port of the loopback address."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
 
 
 def port_elsewhere() -> int:
-    """A port for rank 0 on another machine: below those that systems give out, and not the same for two runs."""
+    """Returns a random port for rank 0 on another machine, below those that systems give out."""
     return random.randrange(20000, 29900)
 
 
@@ -159,13 +145,13 @@ class Ended:
 
     code: int
     asked: bool = False
-    """Whether we were told to stop."""
+    """Whether this process was told to stop."""
     why: dict[str, Any] = field(default_factory=dict)
-    """The verdict of rank 0's rank monitor (diagnosis.py); empty where it could not say."""
+    """The diagnosis of rank 0's monitor (diagnosis.py); empty without one."""
 
     @property
     def line(self) -> str:
-        """What happened, for a person."""
+        """The diagnosis in one line."""
         return str(
             self.why.get("line") or f"the launcher ended with exit code {self.code}, and no rank said why"
         )
@@ -194,23 +180,21 @@ def start_and_wait(
                 raise
             # A process of many GB may not be forked, but it may start another; rank monitors see our end in any case.
             child = subprocess.Popen(arguments, env=given, start_new_session=True)
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         received: list[float] = []
 
-        def hand_on(number: int, frame: object) -> None:
+        def forward(number: int, frame: object) -> None:
             now = time.monotonic()
             if received and now - received[0] < SAME_S:
                 return  # one request, as the ranks take it: they are saving
             received.append(now)
-            # Before any rank runs, and when someone insists, the launcher's whole group goes. On other hosts there
-            # is nobody below us but ssh.
+            # Before any rank runs, and on a repeated request, the launcher's whole group goes. The ranks of other
+            # hosts are no processes of this one: below it is only ssh.
             told = len(received) == 1 and (request_stop(*stop_at) if stop_at else _signal_ranks(child.pid))
             if not told:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGTERM)
 
-        for number in before:
-            signal.signal(number, hand_on)
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             code = child.wait()
         finally:
@@ -225,7 +209,7 @@ def start_and_wait(
 
 
 def _environment_file(folder: Path, given: dict[str, str]) -> Path:
-    """DeepSpeed's file of variables for other hosts: the user's own one, and ours before it."""
+    """Writes DeepSpeed's file of variables for other hosts: ours, and behind them the user's own ones."""
     lines = [f"{name}={given[name]}" for name in FORWARDED if given.get(name)]
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     for place in (Path.home(), Path()):  # where DeepSpeed looks
@@ -244,35 +228,23 @@ def _read(path: Path | None) -> dict[str, Any]:
     return {}
 
 
-def _program() -> str:
-    return shutil.which("deepspeed") or str(Path(sys.executable).with_name("deepspeed"))
-
-
-def _script(stage: str) -> Path:
-    return LAUNCH_FOLDER / f"{stage}.py"
-
-
 def _end_with_parent() -> None:
-    """In the launcher: SIGTERM when we are killed (Linux), which ends what it started on other hosts too."""
+    """In the launcher: SIGTERM when we are killed (Linux), which ends the processes it started on other hosts too."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _signal_ranks(launcher: int) -> int:
-    """SIGTERM to each rank (a child of `deepspeed.launcher.launch`); how many there were.
+    """Send SIGTERM to each rank (a child of `deepspeed.launcher.launch`); returns their number.
 
     The launchers forward nothing in good order: the outer one dies and leaves the ranks behind, the inner one
-    signals loader workers too and kills what has not saved after 30 s.
+    signals loader workers too and kills ranks that have not saved after 30 s.
     """
-    import psutil
-
-    ranks = []
+    told = 0
     for process in psutil.Process(launcher).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             parent = process.parent()
             if parent is not None and "deepspeed.launcher.launch" in parent.cmdline():
-                ranks.append(process)
-    for process in ranks:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    return len(ranks)
+                process.terminate()
+                told += 1
+    return told

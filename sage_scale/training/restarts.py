@@ -1,4 +1,4 @@
-"""Starting again from the last checkpoint, a few times, where that may help.
+"""Restarts from the last checkpoint, a few times, where that may help.
 
 It does not help against a wrong recipe or damaged data, nor where the same step fails again and again. Each start is
 one line on the terminal and one in `RUN/restarts.jsonl`.
@@ -19,7 +19,7 @@ from sage_scale.untrusted.printer import tell
 
 LOG = "restarts.jsonl"
 UNCHANGING = (2, 3, 4, 130)
-"""Exit codes that the same command would end with again, or that someone asked for."""
+"""Exit codes that the same command would end with again, or that were asked for."""
 FUTILE = 2
 """Starts in a row that get no further, after which no more are tried."""
 _TAIL = 1 << 18
@@ -39,7 +39,8 @@ def keep_going(
 ) -> None:
     """Run `attempt` until the stage is done, at most `restarts` times again, pausing 1, 2, 4 ... 60 seconds.
 
-    Raises KeyboardInterrupt where we were told to stop, RunEnded (with the ranks' exit code) where it ended for good.
+    Raises KeyboardInterrupt where this process was told to stop, RunEnded (with the ranks' exit code) where the stage
+    ended for good.
     """
     say = say or (lambda line: tell(f"sage-scale {stage}: {line}"))
     furthest, futile, started = reached(run, stage), 0, 0
@@ -52,22 +53,36 @@ def keep_going(
         now = reached(run, stage)
         futile = 0 if now > furthest else futile + 1
         furthest = max(furthest, now)
-        reason = _no_restart(ended, started, restarts, futile)
-        if reason is not None:
-            raise _error(stage, ended, reason)
+        # The line of a diagnosis stands on the terminal already.
+        unsaid = "" if ended.why else f"{ended.line}; "
+        if ended.code in UNCHANGING or ended.why.get("permanent") or restarts == 0:
+            raise _error(ended, unsaid.removesuffix("; "))
+        if futile >= FUTILE:
+            raise _error(
+                ended, f"{unsaid}{futile} starts in a row got no further, so it is not started again"
+            )
+        if started >= restarts:
+            raise _error(ended, f"{unsaid}all {restarts} restarts are used up")
         started += 1
         pause = min(60.0, 2.0 ** (started - 1))
-        _note(run, stage=stage, start=started, of=restarts, reached_step=now, pause_s=pause, **_reason(ended))
-        told = "" if ended.why else f"{ended.line}; "
+        if run.is_dir():
+            cause = {name: ended.why[name] for name in ("kind", "rank", "host", "at") if name in ended.why}
+            row: dict[str, Any] = {
+                "event": "restart", "stage": stage, "start": started, "of": restarts, "reached_step": now,
+                "pause_s": pause, "reason": ended.line, "code": ended.code, **cause,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            }  # fmt: skip
+            with (run / LOG).open("a", encoding="utf-8") as log:
+                log.write(json_text(row) + "\n")
         how_far = f"step {now} was reached" if now >= 0 else "no step was made"
         say(
-            f"{told}starting again from the last checkpoint in {pause:.0f} s ({started} of {restarts}; {how_far})"
+            f"{unsaid}starting again from the last checkpoint in {pause:.0f} s ({started} of {restarts}; {how_far})"
         )
         sleep(pause)
 
 
 def reached(run: Path, stage: str) -> int:
-    """The furthest step in the latest part of the stage's log; -1 before the first."""
+    """Returns the furthest step in the latest part of the stage's log; -1 before the first."""
     try:
         with (run / stage / "log.jsonl").open("rb") as log:
             log.seek(0, 2)
@@ -86,32 +101,7 @@ def reached(run: Path, stage: str) -> int:
     return max(steps)
 
 
-def _no_restart(ended: Ended, started: int, restarts: int, futile: int) -> str | None:
-    """Why there is no other start: '' where that needs no word, None where there is one."""
-    if ended.code in UNCHANGING or ended.why.get("permanent") or restarts == 0:
-        return ""
-    if futile >= FUTILE:
-        return f"{futile} starts in a row got no further, so it is not started again"
-    if started >= restarts:
-        return f"all {restarts} restarts are used up"
-    return None
-
-
-def _error(stage: str, ended: Ended, reason: str) -> RunEnded:
-    parts = ["" if ended.why else ended.line, reason]
-    error = RunEnded("; ".join(part for part in parts if part))
+def _error(ended: Ended, line: str) -> RunEnded:
+    error = RunEnded(line)
     error.exit_code = ended.code if 0 < ended.code < 126 or ended.code == 130 else 1
     return error
-
-
-def _reason(ended: Ended) -> dict[str, Any]:
-    names = ("kind", "rank", "host", "at")
-    return {"reason": ended.line, "code": ended.code, **{n: ended.why[n] for n in names if n in ended.why}}
-
-
-def _note(run: Path, **row: Any) -> None:
-    if not run.is_dir():
-        return
-    row["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    with (run / LOG).open("a", encoding="utf-8") as log:
-        log.write(json_text({"event": "restart", **row}) + "\n")

@@ -1,7 +1,7 @@
-"""One run, one launcher: a run folder is held by the process that trains in it.
+"""The run lock: a run folder is held by the one process that trains in it.
 
 A launcher that was killed leaves ranks that save before they end. The same command, given again at once, waits for
-them; and a command that was typed twice is refused, rather than both writing the same checkpoints.
+them; of a command that was typed twice one is refused, rather than both writing the same checkpoints.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sage_scale.errors import UsageError
 from sage_scale.untrusted.printer import tell
 
 WAIT_S = 45.0
-"""How long the ranks of a run before may take to save and end, seconds."""
+"""Time to save and end for the ranks of an earlier run, seconds."""
 
 
 @contextlib.contextmanager
 def lock_run(run: str | Path, wait_s: float = WAIT_S) -> Iterator[None]:
     """Holds the run folder, made where it is missing, for the time of a stage (called by rank 0).
 
-    A folder that was made here goes again where the stage ends by an error before it wrote anything. Raises UsageError
+    A folder that was made here is removed where the stage ends by an error before it wrote anything. Raises UsageError
     where another process on this or, on a shared file system, another machine holds the folder: at once where that
     one began after this one, else after `wait_s` seconds.
     """
     run = Path(run)
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
-    descriptor = _hold(run, time.monotonic() + wait_s)
+    descriptor = _lock(run, time.monotonic() + wait_s)
     try:
         yield
     except BaseException:
@@ -45,8 +45,8 @@ def lock_run(run: str | Path, wait_s: float = WAIT_S) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _hold(run: Path, end: float) -> int | None:
-    """An open folder with a lock on it; None on a system or file system without locks."""
+def _lock(run: Path, end: float) -> int | None:
+    """Returns an open folder with a lock on it; None on a system or file system without locks."""
     told = False
     while True:
         _make(run)
@@ -58,8 +58,9 @@ def _hold(run: Path, end: float) -> int | None:
             return None
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _same(folder, run):
-                return folder
+            with contextlib.suppress(OSError):  # its holder may have removed the folder meanwhile
+                if os.path.samestat(os.fstat(folder), run.stat()):
+                    return folder
         except BlockingIOError:
             if _began_after_us(run) or time.monotonic() > end:
                 os.close(folder)
@@ -90,18 +91,10 @@ def _make(run: Path) -> None:
         ) from None
 
 
-def _same(folder: int, run: Path) -> bool:
-    """Whether `run` still names the open folder, which its holder may have removed meanwhile."""
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.fstat(folder), run.stat())
-    return False
-
-
 def _began_after_us(run: Path) -> bool:
-    """Whether the holder began to train when this process had begun: it is no run of before that still saves."""
+    """Returns whether the holder began to train after this process had begun, so is no earlier run that still saves."""
     try:
-        return (
-            run / "recipe.yaml"
-        ).stat().st_mtime >= psutil.Process().create_time()  # written at each start of a stage
+        # recipe.yaml is written at each start of a stage.
+        return (run / "recipe.yaml").stat().st_mtime >= psutil.Process().create_time()
     except OSError:
         return True
