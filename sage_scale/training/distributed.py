@@ -1,7 +1,6 @@
-"""One process or many: the ranks of a run, and the few collectives that the training loop itself needs.
+"""The ranks of a run, and the few collectives that the training loop itself needs.
 
-Started plainly, by `torchrun` or by the `deepspeed` launcher, the same code runs: without a launcher the world is
-one rank. CPU runs use gloo, CUDA runs NCCL.
+Without a launcher there is one rank. CPU runs use gloo, CUDA runs NCCL.
 """
 
 from __future__ import annotations
@@ -37,32 +36,27 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which writes logs and talks to the user."""
+        """Whether this is rank 0, which writes logs and messages."""
         return self.rank == 0
 
 
-WATCHED_S = 24 * 3600.0
-"""Time-out of a collective where a rank monitor watches, which knows more and ends the run sooner, seconds."""
+MONITORED_S = 24 * 3600.0
+"""Time-out of a collective under a rank monitor, which knows more and ends the run sooner, seconds."""
 
 
 def initialise(timeout_s: float = 0.0) -> Ranks:
     """Join (or form) the process group and choose the device. Safe to call twice.
 
-    `timeout_s` is what a collective waits at most (0: ten minutes, or as long as the rank monitor allows).
+    `timeout_s` is the time-out of a collective (0: ten minutes, or as long as the rank monitor allows).
     """
-    timeout_s = timeout_s or (WATCHED_S if rank_status.monitored() else 600.0)
-    _quieten()
+    timeout_s = timeout_s or (MONITORED_S if rank_status.monitored() else 600.0)
+    _silence_libraries()
     cuda = torch.cuda.is_available()
     if not cuda:
         _keep_freed_memory()
-    if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name, value in (
-        ("RANK", "0"),
-        ("LOCAL_RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("MASTER_ADDR", "127.0.0.1"),
-    ):
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in alone.items():
         os.environ.setdefault(name, value)
     if int(os.environ["WORLD_SIZE"]) == 1:
         # Two runs on one machine must not meet on a fixed port.
@@ -80,10 +74,10 @@ def initialise(timeout_s: float = 0.0) -> Ranks:
             verbose=False,
         )
     local_rank = int(os.environ["LOCAL_RANK"])
-    # srun with --gpus-per-task shows each rank its own GPU alone, as device 0.
-    index = local_rank if cuda and torch.cuda.device_count() > 1 else 0
-    device = torch.device("cuda", index) if cuda else torch.device("cpu")
+    device = torch.device("cpu")
     if cuda:
+        # srun with --gpus-per-task shows each rank its own GPU alone, as device 0.
+        device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
         torch.cuda.set_device(device)
     elif dist.get_world_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
         # Ranks that share the cores of one machine with all threads each are slower than with one each.
@@ -101,9 +95,13 @@ def close() -> None:
         dist.destroy_process_group()
 
 
+def _alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Element-wise sum of a few numbers over all ranks, in float64."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    """Returns the element-wise sum of a few numbers over all ranks, in float64."""
+    if _alone():
         return values
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
@@ -111,8 +109,8 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """What every rank passed in, in rank order, on every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    """Returns every rank's value, in rank order, on every rank."""
+    if _alone():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value, group=group)
@@ -120,13 +118,13 @@ def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[A
 
 
 def from_first(value: Any, group: dist.ProcessGroup | None = None) -> Any:
-    """Rank 0's value, on every rank."""
+    """Returns rank 0's value, on every rank."""
     return from_rank(0, value, group)
 
 
 def from_rank(rank: int, value: Any, group: dist.ProcessGroup | None = None) -> Any:
-    """`rank`'s value, on every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    """Returns `rank`'s value, on every rank."""
+    if _alone():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=rank, group=group)
@@ -134,13 +132,8 @@ def from_rank(rank: int, value: Any, group: dist.ProcessGroup | None = None) -> 
 
 
 def on_first(work: Callable[[], Any], first: bool) -> Any:
-    """What rank 0 gets from `work`, on every rank; where it fails, all of them raise (a collective)."""
-    value, failure = None, None
-    if first:
-        try:
-            value = work()
-        except SageError as error:
-            failure = error
+    """Returns the result of `work` on rank 0, on every rank; where it fails, all of them raise (a collective)."""
+    value, failure = _tried(work) if first else (None, None)
     value, failure = from_first((value, failure))
     if failure is not None:
         raise failure
@@ -148,55 +141,57 @@ def on_first(work: Callable[[], Any], first: bool) -> Any:
 
 
 def on_all(work: Callable[[], str | None]) -> str | None:
-    """The first line that any rank's `work` gives; where one fails, all of them raise (a collective)."""
-    found, failure = None, None
-    try:
-        found = work()
-    except SageError as error:
-        failure = error
-    gathered = gather_objects((found, failure))
-    for _, failed in gathered:
-        if failed is not None:
-            raise failed
+    """Returns the first line that any rank's `work` gives; where one fails, all of them raise (a collective)."""
+    gathered = gather_objects(_tried(work))
+    for _, failure in gathered:
+        if failure is not None:
+            raise failure
     return next((line for line, _ in gathered if line is not None), None)
 
 
+def _tried(work: Callable[[], Any]) -> tuple[Any, SageError | None]:
+    try:
+        return work(), None
+    except SageError as error:
+        return None, error
+
+
 def long_timeout_group(hours: float = 24) -> dist.ProcessGroup | None:
-    """A group whose collectives wait for hours: for the ranks that have nothing to do while one prepares something.
+    """Returns a group whose collectives wait for hours, for ranks that are idle while one prepares something.
 
     Every rank makes it before that one begins; an ordinary collective would give up after the run's time-out.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return None
-    return dist.new_group(backend="gloo", timeout=timedelta(hours=hours))
+    return None if _alone() else dist.new_group(backend="gloo", timeout=timedelta(hours=hours))
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    """Wait for every rank."""
+    if not _alone():
         dist.barrier()
 
 
 def return_freed_memory(device: torch.device) -> None:
-    """Give the system back what glibc kept: batches differ in size, and what they leave behind adds up to GBs."""
-    if device.type == "cpu" and sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    """Return glibc's free memory to the system: batches differ in size, and their leftovers add up to GBs."""
+    if device.type == "cpu":
+        _glibc("malloc_trim", 0)
 
 
 def _keep_freed_memory() -> None:
     """Have glibc keep large blocks: page faults on fresh tensors cost a quarter of a CPU step (300 MB more)."""
     # Every number of frames is a new shape to oneDNN, which keeps 1,024 compiled kernels: 2 GB after 100 steps.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    _glibc("mallopt", -4, 0)  # M_MMAP_MAX: no block from mmap
+    _glibc("mallopt", -1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing back to the system
+
+
+def _glibc(function: str, *arguments: int) -> None:
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-4, 0)  # M_MMAP_MAX: no block from mmap
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing back to the system
+            getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
 
 
-def _quieten() -> None:
-    """Keep library chatter out of a user's terminal; errors stay."""
+def _silence_libraries() -> None:
+    """Keep messages of libraries out of a user's terminal; errors stay."""
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a stage: its JSON is made from the recipe, and this file alone knows its ways.
+"""The DeepSpeed engine of a stage; no other file depends on DeepSpeed's behaviour.
 
 DeepSpeed averages gradients over ranks, while a rank of ours returns its *share* of the loss and the shares sum to
 the whole. So `Engine.backward` multiplies by the number of ranks, and nothing else does.
@@ -23,7 +23,7 @@ PREFIX = "model."
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware, faster than float32."""
+    """Returns whether the device multiplies bfloat16 matrices in hardware, faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
@@ -31,18 +31,18 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def compute_type(stage: Stage, device: torch.device) -> torch.dtype:
-    """What `precision` comes to on this device: the type of matrix products in forward and backward."""
+    """Returns the type of matrix products in forward and backward: `precision` on this device."""
     if stage.precision == "auto":
         return torch.bfloat16 if fast_bf16(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[stage.precision]
 
 
 BUCKET = 50_000_000
-"""Numbers of gradients that ranks reduce at a time."""
+"""Gradients (numbers) that ranks reduce at a time."""
 
 
 def deepspeed_config(stage: Stage, world: int, sizes: Sequence[int]) -> dict[str, Any]:
-    """DeepSpeed's JSON for a stage that trains parameters of these many numbers.
+    """Returns DeepSpeed's JSON for a stage whose trained parameters have these `sizes` (numbers of elements).
 
     Batches are cut by the stream, not by DeepSpeed, so its own batch sizes are nominal. Weights stay float32 and
     forward and backward run under autocast: ZeRO then shards float32 weights and states, and keeps them in host memory
@@ -58,14 +58,14 @@ def deepspeed_config(stage: Stage, world: int, sizes: Sequence[int]) -> dict[str
         "allgather_bucket_size": bucket,
     }
     if stage.offload != "none":
-        place: dict[str, Any] = {"device": stage.offload, "pin_memory": torch.cuda.is_available()}
+        target: dict[str, Any] = {"device": stage.offload, "pin_memory": torch.cuda.is_available()}
         if stage.offload == "nvme":
-            place["nvme_path"] = stage.offload_dir
-        zero["offload_optimizer"] = place
+            target["nvme_path"] = stage.offload_dir
+        zero["offload_optimizer"] = target
         if stage.zero_stage == 3:
             # Weights are many small ones: reading each from disk when it is wanted would be all that happens.
-            zero["offload_param"] = {"device": "cpu", "pin_memory": place["pin_memory"]}
-    config: dict[str, Any] = {
+            zero["offload_param"] = {"device": "cpu", "pin_memory": target["pin_memory"]}
+    return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world,
@@ -74,9 +74,8 @@ def deepspeed_config(stage: Stage, world: int, sizes: Sequence[int]) -> dict[str
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
-        "gradient_clipping": stage.clip,  # said in any case: DeepSpeed's own default is to clip at 1
+        "gradient_clipping": stage.clip,  # given in any case: DeepSpeed's own default is to clip at 1
     }
-    return config
 
 
 class _Autocast(nn.Module):
@@ -104,16 +103,16 @@ class LossScale:
         self._good = 0
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps of it: nothing where no loss is scaled."""
+        """Returns the state for a checkpoint; empty where no loss is scaled."""
         return {"loss_scale": self.value, "good_steps": float(self._good)} if self.enabled else {}
 
     def load(self, state: dict[str, float]) -> None:
-        """Go on where `state` was taken, as far as this one has use for it."""
+        """Restore `state`; ignored where no loss is scaled."""
         if self.enabled and state:
             self.value, self._good = state["loss_scale"], int(state["good_steps"])
 
     def update(self, finite: bool) -> None:
-        """After each step: whether its gradients were finite."""
+        """Take in, after each step, whether its gradients were finite."""
         if not self.enabled:
             return
         self._good = self._good + 1 if finite else 0
@@ -138,10 +137,8 @@ class Engine:
         forward: Callable | None = None,
         build: Callable[[], nn.Module] | None = None,
     ) -> None:
-        """`forward` stands in for the model's own forward pass and may use any part of the model.
-
-        `build` makes another model of the same form; ZeRO-3 needs it to evaluate (see `evaluating`).
-        """
+        """`forward` replaces the model's own forward pass; `build` makes another model of the same form, which ZeRO-3
+        needs to evaluate (see `evaluating`)."""
         import deepspeed
 
         if stage.offload == "nvme" and not can_compile("AsyncIOBuilder"):
@@ -153,6 +150,7 @@ class Engine:
         self.ranks = ranks
         self.model: Any = model.to(ranks.device)
         self.evaluation_model: Any = None
+        """The model with all its weights, in eval mode, within `evaluating`; any rank may use it on its own."""
         self._build: Any = build
         self.compute_type = compute_type(stage, ranks.device)
         self.scale = LossScale(enabled=self.compute_type is torch.float16)
@@ -165,6 +163,7 @@ class Engine:
             config=deepspeed_config(stage, ranks.world, sizes),
             dist_init_required=False,
         )
+        self._accessors: Any = deepspeed.utils
         self.prepare_optimizer_state(0)
         self._norm = 0.0
         self._hold = False
@@ -173,17 +172,17 @@ class Engine:
         self._torch_optimizer().register_step_pre_hook(self._leave_out)
 
     def precision(self) -> AbstractContextManager:
-        """The autocast context of forward passes, training or not."""
+        """Returns the autocast context of forward passes, training or not."""
         if self.compute_type is torch.float32:
             return nullcontext()
         return torch.autocast(self.ranks.device.type, dtype=self.compute_type)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward pass, in training mode."""
+        """Run the model's forward pass, in training mode."""
         return self._engine(*args, **kwargs)
 
     def backward(self, share: Tensor, last: bool = True) -> None:
-        """Gradients of this rank's share of the loss; `last` is False for all but a step's last micro-batch."""
+        """Compute gradients of this rank's share of the loss; `last` marks a step's last micro-batch."""
         self._engine.set_gradient_accumulation_boundary(last)
         factor = float(self.ranks.world)
         if self.scale.enabled and self.stage.zero_stage == 0:
@@ -194,9 +193,9 @@ class Engine:
 
     @contextmanager
     def reduced_once(self) -> Iterator[None]:
-        """Backward passes within it, one a chunk, leave their sums on the rank; ranks reduce them once, at its end.
+        """Reduce the gradients of the backward passes within it once, at its end; every rank makes as many passes.
 
-        Ranks must make as many of them each. Whole gradients are held meanwhile, also under ZeRO-2 and 3.
+        Whole gradients are held meanwhile, also under ZeRO-2 and 3.
         """
         if self.stage.zero_stage == 0:  # reduces in the backward pass that is marked as the last
             yield
@@ -205,10 +204,10 @@ class Engine:
                 yield
 
     def step(self, progress: float, hold: bool = False) -> float:
-        """One optimizer step at the rate that the schedule gives for `progress`; returns that rate.
+        """Make one optimizer step at the schedule's rate for `progress` (0 to 1); returns that rate.
 
-        With `hold`, and where the gradient norm is no number, weights and optimizer stay as they are (see `updated`).
-        Ranks must agree on it.
+        With `hold` (the same on every rank), and where the gradient norm is not finite, weights and optimizer stay as
+        they are (see `updated`).
         """
         factor = rate(self.stage, progress)
         for group in self._optimizer.param_groups:
@@ -220,7 +219,7 @@ class Engine:
             self._norm = float(torch.nn.utils.get_total_norm(gradients))
             hold = hold or not math.isfinite(self._norm)
         self._hold = hold
-        self._engine.step()  # ZeRO leaves a step out by itself where the norm is no number
+        self._engine.step()  # ZeRO leaves a step out by itself where the norm is not finite
         finite = math.isfinite(self.gradient_norm())
         self.updated = not hold and finite
         self.scale.update(finite)
@@ -234,60 +233,50 @@ class Engine:
                     parameter.grad = None
 
     def gradient_norm(self) -> float:
-        """Norm of the last step's gradient over all ranks, before clipping."""
+        """Returns the norm of the last step's gradient over all ranks, before clipping."""
         if self.stage.zero_stage == 0:
             return self._norm
         return float(self._engine.get_global_grad_norm() or 0.0)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """Trainable parameters by the model's own names, in a fixed order."""
-        return [
-            (name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad
-        ]
+        """Returns the trainable parameters with the model's own names, in a fixed order."""
+        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """The whole float32 weight, on every rank (a collective under ZeRO)."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        value = safe_get_full_fp32_param(parameter)
+        """Returns the whole float32 weight, on every rank (a collective under ZeRO)."""
+        value = self._accessors.safe_get_full_fp32_param(parameter)
         return (parameter if value is None else value).detach().float().reshape(self.shape(parameter))
 
     def optimizer_state(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """One whole optimizer state tensor of a parameter, on every rank."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
+        """Returns one whole optimizer state tensor of a parameter, on every rank."""
         if self.stage.zero_stage == 0:
             value = self._torch_optimizer().state[parameter][name]
         else:
-            value = safe_get_full_optimizer_state(parameter, name)
+            value = self._accessors.safe_get_full_optimizer_state(parameter, name)
         return value.detach().float().reshape(self.shape(parameter))
 
     def set_weight(self, parameter: Any, value: Tensor) -> None:
         """Overwrite a whole weight, and the low-precision or sharded copies of it."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
         value = value.to(self.ranks.device)
         if self.stage.zero_stage == 3:
-            safe_set_local_fp32_param(parameter, self._partition(parameter, value))
+            self._accessors.safe_set_local_fp32_param(parameter, self._partition(parameter, value))
             with torch.no_grad():
                 parameter.ds_tensor.copy_(self._partition(parameter, value).to(parameter.ds_tensor.dtype))
             return
         if self.stage.zero_stage in (1, 2):
-            safe_set_full_fp32_param(parameter, value.reshape(parameter.shape))
+            self._accessors.safe_set_full_fp32_param(parameter, value.reshape(parameter.shape))
         with torch.no_grad():
             parameter.copy_(value.reshape(parameter.shape))
 
     def set_optimizer_state(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         """Overwrite one whole optimizer state tensor of a parameter, after `prepare_optimizer_state`."""
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
         value = value.to(self.ranks.device)
         if self.stage.zero_stage == 0:
             self._torch_optimizer().state[parameter][name].copy_(value.reshape(parameter.shape))
         elif self.stage.zero_stage == 3:
-            safe_set_local_optimizer_state(parameter, self._partition(parameter, value), name)
+            self._accessors.safe_set_local_optimizer_state(parameter, self._partition(parameter, value), name)
         else:
-            safe_set_full_optimizer_state(parameter, value.reshape(parameter.shape), name)
+            self._accessors.safe_set_full_optimizer_state(parameter, value.reshape(parameter.shape), name)
 
     def prepare_optimizer_state(self, step: int) -> None:
         """Make the optimizer's tensors, which it otherwise makes in its first step, so that they can be set and read.
@@ -305,23 +294,23 @@ class Engine:
                 state.setdefault(name, torch.zeros_like(holder, dtype=torch.float32))
             if self.stage.optimizer == "adamw":
                 # The fused kernel reads the count where the weights are; elsewhere torch wants it on the host.
-                place = holder.device if optimizer.defaults.get("fused") else "cpu"
-                state["step"] = torch.tensor(float(step), device=place)
+                device = holder.device if optimizer.defaults.get("fused") else "cpu"
+                state["step"] = torch.tensor(float(step), device=device)
         relink = getattr(self._optimizer, "_lazy_init_hp_params_optimizer_state", None)
         if self.stage.zero_stage in (1, 2) and relink is not None:
             self._optimizer._hp_optimizer_states_linked = False
             relink()
 
     def shape(self, parameter: nn.Parameter) -> torch.Size:
-        """A parameter's whole shape, also where ZeRO-3 holds only a part of it."""
+        """Returns a parameter's whole shape, also where ZeRO-3 holds only a part of it."""
         return getattr(parameter, "ds_shape", parameter.shape)
 
     @contextmanager
     def evaluating(self) -> Iterator[Any]:
-        """Within it `whole` is the model with all its weights, in eval mode, that a rank uses on its own.
+        """Provide `evaluation_model` (a collective).
 
         Under ZeRO-3 it is a copy: the sharded model gathers its weights module by module, in step with the other
-        ranks, which ranks that translate unlike sentences are not. Entering is a collective.
+        ranks, which ranks that translate unlike sentences are not.
         """
         if self.stage.zero_stage == 3:
             import deepspeed

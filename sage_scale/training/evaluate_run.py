@@ -29,7 +29,8 @@ from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator
 from sage_scale.training.inherited import contradictions, described
 from sage_scale.training.pictures import thumbnail
-from sage_scale.training.stage_log import memory_mb, record_timing
+from sage_scale.training.stage_log import record_timing
+from sage_scale.training.throughput import memory_mb
 
 Say = Callable[[str], None]
 

@@ -1,8 +1,8 @@
-"""The loop that both stages share: steps, log, dev evaluation, checkpoints, and stopping in good order.
+"""The training loop of both stages: steps, log, dev evaluation, checkpoints, and stopping in good order.
 
 One step: the stream gives a rank its part of the global batch; `compute` runs forward and backward and returns the
-rank's shares of what is logged; the guard looks at the loss of all ranks; the engine steps; one small all-reduce
-carries the shares, the clock and a stop request to every rank, so that all of them do the same next.
+rank's shares of the logged metrics; the loss guard looks at the loss of all ranks; the engine steps; one small
+all-reduce carries the shares, the clock and a stop request to every rank, so that all of them do the same next.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from sage_scale.training.engine import Engine
 from sage_scale.training.loss_guard import LossGuard
 from sage_scale.training.monitor import rank_status
 from sage_scale.training.profiling import StepTrace
-from sage_scale.training.stage_log import StageLog, clock, memory_now
-from sage_scale.training.stepfigures import StepFigures, share_step
+from sage_scale.training.stage_log import StageLog, clock
 from sage_scale.training.stopping import Interrupted, StopRequest
-from sage_scale.training.throughput import Throughput
+from sage_scale.training.throughput import StepMetrics, Throughput, memory_now, reduce_metrics
 from sage_scale.untrusted.printer import tell
 
 TRIM_EVERY = 16
@@ -41,14 +40,14 @@ Evaluate = Callable[[int], tuple[dict[str, float], float]]
 
 
 def checkpoint_place(stage: Stage, run: Path, name: str) -> str | Path:
-    """Where the checkpoints of the stage `name` go; runs that share a recipe do not share these: the name is in it."""
+    """Returns the URL of a stage's checkpoints; it has the run's name, since several runs may share a recipe."""
     if not stage.checkpoints:
         return run / name / "checkpoints"
     return f"{stage.checkpoints.rstrip('/')}/{run.absolute().name}/{name}"
 
 
 class Loop:
-    """Trains one stage of a run; the state it keeps is `progress` (see checkpoint.py)."""
+    """Trains one stage of a run; the state it keeps is `progress` (see checkpoints.py)."""
 
     def __init__(
         self,
@@ -60,50 +59,49 @@ class Loop:
         frozen: Sequence[Path] = (),
         operations: Callable[[StepSize], float] | None = None,
     ) -> None:
-        """`frozen` are the files or folders of weights that the stage uses and does not train;
-        `operations` counts those of a step."""
+        """`frozen` are the files or folders of weights that the stage uses and does not train; `operations` gives the
+        FLOPs of a step."""
+        ranks = engine.ranks
         self.name = name
-        self.recipe = recipe
         self.differing: dict[str, list[Any]] = {}
-        """Values of recipe keys in which the run's datasets differ; the log tells of them."""
+        """Values of recipe keys in which the run's datasets differ, for the log."""
         self.stage: Stage = engine.stage
         self.engine = engine
         self.stream = stream
         self.folder = run / name
-        self.waiting = DataStallMonitor(
+        self.stalls = DataStallMonitor(
             recipe.stream.warn_wait, remote=stream.dataset.remote, workers=stream.workers
         )
-        self.log = StageLog(
-            self.folder, name, active=engine.ranks.first, wandb=self.stage.wandb, run=run.absolute().name
-        )
+        self.log = StageLog(self.folder, name, ranks.first, self.stage.wandb, run.absolute().name)
         self.throughput = Throughput(engine, operations)
-        self.profile = StepTrace(self.folder, self.stage.profile_steps if engine.ranks.first else 0)
-        identity = distributed.on_first(lambda: RunIdentity.of(name, recipe, frozen), engine.ranks.first)
+        self.trace = StepTrace(self.folder, self.stage.profile_steps if ranks.first else 0)
+        identity = distributed.on_first(lambda: RunIdentity.of(name, recipe, frozen), ranks.first)
         self.checkpoints = Checkpoints(
             checkpoint_place(self.stage, run, name), self.stage.keep_checkpoints, identity
         )
         self.saver = Saver(
-            self.checkpoints, engine.ranks, self.stage.async_save, recipe.stream.give_up_after_s, self._say
+            self.checkpoints, ranks, self.stage.async_save, recipe.stream.give_up_after_s, self._say
         )
         self.guard = LossGuard(engine, self.stage)
         self.progress = TrainingProgress(stage=name, recipe=recipe.fingerprint())
         self._saved = 0
+        """Step of the last save."""
         self.total_steps = self.stage.max_steps or math.ceil(self.stage.epochs * stream.steps_per_epoch)
 
     def resume(self) -> bool:
-        """Continue from the newest whole checkpoint of this stage, if there is one."""
+        """Continue from the newest undamaged checkpoint of this stage; returns whether there is one."""
         found = self.checkpoints.load_latest(self.engine, self._say_once)
         if found is None:
             return False
         self.progress = found
         self.stream.load_state_dict(found.stream)
-        self.log.line(f"resumed at step {found.step} of {self.total_steps}", now=True)
+        self._say_once(f"resumed at step {found.step} of {self.total_steps}")
         return True
 
     @property
     def fraction(self) -> float:
-        """How much of the stage is done, by steps, time or tokens, whichever is furthest; all of it where dev has not
-        become better for the recipe's `patience`."""
+        """Part of the stage that is done, by steps, time or tokens, whichever is furthest; 1 where dev has not become
+        better for the recipe's `patience`."""
         if self.stage.patience and self.progress.since_best >= self.stage.patience:
             return 1.0
         by_steps = self.progress.step / max(self.total_steps, 1)
@@ -114,7 +112,7 @@ class Loop:
 
     @property
     def cut_short(self) -> str:
-        """How many of its steps the stage made where `max_minutes` ended it before the last; else empty."""
+        """Line on the number of steps made, where `max_minutes` ended the stage before the last; else empty."""
         budget = self.stage.max_minutes * 60
         if not budget or self.progress.seconds < budget or self.progress.step >= self.total_steps:
             return ""
@@ -129,31 +127,24 @@ class Loop:
             raise
 
     def _train(self, compute: Compute, evaluate: Evaluate) -> TrainingProgress:
-        evaluate_every = self._every(self.stage.evaluate_every)
-        save_every = self._every(self.stage.save_every)
-        self._saved = self.progress.step
-        if (
-            evaluate_every
-            and self.progress.step
-            and self.progress.step % evaluate_every == 0
-            and self.fraction < 1
-        ):
+        progress = self.progress
+        self._saved = progress.step
+        if progress.step and self._due(self.stage.evaluate_every):
             self._evaluate_once(evaluate)  # due, but asked to stop at that very step
         dataset = self.stream.state_dict()["digest"]
         differing = {"differing": self.differing} if self.differing else {}
-        self.log.event("start", self.progress.step, **self.throughput.job(), dataset=dataset, **differing)
+        self.log.event("start", progress.step, **self.throughput.job(), dataset=dataset, **differing)
         with StopRequest() as stop:
-            self._make_steps(stop, compute, evaluate, evaluate_every, save_every)
-            # Asked from here on: what was trained is evaluated and saved first, too.
-            if self.progress.since_best and self.progress.since_best == self.stage.patience:
-                self.log.event("early_stop", self.progress.step, best_step=self.progress.best_step)
-                self.log.line(
-                    f"ends at step {self.progress.step}: no better on dev for {self.stage.patience} evaluations, best "
-                    f"at step {self.progress.best_step}",
-                    now=True,
+            self._make_steps(stop, compute, evaluate)
+            # Asked from here on: the trained state is evaluated and saved first, too.
+            if progress.since_best and progress.since_best == self.stage.patience:
+                self.log.event("early_stop", progress.step, best_step=progress.best_step)
+                self._say_once(
+                    f"ends at step {progress.step}: no better on dev for {self.stage.patience} evaluations, best "
+                    f"at step {progress.best_step}"
                 )
             if self.cut_short:
-                self.log.line(self.cut_short, now=True)
+                self._say_once(self.cut_short)
             self._evaluate_once(evaluate)
             self._save()
             self._finish_saving()
@@ -161,15 +152,13 @@ class Loop:
                 self._leave_as_asked()
         rank_status.begin_phase("taking the best weights and the last evaluation")
         self._take_best()
-        self.log.line(f"{self.progress.step} steps in {clock(self.progress.seconds)}", now=True)
+        self._say_once(f"{progress.step} steps in {clock(progress.seconds)}")
         self.log.close()
-        return self.progress
+        return progress
 
-    def _make_steps(
-        self, stop: StopRequest, compute: Compute, evaluate: Evaluate, evaluate_every: int, save_every: int
-    ) -> None:
-        """Steps to the end of the stage, with what is due between them. Raises Interrupted as `train`."""
-        with self.profile:
+    def _make_steps(self, stop: StopRequest, compute: Compute, evaluate: Evaluate) -> None:
+        """Make steps to the end of the stage, with evaluations and saves when due. Raises Interrupted as `train`."""
+        with self.trace:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
             while self.fraction < 1:
                 started = time.monotonic()
@@ -177,44 +166,47 @@ class Loop:
                 batch = next(batches)
                 waited = time.monotonic() - started
                 bad, shares, rate = self._step(compute, batch)
-                rank_status.step_done(self.progress.step)
+                step = self.progress.step
+                rank_status.step_done(step)
                 spent = self.stream.counts - before
-                figures = share_step(shares, waited, started, spent, stop.asked, self.engine.ranks)
-                self._note(figures, rate)
-                stopping = figures.stop_asked
+                metrics = reduce_metrics(shares, waited, started, spent, stop.asked, self.engine.ranks)
+                self._log_step(metrics, rate)
                 self.progress.stream = self.stream.state_dict()
                 if bad:
                     self._survive(bad)
-                self._note_saves()
-                warning = self.waiting.note(waited, time.monotonic() - started, self.stream.counts)
-                if warning:
-                    self.log.line(warning, now=True)
-                step = self.progress.step
+                self._log_saves()
+                if warning := self.stalls.note(waited, time.monotonic() - started, self.stream.counts):
+                    self._say_once(warning)
                 if step % TRIM_EVERY == 0:
                     distributed.return_freed_memory(self.engine.ranks.device)
-                over = self.fraction >= 1
-                if not stopping and evaluate_every and step % evaluate_every == 0 and not over:
+                save = self._due(self.stage.save_every)
+                if not metrics.stop_asked and self._due(self.stage.evaluate_every):
                     self._evaluate_once(evaluate)
-                if stopping or (save_every and step % save_every == 0 and not over):
+                if metrics.stop_asked or save:
                     self._save()
-                if traced := self.profile.step():
-                    self.log.line(traced, now=True)
-                if stopping:
+                if traced := self.trace.step():
+                    self._say_once(traced)
+                if metrics.stop_asked:
                     self._finish_saving()
                     self._leave_as_asked()
 
+    def _due(self, every: int) -> bool:
+        """Returns whether evaluation or save is due (`every` steps; 0: epochs; below: never) before the stage's end."""
+        every = every or self.stream.steps_per_epoch
+        return every > 0 and self.progress.step % every == 0 and self.fraction < 1
+
     def _leave_as_asked(self) -> NoReturn:
         step = self.progress.step
-        self.log.line(f"stopped at step {step} as asked; the same command resumes", now=True)
+        self._say_once(f"stopped at step {step} as asked; the same command resumes")
         self.log.close()
         raise Interrupted(f"{self.name} stopped at step {step} and saved; run the same command to go on")
 
     def _step(self, compute: Compute, batch: Any) -> tuple[str, dict[str, float], float]:
-        """One step: what was wrong with it or "", the rank's shares, and the learning rate."""
-        # What still draws from torch's generator (dropout of attention weights, in language models that have it) is
-        # a function of the place in the training, so there is no state of it to save.
-        place = (self.stage.seed * 1_000_003 + self.progress.step) * 65_537 + self.engine.ranks.rank
-        torch.manual_seed(place % (1 << 63))
+        """Make one step; returns its fault or "", the rank's shares, and the learning rate."""
+        # Draws from torch's generator (dropout of attention weights, in language models that have it) are a function
+        # of the position in the training, so the generator has no state to save.
+        position = (self.stage.seed * 1_000_003 + self.progress.step) * 65_537 + self.engine.ranks.rank
+        torch.manual_seed(position % (1 << 63))
         self.engine.model.train()
         self.guard.begin()
         shares = compute(batch)
@@ -226,7 +218,7 @@ class Loop:
         return bad, shares, rate
 
     def _survive(self, reason: str) -> None:
-        """What the recipe says about a bad step, whose update was left out. Raises SageError where it says stop."""
+        """Act on a bad step, whose update was left out, as the recipe says. Raises SageError where it says stop."""
         progress, action = self.progress, self.stage.on_bad_loss
         progress.bad_steps += 1
         if progress.bad_steps > self.stage.max_bad_steps:
@@ -248,20 +240,19 @@ class Loop:
             )
         self.guard.undo_forward()
         if action == "skip":
-            self.log.line(f"{reason} at step {progress.step}: its update is left out", now=True)
+            self._say_once(f"{reason} at step {progress.step}: its update is left out")
             return
         self._finish_saving()
         with rank_status.phase("going back to a checkpoint"):
             back = self.checkpoints.load_latest(self.engine, self._say_once)
         if back is not None:
             progress.updates, progress.recent_losses = back.updates, back.recent_losses
-            self.log.line(
-                f"{reason} at step {progress.step}: back to the weights of step {back.step}, on with the next batch",
-                now=True,
+            self._say_once(
+                f"{reason} at step {progress.step}: back to the weights of step {back.step}, on with the next batch"
             )
 
     def _save(self, best: bool = False) -> None:
-        """Begin a checkpoint of this step, unless there is one; what is best now is saved in any case."""
+        """Begin a checkpoint of this step, unless there is one; the best weights are saved in any case."""
         if best or self._saved < self.progress.step or self.progress.step == 0:
             with rank_status.phase("saving a checkpoint"):
                 self.saver.save(self.engine, self.progress)
@@ -270,66 +261,59 @@ class Loop:
     def _finish_saving(self) -> None:
         with rank_status.phase("waiting for a checkpoint to be written"):
             self.saver.finish()
-        self._note_saves()
+        self._log_saves()
 
-    def _note_saves(self) -> None:
+    def _log_saves(self) -> None:
         for saved in self.saver.news():
             self.log.event(
                 "save", saved.step, blocked_s=saved.blocked_s, background_s=saved.seconds, bytes=saved.bytes
             )
 
-    def _note(self, figures: StepFigures, rate: float) -> None:
-        """Adds a step's figures to the progress and the log."""
-        self.progress.seconds += figures.seconds
-        self.progress.tokens += sum(
-            figures.shares.get(kind, 0.0) for kind in ("visual_tokens", "text_tokens")
-        )
+    def _log_step(self, metrics: StepMetrics, rate: float) -> None:
+        """Add a step's metrics to the progress and the log."""
+        progress = self.progress
+        progress.seconds += metrics.seconds
+        progress.tokens += sum(metrics.shares.get(kind, 0.0) for kind in ("visual_tokens", "text_tokens"))
         self.log.event(
             "step",
-            self.progress.step,
-            epoch=self.progress.step / max(self.stream.steps_per_epoch, 1),
-            **figures.logged(),
-            **self.throughput.rates(figures),
+            progress.step,
+            epoch=progress.step / max(self.stream.steps_per_epoch, 1),
+            **metrics.logged(),
+            **self.throughput.rates(metrics),
             **memory_now(self.engine.ranks.device),
             **({"loss_scale": self.engine.scale.value} if self.engine.scale.enabled else {}),
             lr=rate,
             grad_norm=self.engine.gradient_norm(),
-            time_s=self.progress.seconds,
+            time_s=progress.seconds,
         )
-        if figures.skipped:
-            self.log.line(
-                f"{figures.skipped:.0f} damaged samples skipped at step {self.progress.step}; each rank names its own",
-                now=True,
+        if metrics.skipped:
+            self._say_once(
+                f"{metrics.skipped:.0f} damaged samples skipped at step {progress.step}; each rank names its own"
             )
-        left = self.progress.seconds * max(1 - self.fraction, 0) / max(self.fraction, 1e-9)
+        left = progress.seconds * max(1 - self.fraction, 0) / max(self.fraction, 1e-9)
         self.log.line(
-            f"step {self.progress.step}/{self.total_steps}  loss {figures.loss:.3f}  lr {rate:.2g}  "
-            f"{figures.samples_per_s:.0f} clips/s  {clock(left)} left"
+            f"step {progress.step}/{self.total_steps}  loss {metrics.loss:.3f}  lr {rate:.2g}  "
+            f"{metrics.samples_per_s:.0f} clips/s  {clock(left)} left"
         )
 
     def _evaluate_once(self, evaluate: Evaluate) -> None:
-        if self.progress.evaluated == self.progress.step and self.progress.best_score is not None:
+        progress = self.progress
+        if progress.evaluated == progress.step and progress.best_score is not None:
             return
         started = time.monotonic()
         with rank_status.phase("evaluation on dev"), self.engine.evaluating():
-            figures, score = evaluate(self.progress.step)
-        score = distributed.from_first(score)
-        seconds = distributed.from_first(time.monotonic() - started)
-        self.progress.seconds += seconds
-        self.log.event("dev", self.progress.step, **figures, seconds=seconds, time_s=self.progress.seconds)
-        shown = "  ".join(
-            f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, int | float)
-        )
-        self.log.line(f"dev at step {self.progress.step}: {shown}", now=True)
-        self.progress.evaluated = self.progress.step
-        if math.isfinite(score) and score > (
-            -math.inf if (best := self.progress.best_score) is None else best
-        ):
-            self.progress.best_score, self.progress.best_step = score, self.progress.step
-            self.progress.since_best = 0
+            figures, score = evaluate(progress.step)
+        score, seconds = distributed.from_first((score, time.monotonic() - started))
+        progress.seconds += seconds
+        self.log.event("dev", progress.step, **figures, seconds=seconds, time_s=progress.seconds)
+        shown = (f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, int | float))
+        self._say_once(f"dev at step {progress.step}: {'  '.join(shown)}")
+        progress.evaluated = progress.step
+        if math.isfinite(score) and (progress.best_score is None or score > progress.best_score):
+            progress.best_score, progress.best_step, progress.since_best = score, progress.step, 0
             self._save(best=True)
         else:
-            self.progress.since_best += 1
+            progress.since_best += 1
 
     def _take_best(self) -> None:
         best, ranks = self.progress.best_step, self.engine.ranks
@@ -340,20 +324,15 @@ class Loop:
             self._say_once(f"{damage}: the weights of the last step are kept, not the best of step {best}")
             return
         self.checkpoints.load(self.engine, best)
-        self.log.line(f"took the weights of step {best}, the best on dev", now=True)
+        self._say_once(f"took the weights of step {best}, the best on dev")
 
     def _say(self, line: str) -> None:
-        """A line of this rank alone, also from the thread that saves."""
+        """Print a line of this rank alone; also called from the thread that saves."""
         if self.engine.ranks.first:
             self.log.line(line, now=True)
         else:
             tell(f"{self.name}: rank {self.engine.ranks.rank}: {line}")
 
     def _say_once(self, line: str) -> None:
-        """A line that every rank has."""
+        """Print a line that every rank has, by rank 0."""
         self.log.line(line, now=True)
-
-    def _every(self, setting: int) -> int:
-        if setting < 0:
-            return 0
-        return setting or self.stream.steps_per_epoch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -16,30 +15,28 @@ class StepTrace:
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.path = folder / "profile" / "trace.json"
-        self._steps = steps
+        self._last = FIRST + steps - 1 if steps else 0
         self._done = 0
         self._profiler: torch.profiler.profile | None = None
 
     def __enter__(self) -> StepTrace:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None
 
     def step(self) -> str:
-        """After each step of the stage; once the trace is written, a line that says where."""
-        if not self._steps or self._done >= FIRST + self._steps - 1:
-            return ""
+        """Call after each step; once the trace is written, returns a line that says where."""
         self._done += 1
-        if self._done == FIRST - 1:
+        if self._last and self._done == FIRST - 1:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
             self._profiler = torch.profiler.profile(activities=activities, profile_memory=True)
             self._profiler.start()
-        if self._done < FIRST + self._steps - 1 or self._profiler is None:
+        if self._profiler is None or self._done < self._last:
             return ""
         self._profiler.stop()
         self.path.parent.mkdir(parents=True, exist_ok=True)

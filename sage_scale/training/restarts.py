@@ -66,7 +66,9 @@ def keep_going(
         started += 1
         pause = min(60.0, 2.0 ** (started - 1))
         if run.is_dir():
-            cause = {name: ended.why[name] for name in ("kind", "rank", "host", "at") if name in ended.why}
+            cause: dict[str, Any] = {
+                name: ended.why[name] for name in ("kind", "rank", "host", "at") if name in ended.why
+            }
             row: dict[str, Any] = {
                 "event": "restart", "stage": stage, "start": started, "of": restarts, "reached_step": now,
                 "pause_s": pause, "reason": ended.line, "code": ended.code, **cause,

@@ -30,7 +30,8 @@ from sage_scale.training.engine import Engine
 from sage_scale.training.inherited import inherit
 from sage_scale.training.loop import Loop, checkpoint_place
 from sage_scale.training.run_lock import lock_run
-from sage_scale.training.stage_log import memory_mb, record_timing
+from sage_scale.training.stage_log import record_timing
+from sage_scale.training.throughput import memory_mb
 from sage_scale.untrusted.printer import tell
 
 STAGE1 = "pretrain/visual.safetensors"

@@ -1,4 +1,4 @@
-"""What a stage tells: `log.jsonl` for programs, TensorBoard for curves, one line for the person who waits."""
+"""Output of a stage: `log.jsonl` for programs, TensorBoard for curves, one progress line for the user."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import contextlib
 import hashlib
 import json
 import math
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from sage_scale.errors import RecipeError
@@ -21,57 +19,53 @@ from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json
 from sage_scale.untrusted.printer import redraw, tell
 
+LINE_EVERY_S = 5.0
+"""Seconds between progress lines where there is no terminal."""
+
 
 class StageLog:
-    """Log of one stage in `folder`. Only rank 0 makes one that writes; the others pass `active=False`."""
+    """Log of one stage in `folder`. Only rank 0's writes; the others pass `active=False`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        active: bool = True,
-        line_every_s: float = 5.0,
-        wandb: str = "",
-        run: str = "",
-    ) -> None:
+    def __init__(self, folder: Path, name: str, active: bool = True, wandb: str = "", run: str = "") -> None:
         """`wandb` is a Weights & Biases project that gets the numbers as well, under the name `run`/`name`."""
         self.name = name
         self.active = active
-        self.line_every_s = line_every_s
         self._last_line = 0.0
-        self._tensorboard: Any = None
         self._wandb: Any = None
-        if active:
-            if wandb:
-                self._wandb = _wandb_run(wandb, f"{run}/{name}", folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
-            from torch.utils.tensorboard import SummaryWriter
+        if not active:
+            return
+        if wandb:
+            self._wandb = _wandb_run(wandb, f"{run}/{name}", folder)
+        from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), flush_secs=30)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), flush_secs=30)
 
     def event(self, event: str, step: int, **values: Any) -> None:
-        """One JSON line, and its numbers as TensorBoard curves."""
+        """Write one JSON line, and its numbers as TensorBoard curves."""
         if not self.active:
             return
-        row = {"event": event, "step": step, **{key: _plain(value) for key, value in values.items()}}
-        self._file.write(json_text(row) + "\n")
-        numbers = {}
-        for key, value in row.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step",):
-                self._tensorboard.add_scalar(f"{event}/{key}", value, step)
-                numbers[f"{event}/{key}"] = value
+        plain = {key: _plain(value) for key, value in values.items()}
+        self._file.write(json_text({"event": event, "step": step, **plain}) + "\n")
+        numbers = {
+            f"{event}/{key}": value
+            for key, value in plain.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for tag, value in numbers.items():
+            self._tensorboard.add_scalar(tag, value, step)
         if self._wandb is not None:
             # Its own step may not go back, which a resumed run's does: ours is a value like the others.
             self._wandb.log({**numbers, "step": step})
 
     def line(self, text: str, now: bool = False) -> None:
-        """A progress line: redrawn in place on a terminal, a plain line every few seconds elsewhere."""
+        """Show a progress line: redrawn in place on a terminal, a plain line every few seconds elsewhere."""
         if not self.active:
             return
         terminal = sys.stderr.isatty()
         since = time.monotonic() - self._last_line
-        if not now and since < (0.2 if terminal else self.line_every_s):
+        if not now and since < (0.2 if terminal else LINE_EVERY_S):
             return
         self._last_line = time.monotonic()
         (redraw if terminal and not now else tell)(f"{self.name}: {text}")
@@ -86,7 +80,7 @@ class StageLog:
 
 
 def _wandb_run(project: str, name: str, folder: Path) -> Any:
-    """The run of Weights & Biases; the same name and folder go on with the same one."""
+    """Returns the run of Weights & Biases; the same name and folder resume the same one."""
     try:
         import wandb
     except ImportError:
@@ -98,27 +92,8 @@ def _wandb_run(project: str, name: str, folder: Path) -> Any:
     return wandb.init(project=project, name=name, id=identity, resume="allow", dir=str(folder))
 
 
-def memory_now(device: torch.device) -> dict[str, float]:
-    """Memory of this process at this moment, MB: tensors and what torch holds on a GPU, else what is resident."""
-    if device.type == "cuda":
-        return {
-            "memory_now_mb": torch.cuda.memory_allocated(device) / 1e6,
-            "memory_reserved_mb": torch.cuda.memory_reserved(device) / 1e6,
-        }
-    return {"memory_now_mb": psutil.Process().memory_info().rss / 1e6}
-
-
-def memory_mb(device: torch.device) -> float:
-    """Peak memory of this process so far, MB: of the GPU where there is one, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
 def record_timing(run: Path, stage: str, seconds: float, memory: float, note: str = "") -> None:
-    """Adds a stage's seconds, peak memory (MB) and a note, if there is one, to `timing.json` of a run; the report
-    shows them."""
+    """Adds a stage's seconds, peak memory (MB) and a note to `timing.json` of a run, for the report."""
     path = run / "timing.json"
     rows: list[Any] = []
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # a damaged file begins anew
@@ -129,7 +104,7 @@ def record_timing(run: Path, stage: str, seconds: float, memory: float, note: st
 
 
 def clock(seconds: float) -> str:
-    """3725 as `1:02:05`, 65 as `1:05`."""
+    """Returns 3725 as `1:02:05`, 65 as `1:05`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

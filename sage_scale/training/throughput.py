@@ -1,4 +1,4 @@
-"""How well a step uses the machine: clips, tokens and operations a second, and their share of what the device can do.
+"""Metrics of a step over all ranks: loss, reading, memory, and the share of the hardware's peak that was used.
 
 The peak of a GPU is its data sheet's (planning/gpus.py); it is known for 16-bit products only. A CPU has no such sheet,
 so a matrix product is timed on one rank when the stage begins, in the stage's precision, and the log says so.
@@ -9,25 +9,104 @@ from __future__ import annotations
 import math
 import os
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from sage_scale.planning.gpus import gpu_named
 from sage_scale.planning.step import StepSize
-from sage_scale.streaming import Batch
+from sage_scale.streaming import Batch, ReadCounts
+from sage_scale.training import distributed
+from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
-from sage_scale.training.stepfigures import StepFigures
 
+READING = ("samples", "bytes", "cache_hits", "node_hits", "requests", "retries", "hedges")
+"""Reading counts (ReadCounts) that are summed over the ranks for the log."""
 SIZES = ("frames", "visual_tokens", "text_tokens")
 _SIDE = 768
 """Of the square matrices whose product is timed."""
 
 
+@dataclass(frozen=True)
+class StepMetrics:
+    """Metrics of a step over all ranks; the same on every rank, except `memory_mb`, which is this rank's."""
+
+    shares: dict[str, float]
+    """The values that `compute` returned, summed over the ranks: the loss, its parts, scales."""
+    clips: float
+    """Clips of the global batch."""
+    skipped: float
+    """Damaged samples left out."""
+    reading: dict[str, float]
+    """How they were read, by the names of READING."""
+    wait_s: float
+    """Rank 0's time waiting for data, seconds."""
+    seconds: float
+    """Rank 0's time for the step, seconds."""
+    memory_mb: float
+    """Peak memory of this process, MB."""
+    stop_asked: bool
+    """Whether any rank was asked to stop."""
+
+    @property
+    def loss(self) -> float:
+        """The loss of the global batch."""
+        return self.shares.get("loss", 0.0)
+
+    @property
+    def samples_per_s(self) -> float:
+        """Clips a second, all ranks together."""
+        return self.clips / max(self.seconds, 1e-9)
+
+    def logged(self) -> dict[str, float]:
+        """Returns the metrics by their names in log.jsonl."""
+        return {
+            **self.shares,
+            "clips": self.clips,
+            "skipped": self.skipped,
+            "samples_per_s": self.samples_per_s,
+            "wait_s": self.wait_s,
+            **self.reading,
+            "memory_mb": self.memory_mb,
+        }
+
+
+def reduce_metrics(
+    shares: dict[str, float], waited: float, started: float, spent: ReadCounts, asked: bool, ranks: Ranks
+) -> StepMetrics:
+    """Returns a step's metrics, summed over the ranks (a collective); `started` is time.monotonic() at its begin.
+
+    It carries the request to stop, too, so that all ranks act alike.
+    """
+    names = sorted(shares)
+    local = [shares[name] for name in names]
+    local += [float(getattr(spent, name)) for name in READING]
+    local += [float(len(spent.skipped)), float(asked)]
+    local += [waited, time.monotonic() - started] if ranks.first else [0.0, 0.0]
+    summed = distributed.sum_over_ranks(local, ranks.device)
+    reading = dict(zip(READING, summed[len(names) :]))
+    clips = reading.pop("samples")
+    skipped, asked_all, wait_s, seconds = summed[len(names) + len(READING) :]
+    return StepMetrics(
+        shares=dict(zip(names, summed)),
+        clips=clips,
+        skipped=skipped,
+        reading=reading,
+        wait_s=wait_s,
+        seconds=seconds,
+        memory_mb=memory_mb(ranks.device),
+        stop_asked=asked_all > 0,
+    )
+
+
 def video_sizes(batch: Batch) -> dict[str, float]:
-    """Frames and visual tokens of a rank's part of a batch, shares of the global ones."""
+    """Returns frames and visual tokens of a rank's part of a batch, shares of the global ones."""
     return {
         "frames": float(batch.video.segment_frames_N.sum()),
         "visual_tokens": float(batch.video.clip_segments_B.sum()),
@@ -38,22 +117,21 @@ class Throughput:
     """Rates of a stage's steps on all ranks together."""
 
     def __init__(self, engine: Engine, operations: Callable[[StepSize], float] | None = None) -> None:
-        """`operations` counts those of a step; without it there is no MFU."""
+        """`operations` gives the FLOPs of a step; without it there is no MFU."""
         self._engine = engine
         self._operations = operations
         self.peak, self.source = peak_rate(engine.ranks.device, engine.compute_type)
 
     def job(self) -> dict[str, Any]:
-        """What runs where, for the log's event `start`."""
+        """Returns hardware and settings of the job, for the log's event `start`."""
         engine, stage = self._engine, self._engine.stage
         device = engine.ranks.device
         local = int(os.environ.get("LOCAL_WORLD_SIZE", engine.ranks.world))
+        cuda = device.type == "cuda"
         return {
             "ranks": engine.ranks.world,
             "hosts": max(1, engine.ranks.world // max(local, 1)),
-            "device": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"CPU ({platform.machine()})",
+            "device": torch.cuda.get_device_name(device) if cuda else f"CPU ({platform.machine()})",
             "zero_stage": stage.zero_stage,
             "offload": stage.offload,
             "precision": str(engine.compute_type).removeprefix("torch."),
@@ -66,16 +144,16 @@ class Throughput:
             "peak_source": self.source,
         }
 
-    def rates(self, figures: StepFigures) -> dict[str, float]:
-        """tokens_per_s and frames_per_s, and where they can be known tflops (a rank's) and mfu (0 to 1) of a step."""
-        seconds = max(figures.seconds, 1e-9)
-        sizes = {name: figures.shares.get(name, 0.0) for name in SIZES}
+    def rates(self, metrics: StepMetrics) -> dict[str, float]:
+        """Returns tokens_per_s and frames_per_s of a step, and where known tflops (a rank's) and mfu (0 to 1)."""
+        seconds = max(metrics.seconds, 1e-9)
+        sizes = {name: metrics.shares.get(name, 0.0) for name in SIZES}
         found = {
             "tokens_per_s": (sizes["visual_tokens"] + sizes["text_tokens"]) / seconds,
             "frames_per_s": sizes["frames"] / seconds,
         }
         if self._operations is not None:
-            done = self._operations(StepSize(figures.clips, **sizes)) / seconds / self._engine.ranks.world
+            done = self._operations(StepSize(metrics.clips, **sizes)) / seconds / self._engine.ranks.world
             found["tflops"] = done / 1e12
             if self.peak is not None:
                 found["mfu"] = done / self.peak
@@ -83,7 +161,7 @@ class Throughput:
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype) -> tuple[float | None, str]:
-    """(operations a second of one rank's device, where that is from); None where nobody knows."""
+    """Returns (FLOP/s of one rank's device, source of the figure); None where it is not known."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         gpu = gpu_named(name)
@@ -97,3 +175,21 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> tuple[float | None, s
         torch.mm(ones, ones)
         times.append(time.perf_counter() - started)
     return 2 * _SIDE**3 / min(times), "a matrix product timed at the start"
+
+
+def memory_now(device: torch.device) -> dict[str, float]:
+    """Returns memory of this process at this moment, MB: tensors and torch's reserve on a GPU, else resident."""
+    if device.type == "cuda":
+        return {
+            "memory_now_mb": torch.cuda.memory_allocated(device) / 1e6,
+            "memory_reserved_mb": torch.cuda.memory_reserved(device) / 1e6,
+        }
+    return {"memory_now_mb": psutil.Process().memory_info().rss / 1e6}
+
+
+def memory_mb(device: torch.device) -> float:
+    """Returns peak memory of this process so far, MB: of the GPU where there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

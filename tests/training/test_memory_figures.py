@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sage_scale.training.stage_log import memory_mb
+from sage_scale.training.throughput import memory_mb
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

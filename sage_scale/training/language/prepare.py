@@ -22,7 +22,8 @@ from sage_scale.text.hub import model_place
 from sage_scale.text.languages import has_code
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks, on_first
-from sage_scale.training.stage_log import memory_mb, record_timing
+from sage_scale.training.stage_log import record_timing
+from sage_scale.training.throughput import memory_mb
 from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.printer import tell
 
