@@ -24,7 +24,7 @@ from decode import make_video
 
 from sage_scale.config import Vision, from_mapping
 from sage_scale.corpora.manifest import Clip
-from sage_scale.precompute.sample import SampleMaker
+from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.precompute.unit_clips import UnitClips
 from sage_scale.vision.backbones import FrozenBackbone
 from sage_scale.vision.feature_batches import FeatureBatches
@@ -83,7 +83,7 @@ def ahead(width: int, height: int, number: int) -> None:
                     maker = SampleMaker(recipe)
                     maker.load()
                     begun = time.perf_counter()
-                    assert len(list(UnitClips(maker, clips, one_by_one=alone))) == len(clips)
+                    assert len(list(UnitClips(maker, clips, alone=alone))) == len(clips)
                     seconds = time.perf_counter() - begun
                     taken[alone] = min(taken.get(alone, seconds), seconds)
             print(f"| {name} | {taken[True]:.2f} | {taken[False]:.2f} | {taken[False] / taken[True]:.2f} |")

@@ -29,8 +29,8 @@ from common import parse
 from sage_scale.config import from_mapping
 from sage_scale.corpora.manifest import Clip
 from sage_scale.precompute.actor import UnitWorker
-from sage_scale.precompute.events import ClipDone, UnitDone
 from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.progress import ClipDone, UnitDone
 
 FPS = 25
 """Frames a second of the video."""
@@ -126,7 +126,7 @@ def work(video: Path, out: Path, seconds: float, count: int, most: int, alone: b
         "memory": memory,
         "stages": stages,
         "frames": frames,
-        "tally": vars(worker.tally),
+        "stats": vars(worker.stats),
         "sha256": hashlib.sha256((out / "000000.tar").read_bytes()).hexdigest(),
     }
     print(json.dumps(taken))
@@ -194,7 +194,7 @@ def main() -> None:
         one_pass = run(video, next(outs), seconds, count, few, False, arguments.size)
         by_clip = run(video, next(outs), seconds, count, few, True, arguments.size)
         once = {"decoded": minutes * 60 * FPS, "seeks": 0, "passes": 1, "notes": []}
-        assert whole["tally"] == once, whole["tally"]
+        assert whole["stats"] == once, whole["stats"]
         assert one_pass["sha256"] == by_clip["sha256"], "the two ways differ"
         quarters = np.array_split(np.array([mb for _, mb in whole["memory"]]), 4)
         growth = float(quarters[3].mean() - quarters[1].mean())
@@ -210,10 +210,10 @@ def main() -> None:
     ):  # fmt: skip
         memory = np.array([mb for _, mb in taken["memory"]])
         parts = np.array_split(memory, 4)
-        tally = taken["tally"]
+        stats = taken["stats"]
         print(
-            f"| {name} | {number:,} | {taken['seconds']:.1f} | {tally['decoded']:,} | {tally['seeks']:,} "
-            f"| {tally['passes']:,} | {parts[1].mean():.0f}, {parts[3].mean():.0f}, {memory.max():.0f} |"
+            f"| {name} | {number:,} | {taken['seconds']:.1f} | {stats['decoded']:,} | {stats['seeks']:,} "
+            f"| {stats['passes']:,} | {parts[1].mean():.0f}, {parts[3].mean():.0f}, {memory.max():.0f} |"
         )
     print(
         f"\nThe same bytes in both ways; one pass took {one_pass['seconds'] / by_clip['seconds']:.2f} of the time."

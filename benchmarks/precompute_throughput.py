@@ -43,10 +43,10 @@ from precompute_writing import beside_litdata
 from sage_scale.config import Recipe, from_mapping
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.precompute.actor import UnitWorker
-from sage_scale.precompute.driver import Run
-from sage_scale.precompute.events import UnitDone
-from sage_scale.precompute.pool import Pool, ray_session
-from sage_scale.precompute.progress import Progress
+from sage_scale.precompute.job import PrecomputeJob
+from sage_scale.precompute.pool import ActorPool
+from sage_scale.precompute.progress import JobProgress, UnitDone
+from sage_scale.precompute.ray_session import ray_session
 from sage_scale.precompute.schedule import Schedule
 from sage_scale.shards import finish_dataset, open_dataset
 from sage_scale.storage import open_store
@@ -107,10 +107,10 @@ class RayRun:
     """The units through Ray; `seconds` from all actors being ready to the last marker."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
-        run = Run(recipe=recipe, manifest=read_corpus(recipe.corpus), url=str(out), quiet=True)
-        door = run.door(None)
-        progress = Progress(clips=len(run.manifest.clips), units=len(run.units), quiet=True)
-        with Pool(recipe, run._actor, len(run.units), door) as pool, progress:
+        run = PrecomputeJob(recipe=recipe, manifest=read_corpus(recipe.corpus), url=str(out), quiet=True)
+        check = run.environment_check(None)
+        progress = JobProgress(clips=len(run.manifest.clips), units=len(run.units), quiet=True)
+        with ActorPool(recipe, run.actor, len(run.units), check) as pool, progress:
             while pool.idle < min(recipe.precompute.actors, len(run.units)):
                 pool.wait(0.5)
             schedule = Schedule(run.units, tries=0, progress=progress, limit=run.limit)
@@ -123,8 +123,8 @@ class PlainRun:
     """The units through processes that take one after the other from a queue."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
-        run = Run(recipe=recipe, manifest=read_corpus(recipe.corpus), url=str(out), quiet=True)
-        digest = run.door(None)(UnitWorker(recipe, str(out)).hello())
+        run = PrecomputeJob(recipe=recipe, manifest=read_corpus(recipe.corpus), url=str(out), quiet=True)
+        digest = run.environment_check(None)(UnitWorker(recipe, str(out)).environment())
         spawn = multiprocessing.get_context("spawn")
         queue, used, ready = spawn.Queue(), spawn.Queue(), spawn.Barrier(recipe.precompute.actors + 1)
         for unit in [*run.units, *[None] * recipe.precompute.actors]:
@@ -147,7 +147,7 @@ class PlainRun:
 def plain_worker(recipe: Recipe, out: str, digest: str, queue: Any, ready: Any, used: Any) -> None:
     """A process without Ray."""
     worker = UnitWorker(recipe, out)
-    worker.hello()
+    worker.environment()
     ready.wait()
     begun = time.process_time()
     while (unit := queue.get()) is not None:

@@ -6,11 +6,7 @@ sage-scale corpus inspect --corpus how2sign --root data/How2Sign --recipe sage-h
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +17,8 @@ from sage_scale.errors import ClipRejected, StorageError, UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import json_text, shortened
 from sage_scale.untrusted.files import expanded
-from sage_scale.untrusted.printer import console, echo, tell
+from sage_scale.untrusted.printer import echo
+from sage_scale.untrusted.progress import Progress
 
 if TYPE_CHECKING:
     from sage_scale.corpora.corpus_statistics import ClipCounts, CorpusStatistics
@@ -53,7 +50,7 @@ def make(
     from sage_scale.corpora.synthetic import make_corpus
 
     root_folder = expanded(on_this_machine(chosen.corpus.root, "a corpus"))
-    with _progress("clips rendered") as progress:
+    with Progress("clips rendered") as progress:
         manifest = make_corpus(chosen.corpus, root_folder, progress=progress)
     frames = sum(clip.frames for clip in manifest.clips)
     echo(f"{len(manifest.clips)} clips, {frames} frames in {root_folder}")
@@ -152,34 +149,6 @@ def _short(languages: tuple[str, ...]) -> str:
     return ", ".join(languages[:6]) + more
 
 
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, total) that shows done, total, rate and time left: a bar on a terminal, else lines."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if sys.stderr.isatty():
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console(sys.stderr)) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    begun = last = time.monotonic()
-    before: int | None = None
-
-    def say(done: int, total: int) -> None:
-        nonlocal last, before
-        now = time.monotonic()
-        before = done if before is None else before  # what a run before this one had made
-        if now - last < 5 and done < total:
-            return
-        last = now
-        rate = (done - before) / max(now - begun, 1e-9)
-        left = f"{(total - done) / rate:.0f} s left" if rate else "time left unknown"
-        tell(f"{what}: {done} of {total}, {rate:.1f}/s, {left}")
-
-    yield say
-
-
 def _recipe(recipe: str, corpus: str, root: str, overrides: list[str] | None) -> config.Recipe:
     chosen = config.load_recipe(recipe, overrides or [])
     # Not as overrides: a folder's name may hold what means something in YAML.
@@ -195,7 +164,7 @@ def _opened(videos: list[str]) -> tuple[dict[str, float], dict[str, str], dict[s
     unreadable: dict[str, str] = {}
     notes: dict[str, str] = {}
     wanted = list(dict.fromkeys(videos))
-    with _progress("videos opened") as progress:
+    with Progress("videos opened") as progress:
         for done, video in enumerate(wanted, start=1):
             progress(done, len(wanted))
             try:

@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _silence(sys.stdout)
-    pool = sys.modules.get("sage_scale.precompute.pool")
+    pool = sys.modules.get("sage_scale.precompute.ray_session")
     if pool is not None and pool.ray_ended():
         sys.stderr.flush()
         os._exit(code)  # Ray's own end at exit waits for its killed server, for half a minute

@@ -91,12 +91,12 @@ def signs(
 
     Repeat it to go on where it was cut off.
     """
-    from sage_scale.cli.shards_shown import Progress
     from sage_scale.config import load_recipe
     from sage_scale.models.sign2gpt.sign_features import overrides_of, write_sign_features
+    from sage_scale.untrusted.progress import Progress
 
     on_this_machine(run, "a run")
-    with Progress("signs") as show:
+    with Progress("signs", "shards") as show:
         made = write_sign_features(run, data, out, device, show)
     clips = sum(unit.samples for unit in made.units)
     recipe = run / "recipe.yaml"

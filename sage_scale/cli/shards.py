@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sage_scale.cli import shards_change, shards_web
-from sage_scale.cli.shards_shown import SHOWN, Progress, size
+from sage_scale.cli.shards_web import SHOWN
 from sage_scale.errors import DatasetError, StorageError, UsageError
-from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.display import shortened, size
 from sage_scale.untrusted.printer import echo, echo_json, tell
+from sage_scale.untrusted.progress import Progress
 
 if TYPE_CHECKING:
     from sage_scale.shards import Dataset
@@ -57,7 +58,7 @@ def verify(
 
     if web := shards_web.web_index(url):
         return shards_web.verify(web, threads)
-    with Progress("verify") as show:
+    with Progress("verify", "shards") as show:
         report = verify_dataset(url, threads=threads, progress=show)
     for problem in report.problems[:SHOWN]:
         echo(problem)

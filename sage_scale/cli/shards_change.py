@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from sage_scale.cli.shards_shown import Progress, size
 from sage_scale.errors import DatasetError, UnitsOpen, UsageError
+from sage_scale.untrusted.display import size
 from sage_scale.untrusted.printer import echo
+from sage_scale.untrusted.progress import Progress
 
 if TYPE_CHECKING:
     from sage_scale.shards.repair import Mode, RepairPlan
@@ -43,7 +44,7 @@ def remove(
     from sage_scale.shards.remove import remove_clips
     from sage_scale.storage import open_to_write
 
-    with Progress("remove") as show:
+    with Progress("remove", "shards") as show:
         report = remove_clips(open_to_write(url), _ids(ids), ignore_unknown=ignore_unknown, progress=show)
     if report.absent:
         unknown = "are in no shard yet" if report.unfinished_units else "are not in the dataset"
@@ -81,7 +82,7 @@ def repair(
     from sage_scale.storage import open_store
 
     mode: Mode = "drop" if drop_shards else "keep"
-    with Progress("repair: reading") as show:
+    with Progress("repair: reading", "shards") as show:
         found = plan_repair(open_store(url), threads=threads, progress=show)
     if found.empty:
         echo(f"{found.store.url}: {len(found.state.units)} shards, {size(found.bytes)}: nothing to repair")
@@ -144,7 +145,7 @@ def merge(
     if duplicates not in ("refuse", "first"):
         raise UsageError(f"--duplicates {duplicates}: must be refuse or first")
     sources = [open_dataset(url) for url in urls]
-    with Progress("merge") as show:
+    with Progress("merge", "shards") as show:
         made = merge_datasets(open_to_write(out), sources, first_wins=duplicates == "first", progress=show)
     echo(f"{made.url}: {len(made.records):,} clips of {len(sources)} datasets in {len(made.units)} shards")
 
@@ -198,7 +199,7 @@ def split(
     parts = by.with_rest(source, parts, rest)
     place = open_to_write(out)
     outs = {name: place if as_splits else place.child(name) for name in parts}
-    with Progress("split") as show:
+    with Progress("split", "shards") as show:
         made = split_dataset(source, outs, parts, as_splits=as_splits, progress=show)
     for dataset in made.values():
         splits = ", ".join(f"{name} {clips:,}" for name, clips in dataset.splits.items())
@@ -225,12 +226,12 @@ def index(
 
     store = open_store(url)
     if not out and store.exists(DATASET_JSON):
-        with Progress("index") as show:
+        with Progress("index", "shards") as show:
             dataset = rebuild_index(open_to_write(url), progress=show)
         echo(f"{dataset.url}: index of {len(dataset.units)} shards, {len(dataset.records):,} samples written")
         return
     place = open_to_write(out or url)
-    with Progress("index") as show:
+    with Progress("index", "shards") as show:
         made, aside = index_webdataset(store, place if out else None, threads=threads, progress=show)
     for what, number in sorted(aside.counts.items()):
         named = ", ".join(aside.names.get(what, ()))

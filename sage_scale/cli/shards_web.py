@@ -5,12 +5,16 @@ from __future__ import annotations
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from sage_scale.cli.shards_shown import SHOWN, Progress, size
 from sage_scale.errors import DatasetError, UsageError
+from sage_scale.untrusted.display import size
 from sage_scale.untrusted.printer import echo, echo_json, tell
+from sage_scale.untrusted.progress import Progress
 
 if TYPE_CHECKING:
     from sage_scale.shards.webdataset_index import WebDatasetIndex
+
+SHOWN = 20
+"""Problems printed; the rest is counted."""
 
 
 def web_index(url: str) -> WebDatasetIndex | None:
@@ -29,7 +33,7 @@ def verify(index: WebDatasetIndex, threads: int) -> None:
     """Compare every byte with the index."""
     from sage_scale.shards.webdataset_index import verify_webdataset
 
-    with Progress("verify") as show:
+    with Progress("verify", "shards") as show:
         problems = verify_webdataset(index, threads=threads, progress=show)
     for problem in problems[:SHOWN]:
         echo(problem)

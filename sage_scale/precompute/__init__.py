@@ -1,4 +1,4 @@
-"""From a corpus to a finished dataset on Ray: plan of work units, actors, commit protocol, driver."""
+"""From a corpus to a finished dataset on Ray: plan of work units, actors, commit protocol, job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sage_scale.precompute.driver import Summary
+    from sage_scale.precompute.progress import Summary
 
 __all__ = ["precompute_corpus"]
 
@@ -27,7 +27,7 @@ def precompute_corpus(
     address: str = "",
     quiet: bool = False,
 ) -> Summary:
-    """Do what `sage-scale precompute` does and give what the dataset holds at the end.
+    """Does the work of `sage-scale precompute` and returns a summary of the dataset.
 
     `address` joins that Ray cluster unless the recipe names one. Raises UsageError (also for another recipe or
     manifest in `out`), StorageError, TooManyRejects, UnitsOpen.
@@ -37,17 +37,17 @@ def precompute_corpus(
 
     from sage_scale.config import load_recipe
     from sage_scale.corpora.registry import read_corpus
-    from sage_scale.precompute.driver import Run
+    from sage_scale.precompute.job import PrecomputeJob
 
     chosen = load_recipe(recipe, overrides)
     # Actors have other working folders, and other machines other homes.
-    place = str(root) if "://" in str(root) else os.path.abspath(os.path.expanduser(root))
+    folder = str(root) if "://" in str(root) else os.path.abspath(os.path.expanduser(root))
     chosen = dataclasses.replace(
         chosen,
-        corpus=dataclasses.replace(chosen.corpus, name=corpus, root=place),
+        corpus=dataclasses.replace(chosen.corpus, name=corpus, root=folder),
         precompute=dataclasses.replace(chosen.precompute, address=chosen.precompute.address or address),
     )
-    return Run(
+    return PrecomputeJob(
         recipe=chosen,
         manifest=read_corpus(chosen.corpus),
         url=str(out),

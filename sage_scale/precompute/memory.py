@@ -1,8 +1,8 @@
 """Memory: how many actors the nodes of a cluster have room for, and a guard that ends an actor above its budget.
 
 Each actor reserves its budget (`precompute.actor_memory_mb`) as Ray's resource `memory`, so that no node is given more
-actors than it can bear; the guard holds each actor to it. An actor that grows beyond, for the sake of one clip, tells
-its driver so and is ended: the machine and the other actors never notice, and the driver knows the clip.
+actors than it has memory for; the guard holds each actor to it. An actor that grows beyond reports the clip to its
+driver and is killed, before the machine or other actors run out of memory.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ CEILING_MB = 8192
 """Most that is chosen; a recipe may give more."""
 LOOK_EVERY_S = 0.05
 GRACE_S = 5.0
-"""An actor that was told to be over its budget and still lives after so long ends itself, seconds."""
+"""An actor that lives so long after it reported to be above its budget ends itself, seconds."""
 FAR_ABOVE_MB = 1024
-"""An actor that is so much above its budget, or half of it if that is more, ends itself at once."""
+"""An actor so much above its budget (or half of the budget, if that is more) ends itself at once."""
 
 
 def memory_budget_mb(recipe: Recipe, nodes: Iterable[Mapping[str, Any]]) -> int:
-    """The budget of one actor: the recipe's, or an equal share of the smallest node that has work for actors.
+    """Returns the budget of one actor: the recipe's, or an equal share of the smallest node that can run actors.
 
-    `nodes` as `ray.nodes()` gives them. Every actor of a run has the same budget.
+    `nodes` are those of `ray.nodes()`. Every actor of a job has the same budget.
     """
     settings = recipe.precompute
     if settings.actor_memory_mb:
@@ -42,14 +42,13 @@ def memory_budget_mb(recipe: Recipe, nodes: Iterable[Mapping[str, Any]]) -> int:
     floor = FLOOR_BACKBONE_MB if backbone else FLOOR_MB
     shares = []
     for resources in _working(nodes):
-        actors = _by_processors(resources, settings.gpus_per_actor)
-        if actors:
+        if actors := _by_processors(resources, settings.gpus_per_actor):
             shares.append(int(_memory_mb(resources) / actors))
     return min(max([floor, min(shares, default=floor)]), CEILING_MB)
 
 
 def room_for_actors(recipe: Recipe, nodes: Iterable[Mapping[str, Any]], budget_mb: int) -> int:
-    """How many actors the nodes have processors (or GPUs) and memory for; `precompute.actors` at most, if given.
+    """Returns how many actors the nodes have processors (or GPUs) and memory for, at most `precompute.actors`.
 
     Raises UsageError where there are nodes, but none with a GPU, or none with so much memory.
     """
@@ -79,14 +78,14 @@ class MemoryGuard:
         """`budget_mb` 0 watches nothing."""
         self.budget_mb = budget_mb
         self.peak_mb = 0.0
-        """Most that was seen."""
+        """Highest reading so far."""
         self._tell: Callable[[str], None] | None = None
         self._told_at = 0.0
         if budget_mb:
             threading.Thread(target=self._watch, name="memory guard", daemon=True).start()
 
     def on_excess(self, tell: Callable[[str], None] | None) -> None:
-        """Whom to tell, once, in one line, that the budget is exceeded; None for nobody."""
+        """Call `tell` with one line, once, when the budget is exceeded; None removes it."""
         self._tell = tell
 
     def _watch(self) -> None:
@@ -103,11 +102,11 @@ class MemoryGuard:
             elif used > self.budget_mb + max(FAR_ABOVE_MB, self.budget_mb // 2) or (
                 self._told_at and now > self._told_at + GRACE_S
             ):
-                os._exit(137)  # nobody may wait for Python's own end: threads of libraries still allocate
+                os._exit(137)  # not sys.exit: threads of libraries still allocate
 
 
 def own_memory_mb() -> float:
-    """Anonymous resident memory of this process, MB."""
+    """Returns the anonymous resident memory of this process, MB."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         for line in status:
             if line.startswith("RssAnon:"):
@@ -116,7 +115,7 @@ def own_memory_mb() -> float:
 
 
 def _working(nodes: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, float]]:
-    """Resources of living nodes that have processors for actors; a cluster's head may have none."""
+    """Yields resources of living nodes that have processors for actors; a cluster's head may have none."""
     for node in nodes:
         resources = node.get("Resources", {})
         if node.get("Alive") and resources.get("CPU", 0) >= 1:

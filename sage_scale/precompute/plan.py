@@ -1,38 +1,42 @@
-"""The plan of work units: a pure function of manifest and recipe.
+"""The plan of work units: of a manifest, and of the clips that `--extend` and `--retry-rejects` add to an output.
 
-A work unit is one shard. Clips stay in manifest order, split by split; the clips of one video share a unit where
-they fit (a video is then decoded once), and a video too long for one unit is cut between clips. Nothing here looks
-at a file, a machine or a clock, so every driver, on whatever machine and after whatever kill, plans the same units.
+A work unit is one shard. Clips stay in manifest order, split by split; the clips of one video share a unit where they
+fit (a video is then decoded once), and a video too long for one unit is cut between clips. Plans depend on manifest,
+recipe and stored shards alone, so every driver plans the same units. Added units are planned once and stored before
+any of their work is done (sage_scale.shards.addition_plan).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from sage_scale.corpora.manifest import Clip, Manifest, Rejected
+from sage_scale.corpora.manifest import Clip, Manifest, Rejected, is_expected
+from sage_scale.parallel import map_threads
+from sage_scale.shards import Dataset, UnitListing
+from sage_scale.shards.addition_plan import AddedUnit, AdditionPlan
+from sage_scale.shards.layout import Reject
+from sage_scale.shards.rejects import read_rejects, reject_key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How large a work unit may be."""
+    """Largest size of a work unit."""
 
     clips: int
-    """At most this many clips a unit."""
     frames: int
-    """At most this many expected frames a unit; a single clip may exceed it, in a unit of its own."""
+    """Expected frames; a single clip may exceed it, in a unit of its own."""
     fps: float
     """Frame rate at which durations are counted as frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One shard's worth of clips, all of one split."""
+    """One shard's clips, all of one split."""
 
     number: int
     """Position in the plan, from 0; it names the shard."""
     split: str
-    """Split of every clip in the unit."""
     clips: tuple[Clip, ...]
     """The clips, in the order in which their samples stand in the tar."""
     rejected: tuple[Rejected, ...] = ()
@@ -44,8 +48,28 @@ class Unit:
         return f"{self.number:06d}"
 
 
+def plan_units(manifest: Manifest, limits: Limits) -> tuple[Unit, ...]:
+    """Returns the units of `manifest`.
+
+    Splits follow one another in order of first appearance; rows rejected while reading go to the first unit.
+    """
+    splits: dict[str, dict[str, list[Clip]]] = {}
+    for clip in manifest.clips:
+        splits.setdefault(clip.split, {}).setdefault(clip.video, []).append(clip)
+    cut = [(split, clips) for split, videos in splits.items() for clips in _cut(videos.values(), limits)]
+    return tuple(
+        Unit(
+            number=number,
+            split=split,
+            clips=tuple(clips),
+            rejected=() if number else tuple(manifest.rejected),
+        )
+        for number, (split, clips) in enumerate(cut)
+    )
+
+
 def expected_frames(clip: Clip, fps: float) -> int:
-    """Frames the manifest promises for `clip` at `fps`; 0 where it says nothing."""
+    """Returns the frames of `clip` at `fps` by the manifest; 0 where it does not say."""
     if clip.frames > 0:
         return clip.frames
     if clip.end_s is None:
@@ -53,53 +77,113 @@ def expected_frames(clip: Clip, fps: float) -> int:
     return max(0, round((clip.end_s - clip.start_s) * fps))
 
 
-def plan_units(manifest: Manifest, limits: Limits, first: int = 0) -> tuple[Unit, ...]:
-    """The units of `manifest`, numbered from `first`.
-
-    Splits follow one another in order of first appearance; rows rejected while reading go to the first unit.
-    """
-    units: list[Unit] = []
-    for split, clips in _by_split(manifest.clips).items():
-        for chunk in _chunks(_by_video(clips), limits):
-            units.append(Unit(number=first + len(units), split=split, clips=tuple(chunk)))
-    if units and manifest.rejected:
-        head = units[0]
-        units[0] = Unit(number=head.number, split=head.split, clips=head.clips, rejected=manifest.rejected)
-    return tuple(units)
-
-
 def without_repeats(manifest: Manifest) -> Manifest:
-    """The manifest with each id once: a later clip of the same id is set aside, since ids name samples."""
+    """Returns the manifest with each id once, since ids name samples: later clips of the same id are rejected."""
     kept: dict[str, Clip] = {}
     rejected = list(manifest.rejected)
     for clip in manifest.clips:
         if clip.id in kept:
-            rejected.append(
-                Rejected(
-                    id=clip.id, reason="repeated-id", detail="an earlier clip of the manifest has this id"
-                )
-            )
+            detail = "an earlier clip of the manifest has this id"
+            rejected.append(Rejected(id=clip.id, reason="repeated-id", detail=detail))
         else:
             kept[clip.id] = clip
     return Manifest(tuple(kept.values()), tuple(rejected))
 
 
-def _by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
-    groups: dict[str, list[Clip]] = {}
-    for clip in clips:
-        groups.setdefault(clip.split, []).append(clip)
-    return groups
+def units_of(plan: AdditionPlan, clips: Mapping[str, Clip]) -> list[Unit]:
+    """Returns the work units of an addition, except those with a clip that is not among `clips` (by id)."""
+    return [
+        Unit(
+            number=number,
+            split=unit.split,
+            clips=tuple(clips[clip] for clip in unit.clips),
+            rejected=tuple(Rejected(**row) for row in unit.rejected),
+        )
+        for number, unit in enumerate(plan.units, start=plan.first_unit)
+        if all(clip in clips for clip in unit.clips)
+    ]
 
 
-def _by_video(clips: Iterable[Clip]) -> list[list[Clip]]:
-    # Equality of the video's place does not depend on the root under which it lies.
-    groups: dict[str, list[Clip]] = {}
-    for clip in clips:
-        groups.setdefault(clip.video, []).append(clip)
-    return list(groups.values())
+def plan_extension(
+    manifest: Manifest,
+    limits: Limits,
+    dataset: Dataset,
+    listing: UnitListing,
+    additions: Sequence[AdditionPlan],
+) -> AdditionPlan:
+    """Plans the clips of `manifest` that are in no shard as units behind all others. Every planned unit is done.
+
+    Clips that an earlier shard rejected are left to --retry-rejects, unless they were set aside while the corpus was
+    read (a video that was not downloaded then).
+    """
+    rejects = _rejects_by_key(dataset)
+    planned = {clip for addition in additions for clip in addition.clips}
+    set_aside = {key for key, reject in rejects.items() if is_expected(reject.reason)}
+    known = _sample_keys(dataset) | (rejects.keys() - set_aside)
+    new = [clip for clip in manifest.clips if clip.id not in planned and clip.key not in known]
+    recorded = {reject.id for reject in rejects.values()}
+    rows = tuple(row for row in manifest.rejected if row.id not in recorded)
+    before = {clip.id for clip in new if clip.key in set_aside}
+    return _addition(
+        manifest.digest(), Manifest(tuple(new), rows), limits, listing, dataset, additions, before
+    )
 
 
-def _chunks(videos: Sequence[Sequence[Clip]], limits: Limits) -> Iterator[list[Clip]]:
+def plan_retry(
+    manifest: Manifest,
+    limits: Limits,
+    dataset: Dataset,
+    listing: UnitListing,
+    additions: Sequence[AdditionPlan],
+    taken_out: Collection[str],
+) -> AdditionPlan | None:
+    """Plans the clips of `manifest` whose last outcome is a reject as units behind all others; None without any.
+
+    `taken_out` are keys of clips that were taken out on request.
+    """
+    rejected = _rejects_by_key(dataset).keys() - _sample_keys(dataset) - set(taken_out)
+    again = tuple(clip for clip in manifest.clips if clip.key in rejected)
+    if not again:
+        return None
+    return _addition("", Manifest(again), limits, listing, dataset, additions, {clip.id for clip in again})
+
+
+def _addition(
+    digest: str,
+    manifest: Manifest,
+    limits: Limits,
+    listing: UnitListing,
+    dataset: Dataset,
+    additions: Sequence[AdditionPlan],
+    before: Collection[str],
+) -> AdditionPlan:
+    ends = [len(dataset.info.units), *(addition.addition.units.stop for addition in additions)]
+    units = tuple(
+        AddedUnit(
+            split=unit.split,
+            clips=tuple(clip.id for clip in unit.clips),
+            before=sum(clip.id in before for clip in unit.clips),
+            rejected=tuple(asdict(row) for row in unit.rejected),
+        )
+        for unit in plan_units(manifest, limits)
+    )
+    first = max([*ends, *(unit + 1 for unit in listing.generation)])
+    return AdditionPlan(manifest=digest, first_unit=first, units=units)
+
+
+def _sample_keys(dataset: Dataset) -> set[str]:
+    return {f"{key:016x}" for key in dataset.records["key"].tolist()}
+
+
+def _rejects_by_key(dataset: Dataset) -> dict[str, Reject]:
+    """Returns the last reject of every clip that a shard records as rejected, by key."""
+    found: Iterable[tuple[Reject, ...]] = map_threads(
+        lambda unit: read_rejects(dataset.store, unit), dataset.units
+    )
+    return {reject_key(reject): reject for rejects in found for reject in rejects}
+
+
+def _cut(videos: Iterable[Sequence[Clip]], limits: Limits) -> Iterator[list[Clip]]:
     chunk: list[Clip] = []
     chunk_frames = 0
     for video in videos:

@@ -1,36 +1,84 @@
-"""Progress of a preprocessing run: a bar on a terminal, a plain line every few seconds elsewhere, JSON events.
+"""Events of the actors, and how a job reports them: progress on stderr, JSON lines, Ray's dashboard, a summary.
 
-Counted are clips, hours of video, frames a second, shards, rejects and the time left; the seconds that the actors (one
-CPU each) spent in each stage say which one is the bottleneck and, with a price, what each has cost so far. The same
-figures go to Ray's dashboard (metrics.py).
+The seconds that actors (one CPU each) spend in each stage name the bottleneck and, with a price, the cost by stage.
 """
 
 from __future__ import annotations
 
-import sys
+import string
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
+from urllib.parse import quote
 
 from sage_scale.errors import UsageError
-from sage_scale.precompute.events import STAGES, ClipDone, UnitDone, UnitFailed
-from sage_scale.precompute.metrics import RayMetrics
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards.layout import Marker
-from sage_scale.untrusted.display import json_text
-from sage_scale.untrusted.printer import console, tell
+from sage_scale.untrusted import progress as display
+from sage_scale.untrusted.display import duration, json_text, printable, redacted
 
-PLAIN_EVERY_S = 5.0
-BAR_EVERY_S = 0.2
-_NOTES_SAID = 10
+STAGES = ("decode", "segment", "text", "features", "encode", "write", "commit")
+"""Parts of an actor's time, in the order in which a clip passes them."""
 STORAGE_EVERY_S = 60.0
-"""At most one line in so many seconds about storage that fails; `--events` has each failure."""
+"""Least time between two lines about failing storage, seconds; `--events` has each failure."""
+_NOTES_SHOWN = 10
 
 
-class Progress:
-    """Takes the events of all units and shows where the run stands. Use as a context manager."""
+@dataclass(frozen=True, kw_only=True)
+class ClipDone:
+    """One clip of the unit became a sample or a reject."""
+
+    clip: str
+    """Id of the clip."""
+    reason: str = ""
+    """Why it was rejected; empty for a sample."""
+    detail: str = ""
+    """One line about the reject."""
+    frames: int = 0
+    """Frames of the clip at the recipe's rate."""
+    seconds: float = 0.0
+    """Length of the clip's video, seconds."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds spent in each stage."""
+    notes: tuple[str, ...] = ()
+    """Notes on the videos read since the last clip, one line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitDone:
+    """The unit's tar, index and marker are stored."""
+
+    marker: Marker
+    """The marker, as stored."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds spent in stages that belong to no single clip."""
+
+
+Failure = Literal["full", "usage", "storage", "memory", "error", "killed", "time-out"]
+"""full and usage end the job, since no other unit would succeed; the others are tried again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitFailed:
+    """The unit could not be finished; nothing of it is half-written."""
+
+    kind: Failure
+    message: str
+    """One line."""
+    clip: str = ""
+    """Id of the clip that was being made, if any."""
+    ends_actor: bool = False
+    """The actor cannot go on and waits to be killed."""
+
+
+Event = ClipDone | UnitDone | UnitFailed
+
+
+class JobProgress:
+    """Takes the events of all units and reports the state of the job. Use as a context manager."""
 
     def __init__(
         self,
@@ -41,50 +89,49 @@ class Progress:
         units_before: int = 0,
         stream: IO[str] | None = None,
         events: Path | None = None,
-        every_s: float = PLAIN_EVERY_S,
+        every_s: float = 5.0,
         quiet: bool = False,
         price_per_cpu_hour: float = 0.0,
     ) -> None:
-        """`clips` and `units` are the whole plan; `..._before` were committed by earlier runs."""
+        """`clips` and `units` count the whole plan, `..._before` those committed by earlier runs of the command.
+
+        `events` is a file to append JSON lines to. Raises UsageError where it cannot be opened.
+        """
         self.clips, self.units = clips, units
         self.clips_before, self.units_before = clips_before, units_before
-        self.units_done = 0
-        self.clips_committed = 0
+        self.units_done = self.clips_committed = self.frames = 0
         self.clips_in_flight: Counter[int] = Counter()
         self.rejects: Counter[str] = Counter()
         self.notes: set[str] = set()
-        """What was said of videos."""
-        self.frames = 0
+        """Notes on videos so far."""
         self.seconds = 0.0
         self.stages: defaultdict[str, float] = defaultdict(float)
-        self._storage_said, self._storage_unsaid = -STORAGE_EVERY_S, 0
         self.metrics: RayMetrics | None = None
-        """Where the figures go beside; None for nowhere."""
+        self._storage_said, self._storage_unsaid = -STORAGE_EVERY_S, 0
         self._price = price_per_cpu_hour
-        self._stream = stream or sys.stderr
-        self._events: IO[str] | None = _append(events) if events else None
+        self._events: IO[str] | None = None
+        if events:
+            try:
+                self._events = events.open("a", encoding="utf-8")
+            except OSError as error:
+                raise UsageError(f"--events {events}: {error.strerror}") from None
         self._started = time.monotonic()
         self._working_since: float | None = None
-        self._every_s = every_s
-        self._last = self._drawn = self._started
-        self._quiet = quiet
-        self._bar = _bar(self._stream, clips) if _is_terminal(self._stream) and not quiet else None
+        self._display = display.Progress(stream=stream, every_s=every_s, quiet=quiet)
+        self.say = self._display.say
 
-    def __enter__(self) -> Progress:
-        if self._bar:
-            self._bar[0].start()
+    def __enter__(self) -> JobProgress:
+        self._display.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._refresh()
-            self._bar[0].stop()
+        self._display.__exit__()
         if self._events:
             self._events.close()
 
     @property
     def clips_done(self) -> int:
-        """Clips committed before and now, and those done in units still in the making."""
+        """Clips committed before and now, and those done in units that are not committed yet."""
         return self.clips_before + self.clips_committed + self.clips_in_flight.total()
 
     @property
@@ -92,65 +139,54 @@ class Progress:
         """Units without a marker."""
         return self.units - self.units_before - self.units_done
 
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self._started
-
     def clip(self, unit: Unit, event: ClipDone) -> None:
-        """A clip of a unit in the making is done."""
+        """Count a clip of a unit that is not committed yet."""
         self.clips_in_flight[unit.number] += 1
         if self._working_since is None:
             self._working_since = time.monotonic() - sum(event.stages.values())
         self.frames += event.frames
         self.seconds += event.seconds
+        self._count("clips")
+        self._count("frames", event.frames)
+        self._count("video_seconds", event.seconds)
         self._spend(event.stages)
-        if self.metrics:
-            self.metrics.add("clips")
-            self.metrics.add("frames", event.frames)
-            self.metrics.add("video_seconds", event.seconds)
-            if event.reason:
-                self.metrics.add("rejects", tags={"reason": event.reason})
         if event.reason:
+            self.rejects[event.reason] += 1
+            self._count("rejects", tags={"reason": event.reason})
             self._record(
                 "reject", unit=unit.number, clip=event.clip, reason=event.reason, detail=event.detail
             )
         for note in event.notes:
-            self._note(unit, note)
-        self._tick()
-
-    def _note(self, unit: Unit, note: str) -> None:
-        if note in self.notes:
-            return
-        self.notes.add(note)
-        self._record("note", unit=unit.number, note=note)
-        if len(self.notes) <= _NOTES_SAID:
-            self.say(f"note on {note}")
-        elif len(self.notes) == _NOTES_SAID + 1:
-            self.say("more notes on videos are left out here; --events FILE keeps all")
+            if note not in self.notes:
+                self.notes.add(note)
+                self._record("note", unit=unit.number, note=note)
+                if len(self.notes) <= _NOTES_SHOWN:
+                    self.say(f"note on {note}")
+                elif len(self.notes) == _NOTES_SHOWN + 1:
+                    self.say("more notes on videos are left out here; --events FILE keeps all")
+        self.refresh()
 
     def unit(self, unit: Unit, event: UnitDone) -> None:
-        """A unit is committed."""
+        """Count a committed unit."""
         self.clips_in_flight.pop(unit.number, None)
         self.clips_committed += len(unit.clips)
         self.units_done += 1
         self._spend(event.stages)
-        self._record("unit", **_counts(event.marker))
-        if self.metrics:
-            self.metrics.add("shards")
-            self.metrics.add("bytes", event.marker.bytes)
-        self._tick()
+        counts = ("unit", "samples", "rejects", "frames", "segments", "bytes")
+        self._record("unit", **{name: getattr(event.marker, name) for name in counts})
+        self._count("shards")
+        self._count("bytes", event.marker.bytes)
+        self.refresh()
 
     def failure(self, unit: Unit, event: UnitFailed, again: bool) -> None:
-        """A unit was lost; its clips no longer count as done."""
+        """Report a failed unit, whose clips no longer count as done; it is tried again or left open."""
         self.clips_in_flight.pop(unit.number, None)
         self._record(
             "failure", unit=unit.number, kind=event.kind, clip=event.clip, message=event.message, again=again
         )
-        if self.metrics:
-            self.metrics.add("failures", tags={"kind": event.kind})
+        self._count("failures", tags={"kind": event.kind})
         more = ""
-        if event.kind == "storage" and again:  # every unit in flight meets the same outage, again and again
+        if event.kind == "storage" and again:  # each unit in flight meets the same outage, again and again
             now = time.monotonic()
             if now - self._storage_said < STORAGE_EVERY_S:
                 self._storage_unsaid += 1
@@ -162,46 +198,33 @@ class Progress:
         then = "trying again" if again else "left open"
         self.say(f"unit {unit.name}{where}: {event.message}; {then}{more}")
 
-    def say(self, text: str) -> None:
-        """One line of its own."""
-        if self._quiet:
+    def refresh(self) -> None:
+        """Show the state if it is time to. Call it also while nothing happens."""
+        if not self._display.update(self.clips_done, self.clips, self.line):
             return
-        if self._bar:
-            self._bar[0].console.print(text)
-        else:
-            tell(text, stream=self._stream)
+        self._record("progress", **self._state())
+        if self.metrics:
+            self.metrics.set("clips_left", self.clips - self.clips_done)
+            self.metrics.set("shards_left", self.units_left)
 
-    def idle(self) -> None:
-        """Called while nothing happens, so that the display keeps moving."""
-        self._tick()
-
-    def bottleneck(self) -> str:
-        """`decode 3.1 s (62%), ...`: seconds of all actors by stage, the largest first; empty before the first clip."""
+    def stage_seconds(self) -> str:
+        """Returns `decode 3.1 s (62%), ...`: seconds of all actors by stage, the largest first; empty before any."""
         total = sum(self.stages.values())
-        if total <= 0:
-            return ""
-        order = sorted(
-            (name for name in STAGES if self.stages[name] > 0), key=lambda name: -self.stages[name]
-        )
-        return ", ".join(
-            f"{name} {self.stages[name]:.1f} s ({self.stages[name] / total:.0%})" for name in order
-        )
+        spent = sorted(self._stages().items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {seconds:.1f} s ({seconds / total:.0%})" for name, seconds in spent)
 
     def cost(self) -> dict[str, float]:
-        """What each stage has cost so far, in the currency of the price; empty without a price."""
-        if not self._price:
-            return {}
-        return {name: seconds / 3600 * self._price for name, seconds in self.stages.items() if seconds > 0}
+        """Returns the cost of each stage so far, in the currency of the price; empty without a price."""
+        return {name: s / 3600 * self._price for name, s in self._stages().items()} if self._price else {}
 
     @property
     def frames_per_s(self) -> float:
         """Frames a second since the first clip was begun."""
-        elapsed = self._working_s
-        return self.frames / elapsed if elapsed > 0 else 0.0
+        return self.frames / self._working_s if self._working_s > 0 else 0.0
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that are left at the pace so far; None before the first clip."""
+        """Seconds left at the rate so far; None before the first clip."""
         here = self.clips_done - self.clips_before
         return self._working_s / here * (self.clips - self.clips_done) if here > 0 else None
 
@@ -210,63 +233,31 @@ class Progress:
         return time.monotonic() - self._working_since if self._working_since is not None else 0.0
 
     def line(self) -> str:
-        """The whole state in one line."""
+        """Returns the whole state in one line."""
+        rate = "starting the actors" if self._working_since is None else f"{self.frames_per_s:,.0f} frames/s"
         parts = [
             f"{self.clips_done:,} of {self.clips:,} clips",
             f"{self.seconds / 3600:.2f} h of video",
-            f"{self.frames_per_s:,.0f} frames/s"
-            if self._working_since is not None
-            else "starting the actors",
+            rate,
             f"{self.units_before + self.units_done} of {self.units} shards",
             f"{self.rejects.total()} rejects" + (" in this run" if self.clips_before else ""),
         ]
         if self.left_s:
             parts.append(f"{duration(self.left_s)} left")
-        cost = self.cost()
-        if cost:
-            each = " ".join(f"{name} {cost[name]:.2f}" for name in STAGES if name in cost)
+        if cost := self.cost():
+            each = " ".join(f"{name} {value:.2f}" for name, value in cost.items())
             parts.append(f"cost {sum(cost.values()):.2f} ({each})")
-        if sum(self.stages.values()) > 0:
-            top, seconds = max(self.stages.items(), key=lambda item: item[1])
-            parts.append(
-                f"bottleneck {top} ({seconds / sum(self.stages.values()):.0%} of {self._stage_seconds()})"
-            )
+        if stages := self._stages():
+            top, total = max(stages, key=stages.__getitem__), sum(stages.values())
+            each = " ".join(f"{name} {seconds:.0f}s" for name, seconds in stages.items())
+            parts.append(f"bottleneck {top} ({stages[top] / total:.0%} of {each})")
         return ", ".join(parts)
 
-    def _stage_seconds(self) -> str:
-        return " ".join(f"{name} {self.stages[name]:.0f}s" for name in STAGES if self.stages[name] > 0)
-
-    def _spend(self, stages: dict[str, float]) -> None:
-        for name, seconds in stages.items():
-            self.stages[name] += seconds
-            if self.metrics:
-                self.metrics.add("stage_seconds", seconds, {"stage": name})
-
-    def _record(self, event: str, /, **values: Any) -> None:
-        if event == "reject":
-            self.rejects[values["reason"]] += 1
-        if self._events:
-            row = {"event": event, "at_s": round(self.elapsed_s, 3), **values}
-            self._events.write(json_text(row) + "\n")
-            self._events.flush()
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        if self._bar and now - self._drawn >= BAR_EVERY_S:
-            self._drawn = now
-            self._refresh()
-        if now - self._last < self._every_s:
-            return
-        self._last = now
-        if not self._bar and not self._quiet:
-            tell(self.line(), stream=self._stream)
-        self._record("progress", **self._state())
-        if self.metrics:
-            self.metrics.set("clips_left", self.clips - self.clips_done)
-            self.metrics.set("shards_left", self.units_left)
+    def _stages(self) -> dict[str, float]:
+        return {name: self.stages[name] for name in STAGES if self.stages[name] > 0}
 
     def _state(self) -> dict[str, Any]:
-        state = {
+        return {
             "clips": self.clips_done,
             "clips_planned": self.clips,
             "video_s": round(self.seconds, 2),
@@ -276,54 +267,105 @@ class Progress:
             "shards_planned": self.units,
             "rejects": dict(self.rejects),
             "left_s": None if self.left_s is None else round(self.left_s, 1),
-            "stages": _rounded(self.stages),
-            "bottleneck": max(self.stages, key=lambda name: self.stages[name], default=""),
+            "stages": {name: round(seconds, 2) for name, seconds in self.stages.items()},
+            "bottleneck": max(self.stages, key=self.stages.__getitem__, default=""),
+            "cost": {name: round(value, 4) for name, value in self.cost().items()},
         }
-        return {**state, "cost": {name: round(value, 4) for name, value in self.cost().items()}}
 
-    def _refresh(self) -> None:
-        assert self._bar is not None
-        display, task = self._bar
-        display.update(task, completed=self.clips_done, line=self.line())
+    def _spend(self, stages: Mapping[str, float]) -> None:
+        for name, seconds in stages.items():
+            self.stages[name] += seconds
+            self._count("stage_seconds", seconds, {"stage": name})
 
+    def _count(self, name: str, value: float = 1, tags: Mapping[str, str] | None = None) -> None:
+        if self.metrics:
+            self.metrics.add(name, value, tags)
 
-def duration(seconds: float) -> str:
-    """Seconds as `12 s`, `3 min 20 s` or `5 h 04 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _counts(marker: Marker) -> dict[str, Any]:
-    names = ("unit", "samples", "rejects", "frames", "segments", "bytes")
-    return {name: getattr(marker, name) for name in names}
+    def _record(self, event: str, /, **values: Any) -> None:
+        if self._events:
+            row = {"event": event, "at_s": round(time.monotonic() - self._started, 3), **values}
+            self._events.write(json_text(row) + "\n")
+            self._events.flush()
 
 
-def _append(path: Path) -> IO[str]:
-    try:
-        return path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--events {path}: {error.strerror}") from None
+_PREFIX = "sage_scale_precompute_"
+_COUNTERS = {
+    "clips": ("Clips that became samples or rejects", ()),
+    "frames": ("Frames at the recipe's rate", ()),
+    "video_seconds": ("Seconds of video", ()),
+    "rejects": ("Rejected clips", ("reason",)),
+    "shards": ("Shards committed", ()),
+    "bytes": ("Bytes of the tars committed", ()),
+    "failures": ("Units lost, to be tried again or left open", ("kind",)),
+    "stage_seconds": ("Seconds of all actors by stage", ("stage",)),
+}
+_GAUGES = {"clips_left": "Clips without an outcome", "shards_left": "Units without a marker"}
 
 
-def _rounded(stages: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(seconds, 2) for name, seconds in stages.items()}
+class RayMetrics:
+    """Ray's metrics `ray_sage_scale_precompute_...` of one job, tagged with its `output`. Needs an initialised Ray."""
+
+    def __init__(self, output: str) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        tags = {"output": label(output)}
+        self._metrics: dict[str, Any] = {}
+        for name, (text, keys) in _COUNTERS.items():
+            self._metrics[name] = Counter(f"{_PREFIX}{name}_total", text, ("output", *keys))
+        for name, text in _GAUGES.items():
+            self._metrics[name] = Gauge(_PREFIX + name, text, ("output",))
+        for metric in self._metrics.values():
+            metric.set_default_tags(tags)
+
+    def add(self, name: str, value: float = 1, tags: Mapping[str, str] | None = None) -> None:
+        """Increase a counter; 0 is passed over."""
+        if value > 0:
+            self._metrics[name].inc(value, {key: label(tag) for key, tag in (tags or {}).items()})
+
+    def set(self, name: str, value: float) -> None:
+        """Set a gauge."""
+        self._metrics[name].set(value)
 
 
-def _is_terminal(stream: IO[str]) -> bool:
-    return bool(getattr(stream, "isatty", lambda: False)())
+def label(text: str) -> str:
+    """Returns a metric's label: without secrets of URLs, and in ASCII, which is all that Ray takes (else as %C3%BC)."""
+    return quote(redacted(printable(text)), safe=string.printable)
 
 
-def _bar(stream: IO[str], clips: int) -> tuple[Any, Any]:
-    from rich.progress import BarColumn, Progress, TextColumn
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Contents of the dataset at the end of a job."""
 
-    display = Progress(
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[line]}", markup=False),
-        console=console(stream),
-        transient=True,
-    )
-    return display, display.add_task("precompute", total=clips, line="starting")
+    url: str
+    clips: int
+    rejects: int
+    reasons: dict[str, int]
+    segments: int
+    frames: int
+    fps: float
+    bytes: int
+    shards: int
+    seconds: float
+    """Wall-clock seconds of this run."""
+    stages: str = ""
+    """Seconds of all actors by stage; empty where nothing was left to do."""
+    removed: int = 0
+    """Clips that were taken out on request and are left out for good."""
+    kept: tuple[str, ...] = ()
+    """Clips that were to be given up and are stored: shards are never changed by precompute."""
+
+    @property
+    def token_ratio(self) -> float:
+        """Segments (visual tokens) per frame; .129 in the paper."""
+        return self.segments / max(1, self.frames)
+
+    def line(self) -> str:
+        """Returns the summary in one line."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+        return (
+            f"{self.url}: {self.clips:,} clips, {self.rejects:,} rejects{f' ({reasons})' if reasons else ''}, "
+            f"{f'{self.removed:,} taken out on request, ' if self.removed else ''}"
+            f"{self.segments:,} segments, token ratio {self.token_ratio:.3f}, "
+            f"{duration(self.frames / self.fps)} of video, "
+            f"{self.bytes / 1e6:,.1f} MB in {self.shards:,} shards, done in {duration(self.seconds)}"
+        )

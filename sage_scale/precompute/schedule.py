@@ -1,6 +1,7 @@
-"""Which unit runs next, and what becomes of one that failed.
+"""Chooses the unit that runs next, and retries a failed one or leaves it open. Knows nothing of Ray.
 
-Knows nothing of Ray: tests drive it with a made-up pool.
+A failed unit is tried again; a unit in which one clip was active in two crashes is retried alone. If that fails too, or
+after `tries` retries, it stays open.
 """
 
 from __future__ import annotations
@@ -12,30 +13,29 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sage_scale.errors import TooManyRejects, UnitsOpen, UsageError
-from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
-from sage_scale.precompute.progress import Progress
+from sage_scale.precompute.progress import ClipDone, Event, JobProgress, UnitDone, UnitFailed
 from sage_scale.shards.layout import REMOVED
 
 NAMED = 5
 """Units or clips named in one message."""
 FEW_REJECTS = 5
-"""So many rejects are not too many for any `shards.max_reject_rate` above 0, unless they are most of the clips: of a
-corpus of some dozens one bad row would be more than 2%."""
+"""Rejects allowed at any `shards.max_reject_rate` above 0, unless they are most of the clips: one bad row would be more
+than 2% of a corpus of some dozens."""
 EARLY_REJECTS = 20
-"""A run stops before its end only after more rejects than this; a small corpus is judged when it is done."""
-DEATHS_BEFORE_ALONE = 2
-"""A unit in which the same clip was in work at this many failures is run with nothing beside it."""
+"""A job stops before its end only after more rejects than this; a small corpus is judged when it is done."""
+CRASHES_BEFORE_ALONE = 2
+"""A unit is retried alone once the same clip was active in so many of its failures."""
 
 
 class Actors(Protocol):
-    """What a schedule needs of a pool (`pool.Pool`)."""
+    """The part of a pool (`pool.ActorPool`) that a schedule uses."""
 
     @property
     def idle(self) -> int: ...
     @property
     def busy(self) -> int: ...
-    def start(self, unit: Unit, tar_stored: bool, exact: bool = False) -> None: ...
+    def start(self, unit: Unit, tar_stored: bool, alone: bool = False) -> None: ...
     def wait(self, timeout_s: float) -> list[tuple[Unit, Event]]: ...
 
 
@@ -45,18 +45,18 @@ class RejectLimit:
 
     rate: float
     clips: int
-    """Clips and rows of the manifest, those that were expected to be set aside left out."""
+    """Clips and rows of the manifest, without the expected rejects."""
     expected: int = 0
-    """Rows set aside by the recipe's own filters, or gone from the web: they are rejects, but no sign of trouble."""
+    """Rows set aside by the recipe's filters, or gone from the web: rejects that do not count against the limit."""
 
     def exceeded(self, rejects: int) -> bool:
-        """Returns whether that many rejects, expected ones among them, are too many."""
+        """Returns whether so many rejects, including expected ones, are too many."""
         counted = rejects - self.expected
         few = self.rate > 0 and counted <= FEW_REJECTS and 2 * counted <= self.clips
         return counted > self.rate * self.clips and not few
 
     def error(self, rejects: int, reasons: Counter[str], first: str = "") -> TooManyRejects:
-        """The error that ends the run."""
+        """Returns the error that ends the job."""
         named = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         expected = f", {self.expected} of them by the recipe's filters" if self.expected else ""
         return TooManyRejects(
@@ -76,14 +76,13 @@ class Schedule:
         *,
         unmarked: Iterable[int] = (),
         tries: int,
-        progress: Progress,
+        progress: JobProgress,
         limit: RejectLimit,
         rejects_before: int = 0,
         pause_s: Callable[[int], float] = lambda attempt: min(10.0, 0.5 * 2**attempt),
     ) -> None:
-        """`units` are to be done; of `unmarked` ones the tar is stored. Each may fail `tries` times and once more."""
+        """`units` are to be done, each retried `tries` times; of `unmarked` ones the tar is stored."""
         self._pending: deque[Unit] = deque(units)
-        self._total = len(units)
         self._unmarked = set(unmarked)
         self._tries, self._progress, self._limit, self._pause_s = tries, progress, limit, pause_s
         self._rejects = rejects_before
@@ -97,12 +96,12 @@ class Schedule:
         """Units left open, with their last failure."""
 
     def run(self, pool: Actors) -> None:
-        """Work until every unit is done or left open. Raises UnitsOpen, TooManyRejects, UsageError."""
+        """Run units until each is done or left open. Raises UnitsOpen, TooManyRejects, UsageError."""
         while self._pending or self._later or self._alone or pool.busy:
             self._start(pool)
             for unit, event in pool.wait(0.5):
                 self._take(unit, event)
-            self._progress.idle()
+            self._progress.refresh()
         if self.open:
             raise UnitsOpen(self._still_open())
 
@@ -119,7 +118,7 @@ class Schedule:
         if self._alone and pool.idle and not (self._pending or self._later or pool.busy):
             unit = self._alone.popleft()
             self._running_alone = unit.number
-            pool.start(unit, unit.number in self._unmarked, exact=True)
+            pool.start(unit, unit.number in self._unmarked, alone=True)
 
     def _take(self, unit: Unit, event: Event) -> None:
         if isinstance(event, ClipDone):
@@ -149,7 +148,7 @@ class Schedule:
         failures = self._failures[unit.number]
         if event.clip:
             self._suspects[unit.number, event.clip] += 1
-        suspected = event.clip and self._suspects[unit.number, event.clip] >= DEATHS_BEFORE_ALONE
+        suspected = event.clip and self._suspects[unit.number, event.clip] >= CRASHES_BEFORE_ALONE
         ends_run = event.kind in ("full", "usage")
         again = not (ends_run or alone or event.kind == "time-out" or failures > self._tries)
         self._progress.failure(unit, event, again)

@@ -1,8 +1,8 @@
 """A unit's samples in the order of its plan, made in the order in which decoding gives them.
 
-The clips of one video are decoded in one pass, which completes them in the order of time; a sample whose turn has not
-come waits, in memory or, beyond WAITING_BYTES, in a file. A thread decodes the next clip while a sample of the last one
-is made. Neither changes a byte. `one_by_one` does without both, so that whoever kills its actor is known by name.
+The clips of one video are decoded in one pass, which completes them in the order of time; samples wait for their turn
+in a reorder buffer. A thread decodes the next clip while a sample of the last one is made. Neither changes a byte.
+With `alone` there is neither, so that a clip that kills its actor is known.
 """
 
 from __future__ import annotations
@@ -19,111 +19,105 @@ import numpy as np
 
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
-from sage_scale.precompute.sample import SampleMaker
+from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.shards import Sample
 from sage_scale.shards.sample import read_sample
 from sage_scale.shards.tar import header, padding
 from sage_scale.shards.writer import sample_members
 from sage_scale.vision.decode import DecodedClip, decode_clips
-from sage_scale.vision.video_frames import Tally
+from sage_scale.vision.video_frames import DecodeStats
 
-WAITING_BYTES = 256 * 2**20
-"""Finished samples that wait for their turn in memory, bytes; further ones wait in a file."""
+BUFFER_BYTES = 256 * 2**20
+"""Most memory of finished samples that wait for their turn, bytes; further ones wait in a file."""
 
 Outcome = Sample | ClipRejected
-Decoded = tuple[int, "DecodedClip | ClipRejected"]
 
 
 class UnitClips:
     """Makes the samples of a unit's clips."""
 
-    def __init__(self, maker: SampleMaker, clips: Sequence[Clip], *, one_by_one: bool = False) -> None:
-        self.maker, self.clips, self.one_by_one = maker, clips, one_by_one
-        self.tally = Tally()
-        """What reading the videos took."""
-        self.at_work: Clip | None = None
+    def __init__(self, maker: SampleMaker, clips: Sequence[Clip], *, alone: bool = False) -> None:
+        self.maker, self.clips, self.alone = maker, clips, alone
+        self.stats = DecodeStats()
+        """Work of reading the videos."""
+        self.current: Clip | None = None
         """The clip that is being made into a sample, None while the next one is being decoded."""
 
     def __iter__(self) -> Generator[tuple[Clip, Outcome], None, None]:
-        """Each clip, in order, with its sample or why there is none. Errors that lie in the machine are raised."""
-        if self.one_by_one:
-            yield from self._alone()
+        """Yields each clip, in order, with its sample or its rejection. Raises errors that lie in the machine."""
+        if self.alone:
+            for clip in self.clips:
+                self.current = clip
+                try:
+                    outcome: Outcome = self.maker.make(clip, self.stats)
+                except ClipRejected as rejected:
+                    outcome = rejected
+                yield clip, outcome
             return
-        with Waiting() as waiting, contextlib.closing(self._outcomes()) as outcomes:
+        with ReorderBuffer() as buffer, contextlib.closing(self._outcomes()) as outcomes:
             turn = 0
-            for place, outcome in outcomes:
-                waiting.put(place, outcome)
-                while (ready := waiting.take(turn)) is not None:
+            for number, outcome in outcomes:
+                buffer.put(number, outcome)
+                while (ready := buffer.take(turn)) is not None:
                     yield self.clips[turn], ready
                     turn += 1
         assert turn == len(self.clips), "every clip has an outcome"
 
-    def _alone(self) -> Iterator[tuple[Clip, Outcome]]:
-        for clip in self.clips:
-            self.at_work = clip
-            try:
-                outcome: Outcome = self.maker.make(clip, self.tally)
-            except ClipRejected as rejected:
-                outcome = rejected
-            yield clip, outcome
-
     def _outcomes(self) -> Generator[tuple[int, Outcome], None, None]:
-        """(place in `clips`, outcome) in the order in which they become known."""
+        """Yields (number in `clips`, outcome) as the outcomes become known."""
         batches = self.maker.batches()
-        with Ahead(self._decode()) as decoded:
+        with Prefetch(self._decode()) as decoded:
             while True:
                 with self.maker.stage("decode"):
                     got = next(decoded, None)
                 if got is None:
                     break
-                place, clip = got
+                number, clip = got
                 if isinstance(clip, ClipRejected):
-                    yield place, clip
+                    yield number, clip
                 elif batches is None or not len(clip.frames):
-                    yield self._finished(place, clip)
+                    yield self._finished(number, clip)
                 else:
-                    self.at_work = self.clips[place]
-                    # All that is needed of it when its features are known; they may wait for the next clip's frames.
+                    self.current = self.clips[number]
+                    # Without its frames, since its features may wait for the next clip's.
                     rest = dataclasses.replace(clip, frames=clip.frames[:0].copy())
                     with self.maker.stage("features"):
-                        known = list(
-                            batches.add((place, rest), clip.frames, self.maker.view_seeds(self.at_work))
-                        )
-                    for (number, kept), rows in known:
-                        yield self._finished(number, kept, rows)
+                        seeds = self.maker.view_seeds(self.current)
+                        known = list(batches.add((number, rest), clip.frames, seeds))
+                    for (done, kept), rows in known:
+                        yield self._finished(done, kept, rows)
                 del clip, got
-                self.at_work = None
+                self.current = None
         if batches is not None:
             with self.maker.stage("features"):
                 known = list(batches.flush())
-            for (number, kept), rows in known:
-                yield self._finished(number, kept, rows)
+            for (done, kept), rows in known:
+                yield self._finished(done, kept, rows)
 
     def _finished(
-        self, place: int, decoded: DecodedClip, rows: np.ndarray | None = None
+        self, number: int, decoded: DecodedClip, rows: np.ndarray | None = None
     ) -> tuple[int, Outcome]:
-        clip = self.at_work = self.clips[place]
-        known = () if rows is None else (rows,)
+        self.current = self.clips[number]
         try:
-            outcome: Outcome = self.maker.finish(clip, decoded, *known)
+            outcome: Outcome = self.maker.finish(self.current, decoded, rows)
         except ClipRejected as rejected:
             outcome = rejected
-        self.at_work = None
-        return place, outcome
+        self.current = None
+        return number, outcome
 
-    def _decode(self) -> Iterator[Decoded]:
+    def _decode(self) -> Iterator[tuple[int, DecodedClip | ClipRejected]]:
         by_video: dict[str, list[int]] = {}
-        for place, clip in enumerate(self.clips):
-            by_video.setdefault(clip.video, []).append(place)
+        for number, clip in enumerate(self.clips):
+            by_video.setdefault(clip.video, []).append(number)
         vision = self.maker.recipe.vision
-        for places in by_video.values():
-            clips = [self.clips[place] for place in places]
-            for number, decoded in decode_clips(clips, vision, self.tally, grey=self.maker.wants_grey):
-                yield places[number], decoded
+        for numbers in by_video.values():
+            clips = [self.clips[number] for number in numbers]
+            for position, decoded in decode_clips(clips, vision, self.stats, grey=self.maker.wants_grey):
+                yield numbers[position], decoded
 
 
-class Ahead:
-    """Draws from an iterator in a thread, one item ahead of its user; as a context manager it ends the thread.
+class Prefetch:
+    """Takes items from an iterator in a thread, one ahead of its user; as a context manager it ends the thread.
 
     The next item is begun when the last one was taken, so that there are never more than two.
     """
@@ -136,7 +130,7 @@ class Ahead:
 
     def __enter__(self) -> Iterator[Any]:
         self._thread.start()
-        return self._drawn()
+        return self._taken()
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -145,7 +139,7 @@ class Ahead:
                 self._take(timeout_s=0.05)
         self._thread.join()
 
-    def _drawn(self) -> Iterator[Any]:
+    def _taken(self) -> Iterator[Any]:
         while True:
             kind, value = self._take()
             if kind == "end":
@@ -177,51 +171,51 @@ class Ahead:
                 close()
 
 
-class Waiting:
-    """Outcomes whose turn has not come, by place; as a context manager it removes its file."""
+class ReorderBuffer:
+    """Outcomes whose turn has not come, by number; as a context manager it removes its file."""
 
-    def __init__(self, most_bytes: int = WAITING_BYTES) -> None:
+    def __init__(self, most_bytes: int = BUFFER_BYTES) -> None:
         self._most, self._held = most_bytes, 0
-        self._here: dict[int, Outcome] = {}
+        self._in_memory: dict[int, Outcome] = {}
         self._sizes: dict[int, int] = {}
-        self._there: dict[int, tuple[int, int]] = {}
+        self._in_file: dict[int, tuple[int, int]] = {}
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> ReorderBuffer:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
-    def put(self, place: int, outcome: Outcome) -> None:
+    def put(self, number: int, outcome: Outcome) -> None:
         """Keep an outcome until it is taken."""
         if isinstance(outcome, Sample):
             size = _size(outcome)
             if self._held and self._held + size > self._most:
-                self._store(place, outcome)
+                self._store(number, outcome)
                 return
             self._held += size
-            self._sizes[place] = size
-        self._here[place] = outcome
+            self._sizes[number] = size
+        self._in_memory[number] = outcome
 
-    def take(self, place: int) -> Outcome | None:
-        """The outcome at `place`, None where it is not there yet; it is kept no longer."""
-        if place in self._there:
-            at, length = self._there.pop(place)
+    def take(self, number: int) -> Outcome | None:
+        """Returns the outcome of a number and forgets it; None where it is not there yet."""
+        if number in self._in_file:
+            begin, length = self._in_file.pop(number)
             assert self._file is not None
-            self._file.seek(at)
+            self._file.seek(begin)
             return read_sample(self._file.read(length))
-        self._held -= self._sizes.pop(place, 0)
-        return self._here.pop(place, None)
+        self._held -= self._sizes.pop(number, 0)
+        return self._in_memory.pop(number, None)
 
-    def _store(self, place: int, sample: Sample) -> None:
+    def _store(self, number: int, sample: Sample) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the waiting room
-        at = self._file.seek(0, 2)
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the buffer
+        begin = self._file.seek(0, 2)
         for name, data in sample_members(sample):
             self._file.write(header(name, len(data)) + data + padding(len(data)))
-        self._there[place] = (at, self._file.tell() - at)
+        self._in_file[number] = (begin, self._file.tell() - begin)
 
 
 def _size(sample: Sample) -> int:

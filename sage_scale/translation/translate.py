@@ -21,7 +21,7 @@ from sage_scale.config import Recipe, override
 from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
-from sage_scale.precompute.sample import SampleMaker
+from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.segmentation.precomputed import has_labels
 from sage_scale.shards import Sample
 from sage_scale.streaming.batch import SampleShape

@@ -60,6 +60,25 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return "".join(c if c == "\n" or _shown(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
+def size(count: float) -> str:
+    """Returns bytes as `12 B` or `3.4 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as `12 s`, `3 min 20 s` or `5 h 04 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def _redacted_values(value: Any) -> Any:
     if isinstance(value, str):
         return redacted(value)

@@ -30,7 +30,7 @@ from sage_scale.vision.sampling import check_interval, check_length, nearest_fra
 from sage_scale.vision.signer import sidecar, signer_region
 from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures, read_clip, read_clips
 from sage_scale.vision.video_files import check_file
-from sage_scale.vision.video_frames import Tally
+from sage_scale.vision.video_frames import DecodeStats
 from sage_scale.vision.video_track import VideoTrack, read_track
 
 GREY_SIZE = 48
@@ -85,11 +85,11 @@ class DecodedClip:
 
 
 def decode_clip(
-    clip: Source, vision: Vision, tally: Tally | None = None, *, grey: bool = True
+    clip: Source, vision: Vision, stats: DecodeStats | None = None, *, grey: bool = True
 ) -> DecodedClip:
     """Decode `clip` as `vision` says; ClipRejected names what is wrong with it.
 
-    `tally` counts what it took; without `grey` there are no grey pictures, which spares an eighth of the work.
+    `stats` counts what it took; without `grey` there are no grey pictures, which spares an eighth of the work.
     """
     path = local_path(clip.video)
     check_interval(clip.start_s, clip.end_s, None)
@@ -116,11 +116,11 @@ def decode_clip(
             return _with_pictures(
                 clip, vision, read_folder(path, interval, pictures, source_fps=vision.source_fps)
             )
-        return _with_pictures(clip, vision, read_clip(path, interval, pictures, tally))
+        return _with_pictures(clip, vision, read_clip(path, interval, pictures, stats))
 
 
 def decode_clips(
-    clips: Sequence[Source], vision: Vision, tally: Tally | None = None, *, grey: bool = True
+    clips: Sequence[Source], vision: Vision, stats: DecodeStats | None = None, *, grey: bool = True
 ) -> Iterator[tuple[int, DecodedClip | ClipRejected]]:
     """(place in `clips`, decoded clip or why there is none) for clips of one video, in the order in which they become
     complete; each the same bytes as `decode_clip` gives.
@@ -136,7 +136,7 @@ def decode_clips(
     if not one_pass or len(clips) == 1:
         for place, clip in enumerate(clips):
             try:
-                yield place, decode_clip(clip, vision, tally, grey=grey)
+                yield place, decode_clip(clip, vision, stats, grey=grey)
             except ClipRejected as rejected:
                 yield place, rejected
         return
@@ -153,7 +153,7 @@ def decode_clips(
         places.append(place)
         intervals.append(interval)
     with _storage(path):
-        for number, outcome in read_clips(path, intervals, _pictures(vision, grey), tally):
+        for number, outcome in read_clips(path, intervals, _pictures(vision, grey), stats):
             place = places[number]
             if isinstance(outcome, ClipRejected):
                 yield place, outcome

@@ -26,7 +26,7 @@ from sage_scale.vision.crop import Region, check_picture
 from sage_scale.vision.sampling import StreamSampler, check_interval, check_length
 from sage_scale.vision.scaling import PictureStack, SquareScaler
 from sage_scale.vision.video_files import BYTES_AT_FAULT, open_video, read_through
-from sage_scale.vision.video_frames import Ending, FrameReader, Tally, TimedFrame
+from sage_scale.vision.video_frames import DecodeStats, Ending, FrameReader, TimedFrame
 from sage_scale.vision.video_track import Survey, VideoTrack, open_track, survey_if_needed
 
 _TRUNCATED_S = 1.0
@@ -73,19 +73,21 @@ class ClipPictures:
     source_fps: float
 
 
-def read_clip(path: Path, interval: Interval, pictures: Pictures, tally: Tally | None = None) -> ClipPictures:
+def read_clip(
+    path: Path, interval: Interval, pictures: Pictures, stats: DecodeStats | None = None
+) -> ClipPictures:
     """One clip by itself. Raises ClipRejected for whatever lies in the file's bytes."""
-    return _File(path, pictures, tally or Tally()).one(interval)
+    return _File(path, pictures, stats or DecodeStats()).one(interval)
 
 
 def read_clips(
-    path: Path, intervals: Sequence[Interval], pictures: Pictures, tally: Tally | None = None
+    path: Path, intervals: Sequence[Interval], pictures: Pictures, stats: DecodeStats | None = None
 ) -> Iterator[tuple[int, ClipPictures | ClipRejected]]:
     """(number in `intervals`, pictures or why there are none) of each, in the order in which they become complete.
 
     What the machine is to blame for is raised, as OSError or MemoryError.
     """
-    file = _File(path, pictures, tally or Tally())
+    file = _File(path, pictures, stats or DecodeStats())
     waiting = deque(sorted(range(len(intervals)), key=lambda number: intervals[number].start_s))
     while waiting:
         suspects: list[int] = []
@@ -110,8 +112,8 @@ def read_clips(
 class _File:
     """A video file, and what reading it has taught."""
 
-    def __init__(self, path: Path, pictures: Pictures, tally: Tally) -> None:
-        self.path, self.pictures, self.tally = path, pictures, tally
+    def __init__(self, path: Path, pictures: Pictures, stats: DecodeStats) -> None:
+        self.path, self.pictures, self.stats = path, pictures, stats
         self._known: list[Ending] = []
         self._survey: Survey | None = None
         self._disk_checked = False
@@ -122,7 +124,7 @@ class _File:
         with contextlib.ExitStack() as opened:
 
             def once_more() -> Any:
-                self.tally.passes += 1
+                self.stats.passes += 1
                 opened.pop_all().close()
                 return opened.enter_context(open_video(self.path))
 
@@ -131,8 +133,8 @@ class _File:
                 self._survey = survey_if_needed(self.path, container)
             track = open_track(container, self._survey)
             if track.note:
-                self.tally.notes.append(f"{self.path.name}: {track.note}")
-            yield _Video(container, track, once_more, self.pictures, self.tally, self._known)
+                self.stats.notes.append(f"{self.path.name}: {track.note}")
+            yield _Video(container, track, once_more, self.pictures, self.stats, self._known)
 
     def one(self, interval: Interval) -> ClipPictures:
         """A clip by itself."""
@@ -218,7 +220,7 @@ class _Video:
         track: VideoTrack,
         reopen: Callable[[], Any],
         pictures: Pictures,
-        tally: Tally,
+        stats: DecodeStats,
         known: list[Ending],
     ) -> None:
         """Raises ClipRejected for what is wrong with every clip of the file. `known` takes what is found out about its
@@ -228,7 +230,7 @@ class _Video:
         self.pixel_ratio = float(track.stream.sample_aspect_ratio or 1)
         self.first_s, self.end_s = track.first_s, track.end_s
         self.rate = track.rate or pictures.fps
-        self.reader = FrameReader(container, track, tally, reopen)
+        self.reader = FrameReader(container, track, stats, reopen)
         self.pictures, self.known = pictures, known
         stretch = pictures.stretch
         self._colour = SquareScaler(pictures.size, "rgb24", stretch=stretch)

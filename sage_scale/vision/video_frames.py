@@ -34,7 +34,7 @@ _MATRIX_TYPE: Any = "DISPLAYMATRIX"
 
 
 @dataclass
-class Tally:
+class DecodeStats:
     """What reading a video took."""
 
     decoded: int = 0
@@ -81,9 +81,11 @@ class Ending:
 class FrameReader:
     """Reads one open video file, from wherever it is told to."""
 
-    def __init__(self, container: Any, track: VideoTrack, tally: Tally, reopen: Callable[[], Any]) -> None:
+    def __init__(
+        self, container: Any, track: VideoTrack, stats: DecodeStats, reopen: Callable[[], Any]
+    ) -> None:
         """`reopen` gives the same file as a new container: some formats never find back from a seek."""
-        self.container, self.track, self.tally, self._reopen = container, track, tally, reopen
+        self.container, self.track, self.stats, self._reopen = container, track, stats, reopen
         self.last_end_s = 0.0
         """End of the last decoded frame, seconds."""
         self.from_beginning = False
@@ -166,7 +168,7 @@ class FrameReader:
             self.container.seek(self._ticks(time_s), stream=self.track.stream, backward=True)
         except av.error.FFmpegError:
             return False
-        self.tally.seeks += 1
+        self.stats.seeks += 1
         return True
 
     def _decoded(self) -> Iterator[VideoFrame]:
@@ -198,7 +200,7 @@ class FrameReader:
         orientation: Orientation | None = None
         try:
             for frame in self._decoded():
-                self.tally.decoded += 1
+                self.stats.decoded += 1
                 if (
                     orientation is None or frame.key_frame
                 ):  # looking it up costs a tenth of decoding a small frame

@@ -35,8 +35,8 @@ from servers.moto import moto_server
 from sage_scale.config import Recipe, from_mapping
 from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.precompute.actor import UnitWorker
-from sage_scale.precompute.driver import Run
-from sage_scale.precompute.sample import source_name
+from sage_scale.precompute.job import PrecomputeJob
+from sage_scale.precompute.sample_maker import source_name
 from sage_scale.shards import Sample, finish_dataset, publish_shard
 from sage_scale.shards.writer import write_indexed
 from sage_scale.storage import open_store
@@ -95,19 +95,19 @@ class WouldWork(Exception):
     """The driver would now start actors."""
 
 
-class Stopped(Run):
+class Stopped(PrecomputeJob):
     """A run that ends where its work would begin."""
 
     @contextlib.contextmanager
-    def pool(self, units: int, door: object) -> Iterator[Any]:
+    def pool(self, units: int, check: object) -> Iterator[Any]:
         raise WouldWork
         yield
 
 
 def make_output(url: str, shards: int) -> None:
     """A finished output of one clip a shard, every shard real."""
-    run = Run(recipe=recipe(), manifest=manifest(shards), url=url, quiet=True)
-    digest = run.door(None)(UnitWorker(run.recipe, url).hello())
+    run = PrecomputeJob(recipe=recipe(), manifest=manifest(shards), url=url, quiet=True)
+    digest = run.environment_check(None)(UnitWorker(run.recipe, url).environment())
     store = open_store(url)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(8) as threads:
 

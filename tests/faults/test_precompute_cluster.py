@@ -20,7 +20,7 @@ from small_corpus import hashes, manifest_of, recipe_for, run_here, write_corpus
 
 from sage_scale.config import to_yaml
 from sage_scale.precompute.actor import UnitWorker
-from sage_scale.precompute.driver import Run
+from sage_scale.precompute.job import PrecomputeJob
 from sage_scale.shards import open_dataset, verify_dataset
 from sage_scale.storage import open_store
 
@@ -92,7 +92,7 @@ def test_a_run_shows_its_figures_and_outlives_the_loss_of_a_node(
 
     recipe = recipe_for(corpus, precompute={"price_per_cpu_hour": 36.0})
     out, events = tmp_path / "out", tmp_path / "events.jsonl"
-    run = Run(
+    run = PrecomputeJob(
         recipe=recipe, manifest=manifest_of(recipe), url=str(out), quiet=True, worker=Unhurried, events=events
     )
 

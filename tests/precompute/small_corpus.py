@@ -15,9 +15,9 @@ from sage_scale.config import Recipe, from_mapping
 from sage_scale.corpora.manifest import Manifest
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.precompute.actor import UnitWorker
-from sage_scale.precompute.driver import Run
-from sage_scale.precompute.events import Event, UnitDone, UnitFailed
+from sage_scale.precompute.job import PrecomputeJob
 from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.progress import Event, UnitDone, UnitFailed
 from sage_scale.storage.folder import FolderStore
 
 CLIPS = 7
@@ -90,7 +90,7 @@ class HerePool:
     def busy(self) -> int:
         return len(self.waiting)
 
-    def start(self, unit: Unit, tar_stored: bool, exact: bool = False) -> None:
+    def start(self, unit: Unit, tar_stored: bool, alone: bool = False) -> None:
         self.waiting.append((unit, tar_stored))
 
     def wait(self, timeout_s: float) -> list[tuple[Unit, Event]]:
@@ -104,7 +104,7 @@ class HerePool:
         return told
 
 
-class HereRun(Run):
+class HereRun(PrecomputeJob):
     """A run without Ray."""
 
     interrupt: Callable[[Unit], None] | None = None
@@ -113,9 +113,9 @@ class HereRun(Run):
         return None
 
     @contextlib.contextmanager
-    def pool(self, units: int, door: Callable) -> Iterator[HerePool]:
+    def pool(self, units: int, check: Callable) -> Iterator[HerePool]:
         worker = UnitWorker(self.recipe, self.store.url, self.give_up)
-        yield HerePool(worker, door(worker.hello()), self.interrupt)
+        yield HerePool(worker, check(worker.environment()), self.interrupt)
 
 
 def run_here(recipe: Recipe, out: Path | str, **settings) -> HereRun:

@@ -10,7 +10,7 @@ from small_corpus import CLIPS, manifest_of, recipe_for, run_here
 
 from sage_scale.config.data import Text
 from sage_scale.errors import SageError, UsageError
-from sage_scale.precompute import driver
+from sage_scale.precompute import job
 from sage_scale.storage import open_store
 from sage_scale.text.pseudogloss import PseudoGlosser, check_tagger
 
@@ -22,7 +22,7 @@ def no_ray(monkeypatch):
     def start(recipe):
         raise AssertionError("Ray is started")
 
-    monkeypatch.setattr(driver, "ray_session", start)
+    monkeypatch.setattr(job, "ray_session", start)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_wrong_tagger_or_weights_file(no_ray, corpus_root, tmp_path, changes, 
         changes = {**changes, "vision": {**vision, "backbone_weights": file}}
     recipe = recipe_for(corpus_root, **changes)
     with pytest.raises(SageError, match=words) as refused:
-        driver.Run(
+        job.PrecomputeJob(
             recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True
         ).execute()
     assert "\n" not in str(refused.value)
@@ -71,7 +71,7 @@ def test_an_output_that_cannot_be_written_is_wrong_usage(no_ray, corpus_root, tm
         pytest.skip("Linux alone has it")
     recipe = recipe_for(corpus_root)
     with pytest.raises(UsageError):
-        driver.Run(
+        job.PrecomputeJob(
             recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / place), quiet=True
         ).execute()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_scale.precompute.metrics import label
+from sage_scale.precompute.progress import label
 
 
 @given(st.text(st.characters()))

@@ -17,7 +17,7 @@ from small_corpus import CLIPS, hashes, manifest_of, recipe_for, run_here, write
 from sage_scale.errors import UnitsOpen
 from sage_scale.precompute import precompute_corpus
 from sage_scale.precompute.actor import UnitWorker
-from sage_scale.precompute.driver import Run
+from sage_scale.precompute.job import PrecomputeJob
 from sage_scale.shards import open_dataset, verify_dataset
 from sage_scale.storage import open_store
 
@@ -68,7 +68,7 @@ def undisturbed(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_ray_writes_the_same_bytes_as_one_process(ray_here, undisturbed, corpus_root, tmp_path) -> None:
     events = tmp_path / "events.jsonl"
     recipe = recipe_for(corpus_root)
-    run = Run(
+    run = PrecomputeJob(
         recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / "out"), events=events, quiet=True
     )
     summary = run.execute()
@@ -81,11 +81,12 @@ def test_ray_writes_the_same_bytes_as_one_process(ray_here, undisturbed, corpus_
 def test_two_drivers_at_once_on_one_s3_output(bucket, ray_here, undisturbed, corpus_root) -> None:
     recipe = recipe_for(corpus_root, precompute={"actors": 1})
     runs = [
-        Run(recipe=recipe, manifest=manifest_of(recipe), url=f"{bucket}/set", quiet=True) for _ in range(2)
+        PrecomputeJob(recipe=recipe, manifest=manifest_of(recipe), url=f"{bucket}/set", quiet=True)
+        for _ in range(2)
     ]
     errors: list[BaseException] = []
 
-    def execute(run: Run) -> None:
+    def execute(run: PrecomputeJob) -> None:
         try:
             run.execute()
         except BaseException as error:
@@ -112,9 +113,9 @@ def test_a_unit_that_takes_too_long_stays_open_and_is_named(ray_here, corpus_roo
     recipe = recipe_for(root, precompute={"unit_timeout_s": 1.5, "actors": 2}, **settings)
     out = str(tmp_path / "out")
     with pytest.raises(UnitsOpen, match=r"at clip 'test/long.mp4': took more than 1.5 s") as caught:
-        Run(recipe=recipe, manifest=manifest_of(recipe), url=out, quiet=True).execute()
+        PrecomputeJob(recipe=recipe, manifest=manifest_of(recipe), url=out, quiet=True).execute()
     assert caught.value.exit_code == 4
-    by_hand = Run(
+    by_hand = PrecomputeJob(
         recipe=recipe, manifest=manifest_of(recipe), url=out, give_up=frozenset({"test/long.mp4"}), quiet=True
     )
     assert by_hand.execute().reasons == {"given-up": 1}
@@ -126,7 +127,7 @@ def test_a_clip_that_kills_its_actor_is_named_and_only_given_up_by_hand(
     fatal = "train/train03.mp4"
 
     class Mortal(UnitWorker):  # in here, so that Ray sends its code and not its name
-        def hello(self):
+        def environment(self):
             finish = self.maker.finish
 
             def deadly(clip, decoded):
@@ -135,10 +136,10 @@ def test_a_clip_that_kills_its_actor_is_named_and_only_given_up_by_hand(
                 return finish(clip, decoded)
 
             self.maker.finish = deadly
-            return super().hello()
+            return super().environment()
 
     recipe = recipe_for(corpus_root, precompute={"actors": 1, "max_restarts": 2})
-    run = Run(
+    run = PrecomputeJob(
         recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True, worker=Mortal
     )
     with pytest.raises(
@@ -147,7 +148,7 @@ def test_a_clip_that_kills_its_actor_is_named_and_only_given_up_by_hand(
         run.execute()
     assert caught.value.exit_code == 4 and len(list((tmp_path / "out").glob("*.tar"))) == 4
     allowed = recipe_for(corpus_root, shards={"max_reject_rate": 0.2})
-    by_hand = Run(
+    by_hand = PrecomputeJob(
         recipe=allowed,
         manifest=manifest_of(recipe),
         url=str(tmp_path / "out"),
@@ -164,7 +165,7 @@ def test_a_clip_that_outgrows_its_actors_memory_is_named_and_the_machine_never_n
     seen = tmp_path / "seen"
 
     class Hungry(UnitWorker):  # in here, so that Ray sends its code and not its name
-        def hello(self):
+        def environment(self):
             import time
 
             from sage_scale.precompute.memory import own_memory_mb
@@ -181,12 +182,12 @@ def test_a_clip_that_outgrows_its_actors_memory_is_named_and_the_machine_never_n
                 return finish(clip, decoded)
 
             self.maker.finish = devour
-            return super().hello()
+            return super().environment()
 
     settings = {"actors": 2, "max_restarts": 9, "actor_memory_mb": budget_mb}
     recipe = recipe_for(corpus_root, precompute=settings)
     events = tmp_path / "events.jsonl"
-    run = Run(
+    run = PrecomputeJob(
         recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True, worker=Hungry,
         events=events,
     )  # fmt: skip
@@ -205,7 +206,7 @@ def test_a_clip_that_outgrows_its_actors_memory_is_named_and_the_machine_never_n
     assert len({pid for pid, _ in sizes}) == 3
     assert max(float(size) for _, size in sizes) < budget_mb + 2000
     allowed = recipe_for(corpus_root, shards={"max_reject_rate": 0.2}, precompute=settings)
-    by_hand = Run(
+    by_hand = PrecomputeJob(
         recipe=allowed, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True, worker=Hungry,
         give_up=frozenset({fatal}),
     )  # fmt: skip
@@ -291,7 +292,7 @@ def test_a_video_of_odd_shape_and_rate_is_stored_at_the_recipes(ray_here, tmp_pa
     write_video(tmp_path / "corpus" / "wide.mp4", frames=50, seed=1, size=64)
     (tmp_path / "corpus" / "wide.txt").write_text("Ein Satz.")
     recipe = recipe_for(tmp_path / "corpus", vision={"fps": 12.5})
-    run = Run(recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True)
+    run = PrecomputeJob(recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True)
     run.execute()
     dataset = open_dataset(tmp_path / "out")
     sample = dataset.read(dataset.samples(), 0)

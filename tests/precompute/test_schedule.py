@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import TooManyRejects, UnitsOpen, UsageError
-from sage_scale.precompute.events import ClipDone, Event, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
-from sage_scale.precompute.progress import Progress
+from sage_scale.precompute.progress import ClipDone, Event, JobProgress, UnitDone, UnitFailed
 from sage_scale.precompute.schedule import RejectLimit, Schedule
 from sage_scale.shards.layout import Marker
 
@@ -44,7 +43,7 @@ class MadeUpPool:
         self.running: list[tuple[Unit, bool]] = []
         self.attempts: Counter[int] = Counter()
         self.most_at_once = 0
-        self.beside_exact: list[int] = []
+        self.beside_alone: list[int] = []
         self.done: list[int] = []
 
     @property
@@ -55,12 +54,12 @@ class MadeUpPool:
     def busy(self) -> int:
         return len(self.running)
 
-    def start(self, unit: Unit, tar_stored: bool, exact: bool = False) -> None:
+    def start(self, unit: Unit, tar_stored: bool, alone: bool = False) -> None:
         assert self.idle > 0, "more units in flight than actors"
-        self.running.append((unit, exact))
+        self.running.append((unit, alone))
         self.most_at_once = max(self.most_at_once, len(self.running))
         if any(alone for _, alone in self.running):
-            self.beside_exact.append(len(self.running))
+            self.beside_alone.append(len(self.running))
 
     def wait(self, timeout_s: float) -> list[tuple[Unit, Event]]:
         if not self.running:
@@ -77,7 +76,7 @@ class MadeUpPool:
 
 def schedule(work: list[Unit], tries: int = 3, rate: float = 0.0) -> Schedule:
     clips = sum(len(unit.clips) for unit in work)
-    progress = Progress(clips=clips, units=len(work), quiet=True)
+    progress = JobProgress(clips=clips, units=len(work), quiet=True)
     return Schedule(
         work, tries=tries, progress=progress, limit=RejectLimit(rate, clips), pause_s=lambda attempt: 0.0
     )
@@ -129,7 +128,7 @@ def test_a_clip_that_kills_its_actor_twice_is_run_alone_and_then_named() -> None
     plan = schedule(units(6), tries=9)
     with pytest.raises(UnitsOpen, match=r"000001 at clip 'u1c2'.*--give-up"):
         plan.run(pool)
-    assert pool.attempts[1] == 3 and pool.beside_exact == [1]
+    assert pool.attempts[1] == 3 and pool.beside_alone == [1]
     assert sorted(pool.done) == [0, 2, 3, 4, 5]
 
 
@@ -138,7 +137,7 @@ def test_deaths_in_different_clips_do_not_make_one_suspect() -> None:
         2, lambda unit, attempt: killed(f"u0c{attempt - 1}") if attempt <= 3 and unit.number == 0 else None
     )
     schedule(units(3), tries=5).run(pool)
-    assert sorted(pool.done) == [0, 1, 2] and pool.beside_exact == []
+    assert sorted(pool.done) == [0, 1, 2] and pool.beside_alone == []
 
 
 def test_a_time_out_is_not_tried_again() -> None:

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from sage_scale.errors import UsageError
-from sage_scale.precompute.scratch import ray_folder, scratch_folder
+from sage_scale.precompute.actor import scratch_folder
+from sage_scale.precompute.ray_session import ray_folder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import ray
 
 from sage_scale.config import Recipe
 from sage_scale.errors import SageError
-from sage_scale.precompute.pool import ray_session
+from sage_scale.precompute.ray_session import ray_session
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 

@@ -15,9 +15,9 @@ from small_corpus import hashes, manifest_of, recipe_for, write_video
 
 from sage_scale.corpora.manifest import Clip
 from sage_scale.precompute.actor import UnitWorker, is_disk_full
-from sage_scale.precompute.events import ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
-from sage_scale.precompute.sample import SampleMaker, source_name
+from sage_scale.precompute.progress import ClipDone, UnitDone, UnitFailed
+from sage_scale.precompute.sample_maker import SampleMaker, source_name
 
 DIGEST = "0123456789abcdef"
 
@@ -166,7 +166,7 @@ def test_one_pass_over_a_video_gives_the_bytes_of_clip_by_clip_in_the_order_of_t
     unit, _ = long_video(tmp_path, order)
     recipe = recipe_for(tmp_path)
     for name, alone, waiting in (("alone", True, 2**20), ("pass", False, 2**20), ("file", False, 4000)):
-        monkeypatch.setattr(unit_clips.Waiting.__init__, "__defaults__", (waiting,))
+        monkeypatch.setattr(unit_clips.ReorderBuffer.__init__, "__defaults__", (waiting,))
         *done, last = UnitWorker(recipe, str(tmp_path / name)).work(unit, DIGEST, alone=alone)
         assert isinstance(last, UnitDone) and [event.clip for event in done] == [c.id for c in unit.clips]
     assert hashes(tmp_path / "pass") == hashes(tmp_path / "alone") == hashes(tmp_path / "file")
@@ -194,7 +194,7 @@ def test_a_failure_names_the_clip_in_work_also_before_its_turn(tmp_path: Path, m
     worker = UnitWorker(recipe_for(tmp_path), str(tmp_path / "out"))
     finish = worker.maker.finish
 
-    def fails(clip: Clip, decoded):
+    def fails(clip: Clip, decoded, rows=None):
         if clip.id == "1":
             raise MemoryError
         return finish(clip, decoded)
@@ -203,13 +203,13 @@ def test_a_failure_names_the_clip_in_work_also_before_its_turn(tmp_path: Path, m
     for alone, done in ((False, ["first"]), (True, ["first", "3", "2"])):
         *events, last = worker.work(unit, DIGEST, alone=alone)
         assert isinstance(last, UnitFailed) and (last.kind, last.clip) == ("memory", "1")
-        assert [event.clip for event in events] == done  # alone, the first not told of is the one in work
+        assert [event.clip for event in events] == done  # alone, the first not reported is the one being made
 
 
 def test_no_more_than_two_clips_are_decoded_at_a_time() -> None:
     import threading
 
-    from sage_scale.precompute.unit_clips import Ahead
+    from sage_scale.precompute.unit_clips import Prefetch
 
     alive, most, lock = 0, 0, threading.Lock()
 
@@ -225,7 +225,7 @@ def test_no_more_than_two_clips_are_decoded_at_a_time() -> None:
             with lock:
                 alive -= 1
 
-    with Ahead(Picture() for _ in range(20)) as items:
+    with Prefetch(Picture() for _ in range(20)) as items:
         count = 0
         for item in items:
             count += 1
@@ -236,7 +236,7 @@ def test_no_more_than_two_clips_are_decoded_at_a_time() -> None:
         yield 1
         raise OSError("broken")
 
-    with Ahead(fails()) as items, pytest.raises(OSError, match="broken"):
+    with Prefetch(fails()) as items, pytest.raises(OSError, match="broken"):
         list(items)
-    with Ahead(iter(range(10**9))) as items:
+    with Prefetch(iter(range(10**9))) as items:
         assert next(items) == 0  # and leaving does not wait for the rest

@@ -20,11 +20,11 @@ from sage_scale.config import Recipe, Stage, override, to_yaml
 from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.models.sage.visual import VisualEncoder
-from sage_scale.precompute import driver
+from sage_scale.precompute import job
 from sage_scale.precompute.actor import UnitWorker
-from sage_scale.precompute.description import environment_here
-from sage_scale.precompute.events import UnitDone
+from sage_scale.precompute.environment import environment_here
 from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.progress import UnitDone
 from sage_scale.precompute.run_backbone import run_backbone, run_weights
 from sage_scale.training import pretrain
 from sage_scale.training.checkpoint.tensors import load_tensors
@@ -126,7 +126,7 @@ def test_mistakes_are_one_line(trained, tmp_path) -> None:
     ):
         with pytest.raises(RecipeError, match=told):  # before Ray is started or a thing is written
             wanted = features_recipe(run, recipe, "model.feature_dim=16", change)
-            driver.Run(manifest=Manifest(()), recipe=wanted, url=str(tmp_path / "out"))
+            job.PrecomputeJob(manifest=Manifest(()), recipe=wanted, url=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     shutil.copytree(run, tmp_path / "run")
     file = tmp_path / "run" / "pretrain" / "visual.safetensors"

@@ -24,7 +24,7 @@ from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.models.sage.export import save_translator
 from sage_scale.models.sage.mbart import load_language_model
 from sage_scale.models.sage.model import SageTranslator
-from sage_scale.precompute.sample import SampleMaker
+from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.shards import (
     DatasetInfo,
     PlannedUnit,

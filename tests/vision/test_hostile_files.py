@@ -19,8 +19,8 @@ from sage_scale.corpora.manifest import Clip
 from sage_scale.corpora.videos import read_corpus
 from sage_scale.errors import ClipRejected
 from sage_scale.precompute.actor import UnitWorker
-from sage_scale.precompute.events import UnitDone
 from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.progress import UnitDone
 from sage_scale.vision.decode import decode_clip, decode_clips
 
 SMALL = Vision(size=16, crop=16, max_frames=500)

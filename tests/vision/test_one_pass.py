@@ -16,7 +16,7 @@ from video_kinds import FRAMES, KINDS, X264, scenes
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Region
 from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures, read_clip, read_clips
-from sage_scale.vision.video_frames import SKIP_S, Tally
+from sage_scale.vision.video_frames import SKIP_S, DecodeStats
 
 SMALL = Pictures(fps=25.0, stride=2, size=16, grey_size=8, stretch=False, min_frames=3, max_frames=150)
 
@@ -39,14 +39,14 @@ def same(one: ClipPictures | ClipRejected, other: ClipPictures | ClipRejected) -
     )
 
 
-def check_same(path: Path, intervals: list[Interval], pictures: Pictures = SMALL) -> Tally:
-    tally = Tally()
-    outcomes = dict(read_clips(path, intervals, pictures, tally))
+def check_same(path: Path, intervals: list[Interval], pictures: Pictures = SMALL) -> DecodeStats:
+    stats = DecodeStats()
+    outcomes = dict(read_clips(path, intervals, pictures, stats))
     assert sorted(outcomes) == list(range(len(intervals)))
     for number, interval in enumerate(intervals):
         expected = alone(path, interval, pictures)
         assert same(outcomes[number], expected), (interval, outcomes[number], expected)
-    return tally
+    return stats
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +84,17 @@ def consecutive(count: int, seconds: float, overlap_s: float = 0.0) -> list[Inte
 
 
 def test_overlapping_clips_that_cover_a_video_decode_each_frame_once(made) -> None:
-    tally = check_same(made("mp4 B-frames"), consecutive(11, 0.8, overlap_s=0.3))
-    assert (tally.decoded, tally.seeks, tally.passes) == (FRAMES, 0, 1)
+    stats = check_same(made("mp4 B-frames"), consecutive(11, 0.8, overlap_s=0.3))
+    assert (stats.decoded, stats.seeks, stats.passes) == (FRAMES, 0, 1)
 
 
 def test_a_gap_with_a_key_frame_in_it_is_skipped_and_a_gap_without_is_decoded(made, tmp_path) -> None:
     path = made("mp4")  # a key frame every 30 frames
     gaps = [Interval(0, 1), Interval(6, 7)]
-    tally = check_same(path, gaps)
-    assert tally.seeks == 1
+    stats = check_same(path, gaps)
+    assert stats.seeks == 1
     needed = 26 + (7 * 25 + 1 - 150)  # frames 0 to 25, and from the key frame 150 (6.0 s) to 175
-    assert tally.decoded <= needed + 4  # the decoder runs ahead by what it reorders
+    assert stats.decoded <= needed + 4  # the decoder runs ahead by what it reorders
     near = [Interval(0, 1), Interval(1 + 0.9 * SKIP_S, 3)]
     assert check_same(path, near).seeks == 0
     long = made("one key frame")
@@ -146,8 +146,8 @@ def test_a_long_file_cut_short_is_not_read_again_for_each_clip_behind_the_cut(tm
     )
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    tally = check_same(path, consecutive(60, 1.0))
-    assert tally.decoded < 10 * 750  # 30 clips lie behind the cut, those beyond 16 s of it cost nothing
+    stats = check_same(path, consecutive(60, 1.0))
+    assert stats.decoded < 10 * 750  # 30 clips lie behind the cut, those beyond 16 s of it cost nothing
 
 
 def test_what_the_disk_is_to_blame_for_rejects_nothing(made, monkeypatch) -> None:

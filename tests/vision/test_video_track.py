@@ -19,7 +19,7 @@ from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Region
 from sage_scale.vision.decode import _interval, decode_clip, decode_clips, probe
 from sage_scale.vision.keypoint_files import LEFT_SHOULDER, POINTS, RIGHT_SHOULDER
-from sage_scale.vision.video_frames import Tally
+from sage_scale.vision.video_frames import DecodeStats
 
 SMALL = Vision(size=32, crop=32, frame_stride=1, min_frames=1)
 DEFAULT = int(Disposition.default)
@@ -31,11 +31,11 @@ def clip(path: Path, interval: tuple[float, float | None]) -> Clip:
 
 
 def shown(
-    path: Path, *intervals: tuple[float, float | None], tally: Tally | None = None
+    path: Path, *intervals: tuple[float, float | None], stats: DecodeStats | None = None
 ) -> list[list[int] | str]:
     """Picture numbers of each interval, or why it is refused; the same from one pass as alone."""
     clips = [clip(path, interval) for interval in intervals]
-    together = dict(decode_clips(clips, SMALL, tally))
+    together = dict(decode_clips(clips, SMALL, stats))
     found: list[list[int] | str] = []
     for k, each in enumerate(clips):
         try:
@@ -87,12 +87,12 @@ MANY: dict[str, tuple[str, list[Pictures | Sound], str]] = {
 def test_the_stream_that_plays_is_the_video(tmp_path, kind) -> None:
     name, tracks, note = MANY[kind]
     path = write_tracks(tmp_path / name, tracks)
-    tally = Tally()
-    assert shown(path, WHOLE, (0.4, 0.8), tally=tally) == [run(0, 50), run(10, 10)]
+    stats = DecodeStats()
+    assert shown(path, WHOLE, (0.4, 0.8), stats=stats) == [run(0, 50), run(10, 10)]
     track = probe(str(path))
     assert track is not None and track.end_s == pytest.approx(2.0) and track.note.startswith(note)
     assert bool(track.note) == bool(note)
-    assert tally.take_notes() == ((f"{name}: {track.note}",) if note else ())
+    assert stats.take_notes() == ((f"{name}: {track.note}",) if note else ())
 
 
 @pytest.mark.parametrize("tracks", [[Sound(2), COVER], [COVER, Sound(2)], [COVER, Sound(1), COVER]], ids=len)
@@ -198,12 +198,12 @@ JOINED: dict[str, tuple[str, list[list[Pictures | Sound]]]] = {
 def test_a_clock_that_starts_again_goes_on(tmp_path, kind) -> None:
     name, parts = JOINED[kind]
     path = joined(tmp_path / name, *parts)
-    tally = Tally()
+    stats = DecodeStats()
     intervals = [WHOLE, (0.2, 1.0), (1.0, 1.6), (1.4, 2.4), (2.0, None), (2.6, 3.0)]
     expected = [run(0, 60), run(5, 20), run(25, 15), run(35, 25), run(50, 10), "beyond-end"]
-    assert shown(path, *intervals, tally=tally) == expected
+    assert shown(path, *intervals, stats=stats) == expected
     assert end_s(path) == pytest.approx(2.4)
-    assert [note for note in tally.take_notes() if "clock starts again" in note]
+    assert [note for note in stats.take_notes() if "clock starts again" in note]
 
 
 def test_joined_sound_and_pictures(tmp_path) -> None:

@@ -22,7 +22,7 @@ from sage_scale.text.pseudogloss import glosser
 from sage_scale.vision.backbone_choice import BACKBONES
 from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg
 from sage_scale.vision.median import median_frame
-from sage_scale.vision.video_frames import Tally
+from sage_scale.vision.video_frames import DecodeStats
 
 if TYPE_CHECKING:
     from sage_scale.vision.backbones import FrozenBackbone
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class SampleMaker:
-    """Makes samples by one recipe; keeps what is expensive to load (tagger, backbone)."""
+    """Makes samples by one recipe; keeps its tagger and backbone loaded."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -63,22 +63,27 @@ class SampleMaker:
                 self._backbone = run_backbone(vision, device)
 
     def take_stages(self) -> dict[str, float]:
-        """Seconds by stage since the last call."""
+        """Returns seconds by stage since the last call."""
         stages, self.stages = self.stages, {}
         return stages
 
-    def spent(self, stage: str, seconds: float) -> None:
-        """Count time spent in a stage elsewhere."""
-        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time within as spent in a stage."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - begun
 
-    def make(self, clip: Clip, tally: Tally | None = None) -> Sample:
-        """The sample of `clip`. Raises ClipRejected for what lies in its bytes, other errors for the rest."""
+    def make(self, clip: Clip, stats: DecodeStats | None = None) -> Sample:
+        """Returns the sample of `clip`. Raises ClipRejected for faults of its bytes, other errors for the machine's."""
         with self.stage("decode"):
-            decoded = decode_clip(clip, self.recipe.vision, tally, grey=self.wants_grey)
+            decoded = decode_clip(clip, self.recipe.vision, stats, grey=self.wants_grey)
         return self.finish(clip, decoded)
 
     def batches(self) -> FeatureBatches[Any] | None:
-        """What fills the backbone's batches with frames of several clips; None where no backbone sees pictures."""
+        """Returns a batcher of frames of several clips for the backbone; None where no backbone sees pictures."""
         if self.recipe.vision.kind != "features" or self.recipe.vision.backbone == "keypoints":
             return None
         from sage_scale.vision.feature_batches import FeatureBatches  # imports torch
@@ -88,8 +93,10 @@ class SampleMaker:
         return FeatureBatches(self._backbone)
 
     def finish(self, clip: Clip, decoded: DecodedClip, features_VRC: np.ndarray | None = None) -> Sample:
-        """The sample of a clip that is decoded already, and whose features, of all views, may be known. The errors are
-        those of `make`."""
+        """Returns the sample of a decoded clip; `features_VRC` are its features of all views, computed here if None.
+
+        Raises the errors of `make`.
+        """
         vision = self.recipe.vision
         with self.stage("segment"):
             segments_N2 = segment_clip(decoded, self.recipe.segmentation)
@@ -100,7 +107,10 @@ class SampleMaker:
         if vision.kind == "features":
             if features_VRC is None:
                 with self.stage("features"):
-                    features_VRC = self._features(clip, decoded)
+                    self.load()
+                    assert self._backbone is not None
+                    # float16 (V, T / stride, C): one row a view and frame of the stride grid.
+                    features_VRC = np.asarray(self._backbone(decoded, self.view_seeds(clip)), np.float16)
         else:
             if not len(decoded.frames):
                 raise ClipRejected("no-pictures", "the source has no pictures to store")
@@ -113,7 +123,18 @@ class SampleMaker:
                     background = encode_jpeg(median_frame(decoded.frames), vision.jpeg_quality)
         return Sample(
             key=clip.key,
-            meta=metadata(clip, glosses, decoded),
+            meta={
+                "id": clip.id,
+                "sentence": clip.sentence,
+                "pseudo_glosses": glosses,
+                "language": clip.language,
+                "fps": decoded.fps,
+                "frame_stride": decoded.stride,
+                "frames": decoded.total_frames,
+                "source": source_name(clip),
+                "signer": clip.signer,
+                "split": clip.split,
+            },
             segments=segments_N2,
             frames=frames,
             background=background,
@@ -122,45 +143,14 @@ class SampleMaker:
         )
 
     def view_seeds(self, clip: Clip) -> list[int]:
-        """What decides each augmented view of the clip's features."""
+        """Returns the seed of each augmented view of the clip's features."""
         from sage_scale.vision.packed import view_seed  # imports torch
 
         return [view_seed(clip.key, view) for view in range(1, self.recipe.vision.feature_views)]
 
-    def _features(self, clip: Clip, decoded: DecodedClip) -> np.ndarray:
-        """float16 (V, T / stride, C): one row a view and frame of the stride grid."""
-        self.load()
-        assert self._backbone is not None
-        return np.asarray(self._backbone(decoded, self.view_seeds(clip)), np.float16)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time within as spent in a stage."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent(name, time.perf_counter() - begun)
-
-
-def metadata(clip: Clip, glosses: list[str], decoded: DecodedClip) -> dict[str, Any]:
-    """The sample's JSON member."""
-    return {
-        "id": clip.id,
-        "sentence": clip.sentence,
-        "pseudo_glosses": glosses,
-        "language": clip.language,
-        "fps": decoded.fps,
-        "frame_stride": decoded.stride,
-        "frames": decoded.total_frames,
-        "source": source_name(clip),
-        "signer": clip.signer,
-        "split": clip.split,
-    }
-
 
 def source_name(clip: Clip) -> str:
-    """File name and interval as a media fragment (`talk.mp4#t=1.5,4.25`); no path, since paths differ by machine."""
+    """Returns file name and interval as a media fragment (`talk.mp4#t=1.5,4.25`), without a path."""
     name = clip.video.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     if clip.start_s == 0 and clip.end_s is None:
         return name

@@ -100,8 +100,8 @@ def test_nothing_is_listed_while_units_are_made(corpus_root, tmp_path) -> None:
 
     class Watched(type(run_here(recipe_for(corpus_root), tmp_path / "out"))):
         @contextlib.contextmanager
-        def pool(self, units, door):
-            with super().pool(units, door) as pool:
+        def pool(self, units, check):
+            with super().pool(units, check) as pool:
                 pool.worker.store = counted
                 yield pool
                 self.worked = list(counted.requests)

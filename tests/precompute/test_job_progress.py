@@ -12,9 +12,8 @@ import pytest
 
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
-from sage_scale.precompute.events import ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.plan import Unit
-from sage_scale.precompute.progress import Progress, duration
+from sage_scale.precompute.progress import ClipDone, JobProgress, UnitDone, UnitFailed
 from sage_scale.shards.layout import Marker
 
 UNIT = Unit(number=3, split="train", clips=tuple(Clip(id=f"c{i}", video=f"{i}.mp4") for i in range(4)))
@@ -30,7 +29,7 @@ def done(clip: str, **stages: float) -> ClipDone:
 
 def test_a_line_counts_clips_video_shards_rejects_and_names_the_bottleneck() -> None:
     text = io.StringIO()
-    with Progress(clips=10, units=5, clips_before=2, units_before=1, stream=text, every_s=0.0) as progress:
+    with JobProgress(clips=10, units=5, clips_before=2, units_before=1, stream=text, every_s=0.0) as progress:
         for number in range(3):
             progress.clip(UNIT, done(f"c{number}", decode=0.5, encode=1.5))
         progress.clip(
@@ -39,12 +38,12 @@ def test_a_line_counts_clips_video_shards_rejects_and_names_the_bottleneck() -> 
     line = text.getvalue().splitlines()[-1]
     assert "6 of 10 clips" in line and "1 of 5 shards" in line and "1 rejects" in line and "left" in line
     assert "bottleneck encode (74% of" in line  # 4.5 of 6.1 seconds
-    assert progress.bottleneck() == "encode 4.5 s (74%), decode 1.6 s (26%)"
+    assert progress.stage_seconds() == "encode 4.5 s (74%), decode 1.6 s (26%)"
 
 
 def test_clips_of_a_lost_unit_no_longer_count() -> None:
     text = io.StringIO()
-    with Progress(clips=10, units=5, stream=text, every_s=99) as progress:
+    with JobProgress(clips=10, units=5, stream=text, every_s=99) as progress:
         progress.clip(UNIT, done("c0"))
         progress.clip(UNIT, done("c1"))
         assert progress.clips_done == 2
@@ -58,7 +57,7 @@ def test_clips_of_a_lost_unit_no_longer_count() -> None:
 def test_an_outage_of_the_storage_is_one_line_a_minute(monkeypatch) -> None:
     text, now = io.StringIO(), [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress(clips=10, units=5, stream=text, every_s=9999) as progress:
+    with JobProgress(clips=10, units=5, stream=text, every_s=9999) as progress:
         for second in range(130):
             now[0] = 1000.0 + second
             progress.failure(UNIT, UnitFailed(kind="storage", message="S3 is away", clip=""), again=True)
@@ -76,7 +75,7 @@ def test_an_outage_of_the_storage_is_one_line_a_minute(monkeypatch) -> None:
 
 def test_events_are_json_lines_that_tell_the_whole_run(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
-    with Progress(clips=4, units=1, events=file, quiet=True) as progress:
+    with JobProgress(clips=4, units=1, events=file, quiet=True) as progress:
         progress.clip(UNIT, ClipDone(clip="c0", reason="unreadable", detail="über"))
         progress.failure(UNIT, UnitFailed(kind="storage", message="503", clip="c1"), again=True)
         progress.unit(UNIT, UnitDone(marker=MARKER))
@@ -87,7 +86,7 @@ def test_events_are_json_lines_that_tell_the_whole_run(tmp_path: Path) -> None:
 
 def test_notes_on_videos_are_said_once_each_and_ten_at_most(tmp_path: Path) -> None:
     stream, file = io.StringIO(), tmp_path / "events.jsonl"
-    with Progress(clips=30, units=1, stream=stream, events=file, every_s=999) as progress:
+    with JobProgress(clips=30, units=1, stream=stream, events=file, every_s=999) as progress:
         for k in range(30):
             note = f"{k // 2}.mkv: 2 video streams\x1b[31m"
             progress.clip(UNIT, ClipDone(clip=f"c{k}", frames=9, seconds=1.0, notes=(note,)))
@@ -123,7 +122,7 @@ def test_the_state_has_its_cost_by_stage_and_goes_to_rays_metrics(tmp_path: Path
             return terminal
 
     file, text = tmp_path / "events.jsonl", Stream()
-    with Progress(
+    with JobProgress(
         clips=10,
         units=5,
         clips_before=2,
@@ -155,21 +154,14 @@ def test_the_state_has_its_cost_by_stage_and_goes_to_rays_metrics(tmp_path: Path
 
 
 def test_without_a_price_there_is_no_cost() -> None:
-    with Progress(clips=1, units=1, quiet=True) as progress:
+    with JobProgress(clips=1, units=1, quiet=True) as progress:
         progress.clip(UNIT, done("c0", decode=5.0))
     assert progress.cost() == {} and "cost" not in progress.line()
 
 
 def test_an_events_file_that_cannot_be_written_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--events"):
-        Progress(clips=1, units=1, events=tmp_path / "none" / "events.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (18240, "5 h 04 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+        JobProgress(clips=1, units=1, events=tmp_path / "none" / "events.jsonl")
 
 
 def test_a_terminal_gets_a_bar() -> None:
@@ -178,7 +170,7 @@ def test_a_terminal_gets_a_bar() -> None:
             return True
 
     text = Terminal()
-    with Progress(clips=4, units=1, stream=text) as progress:
+    with JobProgress(clips=4, units=1, stream=text) as progress:
         progress.clip(UNIT, done("c0", decode=1.0))
         progress.say("a line of its own")
     assert "1 of 4 clips" in text.getvalue() and "a line of its own" in text.getvalue()

@@ -1,18 +1,14 @@
-"""The driver: from a manifest and a recipe to a finished dataset, however often it is killed and started again.
+"""The precompute job: from a manifest and a recipe to a finished dataset, however often it is killed and repeated.
 
-A finished output is recognised by one GET of index.json, an unfinished one is taken up after one bare listing. New
-clips (`extend`) and second tries of rejected ones are units behind the planned ones (additions.py). Units in flight are
-bounded by the number of actors. A unit whose actor died, ran out of memory or met storage trouble is tried again; one
-clip that was in work at two deaths of its unit is run with nothing beside it, and if that fails too its unit stays open
-and the run ends by naming unit and clip. Nothing but a clip's own bytes, or `--give-up`, rejects.
+A finished output is recognised by one GET of index.json, an unfinished one is continued after one listing. New clips
+(`extend`) and retried rejects are units behind the planned ones. Only a clip's own bytes, or `--give-up`, reject it:
+failures of machine and storage are retried or leave units open (schedule.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,33 +20,41 @@ from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Manifest, is_expected
 from sage_scale.errors import RecipeError, StorageError, UsageError
 from sage_scale.precompute.actor import UnitWorker
-from sage_scale.precompute.additions import (
-    plan_extension,
-    plan_retry,
-    store_addition,
-    stored_additions,
-    units_of,
-)
-from sage_scale.precompute.commit import erase
-from sage_scale.precompute.description import (
+from sage_scale.precompute.environment import (
     Environment,
+    EnvironmentCheck,
     check_same_choice,
-    check_same_environment,
     check_same_manifest,
     check_same_recipe,
-    describe,
 )
-from sage_scale.precompute.metrics import RayMetrics
-from sage_scale.precompute.plan import Limits, Unit, plan_units, without_repeats
-from sage_scale.precompute.pool import Pool, ray_session
-from sage_scale.precompute.progress import Progress
+from sage_scale.precompute.plan import (
+    Limits,
+    Unit,
+    plan_extension,
+    plan_retry,
+    plan_units,
+    units_of,
+    without_repeats,
+)
+from sage_scale.precompute.pool import ActorPool
+from sage_scale.precompute.progress import JobProgress, RayMetrics, Summary
+from sage_scale.precompute.ray_session import ray_session, sigterm_as_interrupt
 from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
-from sage_scale.precompute.summary import Summary
 from sage_scale.segmentation.precomputed import check_labels
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
-from sage_scale.shards.addition_plan import AdditionPlan
+from sage_scale.shards.addition_plan import AdditionPlan, load_additions
 from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished
-from sage_scale.shards.layout import DATASET_JSON, REMOVED, DatasetInfo, parse_info
+from sage_scale.shards.layout import (
+    DATASET_JSON,
+    INDEX_JSON,
+    REMOVED,
+    DatasetInfo,
+    addition_name,
+    index_name,
+    marker_name,
+    parse_info,
+    tar_name,
+)
 from sage_scale.shards.rejects import count_current_rejects, current_rejects, removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import check_tagger
@@ -59,8 +63,8 @@ from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights
 
 
 @dataclass(kw_only=True)
-class Run:
-    """One preprocessing run."""
+class PrecomputeJob:
+    """Makes one dataset."""
 
     recipe: Recipe
     manifest: Manifest
@@ -89,30 +93,32 @@ class Run:
             raise UsageError(f"--overwrite deletes the output that {added} would add to: give one of the two")
         if vision.kind == "features" and vision.backbone in BACKBONES:
             check_width(self.recipe)
-        # Where a node has its own file system only its actors can look for the weights.
-        if vision.kind == "features" and vision.backbone in NETWORKS and not self.recipe.precompute.address:
-            check_weights(vision)
-        elif vision.kind == "features" and vision.backbone not in BACKBONES:
-            from sage_scale.precompute.run_backbone import check_run
+        # On a cluster only the actors can look for the weights, since a node has its own file system.
+        if vision.kind == "features" and not self.recipe.precompute.address:
+            if vision.backbone in NETWORKS:
+                check_weights(vision)
+            elif vision.backbone not in BACKBONES:
+                from sage_scale.precompute.run_backbone import check_run
 
-            if not self.recipe.precompute.address:
                 check_run(self.recipe)
         self.store: Store = open_store(self.url)
         self.limits = Limits(clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=vision.fps)
         self.units = plan_units(self.manifest, self.limits)
-        self.limit = self._limit_over(self.manifest)
+        expected = sum(row.expected for row in self.manifest.rejected)
+        rows = len(self.manifest.clips) + len(self.manifest.rejected) - expected
+        self.limit = RejectLimit(shards.max_reject_rate, rows, expected)
         check_labels(self.recipe, self.manifest, self.limit.exceeded)
         unknown = sorted(self.give_up - {clip.id for clip in self.manifest.clips})
         if unknown:
             raise UsageError(f"--give-up {unknown[0]}: no clip of that id in the manifest")
 
     def execute(self) -> Summary:
-        """Do what is left to do. Raises UsageError for another recipe or manifest, UnitsOpen, TooManyRejects."""
+        """Make what is not there yet. Raises UsageError for another recipe or manifest, UnitsOpen, TooManyRejects."""
         begun = time.monotonic()
-        dataset, stages = self._planned()
+        dataset, stages = self._make_planned()
         if self.retry_rejects:
-            dataset, again = self._retry(dataset)
-            stages = again or stages
+            dataset, retried = self._retry(dataset)
+            stages = retried or stages
         rejects = count_current_rejects(dataset.units, len(dataset.info.units), dataset.additions)
         clips = sum(unit.samples for unit in dataset.units)
         reasons: Counter[str] = Counter()
@@ -122,15 +128,15 @@ class Run:
             for unit in dataset.units:
                 reasons.update(unit.reasons)
         removed = 0
-        if reasons.pop(REMOVED, 0):  # more than one shard may tell of the same clip
+        if reasons.pop(REMOVED, 0):  # more than one shard may record the same clip
             taken = removed_keys(self.store)
             removed = sum(clip.key in taken for clip in self.manifest.clips)
         limit = self.limit
-        if dataset.info.manifest != self.manifest.digest():  # judged by all that was ever asked for
-            expected = sum(count for reason, count in reasons.items() if is_expected(reason))
-            limit = RejectLimit(limit.rate, clips + rejects - min(expected, rejects), min(expected, rejects))
+        if dataset.info.manifest != self.manifest.digest():  # judged by all clips that were ever asked for
+            expected = min(rejects, sum(count for reason, count in reasons.items() if is_expected(reason)))
+            limit = RejectLimit(limit.rate, clips + rejects - expected, expected)
         if clips == 0 or limit.exceeded(rejects):
-            raise limit.error(rejects, reasons, self._first_reject(dataset))
+            raise limit.error(rejects, reasons, _first_reject(dataset))
         if not dataset.finished:
             dataset = finish_dataset(self.store)
         given_up = [clip for clip in self.manifest.clips if clip.id in self.give_up]
@@ -151,12 +157,19 @@ class Run:
             stages=stages,
         )
 
-    def _planned(self) -> tuple[Dataset, str]:
-        """The dataset with every unit done that this manifest's clips are in, and the seconds by stage."""
+    def _make_planned(self) -> tuple[Dataset, str]:
+        """Make all units with this manifest's clips. Returns the dataset and the seconds by stage."""
         url, ours = self.store.url, self.manifest.digest()
         finished = open_finished(self.store)
-        info = finished.info if finished is not None else self._begun()
-        if self.overwrite and (finished is not None or (info is not None and not self._is_ours(info))):
+        info: DatasetInfo | None = None
+        if finished is not None:
+            info = finished.info
+        else:
+            with contextlib.suppress(NotFound):
+                info = parse_info(self.store.get(DATASET_JSON), f"{url}/{DATASET_JSON}")
+        # --overwrite repeated after a kill goes on with an unfinished output of the same recipe and manifest.
+        same = info is not None and (info.recipe, info.manifest) == (self.recipe.dataset_fingerprint(), ours)
+        if self.overwrite and (finished is not None or (info is not None and not same)):
             erase(self.store)
             finished = info = None
         if info is not None:
@@ -177,11 +190,11 @@ class Run:
                         f"{url} holds shards but no {DATASET_JSON}: use another --out, or --overwrite to delete them"
                     )
                 listing = erase(self.store)
-            return self._do(self.units, listing, None)
-        additions = stored_additions(self.store, listing)
+            return self._make(self.units, listing, None)
+        additions = load_additions(self.store, listing.additions)
         self._tell_of_unfinished(additions, listing)
         if info.manifest == ours:
-            return self._do([*self.units, *self._units_of(additions)], listing, info)
+            return self._make([*self.units, *self._units_of(additions)], listing, info)
         if not any(addition.manifest == ours for addition in additions):
             if not self.extend:
                 check_same_manifest(url, info, self.recipe, self.manifest)
@@ -189,7 +202,7 @@ class Run:
         return self._extend(info, listing)
 
     def _extend(self, info: DatasetInfo, listing: UnitListing) -> tuple[Dataset, str]:
-        """Add the clips of which no shard tells; goes on with an extension that was cut off."""
+        """Add the clips that are in no shard; continues an extension that was cut off."""
         missing = sorted(set(range(len(info.units))) - listing.generation.keys())
         if missing:
             raise UsageError(
@@ -202,21 +215,20 @@ class Run:
         ours = self.manifest.digest()
         while True:
             listing = list_units(self.store)
-            additions = stored_additions(self.store, listing)
+            additions = load_additions(self.store, listing.additions)
             if any(addition.manifest == ours for addition in additions):
                 break
             dataset = open_unfinished(self.store)
             plan = plan_extension(self.manifest, self.limits, dataset, listing, additions)
-            # Where another driver was faster with this number, its clips are to be known first.
-            store_addition(self.store, plan, len(additions) + 1)
-        units = self._units_of(additions)
-        dataset, stages = self._do(units, listing, info)
+            # If another driver stored this number first, its clips must be known before the next plan.
+            self.store.put_if_absent(addition_name(len(additions) + 1), plan.to_bytes())
+        dataset, stages = self._make(self._units_of(additions), listing, info)
         return (dataset if dataset.finished else finish_dataset(self.store)), stages
 
     def _retry(self, dataset: Dataset) -> tuple[Dataset, str]:
-        """Try the clips that are rejected as things stand once more; goes on with a retry that was cut off."""
+        """Try the clips that are rejected now once more; continues a retry that was cut off."""
         listing = list_units(self.store)
-        additions = stored_additions(self.store, listing)
+        additions = load_additions(self.store, listing.additions)
         units = self._units_of(additions)
         if all(unit.number in listing.done for unit in units):
             if not dataset.finished or listing.superseded:
@@ -225,11 +237,11 @@ class Run:
             plan = plan_retry(self.manifest, self.limits, dataset, listing, additions, taken_out)
             if plan is None:
                 return dataset, ""
-            store_addition(self.store, plan, len(additions) + 1)
+            self.store.put_if_absent(addition_name(len(additions) + 1), plan.to_bytes())
             listing = list_units(self.store)
-            units = self._units_of(stored_additions(self.store, listing))
+            units = self._units_of(load_additions(self.store, listing.additions))
         base = self.units if dataset.info.manifest == self.manifest.digest() else ()
-        return self._do([*base, *units], listing, dataset.info)
+        return self._make([*base, *units], listing, dataset.info)
 
     def _tell_of_unfinished(self, additions: Sequence[AdditionPlan], listing: UnitListing) -> None:
         """Print a line for an addition that another command began and this one ends as well."""
@@ -249,46 +261,22 @@ class Run:
             )
 
     def _units_of(self, additions: Sequence[AdditionPlan]) -> list[Unit]:
-        """Units of additions, as far as this manifest has their clips."""
+        """Units of additions whose clips are in this manifest."""
         clips = {clip.id: clip for clip in self.manifest.clips}
         return [unit for addition in additions for unit in units_of(addition, clips)]
 
-    def _limit_over(self, manifest: Manifest) -> RejectLimit:
-        expected = sum(row.expected for row in manifest.rejected)
-        rows = len(manifest.clips) + len(manifest.rejected) - expected
-        return RejectLimit(self.recipe.shards.max_reject_rate, rows, expected)
-
-    def _first_reject(self, dataset: Dataset) -> str:
-        for _, reject in current_rejects(dataset):
-            if reject.reason != REMOVED:
-                return f"clip '{reject.id}': {reject.reason}" + (
-                    f" ({reject.detail})" if reject.detail else ""
-                )
-        return ""
-
-    def _begun(self) -> DatasetInfo | None:
-        try:
-            return parse_info(self.store.get(DATASET_JSON), f"{self.store.url}/{DATASET_JSON}")
-        except NotFound:
-            return None
-
-    def _is_ours(self, info: DatasetInfo) -> bool:
-        """Whether an unfinished output is of this very run: --overwrite repeated after a kill goes on with it."""
-        same_recipe = info.recipe == self.recipe.dataset_fingerprint()
-        return same_recipe and info.manifest == self.manifest.digest()
-
-    def _do(
+    def _make(
         self, units: Sequence[Unit], listing: UnitListing, info: DatasetInfo | None
     ) -> tuple[Dataset, str]:
-        """Do the units that are not done; gives the dataset and the seconds by stage."""
+        """Make the units that are not done. Returns the dataset and the seconds by stage."""
         left = [unit for unit in units if unit.number not in listing.done]
         if not left:
             return open_unfinished(self.store), ""
         done = [unit for unit in units if unit.number in listing.done]
         self._check_before_ray(left)
-        door = self.door(info)
+        check = self.environment_check(info)
         with (
-            Progress(
+            JobProgress(
                 clips=sum(len(unit.clips) for unit in units),
                 units=len(units),
                 clips_before=sum(len(unit.clips) for unit in done),
@@ -297,9 +285,9 @@ class Run:
                 quiet=self.quiet,
                 price_per_cpu_hour=self.recipe.precompute.price_per_cpu_hour,
             ) as progress,
-            self.pool(len(left), door) as pool,
+            self.pool(len(left), check) as pool,
         ):
-            door.say = progress.say
+            check.say = progress.say
             progress.metrics = self.metrics()
             Schedule(
                 left,
@@ -309,20 +297,27 @@ class Run:
                 limit=self.limit,
                 rejects_before=len(self.manifest.rejected),
             ).run(pool)
-        return open_unfinished(self.store), progress.bottleneck()
+        return open_unfinished(self.store), progress.stage_seconds()
 
     def _check_before_ray(self, units: Sequence[Unit]) -> None:
-        """Raise what each actor would, as far as it can be seen from here, before Ray is started or anything written.
+        """Raise the errors of actors that can be found before Ray is started or anything written.
 
-        On a cluster the nodes have files and packages of their own; there each actor looks itself (`UnitWorker.hello`).
+        On a cluster the nodes have files and packages of their own; there each actor checks (`UnitWorker.environment`).
         """
-        self._check_languages(units)
-        if not self.recipe.precompute.address:
-            check_tagger(self.recipe.corpus.language, self.recipe.text)
-            self._check_weights()
-
-    def _check_weights(self) -> None:
-        vision = self.recipe.vision
+        text, vision = self.recipe.text, self.recipe.vision
+        clips = [clip for unit in units for clip in unit.clips if clip.id not in self.give_up]
+        for language in sorted({clip.language for clip in clips} - {self.recipe.corpus.language}):
+            try:
+                check_tagger(language, text)
+            except RecipeError as error:
+                these = [clip.id for clip in clips if clip.language == language]
+                raise UsageError(
+                    f"{len(these):,} of {len(clips):,} clips are in '{language}', the first '{these[0]}': {error}; or "
+                    "give their right language"
+                ) from None
+        if self.recipe.precompute.address:
+            return
+        check_tagger(self.recipe.corpus.language, text)
         if vision.kind != "features" or vision.backbone == "keypoints":
             return
         if vision.backbone not in BACKBONES:
@@ -334,40 +329,27 @@ class Run:
 
             read_state_dict(weights)
 
-    def _check_languages(self, units: Sequence[Unit]) -> None:
-        """Raise UsageError for a language that no tagger knows, before hours are spent on the clips before it."""
-        clips = [clip for unit in units for clip in unit.clips if clip.id not in self.give_up]
-        for language in sorted({clip.language for clip in clips} - {self.recipe.corpus.language}):
-            try:
-                check_tagger(language, self.recipe.text)
-            except RecipeError as error:
-                these = [clip.id for clip in clips if clip.language == language]
-                raise UsageError(
-                    f"{len(these):,} of {len(clips):,} clips are in '{language}', the first '{these[0]}': {error}; or "
-                    "give their right language"
-                ) from None
-
-    def door(self, info: DatasetInfo | None) -> _Door:
-        """What each actor passes before its first unit; `info` is dataset.json, None where it is yet to be written."""
-        return _Door(self, info)
+    def environment_check(self, info: DatasetInfo | None) -> EnvironmentCheck:
+        """Returns the check of each actor's environment; `info` is dataset.json, None where it is yet to be written."""
+        return EnvironmentCheck(self.store, self.recipe, self.manifest, self.units, info)
 
     @contextlib.contextmanager
-    def pool(self, units: int, door: Callable[[Environment], str]) -> Iterator[Actors]:
-        """Ray actors for at most `units` units at once; `door` takes each one's environment."""
+    def pool(self, units: int, check: Callable[[Environment], str]) -> Iterator[Actors]:
+        """Yields Ray actors for at most `units` units at once; `check` takes each one's environment."""
         # The handler comes after Ray's start, which sets one of its own.
         with (
             ray_session(self.recipe),
-            _sigterm_as_interrupt(),
-            Pool(self.recipe, self._actor, units, door) as pool,
+            sigterm_as_interrupt(),
+            ActorPool(self.recipe, self.actor, units, check) as pool,
         ):
             yield pool
 
     def metrics(self) -> RayMetrics | None:
-        """Where the run's figures go beside progress."""
+        """Returns the metrics that the job's figures go to beside progress."""
         return RayMetrics(self.store.url)
 
-    def _actor(self, memory_mb: int) -> Any:
-        """A handle to a new actor that may use so much memory."""
+    def actor(self, memory_mb: int) -> Any:
+        """Returns a handle to a new Ray actor with that memory budget."""
         import ray
 
         settings = self.recipe.precompute
@@ -380,53 +362,35 @@ class Run:
         )
         # Handed over as an argument rather than as Ray's runtime environment, which Ray writes to its logs.
         cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        try:
-            folder = os.getcwd()
-        except (
+        folder = ""
+        with contextlib.suppress(
             FileNotFoundError
-        ):  # Ray has removed the working folder of a submitted job; all paths are absolute
-            folder = ""
+        ):  # Ray removed a submitted job's: then all paths are absolute
+            folder = os.getcwd()
         return actor.remote(self.recipe, self.store.url, self.give_up, folder, cloud, memory_mb)
 
 
-class _Door:
-    """Lets actors in: the first one's versions and device go into dataset.json, all others must agree with it."""
+def erase(store: Store) -> UnitListing:
+    """Delete every object of the dataset in `store`, and nothing else. Returns the listing that is left.
 
-    def __init__(self, run: Run, info: DatasetInfo | None) -> None:
-        self.run, self.info = run, info
-        self.say: Callable[[str], None] = lambda line: None
-        self._said: set[str] = set()
-
-    def __call__(self, here: Environment) -> str:
-        """The digest of dataset.json. Raises UsageError where the actor may not work on this output."""
-        run = self.run
-        if self.info is None:
-            info = describe(run.recipe, run.manifest, run.units, here)
-            if run.store.put_if_absent(DATASET_JSON, info.to_bytes()):
-                self.info = info
-            else:  # another driver was faster; what it began must be the same
-                self.info = parse_info(run.store.get(DATASET_JSON), f"{run.store.url}/{DATASET_JSON}")
-                check_same_recipe(run.store.url, self.info, run.recipe)
-                check_same_manifest(run.store.url, self.info, run.recipe, run.manifest)
-        mixed = check_same_environment(self.info, here, run.recipe.precompute.allow_mixed)
-        if mixed and mixed not in self._said:
-            self._said.add(mixed)
-            self.say(mixed)
-        return self.info.digest
+    index.json goes first and dataset.json second, so that a kill in between never leaves an output that looks whole.
+    The record of clips that were taken out on request stays: they are left out of a new output too.
+    """
+    listing = list_units(store)
+    # The last addition goes first: they are found by counting up.
+    additions = [addition_name(number) for number in range(listing.additions, 0, -1)]
+    names = [INDEX_JSON, DATASET_JSON, *listing.superseded, *additions]
+    for unit in sorted(listing.tar_bytes):
+        # The tar goes last: a listing knows its index and marker by it.
+        newest = listing.generation[unit]
+        names += [marker_name(unit, newest), index_name(unit, newest), tar_name(unit, newest)]
+    for name in names:
+        store.delete(name)
+    return list_units(store)
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: actors and a Ray started here are ended, nothing is half-written."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _first_reject(dataset: Dataset) -> str:
+    for _, reject in current_rejects(dataset):
+        if reject.reason != REMOVED:
+            return f"clip '{reject.id}': {reject.reason}" + (f" ({reject.detail})" if reject.detail else "")
+    return ""

@@ -1,9 +1,9 @@
-"""`dataset.json`: what an output holds, written before its first shard and compared by every later run.
+"""`dataset.json`: written before an output's first shard, and compared with every later run and every actor.
 
-It names everything that decides the bytes: the recipe's dataset part, the manifest's digest, versions of what decodes,
-encodes and tags, the kind of device. Another recipe is refused by naming the keys that differ, and so are other keys
-that choose the clips (`notes.corpus`); other versions or
-another device need `precompute.allow_mixed=true`, since the dataset is then complete but not byte-identical.
+It records all that decides the bytes: the recipe's dataset part, the manifest's digest, versions of the libraries that
+decode, encode and tag, the kind of device. Another recipe is refused, naming the keys that differ, and so are other
+keys that choose the clips (`notes.corpus`). Other versions or another device need `precompute.allow_mixed=true`: the
+dataset is then complete but not byte-identical.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,65 @@ from sage_scale.config import Recipe, Vision
 from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import UsageError
 from sage_scale.precompute.plan import Unit
-from sage_scale.shards.layout import DatasetInfo, PlannedUnit
+from sage_scale.shards.layout import DATASET_JSON, DatasetInfo, PlannedUnit, parse_info
+from sage_scale.storage import Store
 from sage_scale.vision.backbone_choice import BACKBONES
+
+_SIZE_KEYS = ("train_clips", "dev_clips", "test_clips", "heldout_clips")
+"""Keys of the synthetic corpus by which it may grow in an extension."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What of an actor's process can change a byte."""
+    """Properties of an actor's process that can change a byte."""
 
     versions: dict[str, str]
-    """Versions of the programs that decode, encode and tag, and the hash of a frozen backbone's weights."""
+    """Versions of the libraries that decode, encode and tag, and the hash of a frozen backbone's weights."""
     device: str
     """Kind of device."""
     tagger: str
     """Part-of-speech tagger and its version."""
 
 
+class EnvironmentCheck:
+    """Admits actors: the first one's environment goes into dataset.json, all others must agree with it."""
+
+    def __init__(
+        self,
+        store: Store,
+        recipe: Recipe,
+        manifest: Manifest,
+        units: Sequence[Unit],
+        info: DatasetInfo | None,
+    ) -> None:
+        """`units` are those of the manifest; `info` is dataset.json, None where it is yet to be written."""
+        self.store, self.recipe, self.manifest, self.units, self.info = store, recipe, manifest, units, info
+        self.say: Callable[[str], None] = lambda line: None
+        """Takes a line on each difference that is allowed."""
+        self._said: set[str] = set()
+
+    def __call__(self, here: Environment) -> str:
+        """Returns the digest of dataset.json. Raises UsageError for an environment that may not add to the output."""
+        url, recipe = self.store.url, self.recipe
+        if self.info is None:
+            info = describe(recipe, self.manifest, self.units, here)
+            if self.store.put_if_absent(DATASET_JSON, info.to_bytes()):
+                self.info = info
+            else:  # another driver was faster; its output must be the same
+                self.info = parse_info(self.store.get(DATASET_JSON), f"{url}/{DATASET_JSON}")
+                check_same_recipe(url, self.info, recipe)
+                check_same_manifest(url, self.info, recipe, self.manifest)
+        mixed = check_same_environment(self.info, here, recipe.precompute.allow_mixed)
+        if mixed and mixed not in self._said:
+            self._said.add(mixed)
+            self.say(mixed)
+        return self.info.digest
+
+
 def describe(
     recipe: Recipe, manifest: Manifest, units: Sequence[Unit], environment: Environment
 ) -> DatasetInfo:
-    """dataset.json of a run that begins an output."""
+    """Returns dataset.json of a new output."""
     return DatasetInfo(
         kind=recipe.vision.kind,
         recipe=recipe.dataset_fingerprint(),
@@ -57,9 +96,13 @@ def describe(
 
 
 def environment_here(recipe: Recipe, tagger: str) -> Environment:
-    """The environment of this process. Raises UsageError for missing weights."""
+    """Returns the environment of this process. Raises UsageError for missing weights."""
+    import av
+
     vision = recipe.vision
-    versions = {"sage_scale": _own_version(), "av": _libraries()}
+    names = ("libavcodec", "libswscale")
+    libraries = (f"{name} {'.'.join(map(str, av.library_versions.get(name, ())))}" for name in names)
+    versions = {"sage_scale": _own_version(), "av": f"{av.__version__} ({', '.join(libraries)})"}
     versions |= {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
     device = f"cpu {platform.machine()}"
     if vision.kind == "features" and vision.backbone != "keypoints":
@@ -75,7 +118,7 @@ def environment_here(recipe: Recipe, tagger: str) -> Environment:
 
 
 def weights_sha256(vision: Vision) -> str:
-    """Hash of the frozen backbone's weights, file by file in the order of names; empty for random ones."""
+    """Returns the hash of the frozen backbone's weights, file by file in order of names; empty for random ones."""
     from sage_scale.precompute.run_backbone import run_weights
 
     if vision.backbone not in BACKBONES:
@@ -96,7 +139,7 @@ def weights_sha256(vision: Vision) -> str:
 
 
 def check_same_recipe(url: str, stored: DatasetInfo, recipe: Recipe) -> None:
-    """Raise UsageError where the output belongs to another recipe, naming the keys that differ."""
+    """Raises UsageError where the output belongs to another recipe, naming the keys that differ."""
     if stored.recipe != recipe.dataset_fingerprint():
         changes = list(_differences(stored.recipe_part, recipe.dataset_part(), ""))
         raise UsageError(
@@ -106,11 +149,10 @@ def check_same_recipe(url: str, stored: DatasetInfo, recipe: Recipe) -> None:
 
 
 def check_same_manifest(url: str, stored: DatasetInfo, recipe: Recipe, manifest: Manifest) -> None:
-    """Raise UsageError where the output belongs to another manifest, by other keys or of another corpus."""
+    """Raises UsageError where the output belongs to another manifest, by other keys or of another corpus."""
     if stored.manifest == manifest.digest():
         return
-    changes = _chosen_otherwise(stored, recipe)
-    if changes:
+    if changes := _other_choice(stored, recipe):
         raise UsageError(
             f"{url} holds a dataset whose clips were chosen otherwise: {_shown(changes)}. Use those values, another "
             "--out, or --overwrite to start again"
@@ -123,15 +165,9 @@ def check_same_manifest(url: str, stored: DatasetInfo, recipe: Recipe, manifest:
 
 
 def check_same_choice(url: str, stored: DatasetInfo, recipe: Recipe) -> None:
-    """Raise UsageError where an extension would choose clips by other keys than the output was begun with."""
-    sizes = (
-        "train_clips",
-        "dev_clips",
-        "test_clips",
-        "heldout_clips",
-    )  # more of the made corpus is no other choice
+    """Raises UsageError where an extension would choose clips by other keys than the output was begun with."""
     changes = [
-        change for change in _chosen_otherwise(stored, recipe) if change[0].split(".")[-1] not in sizes
+        change for change in _other_choice(stored, recipe) if change[0].split(".")[-1] not in _SIZE_KEYS
     ]
     if changes:
         raise UsageError(
@@ -140,18 +176,8 @@ def check_same_choice(url: str, stored: DatasetInfo, recipe: Recipe) -> None:
         )
 
 
-def _chosen_otherwise(stored: DatasetInfo, recipe: Recipe) -> list[tuple[str, Any, Any]]:
-    there = stored.notes.get("corpus")  # absent where the dataset is older than this note
-    return list(_differences(there, recipe.corpus_part(), "corpus")) if there is not None else []
-
-
-def _shown(changes: Sequence[tuple[str, Any, Any]]) -> str:
-    shown = "; ".join(f"{key} is {_show(old)} there, {_show(new)} here" for key, old, new in changes[:6])
-    return shown + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
-
-
 def check_same_environment(stored: DatasetInfo, ours: Environment, allow_mixed: bool) -> str:
-    """One line on versions or devices that differ, empty where none do. Raises UsageError unless they may be mixed."""
+    """Returns a line on versions or devices that differ, else "". Raises UsageError unless they may be mixed."""
     changes = [
         *_differences(dict(stored.versions), ours.versions, "versions"),
         *_differences(stored.device, ours.device, "device"),
@@ -168,12 +194,22 @@ def check_same_environment(stored: DatasetInfo, ours: Environment, allow_mixed: 
     )
 
 
+def _other_choice(stored: DatasetInfo, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    there = stored.notes.get("corpus")  # absent where the dataset is older than this note
+    return list(_differences(there, recipe.corpus_part(), "corpus")) if there is not None else []
+
+
 def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new:
         yield path, old, new
+
+
+def _shown(changes: Sequence[tuple[str, Any, Any]]) -> str:
+    shown = "; ".join(f"{key} is {_show(old)} there, {_show(new)} here" for key, old, new in changes[:6])
+    return shown + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
 
 
 def _show(value: Any) -> str:
@@ -185,11 +221,3 @@ def _own_version() -> str:
         return importlib.metadata.version("sage-scale")
     except importlib.metadata.PackageNotFoundError:
         return "source tree"  # `ray job submit --working-dir .` runs it without installing
-
-
-def _libraries() -> str:
-    import av
-
-    names = ("libavcodec", "libswscale")
-    parts = (f"{name} {'.'.join(map(str, av.library_versions.get(name, ())))}" for name in names)
-    return f"{av.__version__} ({', '.join(parts)})"
