@@ -130,10 +130,10 @@ def test_a_clip_that_kills_its_actor_is_named_and_only_given_up_by_hand(
         def environment(self):
             finish = self.maker.finish
 
-            def deadly(clip, decoded):
+            def deadly(clip, decoded, rows=None):
                 if clip.id == fatal:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return finish(clip, decoded)
+                return finish(clip, decoded, rows)
 
             self.maker.finish = deadly
             return super().environment()
@@ -172,14 +172,14 @@ def test_a_clip_that_outgrows_its_actors_memory_is_named_and_the_machine_never_n
 
             finish = self.maker.finish
 
-            def devour(clip, decoded):
+            def devour(clip, decoded, rows=None):
                 held = []
                 while clip.id == fatal and len(held) < 300:
                     held.append(bytearray(b"x") * (20 * 2**20))
                     with seen.open("a") as file:
                         file.write(f"{os.getpid()} {own_memory_mb():.0f}\n")
                     time.sleep(0.01)
-                return finish(clip, decoded)
+                return finish(clip, decoded, rows)
 
             self.maker.finish = devour
             return super().environment()

@@ -197,7 +197,7 @@ def test_a_failure_names_the_clip_in_work_also_before_its_turn(tmp_path: Path, m
     def fails(clip: Clip, decoded, rows=None):
         if clip.id == "1":
             raise MemoryError
-        return finish(clip, decoded)
+        return finish(clip, decoded, rows)
 
     monkeypatch.setattr(worker.maker, "finish", fails)
     for alone, done in ((False, ["first"]), (True, ["first", "3", "2"])):
