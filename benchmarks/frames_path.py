@@ -4,9 +4,10 @@
 
 The released code repeats two edge frames on each side of every segment *before* the ResNet, so that a temporal
 convolution of width 5 without padding gives as many outputs as the segment has frames. Here each frame passes the
-ResNet once and features are repeated instead. Both layouts run in this process on the same batches of the made corpus,
-with the same weights, loss and optimizer. Before anything is timed, losses and gradients must agree with BatchNorm's
-statistics frozen. Two models: the demo's small one on its own frames, and ResNet-34 on the same frames at 112 pixels.
+ResNet once and features are repeated instead. Both layouts run in this process on the same batches of the synthetic
+corpus, with the same weights, loss and optimizer. Before anything is timed, losses and gradients must agree with
+BatchNorm's statistics frozen. Two models: the demo's small one on its own frames, and ResNet-34 on the same frames at
+112 pixels.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def assert_equal(sides: dict[str, Side], video: PackedVideo, text: TextTargets) 
 
 
 def made_dataset(home: Path, clips: int) -> Path:
-    """The made corpus as shards of frames, by the product's own commands."""
+    """The synthetic corpus as shards of frames, by the product's own commands."""
     shards = home / "shards"
     if not (shards / "index.json").is_file():
         sizes = [

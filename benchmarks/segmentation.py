@@ -73,7 +73,7 @@ def drawn(example: Example, size: int = GREY_SIZE, shoulders: float = 0.36) -> E
 
 
 def synthetic_examples(root: Path) -> Iterator[Example]:
-    """The made corpus: videos with gold boundaries."""
+    """The synthetic corpus: videos with gold boundaries."""
     for clip in from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8")).clips:
         gold = json.loads((root / "gold" / f"{clip.id}.json").read_text(encoding="utf-8"))
         signs = np.array([[sign["start"], sign["end"]] for sign in gold["signs"]])

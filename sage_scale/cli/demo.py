@@ -1,4 +1,4 @@
-"""`sage-scale demo`: the whole main job on a made corpus, on this machine."""
+"""`sage-scale demo`: the whole main job on a synthetic corpus, on this machine."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _video() -> Iterator[Check]:
         (
             "libx264",
             "w",
-            "The made corpus, and so the demo, cannot be written; PyAV's wheels from PyPI have it.",
+            "The synthetic corpus, and so the demo, cannot be written; PyAV's wheels from PyPI have it.",
         ),
     ):
         try:

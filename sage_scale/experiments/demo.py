@@ -64,7 +64,7 @@ def run(
     run_path.mkdir(parents=True, exist_ok=True)
     said = Steps(run_path, total=6 if control else 7)
 
-    said.step("corpus", "a made corpus: rendered signing with German weather sentences")
+    said.step("corpus", "a synthetic corpus: rendered signing with German weather sentences")
     said.call(sage("corpus", "make", "--root", corpus, "--recipe", recipe_name, *overrides))
     said.step("precompute", "segments and frames into WebDataset shards, by Ray actors")
     said.call(
@@ -130,7 +130,7 @@ def prototype_line(path: Path) -> str:
 
 
 def first_test_video(corpus: Path) -> Path:
-    """The video of the first test clip of the made corpus."""
+    """The video of the first test clip of the synthetic corpus."""
     for line in (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["split"] == "test":

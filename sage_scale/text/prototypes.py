@@ -77,7 +77,7 @@ def fasttext_prototypes(
 
 def random_prototypes(vocabulary: PrototypeVocabulary, dim: int, seed: int = 0) -> Tensor:
     """float32 (U, dim) directions at random, each a function of its pseudo-gloss and the seed: the control without word
-    vectors, and what a made corpus takes."""
+    vectors, and what a synthetic corpus takes."""
     rows = []
     for gloss in vocabulary.glosses:
         number = int.from_bytes(gloss.encode(), "big") + seed * 2_654_435_761

@@ -50,3 +50,4 @@ def test_the_package_alone_has_recipes_and_scripts(wheel: Path, tmp_path: Path) 
     verb = "from sage_scale.cli.main import main; main()"
     assert [line.split()[0] for line in python(verb, "recipe", "list").splitlines()] == recipe_names()
     assert "batch_size" in python(verb, "recipe", "show", "demo")
+    python("from sage_scale.corpora.synthetic import make_corpus")  # with its data files

@@ -19,7 +19,7 @@ import pytest
 from sage_scale.config import Captions, Corpus
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.corpora.synthetic import corpus as making
-from sage_scale.corpora.synthetic.choreography import choreograph
+from sage_scale.corpora.synthetic.animation import animate
 from sage_scale.corpora.synthetic.grammar import dominant, realisations, signing
 from sage_scale.corpora.synthetic.lexicon import as_json
 from sage_scale.corpora.synthetic.render import render
@@ -29,7 +29,7 @@ FENCES: dict[str, Any] = json.loads((Path(__file__).parent / "fences.json").read
 
 
 @pytest.fixture(scope="module")
-def tasks() -> list[making.Task]:
+def tasks() -> list[making.PlannedClip]:
     return making.plan(Corpus())
 
 
@@ -54,7 +54,7 @@ def test_poses_and_pictures(tasks, number: int) -> None:
     task = tasks[number]
     signer = next(signer for signer in SIGNERS if signer.name == task.signer)
     seed = Random(f"motion/{task.seed}/{task.item.split}/{task.item.number}")
-    motion = choreograph(signing(task.item.meaning), signer, seed)
+    motion = animate(signing(task.item.meaning), signer, seed)
     found = FENCES["clips"][str(number)]
     assert [[span.sign.gloss, span.start, span.end] for span in motion.spans] == found["spans"]
     for name, values in found["poses"].items():  # every seventh frame

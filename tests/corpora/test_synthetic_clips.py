@@ -1,4 +1,4 @@
-"""The made clips: timing against real DGS, the files, and what happens to an interrupted run."""
+"""The synthetic clips: timing against real DGS, the files, and what happens to an interrupted run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ import pytest
 from sage_scale import config
 from sage_scale.corpora.synthetic import corpus as making
 from sage_scale.corpora.synthetic import load_gold, make_corpus, read_corpus
-from sage_scale.corpora.synthetic.choreography import Motion, choreograph
-from sage_scale.corpora.synthetic.grammar import Sign, sample, signing
+from sage_scale.corpora.synthetic.animation import Motion, animate
+from sage_scale.corpora.synthetic.grammar import Sign, signing
 from sage_scale.corpora.synthetic.lexicon import LEXICON
 from sage_scale.corpora.synthetic.render import SIZE, render
+from sage_scale.corpora.synthetic.sampling import sample
 from sage_scale.corpora.synthetic.signers import HELD_OUT_SIGNERS, SIGNERS, TRAINING_SIGNERS
 from sage_scale.errors import StorageError, UsageError
 
@@ -40,9 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def motions() -> list[Motion]:
     rng = Random(11)
     shares = [signer.share for signer in TRAINING_SIGNERS]
-    return [
-        choreograph(signing(sample(rng)), rng.choices(TRAINING_SIGNERS, shares)[0], rng) for _ in range(150)
-    ]
+    return [animate(signing(sample(rng)), rng.choices(TRAINING_SIGNERS, shares)[0], rng) for _ in range(150)]
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -114,7 +113,7 @@ def test_tempo_varies_by_a_third_between_and_within_signers() -> None:
     assert 0.7 <= min(tempos) < 0.85 and 1.15 < max(tempos) <= 1.3
     rng = Random(4)
     signs = signing(sample(Random(3)))
-    lengths = [choreograph(signs, SIGNERS[0], rng).spans for _ in range(60)]
+    lengths = [animate(signs, SIGNERS[0], rng).spans for _ in range(60)]
     durations = np.array([[span.end - span.start for span in spans] for spans in lengths], dtype=float)
     spread = (durations.std(0) / durations.mean(0)).mean()
     assert 0.2 < spread < 0.45
@@ -147,7 +146,7 @@ def test_left_handers_mirror_the_hands_but_not_the_map() -> None:
     assert {signer.dialect for signer in TRAINING_SIGNERS} == {"A", "B"}
     for signer in (SIGNERS[0], next(s for s in SIGNERS if s.left_handed)):
         side = 1 if signer.left_handed else -1
-        motion = choreograph(
+        motion = animate(
             (Sign("EINS"), Sign("ZIEHEN", path=("west", "ost")), Sign("EINS")), signer, Random(0)
         )
         first, way, _ = motion.spans
@@ -164,7 +163,7 @@ def test_marks_are_seen_on_the_head_alone() -> None:
     signer = SIGNERS[0]
 
     def sign(*marks: str) -> Motion:
-        return choreograph((Sign("REIF"), Sign("REIF", marks=marks), Sign("REIF")), signer, Random(1))
+        return animate((Sign("REIF"), Sign("REIF", marks=marks), Sign("REIF")), signer, Random(1))
 
     plain = sign()
     unmarked = np.stack(list(render(plain, signer))).astype(int)
@@ -239,7 +238,7 @@ def test_an_interrupted_run_is_continued(made: Path, tmp_path: Path, monkeypatch
     real, calls = making.make_clip, []
 
     def killed(after: int) -> Callable:
-        def make(root: Path, task: making.Task) -> dict:
+        def make(root: Path, task: making.PlannedClip) -> dict:
             calls.append(task.id)
             if len(calls) > after:
                 (root / "videos" / f"{task.id}.mp4.part").write_bytes(b"half")
@@ -294,7 +293,7 @@ def test_other_settings_are_made_anew_and_strangers_are_left_alone(made: Path, t
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(root: Path, task: making.Task) -> dict:
+    def full(root: Path, task: making.PlannedClip) -> dict:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(making, "make_clip", full)

@@ -1,5 +1,5 @@
 """The motion tagger against real boundaries: drawn by people on German Sign Language, and gold ones of the
-made corpus."""
+synthetic corpus."""
 
 from __future__ import annotations
 

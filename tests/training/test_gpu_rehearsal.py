@@ -36,7 +36,7 @@ def call(*arguments: object, environment: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """A made corpus, precomputed as everywhere."""
+    """The synthetic corpus, precomputed as everywhere."""
     place = tmp_path_factory.mktemp("made")
     common = ["--root", place / "corpus", "--recipe", "demo", *DATA]
     plain = {**os.environ, "OMP_NUM_THREADS": "1"}

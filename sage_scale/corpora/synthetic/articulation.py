@@ -1,4 +1,4 @@
-"""What the phonological parameters mean in space: handshapes, places, orientations and movements as numbers.
+"""The phonological parameters in space: handshapes, places, orientations and movements as numbers.
 
 Space is the signer's: u to the side of the strong hand, y up, z towards the viewer; lengths in half frame
 heights, the chin near y = 0.37. A hand is a vector of `HAND` channels, so that any two hands can be blended.
@@ -20,7 +20,7 @@ the finger tips, and thumb direction in degrees."""
 U, Y, Z, ANGLE, FLIP, LENGTH = range(6)
 SHAPE = slice(6, 14)
 
-_SHAPES = {
+SHAPES = {
     #           thumb index middle ring pinky spread curl thumb_angle
     "flat":    (0.75, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 18.0),
     "fist":    (0.55, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -20.0),
@@ -42,7 +42,7 @@ _SHAPES = {
     "thumb":   (1.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 84.0),
 }  # fmt: skip
 
-_PLACES = {
+PLACES = {
     "forehead": (0.10, 0.80, 0.25), "temple": (0.27, 0.76, 0.15), "cheek": (0.25, 0.56, 0.2),
     "mouth": (0.08, 0.45, 0.3), "chin": (0.06, 0.33, 0.25), "neck": (0.10, 0.22, 0.2),
     "shoulder": (-0.24, 0.14, 0.25), "chest": (0.10, -0.02, 0.28), "belly": (0.12, -0.36, 0.28),
@@ -53,13 +53,13 @@ _PLACES = {
 _CENTRE = np.array([0.18, 0.1, 0.3])
 """Signing contracts a little towards the middle of signing space."""
 
-_ORIENTATIONS = {  # angle, flip, length
+ORIENTATIONS = {  # angle, flip, length
     "up": (90.0, 1.0, 1.0), "back": (90.0, -1.0, 1.0), "in": (178.0, -1.0, 1.0),
     "out": (15.0, 1.0, 1.0), "down": (-90.0, -1.0, 1.0), "fwd": (118.0, -1.0, 0.5),
 }  # fmt: skip
 
 MAP = {"nord": (0.0, 0.42), "süd": (0.0, -0.36), "ost": (0.46, 0.0), "west": (-0.46, 0.0), "": (0.0, 0.0)}
-"""Places of the map as the viewer sees them: x to the right, y up, seen from the centre of signing space."""
+"""Places of the map as the viewer sees them: x to the right, y up, from the centre of signing space."""
 
 REST = np.array([0.30, -0.84, 0.12, -80.0, 1.0, 1.0, 0.7, 0.8, 0.8, 0.8, 0.75, 2.0, 25.0, 20.0])
 """The hand hangs down, at the lower edge of the picture."""
@@ -71,11 +71,11 @@ AMPLITUDE = 0.40
 
 
 def base_hand(form: Form) -> np.ndarray:
-    """The strong hand of a form at rest in its place, (14,)."""
+    """Returns the strong hand of a form at rest in its place, (14,)."""
     hand = np.empty(len(CHANNELS))
-    hand[[U, Y, Z]] = _CENTRE + 0.92 * (np.array(_PLACES[form.place]) - _CENTRE)
-    hand[[ANGLE, FLIP, LENGTH]] = _ORIENTATIONS[form.orientation]
-    hand[SHAPE] = _SHAPES[form.handshape]
+    hand[[U, Y, Z]] = _CENTRE + 0.92 * (np.array(PLACES[form.place]) - _CENTRE)
+    hand[[ANGLE, FLIP, LENGTH]] = ORIENTATIONS[form.orientation]
+    hand[SHAPE] = SHAPES[form.handshape]
     if form.hands in ("sym", "alt") and hand[U] < 0.2:
         hand[U] = 0.2 if form.place in ("forehead", "mouth", "chin") else 0.24  # room for two
     if form.hands == "base":
@@ -84,16 +84,16 @@ def base_hand(form: Form) -> np.ndarray:
 
 
 def resting_hand(form: Form) -> np.ndarray:
-    """The weak hand under a sign of the kind `base`: flat, palm up, pointing across, (14,)."""
+    """Returns the weak hand under a sign of the kind `base`: flat, palm up, pointing across, (14,)."""
     hand = np.empty(len(CHANNELS))
     hand[[U, Y, Z]] = (0.14, -0.36 if form.place != "side" else -0.22, 0.3)
     hand[[ANGLE, FLIP, LENGTH]] = (168.0, 1.0, 1.0)
-    hand[SHAPE] = _SHAPES["flat"]
+    hand[SHAPE] = SHAPES["flat"]
     return hand
 
 
 def trajectory(form: Form, tau: np.ndarray, reach: float, path: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """The strong hand along a sign, (n, 14), at times `tau` in 0..1.
+    """Returns the strong hand along a sign, (n, 14), at times `tau` in 0..1.
 
     `path` are offsets (u, y) from and to which an inflected sign moves; `reach` scales the movement.
     """
@@ -101,13 +101,13 @@ def trajectory(form: Form, tau: np.ndarray, reach: float, path: tuple[np.ndarray
     a = AMPLITUDE * reach
     ramp = _ease(tau) - 0.5
     turn = 2 * np.pi * tau
+    sign = 1 if form.movement in ("up", "out", "forward") else -1
     match form.movement:
         case "up" | "down":
-            hand[:, Y] += a * ramp * (1 if form.movement == "up" else -1)
+            hand[:, Y] += a * ramp * sign
         case "in" | "out":
-            hand[:, U] += a * ramp * (1 if form.movement == "out" else -1)
+            hand[:, U] += a * ramp * sign
         case "forward" | "back":
-            sign = 1 if form.movement == "forward" else -1
             hand[:, Z] += sign * 0.7 * a * ramp
             hand[:, Y] += sign * -0.55 * a * ramp
             hand[:, U] += sign * 0.35 * a * ramp
@@ -136,25 +136,23 @@ def trajectory(form: Form, tau: np.ndarray, reach: float, path: tuple[np.ndarray
         case "rain":
             hand[:, Y] -= 0.8 * a * (np.mod(2 * tau, 1.0001) - 0.5)
         case "open" | "close":
-            fist = np.array(_SHAPES["fist" if form.movement == "close" else "beak"])
+            fist = np.array(SHAPES["fist" if form.movement == "close" else "beak"])
             closed = 1 - _ease(np.clip(1.6 * tau - 0.3, 0, 1))
             closed = (1 - closed if form.movement == "close" else closed)[:, None]
-            opened = np.array(_SHAPES["spread" if form.handshape in ("beak", "o") else form.handshape])
+            opened = np.array(SHAPES["spread" if form.handshape in ("beak", "o") else form.handshape])
             hand[:, SHAPE] = closed * fist + (1 - closed) * opened
             hand[:, Y] += 0.15 * a * ramp * (-1 if form.movement == "close" else 1)
         case "nod":
             hand[:, ANGLE] += 45 * np.sin(np.pi * tau)
             hand[:, Y] -= 0.3 * a * ramp
-        case "east" | "west" | "path" | "hold":
-            pass
-    if form.movement in ("path", "east", "west"):
-        start, end = path
-        hand[:, [U, Y]] += start + (end - start) * _ease(tau)[:, None]
+        case "east" | "west" | "path":
+            start, end = path
+            hand[:, [U, Y]] += start + (end - start) * _ease(tau)[:, None]
     return hand
 
 
 def weak_trajectory(form: Form, tau: np.ndarray, strong: np.ndarray, reach: float) -> np.ndarray | None:
-    """The weak hand beside the strong one, (n, 14) with u to its own side, or None where it has no part."""
+    """Returns the weak hand beside the strong one, (n, 14) with u to its own side, or None where it rests."""
     if form.hands == "sym":
         weak = strong.copy()
         if form.movement == "path":  # over the map both hands move the same way, not mirrored
@@ -163,7 +161,7 @@ def weak_trajectory(form: Form, tau: np.ndarray, strong: np.ndarray, reach: floa
     if form.hands == "alt":
         if form.movement == "hold":  # numbers above five: the weak hand shows five, side by side
             hand = strong.copy()
-            hand[:, SHAPE] = _SHAPES["spread"]
+            hand[:, SHAPE] = SHAPES["spread"]
             hand[:, [U, FLIP]] += (0.06, 0.0)
             return hand
         centre = np.zeros(2)
@@ -174,6 +172,6 @@ def weak_trajectory(form: Form, tau: np.ndarray, strong: np.ndarray, reach: floa
 
 
 def _ease(tau: np.ndarray) -> np.ndarray:
-    """Minimum-jerk course from 0 to 1, softened towards linear: signs are not stopped at their ends."""
+    """Returns a minimum-jerk course from 0 to 1, softened towards linear: signs do not stop at their ends."""
     smooth = tau**3 * (10 - 15 * tau + 6 * tau**2)
     return 0.6 * smooth + 0.4 * tau

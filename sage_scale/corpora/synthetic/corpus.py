@@ -1,7 +1,7 @@
-"""Making and reading the synthetic corpus.
+"""Makes and reads the synthetic corpus.
 
     root/
-      lexicon.json            the signs, written first: it marks the folder as ours
+      lexicon.json            the signs, written first: it marks the folder as a synthetic corpus
       videos/<clip id>.mp4    H.264, 25 fps, square
       gold/<clip id>.json     glosses with [start, end) frames, non-manual marks, the dominant German sentence;
                               for evaluation only, training never sees it
@@ -33,13 +33,12 @@ from typing import Any
 from sage_scale import config
 from sage_scale.corpora.folder import table_text
 from sage_scale.corpora.manifest import Clip, Manifest, from_json_lines, to_json_lines
-from sage_scale.corpora.synthetic.choreography import FPS, choreograph, marked_spans
+from sage_scale.corpora.synthetic.animation import FPS, animate, marked_spans
 from sage_scale.corpora.synthetic.grammar import dominant, signing
 from sage_scale.corpora.synthetic.lexicon import as_json
-from sage_scale.corpora.synthetic.render import SIZE, render
+from sage_scale.corpora.synthetic.render import SIZE, render, write_h264
+from sage_scale.corpora.synthetic.sampling import Item, draw_splits
 from sage_scale.corpora.synthetic.signers import HELD_OUT_SIGNERS, SIGNERS, TRAINING_SIGNERS
-from sage_scale.corpora.synthetic.splits import Item, draw_splits
-from sage_scale.corpora.synthetic.video import write_h264
 from sage_scale.errors import SageError, StorageError, UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.files import expanded, read_bytes
@@ -52,8 +51,8 @@ _OUR_FILES = re.compile(r"v\d+-s-?\d+-[a-z_]+-\d{4,}\.(mp4|json)(\.part)?")
 
 
 @dataclass(frozen=True)
-class Task:
-    """A clip to be made: what is signed and by whom."""
+class PlannedClip:
+    """A clip to be rendered: its sentence and its signer."""
 
     id: str
     item: Item
@@ -62,23 +61,23 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """16 hex digits that stand for all that decides the clip's bytes."""
+        """16 hex digits of sha256 over everything that decides the clip's bytes."""
         plan = (VERSION, SIZE, self.id, self.seed, self.item.sentence, self.signer,
                 [asdict(sign) for sign in signing(self.item.meaning)])  # fmt: skip
         return hashlib.sha256(json.dumps(plan, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 KEYS = {"train": "train_clips", "dev": "dev_clips", "test": "test_clips", "test_heldout": "heldout_clips"}
-"""The key of `corpus` that says how many clips a split has, by split."""
+"""Split -> key of the recipe's `corpus` with its number of clips."""
 
 
 def split_counts(corpus: config.Corpus) -> dict[str, int]:
-    """Clips of each split, train first."""
+    """Returns the number of clips of each split, train first."""
     return {split: getattr(corpus, key) for split, key in KEYS.items()}
 
 
-def plan(corpus: config.Corpus) -> list[Task]:
-    """All clips of a corpus, in manifest order; a pure function of seed and counts."""
+def plan(corpus: config.Corpus) -> list[PlannedClip]:
+    """Returns all clips of a corpus, in manifest order; a pure function of seed and counts."""
     tasks = []
     for item in draw_splits(corpus.seed, split_counts(corpus)):
         rng = Random(f"signer/{corpus.seed}/{item.split}/{item.number}")
@@ -87,7 +86,9 @@ def plan(corpus: config.Corpus) -> list[Task]:
         else:
             signer = rng.choices(TRAINING_SIGNERS, [signer.share for signer in TRAINING_SIGNERS])[0]
         tasks.append(
-            Task(f"v{VERSION}-s{corpus.seed}-{item.split}-{item.number:04d}", item, signer.name, corpus.seed)
+            PlannedClip(
+                f"v{VERSION}-s{corpus.seed}-{item.split}-{item.number:04d}", item, signer.name, corpus.seed
+            )
         )
     return tasks
 
@@ -98,30 +99,27 @@ def make_corpus(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Make the corpus in `root`, or what of it is missing, and give its manifest as `read_corpus` does.
+    """Makes the corpus in `root`, or the missing part of it, and returns its manifest as `read_corpus` does.
 
     `workers` processes render (all usable cores by default); `progress` is called with (done, total). Raises
     UsageError where `root` holds something else, StorageError where it cannot be written.
     """
     root = Path(root).absolute()
-    workers = workers or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    tasks = plan(corpus)
-    settings = _settings(corpus)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    tasks, settings = plan(corpus), _settings(corpus)
+    report = progress or (lambda done, total: None)
     _check_ours(root)
     try:
         whole = all((root / "videos" / f"{task.id}.mp4").exists() for task in tasks)
         if whole and _finished(root) == settings and (root / "manifest.jsonl").exists():
-            if progress:
-                progress(len(tasks), len(tasks))
+            report(len(tasks), len(tasks))
             return read_corpus(corpus, root)
         (root / "videos").mkdir(parents=True, exist_ok=True)
         (root / "gold").mkdir(exist_ok=True)
         (root / "corpus.json").unlink(missing_ok=True)
         _write(root / "lexicon.json", _dumps(as_json()))
         _sweep(root, tasks)
-        gold = _make_clips(root, tasks, workers, progress)
+        gold = _make_clips(root, tasks, workers or len(cores), report)
         clips = [
             Clip(id=task.id, video=f"videos/{task.id}.mp4", end_s=None, sentence=task.item.sentence, language="de",
                  signer=task.signer, split=task.item.split, frames=gold[task.id]["frames"])
@@ -130,9 +128,8 @@ def make_corpus(
         _write(root / "manifest.jsonl", to_json_lines(clips))
         _write(root / "corpus.json", _dumps(settings | {"statistics": _statistics(tasks, gold)}))
     except OSError as error:
-        raise StorageError(
-            f"cannot write the synthetic corpus in {root}: {error.strerror or error}"
-        ) from None
+        reason = error.strerror or error
+        raise StorageError(f"cannot write the synthetic corpus in {root}: {reason}") from None
     return read_corpus(corpus, root)
 
 
@@ -163,7 +160,7 @@ def read_corpus(corpus: config.Corpus, root: Path | None = None) -> Manifest:
 
 
 def load_gold(root: Path, clip_id: str) -> dict[str, Any]:
-    """The gold annotation of a clip; for evaluation only.
+    """Returns the gold annotation of a clip; for evaluation only.
 
     Keys: `signs` (gloss, start, end, marks, path, place; frames [start, end)), `non_manuals` (kind, start, end),
     `dominant` (the most probable German sentence of the meaning), frames, fps, signer, dialect, left_handed.
@@ -182,12 +179,11 @@ def load_gold(root: Path, clip_id: str) -> dict[str, Any]:
 # -- one clip --------------------------------------------------------------------------------------------------
 
 
-def make_clip(root: Path, task: Task) -> dict[str, Any]:
-    """Render one clip and write its video, then its gold file; both appear whole or not at all."""
+def make_clip(root: Path, task: PlannedClip) -> dict[str, Any]:
+    """Renders one clip and writes its video, then its gold file, each whole or not at all. Returns the gold."""
     signer = next(signer for signer in SIGNERS if signer.name == task.signer)
-    motion = choreograph(
-        signing(task.item.meaning), signer, Random(f"motion/{task.seed}/{task.item.split}/{task.item.number}")
-    )
+    rng = Random(f"motion/{task.seed}/{task.item.split}/{task.item.number}")
+    motion = animate(signing(task.item.meaning), signer, rng)
     video = root / "videos" / f"{task.id}.mp4"
     partial = video.with_name(video.name + ".part")
     write_h264(partial, render(motion, signer), FPS, SIZE)
@@ -207,8 +203,8 @@ def make_clip(root: Path, task: Task) -> dict[str, Any]:
     return gold
 
 
-def _kept(root: Path, task: Task) -> dict[str, Any] | None:
-    """The gold of a clip that was finished earlier by the same plan."""
+def _kept(root: Path, task: PlannedClip) -> dict[str, Any] | None:
+    """Returns the gold of a clip that was finished earlier by the same plan; else None."""
     try:
         gold = parse_json_object(read_bytes(root / "gold" / f"{task.id}.json"))
         size = (root / "videos" / f"{task.id}.mp4").stat().st_size
@@ -218,17 +214,15 @@ def _kept(root: Path, task: Task) -> dict[str, Any] | None:
 
 
 def _make_clips(
-    root: Path, tasks: list[Task], workers: int, progress: Callable[[int, int], None] | None
+    root: Path, tasks: list[PlannedClip], workers: int, report: Callable[[int, int], None]
 ) -> dict[str, dict[str, Any]]:
     gold = {task.id: kept for task in tasks if (kept := _kept(root, task))}
     missing = [task for task in tasks if task.id not in gold]
-    if progress:
-        progress(len(gold), len(tasks))
+    report(len(gold), len(tasks))
     if workers <= 1 or len(missing) < 4:
         for task in missing:
             gold[task.id] = make_clip(root, task)
-            if progress:
-                progress(len(gold), len(tasks))
+            report(len(gold), len(tasks))
         return gold
     # Spawned, not forked: the caller may hold threads (torch, Ray) that a fork would copy in an unknown state.
     context = multiprocessing.get_context("spawn")
@@ -237,8 +231,7 @@ def _make_clips(
         futures = {pool.submit(make_clip, root, task): task for task in missing}
         for future in as_completed(futures):
             gold[futures[future].id] = future.result()
-            if progress:
-                progress(len(gold), len(tasks))
+            report(len(gold), len(tasks))
     except BrokenProcessPool:
         raise SageError(
             f"a rendering process died after {len(gold)} of {len(tasks)} clips of {root} (out of memory?): "
@@ -252,7 +245,7 @@ def _make_clips(
 def _ignore_interrupts() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the parent's: clips in hand are finished, no others begun
+    )  # Ctrl-C is the parent's: clips begun are finished, no others begun
 
 
 # -- the folder ------------------------------------------------------------------------------------------------
@@ -263,7 +256,7 @@ def _settings(corpus: config.Corpus) -> dict[str, Any]:
 
 
 def _finished(root: Path) -> dict[str, Any] | None:
-    """The settings of a finished corpus in `root`."""
+    """Returns the settings of a finished corpus in `root`; else None."""
     try:
         found = parse_json_object(read_bytes(root / "corpus.json"))
     except (OSError, InvalidJSON):
@@ -272,17 +265,14 @@ def _finished(root: Path) -> dict[str, Any] | None:
 
 
 def _another(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What sets the corpus in `root` apart from the one that is asked for, and what to do about it."""
+    """Returns the message for a corpus of other settings: the differences, and the remedy."""
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     said = ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in differing)
     again = "make it again or give another folder"
     counts = found.get("clips")
     if set(differing) <= {"clips", "seed"} and isinstance(counts, dict) and counts.keys() == KEYS.keys():
-        keys = [
-            f"corpus.{KEYS[split]}={counts[split]}"
-            for split in KEYS
-            if counts[split] != wanted["clips"][split]
-        ]
+        changed = [split for split in KEYS if counts[split] != wanted["clips"][split]]
+        keys = [f"corpus.{KEYS[split]}={counts[split]}" for split in changed]
         if "seed" in differing:
             keys.append(f"corpus.seed={found.get('seed')}")
         again = f"repeat the keys that it was made with ({' '.join(keys)}), {again}"
@@ -299,8 +289,8 @@ def _check_ours(root: Path) -> None:
         )
 
 
-def _sweep(root: Path, tasks: list[Task]) -> None:
-    """Remove clips that no longer belong to the corpus, and halves left by a killed run."""
+def _sweep(root: Path, tasks: list[PlannedClip]) -> None:
+    """Removes clips that no longer belong to the corpus, and partial files of a killed run."""
     wanted = {task.id for task in tasks}
     for folder in ("videos", "gold"):
         for path in (root / folder).iterdir():
@@ -309,7 +299,7 @@ def _sweep(root: Path, tasks: list[Task]) -> None:
                 path.unlink()
 
 
-def _statistics(tasks: list[Task], gold: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _statistics(tasks: list[PlannedClip], gold: dict[str, dict[str, Any]]) -> dict[str, Any]:
     train = Counter(gloss for task in tasks if task.item.split == "train" for gloss in task.item.glosses)
     tested = {gloss for task in tasks if task.item.split != "train" for gloss in task.item.glosses}
     return {

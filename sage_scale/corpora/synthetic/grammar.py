@@ -1,24 +1,20 @@
 """From a meaning to the signs and to the German sentences of a weather forecast.
 
-A `Meaning` is sampled first; `signing` gives its signs, `realisations` its German sentences with their
+A `Meaning` is sampled first (sampling.py); `signing` returns its signs, `realisations` its German sentences with their
 probabilities, the dominant one first. Neither is made from the other, and they differ as sign and spoken
 language do: signs go time, place, circumstance, predicate, while German has its verb second; function words are
-not signed; pointing (IX) and the open palm (PALM) have no word; negation, question and intensity stand on the
+not signed; pointing (IX) and the open palm (PALM) have no word; negation, question and intensity are shown on the
 face and head alone; directions are paths of a verb through signing space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from random import Random
 
 from sage_scale.corpora.synthetic import german as de
-
-ZIPF = 0.7
-"""Exponent of the slot fillers' weights."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +62,15 @@ class Opening:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a sentence says, in a form that is neither German nor signing."""
+    """The content of a sentence, in a form that is neither German nor signing."""
 
     clauses: tuple[Clause, ...] = ()
     opening: Opening | None = None
     topic: str = "time"
-    """What the first clause starts with: time or region."""
+    """Start of the first clause: time or region."""
     question: bool = False
     pointing: bool = False
-    """The first region is pointed at once more (no word)."""
+    """The signer also points at the first region (no word)."""
     palm: bool = False
     """An open palm ends the sentence (no word)."""
 
@@ -83,7 +79,7 @@ class Meaning:
 
 
 def signing(meaning: Meaning) -> tuple[Sign, ...]:
-    """The signs of a meaning, in order."""
+    """Returns the signs of a meaning, in order."""
     signs: list[Sign] = []
     if meaning.opening:
         o = meaning.opening
@@ -144,19 +140,18 @@ def _predicate_signs(clause: Clause, asked: tuple[str, ...], place: str) -> list
 
 @lru_cache(maxsize=4096)
 def realisations(meaning: Meaning) -> tuple[tuple[float, str], ...]:
-    """All German sentences of a meaning with their probabilities, the dominant one first; they sum to one."""
+    """Returns all German sentences of a meaning with their probabilities, the dominant one first."""
     if meaning.opening:
         return _opening_sentences(meaning.opening)
-    options: list[list[tuple[float, int]]] = [
-        [(0.8, 0), (0.2, 1)] for _ in meaning.clauses
-    ]  # predicate's form
-    first = meaning.clauses[0]
-    both = bool(first.region) and not meaning.question
-    options.append(
-        [(0.85, 0), (0.15, 1)] if both else [(1.0, 0)]
-    )  # the first clause in the order of the signs
+    both = bool(meaning.clauses[0].region) and not meaning.question
     joined = len(meaning.clauses) > 1 and not meaning.question
-    options.append([(0.82, 0), (0.18, 1)] if joined else [(1.0, 0)])  # "und", or "dagegen" and "dann"
+    options: list[list[tuple[float, int]]] = [
+        *([(0.8, 0), (0.2, 1)] for _ in meaning.clauses),  # form of the predicate
+        [(0.85, 0), (0.15, 1)]
+        if both
+        else [(1.0, 0)],  # the first clause in the order of the signs, or turned
+        [(0.82, 0), (0.18, 1)] if joined else [(1.0, 0)],  # "und", or "dagegen" and "dann"
+    ]
     words = [[_predicate_words(clause, form) for form in (0, 1)] for clause in meaning.clauses]
     found: dict[str, float] = {}
     for choice in product(*options):
@@ -168,18 +163,17 @@ def realisations(meaning: Meaning) -> tuple[tuple[float, str], ...]:
         predicates = [pair[form] for pair, form in zip(words, forms)]
         sentence = _sentence(meaning, predicates, region_first, joint)
         found[sentence] = found.get(sentence, 0.0) + probability
-    return tuple(
-        sorted(((share, sentence) for sentence, share in found.items()), key=lambda item: (-item[0], item[1]))
-    )
+    shares = ((share, sentence) for sentence, share in found.items())
+    return tuple(sorted(shares, key=lambda item: (-item[0], item[1])))
 
 
 def dominant(meaning: Meaning) -> str:
-    """The most probable German sentence of a meaning."""
+    """Returns the most probable German sentence of a meaning."""
     return realisations(meaning)[0][1]
 
 
 def choose_sentence(meaning: Meaning, rng: Random) -> str:
-    """One German sentence, drawn by its probability."""
+    """Returns one German sentence, drawn by its probability."""
     point = rng.random()
     options = realisations(meaning)
     for share, sentence in options:
@@ -257,96 +251,3 @@ def _predicate_words(clause: Clause, form: int) -> tuple[str, str]:
         "druck": de.PRESSURE.get(clause.pressure, ""),
     }  # fmt: skip
     return verb.format(**values), middle.format(**values).strip()
-
-
-# -- sampling --------------------------------------------------------------------------------------------------
-
-
-def sample(rng: Random) -> Meaning:
-    """A random meaning of 5 to 10 signs and 8 to 16 words."""
-    while True:
-        meaning = _opening(rng) if rng.random() < 0.08 else _forecast(rng)
-        if meaning is None or not 5 <= len(signing(meaning)) <= 10:
-            continue
-        if all(8 <= len(sentence.split()) <= 16 for _, sentence in realisations(meaning)):
-            return meaning
-
-
-def _zipf(rng: Random, items: Sequence[str]) -> str:
-    weights = [(rank + 1.0) ** -ZIPF for rank in range(len(items))]
-    return rng.choices(items, weights)[0]
-
-
-def _opening(rng: Random) -> Meaning:
-    day = rng.choices(["MORGEN", "HEUTE", "ÜBERMORGEN", ""], [6, 2, 1, 1])[0]
-    opening = Opening(
-        day, rng.choice(de.WEEKDAYS), rng.randint(1, 30), rng.choice(de.MONTHS), rng.random() < 0.3
-    )
-    return Meaning(opening=opening)
-
-
-def _forecast(rng: Random) -> Meaning | None:
-    first = _clause(rng, first=True)
-    clauses = [first]
-    if rng.random() < 0.78:
-        second = _clause(rng, first=False)
-        same_region = second.region and second.region == first.region
-        same_time = second.later and second.later in first.time
-        if second.predicate == first.predicate or same_region or same_time:
-            return None
-        clauses.append(second)
-    topic = "region" if first.region and rng.random() < 0.2 else "time"
-    return Meaning(
-        clauses=tuple(clauses), topic=topic, question=rng.random() < 0.08,
-        pointing=bool(first.region) and rng.random() < 0.1, palm=rng.random() < 0.1,
-    )  # fmt: skip
-
-
-def _clause(rng: Random, first: bool) -> Clause:
-    name = _zipf(rng, list(de.PREDICATES))
-    predicate = de.PREDICATES[name]
-    mark = rng.choices(["", "negation", "intensity"], [72, 12, 16])[0]
-    if mark and getattr(predicate, mark) is None:
-        mark = ""
-    adverb = ""
-    if predicate.adverbs and not mark and rng.random() < 0.3:
-        adverb = _zipf(rng, list(predicate.adverbs))
-    time = later = region = ""
-    if first:
-        time = rng.choice(de.MONTHS) if name == "zu" else _zipf(rng, list(de.TIMES))
-        if predicate.region and rng.random() < 0.9:
-            region = _zipf(rng, list(de.REGIONS))
-    elif not predicate.region or rng.random() < 0.3:
-        later = _zipf(rng, list(de.LATER_TIMES))
-    else:
-        region = _zipf(rng, list(de.REGIONS))
-    filler = actor = pressure = ""
-    path = ("", "")
-    if name in ("adjektiv", "bleiben", "zu"):
-        filler = _zipf(rng, de.ADJECTIVES)
-    elif name == "warnung":
-        filler = _zipf(rng, list(de.DANGERS))
-    elif name == "luft":
-        filler, actor, pressure = (
-            _zipf(rng, list(de.AIR)),
-            rng.choice(list(de.COUNTRIES)),
-            rng.choice(list(de.PRESSURE)),
-        )
-        path = (de.COUNTRIES[actor].place, "")
-    if name == "ziehen":
-        actor = _zipf(rng, list(de.MOVING))
-        path = rng.choices(
-            [("west", "ost"), ("nord", "süd"), ("ost", "west"), ("süd", "nord")], [4, 2, 1, 1]
-        )[0]
-    elif name in ("wehen", "wolken kommen"):
-        path = (rng.choices(["west", "nord", "ost", "süd"], [4, 2, 2, 1])[0], "")
-    return Clause(name, time, later, region, adverb, mark, _numbers(rng, name), filler, actor, pressure, path)
-
-
-def _numbers(rng: Random, predicate: str) -> tuple[int, ...]:
-    if predicate == "spanne":
-        low = rng.choice([*range(-6, -1), *range(2, 25)])
-        return (low, rng.choice([value for value in range(low + 2, low + 9) if 1 < abs(value) <= 30]))
-    if predicate in ("temperatur", "steigen", "sinken"):
-        return (rng.choice([*range(-10, -1), *range(2, 13), *range(2, 13), *range(13, 31), 0, 0]),)
-    return ()

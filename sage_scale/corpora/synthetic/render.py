@@ -1,4 +1,4 @@
-"""Drawing the signer: from motion to RGB frames.
+"""Draws the signer: from motion to RGB frames, and to an H.264 file.
 
 The figure is three-dimensional up to the joints (two-bone inverse kinematics bend the elbows) and is drawn as
 shaded polygons, in twice the size and reduced, which smooths the edges. Hands are drawn a fifth too large and
@@ -7,13 +7,16 @@ with every finger outlined, so that handshapes stay apart on frames of 64 pixels
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sage_scale.corpora.synthetic.animation import Motion
 from sage_scale.corpora.synthetic.articulation import ANGLE, FLIP, LENGTH, SHAPE, U, Y, Z
-from sage_scale.corpora.synthetic.choreography import Motion
 from sage_scale.corpora.synthetic.signers import Colour, Signer
 
 SIZE = 128
@@ -30,7 +33,7 @@ Part = tuple[np.ndarray, Colour]
 
 
 def render(motion: Motion, signer: Signer) -> Iterator[np.ndarray]:
-    """The frames of a clip, each uint8 (SIZE, SIZE, 3)."""
+    """Yields the frames of a clip, each uint8 (SIZE, SIZE, 3)."""
     still = _background(signer)
     parts = _figure(motion, signer)
     colours = [colour for _, colour in parts]
@@ -42,6 +45,31 @@ def render(motion: Motion, signer: Signer) -> Iterator[np.ndarray]:
         for polygon, colour in zip(polygons, colours):
             draw.polygon(polygon[frame], fill=colour)
         yield np.asarray(picture.reduce(_OVER))
+
+
+def write_h264(path: Path, frames: Iterable[np.ndarray], fps: int, size: int) -> int:
+    """Encodes uint8 (size, size, 3) frames into an MP4 file, the same bytes for the same frames; returns their number.
+
+    One encoder thread, because x264's bytes depend on the number of threads; the muxer leaves out clock and
+    library version.
+    """
+    count = 0
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, fps)
+        stream.codec_context.thread_count = 1
+        stream.options = {"preset": "ultrafast", "crf": "21", "threads": "1", "g": "50"}
+        reformatter = av.video.reformatter.VideoReformatter()
+        for count, array in enumerate(frames, start=1):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            picture = reformatter.reformat(frame, format="yuv420p")
+            picture.pts = count - 1
+            picture.time_base = Fraction(1, fps)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return count
 
 
 def _to_pixels(points: np.ndarray) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""From signs to motion: when each sign happens, and where hands, face and head are in every frame.
+"""From signs to motion: timing of the signs, and hands, face and head in every frame.
 
 Timing follows real DGS (272 clips of the Public DGS Corpus with human sign boundaries): signs last 80/180/500 ms
 at p10/50/90, 200/360/720 ms from onset to onset, and hands move at 1.6 shoulder widths a second in the median.
@@ -14,32 +14,21 @@ from random import Random
 
 import numpy as np
 
-from sage_scale.corpora.synthetic.articulation import (
-    ANGLE,
-    CHANNELS,
-    MAP,
-    READY,
-    REST,
-    U,
-    Y,
-    Z,
-    base_hand,
-    trajectory,
-    weak_trajectory,
-)  # fmt: skip
+from sage_scale.corpora.synthetic import articulation
+from sage_scale.corpora.synthetic.articulation import ANGLE, MAP, READY, REST, U, Y, Z, base_hand
 from sage_scale.corpora.synthetic.grammar import Sign
 from sage_scale.corpora.synthetic.lexicon import LEXICON, Form, form_of
 from sage_scale.corpora.synthetic.signers import Signer
 
 FPS = 25
 LEAST_FRAMES, MOST_FRAMES = 60, 150
-_LENGTHS = {"short": 2.5, "medium": 5.2, "long": 12.0}
+LENGTHS = {"short": 2.5, "medium": 5.2, "long": 12.0}
 """Mean duration of a sign, frames."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A sign in time: its hold or movement without the way there, frames [start, end)."""
+    """A sign in time: its hold or movement, without the transition to it, frames [start, end)."""
 
     sign: Sign
     start: int
@@ -74,8 +63,8 @@ class Motion:
         return len(self.strong)
 
 
-def choreograph(signs: tuple[Sign, ...], signer: Signer, rng: Random) -> Motion:
-    """The motion of a signed sentence; a pure function of its arguments."""
+def animate(signs: tuple[Sign, ...], signer: Signer, rng: Random) -> Motion:
+    """Returns the motion of a signed sentence; a pure function of its arguments."""
     forms = [form_of(sign.gloss, signer.dialect) for sign in signs]
     spans, total = _timing(signs, forms, signer, rng)
     strong, weak = _hands(spans, forms, total, signer, rng)
@@ -94,7 +83,7 @@ def _timing(
     tempo = signer.tempo * rng.lognormvariate(0.0, 0.06)
     durations, gaps = [], []
     for position, (sign, form) in enumerate(zip(signs, forms)):
-        length = _LENGTHS[form.length] * tempo * rng.lognormvariate(0.0, 0.3)
+        length = LENGTHS[form.length] * tempo * rng.lognormvariate(0.0, 0.3)
         if "negation" in sign.marks or "intensity" in sign.marks:
             length *= 1.3
         durations.append(max(1.6, length))
@@ -135,11 +124,10 @@ def _hands(
         path = tuple(np.array([MAP[place][0] * side, MAP[place][1]]) for place in _path(span.sign))
         shift = 0.35 * np.array([MAP[span.sign.place][0] * side, MAP[span.sign.place][1]])
         wander = np.array([rng.gauss(0, signer.sloppiness), rng.gauss(0, signer.sloppiness)])
-        reach = (
-            signer.reach * rng.lognormvariate(0.0, 0.1) * (1.35 if "intensity" in span.sign.marks else 1.0)
-        )
-        hand = trajectory(form, tau, reach, path)  # type: ignore[arg-type]
-        weak = weak_trajectory(form, tau, hand, reach)
+        stress = 1.35 if "intensity" in span.sign.marks else 1.0
+        reach = signer.reach * rng.lognormvariate(0.0, 0.1) * stress
+        hand = articulation.trajectory(form, tau, reach, path)  # type: ignore[arg-type]
+        weak = articulation.weak_trajectory(form, tau, hand, reach)
         hand[:, [U, Y]] += wander + shift
         hand[:, ANGLE] += rng.gauss(0, 120 * signer.sloppiness)
         strong_keys += list(zip(range(span.start, span.end), hand))
@@ -163,16 +151,12 @@ def _hands(
 
 def _path(sign: Sign) -> tuple[str, str]:
     movement = LEXICON[sign.gloss].form.movement
-    if movement == "east":
-        return ("", "ost")
-    if movement == "west":
-        return ("", "west")
-    return sign.path
+    return {"east": ("", "ost"), "west": ("", "west")}.get(movement, sign.path)
 
 
 def _interpolate(keys: list[tuple[int, np.ndarray]], total: int) -> np.ndarray:
-    """Hands between key frames: minimum jerk for the place, the shape and direction ahead of it."""
-    hands = np.empty((total, len(CHANNELS)))
+    """Returns hands between key frames: minimum jerk for the place, the shape and direction ahead of it."""
+    hands = np.empty((total, len(articulation.CHANNELS)))
     first, last = keys[0], keys[-1]
     hands[: first[0] + 1] = first[1]
     hands[last[0] :] = last[1]
@@ -196,7 +180,7 @@ def _interpolate(keys: list[tuple[int, np.ndarray]], total: int) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Light low-pass over time: inertia of arms, (T, ...)."""
+    """Returns (T, ...) values after a light low-pass over time: the inertia of arms."""
     padded = np.concatenate([values[:1], values, values[-1:]])
     return 0.18 * padded[:-2] + 0.64 * padded[1:-1] + 0.18 * padded[2:]
 
@@ -214,16 +198,15 @@ def _mouth(spans: list[Span], total: int) -> np.ndarray:
         shapes = LEXICON[span.sign.gloss].mouthing
         start, end = max(0, span.start - 1), min(total, span.end + 2)
         for frame in range(start, end):
-            mouth[frame] = _MOUTHS[
-                shapes[min(len(shapes) - 1, (frame - start) * len(shapes) // (end - start))]
-            ]
+            shape = min(len(shapes) - 1, (frame - start) * len(shapes) // (end - start))
+            mouth[frame] = _MOUTHS[shapes[shape]]
         if "intensity" in span.sign.marks:
             mouth[start:end] = (0.3, 0.45)
     return mouth
 
 
 def _marks(spans: list[Span], total: int, rng: Random) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Brows, cheeks and head: the marks spread over the gaps between signs that carry them."""
+    """Returns brows, cheeks and head: the marks spread over the gaps between signs that carry them."""
     time = np.arange(total)
     brows, cheeks, head = np.zeros(total), np.zeros(total), np.zeros((total, 3))
     head[:, 0] = 0.07 * np.sin(2 * np.pi * (time / FPS * 0.31 + rng.random()))
@@ -248,7 +231,7 @@ def _marks(spans: list[Span], total: int, rng: Random) -> tuple[np.ndarray, np.n
 
 
 def marked_spans(spans: list[Span]) -> list[tuple[str, int, int]]:
-    """The marks of a sentence in time: kind and frames [start, end) of each run of signs that carry it."""
+    """Returns the marks of a sentence in time: kind and frames [start, end) of each run of signs that carry it."""
     found: list[tuple[str, int, int]] = []
     for mark in ("negation", "question", "intensity"):
         previous = False
@@ -263,7 +246,7 @@ def marked_spans(spans: list[Span]) -> list[tuple[str, int, int]]:
 
 
 def _gaze(spans: list[Span], total: int) -> np.ndarray:
-    """The signer looks at the viewer, and along a movement over the map."""
+    """Returns the gaze, (T, 2): at the viewer, or along a movement over the map."""
     gaze = np.zeros((total, 2))
     for span in spans:
         place = _path(span.sign)[1] or span.sign.place
