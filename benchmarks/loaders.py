@@ -118,8 +118,8 @@ def ours(shards: Path, workers: int, checked: bool = True) -> Batches:
     """One epoch of the global order."""
     stream = open_stream(shards, make_recipe(), batch_size=BATCH, epochs=1, workers=workers)
     if not checked:
-        assert stream.dataset._direct is not None
-        stream.dataset._direct.checked = False
+        assert stream.dataset.feature_reader is not None
+        stream.dataset.feature_reader.checked = False
     for batch in stream:
         assert batch.video.features_FC is not None
         yield [meta["id"] for meta in batch.metas], batch.video.features_FC

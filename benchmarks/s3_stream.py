@@ -137,7 +137,7 @@ def stream_of(
     )
     recipe = dataclasses.replace(recipe, stream=settings)
     stream = open_stream(url, recipe, batch_size=BATCH, epochs=1, workers=workers)
-    assert stream.dataset.reading is not None and stream.dataset.reading.keep == keep
+    assert stream.dataset.plan is not None and stream.dataset.plan.keep == keep
     return stream
 
 

@@ -1,10 +1,11 @@
 """Streaming: one global order of samples whatever the layout of the job, and a state of two numbers."""
 
-from sage_scale.streaming.batch import Batch, ReadCounts, SampleShape
-from sage_scale.streaming.monitor import DataStallMonitor
+from sage_scale.streaming.batch import Batch, SampleShape
+from sage_scale.streaming.mixture import Data, open_datasets
 from sage_scale.streaming.opening import check_datasets, open_evaluation, open_stream
+from sage_scale.streaming.packing import pack_sample
+from sage_scale.streaming.read_counts import DataStallMonitor, ReadCounts
 from sage_scale.streaming.readers import DamagedSample
-from sage_scale.streaming.sources import Data, open_datasets
 from sage_scale.streaming.stream import Stream
 from sage_scale.streaming.webdataset import WebBatch, open_webdataset
 
@@ -22,4 +23,5 @@ __all__ = [
     "open_evaluation",
     "open_stream",
     "open_webdataset",
+    "pack_sample",
 ]

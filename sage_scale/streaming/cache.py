@@ -1,21 +1,22 @@
-"""The node-local cache: blocks of remote shards as plain files, shared by all ranks and workers of a host.
+"""Bounded caches: values in the memory of a process, and blocks of remote shards in files that a host shares.
+
+The node-local cache:
 
     FOLDER/ledger                           bytes in the cache, 16 hex digits; its lock guards the bound
     FOLDER/<dataset digest>/<block>         a block: NNNNNN-BEGIN-END, unit number and bytes of the tar, hexadecimal
-    FOLDER/<dataset digest>/<block>.part    a block in the making; its lock says that somebody is making it
+    FOLDER/<dataset digest>/<block>.part    an unfinished block; its writer holds the lock of the file
 
 Safe under SIGKILL at any moment:
 
 - A block is written as `.part` and renamed; half of one is never seen under its own name.
-- The `.part` file *is* the lock (flock): the kernel frees it with its holder, and whoever waits for it goes on
-  with the block. One without a holder is removed by the next process that opens the cache.
-- Bytes are entered in the ledger before they are written, so a process that dies leaves too high a sum, never
-  too low a one; an eviction, which counts the files, puts it right.
+- The `.part` file *is* the lock (flock): the kernel frees it with its holder, and the next waiting process writes the
+  block. The next process that opens the cache removes one without a holder.
+- Bytes are entered in the ledger before they are written, so a process that dies leaves too high a sum, never too low
+  a one; an eviction, which counts the files, corrects it.
 
-The least recently used blocks (by modification time, which every use renews) go when the bound would be passed.
-A dataset that changed has another digest, and what is read is checked against the index in any case: a damaged
-block is dropped and fetched again. Anything that does not work (no room, no permission) is told once, and reading
-goes on without the cache.
+The least recently used blocks (by modification time, which every use renews) go when the bound would be passed. A
+changed dataset has another digest, and every sample is checked against the index: a damaged block is dropped and
+fetched again. A failure of the cache (no room, no permission) is logged once, and reading goes on without it.
 """
 
 from __future__ import annotations
@@ -27,23 +28,26 @@ import os
 import re
 import stat
 import tempfile
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from sage_scale.untrusted.files import expanded
-from sage_scale.untrusted.printer import logger
 
-log = logger("sage_scale.streaming")
+K = TypeVar("K")
+V = TypeVar("V")
 
 KEEP_SHARE = 0.9
-"""An eviction makes room down to this share of the bound, so that the files are counted seldom."""
+"""An eviction leaves this share of the bound, so that the files are counted seldom."""
 RENEW_S = 1.0
-"""How exactly the time of a block's last use is kept."""
-PATIENCE_S = 10.0
-"""So long is another process waited for that makes the same block; then the store is asked directly."""
-LEDGER_PATIENCE_S = 5.0
+"""Resolution of the time of a block's last use."""
+LOCK_TIMEOUT_S = 10.0
+"""Longest wait for another process that writes the same block; then the store is asked directly."""
+LEDGER_TIMEOUT_S = 5.0
 _BLOCK = re.compile(r"(\d{6,})-([0-9a-f]+)-([0-9a-f]+)(\.part)?")
 _DATASET = re.compile(r"[0-9a-f]{16}")
 _PART = ".part"
@@ -62,13 +66,46 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
+class LRUCache(Generic[K, V]):
+    """Values in at most `limit` bytes, the least recently used dropped first. Threads may share it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._items: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K) -> V | None:
+        """Returns the value, if it is kept."""
+        with self._lock:
+            if key not in self._items:
+                return None
+            self._items.move_to_end(key)
+            return self._items[key][0]
+
+    def put(self, key: K, value: V, size: int) -> None:
+        """Keeps a value of `size` bytes; one larger than the whole cache is not kept."""
+        with self._lock:
+            if key in self._items or size > self.limit:
+                return
+            self._items[key] = value, size
+            self.size += size
+            while self.size > self.limit:
+                self.size -= self._items.popitem(last=False)[1][1]
+
+    def drop(self, key: K) -> None:
+        """Removes a value, if it is kept."""
+        with self._lock:
+            self.size -= self._items.pop(key, (None, 0))[1]
+
+
 class CacheFailed(Exception):
     """The cache cannot be used; reading goes on without it."""
 
 
 @dataclass(frozen=True)
 class BlockLock:
-    """The right to make a block: its `.part`, open and locked."""
+    """The exclusive right to write a block: its `.part`, open and locked."""
 
     name: str
     descriptor: int
@@ -82,20 +119,20 @@ class BlockCache:
         self.folder = folder
         self.limit = limit
         self._blocks = folder / digest
-        self._place = str(self._blocks)
+        self._path = str(self._blocks)
         with _explained(folder):
             self._blocks.mkdir(parents=True, exist_ok=True)
             self._sweep()
 
     def open(self, name: str) -> int | None:
-        """A descriptor of the block, for the caller to close, or None. Counts as a use."""
+        """Returns a descriptor of the block, for the caller to close, or None. Counts as a use."""
         try:
-            descriptor = os.open(f"{self._place}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(f"{self._path}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return None
         status = os.fstat(descriptor)
         if time.time() - status.st_mtime > RENEW_S:
-            with contextlib.suppress(OSError):  # a cache of somebody else's may be readable and no more
+            with contextlib.suppress(OSError):  # another user's cache may be read-only
                 os.utime(descriptor)
         if status.st_size != _size(name):
             os.close(descriptor)
@@ -103,77 +140,76 @@ class BlockCache:
             return None
         return descriptor
 
-    def claim(self, name: str, patience_s: float = PATIENCE_S) -> BlockLock | None:
-        """The right to make the block, to be given to `publish` or `release`.
+    def lock(self, name: str, timeout_s: float = LOCK_TIMEOUT_S) -> BlockLock | None:
+        """Returns the right to write the block, for `publish` or `release`. Raises CacheFailed.
 
-        None where it is there by now, or another process has been making it for longer than the patience. Raises
-        CacheFailed.
+        None where the block is there by now, or another process writes it for longer than the time-out.
         """
-        end, pause = time.monotonic() + patience_s, 0.002
+        end, pause = time.monotonic() + timeout_s, 0.002
         with _explained(self.folder):
             while not (self._blocks / name).exists():
-                claim = self._try_claim(name)
-                if claim or time.monotonic() >= end:
-                    return claim
+                lock = self._try_lock(name)
+                if lock or time.monotonic() >= end:
+                    return lock
                 time.sleep(pause)
                 pause = min(2 * pause, 0.05)
         return None
 
-    def _try_claim(self, name: str) -> BlockLock | None:
+    def _try_lock(self, name: str) -> BlockLock | None:
         part = self._blocks / (name + _PART)
         try:
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:  # an eviction removed the empty folder
             self._blocks.mkdir(parents=True, exist_ok=True)
             return None
-        claim = BlockLock(name, descriptor)
+        lock = BlockLock(name, descriptor)
         if not _lock(descriptor):
             os.close(descriptor)
             return None
-        # Between opening and locking the maker may have published the block, or a sweep removed the file.
+        # Between opening and locking the block may have been published, or a sweep removed the file.
         if not _is_file(descriptor, part):
             _unlock(descriptor)
             return None
         if (self._blocks / name).exists():
-            self.release(claim)
+            self.release(lock)
             return None
-        return claim
+        return lock
 
-    def publish(self, claim: BlockLock, data: bytes | bytearray | memoryview) -> None:
-        """Put the block in its place, and give the claim back. Raises CacheFailed, with nothing left behind."""
-        part = self._blocks / (claim.name + _PART)
+    def publish(self, lock: BlockLock, data: bytes | bytearray | memoryview) -> None:
+        """Writes the block and releases the lock. Raises CacheFailed, with nothing left behind."""
+        part = self._blocks / (lock.name + _PART)
         published = False
         try:
             with _explained(self.folder):
                 if not self._reserve(len(data), part):
                     return
                 view = memoryview(data)
-                place = os.lseek(claim.descriptor, 0, os.SEEK_SET)
-                os.ftruncate(claim.descriptor, 0)
+                place = os.lseek(lock.descriptor, 0, os.SEEK_SET)
+                os.ftruncate(lock.descriptor, 0)
                 while place < len(view):
-                    place += os.write(claim.descriptor, view[place:])
-                with contextlib.suppress(FileNotFoundError):  # emptied by hand, too
-                    os.rename(part, self._blocks / claim.name)
+                    place += os.write(lock.descriptor, view[place:])
+                with contextlib.suppress(FileNotFoundError):  # emptied by hand
+                    os.rename(part, self._blocks / lock.name)
                     published = True
         finally:
             if published:
-                _unlock(claim.descriptor)
+                _unlock(lock.descriptor)
             else:
-                self.release(claim)
+                self.release(lock)
 
-    def release(self, claim: BlockLock) -> None:
-        """Give the claim back without a block."""
+    def release(self, lock: BlockLock) -> None:
+        """Releases the lock without a block."""
         with contextlib.suppress(OSError):
-            os.unlink(self._blocks / (claim.name + _PART))
-        _unlock(claim.descriptor)
+            os.unlink(self._blocks / (lock.name + _PART))
+        _unlock(lock.descriptor)
 
     def drop(self, name: str) -> None:
-        """Remove a block that is damaged; the ledger learns of it at the next eviction."""
+        """Removes a damaged block; the next eviction corrects the ledger."""
         with contextlib.suppress(OSError):
             os.unlink(self._blocks / name)
 
     def _reserve(self, size: int, own: Path) -> bool:
-        """Enter `size` bytes in the ledger, evicting what must go; False where there can be no room."""
+        """Enters `size` bytes in the ledger, evicting blocks; returns False where there can be no room."""
         if size > self.limit * KEEP_SHARE:
             return False
         with self._ledger() as ledger:
@@ -184,16 +220,16 @@ class BlockCache:
         return True
 
     def _evict(self, keep: int, own: Path) -> int:
-        """Remove blocks of any dataset, the least recently used first, until `keep` bytes are left; how many are."""
+        """Removes blocks of any dataset, the least recently used first, down to `keep` bytes; returns the rest."""
         found, total = [], 0
         for folder in _folders(self.folder):
             for entry in os.scandir(folder):
                 match = _BLOCK.fullmatch(entry.name)
                 if not match or entry.path == str(own):
                     continue
-                if match[4] and _remove_if_nobodys(Path(entry.path)):
+                if match[4] and _remove_if_abandoned(Path(entry.path)):
                     continue
-                total += _size(entry.name)  # what is being written counts as a whole
+                total += _size(entry.name)  # an unfinished block counts as a whole
                 with contextlib.suppress(FileNotFoundError):
                     if not match[4]:
                         found.append((entry.stat().st_mtime_ns, entry.path, _size(entry.name)))
@@ -211,9 +247,9 @@ class BlockCache:
 
     @contextlib.contextmanager
     def _ledger(self) -> Iterator[int]:
-        self._blocks.mkdir(parents=True, exist_ok=True)  # somebody may have emptied the folder
+        self._blocks.mkdir(parents=True, exist_ok=True)  # emptied by hand
         descriptor = os.open(self.folder / "ledger", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        end = time.monotonic() + LEDGER_PATIENCE_S
+        end = time.monotonic() + LEDGER_TIMEOUT_S
         while not _lock(descriptor):
             if time.monotonic() >= end:
                 os.close(descriptor)
@@ -225,30 +261,28 @@ class BlockCache:
             _unlock(descriptor)
 
     def _sweep(self) -> None:
-        """Remove what processes that died were making."""
+        """Removes the unfinished blocks of dead processes."""
         for folder in _folders(self.folder):
             for entry in os.scandir(folder):
                 if entry.name.endswith(_PART) and _BLOCK.fullmatch(entry.name):
-                    _remove_if_nobodys(Path(entry.path))
+                    _remove_if_abandoned(Path(entry.path))
 
 
 def block_name(unit: int, begin: int, end: int) -> str:
-    """File name of the bytes [begin, end) of a unit's tar."""
+    """Returns the file name of the bytes [begin, end) of a unit's tar."""
     return f"{unit:06d}-{begin:x}-{end:x}"
 
 
 def open_cache(chosen: str, digest: str, limit: int) -> BlockCache:
-    """The cache in the recipe's folder (stream.cache_dir); empty: this user's own in $TMPDIR, else in /var/tmp.
+    """Opens the cache in the recipe's folder (stream.cache_dir); empty: this user's own in $TMPDIR, else in /var/tmp.
 
     Not /tmp, which is memory on many systems. Raises CacheFailed.
     """
     if chosen:
         folder = expanded(chosen)
     else:
-        place = os.environ.get("TMPDIR") or (
-            "/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir()
-        )
-        folder = Path(place) / f"sage-scale-{os.getuid()}"
+        disk = "/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir()
+        folder = Path(os.environ.get("TMPDIR") or disk) / f"sage-scale-{os.getuid()}"
     with _explained(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = os.lstat(folder)
@@ -292,8 +326,8 @@ def _is_file(descriptor: int, path: Path) -> bool:
     return (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
 
 
-def _remove_if_nobodys(part: Path) -> bool:
-    """Remove a `.part` whose maker has died; whether it is gone."""
+def _remove_if_abandoned(part: Path) -> bool:
+    """Removes a `.part` whose writer has died; returns whether it is gone."""
     try:
         descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -310,7 +344,7 @@ def _remove_if_nobodys(part: Path) -> bool:
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether the file is ours now. Not waiting: a holder may be stopped, and nothing must hang for it."""
+    """Locks the file without waiting (a holder may be stopped); returns whether it is ours now."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,34 +1,60 @@
-"""Shards in an object store: from whole blocks (`blocks.py`), or samples by themselves, neighbours coalesced."""
+"""Shards in an object store: from whole blocks (`blocks.py`), or sample by sample, neighbours coalesced."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sage_scale.errors import StorageError
-from sage_scale.storage import NotFound, Store, Unavailable
-from sage_scale.streaming.batch import ReadCounts
+from sage_scale.storage import NotFound, Store, Unavailable, open_store
 from sage_scale.streaming.blocks import Blocks
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.prefetch import ReadPlan
 from sage_scale.streaming.range_requests import RangeClient, RangeRequest
-from sage_scale.streaming.readers import ADVICE, DamagedSample, SampleReader, Source
+from sage_scale.streaming.read_counts import ReadCounts
+from sage_scale.streaming.readers import (
+    ADVICE,
+    DamagedSample,
+    FileReader,
+    JoinedReader,
+    SampleReader,
+    Source,
+)
 
 COALESCE_GAP = 128 << 10
-"""Two ranges nearer than this are fetched with one GET: 128 KiB take about a millisecond, a request tens of
-them.
-"""
+"""Two ranges nearer than this share one GET: 128 KiB take about a millisecond, a request tens of them."""
 COALESCE_BYTES = 8 << 20
 """Largest coalesced GET."""
-REMOTE_ATTEMPTS = 3
-"""How often damaged bytes are fetched: S3 clients do not notice a byte that flipped on the way."""
+REPEATED_READS = 2
+"""Repeated reads of damaged bytes: S3 clients do not notice a byte that flipped on the way."""
+
+
+def open_reader(catalog: Catalog, plan: ReadPlan | None = None) -> SampleReader:
+    """Returns the reader for the store, or the stores, that hold the catalog's shards."""
+    plan = plan or ReadPlan()
+    stores = [open_store(part.url) for part in catalog.parts or (catalog,)]
+    paths = [
+        store.local_path(name)
+        for store, part in zip(stores, catalog.parts or (catalog,))
+        for name in part.shards
+    ]
+    local = [path for path in paths if path is not None]
+    if len(local) == len(paths):
+        return FileReader(catalog, local)
+    if not catalog.parts:
+        return ObjectReader(catalog, stores[0], plan)
+    bounds = catalog.part_bounds.tolist()
+    parts = [
+        open_reader(part, plan.part(begin, end))
+        for part, begin, end in zip(catalog.parts, bounds, bounds[1:])
+    ]
+    return JoinedReader(catalog, parts)
 
 
 @dataclass(frozen=True)
@@ -44,14 +70,14 @@ class Span:
 def coalesce(
     shard_B: NDArray[np.int64], offset_B: NDArray[np.int64], bytes_B: NDArray[np.int64], gap: int, limit: int
 ) -> list[Span]:
-    """Spans that cover every sample; neighbours at most `gap` bytes apart share one of at most `limit`."""
+    """Returns spans that cover every sample; neighbours at most `gap` bytes apart share one of at most `limit`."""
     spans: list[Span] = []
     for member in np.lexsort((offset_B, shard_B)).tolist():
         shard, begin = int(shard_B[member]), int(offset_B[member])
         end = begin + int(bytes_B[member])
         last = spans[-1] if spans else None
         if last and last.shard == shard and begin <= last.end + gap and end - last.begin <= limit:
-            spans[-1] = Span(shard, last.begin, max(last.end, end), (*last.members, member))
+            spans[-1] = replace(last, end=max(last.end, end), members=(*last.members, member))
         else:
             spans.append(Span(shard, begin, end, (member,)))
     return spans
@@ -60,45 +86,38 @@ def coalesce(
 class ObjectReader(SampleReader):
     """Shards in an object store."""
 
-    attempts = REMOTE_ATTEMPTS
-
-    def __init__(self, catalog: Catalog, store: Store, reading: ReadPlan | None = None) -> None:
+    def __init__(self, catalog: Catalog, store: Store, plan: ReadPlan | None = None) -> None:
         super().__init__(catalog)
         self.store = store
-        self.reading = reading or ReadPlan()
+        self.plan = plan or ReadPlan()
         self._reset()
 
     def _reset(self) -> None:
         self._process = os.getpid()
-        self._flights = RangeClient(self.store, self.reading.give_up_after_s)
+        self._client = RangeClient(self.store, self.plan.give_up_after_s)
         self._blocks: Blocks | None = None
-        if self.reading.keep != "nothing":
-            self._blocks = Blocks(self.catalog, self.reading, self._flights, COALESCE_GAP)
+        if self.plan.keep != "nothing":
+            self._blocks = Blocks(self.catalog, self.plan, self._client, COALESCE_GAP)
 
-    def fetch(self, samples: Sequence[int]) -> Iterator[bytes | DamagedSample]:
-        lengths = self.catalog.samples.length[np.asarray(samples, dtype=np.int64)].tolist()
-        for source, length in zip(self.sources(np.asarray(samples, dtype=np.int64)), lengths):
-            if isinstance(source, DamagedSample):
-                yield source
-            elif isinstance(source[0], int):
-                yield os.pread(source[0], length, source[1])
-            else:
-                yield bytes(source[0][source[1] : source[1] + length])
+    def _usable_blocks(self) -> Blocks | None:
+        """Returns the blocks of this process; None where blocks cannot be kept."""
+        if self._process != os.getpid():  # a fork has none of the threads
+            self._reset()
+        return self._blocks if self._blocks is not None and self._blocks.usable() else None
 
-    def sources(self, samples: NDArray[np.int64]) -> Iterator[Source | DamagedSample]:
-        self._after_fork()
-        blocks = self._blocks
-        if blocks is None or not blocks.ready():
+    def locate(self, samples: NDArray[np.int64]) -> Iterator[Source | DamagedSample]:
+        blocks = self._usable_blocks()
+        if blocks is None:
             for sample in self._fetch_alone(samples):
                 yield sample if isinstance(sample, DamagedSample) else (sample, 0)
             return
         block_B = blocks.of(samples).tolist()
         begin_B = (self.catalog.samples.offset[samples] - blocks.begin(block_B)).tolist()
-        held = blocks.take(sorted(set(block_B)))
+        held = blocks.acquire(sorted(set(block_B)))
         try:
             alone = np.flatnonzero([block not in held for block in block_B])
             fetched = dict(zip(alone.tolist(), self._fetch_alone(samples[alone])))
-            for place, (block, begin) in enumerate(zip(block_B, begin_B)):
+            for row, (block, begin) in enumerate(zip(block_B, begin_B)):
                 data = held.get(block)
                 if data is not None:
                     yield data, begin
@@ -110,102 +129,84 @@ class ObjectReader(SampleReader):
                     finally:
                         os.close(descriptor)
                     continue
-                sample = fetched.pop(place, None) or self._fetch_alone(samples[place : place + 1])[0]
+                sample = fetched.pop(row, None) or self._fetch_alone(samples[row : row + 1])[0]
                 yield sample if isinstance(sample, DamagedSample) else (sample, 0)
         finally:
-            blocks.give_back(held, Counter(block_B))
+            blocks.release(held, Counter(block_B))
+
+    def read_again(self, sample: int) -> Iterator[bytes | DamagedSample]:
+        """Yields the sample fetched alone: its block was damaged on the way, or lies damaged on the disk."""
+        number = np.array([sample])
+        for _ in range(REPEATED_READS):
+            if self._blocks is not None:
+                self._blocks.drop(int(self._blocks.of(number)[0]))
+            data = self._fetch_alone(number)[0]
+            yield data if isinstance(data, DamagedSample) else bytes(data)
 
     def prefetch(self, samples: NDArray[np.int64]) -> None:
-        self._after_fork()
-        if len(samples) and self._blocks is not None and self._blocks.ready():
-            numbers = self._blocks.of(samples)
+        if len(samples) and (blocks := self._usable_blocks()) is not None:
+            numbers = blocks.of(samples)
             for block in numbers[np.sort(np.unique(numbers, return_index=True)[1])].tolist():
-                self._blocks.start(block)
+                blocks.fetch(block)
 
-    def rest(self) -> None:
-        self._after_fork()
-        if self._blocks is not None:
-            self._blocks.rest()
+    def cancel_prefetch(self) -> None:
+        if self._blocks is not None and self._process == os.getpid():
+            self._blocks.cancel_prefetch()
 
-    def spent(self) -> ReadCounts:
-        self._after_fork()
-        traffic = self._flights.traffic()
+    def counts(self) -> ReadCounts:
+        if self._process != os.getpid():
+            return ReadCounts()
         hits, misses = self._blocks.counts() if self._blocks is not None else (0, 0)
-        return ReadCounts(
-            requests=traffic.requests,
-            hedges=traffic.hedges,
-            retries=traffic.retries,
-            fetched=traffic.bytes,
-            node_hits=hits,
-            node_misses=misses,
-        )
+        return replace(self._client.counts(), node_hits=hits, node_misses=misses)
 
-    def fetch_again(self, sample: int) -> bytes | DamagedSample:
-        """By itself: its block may have been damaged on the way, or lie damaged on the disk."""
-        number = np.array([sample])
-        if self._blocks is not None:
-            self._blocks.drop(int(self._blocks.of(number)[0]))
-        data = self._fetch_alone(number)[0]
-        return data if isinstance(data, DamagedSample) else bytes(data)
-
-    def _fetch_alone(self, picked: NDArray[np.int64]) -> list[memoryview | DamagedSample]:
-        """Samples by themselves, neighbours with one GET."""
+    def _fetch_alone(self, samples: NDArray[np.int64]) -> list[memoryview | DamagedSample]:
+        """Fetches samples outside their blocks, neighbours with one GET."""
         table = self.catalog.samples
-        deadline = time.monotonic() + self.reading.give_up_after_s
-        begin_B, bytes_B = table.offset[picked], table.length[picked]
-        spans = coalesce(table.unit[picked], begin_B, bytes_B, COALESCE_GAP, COALESCE_BYTES)
-        flights = [
-            self._flights.start(self.catalog.shards[span.shard], span.begin, span.end - span.begin)
+        deadline = time.monotonic() + self.plan.give_up_after_s
+        begin_B, bytes_B = table.offset[samples], table.length[samples]
+        spans = coalesce(table.unit[samples], begin_B, bytes_B, COALESCE_GAP, COALESCE_BYTES)
+        requests = [
+            self._client.submit(self.catalog.shards[span.shard], span.begin, span.end - span.begin)
             for span in spans
         ]
-        self._flights.wait(flights, deadline)
-        found: list[memoryview | DamagedSample] = [memoryview(b"")] * len(picked)
-        for span, flight in zip(spans, flights):
-            whole = self._answer(flight, span.end)
+        self._client.wait(requests, deadline)
+        found: list[memoryview | DamagedSample] = [memoryview(b"")] * len(samples)
+        for span, request in zip(spans, requests):
+            whole = self._answer(request)
             for member in span.members:
                 begin = int(begin_B[member]) - span.begin
                 if whole is not None:
                     found[member] = whole[begin : begin + int(bytes_B[member])]
                 else:
-                    found[member] = self._get_one(int(picked[member]), deadline)
+                    found[member] = self._fetch_one(int(samples[member]), deadline)
         return found
 
-    def _answer(self, flight: RangeRequest, end: int) -> memoryview | None:
-        """What a flight brought, or None where the shard is missing or ends before it."""
-        if flight.data is not None:
-            return memoryview(flight.data)
-        error = flight.error or StorageError(f"{self.store.url}/{flight.name} gave nothing")
-        if isinstance(error, Unavailable) or (
-            not isinstance(error, NotFound) and self._size(flight.name) >= end
-        ):
+    def _answer(self, request: RangeRequest) -> memoryview | None:
+        """Returns the answer to a request, or None where the shard is missing or ends before it."""
+        if request.data is not None:
+            return memoryview(request.data)
+        error = request.error or StorageError(f"{self.store.url}/{request.name} gave nothing")
+        if isinstance(error, Unavailable):
+            raise error
+        if not isinstance(error, NotFound) and self._size(request.name) >= request.offset + request.length:
             raise error
         return None
 
-    def _get_one(self, sample: int, deadline: float) -> memoryview | DamagedSample:
+    def _fetch_one(self, sample: int, deadline: float) -> memoryview | DamagedSample:
         table, name = self.catalog.samples, self.catalog.shard(sample)
         begin, length = int(table.offset[sample]), int(table.length[sample])
         size = self._size(name)
         if size < begin + length:
             fate = "is missing" if size < 0 else "is cut off"
             return DamagedSample(f"{self.catalog.describe(sample)}: the shard {fate}; {ADVICE}")
-        flight = self._flights.start(name, begin, length)
-        self._flights.wait([flight], deadline)
-        if flight.data is None:
-            raise flight.error or StorageError(f"{self.store.url}/{name} gave nothing")
-        return memoryview(flight.data)
+        request = self._client.submit(name, begin, length)
+        self._client.wait([request], deadline)
+        if request.data is None:
+            raise request.error or StorageError(f"{self.store.url}/{name} gave nothing")
+        return memoryview(request.data)
 
     def _size(self, name: str) -> int:
         try:
             return self.store.size(name)
         except NotFound:
             return -1
-
-    def _after_fork(self) -> None:
-        if self._process != os.getpid():
-            self._reset()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"catalog": self.catalog, "store": self.store, "reading": self.reading}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["catalog"], state["store"], state["reading"])  # type: ignore[misc]

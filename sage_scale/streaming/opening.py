@@ -1,21 +1,18 @@
-"""Opening a dataset for training or evaluation, by one GET of its index."""
+"""Opens datasets for training or evaluation, by one GET of each index."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from sage_scale.config import Recipe, Vision
-from sage_scale.errors import OtherDataset, UsageError
+from sage_scale.config import Recipe
+from sage_scale.errors import OtherDataset
 from sage_scale.shards import Dataset
 from sage_scale.streaming.batch import SampleShape
-from sage_scale.streaming.catalog import joined
+from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.dataset import SampleDataset
+from sage_scale.streaming.mixture import Data, catalogs_of, mixed_order, open_datasets
 from sage_scale.streaming.prefetch import plan_reads
-from sage_scale.streaming.sources import Data, catalogs_of, draw_from, open_datasets
-from sage_scale.streaming.stream import Sequence, Stream
-
-REMOTE_READ_AHEAD = 4
-"""Batches read ahead by threads from an object store, where there are no workers."""
+from sage_scale.streaming.stream import SequentialOrder, Stream
 
 
 def open_stream(
@@ -32,34 +29,33 @@ def open_stream(
     workers: int | None = None,
     pin_memory: bool = False,
 ) -> Stream:
-    """The training stream of one rank: the recipe's global order over the samples of a split.
+    """Returns the training stream of one rank: the recipe's global order over the samples of a split.
 
-    `data` is a dataset or several, by URL or opened; what is drawn how often from them says `stream.mix`.
-    `batch_size` counts the clips of all ranks. `seed` and `workers` are the recipe's unless given. Without
-    `epochs` the stream does not end. Samples without a sentence are left out unless `require_text` is false.
-    Raises DatasetError where the dataset has no such split, no usable sample, or was made by a recipe whose
-    frames are other ones; UsageError for more ranks than lanes.
+    `data` is a dataset or several, by URL or opened, mixed by `stream.mix`. `batch_size` counts the clips of all ranks.
+    `seed` and `workers` are the recipe's unless given. Without `epochs` the stream does not end. Samples without a
+    sentence are left out unless `require_text` is false. Raises DatasetError where the dataset has no such split, no
+    usable sample, or was made by a recipe with other frames; UsageError for more ranks than lanes.
     """
-    seed = recipe.stream.seed if seed is None else seed
+    settings = recipe.stream
+    seed = settings.seed if seed is None else seed
+    workers = settings.workers if workers is None else workers
     datasets = _open(data, recipe)
-    catalog, order = draw_from(datasets, split, recipe.stream, seed=seed, require_text=require_text)
-    workers = recipe.stream.workers if workers is None else workers
+    catalog, order = mixed_order(datasets, split, settings, seed=seed, require_text=require_text)
     samples = SampleDataset(
         catalog,
         _shape(datasets, recipe, training=True),
         seed=seed,
-        on_corrupt=recipe.stream.on_corrupt,
-        cache_bytes=recipe.stream.cache_decoded_mb * 1_000_000 // max(1, workers),
-        reading=plan_reads(recipe.stream, catalog, order, world=world, workers=workers),
+        on_corrupt=settings.on_corrupt,
+        cache_bytes=settings.cache_decoded_mb * 1_000_000 // max(1, workers),
+        plan=plan_reads(settings, catalog, order, world=world, workers=workers),
     )
     return Stream(
         samples,
         order,
         rank=rank,
         world=world,
-        batch_size=_positive(batch_size),
+        batch_size=batch_size,
         workers=workers,
-        read_ahead=REMOTE_READ_AHEAD if samples.remote else 0,
         pin_memory=pin_memory,
         epochs=epochs,
     )
@@ -77,28 +73,26 @@ def open_evaluation(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Stream:
-    """Every sample of a split exactly once, in dataset order; each iteration begins anew.
+    """Returns a stream of every sample of a split exactly once, in dataset order; each iteration begins anew.
 
-    `batch_size` counts the clips of all ranks; rank r takes the places p with p mod W = r, and every rank sees
-    as many batches. A damaged sample raises, whatever the recipe says: a score must not leave clips out.
+    `batch_size` counts the clips of all ranks; rank r takes the positions p with p mod W = r, and every rank gets as
+    many batches. A damaged sample raises, whatever the recipe says: a score must not leave clips out.
     """
     datasets = _open(data, recipe)
-    catalogs = catalogs_of(datasets, split, require_text=require_text)
-    catalog = joined(catalogs)
+    catalog = Catalog.joined(catalogs_of(datasets, split, require_text=require_text))
     samples = SampleDataset(
         catalog,
         _shape(datasets, recipe, training=False),
         seed=recipe.stream.seed,
-        reading=plan_reads(recipe.stream, catalog, world=world, workers=workers),
+        plan=plan_reads(recipe.stream, catalog, world=world, workers=workers),
     )
     return Stream(
         samples,
-        Sequence(len(catalog), world),
+        SequentialOrder(len(catalog), world),
         rank=rank,
         world=world,
-        batch_size=_positive(batch_size),
+        batch_size=batch_size,
         workers=workers,
-        read_ahead=REMOTE_READ_AHEAD if samples.remote else 0,
         pin_memory=pin_memory,
         epochs=1,
         restart=True,
@@ -106,9 +100,19 @@ def open_evaluation(
 
 
 def check_datasets(datasets: tuple[Dataset, ...], recipe: Recipe) -> None:
-    """Raise OtherDataset where a dataset's frames or features are other ones than the recipe's."""
+    """Raises OtherDataset where a dataset's frames or features differ from the recipe's."""
+    wanted = recipe.vision
+    names = ["kind", "fps", "frame_stride"]
+    if wanted.kind == "frames":
+        names += ["size", "background"] if wanted.background == "median" else ["size"]
     for dataset in datasets:
-        _check_made_alike(dataset, recipe.vision)
+        made = dict(dataset.info.recipe_part).get("vision", {})
+        for name in names:
+            if name in made and made[name] != getattr(wanted, name):
+                raise OtherDataset(
+                    f"{dataset.url} was made with vision.{name}={made[name]}, the recipe says "
+                    f"{getattr(wanted, name)}: use the dataset's recipe, or precompute with this one"
+                )
     _shape(datasets, recipe, training=True)
 
 
@@ -119,7 +123,7 @@ def _open(data: Data, recipe: Recipe) -> tuple[Dataset, ...]:
 
 
 def _shape(datasets: tuple[Dataset, ...], recipe: Recipe, *, training: bool) -> SampleShape:
-    """The shape of the datasets' samples; evaluation takes the plain view."""
+    """Returns the shape of the datasets' samples; evaluation takes the plain view."""
     stored = {dataset.url: dataset.info.feature_views for dataset in datasets}
     wanted = recipe.vision.feature_views if recipe.vision.kind == "features" else 1
     fewest = min(stored, key=stored.__getitem__)
@@ -135,26 +139,3 @@ def _shape(datasets: tuple[Dataset, ...], recipe: Recipe, *, training: bool) -> 
             f"{wanted}: set it to {stored[fewest]}, or precompute with this recipe"
         )
     return replace(SampleShape.of(recipe), stored_views=stored[fewest], views=wanted if training else 1)
-
-
-def _check_made_alike(dataset: Dataset, wanted: Vision) -> None:
-    made = dict(dataset.info.recipe_part).get("vision", {})
-    names = ["kind", "fps", "frame_stride", *(["size"] if wanted.kind == "frames" else [])]
-    if _has_background(wanted):
-        names.append("background")
-    for name in names:
-        if name in made and made[name] != getattr(wanted, name):
-            raise OtherDataset(
-                f"{dataset.url} was made with vision.{name}={made[name]}, the recipe says "
-                f"{getattr(wanted, name)}: use the dataset's recipe, or precompute with this one"
-            )
-
-
-def _has_background(vision: Vision) -> bool:
-    return vision.kind == "frames" and vision.background == "median"
-
-
-def _positive(batch_size: int) -> int:
-    if batch_size < 1:
-        raise UsageError(f"batch size {batch_size}: must be at least 1")
-    return batch_size

@@ -1,7 +1,10 @@
 """From samples to a batch: rows of features or decoded frames go straight to their place in the packed array.
 
-One copy a sample: the array is made once for the whole batch, as large as the index says, and a sample's bytes
-may be dropped as soon as it is packed, so that the next one is read into memory that is still in the cache.
+One copy a sample: the array is made once for the whole batch, as large as the index says, and a sample's bytes may be
+dropped as soon as it is packed, so that the next one is read into memory that is still in the processor's cache.
+
+Shards hold a clip on its stride grid (frames 0, s, 2s, ...). A segment [start, end) is made of the grid frames inside
+it; a segment between two grid points is made of the nearest one, so that no segment is empty.
 """
 
 from __future__ import annotations
@@ -18,15 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sage_scale.errors import DatasetError
-from sage_scale.shards import Sample
-from sage_scale.streaming.batch import Batch, Memory, ReadCounts, SampleShape
-from sage_scale.streaming.frames import grid_runs
+from sage_scale.shards import Sample, read_sample
+from sage_scale.streaming.batch import Allocate, Batch, SampleShape, StepRequest
+from sage_scale.streaming.read_counts import ReadCounts
 from sage_scale.vision.packed import PackedVideo
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedSample:
-    """One clip, decoded: what a cache keeps. F stored frames of its N segments."""
+    """One decoded clip, as a cache keeps it. F stored frames of its N segments."""
 
     key: str
     meta: dict[str, Any]
@@ -49,11 +52,11 @@ class DecodedSample:
 class Packer:
     """Packs samples clip after clip, segment after segment, frame after frame, without padding."""
 
-    def __init__(self, shape: SampleShape, rows: int, rooms: Memory | None = None) -> None:
-        """`rows` is how many frames are expected; more are taken all the same. They are packed in memory of `rooms`."""
+    def __init__(self, shape: SampleShape, rows: int, allocate: Allocate | None = None) -> None:
+        """`rows` frames are expected; more are taken all the same. `allocate` makes the array."""
         self.shape = shape
-        self._rooms = rooms
-        self._content = shape.new(rows, rooms)
+        self._allocate = allocate
+        self._content = shape.new(rows, allocate)
         self._filled = 0
         self._keys: list[str] = []
         self._metas: list[dict[str, Any]] = []
@@ -61,40 +64,41 @@ class Packer:
         self._segment_frames: list[int] = []
         self._backgrounds: list[NDArray] = []
 
+    def add_bytes(self, data: bytes, key: str, where: str, view: int) -> None:
+        """Adds the sample in `data`, by its members in the tar `where`. Raises DatasetError."""
+        self.add(read_sample(data, key=key, where=where), view)
+
     def add(self, sample: Sample, view: int = 0) -> None:
-        """Decode the frames of the sample's segments, and no others, into their place; of features, those of a view.
+        """Decodes the frames of the sample's segments, and no others, into their place; of features, those of a view.
 
         Raises DatasetError where the sample is of another shape than the recipe's.
         """
         stride = int(sample.meta["frame_stride"])
         features = sample.view(view)
-        rows = self._stored_rows(sample, features, stride)
-        counts, runs = grid_runs(sample.segments, stride, rows)
-        room = self._room(sum(counts))
+        counts, runs = grid_runs(sample.segments, stride, self._stored_rows(sample, features, stride))
+        target = self._next_rows(sum(counts))
         at = 0
-        if features is not None:
-            for begin, end in runs:
-                room[at : at + end - begin] = features[begin:end]
-                at += end - begin
-        else:
-            for begin, end in runs:
+        for begin, end in runs:
+            if features is not None:
+                target[at : at + end - begin] = features[begin:end]
+            else:
                 for row in range(begin, end):
-                    room[at] = self._frame(sample, row * stride)
-                    at += 1
-            if self.shape.background:
-                self._backgrounds.append(self._background(sample))
+                    target[at + row - begin] = self._frame(sample, row * stride)
+            at += end - begin
+        if features is None and self.shape.background:
+            self._backgrounds.append(self._background(sample))
         # A copy: the view would keep all of the sample's bytes alive for as long as the batch.
-        self._note(sample.key, sample.meta, sample.segments.copy(), counts)
+        self._append(sample.key, sample.meta, sample.segments.copy(), counts)
 
     def add_decoded(self, sample: DecodedSample) -> None:
-        """Add a clip that was decoded before."""
-        self._room(len(sample.content_F))[:] = sample.content_F
+        """Adds a clip that was decoded before."""
+        self._next_rows(len(sample.content_F))[:] = sample.content_F
         if sample.background_CHW is not None:
             self._backgrounds.append(sample.background_CHW)
-        self._note(sample.key, sample.meta, sample.segments_N2, sample.segment_frames_N)
+        self._append(sample.key, sample.meta, sample.segments_N2, sample.segment_frames_N)
 
     def last(self) -> DecodedSample:
-        """A copy of the clip added last, to be kept."""
+        """Returns a copy of the clip added last."""
         counts = self._segment_frames[-len(self._segments[-1]) :]
         return DecodedSample(
             key=self._keys[-1],
@@ -105,25 +109,19 @@ class Packer:
             background_CHW=self._backgrounds[-1] if self.shape.background else None,
         )
 
-    def batch(
-        self,
-        *,
-        seed: int,
-        positions_B: NDArray[np.int64],
-        global_batch: int,
-        epoch: int,
-        position: int,
-        counts: ReadCounts | None = None,
-    ) -> Batch:
-        """The packed batch; the packer's memory becomes its own."""
-        backgrounds = None
+    def batch(self, seed: int, request: StepRequest, rows: list[int] | slice, counts: ReadCounts) -> Batch:
+        """Returns the batch of these rows of the request; the packer's memory becomes its own."""
+        content, backgrounds = torch.from_numpy(self._content[: self._filled]), None
         if self.shape.background:
-            backgrounds = np.stack(self._backgrounds) if self._backgrounds else self.shape.new(0)
+            stacked = np.stack(self._backgrounds) if self._backgrounds else self.shape.new(0)
+            backgrounds = torch.from_numpy(stacked)
         video = PackedVideo(
             segment_frames_N=torch.tensor(self._segment_frames, dtype=torch.int64),
             clip_segments_B=torch.tensor([len(segments) for segments in self._segments], dtype=torch.int64),
-            clip_seeds_B=torch.tensor(clip_seeds(seed, epoch, self._keys), dtype=torch.int64),
-            **self.shape.tensors(self._content[: self._filled], backgrounds),
+            clip_seeds_B=torch.tensor(clip_seeds(seed, request.epoch, self._keys), dtype=torch.int64),
+            features_FC=content if self.shape.feature_dim else None,
+            frames_FCHW=None if self.shape.feature_dim else content,
+            background_BCHW=backgrounds,
         )
         return Batch(
             keys=self._keys,
@@ -131,14 +129,11 @@ class Packer:
             segments=self._segments,
             video=video,
             weights_B=torch.ones(len(self._keys)),
-            positions_B=positions_B,
-            global_batch=global_batch,
-            epoch=epoch,
-            position=position,
-            counts=counts or ReadCounts(),
+            counts=counts,
+            **request.batch_fields(rows),
         )
 
-    def _note(
+    def _append(
         self, key: str, meta: dict[str, Any], segments_N2: NDArray[np.int32], counts: Sequence[int]
     ) -> None:
         self._keys.append(key)
@@ -146,11 +141,10 @@ class Packer:
         self._segments.append(segments_N2)
         self._segment_frames.extend(counts)
 
-    def _room(self, rows: int) -> NDArray:
-        """The next `rows` places."""
+    def _next_rows(self, rows: int) -> NDArray:
         begin, self._filled = self._filled, self._filled + rows
         if self._filled > len(self._content):
-            larger = self.shape.new(max(self._filled, 2 * len(self._content)), self._rooms)
+            larger = self.shape.new(max(self._filled, 2 * len(self._content)), self._allocate)
             larger[:begin] = self._content[:begin]
             self._content = larger
         return self._content[begin : self._filled]
@@ -185,44 +179,84 @@ class Packer:
         return _decode_jpeg(sample.background, self.shape.size, f"background of sample {sample.key}")
 
 
-def decode_sample(sample: Sample, shape: SampleShape) -> DecodedSample:
-    """One sample, decoded. Raises DatasetError where it has another shape."""
-    packer = Packer(shape, 0)
+def pack_sample(sample: Sample, shape: SampleShape) -> Batch:
+    """Returns one sample as a batch. Raises DatasetError where it has another shape."""
+    packer, first = Packer(shape, 0), np.zeros(1, np.int64)
     packer.add(sample)
-    return packer.last()
-
-
-def collate(
-    samples: Sequence[DecodedSample],
-    shape: SampleShape,
-    *,
-    seed: int = 0,
-    positions_B: NDArray[np.int64] | None = None,
-    global_batch: int | None = None,
-    epoch: int = 0,
-    position: int = 0,
-) -> Batch:
-    """Decoded samples as one batch."""
-    packer = Packer(shape, sum(len(sample.content_F) for sample in samples))
-    for sample in samples:
-        packer.add_decoded(sample)
-    return packer.batch(
-        seed=seed,
-        positions_B=np.arange(len(samples)) if positions_B is None else positions_B,
-        global_batch=len(samples) if global_batch is None else global_batch,
-        epoch=epoch,
-        position=position,
-    )
+    request = StepRequest(epoch=0, samples_B=first, positions_B=first, global_batch=1, position=0)
+    return packer.batch(0, request, slice(None), ReadCounts())
 
 
 def clip_seeds(seed: int, epoch: int, keys: Sequence[str]) -> list[int]:
-    """A number below 2^63 for each clip in an epoch: xxh3-64 of "seed epoch key", whatever the layout."""
+    """Returns a number below 2^63 for each clip in an epoch: xxh3-64 of "seed epoch key", whatever the layout."""
     begin, digest = f"{seed} {epoch} ", xxhash.xxh3_64_intdigest
     return [digest((begin + key).encode()) >> 1 for key in keys]
 
 
+def grid_runs(segments_N2: NDArray, stride: int, rows: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """Returns the number of grid rows of each segment (N numbers, at least 1), and all rows, as runs [begin, end).
+
+    Row r is frame r * stride. The clip has `rows` stored rows; no run reaches beyond them. Neighbouring segments share
+    a run, so that most clips are a handful of copies. Plain Python on purpose: at the usual ten to fifty segments a
+    clip it takes a third of the time of array operations.
+    """
+    counts: list[int] = []
+    runs: list[tuple[int, int]] = []
+    last_begin, last_end = 0, 0
+    up = stride - 1
+    for start, end in segments_N2.tolist():
+        first = (start + up) // stride
+        after = (end + up) // stride
+        if after > rows:
+            after = rows
+        if after <= first:
+            # Between two grid points: the one before is start - before away, the one behind is behind - last away.
+            before = start // stride
+            nearer = before if start - before * stride <= first * stride - (end - 1) else first
+            first = min(nearer, rows - 1)
+            after = first + 1
+        counts.append(after - first)
+        if first == last_end:
+            last_end = after
+        else:
+            if last_end > last_begin:
+                runs.append((last_begin, last_end))
+            last_begin, last_end = first, after
+    if last_end > last_begin:
+        runs.append((last_begin, last_end))
+    return counts, runs
+
+
+def grid_rows(
+    segments_N2: NDArray[np.int32], segments_B: NDArray[np.int64], stride: int, rows_B: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """`grid_runs` for the clips of a whole batch: row count of each segment (N,), and the rows themselves (F,).
+
+    Clip b has `segments_B[b]` segments and `rows_B[b]` stored rows; rows are numbered through all clips. None stands
+    for all rows in their order.
+    """
+    start_N, end_N = segments_N2[:, 0].astype(np.int64), segments_N2[:, 1].astype(np.int64)
+    rows_N = np.repeat(rows_B, segments_B)
+    first_N = (start_N + stride - 1) // stride
+    after_N = np.minimum((end_N + stride - 1) // stride, rows_N)
+    between_N = after_N <= first_N
+    if between_N.any():
+        before_N = start_N // stride
+        nearer_N = np.where(start_N - before_N * stride <= first_N * stride - (end_N - 1), before_N, first_N)
+        first_N = np.where(between_N, np.minimum(nearer_N, rows_N - 1), first_N)
+        after_N = np.where(between_N, first_N + 1, after_N)
+    counts_N = after_N - first_N
+    ends_B = np.cumsum(rows_B)
+    begin_N = first_N + np.repeat(ends_B - rows_B, segments_B)
+    ends_N = np.cumsum(counts_N)
+    total = int(ends_N[-1])
+    if total == int(ends_B[-1]) and np.array_equal(begin_N, ends_N - counts_N):
+        return counts_N, None
+    return counts_N, np.repeat(begin_N - (ends_N - counts_N), counts_N) + np.arange(total)
+
+
 def _decode_jpeg(jpeg: bytes, size: int, what: str) -> NDArray:
-    """uint8 (3, H, W), a view of another memory order."""
+    """Returns uint8 (3, H, W), a view of another memory order."""
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             if image.size != (size, size):  # before the pixels are decoded: a header may claim anything

@@ -1,9 +1,9 @@
-"""What will be needed soon: the order is known, so blocks can be fetched before anyone waits for them.
+"""Plans how an object store is read: which blocks, where they are kept, and what is prefetched.
 
 The samples of a block are needed within a bounded stretch of the epoch (docs/design/order.md), so a block is fetched
-whole, once, if the host has room for all blocks that are in use at a time (`blocks_in_use`). `with_prefetch` lets each
-step's request name the blocks that a later step will be the first to need; whichever thread or worker process gets
-the request starts fetching them.
+whole, once, if the host has room for all blocks that are in use at a time (`blocks_in_use`). The order is known: with
+`with_prefetch` each step's request names the blocks that a later step is the first to need, and the thread or worker
+process that gets the request starts fetching them.
 
 Shape letters: S samples, K blocks, A samples named ahead.
 """
@@ -14,44 +14,45 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from sage_scale.config import Stream
+from sage_scale.streaming.batch import StepRequest
 from sage_scale.streaming.cache import KEEP_SHARE
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.mixture import Mixture
 from sage_scale.streaming.order import Integers, cut_blocks
 
 MAX_PREFETCH_STEPS = 256
-"""Steps looked ahead at most."""
+"""Steps that prefetch looks ahead at most."""
 PREFETCH_BYTES = 512 << 20
-"""Blocks of a rank, not yet reached, that are fetched: with 64 lanes of 8 MiB blocks, all that an epoch begins with."""
+"""Most bytes of a rank's prefetched blocks: with 64 lanes of 8 MiB blocks, all first blocks of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReadPlan:
-    """How the samples of a catalog are read from an object store."""
+    """The way to read the samples of a catalog from an object store."""
 
     cuts: Integers | None = None
     """(K + 1,): block k is the samples [cuts[k], cuts[k + 1])."""
     keep: Literal["disk", "memory", "nothing"] = "nothing"
-    """Where blocks are kept while they are in use: on the node's disk for all its processes, in this process, or
-    nowhere: then samples are fetched by themselves."""
+    """Where blocks are kept while they are in use: on the node's disk for all its processes, or in this process.
+    Nothing: samples are fetched one by one."""
     memory_bytes: int = 0
     """Bound of the blocks in memory."""
     cache_dir: str = ""
     """Folder of the node-local cache (stream.cache_dir)."""
     cache_bytes: int = 0
-    """Its bound; 0 for none."""
+    """Bound of the node-local cache; 0 for none."""
     prefetch_bytes: int = 0
-    """Blocks not yet reached that a rank has fetched: what the cache holds beside the blocks in use."""
+    """Bytes of blocks to prefetch: the room of the cache beside the blocks in use."""
     give_up_after_s: float = 300.0
     """Seconds after which a store that does not answer is an error (stream.give_up_after_s)."""
 
     def part(self, begin: int, end: int) -> ReadPlan:
-        """The same for the samples [begin, end) alone."""
+        """Returns the plan of the samples [begin, end) alone."""
         if self.cuts is None:
             return self
         inside = self.cuts[(self.cuts > begin) & (self.cuts < end)]
@@ -61,7 +62,7 @@ class ReadPlan:
 def cut_at_gaps(
     cuts: Integers, shard_S: Integers, offset_S: Integers, bytes_S: Integers, gap: int
 ) -> Integers:
-    """Blocks cut further where more than `gap` bytes between two samples are of no use, or a shard ends."""
+    """Returns blocks that are also cut where more than `gap` unused bytes lie between two samples, or a shard ends."""
     if len(shard_S) == 0:
         return np.zeros(1, np.int64)
     apart = (
@@ -73,7 +74,7 @@ def cut_at_gaps(
 
 
 def blocks_in_use(cuts: Integers, bytes_S: Integers, *, lanes: int, window: int) -> int:
-    """Bytes of blocks that `lanes` lanes use at a time, with room for what was used a moment ago.
+    """Returns the bytes of blocks that `lanes` lanes use at a time.
 
     A lane of m samples a block needs w + m samples' worth of blocks: a block from its first sample to its last one
     w later. Under least-recently-used eviction a block survives until its next use if the cache holds all that is
@@ -89,12 +90,12 @@ def blocks_in_use(cuts: Integers, bytes_S: Integers, *, lanes: int, window: int)
 def plan_reads(
     stream: Stream, catalog: Catalog, order: Mixture | None = None, *, world: int = 1, workers: int = 0
 ) -> ReadPlan:
-    """How a rank reads this catalog from an object store, by the recipe.
+    """Returns the plan of a rank for this catalog, by the recipe.
 
-    Blocks are those of the order; an evaluation has none and takes the dataset as it lies. A dataset that fits into
-    the node-local cache goes there: it comes over the network once in all its epochs. A larger one would only wear
-    the disk, so its blocks in use stay in memory, unless there are too many, or loader workers to share them with.
-    Where no place holds the blocks in use, they would be fetched again and again: then there are none.
+    Blocks are those of the order; an evaluation, which has none, reads in dataset order. A dataset that fits into the
+    node-local cache is kept there: it comes over the network once in all its epochs. Of a larger one, which would only
+    wear the disk, the blocks in use stay in memory, unless they are too many, or shared with loader workers. Where
+    neither holds the blocks in use, they would be fetched again and again: samples are read one by one.
     """
     table = catalog.samples
     if order is None:
@@ -111,7 +112,7 @@ def plan_reads(
         )
     total, ranks = int(table.length.sum()), max(1.0, host_share(world) * world)
     disk, memory = int(KEEP_SHARE * stream.cache_gb * 1e9), stream.memory_mb * 1_000_000
-    least = 2 * total // max(1, len(cuts) - 1)  # two blocks; room to look ahead for less is no room
+    least = 2 * total // max(1, len(cuts) - 1)  # least room to prefetch: two blocks
     on_host, in_rank = min(total, int(in_use * host_share(world))), min(total, in_use // world)
     keep: Literal["disk", "memory", "nothing"] = "nothing"
     ahead = 0
@@ -133,31 +134,24 @@ def plan_reads(
 
 
 def host_share(world: int) -> float:
-    """The part of a job's ranks that run on this host, by the launcher's environment; all where it says nothing."""
+    """Returns the share of a job's ranks on this host by the launcher's environment; 1 where it names none."""
     local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""
     return min(1.0, int(local) / world) if local.isdigit() and int(local) else 1.0
 
 
-class _Request(Protocol):
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def samples_B(self) -> Integers: ...
+def with_prefetch(
+    requests: Iterable[StepRequest], cuts: Integers, bytes_S: Integers, horizon: int
+) -> Iterator[StepRequest]:
+    """Yields the requests, each with `prefetch_A`: a sample of each block that some step is the first of its epoch to
+    need.
 
-
-R = TypeVar("R", bound=_Request)
-
-
-def with_prefetch(requests: Iterable[R], cuts: Integers, bytes_S: Integers, horizon: int) -> Iterator[R]:
-    """The requests, each with `prefetch_A`: a sample of each block that some step is the first of its epoch to need.
-
-    A request names the blocks of later steps as far as `horizon` bytes of blocks reach, and its own first.
+    A request names its own such blocks, and those of later steps as far as `horizon` bytes of blocks reach.
     """
     size_K = np.add.reduceat(bytes_S, cuts[:-1]) if len(bytes_S) else np.zeros(0, np.int64)
-    named_K = np.full(len(size_K), -1, np.int64)
+    epoch_K = np.full(len(size_K), -1, np.int64)  # the last epoch in which the block was named
     source = iter(requests)
-    waiting: deque[tuple[R, int]] = deque()
-    unsaid: list[Integers] = []
+    waiting: deque[tuple[StepRequest, int]] = deque()
+    unnamed: list[Integers] = []
     reach = 0
     ended = False
     while True:
@@ -168,17 +162,17 @@ def with_prefetch(requests: Iterable[R], cuts: Integers, bytes_S: Integers, hori
                 break
             block_B = np.searchsorted(cuts, request.samples_B, side="right") - 1
             # In the order of need: of several samples of a new block, the first stands for it.
-            fresh = np.flatnonzero(named_K[block_B] != request.epoch)
+            fresh = np.flatnonzero(epoch_K[block_B] != request.epoch)
             fresh = fresh[np.sort(np.unique(block_B[fresh], return_index=True)[1])]
-            named_K[block_B[fresh]] = request.epoch
+            epoch_K[block_B[fresh]] = request.epoch
             new = int(size_K[block_B[fresh]].sum())
             reach += new
-            unsaid.append(request.samples_B[fresh])
+            unnamed.append(request.samples_B[fresh])
             waiting.append((request, new))
         if not waiting:
             return
         request, new = waiting.popleft()
         reach -= new
-        prefetch_A = np.concatenate(unsaid) if unsaid else np.zeros(0, np.int64)
-        unsaid = []
-        yield replace(request, prefetch_A=prefetch_A)  # type: ignore[type-var]
+        prefetch_A = np.concatenate(unnamed) if unnamed else np.zeros(0, np.int64)
+        unnamed = []
+        yield replace(request, prefetch_A=prefetch_A)

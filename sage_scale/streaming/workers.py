@@ -1,13 +1,15 @@
-"""What a DataLoader's worker processes give, and one clear line when one of them is killed.
+"""Batches made by the worker processes of a DataLoader, and one clear line when a worker is killed.
 
 torch raises a RuntimeError out of a signal handler at the moment when a worker dies, wherever the trainer is: within a
-collective, a checkpoint, or an import that swallows it. Here a death is news only while the trainer waits for a batch,
-and before it does: the batch it has is still good.
+collective, a checkpoint, or an import that swallows it. Here a death is reported only while the trainer waits for a
+batch, or before it does: the batch it has is still good.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import multiprocessing.util
 import os
 import re
 import signal
@@ -20,18 +22,38 @@ import torch.utils.data
 from torch.utils.data._utils import signal_handling
 
 from sage_scale.errors import SageError
+from sage_scale.streaming.batch import Batch, StepRequest
+from sage_scale.streaming.buffers import BatchHandle, SharedBatchBuffer, SharedBufferPool, shared_buffer_for
+from sage_scale.streaming.dataset import SampleDataset
 
 SHARED_MEMORY = "/dev/shm"
+READ_AHEAD = 2
+"""Batches that each worker reads ahead."""
 
 _waiting = False
 """Whether the main thread waits for a batch."""
 
 
-def batches_of(loader: torch.utils.data.DataLoader) -> Generator[Any, None, None]:
-    """Iterate over the loader. Raises SageError, in one line, where a worker was killed."""
+def worker_batches(
+    dataset: SampleDataset, requests: Iterator[StepRequest], workers: int, pin_memory: bool
+) -> Generator[Any, None, None]:
+    """Yields the batches of the requests, made by so many processes, and a SageError in the place of a failed one.
+
+    Raises SageError, in one line, where a worker was killed.
+    """
+    shared = shared_buffer_for(workers, multiprocessing.get_start_method())
+    loader = torch.utils.data.DataLoader(
+        WorkerDataset(dataset, shared),
+        batch_sampler=requests,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_unchanged,
+        prefetch_factor=READ_AHEAD,
+        pin_memory=pin_memory,
+        worker_init_fn=_begin_worker,
+    )
     sweep_shared_memory()
     batches = iter(loader)
-    _calm()
+    _raise_only_while_waiting()
     while True:
         try:
             batch = _next(batches)
@@ -46,11 +68,61 @@ def batches_of(loader: torch.utils.data.DataLoader) -> Generator[Any, None, None
                 f"a loader worker was killed (process {', '.join(map(str, dead)) or 'unknown'}), most often for lack "
                 "of memory: lower stream.workers. The run can be resumed from its last checkpoint"
             ) from None
-        yield batch
+        yield batch.unpack() if isinstance(batch, BatchHandle) else batch
+        del batch  # while the next one is waited for, the trainer's own reference is the last
+
+
+class WorkerDataset(torch.utils.data.Dataset):
+    """The dataset in a worker. A SageError is a result: a DataLoader would bury its one line in a traceback."""
+
+    def __init__(self, dataset: SampleDataset, shared: SharedBatchBuffer | None) -> None:
+        self.dataset = dataset
+        self.shared = shared
+        self._pool: SharedBufferPool | None = None
+
+    def __getitems__(self, request: StepRequest) -> Any:
+        if self.shared is not None and self._pool is None:
+            worker = torch.utils.data.get_worker_info()
+            assert worker is not None
+            self._pool = self.shared.pool(worker.id)
+            self.dataset.allocate_by(self._pool.take)
+        try:
+            batch = self.dataset.__getitems__(request)
+        except SageError as error:
+            return error
+        if not isinstance(batch, Batch):  # bytes of a WebDataset go through the pipe
+            return batch
+        if self._pool is not None:
+            return BatchHandle.of(batch, self._pool)
+        try:
+            batch.share_memory()  # else the queue's own thread would, and its errors are lost
+        except RuntimeError as error:
+            return SageError(
+                f"shared memory, through which loader workers hand over batches, is used up ({error}): "
+                "make /dev/shm larger (docker run --shm-size), or set stream.workers=0"
+            )
+        return batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _begin_worker(_: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the trainer decides the end of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # After the trainer was killed nobody reads the pipe, and the queue's thread, for which the end of a process waits,
+    # would write into it forever.
+    multiprocessing.util.Finalize(None, _end_if_orphaned, args=(os.getppid(),), exitpriority=0)
+
+
+def _end_if_orphaned(parent: int) -> None:
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def sweep_shared_memory(dead: Sequence[int] = ()) -> None:
-    """Remove what killed workers left in shared memory: those named, and this user's of a minute ago and more.
+    """Removes leftovers of killed workers in shared memory: of those named, and of this user's a minute ago and more.
 
     torch takes the name away from a tensor's memory right after it made it; a SIGKILL in between leaves a file.
     """
@@ -66,7 +138,7 @@ def sweep_shared_memory(dead: Sequence[int] = ()) -> None:
 
 
 def _dead(batches: Any) -> list[int]:
-    """Process ids of workers that have died; a connection breaks a moment before its process is gone."""
+    """Returns the process ids of dead workers; a connection breaks a moment before its process is gone."""
     end = time.monotonic() + 2.0
     while True:
         dead = [worker.pid for worker in getattr(batches, "_workers", ()) if not worker.is_alive()]
@@ -87,15 +159,15 @@ def _next(batches: Iterator[Any]) -> Any:
         _waiting = False
 
 
-def _calm() -> None:
-    """Let torch's handler of SIGCHLD raise only while a batch is waited for."""
+def _raise_only_while_waiting() -> None:
+    """Lets torch's handler of SIGCHLD raise only while a batch is waited for."""
     if threading.current_thread() is not threading.main_thread():
         return
     handler = signal.getsignal(signal.SIGCHLD)
     if callable(handler) and getattr(handler, "__module__", "") == signal_handling.__name__:
 
-        def only_while_waiting(number: int, frame: Any) -> None:
+        def while_waiting(number: int, frame: Any) -> None:
             if _waiting:
                 handler(number, frame)
 
-        signal.signal(signal.SIGCHLD, only_while_waiting)
+        signal.signal(signal.SIGCHLD, while_waiting)

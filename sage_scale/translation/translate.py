@@ -24,8 +24,7 @@ from sage_scale.errors import UsageError
 from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.segmentation.precomputed import has_labels
 from sage_scale.shards import Sample
-from sage_scale.streaming.batch import SampleShape
-from sage_scale.streaming.packing import collate, decode_sample
+from sage_scale.streaming import SampleShape, pack_sample
 from sage_scale.training.engine import fast_bf16
 from sage_scale.training.export import load_translator
 from sage_scale.training.inherited import decides_a_sample
@@ -112,11 +111,7 @@ class VideoTranslator:
         if tagger not in self._makers:
             self._makers[tagger] = SampleMaker(override(self._plain, [f"segmentation.tagger={tagger}"]))
         sample = self._makers[tagger].make(clip)
-        batch = collate(
-            [decode_sample(sample, self._shape)], self._shape, seed=0, positions_B=np.zeros(1, np.int64),
-            global_batch=1, epoch=0, position=0,
-        )  # fmt: skip
-        return sample, batch.video
+        return sample, pack_sample(sample, self._shape).video
 
     def translate(
         self, video: str | Path, language: str = "", start_s: float = 0.0, end_s: float | None = None

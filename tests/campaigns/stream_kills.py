@@ -243,7 +243,7 @@ def stream_of(url: str | Path, rank: int, *, workers: int = 0, cache: Path | Non
     )
     recipe = dataclasses.replace(recipe, stream=settings)
     stream = open_stream(url, recipe, rank=rank, world=WORLD, batch_size=BATCH, workers=workers)
-    assert stream.dataset.reading is not None and stream.dataset.reading.keep == "disk"
+    assert stream.dataset.plan is not None and stream.dataset.plan.keep == "disk"
     return stream
 
 

@@ -74,7 +74,7 @@ def epochs_of(data, recipe, workers=0, epochs=1):
 
 
 def kept(stream):
-    return stream.dataset.reading.keep
+    return stream.dataset.plan.keep
 
 
 def assert_same(stream, wanted):
@@ -192,7 +192,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_from_the_cache(
         resumed.load_state_dict(first.state_dict())
         assert_same(resumed, whole[5:])
     fetched = [path for _, path in proxy.seen if path.endswith(".tar")]
-    blocks = len(resumed.dataset.reading.cuts) - 1
+    blocks = len(resumed.dataset.plan.cuts) - 1
     assert len(fetched) <= blocks < 60 and sum(len(batch.keys) for batch in whole) == 160
 
 

@@ -61,7 +61,7 @@ class Network(Store):
     def delete(self, name): ...
 
 
-def read(fetcher, samples):
+def read(reader, samples):
     """Bytes of the samples, checked, and how often they were read again."""
-    found, retries = zip(*fetcher.read(samples))
+    found, retries = zip(*reader.read(samples))
     return list(found), sum(retries)

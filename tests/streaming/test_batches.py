@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sage_scale.errors import DatasetError
-from sage_scale.streaming import Batch, SampleShape, open_evaluation, open_stream
+from sage_scale.streaming import open_evaluation, open_stream
 
 
 def slow_read(folder):
@@ -102,12 +102,11 @@ def test_a_rank_without_a_clip_gets_tensors_of_the_right_shapes(kind, request):
     parts = [next(iter(open_stream(url, recipe, batch_size=1, rank=rank, world=2))) for rank in range(2)]
     empty = [part for part in parts if not part.keys]
     assert len(empty) == 1 and empty[0].global_batch == 1
-    for batch in (empty[0], Batch.empty(SampleShape.of(recipe))):
-        assert batch.video.clips == 0 and batch.weights_B.shape == (0,)
-        for name, value in vars(full.video).items():
-            if isinstance(value, torch.Tensor):
-                other = getattr(batch.video, name)
-                assert other.dtype == value.dtype and other.shape == (0, *value.shape[1:])
+    assert empty[0].video.clips == 0 and empty[0].weights_B.shape == (0,)
+    for name, value in vars(full.video).items():
+        if isinstance(value, torch.Tensor):
+            other = getattr(empty[0].video, name)
+            assert other.dtype == value.dtype and other.shape == (0, *value.shape[1:])
 
 
 def test_the_cache_of_decoded_samples_changes_nothing_but_the_reading(frames_dataset):
@@ -129,12 +128,12 @@ def test_the_cache_stays_within_its_bound(frames_dataset):
     url, recipe, _ = frames_dataset
     dataset = open_stream(url, recipe, batch_size=8).dataset
     dataset.cache_bytes = 60_000
-    dataset._start()
+    dataset._open()
     stream = open_stream(url, recipe, batch_size=8, epochs=2)
     stream.dataset = dataset
-    sizes = [dataset._cache.size for _ in stream]
+    sizes = [dataset._decoded.size for _ in stream]
     assert 0 < max(sizes) <= 60_000
-    assert dataset._cache.size == sum(sample.nbytes for sample in dataset._cache._samples.values())
+    assert dataset._decoded.size == sum(size for _, size in dataset._decoded._items.values())
 
 
 def test_a_recipe_of_other_frames_is_refused_by_name(frames_dataset, features_dataset):

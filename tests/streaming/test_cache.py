@@ -28,9 +28,9 @@ def content(number, size=SIZE):
 
 
 def put(cache, number, size=SIZE):
-    claim = cache.claim(name(number, size))
-    assert claim is not None
-    cache.publish(claim, content(number, size))
+    lock = cache.lock(name(number, size))
+    assert lock is not None
+    cache.publish(lock, content(number, size))
 
 
 def get(cache, number, size=SIZE):
@@ -58,7 +58,7 @@ def test_what_was_put_is_there_for_all_and_only_under_its_dataset(cache, tmp_pat
     assert get(cache, 1) == content(1)
     assert get(BlockCache(tmp_path / "cache", DIGEST, 100 * SIZE), 1) == content(1)
     assert get(BlockCache(tmp_path / "cache", "f" * 16, 100 * SIZE), 1) is None
-    assert cache.claim(name(1)) is None  # nobody makes it twice
+    assert cache.lock(name(1)) is None  # nobody makes it twice
 
 
 def test_the_bound_holds_over_datasets_and_the_least_recently_used_goes(tmp_path):
@@ -77,16 +77,16 @@ def test_the_bound_holds_over_datasets_and_the_least_recently_used_goes(tmp_path
     assert get(second, 100) and get(second, 101)
     put(second, 102, size=9 * SIZE)
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 10 * SIZE
-    claim = first.claim(name(7, 20 * SIZE))
-    first.publish(claim, content(7, 20 * SIZE))  # larger than all of it: not kept, and nothing else lost
+    lock = first.lock(name(7, 20 * SIZE))
+    first.publish(lock, content(7, 20 * SIZE))  # larger than all of it: not kept, and nothing else lost
     assert get(first, 7, 20 * SIZE) is None and get(second, 102, 9 * SIZE)
 
 
 def test_one_makes_a_block_and_the_others_wait_for_it(cache):
-    claim, found = cache.claim(name(1)), []
+    lock, found = cache.lock(name(1)), []
 
     def wait():
-        assert cache.claim(name(1)) is None
+        assert cache.lock(name(1)) is None
         found.append(get(cache, 1))
 
     waiting = [threading.Thread(target=wait) for _ in range(4)]
@@ -94,15 +94,15 @@ def test_one_makes_a_block_and_the_others_wait_for_it(cache):
         thread.start()
     time.sleep(0.1)
     assert not found
-    assert cache.claim(name(1), patience_s=0.05) is None  # who has no patience goes to the store
-    cache.publish(claim, content(1))
+    assert cache.lock(name(1), timeout_s=0.05) is None  # a caller that does not wait goes to the store
+    cache.publish(lock, content(1))
     for thread in waiting:
         thread.join(10)
     assert found == [content(1)] * 4
 
 
 def test_a_claim_given_back_goes_to_the_next(cache, tmp_path):
-    cache.release(cache.claim(name(1)))
+    cache.release(cache.lock(name(1)))
     assert files(tmp_path) == []
     put(cache, 1)
     assert get(cache, 1) == content(1)
@@ -127,8 +127,8 @@ HALF_WRITTEN = """
     sys.modules["cache"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     cache = module.BlockCache(Path(sys.argv[1]), sys.argv[2], 10**6)
-    claim = cache.claim(sys.argv[3])
-    os.write(claim.descriptor, b"half")
+    lock = cache.lock(sys.argv[3])
+    os.write(lock.descriptor, b"half")
     if len(sys.argv) > 4 and os.fork() == 0:
         time.sleep(20)  # a loader worker, forked in the middle: it must not keep the lock
     print("ready", flush=True)
@@ -141,7 +141,7 @@ def test_a_killed_maker_leaves_nothing_that_is_seen_and_nothing_that_stays(tmp_p
     maker = child(HALF_WRITTEN, tmp_path, DIGEST, name(1), *forked)
     cache = BlockCache(tmp_path, DIGEST, 10**6)
     assert [path.name for path in files(tmp_path)] == [name(1) + ".part"]  # alive: it is left alone
-    assert get(cache, 1) is None and cache.claim(name(1), patience_s=0.05) is None
+    assert get(cache, 1) is None and cache.lock(name(1), timeout_s=0.05) is None
     maker.send_signal(signal.SIGKILL)
     maker.wait()
     BlockCache(tmp_path, "f" * 16, 10**6)  # the next process that opens the cache, for whatever dataset
@@ -188,12 +188,12 @@ def test_a_block_of_the_wrong_size_is_dropped(cache, tmp_path):
 
 def test_a_folder_emptied_by_hand_is_made_again(cache, tmp_path):
     put(cache, 1)
-    claim = cache.claim(name(2))
+    lock = cache.lock(name(2))
     for path in [*files(tmp_path), tmp_path / "cache" / "ledger"]:
         path.unlink()
     (tmp_path / "cache" / DIGEST).rmdir()
     (tmp_path / "cache").rmdir()
-    cache.publish(claim, content(2))
+    cache.publish(lock, content(2))
     assert get(cache, 2) is None
     put(cache, 3)
     assert get(cache, 3) == content(3)
@@ -203,11 +203,11 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(cache, tmp_path, monke
     def full(descriptor, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    claim = cache.claim(name(1))
+    lock = cache.lock(name(1))
     with monkeypatch.context() as patch:
         patch.setattr(cache_module.os, "write", full)
         with pytest.raises(CacheFailed, match="the disk is full"):
-            cache.publish(claim, content(1))
+            cache.publish(lock, content(1))
     assert files(tmp_path) == [] and get(cache, 1) is None
     put(cache, 1)
 
@@ -234,5 +234,5 @@ def test_no_descriptor_and_no_lock_is_left(cache):
     for number in range(30):
         put(cache, number)
         get(cache, number)
-    cache.release(cache.claim(name(99)))
+    cache.release(cache.lock(name(99)))
     assert len(os.listdir("/proc/self/fd")) == before and not cache_module._locked

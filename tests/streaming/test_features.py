@@ -19,15 +19,15 @@ from sage_scale.shards import (
 )
 from sage_scale.storage import open_store
 from sage_scale.streaming import open_stream
-from sage_scale.streaming.frames import grid_rows, grid_runs
+from sage_scale.streaming.packing import grid_rows, grid_runs
 
 
 def both_ways(url, recipe, **settings):
     """The batches by the fast way, and by the general one."""
     fast = open_stream(url, recipe, epochs=2, **settings)
-    assert fast.dataset._direct is not None
+    assert fast.dataset.feature_reader is not None
     general = open_stream(url, recipe, epochs=2, **settings)
-    general.dataset._direct = None
+    general.dataset.feature_reader = None
     return fast, general
 
 
@@ -77,7 +77,7 @@ def test_clips_that_are_whole_and_clips_that_are_not(tmp_path):
 def test_it_is_the_fast_way_that_answers(features_dataset, monkeypatch):
     url, recipe, _ = features_dataset
     stream = open_stream(url, recipe, batch_size=6, epochs=1)
-    monkeypatch.setattr(type(stream.dataset._fetcher), "fetch", None)  # the general reader could not answer
+    monkeypatch.setattr(type(stream.dataset._reader), "read", None)  # the general reader could not answer
     assert sum(len(batch.keys) for batch in stream) == stream.samples
 
 
@@ -152,7 +152,7 @@ def write(folder, samples):
 def test_another_stride_than_the_recipe_s_is_the_general_reader_s_to_judge(tmp_path):
     make_dataset(tmp_path / "set", tmp_path, "features", [("train", 4)])
     stream = open_stream(tmp_path / "set", make_recipe("features"), batch_size=4, epochs=1)
-    stream.dataset._direct.shape = dataclasses.replace(stream.dataset._direct.shape, stride=4)
+    stream.dataset.feature_reader.shape = dataclasses.replace(stream.dataset.feature_reader.shape, stride=4)
     (batch,) = stream
     (wanted,) = open_stream(tmp_path / "set", make_recipe("features"), batch_size=4, epochs=1)
     assert_equal(batch, wanted)

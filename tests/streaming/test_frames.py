@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 from made_dataset import many
 
-from sage_scale.streaming.frames import grid_runs
+from sage_scale.streaming.packing import grid_runs
 
 
 @many(st.lists(st.integers(1, 12), min_size=1, max_size=12), st.integers(1, 6), st.integers(0, 9))

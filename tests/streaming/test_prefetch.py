@@ -160,7 +160,7 @@ def test_blocks_are_kept_where_there_is_room_for_them(features_dataset):
     def reading(workers=0, world=1, **stream):
         settings = {"lanes": 2, "window": 2, "block_mb": 0.008, "cache_gb": 0.0, "memory_mb": 0, **stream}
         recipe = make_recipe("features", **settings)
-        return open_stream(url, recipe, batch_size=4, workers=workers, world=world).dataset.reading
+        return open_stream(url, recipe, batch_size=4, workers=workers, world=world).dataset.plan
 
     assert reading().keep == "nothing"
     assert reading(cache_gb=1.0).keep == reading(cache_gb=1.0, memory_mb=1).keep == "disk"
@@ -170,4 +170,4 @@ def test_blocks_are_kept_where_there_is_room_for_them(features_dataset):
     assert 0 < reading(**larger).prefetch_bytes < 50_000
     assert reading(**larger, window=200).keep == reading(cache_gb=0.00001).keep == "nothing"
     evaluation = open_evaluation(url, make_recipe("features", cache_gb=0.0), "dev", batch_size=4)
-    assert evaluation.dataset.reading.keep == "memory"
+    assert evaluation.dataset.plan.keep == "memory"

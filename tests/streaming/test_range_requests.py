@@ -7,7 +7,7 @@ import pytest
 from networks import Network
 
 from sage_scale.storage import Unavailable, open_store
-from sage_scale.streaming.executor import AHEAD, PriorityExecutor
+from sage_scale.streaming.executor import PREFETCH, PriorityExecutor
 from sage_scale.streaming.range_requests import HEDGE_BURST, HEDGE_SHARE, Durations, RangeClient
 
 
@@ -18,7 +18,7 @@ def network(tmp_path):
 
 
 def get(client, offset=7, length=100, seconds=30.0):
-    request = client.start("x", offset, length)
+    request = client.submit("x", offset, length)
     client.wait([request], time.monotonic() + seconds)
     return request
 
@@ -31,7 +31,7 @@ def test_a_straggler_is_overtaken_by_a_second_request(network):
     began = time.monotonic()
     request = get(client)
     assert request.data == network.inner.get_range("x", 7, 100) and time.monotonic() - began < 2
-    spent = client.traffic()
+    spent = client.counts()
     assert (spent.hedges, spent.requests, spent.retries) == (1, 42, 0)
 
 
@@ -42,7 +42,7 @@ def test_second_requests_are_few_however_slow_all_are(network):
     network.slow = dict.fromkeys(range(10_000), 0.15)
     for _ in range(20):
         get(client)
-    spent = client.traffic()
+    spent = client.counts()
     assert 1 <= spent.hedges <= HEDGE_BURST + HEDGE_SHARE * spent.requests
 
 
@@ -59,13 +59,13 @@ def test_what_is_late_follows_what_was_seen():
 
 
 def test_an_outage_is_sat_out_and_told_once(network, monkeypatch, caplog):
-    monkeypatch.setattr("sage_scale.streaming.range_requests.TELL_AFTER_S", 0.2)
+    monkeypatch.setattr("sage_scale.streaming.range_requests.LOG_AFTER_S", 0.2)
     network.down = True
     threading.Timer(0.8, lambda: setattr(network, "down", False)).start()
     client = RangeClient(network, 30)
-    many = [client.start("x", number, 10) for number in range(8)]
+    many = [client.submit("x", number, 10) for number in range(8)]
     client.wait(many, time.monotonic() + 30)
-    assert all(request.data is not None for request in many) and client.traffic().retries >= 8
+    assert all(request.data is not None for request in many) and client.counts().retries >= 8
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2 and "is away" in told[0] and "answers again" in told[1]
 
@@ -84,14 +84,14 @@ def test_a_crew_does_urgent_work_first_and_ends_when_idle(monkeypatch):
     executor, done, gate = PriorityExecutor(1, "test-executor"), [], threading.Event()
     executor.submit(gate.wait)
     for number in range(3):
-        executor.submit(lambda number=number: done.append(("ahead", number)), AHEAD)
-    urgent = executor.call(lambda: done.append("urgent"))
+        executor.submit(lambda number=number: done.append(("ahead", number)), PREFETCH)
+    urgent = executor.submit(lambda: done.append("urgent"))
     gate.set()
     urgent.result(10)
     assert done[0] == "urgent"
-    failing = executor.call(lambda: 1 // 0)
+    failing = executor.submit(lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         failing.result(10)
     time.sleep(0.5)
     assert not [thread for thread in threading.enumerate() if thread.name == "test-executor"]
-    assert executor.call(lambda: 7).result(10) == 7 and ("ahead", 2) in done
+    assert executor.submit(lambda: 7).result(10) == 7 and ("ahead", 2) in done

@@ -14,11 +14,10 @@ from sage_scale.cli.main import run
 from sage_scale.errors import StorageError
 from sage_scale.storage import open_store
 from sage_scale.streaming import open_stream
-from sage_scale.streaming.files import FileReader
 from sage_scale.streaming.object_reader import ObjectReader, coalesce
 from sage_scale.streaming.order import cut_blocks
 from sage_scale.streaming.prefetch import ReadPlan
-from sage_scale.streaming.readers import DamagedSample
+from sage_scale.streaming.readers import DamagedSample, FileReader
 
 
 @pytest.fixture
@@ -29,12 +28,12 @@ def catalog(features_dataset):
 
 @pytest.fixture
 def wanted(catalog):
-    fetcher = FileReader(catalog, [open_store(catalog.url).local_path(name) for name in catalog.shards])
-    return read(fetcher, range(len(catalog)))[0]
+    reader = FileReader(catalog, [open_store(catalog.url).local_path(name) for name in catalog.shards])
+    return read(reader, range(len(catalog)))[0]
 
 
 @pytest.fixture
-def reading(catalog, tmp_path):
+def plan(catalog, tmp_path):
     """Blocks of about four samples, with a cache that holds all of them."""
     table = catalog.samples
     cuts = cut_blocks(table.unit, table.length, 4 * int(table.length.max()))
@@ -43,10 +42,10 @@ def reading(catalog, tmp_path):
     )
 
 
-def rest(fetcher):
+def settle(reader):
     """Wait until what is under way lies in the cache."""
     end = time.monotonic() + 10
-    while fetcher._blocks._loads and time.monotonic() < end:
+    while reader._blocks._requests and time.monotonic() < end:
         time.sleep(0.01)
 
 
@@ -58,103 +57,103 @@ def test_ranged_reads_give_the_bytes_of_local_ones_in_fewer_requests(catalog, wa
     assert len(network.requests) == 4  # one for each shard of the split, since all neighbours are asked for
 
 
-def test_every_byte_is_fetched_once_and_never_again(catalog, wanted, reading):
+def test_every_byte_is_fetched_once_and_never_again(catalog, wanted, plan):
     network = Network(catalog.url)
-    fetcher = ObjectReader(catalog, network, reading)
+    reader = ObjectReader(catalog, network, plan)
     order = np.random.default_rng(1).permutation(len(catalog))
     for samples in np.array_split(order, 12):
-        assert read(fetcher, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
-    blocks = len(reading.cuts) - 1
+        assert read(reader, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
+    blocks = len(plan.cuts) - 1
     assert len(network.requests) == len(set(network.requests)) == blocks < len(catalog) / 2
-    spent = fetcher.spent()
+    spent = reader.counts()
     assert spent.requests == blocks and spent.fetched == sum(length for _, _, length in network.requests)
-    assert spent.node_misses >= blocks and spent.node_hits > 0 and fetcher.spent().requests == 0
-    rest(fetcher)
-    # A second epoch, in another process as far as the fetcher knows, asks for nothing.
-    again = ObjectReader(catalog, network, reading)
+    assert spent.node_misses >= blocks and spent.node_hits > 0 and reader.counts().requests == 0
+    settle(reader)
+    # A second epoch, in another process as far as the reader knows, asks for nothing.
+    again = ObjectReader(catalog, network, plan)
     assert read(again, order.tolist())[0] == [wanted[sample] for sample in order]
-    assert len(network.requests) == blocks and again.spent().node_misses == 0
+    assert len(network.requests) == blocks and again.counts().node_misses == 0
 
 
-def test_blocks_in_memory_are_fetched_once_an_epoch_and_go_when_they_are_used(catalog, wanted, reading):
+def test_blocks_in_memory_are_fetched_once_an_epoch_and_go_when_they_are_used(catalog, wanted, plan):
     network = Network(catalog.url)
-    fetcher = ObjectReader(catalog, network, replace(reading, keep="memory", memory_bytes=10**9))
+    reader = ObjectReader(catalog, network, replace(plan, keep="memory", memory_bytes=10**9))
     for epoch in (1, 2):
         order = np.random.default_rng(epoch).permutation(len(catalog))
         for samples in np.array_split(order, 12):
-            assert read(fetcher, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
-            rest(fetcher)
-        assert len(network.requests) == epoch * (len(reading.cuts) - 1)
-        assert fetcher._blocks._memory.size == 0
-    fetcher = ObjectReader(catalog, network, replace(reading, keep="memory", memory_bytes=40_000))
+            assert read(reader, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
+            settle(reader)
+        assert len(network.requests) == epoch * (len(plan.cuts) - 1)
+        assert reader._blocks._memory.size == 0
+    reader = ObjectReader(catalog, network, replace(plan, keep="memory", memory_bytes=40_000))
     for samples in np.array_split(order, 12):  # too little room: blocks are fetched again, and none is wrong
-        assert read(fetcher, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
-        assert fetcher._blocks._memory.size <= 40_000
-    assert not os.path.exists(reading.cache_dir)
+        assert read(reader, samples.tolist()) == ([wanted[sample] for sample in samples], 0)
+        assert reader._blocks._memory.size <= 40_000
+    assert not os.path.exists(plan.cache_dir)
 
 
-def test_what_is_named_ahead_is_there_before_it_is_needed(catalog, wanted, reading):
+def test_what_is_named_ahead_is_there_before_it_is_needed(catalog, wanted, plan):
     network = Network(catalog.url)
     network.slow = dict.fromkeys(range(100), 0.1)
-    fetcher = ObjectReader(catalog, network, reading)
-    fetcher.prefetch(reading.cuts[:-1])
-    rest(fetcher)
+    reader = ObjectReader(catalog, network, plan)
+    reader.prefetch(plan.cuts[:-1])
+    settle(reader)
     asked = len(network.requests)
-    assert read(fetcher, range(len(catalog)))[0] == wanted
-    assert len(network.requests) == asked == len(reading.cuts) - 1
+    assert read(reader, range(len(catalog)))[0] == wanted
+    assert len(network.requests) == asked == len(plan.cuts) - 1
     assert 1 < network.most_under_way <= 16
 
 
-def test_a_cold_start_does_not_wait_for_all_blocks(catalog, wanted, reading, monkeypatch):
+def test_a_cold_start_does_not_wait_for_all_blocks(catalog, wanted, plan, monkeypatch):
     monkeypatch.setattr("sage_scale.streaming.object_reader.COALESCE_GAP", 0)
     monkeypatch.setattr("sage_scale.streaming.blocks.COLD_BYTES", 3 * int(catalog.samples.length.max()))
     network = Network(catalog.url)
-    fetcher = ObjectReader(catalog, network, reading)
-    first = reading.cuts[:-1].tolist()
-    assert read(fetcher, first)[0] == [wanted[sample] for sample in first]
+    reader = ObjectReader(catalog, network, plan)
+    first = plan.cuts[:-1].tolist()
+    assert read(reader, first)[0] == [wanted[sample] for sample in first]
     lengths = catalog.samples.length
     assert sum(length for _, _, length in network.requests) < 1.1 * sum(lengths[first])
     for _ in range(20):  # but that is an exception: soon blocks are waited for
-        read(fetcher, first)
-    assert fetcher.spent().fetched > lengths.sum()
+        read(reader, first)
+    assert reader.counts().fetched > lengths.sum()
 
 
-def test_a_byte_flipped_on_the_way_is_fetched_again(catalog, wanted, reading):
-    for how in (None, reading, replace(reading, keep="memory", memory_bytes=10**9)):
+def test_a_byte_flipped_on_the_way_is_fetched_again(catalog, wanted, plan):
+    for how in (None, plan, replace(plan, keep="memory", memory_bytes=10**9)):
         network = Network(catalog.url, flip_every=3)
         found, retries = read(ObjectReader(catalog, network, how), range(39))
         assert found == wanted and retries > 0
 
 
-def test_bytes_that_stay_damaged_are_refused(catalog, reading):
-    for how in (None, reading):
+def test_bytes_that_stay_damaged_are_refused(catalog, plan):
+    for how in (None, plan):
         found, _ = read(ObjectReader(catalog, Network(catalog.url, flip_every=1), how), [5])
         assert isinstance(found[0], DamagedSample) and catalog.key(5) in str(found[0])
 
 
-def test_a_damaged_file_of_the_cache_is_dropped_and_fetched_again(catalog, wanted, reading):
+def test_a_damaged_file_of_the_cache_is_dropped_and_fetched_again(catalog, wanted, plan):
     network = Network(catalog.url)
-    fetcher = ObjectReader(catalog, network, reading)
-    assert read(fetcher, range(39))[0] == wanted
-    files = sorted(os.scandir(fetcher._blocks._disk._blocks), key=lambda entry: entry.name)
+    reader = ObjectReader(catalog, network, plan)
+    assert read(reader, range(39))[0] == wanted
+    files = sorted(os.scandir(reader._blocks._disk._blocks), key=lambda entry: entry.name)
     with open(files[0].path, "r+b") as file:  # the disk's fault
         file.write(b"?" * 600)
     os.truncate(files[1].path, 5)  # the file system's after a power cut
-    found, retries = read(fetcher, range(39))
+    found, retries = read(reader, range(39))
     assert found == wanted and retries >= 1
     before = len(network.requests)
-    assert read(fetcher, range(39)) == (wanted, 0) and read(fetcher, range(39)) == (wanted, 0)
+    assert read(reader, range(39)) == (wanted, 0) and read(reader, range(39)) == (wanted, 0)
     assert len(network.requests) <= before + 1
 
 
-def test_a_cache_that_holds_too_little_is_never_wrong(catalog, wanted, reading):
-    small = replace(reading, cache_bytes=int(3 * catalog.samples.length.max() * 4))
-    fetcher = ObjectReader(catalog, Network(catalog.url), small)
+def test_a_cache_that_holds_too_little_is_never_wrong(catalog, wanted, plan):
+    small = replace(plan, cache_bytes=int(3 * catalog.samples.length.max() * 4))
+    reader = ObjectReader(catalog, Network(catalog.url), small)
     rng = np.random.default_rng(2)
     for _ in range(15):
         samples = rng.permutation(39)[:13].tolist()
-        assert read(fetcher, samples) == ([wanted[sample] for sample in samples], 0)
-        assert bytes_in(fetcher._blocks._disk._blocks) <= small.cache_bytes
+        assert read(reader, samples) == ([wanted[sample] for sample in samples], 0)
+        assert bytes_in(reader._blocks._disk._blocks) <= small.cache_bytes
 
 
 def bytes_in(folder):
@@ -166,22 +165,22 @@ def bytes_in(folder):
     return total
 
 
-def test_a_shard_that_is_missing_or_cut_off_is_named(catalog, reading, tmp_path):
+def test_a_shard_that_is_missing_or_cut_off_is_named(catalog, plan, tmp_path):
     for name in ("dataset.json", "index.json", *catalog.shards):
         (tmp_path / name).write_bytes(open_store(catalog.url).get(name))
     table = catalog.samples
     last = int(np.flatnonzero(table.unit == table.unit[-1])[-1])
     os.truncate(tmp_path / catalog.shard(last), int(table.offset[last]) + 700)
     (tmp_path / catalog.shard(0)).unlink()
-    for how in (None, reading):
+    for how in (None, plan):
         found, _ = read(ObjectReader(catalog, Network(tmp_path), how), [0, last, last - 1])
         assert isinstance(found[0], DamagedSample) and "missing" in str(found[0])
         assert isinstance(found[1], DamagedSample) and "cut off" in str(found[1])
         assert isinstance(found[2], bytes)
 
 
-def test_a_server_that_is_away_is_no_damage_and_ends_in_time(catalog, reading):
-    for how in (ReadPlan(give_up_after_s=0.7), replace(reading, give_up_after_s=0.7)):
+def test_a_server_that_is_away_is_no_damage_and_ends_in_time(catalog, plan):
+    for how in (ReadPlan(give_up_after_s=0.7), replace(plan, give_up_after_s=0.7)):
         network = Network(catalog.url, down=True)
         began = time.monotonic()
         with pytest.raises(StorageError, match=r"away; given up after 0\.7 s \(stream\.give_up_after_s\)"):

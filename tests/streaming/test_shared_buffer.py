@@ -1,4 +1,4 @@
-"""Batches on a shelf: the same bytes as without, never overwritten while anybody holds them, nothing left behind."""
+"""Batches in shared memory: the same bytes as without, never overwritten while held, nothing left behind."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import torch
 from test_features import assert_equal
 
 from sage_scale.errors import SageError
-from sage_scale.streaming import open_stream, shelf, stream
-from sage_scale.streaming.shelf import MOST_ROOMS, BatchHandle, SharedBatchBuffer
+from sage_scale.streaming import buffers, open_stream, workers
+from sage_scale.streaming.buffers import MAX_BUFFERS, BatchHandle, SharedBatchBuffer
 
 SIZE = 1 << 18
 
 
 @pytest.fixture(autouse=True)
 def frames_and_features_lie_on_it(monkeypatch):
-    monkeypatch.setattr(shelf, "LEAST_BYTES", 3000)
+    monkeypatch.setattr(buffers, "LEAST_BYTES", 3000)
 
 
 @pytest.mark.parametrize(("kind", "batch_size"), [("features", 12), ("frames", 5)])
@@ -43,7 +43,7 @@ def test_batches_that_are_kept_stay_as_they_were(features_dataset):
     draw, kept, wrong = random.Random(1), [], 0
     wanted = [batch.video.features_FC for batch in open_stream(url, recipe, batch_size=12, epochs=12)]
     for number, batch in enumerate(open_stream(url, recipe, batch_size=12, epochs=12, workers=2)):
-        view = batch.video.features_FC[1:][::2]  # of a view alone the room must not be taken back
+        view = batch.video.features_FC[1:][::2]  # while a view is left the buffer must not be freed
         kept.append((number, view))
         del batch
         if len(kept) > 5:
@@ -52,16 +52,16 @@ def test_batches_that_are_kept_stay_as_they_were(features_dataset):
     assert wrong == 0
 
 
-def test_rooms_are_used_again_and_only_when_the_trainer_has_dropped_them(features_dataset):
+def test_buffers_are_used_again_and_only_when_the_trainer_has_dropped_them(features_dataset):
     url, recipe, _ = features_dataset
     shared = SharedBatchBuffer(1)
-    rooms = shared.rooms(0)
+    pool = shared.pool(0)
     reader = open_stream(url, recipe, batch_size=12, epochs=40)
-    reader.dataset.read_into(rooms)
+    reader.dataset.allocate_by(pool.take)
     requests = list(reader._requests(0, 0))
 
     def sent(request):
-        return pickle.loads(pickle.dumps(BatchHandle.of(reader.dataset[request], rooms))).unpack()
+        return pickle.loads(pickle.dumps(BatchHandle.of(reader.dataset[request], pool))).unpack()
 
     held = [sent(request) for request in requests[:6]]
     assert len({batch.video.features_FC.data_ptr() for batch in held}) == 6
@@ -69,7 +69,7 @@ def test_rooms_are_used_again_and_only_when_the_trainer_has_dropped_them(feature
     counts = []
     for request in requests[6:]:
         sent(request)
-        counts.append(len(rooms._rooms))
+        counts.append(len(pool._buffers))
     assert (
         len(counts) > 100 and counts[-1] <= counts[len(counts) // 2] + 1
     )  # of every size there is one by then
@@ -77,9 +77,9 @@ def test_rooms_are_used_again_and_only_when_the_trainer_has_dropped_them(feature
 
 def test_a_forks_copies_give_no_room_back():
     shared = SharedBatchBuffer(1)
-    rooms = shared.rooms(0)
-    place = rooms.send(rooms.take(SIZE))
-    tensor = shared.lend(place)
+    pool = shared.pool(0)
+    place = pool.reference(pool.take(SIZE))
+    tensor = shared.tensor(place)
     if os.fork() == 0:
         del tensor
         os._exit(0)
@@ -90,21 +90,21 @@ def test_a_forks_copies_give_no_room_back():
 
 
 def test_workers_have_parts_of_their_own_and_a_full_one_goes_the_allocators_way(monkeypatch):
-    monkeypatch.setattr(shelf, "PART_BYTES", MOST_ROOMS + 4 * SIZE)
+    monkeypatch.setattr(buffers, "PART_BYTES", MAX_BUFFERS + 4 * SIZE)
     shared = SharedBatchBuffer(2)
-    first, second = shared.rooms(0), shared.rooms(1)
-    taken = [rooms.take(2 * SIZE) for rooms in (first, second, first)]
+    first, second = shared.pool(0), shared.pool(1)
+    taken = [pool.take(2 * SIZE) for pool in (first, second, first)]
     for value, array in enumerate(taken):
         array[:] = value
-    places = [rooms.send(array) for rooms, array in zip((first, second, first), taken)]
+    places = [pool.reference(array) for pool, array in zip((first, second, first), taken)]
     assert places[2] is None and places[0].offset != places[1].offset
     for value in (0, 1):
-        assert (shared.lend(places[value]).numpy() == value).all()
+        assert (shared.tensor(places[value]).numpy() == value).all()
 
 
 def test_what_finds_no_room_needs_no_shared_memory_of_torchs(features_dataset, monkeypatch):
     url, recipe, _ = features_dataset
-    monkeypatch.setattr(shelf, "PART_BYTES", MOST_ROOMS)
+    monkeypatch.setattr(buffers, "PART_BYTES", MAX_BUFFERS)
 
     def full(*_):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
@@ -114,9 +114,9 @@ def test_what_finds_no_room_needs_no_shared_memory_of_torchs(features_dataset, m
     shared = SharedBatchBuffer(1)
     reader = open_stream(url, recipe, batch_size=12, epochs=1)
     for request, wanted in zip(list(reader._requests(0, 0)), reader, strict=True):
-        parcel = ForkingPickler.dumps(BatchHandle.of(reader.dataset[request], shared.rooms(0)))
-        assert_equal(pickle.loads(parcel).unpack(), wanted)
-    forwarding = stream._Forwarding(reader.dataset, None)
+        handle = ForkingPickler.dumps(BatchHandle.of(reader.dataset[request], shared.pool(0)))
+        assert_equal(pickle.loads(handle).unpack(), wanted)
+    forwarding = workers.WorkerDataset(reader.dataset, None)
     error = forwarding.__getitems__(next(reader._requests(0, 0)))
     assert isinstance(error, SageError) and "/dev/shm" in str(error) and "stream.workers" in str(error)
 
@@ -127,7 +127,7 @@ def test_workers_end_after_a_trainer_that_was_killed_though_nobody_reads_their_p
     read, write = os.pipe()
     trainer = os.fork()
     if trainer == 0:
-        shelf.LEAST_BYTES = 1 << 40  # all goes through the pipe, which is full after 64 KiB
+        buffers.LEAST_BYTES = 1 << 40  # all goes through the pipe, which is full after 64 KiB
         batches = iter(open_stream(url, recipe, batch_size=8, epochs=50, workers=2))
         next(batches)
         workers = [child.pid for child in psutil.Process().children()]
@@ -153,12 +153,12 @@ def _runs(process: int) -> bool:
         return False
 
 
-def test_without_a_shelf_batches_go_torchs_way(features_dataset, monkeypatch):
+def test_without_a_shared_buffer_batches_go_torchs_way(features_dataset, monkeypatch):
     url, recipe, _ = features_dataset
-    assert shelf.shared_buffer_for(2, "spawn") is None and shelf.shared_buffer_for(2, "fork") is not None
+    assert buffers.shared_buffer_for(2, "spawn") is None and buffers.shared_buffer_for(2, "fork") is not None
     monkeypatch.delattr(os, "memfd_create")
-    assert shelf.shared_buffer_for(2, "fork") is None
-    monkeypatch.setattr(stream, "shared_buffer_for", lambda workers, context: None)
+    assert buffers.shared_buffer_for(2, "fork") is None
+    monkeypatch.setattr(workers, "shared_buffer_for", lambda workers, context: None)
     alone = open_stream(url, recipe, batch_size=12, epochs=1)
     for batch, wanted in zip(
         open_stream(url, recipe, batch_size=12, epochs=1, workers=2), alone, strict=True

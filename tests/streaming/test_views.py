@@ -12,7 +12,7 @@ from test_features import assert_equal, both_ways
 
 from sage_scale.errors import DatasetError
 from sage_scale.streaming import open_evaluation, open_stream
-from sage_scale.streaming.frames import grid_runs
+from sage_scale.streaming.packing import grid_runs
 
 PLAN = [("train", 13), ("dev", 5), ("train", 9)]
 VIEWS = 3
@@ -68,7 +68,7 @@ def test_the_fast_way_gives_what_the_general_reader_gives(views_dataset, monkeyp
     for batch, wanted in zip(fast, general, strict=True):
         assert_equal(batch, wanted)
     stream = open_stream(url, make_recipe("features", views), batch_size=6, epochs=3)
-    monkeypatch.setattr(type(stream.dataset._fetcher), "fetch", None)  # the general reader could not answer
+    monkeypatch.setattr(type(stream.dataset._reader), "read", None)  # the general reader could not answer
     assert sum(len(batch.keys) for batch in stream) == 66
 
 

@@ -13,7 +13,7 @@ import torch
 from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.vocabulary import targets_of
 from sage_scale.streaming import open_evaluation
-from sage_scale.streaming.frames import grid_runs
+from sage_scale.streaming.packing import grid_runs
 from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
 from sage_scale.training.pictures import thumbnail

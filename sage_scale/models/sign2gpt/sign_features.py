@@ -36,8 +36,7 @@ from sage_scale.shards import (
     write_shard,
 )
 from sage_scale.storage import open_store
-from sage_scale.streaming.batch import SampleShape
-from sage_scale.streaming.packing import collate, decode_sample
+from sage_scale.streaming import SampleShape, pack_sample
 from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.inherited import contradictions
 from sage_scale.training.stage import STAGE1
@@ -71,7 +70,7 @@ class SignWriter:
     @torch.no_grad()
     def sample(self, sample: Sample) -> Sample:
         """The clip with Z in place of its frames or features. One clip at a time: results depend on a batch's shape."""
-        batch = collate([decode_sample(sample, self._shape)], self._shape)
+        batch = pack_sample(sample, self._shape)
         z_NC, _ = self.model.encode(replace(batch.video, clip_seeds_B=None).to(self.device))
         frames, stride = int(sample.meta["frames"]), int(sample.meta["frame_stride"]) * self.factor
         rows = -(-frames // stride)
