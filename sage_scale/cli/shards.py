@@ -1,8 +1,8 @@
-"""`sage-scale shards`: look at a dataset of shards, check it, change it, or make others of it.
+"""`sage-scale shards`: shows and checks a dataset of shards, changes it, or makes others of it.
 
 sage-scale shards ls URL                 the splits and shards
 sage-scale shards ls URL --samples       one line a clip
-sage-scale shards cat URL KEY            one clip: description, segments, what is stored of it
+sage-scale shards cat URL KEY            one clip: description, segments, stored members
 sage-scale shards stats URL              figures of each split
 sage-scale shards verify URL             every hash, every member
 sage-scale shards index URL              indexes, markers and index.json again; or an index for tars of others
@@ -11,20 +11,20 @@ sage-scale shards repair URL             keep what is whole, list what is lost
 sage-scale shards merge OUT URL...       one dataset of several
 sage-scale shards split URL --out OUT    parts of a dataset
 
-The last five are in shards_change.py.
+The last five are in shards_change.py. The first four also take a WebDataset of others that `shards index` has indexed.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sage_scale.cli import shards_change, shards_web
-from sage_scale.cli.shards_web import SHOWN
+from sage_scale.cli import shards_change
 from sage_scale.errors import DatasetError, StorageError, UsageError
 from sage_scale.untrusted.display import shortened, size
 from sage_scale.untrusted.printer import echo, echo_json, tell
@@ -33,7 +33,10 @@ from sage_scale.untrusted.progress import Progress
 if TYPE_CHECKING:
     from sage_scale.shards import Dataset
     from sage_scale.shards.statistics import SplitStatistics
+    from sage_scale.shards.webdataset_index import WebDatasetIndex
 
+SHOWN = 20
+"""Problems and open units printed; the rest is counted."""
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Look at a dataset of shards, check it, change it."
 )
@@ -55,20 +58,22 @@ def verify(
 ) -> None:
     """Read every byte and compare it with hashes, markers and index.json; exit code 1 where something differs."""
     from sage_scale.shards import verify_dataset
+    from sage_scale.shards.webdataset_index import verify_webdataset
 
-    if web := shards_web.web_index(url):
-        return shards_web.verify(web, threads)
+    if web := _webdataset(url):
+        with Progress("verify", "shards") as show:
+            problems = verify_webdataset(web, threads=threads, progress=show)
+        advice = "fetch those tars again, or `sage-scale shards index` them as they are"
+        _refuse(web.tars, problems, advice)
+        total = sum(shard.bytes for shard in web.shards)
+        echo(
+            f"{web.tars}: {len(web.shards)} tars, {len(web.keys):,} samples, {size(total)}: all is as indexed"
+        )
+        return
     with Progress("verify", "shards") as show:
         report = verify_dataset(url, threads=threads, progress=show)
-    for problem in report.problems[:SHOWN]:
-        echo(problem)
-    if report.problems:
-        more = len(report.problems) - SHOWN
-        rest = f" ({more} more are not shown)" if more > 0 else ""
-        raise DatasetError(
-            f"{report.url}: {len(report.problems)} problems{rest}; "
-            f"`sage-scale shards repair {quote(report.url)} --dry-run` says what can be done"
-        )
+    advice = f"`sage-scale shards repair {quote(report.url)} --dry-run` says what can be done"
+    _refuse(report.url, report.problems, advice)
     echo(
         f"{report.url}: {report.units} shards, {report.samples:,} samples, {size(report.bytes)}: all is as written"
     )
@@ -87,8 +92,8 @@ def ls(
     from sage_scale.shards import open_dataset, read_metadata, unfinished_units
     from sage_scale.shards.rejects import current_rejects
 
-    if web := shards_web.web_index(url):
-        return shards_web.ls(web, samples)
+    if web := _webdataset(url):
+        return _list_webdataset(web, samples)
     dataset = open_dataset(url, unfinished=True)
     chosen = (split,) if split else ()
     table = dataset.samples(*chosen)  # refuses an unknown split
@@ -133,8 +138,8 @@ def cat(
     from sage_scale.shards import open_dataset
     from sage_scale.shards.writer import sample_members
 
-    if web := shards_web.web_index(url):
-        return shards_web.cat(web, key, out)
+    if web := _webdataset(url):
+        return _print_webdataset_sample(web, key, out)
     dataset = open_dataset(url, unfinished=True)
     row = _find(dataset, key)
     table = dataset.samples()
@@ -154,13 +159,7 @@ def cat(
             "background": sample.background is not None,
         }
     )
-    if out:
-        from sage_scale.storage import open_store
-
-        folder = open_store(out)
-        for name, data in sample_members(sample):
-            folder.put(name, data)
-        tell(f"members written to {folder.url}")
+    _write_members(out, sample_members(sample))
 
 
 @app.command("stats")
@@ -177,10 +176,10 @@ def stats(
 
     if figure and not figure.endswith(".svg"):
         raise UsageError(f"--figure {figure}: the figure is an SVG file, name it PATH.svg")
-    if web := shards_web.web_index(url):
+    if web := _webdataset(url):
         if figure or as_json:
             raise UsageError(f"{url} is a WebDataset of others: it has neither --figure nor --json")
-        return shards_web.stats(web)
+        return _print_webdataset_statistics(web)
     dataset = open_dataset(url, unfinished=True)
     found = statistics(dataset)
     if figure:
@@ -196,6 +195,27 @@ def stats(
         echo(f"{dataset.url}: no clips yet")
 
 
+def _refuse(url: str, problems: Iterable[str], advice: str) -> None:
+    """Prints problems and raises DatasetError, where there are any."""
+    problems = list(problems)
+    for problem in problems[:SHOWN]:
+        echo(problem)
+    if problems:
+        more = len(problems) - SHOWN
+        rest = f" ({more} more are not shown)" if more > 0 else ""
+        raise DatasetError(f"{url}: {len(problems)} problems{rest}; {advice}")
+
+
+def _write_members(out: str, members: Iterable[tuple[str, bytes]]) -> None:
+    from sage_scale.storage import open_store
+
+    if out:
+        folder = open_store(out)
+        for name, data in members:
+            folder.put(name, data)
+        tell(f"members written to {folder.url}")
+
+
 def _draw(dataset: Dataset, found: list[SplitStatistics], path: Path) -> None:
     from sage_scale.reporting.dataset_figure import dataset_figure
 
@@ -209,41 +229,40 @@ def _draw(dataset: Dataset, found: list[SplitStatistics], path: Path) -> None:
 
 
 def _paragraph(part: SplitStatistics) -> list[str]:
+    def line(spread: dict[str, float]) -> str:
+        return (
+            f"mean {spread['mean']:.1f}  10/50/90%: {spread['p10']:.0f} / {spread['p50']:.0f} / {spread['p90']:.0f}"
+            f"  max {spread['max']:.0f}  total {spread['total']:,.0f}"
+        )
+
+    def top(counts: dict[str, int], most: int = 12) -> str:
+        shown = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in list(counts.items())[:most])
+        return shown + (f", and {len(counts) - most} more" if len(counts) > most else "")
+
     lines = [
         f"{shortened(part.split)}: {part.clips:,} clips in {part.shards} shards, {size(part.bytes)}, "
         f"{part.hours:.2f} hours",
-        f"  frames         {_line(part.frames)}",
-        f"  segments       {_line(part.segments)}   {part.token_ratio:.3f} a frame",
-        f"  pseudo-glosses {_line(part.pseudo_glosses)}   {part.gloss_types:,} types",
-        *(
-            f"  {name:<15}{_line(spread)}"
-            for name, spread in (("words", part.words), ("characters", part.characters))
-            if spread["total"]
-        ),
+        f"  frames         {line(part.frames)}",
+        f"  segments       {line(part.segments)}   {part.token_ratio:.3f} a frame",
+        f"  pseudo-glosses {line(part.pseudo_glosses)}   {part.gloss_types:,} types",
+    ]
+    for name, spread in (("words", part.words), ("characters", part.characters)):
+        if spread["total"]:
+            lines.append(f"  {name:<15}{line(spread)}")
+    lines += [
         f"  sentences      {part.sentences:,} distinct",
-        f"  languages      {_top(part.languages)}",
-        f"  signers        {_top(part.signers)}",
+        f"  languages      {top(part.languages)}",
+        f"  signers        {top(part.signers)}",
     ]
     if part.without_sentence:
         lines.append(f"  without a sentence (can be translated, not trained on): {part.without_sentence:,}")
     if part.rejects:
-        lines.append(f"  rejects        {part.rejects:,}: {_top(part.reasons)}")
+        lines.append(f"  rejects        {part.rejects:,}: {top(part.reasons)}")
     return lines
 
 
-def _line(spread: dict[str, float]) -> str:
-    return (
-        f"mean {spread['mean']:.1f}  10/50/90%: {spread['p10']:.0f} / {spread['p50']:.0f} / {spread['p90']:.0f}"
-        f"  max {spread['max']:.0f}  total {spread['total']:,.0f}"
-    )
-
-
-def _top(counts: dict[str, int], most: int = 12) -> str:
-    shown = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in list(counts.items())[:most])
-    return shown + (f", and {len(counts) - most} more" if len(counts) > most else "")
-
-
 def _find(dataset: Dataset, wanted: str) -> int:
+    """Returns the row of a clip's key or id. Raises UsageError for an unknown or rejected clip."""
     from sage_scale.shards import sample_key
     from sage_scale.shards.rejects import current_rejects, reject_key
 
@@ -263,3 +282,68 @@ def _find(dataset: Dataset, wanted: str) -> int:
     raise UsageError(
         f"{dataset.url} has no clip '{wanted}'; `sage-scale shards ls {quote(dataset.url)} --samples` lists them"
     )
+
+
+def _webdataset(url: str) -> WebDatasetIndex | None:
+    """Returns the index of a WebDataset of others; None at any other URL."""
+    from sage_scale.shards.layout import DATASET_JSON
+    from sage_scale.shards.webdataset_index import WEB_INDEX_JSON, open_webdataset_index
+    from sage_scale.storage import open_store
+
+    store = open_store(url)
+    if store.exists(WEB_INDEX_JSON) and not store.exists(DATASET_JSON):
+        return open_webdataset_index(store)
+    return None
+
+
+def _list_webdataset(index: WebDatasetIndex, samples: bool) -> None:
+    if samples:
+        for shard, key, record in zip(index.shard_of.tolist(), index.keys, index.records):
+            echo(f"{index.shards[shard].name}  {size(int(record['length'])):>9}  {key}")
+        return
+    for entry in index.shards:
+        echo(f"{entry.name}  {entry.samples:>7} samples  {size(entry.bytes):>9}")
+    echo(f"{index.tars}: WebDataset of {len(index.keys):,} samples in {len(index.shards)} tars")
+
+
+def _print_webdataset_statistics(index: WebDatasetIndex) -> None:
+    import numpy as np
+
+    lengths = index.records["length"].astype(float)
+    low, middle, high = np.percentile(lengths, [10, 50, 90])
+    echo(
+        f"{index.tars}: {len(index.keys):,} samples in {len(index.shards)} tars, {size(float(lengths.sum()))}",
+        f"  bytes a sample  mean {size(lengths.mean())}  10/50/90%: {size(low)} / {size(middle)} / {size(high)}  "
+        f"max {size(lengths.max())}",
+    )
+    if repeated := len(index.keys) - len(set(index.keys)):
+        echo(f"  keys that occur more than once: {repeated:,}")
+
+
+def _print_webdataset_sample(index: WebDatasetIndex, key: str, out: str) -> None:
+    from sage_scale.shards.sample import sample_hash
+    from sage_scale.shards.webdataset_index import read_members
+    from sage_scale.storage import open_store
+
+    if key not in index.keys:
+        raise UsageError(
+            f"{index.url} has no sample '{key}'; `sage-scale shards ls {quote(index.url)} --samples` lists them"
+        )
+    row = index.keys.index(key)
+    record, shard = index.records[row], index.shards[int(index.shard_of[row])]
+    offset, length = int(record["offset"]), int(record["length"])
+    data = open_store(index.tars).get_range(shard.name, offset, length)
+    if sample_hash(data) != record["hash"].tobytes():
+        raise DatasetError(f"{index.tars}/{shard.name}, sample {key}: its bytes differ from the index's hash")
+    _, members = read_members(data, shard.name)
+    echo_json(
+        {
+            "key": key,
+            "shard": shard.name,
+            "offset": offset,
+            "length": length,
+            "xxh3": record["hash"].tobytes().hex(),
+            "members": {extension: len(body) for extension, body in members.items()},
+        }
+    )
+    _write_members(out, ((f"{key}.{extension}", body) for extension, body in members.items()))

@@ -1,6 +1,6 @@
 """The verbs of `sage-scale shards` that change a dataset or make one: remove, repair, merge, split, index.
 
-All may be stopped at any moment; the same command goes on.
+All may be killed at any moment; the same command resumes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Out = Annotated[str, typer.Option("--out", help="Folder, or s3://bucket/prefix, 
 Threads = Annotated[int, typer.Option(help="Shards worked on at once.", min=1)]
 Pairs = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE")]
 T = TypeVar("T")
-LISTS = (".txt", ".tsv", ".csv", ".lst", ".list", ".ids", ".json", ".jsonl")
-"""Endings of files with ids in them, which no id has."""
+_FILE_ENDINGS = (".txt", ".tsv", ".csv", ".lst", ".list", ".ids", ".json", ".jsonl")
+"""Endings of files of ids; no id ends so."""
 
 
 def remove(
@@ -87,7 +87,7 @@ def repair(
     if found.empty:
         echo(f"{found.store.url}: {len(found.state.units)} shards, {size(found.bytes)}: nothing to repair")
         return
-    _say_findings(found, mode, done=not dry_run)
+    _print_damage(found, mode, done=not dry_run)
     if dry_run:
         raise DatasetError(f"{found.store.url}: needs repair; nothing was changed (--dry-run)")
     finished = carry_out_repair(found, mode)
@@ -105,7 +105,7 @@ def repair(
         echo(f"to have the {len(found.lost)} lost clips made again, {advice}")
 
 
-def _say_findings(found: RepairPlan, mode: Mode, done: bool) -> None:
+def _print_damage(found: RepairPlan, mode: Mode, done: bool) -> None:
     from sage_scale.shards.layout import INDEX_JSON
     from sage_scale.shards.repair import is_dropped
 
@@ -175,13 +175,10 @@ def split(
     from sage_scale.shards.split import split_dataset
     from sage_scale.storage import open_to_write
 
-    given = [
-        name
-        for name, value in (("share", share), ("count", count), ("signer", signer), ("ids", ids))
-        if value
-    ]
+    options = {"share": share, "count": count, "signer": signer, "ids": ids}
+    given = [f"--{name}" for name, value in options.items() if value]
     if len(given) > 1:
-        both = " and ".join(f"--{name}" for name in given)
+        both = " and ".join(given)
         raise UsageError(
             f"{both} cannot be given together: split by one of them, and then a part of that by the other"
         )
@@ -197,8 +194,8 @@ def split(
     else:
         parts = by.by_ids(source, _pairs("ids", ids or [], _ids))
     parts = by.with_rest(source, parts, rest)
-    place = open_to_write(out)
-    outs = {name: place if as_splits else place.child(name) for name in parts}
+    store = open_to_write(out)
+    outs = {name: store if as_splits else store.child(name) for name in parts}
     with Progress("split", "shards") as show:
         made = split_dataset(source, outs, parts, as_splits=as_splits, progress=show)
     for dataset in made.values():
@@ -230,13 +227,13 @@ def index(
             dataset = rebuild_index(open_to_write(url), progress=show)
         echo(f"{dataset.url}: index of {len(dataset.units)} shards, {len(dataset.records):,} samples written")
         return
-    place = open_to_write(out or url)
+    store_out = open_to_write(out or url)
     with Progress("index", "shards") as show:
-        made, aside = index_webdataset(store, place if out else None, threads=threads, progress=show)
-    for what, number in sorted(aside.counts.items()):
-        named = ", ".join(aside.names.get(what, ()))
+        made, skipped = index_webdataset(store, store_out if out else None, threads=threads, progress=show)
+    for kind, number in sorted(skipped.counts.items()):
+        named = ", ".join(skipped.names.get(kind, ()))
         echo(
-            f"{'odd' if what in ODD else 'set aside'}: {number:,} x {what}" + (f": {named}" if named else "")
+            f"{'odd' if kind in ODD else 'set aside'}: {number:,} x {kind}" + (f": {named}" if named else "")
         )
     by_tar = len(set(zip(made.shard_of.tolist(), made.keys)))
     if repeated := by_tar - len(set(made.keys)):
@@ -249,7 +246,7 @@ def index(
 
 
 def _ids(text: str) -> list[str]:
-    """Ids from a file of that name, else the text itself, parted by commas."""
+    """Returns the ids in the file of that name, else those in the text, separated by commas."""
     from sage_scale.shards.remove import read_ids
     from sage_scale.untrusted.files import read_text
 
@@ -263,17 +260,12 @@ def _ids(text: str) -> list[str]:
         except UnicodeDecodeError:
             raise UsageError(f"{text} is no text in UTF-8: write one id in a line") from None
     names = [name.strip() for name in text.split(",") if name.strip()]
-    gone = next((name for name in names if _is_path(name)), None)
-    if gone is not None:
-        raise UsageError(
-            f"there is no file {gone}: give ids, parted by commas, or a file with one id in a line"
-        )
+    for name in names:  # ids may have slashes inside (videos in folders)
+        if name.startswith(("/", "./", "../", "~")) or name.lower().endswith(_FILE_ENDINGS):
+            raise UsageError(
+                f"there is no file {name}: give ids, parted by commas, or a file with one id in a line"
+            )
     return names
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name is a file's rather than a clip's, whose id may have slashes inside (videos in folders)."""
-    return name.startswith(("/", "./", "../", "~")) or name.lower().endswith(LISTS)
 
 
 def _pairs(option: str, pairs: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:

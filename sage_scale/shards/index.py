@@ -1,14 +1,13 @@
 """The index of a shard (`000042.idx`) and its marker (`000042.json`): pure functions of the tar.
 
-An index file is 32 bytes of header and 48 bytes a sample, little-endian:
+An index file is 32 bytes of header and 48 bytes a sample, little-endian (shards/README.md, "000042.idx"):
 
-    header  8 bytes magic "SAGEIDX1" · u32 version 1 · u32 bytes a record (48) · u64 samples
-            · u64 bytes of the tar
+    header  8 bytes magic "SAGEIDX1" · u32 version 1 · u32 bytes a record (48) · u64 samples · u64 bytes of the tar
     record  u64 key (its 16 hex digits as a number) · u64 offset · u32 length · u32 frames · u16 segments
             · u16 pseudo-glosses · u32 flags · 16 bytes xxh3-128 (canonical order)
 
-`offset` and `length` cover all members of the sample with their tar headers and padding. u16 counts stop at
-65,535. Flag bit 0: the sample has a sentence; bits 8 to 23: its language, by place in the marker's `languages`.
+`offset` and `length` cover all members of the sample with their tar headers and padding. u16 counts stop at 65,535.
+Flag bit 0: the sample has a sentence; bits 8 to 23: index of its language in the marker's `languages`.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -33,21 +32,13 @@ from sage_scale.shards.layout import (
     ShardHeader,
 )
 from sage_scale.shards.sample import Sample, read_sample, sample_hash
-from sage_scale.shards.tar import Member, map_file, walk
+from sage_scale.shards.tar import map_file, walk
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object, parse_stored
 
-RECORD = np.dtype(
-    [
-        ("key", "<u8"),
-        ("offset", "<u8"),
-        ("length", "<u4"),
-        ("frames", "<u4"),
-        ("segments", "<u2"),
-        ("glosses", "<u2"),
-        ("flags", "<u4"),
-        ("hash", "u1", 16),
-    ]
-)
+RECORD = np.dtype([
+    ("key", "<u8"), ("offset", "<u8"), ("length", "<u4"), ("frames", "<u4"), ("segments", "<u2"), ("glosses", "<u2"),
+    ("flags", "<u4"), ("hash", "u1", 16),
+])  # fmt: skip
 HAS_SENTENCE = 1
 LANGUAGE_SHIFT, LANGUAGE_MASK = 8, 0xFFFF
 _MAGIC = b"SAGEIDX1"
@@ -57,7 +48,7 @@ _MAX_COUNT = 65_535
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardIndex:
-    """All that can be known of a tar without its samples' bytes."""
+    """The contents of a tar but for its samples' bytes."""
 
     header: ShardHeader
     records: np.ndarray
@@ -69,28 +60,26 @@ class ShardIndex:
     tar_sha256: str
 
     def to_bytes(self) -> bytes:
-        """The index file."""
-        return index_bytes(self.records, self.tar_bytes)
+        """Returns the index file."""
+        head = _HEADER.pack(_MAGIC, VERSION, RECORD.itemsize, len(self.records), self.tar_bytes)
+        return head + self.records.tobytes()
 
 
 def build_index(source: Path | bytes | memoryview, where: str = "") -> ShardIndex:
-    """Read a whole tar, check every member, and give its index.
+    """Reads a whole tar, checks every member, and returns the index.
 
-    Raises DatasetError, naming shard and sample, for whatever is not exactly as the writer leaves it;
-    StorageError where the file cannot be read.
+    Raises DatasetError, naming shard and sample, for all that differs from a writer's output; StorageError where the
+    file cannot be read.
     """
     if isinstance(source, Path):
         with map_file(source) as view:
             return build_index(view, where or str(source))
-    view = memoryview(source)
-    try:
+    with memoryview(source) as view:
         return _build(view, where)
-    finally:
-        view.release()
 
 
 def make_marker(index: ShardIndex) -> Marker:
-    """The marker of the tar that `index` was built from."""
+    """Returns the marker of the tar that `index` was built from."""
     return Marker(
         unit=index.header.unit,
         split=index.header.split,
@@ -108,26 +97,21 @@ def make_marker(index: ShardIndex) -> Marker:
     )
 
 
-def index_bytes(records: np.ndarray, tar_bytes: int) -> bytes:
-    """The index file of these records."""
-    return _HEADER.pack(_MAGIC, VERSION, RECORD.itemsize, len(records), tar_bytes) + records.tobytes()
-
-
 def parse_index(data: bytes, where: str) -> np.ndarray:
-    """RECORD (samples,) from an index file's bytes, read-only. Raises DatasetError where it is none."""
-    try:
-        magic, version, width, count, _ = _HEADER.unpack_from(data)
-    except struct.error:
-        raise DatasetError(f"{where} is cut off: rebuild it with `sage-scale shards index`") from None
-    if magic != _MAGIC or version != VERSION or width != RECORD.itemsize:
+    """Returns RECORD (samples,), read-only, from an index file's bytes. Raises DatasetError for other bytes."""
+    cut_off = DatasetError(f"{where} is cut off: rebuild it with `sage-scale shards index`")
+    if len(data) < _HEADER.size:
+        raise cut_off
+    magic, version, width, count, _ = _HEADER.unpack_from(data)
+    if (magic, version, width) != (_MAGIC, VERSION, RECORD.itemsize):
         raise DatasetError(f"{where} is no index of this version: rebuild it with `sage-scale shards index`")
     if len(data) != _HEADER.size + count * width:
-        raise DatasetError(f"{where} is cut off: rebuild it with `sage-scale shards index`")
+        raise cut_off
     return np.frombuffer(data, RECORD, count, _HEADER.size)
 
 
 def parse_rejects(data: bytes, where: str) -> tuple[Reject, ...]:
-    """The member `__rejects__` from its bytes. Raises DatasetError where it is damaged."""
+    """Returns the rejects from the bytes of `__rejects__`. Raises DatasetError for damaged bytes."""
     try:
         return tuple(build(Reject, values) for values in parse_stored(data))
     except (ValueError, TypeError) as error:
@@ -135,16 +119,16 @@ def parse_rejects(data: bytes, where: str) -> tuple[Reject, ...]:
 
 
 class IndexBuilder:
-    """Collects the records of a tar's samples, in their order, while the tar is written or read."""
+    """Collects the records of a tar's samples, in order, while the tar is written or read."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._rows: list[tuple] = []
-        self._spoken: list[str] = []
+        self._languages: list[str] = []
         self._seen: set[str] = set()
 
     def add(self, sample: Sample, data: bytes, offset: int) -> None:
-        """The next sample, and its bytes as they lie at `offset`. Raises DatasetError where it occurs twice."""
+        """Adds the next sample, whose stored bytes `data` begin at `offset`. Raises DatasetError for a repeated one."""
         key = sample.key
         if key in self._seen:
             raise DatasetError(f"{self._where}, sample {key}: clip '{sample.meta['id']}' occurs twice")
@@ -166,23 +150,24 @@ class IndexBuilder:
                 np.frombuffer(sample_hash(data), np.uint8),
             )
         )
-        self._spoken.append(str(sample.meta.get("language", "")))
+        self._languages.append(str(sample.meta.get("language", "")))
 
     def finish(
         self, header: ShardHeader, rejects: tuple[Reject, ...], tar_bytes: int, tar_sha256: str
     ) -> ShardIndex:
-        """The index of the whole tar. Raises DatasetError for more languages than it can number."""
-        languages = sorted(set(self._spoken))
+        """Returns the index of the whole tar. Raises DatasetError for more languages than an index can number."""
+        languages = sorted(set(self._languages))
         if len(languages) > LANGUAGE_MASK + 1:
             raise DatasetError(
                 f"{self._where}: {len(languages):,} languages are more than an index can number"
             )
-        table = np.array(self._rows, RECORD)
+        records = np.array(self._rows, RECORD)
         numbers = {language: number for number, language in enumerate(languages)}
-        table["flags"] |= np.array([numbers[language] for language in self._spoken], "<u4") << LANGUAGE_SHIFT
+        of_rows = np.array([numbers[language] for language in self._languages], "<u4")
+        records["flags"] |= of_rows << LANGUAGE_SHIFT
         return ShardIndex(
             header=header,
-            records=table,
+            records=records,
             languages=tuple(languages),
             rejects=rejects,
             tar_bytes=tar_bytes,
@@ -194,7 +179,8 @@ def _build(view: memoryview, where: str) -> ShardIndex:
     header: ShardHeader | None = None
     rejects: tuple[Reject, ...] | None = None
     builder = IndexBuilder(where)
-    for run in _runs(view, where):
+    for stem, members in groupby(walk(view, where), lambda member: member.name.split(".", 1)[0]):
+        run = list(members)
         first = run[0]
         if first.name == SHARD_MEMBER and header is None and first.start == 0:
             header = _header(bytes(view[first.offset : first.offset + first.size]), where)
@@ -204,24 +190,11 @@ def _build(view: memoryview, where: str) -> ShardIndex:
             raise DatasetError(f"{where}: member '{first.name}' is not where it belongs")
         else:
             data = bytes(view[first.start : run[-1].end])
-            key = first.name.split(".", 1)[0]
-            builder.add(read_sample(data, key=key, where=where), data, first.start)
+            builder.add(read_sample(data, key=stem, where=where), data, first.start)
     if header is None or rejects is None:
         missing = SHARD_MEMBER if header is None else REJECTS_MEMBER
         raise DatasetError(f"{where}: member '{missing}' is missing; this is not a whole shard of ours")
     return builder.finish(header, rejects, len(view), hashlib.sha256(view).hexdigest())
-
-
-def _runs(view: memoryview, where: str) -> Iterator[list[Member]]:
-    """Neighbouring members that share the name up to the first dot."""
-    run: list[Member] = []
-    for member in walk(view, where):
-        if run and member.name.split(".", 1)[0] != run[0].name.split(".", 1)[0]:
-            yield run
-            run = []
-        run.append(member)
-    if run:
-        yield run
 
 
 def _header(data: bytes, where: str) -> ShardHeader:

@@ -1,4 +1,4 @@
-"""What a dataset holds, in figures: clips, frames, hours, segments, lengths, languages, signers."""
+"""Statistics of a dataset: clips, frames, hours, segments, lengths, languages, signers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sage_scale.text.languages import split_words, unspaced
 
 @dataclass(frozen=True, kw_only=True)
 class SplitStatistics:
-    """Figures of one split."""
+    """Statistics of one split. A spread has the keys total, mean, p10, p50, p90, max."""
 
     split: str
     shards: int
@@ -26,24 +26,23 @@ class SplitStatistics:
     bytes: int
     """Size of the tars."""
     hours: float
-    """Duration of the clips: frames by frames per second, both as stored."""
+    """Sum of frames / fps over the clips."""
     frames: dict[str, float]
-    """Frames a clip at the recipe's rate: total, mean, p10, p50, p90, max."""
+    """Spread of frames a clip at the recipe's rate."""
     segments: dict[str, float]
-    """Segments a clip: total, mean, p10, p50, p90, max."""
+    """Spread of segments a clip."""
     pseudo_glosses: dict[str, float]
-    """Pseudo-glosses a clip: total, mean, p10, p50, p90, max."""
+    """Spread of pseudo-glosses a clip."""
     words: dict[str, float]
-    """Words of the sentence, parted by spaces, in languages that are written with them: total, mean, p10, p50, p90,
-    max."""
+    """Spread of words a sentence, in languages written with spaces."""
     characters: dict[str, float]
-    """Characters of the sentence, spaces left out, in languages that are written without them: the same."""
+    """Spread of characters a sentence without blanks, in languages written without spaces."""
     token_ratio: float
     """Segments per frame (SAGE: .129)."""
     sentences: int
     """Distinct sentences."""
     without_sentence: int
-    """Clips that can be translated but not trained on."""
+    """Clips that can be translated, but not trained on."""
     gloss_types: int
     """Distinct pseudo-glosses."""
     languages: dict[str, int]
@@ -53,7 +52,7 @@ class SplitStatistics:
 
 
 def statistics(dataset: Dataset, *splits: str) -> list[SplitStatistics]:
-    """Figures of the named splits (all where none is named), from the index and the samples' descriptions."""
+    """Returns the statistics of the named splits (default: all), from the index and the samples' descriptions."""
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     for unit, reject in current_rejects(dataset):
         reasons[unit.split][reject.reason] += 1

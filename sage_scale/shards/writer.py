@@ -1,4 +1,4 @@
-"""Writing a shard: the same samples give the same bytes, on any machine and at any time."""
+"""Writes shards: the same samples give the same bytes, on any machine and at any time."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def write_shard(
     split: str,
     dataset: str,
 ) -> Path:
-    """Write a shard's tar to the local file `path` (replacing it) and return the path.
+    """Writes a shard's tar to the local file `path` (replacing it) and returns the path.
 
     Members: `__shard__`, then the samples in the order given, then `__rejects__`. `dataset` is the digest of
-    dataset.json. Samples are consumed one by one, so a shard never lies in memory as a whole. Raises
-    DatasetError for a sample that breaks the contract or belongs to another split, StorageError where the
-    disk is full; `path` is then gone.
+    dataset.json. Samples are consumed one by one, so that memory never holds a whole shard. Raises DatasetError for a
+    sample that breaks the contract or belongs to another split, StorageError where the disk is full; `path` is then
+    gone.
     """
     write_indexed(path, samples, rejects, unit=unit, split=split, dataset=dataset)
     return path
@@ -57,11 +57,10 @@ def write_indexed(
     split: str,
     dataset: str,
 ) -> ShardIndex:
-    """`write_shard`, giving the tar's index: the same that `build_index` reads from the tar, without reading it."""
+    """As `write_shard`, but returns the index that `build_index` would read from the tar."""
     header = ShardHeader(unit=unit, split=split, dataset=dataset)
     builder = IndexBuilder(str(path))
-    told: list[Reject] = []
-    with _new_tar(path, header, rejects, told) as tar:
+    with _new_tar(path, header) as tar:
         for sample in samples:
             check_sample(sample, str(path))
             if sample.meta["split"] != split:
@@ -71,27 +70,23 @@ def write_indexed(
             data = sample_bytes(sample)
             builder.add(sample, data, tar.bytes)
             tar.write(data)
-    return builder.finish(header, tuple(told), tar.bytes, tar.sha256)
+        written = tar.finish(rejects)
+    return builder.finish(header, written, tar.bytes, tar.sha256)
 
 
 def write_copies(
-    path: Path,
-    header: ShardHeader,
-    pieces: Iterable[bytes | memoryview],
-    rejects: Iterable[RejectLike] = (),
+    path: Path, header: ShardHeader, samples: Iterable[bytes], rejects: Iterable[RejectLike] = ()
 ) -> Path:
-    """Write a shard's tar from samples as they lie in other tars, each from its first header to its last padding.
-
-    Their bytes are copied as they are, so that nothing is encoded twice. The errors are those of `write_shard`.
-    """
-    with _new_tar(path, header, rejects) as tar:
-        for piece in pieces:
-            tar.write(piece)
+    """Writes a shard's tar from the stored bytes of samples, headers and padding included. Errors as `write_shard`."""
+    with _new_tar(path, header) as tar:
+        for data in samples:
+            tar.write(data)
+        tar.finish(rejects)
     return path
 
 
 class _Tar:
-    """A file that counts and hashes what is written to it."""
+    """A tar file that counts and hashes its bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -100,35 +95,32 @@ class _Tar:
 
     @property
     def sha256(self) -> str:
-        """Of all that was written, in hexadecimal."""
         return self._sha.hexdigest()
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Append."""
+    def write(self, data: bytes) -> None:
         self._file.write(data)
         self._sha.update(data)
         self.bytes += len(data)
 
     def member(self, name: str, data: bytes) -> None:
-        """Append a member with its header and padding."""
-        self.write(b"".join((header(name, len(data)), data, padding(len(data)))))
+        self.write(header(name, len(data)) + data + padding(len(data)))
+
+    def finish(self, rejects: Iterable[RejectLike]) -> tuple[Reject, ...]:
+        """Writes `__rejects__` and the end of the tar. Returns the rejects as stored."""
+        stored = tuple(Reject(id=r.id, reason=r.reason, detail=r.detail) for r in rejects)
+        self.member(REJECTS_MEMBER, canonical_json([dataclasses.asdict(reject) for reject in stored]))
+        self.write(END)
+        return stored
 
 
 @contextlib.contextmanager
-def _new_tar(
-    path: Path, head: ShardHeader, rejects: Iterable[RejectLike], told: list[Reject] | None = None
-) -> Iterator[_Tar]:
-    """A tar open for its samples: `__shard__` stands before them, `__rejects__` (also put in `told`) comes after."""
+def _new_tar(path: Path, head: ShardHeader) -> Iterator[_Tar]:
+    """Gives a tar with the member `__shard__`; removes the file on an error."""
     try:
         with open(path, "wb") as file:
             tar = _Tar(file)
             tar.member(SHARD_MEMBER, head.to_bytes())
             yield tar
-            refused = [Reject(id=r.id, reason=r.reason, detail=r.detail) for r in rejects]
-            tar.member(REJECTS_MEMBER, canonical_json([dataclasses.asdict(reject) for reject in refused]))
-            tar.write(END)
-            if told is not None:
-                told += refused
             if tar.bytes > MAX_OBJECT_BYTES:
                 raise DatasetError(
                     f"{path} is larger than 5 GiB: lower shards.clips_per_unit or shards.frames_per_unit"
@@ -146,7 +138,7 @@ def _new_tar(
 
 
 def sample_bytes(sample: Sample) -> bytes:
-    """A sample as it lies in the tar: all its members with headers and padding."""
+    """Returns the stored bytes of a sample: all its members with headers and padding."""
     pieces: list[bytes | memoryview] = []
     for name, parts in _members(sample):
         size = sum(map(len, parts))
@@ -155,13 +147,13 @@ def sample_bytes(sample: Sample) -> bytes:
 
 
 def sample_members(sample: Sample) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of a sample's members, in order: JSON, segments, features by view, or background and frames."""
+    """Yields names and bytes of a sample's members: JSON, segments, then features by view, or background and frames."""
     for name, parts in _members(sample):
         yield name, b"".join(parts)
 
 
 def _members(sample: Sample) -> Iterator[tuple[str, tuple[bytes | memoryview, ...]]]:
-    """Names and bytes in parts, so that an array is copied once, into its place."""
+    """Yields names and bytes, in parts, so that an array is copied only once."""
     key = sample.key
     yield f"{key}.json", (canonical_json(sample.meta),)
     yield f"{key}.segments.npy", _npy(sample.segments)
@@ -176,7 +168,7 @@ def _members(sample: Sample) -> Iterator[tuple[str, tuple[bytes | memoryview, ..
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
-    """The array as a little-endian .npy file of version 1.0."""
+    """Returns the array as a little-endian .npy file of version 1.0."""
     return b"".join(_npy(array))
 
 
