@@ -1,33 +1,22 @@
-"""Models and objectives by name: the built-in ones, those of installed packages, and those of plug-in modules.
+"""Models by name. Everything that the program knows of a model is its `ModelSpec`, found by the recipe's `model.kind`.
 
-A model is one `ModelSpec` under its `model.kind`; an objective is one class under its `clcl.loss`. A built-in one is
-imported when its name is first asked for. Others come from
-
-    entry points        groups `sage_scale.models` and `sage_scale.objectives` of installed packages
-    SAGE_SCALE_PLUGINS  names of modules, which call `register_model` or `register_objective` when they are imported
-
-and from nothing else: no recipe, dataset or exported folder can name code to run.
+The built-in models are imported when their names are first asked for. Others come from modules that call
+`register_model` when they are imported (`config.extension.import_plugins` says which are).
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.metadata
-import os
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sage_scale.config import extension
 from sage_scale.errors import RecipeError, UsageError
 from sage_scale.untrusted.display import shortened
 
-PLUGINS = "SAGE_SCALE_PLUGINS"
-"""Environment variable with the names of plug-in modules, separated by commas; launched ranks inherit it."""
-
 Lazy = str | Callable[..., Any]
-"""A function or class, or "module:name", which is imported when it is first used."""
+"""A function, class or object, or "module:name", which is imported when it is first used."""
 
 
 @dataclass(frozen=True)
@@ -40,99 +29,116 @@ class Part:
     stage2: int
 
 
+@dataclass(frozen=True)
+class ReportSection:
+    """A section of a run's report that is drawn from one file of the run."""
+
+    anchor: str
+    title: str
+    file: str
+    """Name of the JSON file in the run's folder that stage 1 writes; `RunRecord.own` has its content."""
+    content: type
+    """list (of objects) or dict."""
+    missing: str
+    """Name of the content among the parts that a report lacks."""
+    make: Lazy
+    """RunRecord -> HTML; empty where there is nothing to show."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """All that the program knows of a model. Signatures: R is the recipe."""
+    """All that the program knows of a model. What is optional is left out where the program asks for it."""
 
     name: str
     """The value of `model.kind`."""
     title: str
-    """The model's name in reports."""
+    """The model's name in reports and messages."""
+    # Training
     pretrain: Lazy
     """Stage 1: a `training.stage.Task`."""
     finetune: Lazy
     """Stage 2: a `training.stage.Task`, usually a `training.translation.TranslationTask`."""
+    language: Lazy | None = None
+    """How its language model is prepared: a `training.language.prepare.LanguageModelKind`."""
+    language_codes: bool = False
+    """Whether the language model needs a code for the language of each sentence."""
+    breaking_keys: tuple[str, ...] = ()
+    """Keys of the recipe that only this model reads, and whose change makes a checkpoint non-resumable."""
+    # The recipe
+    section: type | None = None
+    """Frozen dataclass of the recipe's section `model.NAME`, with a default for each field."""
+    check: Callable[[Any, Callable[[bool, str], None]], None] | None = None
+    """Checks a recipe: called with it and `need(condition, message)`."""
+    # Exports
     load: Lazy
-    """(export folder, device) -> (translator in evaluation mode, tokenizer, R)."""
+    """(export folder, recipe, device) -> (translator in evaluation mode, tokenizer, recipe)."""
     export_file: str
     """A file that every export of this model has."""
-    describe: Lazy
-    """R -> the model's `Part`s in the order of the data, without weights or a download."""
+    frame_encoder: str = ""
+    """Prefix of the frame encoder's weights in stage 1's file, for `vision.backbone=RUN`."""
+    merge: Lazy | None = None
+    """(translator, tokenizer, recipe, folder) -> lines: writes a trained model as plain models of transformers."""
+    write_features: Lazy | None = None
+    """(run, dataset, output, device, progress) -> (Dataset, overrides that train on it): writes stage 1's features."""
+    # Before a run
+    describe: Lazy | None = None
+    """Recipe -> the model's `Part`s in the order of the data, without weights or a download."""
     describe_note: Lazy | None = None
-    """R -> a line on parameters that the parts leave out."""
-    language: Lazy | None = None
-    """A `training.language.prepare.LanguageModelKind`, for models that prepare a language model."""
+    """Recipe -> a line on parameters that the parts leave out."""
+    plan: Lazy | None = None
+    """`planning.PlanRequest` -> texts and tables on memory and time of both stages."""
+    # Reports
+    stage_titles: tuple[str, str] = ("pretraining", "translation")
+    """What the stages do, in a word."""
+    stage_summaries: tuple[str, str] = ("the visual side is trained", "the translator is trained")
+    """What the stages do, in a line."""
+    language_model: str = "trained"
+    """What stage 2 does with the language model."""
+    tokens_are_segments: bool = False
+    """Whether each sign segment is one visual token."""
+    control_steps: float = 1.0
+    """Steps of a control without stage 1 that take the time of one step of both stages of the demo (docs/results)."""
+    report: tuple[ReportSection, ...] = ()
+    """The model's own sections of a report."""
 
     def part(self, name: str) -> Any:
         """Returns the field `name`, imported where it is given as "module:name"."""
-        value = getattr(self, name)
-        return pkgutil.resolve_name(value) if isinstance(value, str) else value
+        return resolve(getattr(self, name))
 
 
-class _Registry:
-    """Objects by name; `key` is the recipe's key that names one."""
-
-    def __init__(self, key: str, group: str, built_in: Mapping[str, str]) -> None:
-        self.key, self.group, self.built_in = key, group, built_in
-        self.registered: dict[str, Any] = {}
-
-    def names(self) -> list[str]:
-        """Names of all, sorted."""
-        _import_plugins()
-        return sorted({*self.built_in, *self.registered, *self._entry_points()})
-
-    def get(self, name: str) -> Any:
-        """The object of this name. Raises RecipeError, which lists the names, where there is none."""
-        if name not in self.registered and name in self.built_in:
-            self.registered[name] = pkgutil.resolve_name(self.built_in[name])
-        if name not in self.registered:
-            _import_plugins()
-        if name not in self.registered and name in (points := self._entry_points()):
-            self.registered[name] = points[name].load()
-        if name not in self.registered:
-            names = self.names()
-            near = difflib.get_close_matches(shortened(name), names, n=1, cutoff=0.5)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise RecipeError(f"{self.key}={shortened(name)}: must be one of {', '.join(names)}{hint}")
-        return self.registered[name]
-
-    def register(self, name: str, value: Any) -> None:
-        """Raises UsageError where another object has the name."""
-        if name in self.built_in or self.registered.get(name, value) is not value:
-            raise UsageError(f"{self.key}={name} is registered already: give the other one another name")
-        self.registered[name] = value
-
-    def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
-        return {point.name: point for point in importlib.metadata.entry_points(group=self.group)}
+def resolve(value: Any) -> Any:
+    """Returns a Lazy's object."""
+    return pkgutil.resolve_name(value) if isinstance(value, str) else value
 
 
-_MODELS = _Registry(
-    "model.kind",
-    "sage_scale.models",
-    {"sage": "sage_scale.models.sage:SPEC", "sign2gpt": "sage_scale.models.sign2gpt:SPEC"},
-)
+_BUILT_IN = {"sage": "sage_scale.models.sage:SPEC", "sign2gpt": "sage_scale.models.sign2gpt:SPEC"}
+_registered: dict[str, ModelSpec] = {}
 
 
 def model_spec(kind: str) -> ModelSpec:
     """Returns the model that `model.kind` names. Raises RecipeError, which lists the names, where there is none."""
-    return _MODELS.get(kind)
+    if kind not in _registered and kind in _BUILT_IN:
+        _registered[kind] = resolve(_BUILT_IN[kind])
+    if kind not in _registered:
+        extension.import_plugins()
+    if kind not in _registered:
+        raise RecipeError(f"model.kind={shortened(kind)}: must be one of {', '.join(model_names())}")
+    return _registered[kind]
 
 
 def model_names() -> list[str]:
-    """Returns the values that `model.kind` may have."""
-    return _MODELS.names()
+    """Returns the names of all models, sorted."""
+    extension.import_plugins()
+    return sorted({*_BUILT_IN, *_registered})
 
 
 def register_model(spec: ModelSpec) -> None:
-    """Makes a model known under its name. Raises UsageError where another model has it."""
-    _MODELS.register(spec.name, spec)
+    """Makes a model known under its name, with its section of the recipe.
 
-
-def _import_plugins() -> None:
-    for name in os.environ.get(PLUGINS, "").replace(",", " ").split():
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UsageError(
-                f"{PLUGINS} names the module {name}, which cannot be imported: {error}"
-            ) from None
+    Raises UsageError where another model has the name.
+    """
+    if spec.name in _BUILT_IN or _registered.get(spec.name, spec) != spec:
+        raise UsageError(f"model.kind={spec.name} is registered already: give the other model another name")
+    if spec.name not in _registered:
+        extension.register_model(spec.name, spec.section, spec.check)
+    _registered[spec.name] = spec

@@ -132,15 +132,18 @@ def _vocabulary(split: ClipCounts) -> str:
 
 
 def _warn_of_languages(recipe: config.Recipe, statistics: CorpusStatistics) -> None:
+    from sage_scale.registry import model_spec
     from sage_scale.text.languages import has_code
 
-    if recipe.model.kind != "sage":  # a causal model is told no language
+    spec = model_spec(recipe.model.kind)
+    if not spec.language_codes:
         return
     for counted in statistics.languages:
         if not has_code(counted.name):
             echo(
                 f"  warning: {counted.clips} clips in '{counted.name}', a language that mBART-50 has no code for: "
-                "SAGE refuses to train on them; corpus.language and a manifest's `language` say the sentences' language"
+                f"{spec.title} refuses to train on them; corpus.language and a manifest's `language` say the "
+                "sentences' language"
             )
 
 

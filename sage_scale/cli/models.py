@@ -56,28 +56,21 @@ def merge(
     out: Annotated[Path, typer.Option(help="Folder to write to; it must not exist or be empty.")],
 ) -> None:
     """Merge a Sign2GPT's adapters into plain models that transformers opens, as far as that goes."""
+    from sage_scale.config import load_recipe
     from sage_scale.errors import UsageError
-    from sage_scale.models.sage.export import EXPORT_FILE
-    from sage_scale.models.sign2gpt.merge import save_merged
-    from sage_scale.models.sign2gpt.model import Sign2GptTranslator
+    from sage_scale.registry import model_spec
     from sage_scale.training.export import export_folder, load_translator
 
     on_this_machine(out, "what is merged")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already: give another folder")
-    if (export_folder(run) / EXPORT_FILE).is_file():  # told before a large model is read
+    spec = model_spec(load_recipe(export_folder(run) / "recipe.yaml").model.kind)
+    if spec.merge is None:  # told before a large model is read
         raise UsageError(
-            f"{run} is a SAGE, which has no adapters: its language_model/ is a plain mBART already"
+            f"{run} is a {spec.title}, which has no adapters: its language_model/ is a plain model already"
         )
-    model, tokenizer, recipe = load_translator(run)
-    assert isinstance(model, Sign2GptTranslator)
-    save_merged(model, tokenizer, recipe, out)
-    echo(f"{out / 'language_model'}: a plain {type(model.decoder.language_model).__name__}")
-    if (out / "vit").is_dir():
-        echo(f"{out / 'vit'}: a plain Dinov2Model")
-    echo(
-        f"{out / 'adapters.safetensors'}: gated cross-attention, sign encoder and projections, over these two"
-    )
+    for line in spec.part("merge")(*load_translator(run), out):
+        echo(line)
 
 
 @app.command()
@@ -92,16 +85,19 @@ def signs(
     Repeat it to go on where it was cut off.
     """
     from sage_scale.config import load_recipe
-    from sage_scale.models.sign2gpt.sign_features import overrides_of, write_sign_features
+    from sage_scale.errors import UsageError
+    from sage_scale.registry import model_spec
     from sage_scale.untrusted.progress import Progress
 
-    on_this_machine(run, "a run")
+    recipe = on_this_machine(run, "a run") / "recipe.yaml"
+    spec = model_spec(load_recipe(recipe).model.kind)
+    if spec.write_features is None:
+        raise UsageError(f"{run} has no sign encoder: it is a {spec.title}")
     with Progress("signs", "shards") as show:
-        made = write_sign_features(run, data, out, device, show)
+        made, overrides = spec.part("write_features")(run, data, out, device, show)
     clips = sum(unit.samples for unit in made.units)
-    recipe = run / "recipe.yaml"
     echo(f"{made.url}: sign features of {clips:,} clips. Translate them with")
     echo(
         "sage-scale finetune --run ANOTHER_RUN "
-        + shlex.join(["--data", out, "--recipe", str(recipe), *overrides_of(load_recipe(recipe))])
+        + shlex.join(["--data", out, "--recipe", str(recipe), *overrides])
     )

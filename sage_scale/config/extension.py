@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.metadata
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, field
 from typing import Any, get_args
 
+from sage_scale.errors import UsageError
+
+PLUGINS = "SAGE_SCALE_PLUGINS"
+"""Environment variable with names of modules, separated by commas; launched ranks inherit it."""
+ENTRY_POINTS = "sage_scale.plugins"
+"""Group of entry points that name modules of installed packages."""
 FIRST_DATASETS = (0, 0)
 """Dataset fingerprints leave out keys of later versions (`since`) that stand at their default."""
 FIRST_RELEASE = (0, 1, 0)
@@ -21,6 +31,7 @@ sections: dict[str, type] = {}
 checks: dict[str, Check] = {}
 """`model.kind` -> what else is checked of its recipes: called with the recipe and `need(condition, message)`."""
 _choices: dict[str, tuple[str, ...]] = {}
+_imported: set[str] = set()
 
 
 def since(version: str, default: Any = MISSING, factory: Callable[[], Any] | Any = MISSING) -> Any:
@@ -54,8 +65,30 @@ def register_choice(key: str, name: str) -> None:
     _choices[key] = (*_choices.get(key, ()), name)
 
 
+def import_plugins() -> None:
+    """Imports, once, the modules that register models, objectives and choices: those of SAGE_SCALE_PLUGINS and those
+    of installed packages. Nothing else can name code: no recipe, dataset or exported folder.
+
+    Raises UsageError where one cannot be imported.
+    """
+    for name in (*os.environ.get(PLUGINS, "").replace(",", " ").split(), *_installed()):
+        if name in _imported:
+            continue
+        _imported.add(name)  # before the import, which may read a recipe
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UsageError(f"the plug-in {name} ({PLUGINS}) cannot be imported: {error}") from None
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    return tuple(point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
 def choices(key: str, hint: Any) -> list[str]:
     """Returns the values of a key of the type `hint`, a Literal, and those that packages have registered."""
+    import_plugins()
     return list(dict.fromkeys([*get_args(hint), *_choices.get(key, ())]))
 
 

@@ -67,6 +67,7 @@ class Model:
 
 def model_section() -> Model:
     """Returns the default section `model`, with the sections of all registered models as fields."""
+    extension.import_plugins()
     return _model_type(tuple(extension.sections.items()))()
 
 

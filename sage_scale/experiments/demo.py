@@ -19,23 +19,11 @@ import torch
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import SageError
 from sage_scale.evaluation.stored import read_scores
+from sage_scale.registry import model_spec
 from sage_scale.storage import on_this_machine
 from sage_scale.training import launcher
 from sage_scale.training.stage_log import clock, record_timing
 from sage_scale.untrusted.printer import echo
-
-STAGE_1 = {
-    "sage": "visual tokens aligned with pseudo-glosses by CLCL",
-    "sign2gpt": "pseudo-glosses found by prototypes",
-}
-STAGE_2 = {
-    "sage": "mBART learns to translate",
-    "sign2gpt": "a frozen XGLM learns to translate through adapters",
-}
-"""What the stages do, by `model.kind`."""
-END_TO_END = {"sage": 0.738, "sign2gpt": 0.615}
-"""Steps of the control that take the time of one step of both stages on an idle machine with two cores: a step that
-trains everything takes longer than one of stage 2 behind kept features (docs/results)."""
 
 
 def run(
@@ -81,11 +69,12 @@ def run(
             *overrides,
         )
     )
+    summaries = model_spec(recipe.model.kind).stage_summaries
     training = ["--run", run_path, "--data", shards, "--recipe", recipe_name, *changes]
     if not control:
-        said.step("stage 1", f"{STAGE_1[recipe.model.kind]}, under DeepSpeed", timed=False)
+        said.step("stage 1", f"{summaries[0]}, under DeepSpeed", timed=False)
         said.call(launcher.command("pretrain", ranks, training))
-    said.step("stage 2", f"{STAGE_2[recipe.model.kind]}, under DeepSpeed", timed=False)
+    said.step("stage 2", f"{summaries[1]}, under DeepSpeed", timed=False)
     said.call(launcher.command("finetune", ranks, training))
     said.step("evaluate", "unseen sentences, held-out signers, and the controls to beat", timed=False)
     said.call(sage("evaluate", "--run", run_path, "--data", shards))
@@ -109,7 +98,7 @@ def control_overrides(recipe: Recipe) -> list[str]:
     """Returns the overrides that leave stage 1 out at the same budget: all is trained from the start, for the time of
     both stages, the visual side at the rate of the first."""
     first, second = recipe.pretrain, recipe.finetune
-    steps = round(END_TO_END[recipe.model.kind] * (first.max_steps + second.max_steps))
+    steps = round(model_spec(recipe.model.kind).control_steps * (first.max_steps + second.max_steps))
     limited = first.max_minutes and second.max_minutes
     return [
         "finetune.init=none",

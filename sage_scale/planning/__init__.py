@@ -6,7 +6,7 @@ what a piece of a model keeps for its backward pass; the models' own stages are 
 
 from sage_scale.planning.gpus import GPUS, Gpu
 from sage_scale.planning.loss import LossSize, loss_bytes, loss_operations
-from sage_scale.planning.step import ClipSize, StepSize
+from sage_scale.planning.step import ClipSize, PlanRequest, StepSize
 from sage_scale.planning.weights import WeightsMemory, weights_bytes
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ClipSize",
     "Gpu",
     "LossSize",
+    "PlanRequest",
     "StepSize",
     "WeightsMemory",
     "loss_bytes",

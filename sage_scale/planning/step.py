@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sage_scale.config import Recipe
+from sage_scale.planning.gpus import Gpu
+
 PASSES = 3
 """Forward, and backward with twice its work."""
 LOGIT_BYTES = {4: 12, 2: 14}
@@ -40,6 +43,33 @@ class StepSize:
     visual_tokens: float
     text_tokens: float
     """Subwords: stage 1, of pseudo-glosses or sentences; stage 2, labels."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """A plan that is asked for."""
+
+    recipe: Recipe
+    clip: ClipSize
+    ranks: int
+    gpu: str
+    """Name of the device."""
+    device: Gpu
+    batches: tuple[int, ...]
+    """Global batches beside the recipe's; empty: the model's choice."""
+    chunk: int
+    """Clips in a chunk of the embedding cache; 0: the recipe's."""
+    prototypes: int
+    """Pseudo-glosses with a prototype."""
+    vocabulary: int
+    """Subwords that trimming leaves; 0: the language model's own."""
+    share: float
+    """Share of the device's matrix rate that is reached."""
+
+
+def gb(size: float) -> str:
+    """Bytes as GB (10^9), three digits."""
+    return f"{size / 1e9:.3g}" if size < 1e12 else f"{size / 1e9:,.0f}"
 
 
 def largest(fits: Callable[[int], bool], limit: int = 1 << 30) -> int:

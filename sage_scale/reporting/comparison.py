@@ -21,7 +21,6 @@ from sage_scale.reporting.runlog import RunRecord, StageLog, read_run
 from sage_scale.reporting.scores import best_control, clips
 from sage_scale.reporting.sections import absent
 
-NAMES = {"sage": "SAGE", "sign2gpt": "Sign2GPT"}
 EXAMPLES = 12
 EQUAL = 0.05
 """Budgets that differ by less are called equal."""
@@ -56,7 +55,7 @@ def render(records: Sequence[RunRecord]) -> str:
     parts = [(anchor, name, if_readable(make, name.lower(), missing)) for anchor, name, make in makers]
     parts.append((*ABSENT, absent(missing)))
     about = " · ".join(
-        f"<b>{escape(record.name)}</b>: {NAMES[record.kind]}, recipe {escape(record.setting('name', ''))}"
+        f"<b>{escape(record.name)}</b>: {escape(record.spec.title)}, recipe {escape(record.setting('name', ''))}"
         for record in records
     )
     return document(names, about, "", parts)
@@ -120,8 +119,8 @@ def table(records: Sequence[RunRecord], missing: list[tuple[str, str]]) -> str:
         (
             "Model",
             [
-                ("model", lambda r: NAMES[r.kind]),
-                ("language model", lambda r: "frozen, with adapters" if r.kind == "sign2gpt" else "trained"),
+                ("model", lambda r: r.spec.title),
+                ("language model", lambda r: r.spec.language_model),
                 ("parameters", lambda r: _count(_started(r, "parameters"))),
                 ("trained in stage 1", lambda r: _count(_started(r, "trained_parameters", "pretrain"))),
                 ("trained in stage 2", lambda r: _count(_started(r, "trained_parameters", "finetune"))),

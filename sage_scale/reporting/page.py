@@ -7,31 +7,22 @@ forbids the rest. It needs no JavaScript.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError, StorageError
-from sage_scale.reporting import examples, prototypes, scores, sections
+from sage_scale.registry import resolve
+from sage_scale.reporting import examples, scores, sections
 from sage_scale.reporting.markup import escape, if_readable
 from sage_scale.reporting.runlog import RunRecord, read_run
 from sage_scale.reporting.style import CSS
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
-PARTS = (
-    ("scores", "Scores", scores.scores_table),
-    ("examples", "Examples", examples.examples),
-    ("curves", "Training", sections.curves),
-    ("alignment", "Token similarity", sections.alignments),
-    ("prototypes", "Pseudo-glosses", prototypes.prototype_scores),
-    ("localisation", "Localisation", prototypes.localisation_maps),
-    ("timelines", "Segments", sections.timelines),
-    ("cost", "Time and memory", sections.cost),
-    ("recipe", "Recipe", sections.recipe),
-)
-"""Anchor, name in the table of contents, and maker of each section, in the order of the page."""
+Section = tuple[str, str, Callable[[RunRecord], str]]
+"""Anchor, name in the table of contents, and maker."""
 ABSENT = ("absent", "Not in this report")
 
 
@@ -56,12 +47,28 @@ def write_page(html: str, path: Path) -> Path:
     return path
 
 
+def _parts(record: RunRecord) -> list[Section]:
+    """The sections in the order of the page."""
+    return [
+        ("scores", "Scores", scores.scores_table),
+        ("examples", "Examples", examples.examples),
+        ("curves", "Training", sections.curves),
+        *((own.anchor, own.title, resolve(own.make)) for own in record.spec.report),
+        ("timelines", "Segments", sections.timelines),
+        ("cost", "Time and memory", sections.cost),
+        ("recipe", "Recipe", sections.recipe),
+    ]
+
+
 def render(record: RunRecord) -> str:
     """The whole page as text."""
     missing = record.missing
     about = if_readable(lambda: _about(record), "what was run", missing)
     tiles = if_readable(lambda: sections.tiles(record), "figures of the head", missing)
-    made = [(at, name, if_readable(partial(make, record), name.lower(), missing)) for at, name, make in PARTS]
+    made = [
+        (at, name, if_readable(partial(make, record), name.lower(), missing))
+        for at, name, make in _parts(record)
+    ]
     return document(record.name, about, tiles, [*made, (*ABSENT, sections.absent(missing))])
 
 

@@ -6,9 +6,7 @@ finetune/log.jsonl             the same
 scores.json                    {split: scores, with "controls", "heldout" and "languages" beside them}; of 0.1.0 those
                                of one split
 predictions/<split>.jsonl      {"hypothesis", "reference", "language", "pseudo_glosses", ...}
-alignment.json                 [{"sentence", "tokens" (M), "similarity" (N, M), "segments" (N, 2)}]
-prototypes.json                Sign2GPT: {"threshold", "vectors", "splits": {split: {"f1", ..., "control"}}}
-localisation.json              Sign2GPT: [{"sentence", "fps", "frames", "threshold", "times", "rows", "pictures"}]
+alignment.json ...             what stage 1 of the model writes for its own sections (`ModelSpec.report`)
 timelines/<split>.json         [{"sentence", "hypothesis", "fps", "frames", "segments", "gold", "thumbnails"}]; of 0.1.0
                                timelines.json
 timing.json                    [{"stage", "seconds", "memory_mb", "note"}]; the note is optional
@@ -18,12 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sage_scale.config import Model
 from sage_scale.errors import UsageError
 from sage_scale.evaluation.stored import scores_by_split
+from sage_scale.registry import ModelSpec, model_names, model_spec
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import read_bytes, read_text
@@ -78,9 +78,8 @@ class RunRecord:
     """The split to be shown first; empty: test, else dev, else any that was scored."""
     predictions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """By split."""
-    alignment: list[dict[str, Any]] = field(default_factory=list)
-    prototypes: Mapping[str, Any] = field(default_factory=dict)
-    localisation: list[dict[str, Any]] = field(default_factory=list)
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Content of the files of the model's own sections, by their names."""
     timelines_by_split: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     timing: list[dict[str, Any]] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
@@ -92,9 +91,13 @@ class RunRecord:
         return self.folder.resolve().name
 
     @property
-    def kind(self) -> str:
-        """Which model: `sage` or `sign2gpt`."""
-        return "sign2gpt" if self.setting("model.kind") == "sign2gpt" else "sage"
+    def spec(self) -> ModelSpec:
+        """The run's model; one that is not registered here has no sections of its own."""
+        usual = Model().kind
+        kind = str(self.setting("model.kind", usual))
+        if kind in model_names():
+            return model_spec(kind)
+        return replace(model_spec(usual), title=shortened(kind), report=())
 
     @property
     def split(self) -> str:
@@ -116,7 +119,7 @@ class RunRecord:
     @property
     def found(self) -> Mapping[str, Any]:
         """Scores of the pseudo-glosses found in the test clips, else in dev's, with `split`; empty where none were."""
-        splits = self.prototypes.get("splits")
+        splits = self.own.get("prototypes.json", {}).get("splits")
         for split in ("test", "dev"):
             if isinstance(splits, Mapping) and isinstance(splits.get(split), Mapping):
                 return {**splits[split], "split": split}
@@ -159,24 +162,11 @@ def read_run(folder: str | Path) -> RunRecord:
         if stage not in logs:
             missing.append((words, f"not run: there is no {stage}/log.jsonl"))
     recipe = _yaml(text, missing)
-    made = "stage 1 writes it at its end"
-    alignment: list[dict[str, Any]] = []
-    prototypes: dict[str, Any] = {}
-    localisation: list[dict[str, Any]] = []
-    if RunRecord(folder=run, recipe=recipe).kind == "sign2gpt":
-        prototypes = _json(
-            run / "prototypes.json",
-            "pseudo-glosses found",
-            f"there is no prototypes.json; {made}",
-            dict,
-            missing,
-        )
-        localisation = _rows(
-            run / "localisation.json", "localisation", f"there is no localisation.json; {made}", missing
-        )
-    else:
-        alignment = _rows(
-            run / "alignment.json", "token similarity", f"there is no alignment.json; {made}", missing
+    own = {}
+    for part in RunRecord(folder=run, recipe=recipe).spec.report:
+        read = _rows if part.content is list else _object
+        own[part.file] = read(
+            run / part.file, part.missing, f"there is no {part.file}; stage 1 writes it at its end", missing
         )
     record = RunRecord(
         folder=run,
@@ -185,9 +175,7 @@ def read_run(folder: str | Path) -> RunRecord:
         logs=logs,
         scores_by_split=_scores(run / "scores.json", missing),
         predictions=_predictions(run / "predictions", missing),
-        alignment=alignment,
-        prototypes=prototypes,
-        localisation=localisation,
+        own=own,
         timelines_by_split=_timelines(run / "timelines", missing),
         timing=_rows(run / "timing.json", "time and memory", "no stage has ended", missing),
         missing=missing,
@@ -262,6 +250,10 @@ def _timelines(folder: Path, missing: list[tuple[str, str]]) -> dict[str, list[d
 def _rows(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> list[dict[str, Any]]:
     rows = _json(path, what, why, list, missing)
     return [row for row in rows if isinstance(row, dict)]
+
+
+def _object(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> dict[str, Any]:
+    return _json(path, what, why, dict, missing)
 
 
 def _scores(path: Path, missing: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:

@@ -13,16 +13,11 @@ from sage_scale.reporting import figures
 from sage_scale.reporting.figures import Line
 from sage_scale.reporting.job import job
 from sage_scale.reporting.markup import brief, duration, escape, is_jpeg, number, scroll, section
-from sage_scale.reporting.runlog import RunRecord, StageLog
+from sage_scale.reporting.runlog import STAGES, RunRecord, StageLog
 from sage_scale.reporting.scores import NEXT_TO_NOTHING, best_control, clips
 
 PAPER_TOKEN_RATIO = 0.129
 """Segments per frame on PHOENIX14T (SAGE, Table 2)."""
-STAGE_NAMES = {
-    "sage": {"pretrain": "Stage 1: alignment", "finetune": "Stage 2: translation"},
-    "sign2gpt": {"pretrain": "Stage 1: prototypes", "finetune": "Stage 2: translation"},
-}
-"""By `model.kind`."""
 
 
 def tiles(record: RunRecord) -> str:
@@ -38,7 +33,7 @@ def tiles(record: RunRecord) -> str:
     heldout = scores.get("heldout")
     if isinstance(heldout, Mapping) and number(heldout.get("bleu4")):
         found.append(("BLEU-4 on unseen signers", f"{heldout['bleu4']:.1f}", clips(heldout)))
-    if number(scores.get("token_ratio")) and record.kind == "sage":
+    if number(scores.get("token_ratio")) and record.spec.tokens_are_segments:
         found.append(
             (
                 "token ratio",
@@ -109,10 +104,15 @@ def curves(record: RunRecord) -> str:
             note.append(f"{log.unread} unreadable log lines left out")
         charts = "".join(_charts(log))
         parts.append(
-            f'<h3>{STAGE_NAMES[record.kind][stage]}</h3><p class="note">{", ".join(note)}</p>{job(log)}'
+            f'<h3>{_stage_name(record, stage)}</h3><p class="note">{", ".join(note)}</p>{job(log)}'
             f'<div class="charts">{charts}</div>'
         )
     return section("curves", "Training", "".join(parts)) if parts else ""
+
+
+def _stage_name(record: RunRecord, stage: str) -> str:
+    number = STAGES.index(stage)
+    return f"Stage {number + 1}: {escape(record.spec.stage_titles[number])}"
 
 
 def _charts(log: StageLog) -> list[str]:
@@ -216,34 +216,6 @@ def _share_waiting(log: StageLog) -> float:
     return sum(wait for _, wait in log.curve("wait_s")) / total if total > 0 else 0.0
 
 
-def alignments(record: RunRecord) -> str:
-    """The token similarity matrices (SAGE, Fig. 4)."""
-    fps = float(record.setting("vision.fps", 25.0))
-    parts = []
-    for row in record.alignment:
-        try:
-            drawing = figures.matrix(
-                row["similarity"], [str(t) for t in row["tokens"]], row.get("segments", []), fps
-            )
-        except (KeyError, TypeError, ValueError, IndexError):
-            continue
-        if drawing:
-            values = [value for line in row["similarity"] for value in line]
-            label = escape(row.get("sentence", ""))
-            parts.append(
-                f'<figure class="clip"><figcaption class="sentence">{label}</figcaption>'
-                f'<p class="note">cosine from {min(values):.2f} (blank) to {max(values):.2f} (full)</p>'
-                f"{scroll(drawing)}</figure>"
-            )
-    if not parts:
-        return ""
-    intro = (
-        "<p>Cosine of each visual token with each pseudo-gloss subword, after stage 1 (SAGE, Fig. 4). "
-        "The segment nearest to a subword is framed. A subword that was never signed has no good column.</p>"
-    )
-    return section("alignment", "Token similarity", intro + "".join(parts))
-
-
 def timelines(record: RunRecord) -> str:
     """Segments over time with thumbnails, and the gold signs where they are known."""
     parts = []
@@ -266,7 +238,9 @@ def timelines(record: RunRecord) -> str:
     if not parts:
         return ""
     role = (
-        "becomes one visual token" if record.kind == "sage" else "is read frame by frame, one after the other"
+        "becomes one visual token"
+        if record.spec.tokens_are_segments
+        else "is read frame by frame, one after the other"
     )
     intro = f"<p>Each coloured bar {role}; the pictures above are from the middle of their segments.</p>"
     return section("timelines", "Segments", intro + "".join(parts))

@@ -21,6 +21,7 @@ from sage_scale.errors import DatasetError, UsageError
 from sage_scale.evaluation.baselines import text_controls
 from sage_scale.evaluation.metrics import content_f1, score
 from sage_scale.evaluation.stored import write_scores
+from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset, read_metadata
 from sage_scale.streaming import Data, open_datasets, open_evaluation
 from sage_scale.training import distributed
@@ -72,7 +73,7 @@ def run(
         result["content_f1"] = content_f1(*sides(rows))
     except ModuleNotFoundError as missing:  # a machine that only trains needs no tagger
         say(f"content-word F1 is left out: the package '{missing.name}' is not installed")
-    if recipe.model.kind == "sage":  # a token is a segment
+    if model_spec(recipe.model.kind).tokens_are_segments:
         segments, frames = sum(len(row["segments"]) for row in rows), sum(row["frames"] for row in rows)
         result["token_ratio"] = segments / max(frames, 1)
         result["taggers"] = values_of(map(described, datasets)).get("segmentation.tagger", [])

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 from sage_scale.config import LAUNCH_FOLDER, recipe_names
+from sage_scale.config.extension import PLUGINS
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.training.monitor.heartbeat import request_stop
@@ -37,7 +38,7 @@ from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json_object
 
 FORWARDED = (
-    "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "DS_ACCELERATOR", "DS_LOG_LEVEL", "SAGE_DEBUG", "SAGE_WATCHDOG",
+    "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "DS_ACCELERATOR", "DS_LOG_LEVEL", "SAGE_DEBUG", "SAGE_WATCHDOG", PLUGINS,
     ENDED_FILE, "HF_HOME", "HF_HUB_OFFLINE", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
 )  # fmt: skip
 """Environment variables for the ranks on other hosts, besides NCCL_* and PYTHON*, which DeepSpeed passes on itself. No

@@ -33,7 +33,7 @@ class TranslationTask(Task):
     @staticmethod
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
         check_language_model(recipe, folder, datasets)
-        if recipe.finetune.init != "none" and recipe.model.sign2gpt.spatial != "signs":
+        if recipe.finetune.init != "none":
             need_tensors(folder / STAGE1)
 
     def __init__(self, context: TaskContext) -> None:

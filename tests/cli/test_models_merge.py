@@ -50,6 +50,7 @@ def test_merged_folder_may_be_moved_and_translates_as_before(tmp_path):
 
 def test_a_sage_is_refused_before_it_is_read(tmp_path):
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "recipe.yaml").write_text("name: a-sage\n")
     (tmp_path / "model" / "visual.safetensors").write_bytes(b"would fail if it were opened")
     said = CliRunner().invoke(app, ["merge", str(tmp_path), "--out", str(tmp_path / "out")])
     assert isinstance(said.exception, UsageError) and "is a SAGE" in str(said.exception)

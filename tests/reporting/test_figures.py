@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sage_scale.models.sign2gpt.report import localisation_map
 from sage_scale.reporting import figures
 from sage_scale.reporting.examples import differences, similarity
 from sage_scale.reporting.figures import Line
 from sage_scale.reporting.markup import brief, duration
-from sage_scale.reporting.prototypes import localisation_map
 
 finite = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 6))
 

@@ -4,7 +4,7 @@ Shape letters: B clips, N segments (visual tokens) of all clips, F stored frames
 length, C channels, D width, K kernel, V vocabulary, H and W image sides.
 """
 
-from sage_scale.registry import ModelSpec
+from sage_scale.registry import ModelSpec, ReportSection
 
 _HERE = "sage_scale.models.sage"
 
@@ -13,8 +13,25 @@ SPEC = ModelSpec(
     title="SAGE",
     pretrain=f"{_HERE}.alignment:AlignmentTask",
     finetune=f"{_HERE}.translation:SageTranslation",
+    language=f"{_HERE}.denoising:MBART",
+    language_codes=True,
+    breaking_keys=tuple(
+        f"model.{key}"
+        for key in ("conv_kernel", "token_dim", "mapper_blocks", "mapper_last", "mapper_norm", "context_layers")
+    ),
     load=f"{_HERE}.export:load_translator",
     export_file="visual.safetensors",
+    frame_encoder="visual.backbone.",
     describe=f"{_HERE}.describe:describe",
-    language=f"{_HERE}.denoising:MBART",
-)
+    plan=f"{_HERE}.plan:show_plan",
+    stage_titles=("alignment", "translation"),
+    stage_summaries=("visual tokens aligned with pseudo-glosses by CLCL", "mBART learns to translate"),
+    tokens_are_segments=True,
+    control_steps=0.738,
+    report=(
+        ReportSection(
+            "alignment", "Token similarity", "alignment.json", list, "token similarity",
+            f"{_HERE}.report:alignments",
+        ),
+    ),
+)  # fmt: skip

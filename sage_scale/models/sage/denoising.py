@@ -232,6 +232,5 @@ MBART = LanguageModelKind(
     make=_make,
     adapt=_trim,
     unknown="they cannot be learned or written",
-    languages=True,
     reads_glosses=True,
 )

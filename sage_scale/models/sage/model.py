@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,9 @@ from sage_scale.vision.packed import PackedVideo
 
 class SageAligner(nn.Module):
     """Stage 1. The frozen text side is outside of it (`TextEncoder`)."""
+
+    logarithms: ClassVar = {"scale_embedding": "log_scale_embedding", "scale_hidden": "log_scale_hidden"}
+    """Version 0.1.0 trained the scales themselves."""
 
     def __init__(self, recipe: Recipe, language_model: MBartForConditionalGeneration) -> None:
         """`language_model` gives the width and, for `context_init=language_model`, the context encoder's start."""

@@ -6,7 +6,7 @@ V vocabulary.
 """
 
 from sage_scale.deprecated import moved_names
-from sage_scale.registry import ModelSpec
+from sage_scale.registry import ModelSpec, ReportSection
 
 _HERE = "sage_scale.models.sign2gpt"
 
@@ -15,11 +15,38 @@ SPEC = ModelSpec(
     title="Sign2GPT",
     pretrain=f"{_HERE}.pretraining:PrototypeTask",
     finetune=f"{_HERE}.translation:Sign2GptTranslation",
+    language=f"{_HERE}.causal_model:XGLM",
+    breaking_keys=(
+        *(
+            f"model.sign2gpt.{key}"
+            for key in (
+                "spatial", "vit_patch", "vit_adapted", "window", "downsample_after", "padding", "positions",
+                "lora_alpha",
+            )
+        ),
+        *(f"prototypes.{key}" for key in ("vectors", "fasttext", "dim", "max_frequency", "splits")),
+    ),
     load=f"{_HERE}.export:load_translator",
     export_file="adapters.safetensors",
+    merge=f"{_HERE}.merge:merge_export",
+    write_features=f"{_HERE}.sign_features:write_features",
     describe=f"{_HERE}.describe:describe",
     describe_note=f"{_HERE}.describe:note",
-    language=f"{_HERE}.causal_model:XGLM",
-)
+    plan=f"{_HERE}.plan:show_plan",
+    stage_titles=("prototypes", "translation"),
+    stage_summaries=("pseudo-glosses found by prototypes", "a frozen XGLM learns to translate through adapters"),
+    language_model="frozen, with adapters",
+    control_steps=0.615,
+    report=(
+        ReportSection(
+            "prototypes", "Pseudo-glosses", "prototypes.json", dict, "pseudo-glosses found",
+            f"{_HERE}.report:prototype_scores",
+        ),
+        ReportSection(
+            "localisation", "Localisation", "localisation.json", list, "localisation",
+            f"{_HERE}.report:localisation_maps",
+        ),
+    ),
+)  # fmt: skip
 
 __getattr__ = moved_names(__name__)

@@ -63,6 +63,15 @@ def save_merged(model: Sign2GptTranslator, tokenizer: Any, recipe: Recipe, folde
     return merged
 
 
+def merge_export(model: Sign2GptTranslator, tokenizer: Any, recipe: Recipe, folder: Path) -> Iterator[str]:
+    """Yields a line on each thing written, by `save_merged`."""
+    save_merged(model, tokenizer, recipe, folder)
+    yield f"{folder / LANGUAGE_MODEL}: a plain {type(model.decoder.language_model).__name__}"
+    if (folder / VIT).is_dir():
+        yield f"{folder / VIT}: a plain Dinov2Model"
+    yield f"{folder / 'adapters.safetensors'}: gated cross-attention, sign encoder and projections, over these two"
+
+
 def vit_beside(folder: Path) -> list[str]:
     """Overrides for the recipe of a merged folder, which may have been moved since: its own vision transformer."""
     return [f"model.sign2gpt.vit_weights={folder / VIT}"] if (folder / VIT).is_dir() else []

@@ -6,10 +6,11 @@ with one and two layers of the language model; weights, logits and what passes b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -23,8 +24,11 @@ from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel
 from sage_scale.models.sign2gpt.vit import VisionTransformer
 from sage_scale.planning.kept import slope
-from sage_scale.planning.step import LOGIT_BYTES, RESERVED, ClipSize, StepSize, largest
+from sage_scale.planning.step import LOGIT_BYTES, RESERVED, ClipSize, PlanRequest, StepSize, gb, largest
 from sage_scale.planning.weights import WeightsMemory, weights_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BELOW = 11
 """Values of a row's width that a frozen block holds at once: in, normed, residual, and its feed-forward part twice."""
@@ -232,3 +236,44 @@ def _set_layers(config: Any, layers: int) -> None:
             setattr(config, name, layers)
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
+
+
+def show_plan(request: PlanRequest) -> Iterator[str | Table]:
+    """Both stages' steps by part, at the recipe's batch and others."""
+    from rich.table import Table
+
+    plan = Sign2GptPlan(request.recipe, request.clip, request.ranks, request.prototypes)
+    gpu, device, batches, share = request.gpu, request.device, request.batches, request.share
+    recipe, clip = plan.recipe, plan.clip
+    sizes = f"{clip.frames:.0f} stored frames, {clip.visual_tokens:.0f} visual and {clip.text_tokens:g} text tokens"
+    yield f"recipe {recipe.name}: {plan.ranks} x {gpu} with {device.memory_gb:g} GB\na clip: {sizes}\n"
+    for stage, number in (("pretrain", 1), ("finetune", 2)):
+        steps = [plan.plan(stage, size) for size in (getattr(recipe, stage).batch_size, *batches)]
+        table = Table(title=f"stage {number} on one rank, GB by part", title_justify="left")
+        table.add_column("part")
+        for step in steps:
+            table.add_column(f"batch {step.batch:,}", justify="right")
+        for name, of in (
+            ("frozen weights", lambda step: step.weights.frozen),
+            ("trained weights, gradients, optimizer", lambda step: step.weights.total - step.weights.frozen),
+            (
+                "stored frames" if recipe.vision.kind == "frames" else "features",
+                lambda step: step.pixels_bytes,
+            ),
+            ("below the adapters (then free)", lambda step: step.below_bytes),
+            ("spatial model", lambda step: step.spatial_bytes),
+            ("sign encoder" + (" and prototypes" if number == 1 else ""), lambda step: step.signs_bytes),
+            ("language model's layers", lambda step: step.language_bytes),
+            ("logits", lambda step: step.logits_bytes),
+        ):
+            if any(of(step) for step in steps):
+                table.add_row(name, *(gb(of(step)) for step in steps))
+        table.add_section()
+        table.add_row("peak", *(gb(step.device_bytes) for step in steps))
+        rate = share * device.bf16_tflops * 1e12
+        table.add_row("seconds a step", *(f"{step.operations / rate:.3g}" for step in steps))
+        yield table
+        most = plan.largest_batch(stage, device.memory_gb * 1e9)
+        yield f"largest batch in {device.memory_gb:g} GB a rank: {most:,}\n"
+    reached = f"{100 * share:g}% of {device.bf16_tflops:g} TFLOP/s"
+    yield f"seconds: at {reached}, without loading, traffic and what chunks compute again"

@@ -145,3 +145,11 @@ def overrides_of(writer_recipe: Recipe) -> list[str]:
         "finetune.init=none",
         "finetune.freeze=none",
     ]
+
+
+def write_features(
+    run: str | Path, data: str, out: str, device: str = "cpu", progress: Progress | None = None
+) -> tuple[Dataset, list[str]]:
+    """Returns the dataset of `write_sign_features`, and the overrides that stage 2 is trained on it with."""
+    made = write_sign_features(run, data, out, device, progress)
+    return made, overrides_of(load_recipe(Path(run) / "recipe.yaml"))

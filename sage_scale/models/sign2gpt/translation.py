@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sage_scale.config import Stage
+from sage_scale.config import Recipe, Stage
 from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
 from sage_scale.models.sign2gpt.export import save_translator
 from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator, load_signs
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
 from sage_scale.models.sign2gpt.visual import frozen_files, homeless_weights, sizes
+from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
 from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
-from sage_scale.training.language.prepare import prepare_language_model
+from sage_scale.training.language.prepare import check_language_model, prepare_language_model
 from sage_scale.training.stage import STAGE1, TaskContext
 from sage_scale.training.translation import TranslationTask, choose_attention
 from sage_scale.vision.packed import PackedVideo
@@ -26,6 +28,13 @@ from sage_scale.vision.packed import PackedVideo
 
 class Sign2GptTranslation(TranslationTask):
     """Stage 2 of Sign2GPT."""
+
+    @staticmethod
+    def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
+        if recipe.model.sign2gpt.spatial == "signs":  # nothing is taken over from stage 1
+            check_language_model(recipe, folder, datasets)
+        else:
+            TranslationTask.check(recipe, folder, datasets)
 
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)

@@ -272,7 +272,7 @@ class Checkpoints:
         state = self.state(step)
         where = f"{self.store.url}/{folder_of(step)}"
         self.identity.compare(state, where, say)
-        stored = renamed(state["shapes"])
+        stored = renamed(engine, state["shapes"])
         for name, shape in shapes(engine).items():
             if name not in stored:
                 raise CheckpointError(

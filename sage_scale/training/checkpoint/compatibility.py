@@ -13,6 +13,7 @@ import xxhash
 from sage_scale.config import Recipe
 from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.errors import CheckpointError
+from sage_scale.registry import model_spec
 
 BREAKING_KEYS = (
     "model.kind",
@@ -20,24 +21,12 @@ BREAKING_KEYS = (
     "model.backbone.widths",
     "model.backbone.pool",
     "model.feature_dim",
-    "model.conv_kernel",
-    "model.token_dim",
-    "model.mapper_blocks",
-    "model.mapper_last",
-    "model.mapper_norm",
-    "model.context_layers",
     "vision.kind",
     "text.target",
     "text.trim_vocabulary",
-    *(
-        f"model.sign2gpt.{key}"
-        for key in (
-            "spatial", "vit_patch", "vit_adapted", "window", "downsample_after", "padding", "positions", "lora_alpha",
-        )
-    ),
-    *(f"prototypes.{key}" for key in ("vectors", "fasttext", "dim", "max_frequency", "splits")),
-)  # fmt: skip
-"""Keys of the model and the objective: changing them makes a checkpoint non-resumable."""
+)
+"""Keys of the model and the objective: changing them, or the model's own (`ModelSpec.breaking_keys`), makes a
+checkpoint non-resumable."""
 BREAKING_STAGE_KEYS = ("optimizer", "freeze", "init")
 """Breaking keys among those of the stage itself."""
 IGNORED_KEYS = (
@@ -74,7 +63,8 @@ class RunIdentity:
             return
         ours, theirs = flat(self.recipe), flat(state["recipe"])
         differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-        breaking = (*BREAKING_KEYS, *(f"{self.stage}.{key}" for key in BREAKING_STAGE_KEYS))
+        own = model_spec(ours["model.kind"]).breaking_keys
+        breaking = (*BREAKING_KEYS, *own, *(f"{self.stage}.{key}" for key in BREAKING_STAGE_KEYS))
         if refused := [key for key in differing if key in breaking]:
             pairs = ", ".join(f"{key}={ours.get(key)} (there: {theirs.get(key)})" for key in refused)
             raise CheckpointError(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sage_scale.training.engine import Engine
 from sage_scale.training.optimizer import UNBOUNDED, bounds_of, state_names
@@ -65,13 +65,14 @@ def shapes(engine: Engine) -> dict[str, list[int]]:
     return {name: list(engine.shape(parameter)) for name, parameter in engine.trained()}
 
 
-LOGARITHMS = {"scale_embedding": "log_scale_embedding", "scale_hidden": "log_scale_hidden"}
-"""Parameters of version 0.1.0 that held a scale itself, and those that hold its logarithm since."""
+def logarithms(model: nn.Module) -> dict[str, str]:
+    """Returns the model's parameters of version 0.1.0 that held a value itself, and those that hold its logarithm."""
+    return getattr(model, "logarithms", {})
 
 
-def renamed(shaped: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Returns a checkpoint's shapes by today's names of the parameters."""
-    return {LOGARITHMS.get(name, name): shape for name, shape in shaped.items()}
+def renamed(engine: Engine, shaped: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Returns a checkpoint's shapes by today's names of the engine's parameters."""
+    return {logarithms(engine.model).get(name, name): shape for name, shape in shaped.items()}
 
 
 class Restore:
@@ -84,6 +85,7 @@ class Restore:
         self._parameters = dict(engine.trained())
         self._buffers = dict(stored_buffers(engine))
         self._bounds = bounds_of(engine.model)
+        self._logarithms = logarithms(engine.model)
         self._kinds = state_names(engine.stage)
 
     @torch.no_grad()
@@ -94,8 +96,8 @@ class Restore:
         logarithm's, which are set to zero.
         """
         kind, _, rest = name.partition("/")
-        if rest in LOGARITHMS and LOGARITHMS[rest] in self._parameters:
-            rest = LOGARITHMS[rest]
+        if rest in self._logarithms:
+            rest = self._logarithms[rest]
             # Nothing held a scale of 0.1.0 above 0; one that is not begins at 1.
             value = torch.where(value > 0, value, 1.0).log() if kind == "weight" else torch.zeros_like(value)
         if kind == "buffer" and rest in self._buffers:

@@ -51,8 +51,6 @@ class LanguageModelKind:
     is reported."""
     unknown: str
     """Consequence of tokens that the tokenizer does not know."""
-    languages: bool = False
-    """Whether each sentence's language must have a code in it."""
     reads_glosses: bool = False
     """Whether it reads pseudo-glosses as well as sentences."""
 
@@ -68,7 +66,7 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
 
     A collective, before anything is written: seconds, also where a name of the hub cannot be looked up.
     """
-    if language_kind(recipe).languages:
+    if model_spec(recipe.model.kind).language_codes:
         for dataset in datasets:
             _check_languages(dataset)
     prepared = run / "language_model"

@@ -21,7 +21,7 @@ VECTORS = {
 
 def prototype_scores(record: RunRecord) -> str:
     """Precision, recall and F1 of each split, micro and macro, above what guessing by frequency gives."""
-    splits = record.prototypes.get("splits")
+    splits = record.own.get("prototypes.json", {}).get("splits")
     if not isinstance(splits, Mapping):
         return ""
     body = ""
@@ -32,7 +32,7 @@ def prototype_scores(record: RunRecord) -> str:
                 body += _row(f"{split}: guessed by frequency", scores["control"], strong=False)
     if not body:
         return ""
-    said = record.prototypes
+    said = record.own.get("prototypes.json", {})
     vectors = VECTORS.get(str(said.get("vectors")), "unknown vectors")
     intro = (
         f'<p class="note">A pseudo-gloss is found where its presence is above {escape(said.get("threshold"))}. '
@@ -58,7 +58,7 @@ def _row(name: str, scores: Mapping[str, Any], strong: bool) -> str:
 def localisation_maps(record: RunRecord) -> str:
     """A map for each clip, frames beneath it."""
     parts = []
-    for clip in record.localisation:
+    for clip in record.own.get("localisation.json", []):
         try:
             drawing = localisation_map(clip)
         except (KeyError, TypeError, ValueError, IndexError):
