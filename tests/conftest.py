@@ -7,17 +7,12 @@ set the AWS_* environment, so that `open_store(bucket.url)` reaches it.
 from __future__ import annotations
 
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from servers.ceph import ceph_gateway, missing_programs
 from servers.faults import FaultProxy, fault_proxy
 from servers.moto import S3Server, moto_server

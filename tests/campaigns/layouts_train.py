@@ -45,7 +45,7 @@ import torch.utils.tensorboard
 
 sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import parse
-from training.tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import make_language_folder, make_shards, tiny_recipe
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from sage_scale.config import load_recipe, override, to_yaml
@@ -108,7 +108,7 @@ class Grid:
     def _make_world(self) -> None:
         language = make_language_folder(self.folder / "language")
         recipe = tiny_recipe("frames", f"model.language_model={language}")
-        make_shards(self.folder / "shards", self.folder, recipe, PLAN)
+        make_shards(self.folder / "shards", recipe, PLAN)
         (self.folder / "tiny.yaml").write_text(to_yaml(recipe))
 
     def straight(self, layout: Layout) -> Told:

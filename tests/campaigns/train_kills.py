@@ -40,8 +40,8 @@ import torch
 
 sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import marked, parse
+from factories.training import make_language_folder, make_shards, tiny_recipe
 from safetensors.torch import load_file
-from training.tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
 from sage_scale.training import launcher
@@ -142,7 +142,7 @@ class Campaign:
         )  # fmt: skip
         (self.scratch / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
         plan = [("train", TRAIN // 2), ("train", TRAIN - TRAIN // 2), ("dev", 6)]
-        make_shards(self.scratch / "shards", self.scratch, recipe, plan)
+        make_shards(self.scratch / "shards", recipe, plan)
 
     def _start(self, run: Path) -> subprocess.Popen[bytes]:
         arguments = [

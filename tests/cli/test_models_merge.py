@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from models.small_models import SENTENCES
-from models.small_sign2gpt import language_model, moved, recipe, video, xglm_tokenizer
+from factories.models import SENTENCES
+from factories.sign2gpt import language_model, moved, recipe, video, xglm_tokenizer
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from sage_scale.cli.models import app
 from sage_scale.errors import CheckpointError, UsageError

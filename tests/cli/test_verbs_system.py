@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from training.tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
 
@@ -29,7 +29,7 @@ def world(tmp_path_factory) -> Path:
         "frames", f"model.language_model={language}", "pretrain.max_steps=12", "finetune.max_steps=8"
     )
     (root / "tiny.yaml").write_text(to_yaml(recipe))
-    make_shards(root / "shards", root, recipe, [("train", 20), ("dev", 6), ("test", 7)])
+    make_shards(root / "shards", recipe, [("train", 20), ("dev", 6), ("test", 7)])
     return root
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from published_layouts import put
+from factories.corpora import put
 
 from sage_scale.config import Corpus
 from sage_scale.corpora import registry

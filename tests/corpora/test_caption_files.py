@@ -7,9 +7,9 @@ import re
 import time
 
 import pytest
+from factories.corpora import ROLLING_VTT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published_layouts import ROLLING_VTT
 
 from sage_scale.config import Captions
 from sage_scale.corpora.caption_filters import filter_cues, is_credit

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from factories.corpora import ROLLING_VTT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published_layouts import ROLLING_VTT
 
 from sage_scale.config import Captions, Corpus, load_recipe
 from sage_scale.corpora.caption_filters import filter_cues, in_script, is_credit

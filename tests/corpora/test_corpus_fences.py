@@ -13,8 +13,8 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import published_layouts
 import pytest
+from factories import corpora as published_layouts
 
 from sage_scale.config import Captions, Corpus
 from sage_scale.corpora.registry import read_corpus

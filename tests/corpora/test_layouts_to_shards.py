@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 
 import pytest
-from published_layouts import put, vtt, youtube_sl25
+from factories.corpora import put, vtt, youtube_sl25
 
 from sage_scale.shards import open_dataset, read_rejects
 from sage_scale.shards.dataset import open_unfinished

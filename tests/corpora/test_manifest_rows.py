@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from factories.corpora import put
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published_layouts import put
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.adapters import Table

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from published_layouts import (
+from factories.corpora import (
     CSL_DAILY_ROWS,
     FPS,
     HOW2SIGN_HEADER,
@@ -17,7 +17,7 @@ from published_layouts import (
     openasl,
     put,
 )
-from vision.made_videos import numbers
+from factories.videos import numbers
 
 from sage_scale.config import Corpus, Vision
 from sage_scale.corpora.adapters import hash_split

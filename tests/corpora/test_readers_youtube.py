@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from published_layouts import FPS, ROLLING_VTT, put, vtt, youtube_sl25
-from vision.made_videos import numbers
+from factories.corpora import FPS, ROLLING_VTT, put, vtt, youtube_sl25
+from factories.videos import numbers
 
 from sage_scale.config import Captions, Corpus, Vision
 from sage_scale.corpora.manifest import Manifest

@@ -8,9 +8,9 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from factories.corpora import put, vtt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published_layouts import put, vtt
 
 from sage_scale.config import Captions, Corpus
 from sage_scale.corpora.manifest import Manifest

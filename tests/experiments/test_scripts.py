@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from common import MEANINGLESS
-from training import gpu_machine
-from training.tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories import gpu_machine
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import Corpus, to_yaml
 from sage_scale.corpora.synthetic import make_corpus
@@ -71,7 +71,7 @@ def test_a_launched_script_runs_a_tiny_job(script, tmp_path):
         "features", f"model.language_model={language}", "pretrain.max_steps=2", "finetune.max_steps=2"
     )
     (tmp_path / "tiny.yaml").write_text(to_yaml(recipe))
-    make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 8), ("dev", 4)])
+    make_shards(tmp_path / "shards", recipe, [("train", 8), ("dev", 4)])
     arguments = ["--run", "run", "--data", "shards", "--recipe", "tiny.yaml"]
     for stage in ("pretrain.py", "finetune.py")[: 1 + (script == "finetune.py")]:
         ended_well([ROOT / "launch" / stage, *arguments], tmp_path)

@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "precompute"))
+from factories.precompute import hashes, manifest_of, recipe_for, run_here, write_corpus
 from servers.moto import free_port
-from small_corpus import hashes, manifest_of, recipe_for, run_here, write_corpus
 
 from sage_scale.config import to_yaml
 from sage_scale.precompute.actor import UnitWorker

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "precompute"))
-from small_corpus import hashes, recipe_for, run_here, write_corpus
+from factories.precompute import hashes, recipe_for, run_here, write_corpus
 from two_hosts import hosts, why_not
 
 from sage_scale.config import to_yaml

@@ -6,16 +6,12 @@ The dataset has about thirty blocks, so that each epoch is some thirty requests 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "streaming"))
-from made_dataset import make_dataset, make_recipe
+from factories.datasets import make_stream_dataset, stream_recipe
 
 from sage_scale.errors import SageError, StorageError
 from sage_scale.storage import open_store, s3
@@ -36,7 +32,7 @@ WAYS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("faults")
-    make_dataset(place / "set", place, "features", PLAN)
+    make_stream_dataset(place / "set", "features", PLAN)
     return place / "set"
 
 
@@ -56,7 +52,7 @@ def remote(folder, monkeypatch):
 
 
 def recipe_of(tmp_path, keep="disk", give_up_after_s=60.0, **settings):
-    return make_recipe(
+    return stream_recipe(
         "features",
         **{
             "block_mb": 0.012,

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import StorageError
@@ -33,7 +29,7 @@ def world(tmp_path, monkeypatch):
         "pretrain.save_every=2",
         f"stream.give_up_after_s={PATIENCE_S}",
     )
-    return recipe, make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 24), ("dev", 4)])
+    return recipe, make_shards(tmp_path / "shards", recipe, [("train", 24), ("dev", 4)])
 
 
 @pytest.mark.parametrize("server", ["s3", "ceph"])

@@ -18,10 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import make_language_folder, make_shards, tiny_recipe
 from two_hosts import Switch, hosts, why_not
 
 from sage_scale.config import to_yaml
@@ -45,7 +42,7 @@ def world(tmp_path_factory):
     recipe = tiny_recipe("features", f"model.language_model={language}", f"watch.contact_timeout_s={CONTACT_S}",
                          f"pretrain.max_steps={STEPS}")  # fmt: skip
     (root / "tiny.yaml").write_text(to_yaml(recipe))
-    make_shards(root / "shards", root, recipe, [("train", 20), ("dev", 6)])
+    make_shards(root / "shards", recipe, [("train", 20), ("dev", 6)])
     (root / "hostfile").write_text("host-a slots=1\nhost-b slots=1\n")
     return root
 

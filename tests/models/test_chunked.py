@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import moved_norms, recipe, video
+from factories.models import moved_norms, recipe, video
 
 from sage_scale.config import Augment, Stage
 from sage_scale.errors import RecipeError

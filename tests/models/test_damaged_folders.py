@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from tiny_world import make_language_folder
+from factories.training import make_language_folder
 
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sage.mbart import load_language_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from small_models import SENTENCES, small_mbart, small_tokenizer
+from factories.models import SENTENCES, small_mbart, small_tokenizer
 
 from sage_scale.models.sage.mbart import make_labels
 from sage_scale.nn import dropout

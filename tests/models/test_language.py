@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import SENTENCES, small_mbart, small_tokenizer
+from factories.models import SENTENCES, small_mbart, small_tokenizer
 
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sage.mbart import TextEncoder, language_id, load_language_model, make_labels

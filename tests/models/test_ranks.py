@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small_models import SENTENCES, moved_norms, recipe, small_mbart, small_tokenizer, video
+from factories.models import SENTENCES, moved_norms, recipe, small_mbart, small_tokenizer, video
 
 from sage_scale.config import Augment
 from sage_scale.models.sage.mbart import TextEncoder

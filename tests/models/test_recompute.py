@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import SENTENCES, moved_norms, recipe, small_mbart, small_tokenizer, video
+from factories.models import SENTENCES, moved_norms, recipe, small_mbart, small_tokenizer, video
 from torch.autograd.graph import saved_tensors_hooks
 
 from sage_scale.models.sage.mbart import TextEncoder, make_labels

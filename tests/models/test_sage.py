@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import (
+from factories.models import (
     CLIPS,
     SENTENCES,
     features_recipe,

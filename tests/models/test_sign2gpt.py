@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models.small_models import SENTENCES
-from models.small_sign2gpt import language_model, moved, recipe, video, xglm_tokenizer
+from factories.models import SENTENCES
+from factories.sign2gpt import language_model, moved, recipe, video, xglm_tokenizer
 from typer.testing import CliRunner
 
 from sage_scale.cli.models import app

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from models.small_models import SENTENCES
-from models.small_sign2gpt import language_model, moved, settings, xglm_tokenizer
+from factories.models import SENTENCES
+from factories.sign2gpt import language_model, moved, settings, xglm_tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models.small_sign2gpt import moved, recipe, settings, video
+from factories.sign2gpt import moved, recipe, settings, video
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from sage_scale.config import Stage

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from models.small_sign2gpt import settings
+from factories.sign2gpt import settings
 from torch import Tensor
 
 from sage_scale.models.sign2gpt.positions import rotate, rotations, sine_positions

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import CLIPS, features_recipe, moved_norms, recipe, small_mbart_config, video
+from factories.models import CLIPS, features_recipe, moved_norms, recipe, small_mbart_config, video
 from torch import nn
 from transformers import MBartForConditionalGeneration
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from training.cached_steps import cached_recipe, make_aligner, make_clips
 from transformers import MBartConfig, MBartForConditionalGeneration
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from cached_steps import cached_recipe, make_aligner, make_clips
 
 from sage_scale.cli.main import app
 from sage_scale.config import Clcl

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from factories.sign2gpt import language_model, recipe
 from test_counts import TOLERANCE, peak_bytes
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from models.small_sign2gpt import language_model, recipe
 
 from sage_scale.cli.main import app
 from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator

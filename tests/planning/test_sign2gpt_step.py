@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from factories.models import SENTENCES
+from factories.sign2gpt import language_model, recipe, video, xglm_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from models.small_models import SENTENCES
-from models.small_sign2gpt import language_model, recipe, video, xglm_tokenizer
 
 from sage_scale.models.sign2gpt.decoder import make_texts
 from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from factories.models import SENTENCES, recipe, small_mbart, small_tokenizer, video
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from small_models import SENTENCES, recipe, small_mbart, small_tokenizer, video
 
 from sage_scale.models.sage.mbart import make_labels
 from sage_scale.models.sage.model import SageTranslator

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from small_corpus import write_corpus
+from factories.precompute import write_corpus
 
 
 @pytest.fixture(scope="session")

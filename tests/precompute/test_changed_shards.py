@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_corpus import CLIPS, hashes, manifest_of, recipe_for, run_here, write_corpus
+from factories.precompute import CLIPS, hashes, manifest_of, recipe_for, run_here, write_corpus
 
 from sage_scale.errors import TooManyRejects
 from sage_scale.shards import Dataset, open_dataset, verify_dataset

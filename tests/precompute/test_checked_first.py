@@ -6,7 +6,7 @@ import os
 import sys
 
 import pytest
-from small_corpus import CLIPS, manifest_of, recipe_for, run_here
+from factories.precompute import CLIPS, manifest_of, recipe_for, run_here
 
 from sage_scale.config.data import Text
 from sage_scale.errors import SageError, UsageError

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_corpus import (
+from factories.precompute import (
     CLIPS,
     Counted,
     Killed,
@@ -16,8 +16,8 @@ from small_corpus import (
     recipe_for,
     run_here,
     write_corpus,
-    write_video,
 )
+from factories.videos import write_square
 
 from sage_scale.corpora.manifest import Manifest, Rejected
 from sage_scale.errors import TooManyRejects, UsageError
@@ -36,7 +36,7 @@ def larger(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus with new clips, some of which stand before old ones in the manifest."""
     root = shutil.copytree(corpus_root, tmp_path_factory.mktemp("larger") / "videos")
     for name in ("train/a_first", "train/train03b", "train/z_last", "dev/dev00b"):
-        write_video(root / f"{name}.mp4", frames=30, seed=len(name))
+        write_square(root / f"{name}.mp4", frames=30, seed=len(name))
         (root / f"{name}.txt").write_text(f"Neu ist {name}.\n", encoding="utf-8")
     return root
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_corpus import CLIPS, manifest_of, recipe_for, run_here
+from factories.precompute import CLIPS, manifest_of, recipe_for, run_here
 
 from sage_scale.errors import TooManyRejects, UsageError
 from sage_scale.shards import open_dataset

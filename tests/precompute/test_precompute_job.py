@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_corpus import (
+from factories.precompute import (
     CLIPS,
     Counted,
     Killed,
@@ -18,8 +18,8 @@ from small_corpus import (
     recipe_for,
     run_here,
     write_corpus,
-    write_video,
 )
+from factories.videos import write_square
 
 from sage_scale.config import override
 from sage_scale.corpora.manifest import Manifest, Rejected
@@ -211,7 +211,7 @@ def broken_root(tmp_path: Path) -> Path:
     root = write_corpus(tmp_path / "broken", clips=4)
     (root / "train" / "train01.mp4").write_text("not a video")
     (root / "dev" / "dev00.mp4").write_bytes((root / "dev" / "dev00.mp4").read_bytes()[:400])
-    write_video(root / "train" / "train02.mp4", frames=3, seed=1)
+    write_square(root / "train" / "train02.mp4", frames=3, seed=1)
     return root
 
 
@@ -251,7 +251,7 @@ def test_retried_rejects_make_new_shards_and_leave_the_old_ones(broken_root, tmp
     recipe = recipe_for(broken_root, shards={"max_reject_rate": 0.5})
     run_here(recipe, out).execute()
     old = hashes(out)
-    write_video(broken_root / "train" / "train01.mp4", frames=30, seed=5)  # downloaded again, say
+    write_square(broken_root / "train" / "train01.mp4", frames=30, seed=5)  # downloaded again, say
     summary = run_here(recipe, out, retry_rejects=True).execute()
     assert (summary.clips, summary.rejects) == (4, 2)
     assert sum(summary.reasons.values()) == 2
@@ -267,7 +267,7 @@ def test_retried_rejects_make_new_shards_and_leave_the_old_ones(broken_root, tmp
     assert len(ids) == len(set(ids)) == 4
     assert verify_dataset(out).problems == ()
     # Once more: the two that are left; and then a plain run finds all of it by one GET.
-    write_video(broken_root / "train" / "train02.mp4", frames=30, seed=6)
+    write_square(broken_root / "train" / "train02.mp4", frames=30, seed=6)
     summary = run_here(recipe, out, retry_rejects=True).execute()
     assert (summary.clips, summary.rejects) == (5, 1)
     assert run_here(recipe_for(broken_root, shards={"max_reject_rate": 0.2}), out).execute().clips == 5
@@ -277,7 +277,7 @@ def test_a_retry_that_was_killed_is_gone_on_with(broken_root, tmp_path) -> None:
     out = tmp_path / "out"
     recipe = recipe_for(broken_root, shards={"max_reject_rate": 0.5})
     run_here(recipe, out).execute()
-    write_video(broken_root / "train" / "train01.mp4", frames=30, seed=5)
+    write_square(broken_root / "train" / "train01.mp4", frames=30, seed=5)
 
     def kill(unit: Unit) -> None:
         raise Killed

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_corpus import CLIPS, hashes, manifest_of, recipe_for, run_here, write_corpus, write_video
+from factories.precompute import CLIPS, hashes, manifest_of, recipe_for, run_here, write_corpus
+from factories.videos import write_square
 
 from sage_scale.errors import UnitsOpen
 from sage_scale.precompute import precompute_corpus
@@ -108,7 +109,7 @@ def test_a_unit_that_takes_too_long_stays_open_and_is_named(ray_here, corpus_roo
     root = write_corpus(tmp_path / "corpus", clips=2)
     (root / "test").mkdir()
     # Two minutes of video, decoded to large squares: no machine does that in a second and a half.
-    write_video(root / "test" / "long.mp4", frames=3000, seed=1, size=64)
+    write_square(root / "test" / "long.mp4", frames=3000, seed=1, size=64)
     settings = {"vision": {"size": 900, "crop": 32}, "shards": {"clips_per_unit": 9, "max_reject_rate": 0.5}}
     recipe = recipe_for(root, precompute={"unit_timeout_s": 1.5, "actors": 2}, **settings)
     out = str(tmp_path / "out")
@@ -289,7 +290,7 @@ def test_real_videos_pass(ray_here, tmp_path) -> None:
 
 
 def test_a_video_of_odd_shape_and_rate_is_stored_at_the_recipes(ray_here, tmp_path) -> None:
-    write_video(tmp_path / "corpus" / "wide.mp4", frames=50, seed=1, size=64)
+    write_square(tmp_path / "corpus" / "wide.mp4", frames=50, seed=1, size=64)
     (tmp_path / "corpus" / "wide.txt").write_text("Ein Satz.")
     recipe = recipe_for(tmp_path / "corpus", vision={"fps": 12.5})
     run = PrecomputeJob(recipe=recipe, manifest=manifest_of(recipe), url=str(tmp_path / "out"), quiet=True)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from small_corpus import run_here
+from factories.precompute import run_here
 
 from sage_scale.cli.main import run
 from sage_scale.config import load_recipe, override

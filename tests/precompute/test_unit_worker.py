@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from factories.precompute import hashes, manifest_of, recipe_for
+from factories.videos import write_square
 from PIL import Image
-from small_corpus import hashes, manifest_of, recipe_for, write_video
 
 from sage_scale.corpora.manifest import Clip
 from sage_scale.precompute.actor import UnitWorker, is_disk_full
@@ -43,7 +44,7 @@ def test_a_shard_is_what_webdataset_reads(corpus_root: Path, tmp_path: Path) -> 
 
 def test_the_background_is_the_still_part_of_the_pictures(tmp_path: Path) -> None:
     video = tmp_path / "clip.mp4"
-    write_video(video, frames=60, seed=3, size=64)
+    write_square(video, frames=60, seed=3, size=64)
     recipe = recipe_for(tmp_path, vision={"background": "median", "size": 64, "crop": 64, "jpeg_quality": 95})
     sample = SampleMaker(recipe).make(Clip(id="clip", video=str(video)))
     still = np.asarray(Image.open(io.BytesIO(sample.background)), np.float32)
@@ -149,9 +150,9 @@ def test_the_source_is_a_media_fragment_without_a_path(clip: Clip, name: str) ->
 def long_video(folder: Path, order: list[int]) -> tuple[Unit, Path]:
     """A unit of overlapping clips of one video, in an order of the manifest's own, between two other videos."""
     video = folder / "long.mp4"
-    write_video(video, frames=400, seed=1)
+    write_square(video, frames=400, seed=1)
     for name, seed in (("first", 2), ("last", 3)):
-        write_video(folder / f"{name}.mp4", frames=30, seed=seed)
+        write_square(folder / f"{name}.mp4", frames=30, seed=seed)
     spans = [Clip(id=f"{k}", video=str(video), start_s=k * 1.5, end_s=k * 1.5 + 2) for k in order]
     ends = [Clip(id=name, video=str(folder / f"{name}.mp4")) for name in ("first", "last")]
     return unit_of(ends[0], *spans, ends[1]), video

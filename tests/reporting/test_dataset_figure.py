@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "shards"))
-from made_samples import make_dataset, make_sample
+from factories.datasets import make_dataset, make_sample
 
 from sage_scale.cli.main import run
 from sage_scale.reporting.dataset_figure import dataset_figure
@@ -25,7 +22,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    return make_dataset(open_store(tmp_path / "data"), tmp_path, clips=30)
+    return make_dataset(open_store(tmp_path / "data"), clips=30)
 
 
 def test_stats_count_words_where_they_are_spaced_and_characters_elsewhere(tmp_path, capsys) -> None:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_run import make_run
+from factories.runs import make_run
 
 from sage_scale.cli.main import run as command_line
 from sage_scale.reporting.comparison import write_comparison

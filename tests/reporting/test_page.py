@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_run import make_run
+from factories.runs import make_run
 
 from sage_scale.errors import StorageError, UsageError
 from sage_scale.evaluation.stored import read_scores

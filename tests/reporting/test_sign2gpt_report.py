@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_run import make_run
+from factories.runs import make_run
 from test_page import Page
 
 from sage_scale.errors import UsageError

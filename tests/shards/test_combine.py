@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_samples import equal, make_dataset, make_sample
+from factories.datasets import equal, make_dataset, make_sample
 from test_remove import DyingStore, Killed
 
 from sage_scale.cli.main import run
@@ -50,7 +50,7 @@ def dataset_of(place: Path, scratch: Path, *clips: str, size: int = 64, kind: st
 @pytest.fixture
 def one(tmp_path: Path) -> Dataset:
     """14 clips in train and dev, and one reject."""
-    return make_dataset(open_store(tmp_path / "one"), tmp_path)
+    return make_dataset(open_store(tmp_path / "one"))
 
 
 def pieces(dataset: Dataset) -> dict[str, tuple[str, bytes]]:
@@ -82,14 +82,14 @@ def test_parts_put_together_again_hold_the_same_bytes(one: Dataset, tmp_path: Pa
 
 
 def test_shares_are_kept_in_every_split_and_stay_when_clips_are_added(tmp_path: Path) -> None:
-    small = make_dataset(open_store(tmp_path / "s"), tmp_path, clips=40)
+    small = make_dataset(open_store(tmp_path / "s"), clips=40)
     parts = by_share(small, {"a": 0.25, "b": 0.75})
     units = np.repeat([0, 0, 2], [40, 40, 2])
     assert [int((units[rows] == 0).sum()) for rows in parts.values()] == [20, 60]
     assert not set(parts["a"].tolist()) & set(parts["b"].tolist())
     other = by_share(small, {"a": 0.25}, seed=1)["a"]
     assert len(other) == len(parts["a"]) and other.tolist() != parts["a"].tolist()
-    large = make_dataset(open_store(tmp_path / "l"), tmp_path, clips=44)
+    large = make_dataset(open_store(tmp_path / "l"), clips=44)
     a_small = {int(key) for key in small.records["key"][parts["a"]]}
     a_large = {int(key) for key in large.records["key"][by_share(large, {"a": 0.25})["a"]]}
     assert len(a_small & a_large) >= 15

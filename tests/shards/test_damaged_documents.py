@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from factories.datasets import make_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_samples import make_dataset
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError
@@ -56,7 +56,7 @@ def whole(tmp_path_factory) -> dict[bool, dict[str, bytes]]:
     for finished in (False, True):
         folder = tmp_path_factory.mktemp("whole")
         store = open_store(folder / "data")
-        make_dataset(store, folder, finish=finished)
+        make_dataset(store, finish=finished)
         found[finished] = {entry.name: store.get(entry.name) for entry in store.list()}
     return found
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from made_samples import equal, make_dataset, make_sample
+from factories.datasets import equal, make_dataset, make_sample
 
 from sage_scale.errors import DatasetError, UnitsOpen
 from sage_scale.shards import (
@@ -61,7 +61,7 @@ def snapshot(store: Store) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["features", "frames"])
 def test_every_sample_of_a_split_is_read_by_its_index(store: Store, tmp_path: Path, kind: str) -> None:
-    dataset = make_dataset(store, tmp_path, kind)
+    dataset = make_dataset(store, kind)
     assert dataset.splits == {"train": 12, "dev": 2} and dataset.finished and dataset.info.kind == kind
     table = dataset.samples("train")
     names = [f"train-{unit}-{n}" for unit in (0, 1) for n in range(6)]
@@ -123,7 +123,7 @@ def test_the_stored_tar_is_the_truth(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lost", [["000000.idx"], ["000000.json"], ["000000.json", "000000.idx"]])
 def test_a_kill_between_tar_and_marker_is_healed(store: Store, tmp_path: Path, lost: list[str]) -> None:
-    make_dataset(store, tmp_path)
+    make_dataset(store)
     whole = snapshot(store)
     for name in (*lost, "index.json"):
         store.delete(name)
@@ -133,7 +133,7 @@ def test_a_kill_between_tar_and_marker_is_healed(store: Store, tmp_path: Path, l
 
 
 def test_all_but_tars_and_dataset_json_can_be_made_again(store: Store, tmp_path: Path) -> None:
-    make_dataset(store, tmp_path)
+    make_dataset(store)
     whole = snapshot(store)
     for name in whole:
         if not name.endswith(".tar") and name != "dataset.json":
@@ -165,7 +165,7 @@ def test_a_shard_of_another_unit_or_dataset_is_refused(store: Store, tmp_path: P
 
 
 def test_a_damaged_index_is_never_believed(store: Store, tmp_path: Path) -> None:
-    make_dataset(store, tmp_path)
+    make_dataset(store)
     data = store.get("index.json")
     rng = np.random.default_rng(0)
     for at in [*rng.integers(0, len(data), 80).tolist(), 0, 5, 20, 42]:
@@ -185,7 +185,7 @@ def test_a_stranger_reads_it_from_the_specification(
     store: Store, tmp_path: Path, gone: tuple[str, ...]
 ) -> None:
     """Written from shards/README.md with nothing but the standard library and xxhash."""
-    make_dataset(store, tmp_path)
+    make_dataset(store)
     remove_clips(store, gone)
     folder = Path(store.url)
     line = (folder / "index.json").read_bytes()
@@ -217,7 +217,7 @@ def test_a_stranger_reads_it_from_the_specification(
 
 
 def test_one_get_opens_a_finished_dataset(s3, behind_proxy, tmp_path: Path) -> None:
-    make_dataset(open_store(s3.url), tmp_path)
+    make_dataset(open_store(s3.url))
     proxy = behind_proxy(s3)
     dataset = open_dataset(s3.url)
     dataset.samples("train")
@@ -225,8 +225,8 @@ def test_one_get_opens_a_finished_dataset(s3, behind_proxy, tmp_path: Path) -> N
 
 
 def test_s3_and_a_folder_hold_the_same_bytes(s3, tmp_path: Path) -> None:
-    make_dataset(open_store(s3.url), tmp_path)
-    make_dataset(open_store(tmp_path / "folder"), tmp_path)
+    make_dataset(open_store(s3.url))
+    make_dataset(open_store(tmp_path / "folder"))
     assert snapshot(open_store(s3.url)) == snapshot(open_store(tmp_path / "folder"))
     open_store(s3.url).delete("000001.json")
     finish_dataset(open_store(s3.url))  # fetches the tar
@@ -235,8 +235,8 @@ def test_s3_and_a_folder_hold_the_same_bytes(s3, tmp_path: Path) -> None:
 
 @pytest.mark.system
 def test_a_ceph_gateway_holds_the_same_bytes(ceph, tmp_path: Path) -> None:
-    make_dataset(open_store(ceph.url), tmp_path)
-    make_dataset(open_store(tmp_path / "folder"), tmp_path)
+    make_dataset(open_store(ceph.url))
+    make_dataset(open_store(tmp_path / "folder"))
     assert snapshot(open_store(ceph.url)) == snapshot(open_store(tmp_path / "folder"))
 
 
@@ -245,7 +245,7 @@ def test_an_index_of_ten_thousand_shards_opens_within_a_second(store: Store, tmp
     """640,000 samples: what a trainer does before its first batch, in processor time (0.36 s measured)."""
     import time
 
-    whole = make_dataset(store, tmp_path)
+    whole = make_dataset(store)
     units = tuple(replace(whole.units[0], unit=n, samples=64) for n in range(10_000))
     info = replace(whole.info, units=(PlannedUnit(split="train", clips=64),) * 10_000)
     records = np.zeros(640_000, RECORD)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_samples import equal, make_dataset, make_sample
+from factories.datasets import equal, make_dataset, make_sample
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, UsageError
@@ -70,7 +70,7 @@ def snapshot(store: Store) -> dict[str, bytes]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
     store = open_store(folder / "data")
-    make_dataset(store, folder)
+    make_dataset(store)
     return snapshot(store)
 
 
@@ -184,7 +184,7 @@ def test_two_removals_of_one_shard_at_once_both_hold(store: Store, whole, monkey
 
 def test_clips_of_units_still_to_be_made_are_left_out_when_they_are_made(tmp_path: Path) -> None:
     store = open_store(tmp_path / "data")
-    make_dataset(store, tmp_path, finish=False)
+    make_dataset(store, finish=False)
     report = remove_clips(store, ["train-1-0", "dev-2-0"])
     assert (report.samples, report.absent, report.unfinished_units) == (1, 1, 1)
     assert list_units(store).generation == {0: 0, 1: 1} and not list_units(store).superseded

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_samples import equal, make_dataset, make_sample
+from factories.datasets import equal, make_dataset, make_sample
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError
@@ -20,7 +20,7 @@ from sage_scale.storage import Store, open_store
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
     store = open_store(folder / "data")
-    make_dataset(store, folder)
+    make_dataset(store)
     return snapshot(store)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from made_samples import make_sample
+from factories.datasets import make_sample
 from test_shard import GOOD, KEY, Trap, in_shard, member
 
 from sage_scale.cli.main import run

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import webdataset
 import xxhash
+from factories.datasets import equal, make_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_samples import equal, make_sample
 
 from sage_scale.errors import DatasetError, StorageError
 from sage_scale.shards import Reject, Sample, build_index, make_marker, read_sample, write_shard

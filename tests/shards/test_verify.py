@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_samples import make_dataset, make_sample
+from factories.datasets import make_dataset, make_sample
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, StorageError
@@ -22,7 +22,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The objects of a dataset without fault."""
     folder = tmp_path_factory.mktemp("whole")
     store = open_store(folder / "data")
-    make_dataset(store, folder)
+    make_dataset(store)
     return {entry.name: store.get(entry.name) for entry in store.list()}
 
 

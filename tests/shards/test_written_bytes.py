@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_samples import make_dataset
+from factories.datasets import make_dataset
 from test_combine import dataset_of
 from test_webindex import write_tar
 
@@ -34,7 +34,7 @@ def damage(folder: Path) -> None:
 
 
 def made(folder: Path) -> None:
-    make_dataset(open_store(folder / "data"), folder)
+    make_dataset(open_store(folder / "data"))
 
 
 def removed(folder: Path) -> None:
@@ -44,7 +44,7 @@ def removed(folder: Path) -> None:
 
 
 def removed_while_open(folder: Path) -> None:
-    make_dataset(open_store(folder / "data"), folder, finish=False)
+    make_dataset(open_store(folder / "data"), finish=False)
     shards("remove", folder / "data", "--ids", "train-0-2,dev-2-1")
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from made_dataset import make_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from factories.datasets import stream_recipe
 from rank_of_a_job import fingerprints
 
 from sage_scale.streaming import open_stream
@@ -50,7 +52,7 @@ def fork_job(world, work, folder):
 def steps_of(url, rank, world, *, workers, batch, micro, steps, state):
     """Global batches, each clip by a hash of all its bytes, gathered from every rank, and the state after them."""
     stream = open_stream(
-        url, make_recipe("frames"), rank=rank, world=world, batch_size=batch, workers=workers
+        url, stream_recipe("frames"), rank=rank, world=world, batch_size=batch, workers=workers
     )
     if state:
         stream.load_state_dict(state)
@@ -101,7 +103,7 @@ def assignment(folder):
     def work(rank, world):
         began = time.perf_counter()
         batch = 1000
-        recipe = make_recipe("features", lanes=64)
+        recipe = stream_recipe("features", lanes=64)
         stream = open_stream(folder / "wide", recipe, rank=rank, world=world, batch_size=batch, epochs=1)
         opened = time.perf_counter() - began
         times_S = torch.zeros(stream.samples, dtype=torch.int32)

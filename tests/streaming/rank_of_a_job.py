@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
-from made_dataset import make_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from factories.datasets import stream_recipe
 
 from sage_scale.streaming import open_stream
 
@@ -29,7 +31,7 @@ def fingerprints(batch):
 
 def run(url, rank, world, workers, batch_size, steps, state):
     stream = open_stream(
-        url, make_recipe("frames"), rank=rank, world=world, batch_size=batch_size, workers=workers
+        url, stream_recipe("frames"), rank=rank, world=world, batch_size=batch_size, workers=workers
     )
     if state:
         stream.load_state_dict(state)

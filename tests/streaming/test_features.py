@@ -6,8 +6,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from factories.datasets import WIDTH, make_stream_dataset, stream_recipe, stream_sample
+from factories.properties import many
 from hypothesis import strategies as st
-from made_dataset import WIDTH, make_dataset, make_recipe, make_sample, many
 
 from sage_scale.shards import (
     DatasetInfo,
@@ -59,7 +60,7 @@ def test_clips_that_are_whole_and_clips_that_are_not(tmp_path):
     rng = np.random.default_rng(3)
     samples = []
     for number, total in enumerate([1, 2, 3, 20, 120, 700, 701, 33, 8, 64]):
-        sample = make_sample(number, "train", "features")
+        sample = stream_sample(number, "train", "features")
         rows = -(-total // 2)
         edges = np.unique(np.r_[0, rng.integers(0, total, 40), total]).astype(np.int32)
         segments = np.stack([edges[:-1], edges[1:]], axis=1)
@@ -69,7 +70,7 @@ def test_clips_that_are_whole_and_clips_that_are_not(tmp_path):
         features = rng.standard_normal((rows, WIDTH)).astype(np.float16)
         samples.append(dataclasses.replace(sample, meta=meta, segments=segments, features=features))
     url = write(tmp_path, samples)
-    fast, general = both_ways(url, make_recipe("features"), batch_size=4)
+    fast, general = both_ways(url, stream_recipe("features"), batch_size=4)
     for batch, wanted in zip(fast, general, strict=True):
         assert_equal(batch, wanted)
 
@@ -85,7 +86,7 @@ def test_members_of_later_versions_are_left_to_the_general_reader(tmp_path):
     """A sample with one more member between its own: still read, by the reader that walks the headers."""
     from sage_scale.shards import writer
 
-    samples = [make_sample(number, "train", "features") for number in range(5)]
+    samples = [stream_sample(number, "train", "features") for number in range(5)]
     members = writer.sample_members
 
     def with_one_more(sample):
@@ -97,7 +98,7 @@ def test_members_of_later_versions_are_left_to_the_general_reader(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "sample_members", with_one_more)
         url = write(tmp_path, samples)
-    fast, general = both_ways(url, make_recipe("features"), batch_size=5)
+    fast, general = both_ways(url, stream_recipe("features"), batch_size=5)
     for batch, wanted in zip(fast, general, strict=True):
         assert_equal(batch, wanted)
 
@@ -130,7 +131,7 @@ def test_rows_of_a_batch_are_the_runs_of_its_clips(data):
 
 def write(folder, samples):
     """One shard of these samples."""
-    recipe = make_recipe("features")
+    recipe = stream_recipe("features")
     store = open_store(folder / "set")
     info = start_dataset(
         store,
@@ -150,9 +151,9 @@ def write(folder, samples):
 
 
 def test_another_stride_than_the_recipe_s_is_the_general_reader_s_to_judge(tmp_path):
-    make_dataset(tmp_path / "set", tmp_path, "features", [("train", 4)])
-    stream = open_stream(tmp_path / "set", make_recipe("features"), batch_size=4, epochs=1)
+    make_stream_dataset(tmp_path / "set", "features", [("train", 4)])
+    stream = open_stream(tmp_path / "set", stream_recipe("features"), batch_size=4, epochs=1)
     stream.dataset.feature_reader.shape = dataclasses.replace(stream.dataset.feature_reader.shape, stride=4)
     (batch,) = stream
-    (wanted,) = open_stream(tmp_path / "set", make_recipe("features"), batch_size=4, epochs=1)
+    (wanted,) = open_stream(tmp_path / "set", stream_recipe("features"), batch_size=4, epochs=1)
     assert_equal(batch, wanted)

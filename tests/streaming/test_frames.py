@@ -1,8 +1,8 @@
 """Which stored frames a segment is made of, against the definition, frame by frame."""
 
 import numpy as np
+from factories.properties import many
 from hypothesis import strategies as st
-from made_dataset import many
 
 from sage_scale.streaming.packing import grid_runs
 

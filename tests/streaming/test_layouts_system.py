@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_dataset import MUTE, PLAN, make_dataset
-from wide_dataset import make_wide_dataset
+from factories.datasets import MUTE, PLAN, make_stream_dataset, make_wide_dataset
 
 pytestmark = pytest.mark.system
 
@@ -27,7 +26,7 @@ def in_forks(task, folder):
 
 
 def test_global_batches_are_the_same_bytes_in_every_layout(tmp_path):
-    made = make_dataset(tmp_path / "set", tmp_path, "frames", PLAN, MUTE)
+    made = make_stream_dataset(tmp_path / "set", "frames", PLAN, MUTE)
     found = in_forks("grid", tmp_path)
     (wanted, *others) = found["layouts"].values()
     assert len(others) == 14

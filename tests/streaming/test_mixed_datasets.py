@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from made_dataset import make_dataset, make_recipe
+from factories.datasets import make_stream_dataset, stream_recipe
 
 from sage_scale.errors import DatasetError, RecipeError
 from sage_scale.shards import open_dataset
@@ -21,7 +21,7 @@ def three(tmp_path_factory):
     ):
         name = "abc"[number]
         spoken = ("de", "fr") if name == "c" else ("de",)
-        samples = make_dataset(place / name, place, "features", plan, prefix=name, languages=spoken)
+        samples = make_stream_dataset(place / name, "features", plan, prefix=name, languages=spoken)
         made[name] = (place / name, samples)
     return made
 
@@ -45,7 +45,7 @@ def urls(three):
 
 
 def test_without_a_mixture_all_datasets_are_one_pool_drawn_once(three):
-    stream = open_stream(urls(three), make_recipe("features"), batch_size=7, epochs=2)
+    stream = open_stream(urls(three), stream_recipe("features"), batch_size=7, epochs=2)
     keys = [key for batch in stream for key in batch.keys]
     train = [k for _, samples in three.values() for k, s in samples.items() if s.meta["split"] == "train"]
     assert sorted(keys[:60]) == sorted(train) == sorted(keys[60:])
@@ -53,7 +53,7 @@ def test_without_a_mixture_all_datasets_are_one_pool_drawn_once(three):
 
 
 def test_each_clip_comes_with_its_own_dataset_s_bytes(three):
-    stream = open_stream(urls(three), make_recipe("features"), batch_size=13, epochs=1)
+    stream = open_stream(urls(three), stream_recipe("features"), batch_size=13, epochs=1)
     all_samples = {key: sample for _, samples in three.values() for key, sample in samples.items()}
     for batch in stream:
         for row, key in enumerate(batch.keys):
@@ -63,13 +63,13 @@ def test_each_clip_comes_with_its_own_dataset_s_bytes(three):
                 b.select([b.keys.index(key)])
                 for url, samples in three.values()
                 if key in samples
-                for b in open_stream(url, make_recipe("features"), batch_size=64, epochs=1)
+                for b in open_stream(url, stream_recipe("features"), batch_size=64, epochs=1)
             )
             assert torch.equal(clip.video.features_FC, alone.video.features_FC)
 
 
 def test_weights_are_kept_in_any_stretch_and_small_sources_repeat_evenly(three):
-    recipe = make_recipe("features", mix="dataset", weights=(1.0, 1.0, 2.0))
+    recipe = stream_recipe("features", mix="dataset", weights=(1.0, 1.0, 2.0))
     keys = drawn(open_stream(urls(three), recipe, batch_size=10), 200)
     for begin in range(0, 160, 40):
         counts = owners(three, keys[begin : begin + 40])
@@ -79,16 +79,18 @@ def test_weights_are_kept_in_any_stretch_and_small_sources_repeat_evenly(three):
 
 
 def test_temperature_raises_small_datasets(three):
-    proportional = drawn(open_stream(urls(three), make_recipe("features", mix="dataset"), batch_size=10), 60)
+    proportional = drawn(
+        open_stream(urls(three), stream_recipe("features", mix="dataset"), batch_size=10), 60
+    )
     counts = owners(three, proportional)
     assert all(abs(counts[name] - size) <= 1 for name, size in zip("abc", (40, 12, 8)))
-    recipe = make_recipe("features", mix="dataset", temperature=1e6)
+    recipe = stream_recipe("features", mix="dataset", temperature=1e6)
     counts = owners(three, drawn(open_stream(urls(three), recipe, batch_size=10), 60))
     assert all(abs(counts[name] - 20) <= 1 for name in "abc")
 
 
 def test_languages_are_sources_wherever_their_clips_lie(three):
-    recipe = make_recipe("features", mix="language", temperature=1e6, epoch_samples=40)
+    recipe = stream_recipe("features", mix="language", temperature=1e6, epoch_samples=40)
     stream = open_stream(urls(three), recipe, batch_size=8, epochs=2)
     languages, sources = Counter(), Counter()
     for batch in stream:
@@ -100,7 +102,7 @@ def test_languages_are_sources_wherever_their_clips_lie(three):
 
 
 def test_a_mixture_is_the_same_for_any_ranks_and_resumes(three):
-    recipe = make_recipe("features", mix="dataset", weights=(3.0, 2.0, 1.0), epoch_samples=50)
+    recipe = stream_recipe("features", mix="dataset", weights=(3.0, 2.0, 1.0), epoch_samples=50)
     whole = open_stream(urls(three), recipe, batch_size=9, epochs=2)
     wanted, states = [], []
     for batch in whole:
@@ -121,44 +123,46 @@ def test_a_mixture_is_the_same_for_any_ranks_and_resumes(three):
 def test_another_weight_is_another_order(three):
     from sage_scale.errors import CheckpointError
 
-    stream = open_stream(urls(three), make_recipe("features", mix="dataset"), batch_size=9)
-    other = make_recipe("features", mix="dataset", weights=(1.0, 1.0, 1.0))
+    stream = open_stream(urls(three), stream_recipe("features", mix="dataset"), batch_size=9)
+    other = stream_recipe("features", mix="dataset", weights=(1.0, 1.0, 1.0))
     with pytest.raises(CheckpointError, match="order"):
         open_stream(urls(three), other, batch_size=9).load_state_dict(stream.state_dict())
 
 
 def test_evaluation_goes_through_every_dataset_that_has_the_split(three):
-    batches = open_evaluation(urls(three), make_recipe("features"), "train", batch_size=11)
+    batches = open_evaluation(urls(three), stream_recipe("features"), "train", batch_size=11)
     keys = [key for batch in batches for key in batch.keys]
     assert keys == [
         k for _, samples in three.values() for k, s in samples.items() if s.meta["split"] == "train"
     ]
-    dev = open_evaluation(urls(three), make_recipe("features"), "dev", batch_size=11)
+    dev = open_evaluation(urls(three), stream_recipe("features"), "dev", batch_size=11)
     assert sum(len(batch.keys) for batch in dev) == 3
 
 
 def test_wrong_mixtures_are_one_clear_line(three):
     with pytest.raises(DatasetError, match="given twice"):
-        open_stream([urls(three)[0]] * 2, make_recipe("features"), batch_size=1)
+        open_stream([urls(three)[0]] * 2, stream_recipe("features"), batch_size=1)
     with pytest.raises(RecipeError, match="2 numbers for 3 datasets"):
-        open_stream(urls(three), make_recipe("features", mix="dataset", weights=(1.0, 2.0)), batch_size=1)
+        open_stream(urls(three), stream_recipe("features", mix="dataset", weights=(1.0, 2.0)), batch_size=1)
     with pytest.raises(DatasetError, match="no split 'trian'"):
-        open_stream(urls(three), make_recipe("features"), "trian", batch_size=1)
+        open_stream(urls(three), stream_recipe("features"), "trian", batch_size=1)
     with pytest.raises(DatasetError, match="no dataset"):
-        open_stream([], make_recipe("features"), batch_size=1)
+        open_stream([], stream_recipe("features"), batch_size=1)
 
 
 def test_opened_datasets_are_taken_as_they_are(three):
     opened = [open_dataset(url) for url in urls(three)]
-    by_url = open_stream(urls(three), make_recipe("features"), batch_size=60, epochs=1)
+    by_url = open_stream(urls(three), stream_recipe("features"), batch_size=60, epochs=1)
     (wanted,) = [batch.keys for batch in by_url]
-    (found,) = [batch.keys for batch in open_stream(opened, make_recipe("features"), batch_size=60, epochs=1)]
+    (found,) = [
+        batch.keys for batch in open_stream(opened, stream_recipe("features"), batch_size=60, epochs=1)
+    ]
     assert found == wanted
 
 
 def test_a_damaged_clip_names_its_own_dataset(three, tmp_path):
-    make_dataset(tmp_path / "d", tmp_path, "features", [("train", 6)], prefix="d")
+    make_stream_dataset(tmp_path / "d", "features", [("train", 6)], prefix="d")
     tar = tmp_path / "d" / "000000.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
     with pytest.raises(DatasetError, match=r"/d/000000\.tar"):
-        list(open_stream([*urls(three), tmp_path / "d"], make_recipe("features"), batch_size=66, epochs=1))
+        list(open_stream([*urls(three), tmp_path / "d"], stream_recipe("features"), batch_size=66, epochs=1))

@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from factories.properties import many
 from hypothesis import strategies as st
-from made_dataset import many
 
 from sage_scale.errors import UsageError
 from sage_scale.streaming.order import (

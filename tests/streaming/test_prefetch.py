@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from factories.properties import many
 from hypothesis import strategies as some
-from made_dataset import many
 
 from sage_scale.streaming.order import dataset_order, rank_part
 from sage_scale.streaming.prefetch import (
@@ -151,7 +151,7 @@ def test_a_host_counts_its_own_ranks(monkeypatch):
 
 def test_blocks_are_kept_where_there_is_room_for_them(features_dataset):
     """13 + 1 + 20 + 7 clips of some 4 kB on 2 lanes with a window of 2: about 160 kB, of which 40 kB are in use."""
-    from made_dataset import make_recipe
+    from factories.datasets import stream_recipe
 
     from sage_scale.streaming import open_evaluation, open_stream
 
@@ -159,7 +159,7 @@ def test_blocks_are_kept_where_there_is_room_for_them(features_dataset):
 
     def reading(workers=0, world=1, **stream):
         settings = {"lanes": 2, "window": 2, "block_mb": 0.008, "cache_gb": 0.0, "memory_mb": 0, **stream}
-        recipe = make_recipe("features", **settings)
+        recipe = stream_recipe("features", **settings)
         return open_stream(url, recipe, batch_size=4, workers=workers, world=world).dataset.plan
 
     assert reading().keep == "nothing"
@@ -169,5 +169,5 @@ def test_blocks_are_kept_where_there_is_room_for_them(features_dataset):
     assert reading(**larger, memory_mb=1, workers=2).keep == reading(**larger).keep == "disk"
     assert 0 < reading(**larger).prefetch_bytes < 50_000
     assert reading(**larger, window=200).keep == reading(cache_gb=0.00001).keep == "nothing"
-    evaluation = open_evaluation(url, make_recipe("features", cache_gb=0.0), "dev", batch_size=4)
+    evaluation = open_evaluation(url, stream_recipe("features", cache_gb=0.0), "dev", batch_size=4)
     assert evaluation.dataset.plan.keep == "memory"

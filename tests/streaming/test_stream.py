@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_dataset import make_dataset
+from factories.datasets import make_stream_dataset
 
 from sage_scale.errors import CheckpointError, DatasetError, UsageError
 from sage_scale.streaming import open_stream
@@ -124,7 +124,7 @@ def test_another_order_or_dataset_is_refused(features_dataset, frames_dataset):
 
 
 def test_fewer_samples_than_lanes_and_more_ranks_than_lanes(tmp_path, features_dataset):
-    made = make_dataset(tmp_path / "set", tmp_path, "features", [("train", 3)])
+    made = make_stream_dataset(tmp_path / "set", "features", [("train", 3)])
     recipe = features_dataset[1]
     steps, _ = steps_of(tmp_path / "set", recipe, 8, 2)
     assert [len(step) for step in steps] == [2, 1, 2, 1]
@@ -134,7 +134,7 @@ def test_fewer_samples_than_lanes_and_more_ranks_than_lanes(tmp_path, features_d
 
 
 def test_a_split_without_sentences_is_no_training_stream(tmp_path, features_dataset):
-    make_dataset(tmp_path / "set", tmp_path, "features", [("train", 2)], mute=(0, 1))
+    make_stream_dataset(tmp_path / "set", "features", [("train", 2)], mute=(0, 1))
     with pytest.raises(DatasetError, match="no sample with a sentence in split 'train'"):
         open_stream(tmp_path / "set", features_dataset[1], batch_size=2)
     assert open_stream(tmp_path / "set", features_dataset[1], batch_size=2, require_text=False).samples == 2

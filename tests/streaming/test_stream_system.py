@@ -10,7 +10,7 @@ from pathlib import Path
 import boto3
 import pytest
 import torch
-from made_dataset import MUTE, PLAN, make_dataset, make_recipe
+from factories.datasets import MUTE, PLAN, make_stream_dataset, stream_recipe
 from rank_of_a_job import run
 
 from sage_scale.errors import DatasetError
@@ -71,7 +71,7 @@ def s3_dataset(tmp_path_factory):
         boto3.client("s3").create_bucket(Bucket="stream")
         place = tmp_path_factory.mktemp("s3")
         patch.setenv("TMPDIR", str(place))  # for the node-local cache
-        make_dataset("s3://stream/set", place, "frames", PLAN, MUTE)
+        make_stream_dataset("s3://stream/set", "frames", PLAN, MUTE)
         yield "s3://stream/set"
     server.stop()
 
@@ -88,7 +88,7 @@ def test_s3_gives_the_batches_of_a_folder(s3_dataset, frames_dataset, workers):
 
 
 def test_a_shard_that_vanished_from_s3_is_one_clear_line(s3_dataset):
-    stream = open_stream(s3_dataset, make_recipe("frames", cache_gb=0.0), batch_size=39)
+    stream = open_stream(s3_dataset, stream_recipe("frames", cache_gb=0.0), batch_size=39)
     client = boto3.client("s3")
     tar = client.get_object(Bucket="stream", Key="set/000003.tar")["Body"].read()
     for damaged, what in (

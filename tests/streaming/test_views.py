@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from made_dataset import WIDTH, make_dataset, make_recipe
+from factories.datasets import WIDTH, make_stream_dataset, stream_recipe
 from test_features import assert_equal, both_ways
 
 from sage_scale.errors import DatasetError
@@ -21,8 +21,8 @@ VIEWS = 3
 @pytest.fixture(scope="module")
 def views_dataset(tmp_path_factory):
     place = tmp_path_factory.mktemp("views")
-    made = make_dataset(place / "set", place, "features", PLAN, views=VIEWS)
-    return place / "set", make_recipe("features", VIEWS), made
+    made = make_stream_dataset(place / "set", "features", PLAN, views=VIEWS)
+    return place / "set", stream_recipe("features", VIEWS), made
 
 
 def rows_of(sample, view):
@@ -47,7 +47,7 @@ def views_seen(batch, made):
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_every_clip_is_seen_in_every_view_in_its_turn(views_dataset, views, cache_mb):
     url, _, made = views_dataset
-    recipe = make_recipe("features", views, cache_decoded_mb=cache_mb)
+    recipe = stream_recipe("features", views, cache_decoded_mb=cache_mb)
     seen: dict[str, list[int]] = {}
     first_epoch = []
     for batch in open_stream(url, recipe, batch_size=4, epochs=2 * views):
@@ -64,17 +64,17 @@ def test_every_clip_is_seen_in_every_view_in_its_turn(views_dataset, views, cach
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_the_fast_way_gives_what_the_general_reader_gives(views_dataset, monkeypatch, views, batch_size):
     url, _, _ = views_dataset
-    fast, general = both_ways(url, make_recipe("features", views), batch_size=batch_size)
+    fast, general = both_ways(url, stream_recipe("features", views), batch_size=batch_size)
     for batch, wanted in zip(fast, general, strict=True):
         assert_equal(batch, wanted)
-    stream = open_stream(url, make_recipe("features", views), batch_size=6, epochs=3)
+    stream = open_stream(url, stream_recipe("features", views), batch_size=6, epochs=3)
     monkeypatch.setattr(type(stream.dataset._reader), "read", None)  # the general reader could not answer
     assert sum(len(batch.keys) for batch in stream) == 66
 
 
 def test_object_storage_gives_the_same_bytes(views_dataset, s3, tmp_path):
     url, recipe, _ = views_dataset
-    made = make_dataset(s3.url, tmp_path, "features", PLAN, views=VIEWS)
+    made = make_stream_dataset(s3.url, "features", PLAN, views=VIEWS)
     recipe = dataclasses.replace(
         recipe, stream=dataclasses.replace(recipe.stream, cache_dir=str(tmp_path / "c"))
     )
@@ -113,20 +113,20 @@ def test_evaluation_sees_the_plain_view(views_dataset):
 
 
 def test_damage_to_a_view_that_is_not_taken_is_found_too(tmp_path):
-    make_dataset(tmp_path / "set", tmp_path, "features", [("train", 3)], views=VIEWS)
+    make_stream_dataset(tmp_path / "set", "features", [("train", 3)], views=VIEWS)
     tar = tmp_path / "set" / "000000.tar"
     data = bytearray(tar.read_bytes())
     place = data.index(b".features.2.npy") + 512 + 128
     data[place + 3 * WIDTH] ^= 1
     tar.write_bytes(data)
     with pytest.raises(DatasetError, match=r"000000\.tar"):
-        list(open_stream(tmp_path / "set", make_recipe("features", 1), batch_size=3, epochs=1))
+        list(open_stream(tmp_path / "set", stream_recipe("features", 1), batch_size=3, epochs=1))
 
 
 def test_more_views_than_there_are_and_datasets_that_differ_are_refused(views_dataset, tmp_path):
     url, _, _ = views_dataset
     with pytest.raises(DatasetError, match=r"holds 3 views.*feature_views=4: set it to 3"):
-        open_stream(url, make_recipe("features", 4), batch_size=2)
-    make_dataset(tmp_path / "other", tmp_path, "features", [("train", 3)], prefix="other-")
+        open_stream(url, stream_recipe("features", 4), batch_size=2)
+    make_stream_dataset(tmp_path / "other", "features", [("train", 3)], prefix="other-")
     with pytest.raises(DatasetError, match=r"holds 3 views of each clip's features and .*other 1"):
-        open_stream([url, tmp_path / "other"], make_recipe("features"), batch_size=2)
+        open_stream([url, tmp_path / "other"], stream_recipe("features"), batch_size=2)

@@ -7,14 +7,14 @@ import sys
 import time
 
 import pytest
-from made_dataset import make_recipe
+from factories.datasets import stream_recipe
 
 from sage_scale.errors import SageError
 from sage_scale.streaming import open_stream, workers
 
 
 def test_a_killed_worker_is_one_line_and_only_where_a_batch_is_waited_for(frames_dataset):
-    stream = open_stream(frames_dataset[0], make_recipe("frames"), batch_size=3, workers=2)
+    stream = open_stream(frames_dataset[0], stream_recipe("frames"), batch_size=3, workers=2)
     batches = iter(stream)
     next(batches)
     children = f"/proc/self/task/{os.getpid()}/children"

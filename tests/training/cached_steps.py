@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_world import tiny_recipe
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from factories.training import tiny_recipe
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from sage_scale.config import Recipe

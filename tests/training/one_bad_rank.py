@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import leave
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from factories.ranks import leave
 from toy_stage import Toy
 
 from sage_scale.config import Stage

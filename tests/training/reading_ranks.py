@@ -5,8 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import leave
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from factories.ranks import leave
 
 from sage_scale.errors import CheckpointError
 from sage_scale.training import distributed

@@ -55,7 +55,7 @@ def train(recipe: Recipe, run: Path, data: str) -> None:
 
 
 if __name__ == "__main__":
-    from launching import leave
+    from factories.ranks import leave
 
     name, shards, folder, *zeros = sys.argv[1:]
     for zero in zeros:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from models.small_models import SENTENCES
-from models.small_sign2gpt import language_model, recipe, video, xglm_tokenizer
+from factories.models import SENTENCES
+from factories.sign2gpt import language_model, recipe, video, xglm_tokenizer
 from torch import nn
 
 from sage_scale.config import Stage
@@ -102,7 +102,7 @@ def steps(stage: str, dtype: str, zero: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from launching import leave
+    from factories.ranks import leave
 
     for case in CASES:
         for number in (1, 2, 3):

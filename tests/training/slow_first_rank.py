@@ -4,8 +4,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import leave
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from factories.ranks import leave
 
 from sage_scale.training import distributed
 

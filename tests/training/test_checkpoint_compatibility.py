@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from factories.training import make_language_folder, make_shards, tiny_recipe
 from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError
@@ -81,7 +77,7 @@ def test_exchanged_frozen_weights_are_refused_wherever_the_run_lies(tmp_path):
 def test_a_run_refuses_the_checkpoint_of_another_model(tmp_path):
     language = make_language_folder(tmp_path / "language")
     recipe = tiny_recipe("features", f"model.language_model={language}", "pretrain.max_steps=2")
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    data = make_shards(tmp_path / "shards", recipe, PLAN)
     pretrain.run(recipe, tmp_path / "run", data)
     with pytest.raises(CheckpointError, match=r"model\.token_dim=48 \(there: 24\)"):
         pretrain.run(override(recipe, ["model.token_dim=48"]), tmp_path / "run", data)
@@ -99,7 +95,7 @@ def test_a_checkpoint_of_version_0_1_0_is_converted(tmp_path, capsys, zero, opti
         "features", f"model.language_model={language}", "pretrain.max_steps=2", "pretrain.batch_size=4",
         f"pretrain.zero_stage={zero}", f"pretrain.optimizer={optimizer}", "pretrain.save_every=1",
     )  # fmt: skip
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    data = make_shards(tmp_path / "shards", recipe, PLAN)
     pretrain.run(recipe, tmp_path / "run", data)
     checkpoints = Checkpoints(tmp_path / "run" / "pretrain" / "checkpoints")
     for step in checkpoints.steps():

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import run_ranks
+from factories.ranks import run_ranks
 
 TOY = Path(__file__).with_name("toy_stage.py")
 

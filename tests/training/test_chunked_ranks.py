@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import free_port
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.ranks import free_port
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
 
@@ -33,7 +31,7 @@ def world(tmp_path_factory):
         "pretrain.augment.brightness=0.2",
     )
     (root / "tiny.yaml").write_text(to_yaml(recipe))
-    make_shards(root / "shards", root, recipe, [("train", 20), ("train", 9), ("dev", 6)])
+    make_shards(root / "shards", recipe, [("train", 20), ("train", 9), ("dev", 6)])
     return root
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import RecipeError
 from sage_scale.models.sage import alignment
@@ -26,7 +23,7 @@ def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeyp
         "features", f"model.language_model={language}", "pretrain.evaluate_every=2", "pretrain.patience=2",
         "pretrain.profile_steps=1", "pretrain.max_steps=40",
     )  # fmt: skip
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 20), ("dev", 4)])
+    data = make_shards(tmp_path / "shards", recipe, [("train", 20), ("dev", 4)])
     run = tmp_path / "run"
     assert pretrain.run(recipe, run, data)["steps"] == 8  # best at 4, none better at 6 and 8
     rows = [json.loads(line) for line in (run / "pretrain" / "log.jsonl").read_text().splitlines()]
@@ -46,7 +43,7 @@ def test_a_limit_that_ends_a_stage_before_its_steps_is_told_in_log_and_report(tm
     recipe = tiny_recipe(
         "features", f"model.language_model={language}", "pretrain.max_steps=6", f"pretrain.max_minutes={limit:f}",
     )  # fmt: skip
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 20), ("dev", 4)])
+    data = make_shards(tmp_path / "shards", recipe, [("train", 20), ("dev", 4)])
     assert pretrain.run(recipe, tmp_path / "run", data)["steps"] == steps
     told = "1 of 6 steps: max_minutes=1e-06 ended it"
     assert (told in "".join(capfd.readouterr())) == (steps < 6)

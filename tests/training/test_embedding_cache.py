@@ -8,13 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cached_steps
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import cached_steps
-from launching import free_port
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.ranks import free_port
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import RecipeError
@@ -88,7 +86,7 @@ def test_a_run_in_chunks_is_the_run_without(tmp_path):
     recipe = tiny_recipe(
         "features", f"model.language_model={language}", "model.batchnorm=frozen", "model.dropout=0.1"
     )
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 20), ("train", 9), ("dev", 6)])
+    data = make_shards(tmp_path / "shards", recipe, [("train", 20), ("train", 9), ("dev", 6)])
     rows = {}
     for micro in (0, 2):
         changed = override(recipe, [f"pretrain.micro_batch={micro}"])

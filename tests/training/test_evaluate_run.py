@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import tiny_world
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories import training as factory
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import RecipeError
@@ -25,14 +21,14 @@ PLAN = [("train", 12), ("dev", 4), ("test", 6), ("test_heldout", 2)]
 
 
 def made_with(monkeypatch, change) -> None:
-    """Let the samples of tiny_world have other descriptions: `change(number, meta)` gives what differs."""
-    make = tiny_world.make_sample
+    """Let the samples of the factory have other descriptions: `change(number, meta)` gives what differs."""
+    make = factory.make_sample
 
     def changed(number, split, kind):
         sample = make(number, split, kind)
         return dataclasses.replace(sample, meta={**sample.meta, **change(number, sample.meta)})
 
-    monkeypatch.setattr(tiny_world, "make_sample", changed)
+    monkeypatch.setattr(factory, "make_sample", changed)
 
 
 def chinese_of_odd_numbers(number: int, meta: dict) -> dict:
@@ -47,7 +43,7 @@ def trained(tmp_path_factory):
                          "model.token_dim=24")  # fmt: skip
     with pytest.MonkeyPatch.context() as monkeypatch:
         made_with(monkeypatch, chinese_of_odd_numbers)
-        data = make_shards(root / "shards", root, recipe, PLAN)
+        data = make_shards(root / "shards", recipe, PLAN)
     finetune.run(recipe, root / "run", data)
     return root / "run", data
 
@@ -127,7 +123,7 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused(tmp_path, monkeypatc
     recipe = tiny_recipe(
         "features", f"model.language_model={language}", "finetune.init=none", "text.target=sentence"
     )
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    data = make_shards(tmp_path / "shards", recipe, PLAN)
     for stage in (pretrain, finetune):
         for trim in ("true", "false"):
             with pytest.raises(RecipeError, match="of the tokens of the training sentences are unknown"):
@@ -143,7 +139,7 @@ def test_some_unknown_tokens_are_told_and_trained_with(tmp_path, monkeypatch, ca
     recipe = tiny_recipe(
         "features", f"model.language_model={language}", "finetune.init=none", "finetune.max_steps=1"
     )
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    data = make_shards(tmp_path / "shards", recipe, PLAN)
     finetune.run(recipe, tmp_path / "run", data)
     [line] = [line for line in capsys.readouterr().err.splitlines() if "unknown to the tokenizer" in line]
     assert "warning" in line and "training sentences" in line
@@ -153,7 +149,7 @@ def test_pseudo_glosses_count_as_well(tmp_path, monkeypatch):
     made_with(monkeypatch, lambda number, meta: {"pseudo_glosses": ["明天", "下雨"]})
     language = make_language_folder(tmp_path / "language")
     recipe = tiny_recipe("features", f"model.language_model={language}")
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    data = make_shards(tmp_path / "shards", recipe, PLAN)
     with pytest.raises(RecipeError, match="of the training pseudo-glosses are unknown"):
         pretrain.run(recipe, tmp_path / "run", data)
     assert not (tmp_path / "run").exists()

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.storage import open_store
@@ -29,7 +25,7 @@ def test_training_from_s3_equals_training_from_a_folder(server, kind, request, t
     recipe = tiny_recipe(kind, f"model.language_model={language}", "pretrain.max_steps=6")
     losses = {}
     for place in (str(tmp_path / "shards"), f"{bucket.url}/shards"):
-        data = make_shards(place, tmp_path, recipe, PLAN)
+        data = make_shards(place, recipe, PLAN)
         run = tmp_path / f"run-{len(losses)}"
         pretrain.run(recipe, run, data)
         rows = map(json.loads, (run / "pretrain" / "log.jsonl").read_text().splitlines())
@@ -45,7 +41,7 @@ def test_a_place_that_takes_no_checkpoint_is_told_before_the_run_begins(s3, behi
 
     language = make_language_folder(tmp_path / "language")
     recipe = tiny_recipe("features", f"model.language_model={language}", "pretrain.max_steps=1")
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    data = make_shards(tmp_path / "shards", recipe, PLAN)
     refusing = behind_proxy(s3).add(
         "status", method="PUT", path=s3.name, times=99, status=403, code="AccessDenied"
     )

@@ -12,9 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.training import finetune, pretrain
 
@@ -30,7 +28,7 @@ def train(root: Path, run: str) -> dict[str, list[float]]:
     if not (root / "shards").is_dir():
         make_language_folder(root / "language")
         recipe = tiny_recipe("frames")
-        make_shards(root / "shards", root, recipe, [("train", 20), ("train", 9), ("dev", 4)])
+        make_shards(root / "shards", recipe, [("train", 20), ("train", 9), ("dev", 4)])
     recipe = tiny_recipe(
         "frames", f"model.language_model={root / 'language'}", "model.dropout=0.1", "pretrain.lr=3e-4",
         f"pretrain.max_steps={STEPS}", f"finetune.max_steps={STEPS}", "pretrain.augment.brightness=0.2",

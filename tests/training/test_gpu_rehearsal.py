@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training import gpu_machine
+from factories import gpu_machine
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 CORPUS = ["train_clips=8", "dev_clips=2", "test_clips=2", "heldout_clips=2"]

@@ -11,10 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import free_port
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.ranks import free_port
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import LAUNCH_FOLDER, to_yaml
 from sage_scale.errors import UsageError
@@ -207,7 +205,7 @@ def world(tmp_path_factory):
     language = make_language_folder(root / "language")
     recipe = tiny_recipe("features", f"model.language_model={language}", "pretrain.max_steps=2")
     (root / "tiny.yaml").write_text(to_yaml(recipe))
-    make_shards(root / "shards", root, recipe, [("train", 20), ("dev", 6)])
+    make_shards(root / "shards", recipe, [("train", 20), ("dev", 6)])
     return root
 
 

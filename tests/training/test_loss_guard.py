@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_world
 import torch
+from factories import training as factory
+from factories.ranks import run_ranks
+from factories.training import make_language_folder, make_shards, tiny_recipe
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import run_ranks
-from tiny_world import make_language_folder, make_shards, tiny_recipe
 from toy_stage import Toy
 
 from sage_scale.config import Stage
@@ -111,7 +108,7 @@ def world(tmp_path_factory):
     recipe = tiny_recipe(
         "features", f"model.language_model={language}", "pretrain.epochs=3", "pretrain.save_every=2"
     )
-    whole = tiny_world.make_sample
+    whole = factory.make_sample
 
     def with_one_bad(number, split, kind):
         sample = whole(number, split, kind)
@@ -119,11 +116,11 @@ def world(tmp_path_factory):
             sample.features[:] = np.nan
         return sample
 
-    tiny_world.make_sample = with_one_bad
+    factory.make_sample = with_one_bad
     try:
-        make_shards(root / "shards", root, recipe, [("train", 20), ("dev", 5)])
+        make_shards(root / "shards", recipe, [("train", 20), ("dev", 5)])
     finally:
-        tiny_world.make_sample = whole
+        factory.make_sample = whole
     return root, recipe
 
 

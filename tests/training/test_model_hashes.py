@@ -6,17 +6,14 @@ import json
 import os
 import shutil
 import stat
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from factories.training import make_language_folder, make_shards, tiny_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_world import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import CheckpointError
 from sage_scale.nn.weights import read_weights, write_weights
@@ -33,7 +30,7 @@ def trained(tmp_path_factory):
     recipe = tiny_recipe(
         "features", f"model.language_model={language}", "finetune.init=none", "finetune.max_steps=2"
     )
-    make_shards(root / "shards", root, recipe, [("train", 8), ("dev", 2), ("test", 2)])
+    make_shards(root / "shards", recipe, [("train", 8), ("dev", 2), ("test", 2)])
     before = os.umask(0o027)
     try:
         finetune.run(recipe, root / "run", str(root / "shards"))

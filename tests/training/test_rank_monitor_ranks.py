@@ -15,9 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import free_port
+from factories.ranks import free_port
 
 from sage_scale.training.monitor.heartbeat import request_stop
 

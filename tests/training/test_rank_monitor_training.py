@@ -13,9 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
 from sage_scale.training.restarts import reached
@@ -30,7 +28,7 @@ def world(tmp_path_factory):
     recipe = tiny_recipe("features", f"model.language_model={language}", "pretrain.max_steps=100000",
                          f"pretrain.save_every={SAVE_EVERY}")  # fmt: skip
     (root / "tiny.yaml").write_text(to_yaml(recipe))
-    make_shards(root / "shards", root, recipe, [("train", 20), ("dev", 6)])
+    make_shards(root / "shards", recipe, [("train", 20), ("dev", 6)])
     return root
 
 

@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import free_port
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.ranks import free_port
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
 from sage_scale.training import pretrain
@@ -68,7 +66,7 @@ def test_a_launched_run_prints_its_own_lines_and_learns_as_one_process(tmp_path)
     changes = ["pretrain.max_steps=8", "pretrain.batch_size=5", "model.batchnorm=sync"]
     recipe = tiny_recipe("frames", f"model.language_model={language}", *changes)
     (tmp_path / "tiny.yaml").write_text(to_yaml(recipe))
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 20), ("train", 9), ("dev", 6)])
+    data = make_shards(tmp_path / "shards", recipe, [("train", 20), ("train", 9), ("dev", 6)])
     program = [
         str(Path(sys.executable).with_name("deepspeed")),
         "--quiet",

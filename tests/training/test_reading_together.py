@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import run_ranks
+from factories.ranks import run_ranks
 
 pytestmark = pytest.mark.system
 RANK = Path(__file__).with_name("reading_ranks.py")

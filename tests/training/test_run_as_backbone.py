@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "precompute"))
-from small_corpus import hashes, write_video
-from tiny_world import SIZE, make_language_folder, make_shards, tiny_recipe
+from factories.precompute import hashes
+from factories.training import SIZE, make_language_folder, make_shards, tiny_recipe
+from factories.videos import write_square
 
 from sage_scale.config import Recipe, Stage, override, to_yaml
 from sage_scale.corpora.manifest import Clip, Manifest
@@ -37,7 +34,7 @@ def trained(tmp_path_factory) -> tuple[Path, Recipe]:
     root = tmp_path_factory.mktemp("own_encoder")
     language = make_language_folder(root / "language")
     recipe = tiny_recipe("frames", f"model.language_model={language}", "pretrain.max_steps=4")
-    make_shards(root / "shards", root, recipe, [("train", 14), ("dev", 4)])
+    make_shards(root / "shards", recipe, [("train", 14), ("dev", 4)])
     pretrain.run(recipe, root / "run", str(root / "shards"))
     return root / "run", recipe
 
@@ -85,7 +82,7 @@ def test_rows_are_what_the_runs_own_model_makes_of_the_frames(trained, tmp_path,
 @pytest.mark.parametrize("views", [1, 3])
 def test_a_unit_with_a_runs_own_features_is_the_same_in_a_pass_and_alone(trained, tmp_path, views) -> None:
     run, recipe = trained
-    write_video(tmp_path / "talk.mp4", frames=200, seed=1)
+    write_square(tmp_path / "talk.mp4", frames=200, seed=1)
     clips = tuple(
         Clip(id=str(k), video=str(tmp_path / "talk.mp4"), start_s=k, end_s=k + 1.4) for k in (0, 2, 1, 4, 3)
     )

@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import sign2gpt_layout
-from launching import run_ranks
-from tiny_sign2gpt import make_causal_folder, sign2gpt_recipe
-from tiny_world import make_shards
+from factories.ranks import run_ranks
+from factories.training import make_causal_folder, make_shards, sign2gpt_recipe
 
 from sage_scale.config import override, to_yaml
 
@@ -32,7 +28,7 @@ def world(tmp_path_factory):
           for change in (f"max_steps={STEPS}", "batch_size=5", "save_every=4", "keep_checkpoints=9")),
     )  # fmt: skip
     (root / "tiny.yaml").write_text(to_yaml(recipe))
-    data = make_shards(root / "shards", root, recipe, [("train", 20), ("train", 9), ("dev", 4)])
+    data = make_shards(root / "shards", recipe, [("train", 20), ("train", 9), ("dev", 4)])
     sign2gpt_layout.train(zero(recipe, 0), root / "alone", data)
     run_ranks(Path(sign2gpt_layout.__file__), 2, [root / "tiny.yaml", data, root, 1, 2, 3])
     return root, recipe, data

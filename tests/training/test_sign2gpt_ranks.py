@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import sign2gpt_ranks
-from launching import run_ranks
+from factories.ranks import run_ranks
 
 
 @pytest.mark.system

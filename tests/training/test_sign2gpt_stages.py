@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from factories.training import make_causal_folder, make_shards, sign2gpt_recipe
 from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_sign2gpt import make_causal_folder, sign2gpt_recipe
-from tiny_world import make_shards
 
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, RecipeError
@@ -31,7 +27,7 @@ PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("sign2gpt")
     recipe = sign2gpt_recipe("frames", f"model.language_model={make_causal_folder(root / 'language')}")
-    make_shards(root / "shards", root, recipe, PLAN)
+    make_shards(root / "shards", recipe, PLAN)
     return root, recipe
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import DatasetError
 from sage_scale.reporting.page import write_report
@@ -18,7 +18,7 @@ from sage_scale.training import pretrain
 def damaged(tmp_path: Path) -> tuple[str, Path]:
     """Shards of which one training sample is damaged, and a folder with the language model."""
     language = make_language_folder(tmp_path / "language")
-    url = make_shards(tmp_path / "shards", tmp_path, tiny_recipe("features"), [("train", 12), ("dev", 4)])
+    url = make_shards(tmp_path / "shards", tiny_recipe("features"), [("train", 12), ("dev", 4)])
     dataset = open_dataset(url)
     table = dataset.samples("train")
     path = dataset.store.local_path(dataset.units[0].tar)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import tiny_world
-from launching import run_ranks
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories import training as factory
+from factories.ranks import run_ranks
+from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageError
@@ -35,7 +32,7 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("stages")
     language = make_language_folder(root / "language")
     recipe = tiny_recipe("features", f"model.language_model={language}")
-    make_shards(root / "shards", root, recipe, PLAN)
+    make_shards(root / "shards", recipe, PLAN)
     return root, recipe
 
 
@@ -125,7 +122,7 @@ def test_export_of_a_trimmed_vocabulary_says_which_rows_it_kept(tmp_path):
         "features", f"model.language_model={language}", "text.trim_vocabulary=true", "finetune.init=none",
         "finetune.max_steps=1",
     )  # fmt: skip
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 3), ("dev", 2)])
+    data = make_shards(tmp_path / "shards", recipe, [("train", 3), ("dev", 2)])
     finetune.run(recipe, tmp_path / "run", data)
     folder = tmp_path / "run" / "model" / "language_model"
     from transformers import AutoTokenizer, MBartForConditionalGeneration
@@ -147,7 +144,7 @@ def test_frozen_backbone_is_untouched_byte_for_byte(tmp_path):
         "finetune.max_steps=12",
         "pretrain.max_steps=3",
     )
-    data = make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    data = make_shards(tmp_path / "shards", recipe, PLAN)
     pretrain.run(recipe, tmp_path / "run", data)
     finetune.run(recipe, tmp_path / "run", data)
     before = load_tensors(tmp_path / "run" / pretrain.STAGE1)
@@ -210,15 +207,15 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(world, tmp_path):
 
 def test_a_language_without_a_code_is_refused_before_the_run_is_there(world, tmp_path, monkeypatch):
     _, recipe = world
-    made = tiny_world.make_sample
+    made = factory.make_sample
 
     def one_foreign(number, split, kind):
         sample = made(number, split, kind)
         sample.meta["language"] = "xx" if number == 1 else "de"
         return sample
 
-    monkeypatch.setattr(tiny_world, "make_sample", one_foreign)
-    make_shards(tmp_path / "shards", tmp_path, recipe, PLAN)
+    monkeypatch.setattr(factory, "make_sample", one_foreign)
+    make_shards(tmp_path / "shards", recipe, PLAN)
     for stage in (pretrain, finetune):
         with pytest.raises(DatasetError, match="1 sentences in 'xx'"):
             stage.run(recipe, tmp_path / "run", str(tmp_path / "shards"))
@@ -227,18 +224,18 @@ def test_a_language_without_a_code_is_refused_before_the_run_is_there(world, tmp
 
 def test_a_sentence_longer_than_the_language_model_is_cut(tmp_path, monkeypatch):
     """The tiny mBART has 64 positions; the longest sentences here want 125."""
-    make = tiny_world.make_sample
+    make = factory.make_sample
 
     def wordy(*place):
         sample = make(*place)
         words = sample.meta["sentence"].split()
         return dataclasses.replace(sample, meta={**sample.meta, "sentence": " ".join(words * 25)})
 
-    monkeypatch.setattr(tiny_world, "make_sample", wordy)
+    monkeypatch.setattr(factory, "make_sample", wordy)
     language = make_language_folder(tmp_path / "language")
     recipe = tiny_recipe("features", f"model.language_model={language}", "finetune.init=none",
                          "finetune.max_steps=2", "evaluation.max_tokens=100")  # fmt: skip
-    make_shards(tmp_path / "shards", tmp_path, recipe, PLAN[:3])
+    make_shards(tmp_path / "shards", recipe, PLAN[:3])
     finetune.run(recipe, tmp_path / "run", str(tmp_path / "shards"))
     assert len(losses(tmp_path / "run", "finetune")) == 2
 

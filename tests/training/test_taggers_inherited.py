@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "precompute"))
-from small_corpus import run_here, write_video
-from tiny_world import COLOURS, make_language_folder, tiny_recipe
+from factories.precompute import run_here
+from factories.training import COLOURS, make_language_folder, tiny_recipe
+from factories.videos import write_square
 
 from sage_scale.cli.main import run
 from sage_scale.config import load_recipe, override, to_yaml
@@ -36,7 +34,7 @@ def world(tmp_path_factory) -> Path:
     for split, count in (("train", 6), ("dev", 2), ("test", 2)):
         for number in range(count):
             video = root / "corpus" / split / f"{split}{number}.mp4"
-            write_video(video, frames=24 + 4 * number, seed=number + 100 * len(split))
+            write_square(video, frames=24 + 4 * number, seed=number + 100 * len(split))
             video.with_suffix(".txt").write_text(
                 f"{words[number % 6]} {words[(number + 1) % 6]}", encoding="utf-8"
             )
@@ -101,7 +99,7 @@ def test_a_video_without_labels_is_cut_otherwise_and_said(world: Path, tmp_path:
             str(world / "recipe.yaml"),
         ]
         assert run(["pretrain", *begin]) == 0 and run(["finetune", *begin]) == 0
-    write_video(tmp_path / "new.mp4", frames=40, seed=9)
+    write_square(tmp_path / "new.mp4", frames=40, seed=9)
     translate = ["translate", str(tmp_path / "new.mp4"), "--model", str(folder), "--device", "cpu", "--json"]
     capsys.readouterr()
     assert run(translate) == 0

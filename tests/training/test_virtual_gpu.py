@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_sign2gpt import make_causal_folder, sign2gpt_recipe
-from tiny_world import make_language_folder, make_shards, tiny_recipe
+from factories.training import (
+    make_causal_folder,
+    make_language_folder,
+    make_shards,
+    sign2gpt_recipe,
+    tiny_recipe,
+)
 from virtual_gpu import CUDA, VirtualGpu
 
 from sage_scale.config import Recipe, override
@@ -106,7 +108,7 @@ def test_both_stages_evaluation_and_translation(
         language = f"model.language_model={make_causal_folder(tmp_path / 'language')}"
         recipe = sign2gpt_recipe("frames", language, *ONE_RANK, *changes)
     data = str(tmp_path / "shards")
-    make_shards(tmp_path / "shards", tmp_path, recipe, [("train", 12), ("dev", 4), ("test", 4)])
+    make_shards(tmp_path / "shards", recipe, [("train", 12), ("dev", 4), ("test", 4)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "initialise", lambda *_, **__: Ranks(0, 1, 0, torch.device("cpu")))
         train(recipe, tmp_path / "cpu", data)

@@ -62,7 +62,7 @@ def main(folder: str, zero: str, optimizer: str, first: str, last: str) -> None:
 
 
 if __name__ == "__main__":
-    from launching import leave
+    from factories.ranks import leave
 
     main(*sys.argv[1:])
     leave()

@@ -13,9 +13,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from factories.training import make_language_folder, tiny_recipe
+from factories.videos import write_signing
 from PIL import Image
-from signing_videos import make_video
-from training.tiny_world import make_language_folder, tiny_recipe
 
 from sage_scale.cli import main as command_line
 from sage_scale.config import override
@@ -46,7 +46,7 @@ RECIPE = override(tiny_recipe(), ["vision.size=24", "vision.crop=16", "vision.ba
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("videos")
-    return [make_video(folder / f"clip-{n}.mp4", seed=n, frames=48 + 7 * n) for n in range(3)]
+    return [write_signing(folder / f"clip-{n}.mp4", seed=n, frames=48 + 7 * n) for n in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_wrong_input_is_one_line(capsys, run, videos, tmp_path, kind):
 
 def test_a_video_that_is_too_short_says_so(translator, tmp_path):
     with pytest.raises(ClipRejected, match="too-short"):
-        translator.translate(make_video(tmp_path / "short.mp4", seed=0, frames=4))
+        translator.translate(write_signing(tmp_path / "short.mp4", seed=0, frames=4))
 
 
 def test_choose_device():

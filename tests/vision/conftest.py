@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_videos import write_video
+from factories.videos import write_video
 
 
 @pytest.fixture

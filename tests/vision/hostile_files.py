@@ -13,7 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from made_videos import write_video
+from factories.videos import write_video
 from PIL import Image
 from video_kinds import X264, scenes
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories.videos import write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_videos import write_video
 
 from sage_scale.config import Vision
 from sage_scale.errors import ClipRejected

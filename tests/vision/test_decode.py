@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from made_videos import BASE, STEP, numbers
+from factories.videos import BASE, STEP, numbers
 from PIL import Image
 
 from sage_scale.config import Vision

@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from factories.videos import write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_videos import write_video
 from video_kinds import FRAMES, KINDS, X264, scenes
 
 from sage_scale.errors import ClipRejected

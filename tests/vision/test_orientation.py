@@ -11,9 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from factories.videos import write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_videos import write_video
 from PIL import ExifTags, Image
 
 from sage_scale.config import Vision

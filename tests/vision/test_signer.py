@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_videos import write_video
+from factories.videos import write_video
 from PIL import Image
 from video_kinds import turned
 

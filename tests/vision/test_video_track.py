@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from av.stream import Disposition
+from factories.videos import COVER, Pictures, Sound, numbers, write_tracks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_tracks import COVER, Pictures, Sound, write_tracks
-from made_videos import numbers
 
 from sage_scale.config import Vision
 from sage_scale.corpora.manifest import Clip

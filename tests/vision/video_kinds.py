@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from made_videos import write_video
+from factories.videos import write_video
 
 X264 = {"threads": "1", "preset": "ultrafast", "qp": "12"}
 

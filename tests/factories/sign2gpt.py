@@ -7,7 +7,7 @@ from typing import Any
 
 import sentencepiece
 import torch
-from models.small_models import SENTENCES
+from factories.models import SENTENCES
 from torch import nn
 from transformers import (
     GPTNeoXConfig,

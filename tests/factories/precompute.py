@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import av
-import numpy as np
+from factories.videos import write_square
 
 from sage_scale.config import Recipe, from_mapping
 from sage_scale.corpora.manifest import Manifest
@@ -23,29 +22,12 @@ from sage_scale.storage.folder import FolderStore
 CLIPS = 7
 
 
-def write_video(path: Path, frames: int, seed: int, size: int = 48) -> None:
-    """A moving bright square on noise, H.264, 25 frames a second."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 60, (size, size, 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", 25, options={"threads": "1", "preset": "ultrafast"})
-        stream.width = stream.height = size
-        for number in range(frames):
-            picture = noise.copy()
-            at = (3 * number + seed) % (size - 12)
-            picture[at : at + 12, size // 3 : size // 3 + 12] = 230
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-
-
 def write_corpus(root: Path, clips: int = CLIPS) -> Path:
     """`clips` training clips and two dev clips, in the layout of the corpus `videos`."""
     for split, count in (("train", clips), ("dev", 2)):
         for number in range(count):
             video = root / split / f"{split}{number:02d}.mp4"
-            write_video(video, frames=24 + 2 * number, seed=number + 100 * (split == "dev"))
+            write_square(video, frames=24 + 2 * number, seed=number + 100 * (split == "dev"))
             video.with_suffix(".txt").write_text(f"Satz Nummer {number} im {split}.\n", encoding="utf-8")
     return root
 

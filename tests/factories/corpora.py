@@ -1,6 +1,6 @@
 """Small corpora in the layouts that their publishers describe, with real videos of ten seconds.
 
-Videos have 5 frames a second; frame t is a picture of one grey level that tells t (vision/made_videos.py).
+Videos have 5 frames a second; frame t is a picture of one grey level that tells t (factories/videos.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from factories.videos import write_video
 from PIL import Image
-from vision.made_videos import write_video
 
 FPS = 5
 SECONDS = 10

@@ -7,26 +7,18 @@ ranks get unequal parts.
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
 import torch
+from factories.datasets import write_dataset
 from PIL import Image
-from transformers import MBartConfig, MBartForConditionalGeneration
+from transformers import MBartConfig, MBartForConditionalGeneration, XGLMConfig, XGLMForCausalLM
 
 from sage_scale.config import Recipe, from_mapping, override
-from sage_scale.shards import (
-    DatasetInfo,
-    PlannedUnit,
-    Sample,
-    finish_dataset,
-    publish_shard,
-    sample_key,
-    start_dataset,
-    write_shard,
-)
-from sage_scale.storage import open_store
-from sage_scale.text.tokenizer import train_sentencepiece
+from sage_scale.shards import Sample, sample_key
+from sage_scale.text.tokenizer import train_sentencepiece, train_xglm_tokenizer
 
 COLOURS = {
     "rot": (220, 30, 30),
@@ -129,28 +121,14 @@ def make_sample(number: int, split: str, kind: str) -> Sample:
     return Sample(key=sample_key(meta["id"]), meta=meta, segments=segments, **content)
 
 
-def make_shards(url: str | Path, scratch: Path, recipe: Recipe, plan: list[tuple[str, int]]) -> str:
-    """A finished dataset of (split, clips) units at `url`."""
-    store = open_store(url)
-    kind = recipe.vision.kind
-    info = start_dataset(
-        store,
-        DatasetInfo(
-            kind=kind,
-            recipe=recipe.dataset_fingerprint(),
-            manifest="0" * 16,
-            units=tuple(PlannedUnit(split=split, clips=clips) for split, clips in plan),
-            recipe_part=recipe.dataset_part(),
-        ),
-    )
-    number = 0
-    for unit, (split, clips) in enumerate(plan):
-        samples = [make_sample(number + i, split, kind) for i in range(clips)]
-        number += clips
-        tar = scratch / f"unit-{unit}.tar"
-        write_shard(tar, samples, unit=unit, split=split, dataset=info.digest)
-        publish_shard(store, tar)
-    finish_dataset(store)
+def make_shards(url: str | Path, recipe: Recipe, plan: list[tuple[str, int]]) -> str:
+    """Write a dataset of (split, clips) units at `url`, which is returned as text."""
+    number = itertools.count()
+    units = [
+        (split, [make_sample(next(number), split, recipe.vision.kind) for _ in range(clips)])
+        for split, clips in plan
+    ]
+    write_dataset(url, units, recipe)
     return str(url)
 
 
@@ -159,3 +137,38 @@ def _jpeg(colour: tuple[int, int, int], rng: np.random.Generator) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
+
+
+def sign2gpt_recipe(kind: str = "frames", *overrides: str) -> Recipe:
+    """Vision transformer with adapters, AdamW, random prototypes; float32, dropout on."""
+    return tiny_recipe(
+        kind,
+        "model.kind=sign2gpt",
+        *(
+            f"model.sign2gpt.{change}"
+            for change in (
+                "vit_width=16", "vit_layers=2", "vit_heads=2", "vit_patch=8", "vit_image=16", "vit_adapted=1",
+                "width=16", "layers=2", "downsample_after=1", "heads=2", "ffn=32", "layer_scale=0.5", "lora_rank=2",
+            )
+        ),
+        "prototypes.vectors=random",
+        "prototypes.dim=12",
+        "pretrain.optimizer=adamw",
+        "finetune.optimizer=adamw",
+        *overrides,
+    )  # fmt: skip
+
+
+def make_causal_folder(folder: Path) -> Path:
+    """A random XGLM of one layer with a tokenizer trained on the colours, as a Hugging Face folder."""
+    tokenizer = train_xglm_tokenizer([" ".join(COLOURS)] * 4 + list(COLOURS), 60)
+    torch.manual_seed(0)
+    config = XGLMConfig(
+        vocab_size=len(tokenizer), d_model=16, ffn_dim=32, num_layers=1, attention_heads=2,
+        max_position_embeddings=64, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, layerdrop=0.0,
+        init_std=0.2, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    XGLMForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,4 +1,7 @@
-"""Files of several streams: numbered pictures, sound and covers, each beginning at a time of its own."""
+"""Small real videos: numbered grey pictures, moving squares, and files of several streams.
+
+Frame t of a numbered video is a picture of the one grey level BASE + STEP * t.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,84 @@ from pathlib import Path
 import av
 import numpy as np
 from av.stream import Disposition
-from made_videos import BASE, STEP
+
+BASE, STEP = 12, 4
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The source frame numbers that decoded pictures (n, H, W, 3) or (n, H, W) show."""
+    levels = frames.reshape(len(frames), -1).mean(1)
+    # Colours are kept in 8 bits of another space, and swscale's way back to RGB loses one level on average.
+    lost = 1 if frames.ndim == 4 else 0
+    return np.rint((levels + lost - BASE) / STEP).astype(int).tolist()
+
+
+def write_video(
+    path: Path,
+    frames: int | Sequence[np.ndarray] = 50,
+    *,
+    rate: Fraction | int = 25,
+    times: Sequence[float] | None = None,
+    size: tuple[int, int] = (64, 48),
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """A video of numbered grey pictures, or of the given RGB ones; `times` in seconds makes its rate vary."""
+    if isinstance(frames, int):
+        pictures = [np.full((size[1], size[0], 3), BASE + STEP * t, np.uint8) for t in range(frames)]
+    else:
+        pictures = list(frames)
+        size = pictures[0].shape[1], pictures[0].shape[0]
+    options = options or ({"threads": "1", "qp": "4", "g": "12"} if codec == "libx264" else {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", container_options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = *size, pixels
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for t, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = round(times[t] * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_square(path: Path, frames: int, seed: int, size: int = 48) -> Path:
+    """A bright square that moves over noise, 25 frames a second."""
+    noise = np.random.default_rng(seed).integers(0, 60, (size, size, 3), np.uint8)
+    pictures = []
+    for number in range(frames):
+        at = (3 * number + seed) % (size - 12)
+        pictures.append(noise.copy())
+        pictures[-1][at : at + 12, size // 3 : size // 3 + 12] = 230
+    return write_video(path, pictures, options={"threads": "1", "preset": "ultrafast"})
+
+
+def write_signing(path: Path, seed: int, frames: int = 60, size: int = 64) -> Path:
+    """A square that travels between random points and slows down at each, so that the motion tagger cuts there."""
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(8, size - 8, size=(frames // 9 + 2, 2))
+    colour = rng.integers(120, 255, 3)
+    pictures = []
+    for t in range(frames):
+        i, share = divmod(t, 9)
+        ease = (1 - np.cos(np.pi * share / 9)) / 2
+        x, y = (points[i] * (1 - ease) + points[i + 1] * ease).round().astype(int)
+        pictures.append(np.full((size, size, 3), 40, np.uint8))
+        pictures[-1][max(y - 7, 0) : y + 7, max(x - 7, 0) : x + 7] = colour
+    return write_video(path, pictures, options={"crf": "18"})
+
 
 MS = Fraction(1, 1000)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Numbered pictures, number t of the one grey level that `made_videos.numbers` reads."""
+    """Numbered pictures, number t of the one grey level that `numbers` reads."""
 
     frames: int = 50
     start_s: float = 0.0
