@@ -93,7 +93,7 @@ def make_sample(
 def write_dataset(
     place: Store | str | Path,
     units: Sequence[tuple[str, Sequence[Sample]]],
-    recipe: Recipe | None = None,
+    recipe: Recipe | str = "0" * 16,
     *,
     rejects: Mapping[int, list[Reject]] | None = None,
     finish: bool = True,
@@ -102,8 +102,8 @@ def write_dataset(
     """Write units of (split, samples); `finish=False` leaves out the last one. `info` are fields of DatasetInfo."""
     store = place if isinstance(place, Store) else open_store(place)
     rejected = rejects or {}
-    described: dict[str, Any] = {"recipe": "0" * 16, "manifest": "0" * 16}
-    if recipe is not None:
+    described: dict[str, Any] = {"recipe": recipe, "manifest": "0" * 16}
+    if isinstance(recipe, Recipe):
         described |= {"recipe": recipe.dataset_fingerprint(), "recipe_part": recipe.dataset_part()}
     described["kind"] = "features" if units[0][1][0].features is not None else "frames"
     planned = (
@@ -128,7 +128,7 @@ def make_dataset(store: Store, kind: str = "features", finish: bool = True, clip
     ]
     return write_dataset(  # type: ignore[return-value]
         store, units, rejects={2: [Reject(id="dev-x", reason="too-short", detail="3 frames")]}, finish=finish,
-        recipe_part={"vision": {"size": 64}}, **{"recipe": "0123456789abcdef", "manifest": "fedcba9876543210"},
+        recipe="0123456789abcdef", manifest="fedcba9876543210", recipe_part={"vision": {"size": 64}},
     )  # fmt: skip
 
 
