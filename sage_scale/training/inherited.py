@@ -1,15 +1,15 @@
-"""What a run takes over from its datasets: the recipe keys that describe shards, not training.
+"""Recipe keys that a run takes from its datasets: those that describe shards, not training.
 
-`dataset.json` holds the part of the recipe that made a dataset. Training under another value would report what was
-never done ("segments by motion" of uniform ones) and cut new videos otherwise than it was trained on. So the run's
-recipe gets the dataset's values; a key that the command line gives is refused where it contradicts them, apart from
-the keys of `CHOSEN`, which training may set otherwise.
+`dataset.json` holds the part of the recipe that made a dataset. Training under another value would report segments
+that were never cut so ("by motion" of uniform ones) and cut new videos otherwise than in training. So the run's recipe
+gets the dataset's values; a key that the command line gives is refused where it contradicts them, except the keys of
+`OVERRIDABLE`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,31 @@ from sage_scale.errors import OtherDataset, RecipeError
 from sage_scale.shards import Dataset
 from sage_scale.untrusted.display import shortened
 
-CHOSEN = (
-    "text.target",  # shards hold both, pseudo-glosses and sentence
-    "corpus.language",  # each clip has its own
-    "vision.background",  # a stored median frame can be left alone
-    "vision.feature_views",  # fewer than are stored
-    "vision.crop",  # the part of a stored frame that the model sees
-    "vision.backbone_weights",  # files may have moved
-    "vision.allow_random_backbone",
-    "segmentation.labels",
-)
-"""Keys that the command line may set otherwise than the dataset has them; the datasets' are the default."""
-SILENT = ("shards.", "corpus.", "vision.jpeg_quality", "vision.view_augment.")
-"""Keys whose change is not worth a line, except `LOUD` ones."""
-LOUD = ("corpus.name", "corpus.language")
-ALIKE = ("vision.kind", "vision.fps", "vision.frame_stride", "vision.size")
+Rule = Callable[[Any, bool], bool]
+"""Whether training may set a key otherwise, by the dataset's value and whether the dataset holds features."""
+
+
+def _always(made: Any, features: bool) -> bool:
+    return True
+
+
+OVERRIDABLE: dict[str, Rule] = {
+    "text.target": _always,  # shards hold both, pseudo-glosses and sentence
+    "corpus.language": _always,  # each clip has its own
+    # A stored median frame can be left alone.
+    "vision.background": lambda made, features: features or made == "median",
+    # Fewer than are stored: of more, `check_datasets` says how many there are.
+    "vision.feature_views": lambda made, features: features,
+    "vision.crop": lambda made, features: not features,  # the part of a stored frame that the model sees
+    "vision.backbone_weights": _always,  # files may have moved
+    "vision.allow_random_backbone": _always,
+    "segmentation.labels": _always,
+}
+"""Keys that the command line may set otherwise than the dataset has them; the dataset's value is the default."""
+UNREPORTED = ("shards.", "corpus.", "vision.jpeg_quality", "vision.view_augment.")
+"""Beginnings of keys whose change is not reported, except those of `REPORTED`."""
+REPORTED = ("corpus.name", "corpus.language")
+SHARED = ("vision.kind", "vision.fps", "vision.frame_stride", "vision.size")
 """Keys in which several datasets of one run must agree (of features all but the size)."""
 UNRECORDED = "not recorded"
 """Stands for the values of a key in which the parts of a dataset differ that version 0.1.0 merged."""
@@ -48,11 +58,11 @@ class Inheritance:
     differing: dict[str, list[Any]] = field(default_factory=dict)
     """Values of keys in which the datasets, or the parts of a merged one, differ."""
     lines: list[str] = field(default_factory=list)
-    """What the user is told."""
+    """Lines for the user."""
 
 
 def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritance:
-    """Returns `recipe` with the keys that describe the datasets; those of `CHOSEN` as the run in `run` has them.
+    """Returns `recipe` with the keys that describe the datasets; those of `OVERRIDABLE` as the run in `run` has them.
 
     Raises OtherDataset where `recipe.given` contradicts a dataset or the datasets cannot be trained on together.
     """
@@ -69,7 +79,7 @@ def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritan
         if key in recipe.given:
             if mine in values:
                 continue
-            if not _may_choose(key, mine, theirs, features):
+            if not _overridable(key, theirs, features):
                 raise OtherDataset(
                     f"{key}={_shown(mine)} is given, and {url} was made with {key}={_shown(theirs)}: leave the key "
                     "out, or precompute a dataset with it"
@@ -77,14 +87,16 @@ def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritan
             told.setdefault("as given", []).append(f"{key}={_shown(mine)} (the dataset: {_shown(theirs)})")
             continue
         taken, source = (mine if mine in values else theirs), f"taken from {url}"
-        if key in begun and (begun[key] in values or _may_choose(key, begun[key], theirs, features)):
+        if key in begun and (begun[key] in values or _overridable(key, theirs, features)):
             taken, source = begun[key], "as this run was begun"
         if taken != mine:
             changed[key] = taken
             if is_told(key):
                 told.setdefault(source, []).append(f"{key}={_shown(taken)} (the recipe: {_shown(mine)})")
     differing = {key: values for key, values in recorded.items() if len(values) > 1}
-    lost = [key for part in made if "vision.kind" in part for key in _always_recorded() if key not in part]
+    # A dataset records these keys unless its parts, before they were merged, differed in them.
+    always = flat(Recipe().dataset_part())
+    lost = [key for part in made if "vision.kind" in part for key in always if key not in part]
     differing |= {key: [UNRECORDED] for key in lost if key not in recorded}
     lines = [f"{source}: {_some(parts)}" for source, parts in told.items()]
     apart = [f"{key} ({', '.join(map(_shown, values))})" for key, values in differing.items() if is_told(key)]
@@ -126,7 +138,7 @@ def described(dataset: Dataset) -> dict[str, Any]:
     if "vision.kind" in found:  # a whole section: of keys younger than the dataset the default was in force
         old = flat(Recipe().dataset_part()).keys()
         younger = (key for key in known if key.startswith(("vision.", "segmentation.")) and key not in old)
-        found = {key: known[key] for key in younger if not key.startswith(SILENT)} | found
+        found = {key: known[key] for key in younger if not key.startswith(UNREPORTED)} | found
     spoken = [language for language in dataset.languages if language]
     if len(spoken) == 1 and "" not in dataset.languages:
         found["corpus.language"] = spoken[0]
@@ -134,37 +146,25 @@ def described(dataset: Dataset) -> dict[str, Any]:
 
 
 def is_told(key: str) -> bool:
-    """Returns whether a change of the key is worth a line."""
-    return key in LOUD or not key.startswith(SILENT)
+    """Returns whether a change of the key is reported."""
+    return key in REPORTED or not key.startswith(UNREPORTED)
 
 
 def decides_a_sample(key: str) -> bool:
     """Returns whether another value of the key cuts or stores the same video otherwise."""
     limits = ("vision.min_frames", "vision.max_frames")
     cut = key.startswith(("vision.", "segmentation."))
-    return cut and is_told(key) and key not in limits and (key not in CHOSEN or key == "vision.crop")
+    return cut and is_told(key) and key not in limits and (key not in OVERRIDABLE or key == "vision.crop")
 
 
-def _may_choose(key: str, chosen: Any, made: Any, features: bool) -> bool:
-    """Whether training may set `key` to `chosen` over shards made with `made`."""
-    if key == "vision.background":
-        return features or made == "median"
-    if key == "vision.feature_views":
-        return features  # more than are stored: `check_datasets` says how many there are
-    if key == "vision.crop":
-        return not features
-    return key in CHOSEN
-
-
-def _always_recorded() -> list[str]:
-    """Keys that a dataset records unless its parts, before they were merged, differed in them."""
-    return list(flat(Recipe().dataset_part()))
+def _overridable(key: str, made: Any, features: bool) -> bool:
+    return key in OVERRIDABLE and OVERRIDABLE[key](made, features)
 
 
 def _check_alike(datasets: Sequence[Dataset], made: Sequence[Mapping[str, Any]]) -> None:
     for dataset, values in zip(datasets[1:], made[1:]):
         features = values.get("vision.kind") == "features"
-        for key in ALIKE[:-1] if features else ALIKE:
+        for key in SHARED[:-1] if features else SHARED:
             if key in made[0] and key in values and values[key] != made[0][key]:
                 raise OtherDataset(
                     f"{datasets[0].url} was made with {key}={_shown(made[0][key])}, {dataset.url} with "
@@ -179,14 +179,14 @@ def _check_alike(datasets: Sequence[Dataset], made: Sequence[Mapping[str, Any]])
 
 
 def _begun(run: Path) -> dict[str, Any]:
-    """The keys of `CHOSEN` as a run that has trained already has them; empty for a new one."""
+    """Returns the keys of `OVERRIDABLE` as a run that has trained already has them; empty for a new one."""
     if not any((run / stage / "log.jsonl").is_file() for stage in ("pretrain", "finetune")):
         return {}
     try:
         recipe = flat(to_mapping(load_recipe(run / "recipe.yaml")))
     except RecipeError:
         return {}
-    return {key: recipe[key] for key in CHOSEN}
+    return {key: recipe[key] for key in OVERRIDABLE}
 
 
 def _some(parts: Sequence[str], most: int = 6) -> str:

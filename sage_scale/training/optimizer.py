@@ -13,8 +13,6 @@ from torch import nn
 from sage_scale.config import Stage
 
 VISUAL_PARTS = ("visual.", "mapper.", "context.", "spatial.", "sign_encoder.")
-
-
 Bounds = tuple[float, float]
 """Least and greatest value of a parameter."""
 UNBOUNDED: Bounds = (-math.inf, math.inf)
@@ -60,38 +58,36 @@ def make_optimizer(groups: list[dict], stage: Stage, device: torch.device) -> to
     One fused kernel a group on a GPU; where it is offloaded, DeepSpeed's vectorised AdamW if this machine can compile
     it, else torch's own.
     """
-    optimizer = _plain_optimizer(groups, stage, device)
+    # Offloaded weights are stepped on the CPU, whatever the device.
+    fused = (device.type == "cuda" and stage.offload == "none") or None
+    beta1, beta2 = stage.betas
+    optimizer: torch.optim.Optimizer
+    if stage.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov, fused=fused
+        )
+    elif stage.offload != "none" and can_compile("CPUAdamBuilder"):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer = DeepSpeedCPUAdam(groups, lr=stage.lr, betas=(beta1, beta2), adamw_mode=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=(beta1, beta2), fused=fused)
     optimizer.register_step_post_hook(_clamp)
     return optimizer
 
 
 def _clamp(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     # The data, after the step: a clamp in the forward pass has no gradient beyond the bound, so a parameter that passed
-    # it would stay there. Here `params` are what the optimizer itself moves: the parameters, or under ZeRO a rank's
-    # float32 part of all parameters of the group, which DeepSpeed then hands to every rank.
+    # it would stay there. Here `params` are the tensors that the optimizer itself moves: the parameters, or under ZeRO
+    # a rank's float32 part of all parameters of the group, which DeepSpeed then hands to every rank.
     for group in optimizer.param_groups:
         if group["bounds"] != UNBOUNDED:
             for values in group["params"]:
                 values.data.clamp_(*group["bounds"])
 
 
-def _plain_optimizer(groups: list[dict], stage: Stage, device: torch.device) -> torch.optim.Optimizer:
-    # Offloaded weights are stepped on the CPU, whatever the device.
-    fused = (device.type == "cuda" and stage.offload == "none") or None
-    if stage.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=stage.lr, momentum=stage.momentum, nesterov=stage.nesterov, fused=fused
-        )
-    beta1, beta2 = stage.betas
-    if stage.offload != "none" and can_compile("CPUAdamBuilder"):
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(groups, lr=stage.lr, betas=(beta1, beta2), adamw_mode=True)
-    return torch.optim.AdamW(groups, lr=stage.lr, betas=(beta1, beta2), fused=fused)
-
-
 def can_compile(builder: str) -> bool:
-    """Whether DeepSpeed's extension of this name can be compiled here (a C++ compiler, ninja, its libraries)."""
+    """Returns whether a DeepSpeed extension can be compiled here (a C++ compiler, ninja, its libraries)."""
     from deepspeed.ops import op_builder
 
     found = getattr(op_builder, builder, None)
@@ -100,7 +96,7 @@ def can_compile(builder: str) -> bool:
 
 
 def rate(stage: Stage, progress: float) -> float:
-    """Learning rate over the stage's initial one at `progress` (0 at the first step, 1 at the end)."""
+    """Returns the learning rate over the stage's initial one at `progress` (0 at the first step, 1 at the end)."""
     progress = min(max(progress, 0.0), 1.0)
     if progress < stage.warmup:
         # Not from zero: the first step should move.
@@ -112,7 +108,7 @@ def rate(stage: Stage, progress: float) -> float:
 
 
 def state_names(stage: Stage) -> tuple[str, ...]:
-    """Names of the per-parameter tensors that the optimizer keeps."""
+    """Returns the names of the per-parameter tensors that the optimizer keeps."""
     if stage.optimizer == "sgd":
         return ("momentum_buffer",) if stage.momentum else ()
     return ("exp_avg", "exp_avg_sq")

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals are noted, and the step under way is finished and saved first."""
+"""Requests to stop by signal: the step under way is finished and saved first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ rank monitor, within a second, seconds."""
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM; one that comes again later ends the process at once."""
+    """Records SIGINT and SIGTERM; one that comes again later ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
