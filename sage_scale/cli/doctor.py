@@ -1,4 +1,4 @@
-"""`sage-scale doctor`: what this machine has, what is missing, what that costs. Changes nothing."""
+"""`sage-scale doctor`: hardware and software of this machine, missing parts, and their consequences. Changes nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import psutil
 import typer
 
 from sage_scale.untrusted.printer import echo, echo_coloured, echo_json
@@ -30,7 +31,7 @@ PACKAGES = {
     "sacrebleu": "no scores",
     "matplotlib": "no timeline figures",
 }
-"""What is lost without each required package."""
+"""Consequence of the absence of each required package."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,20 @@ class Check:
     """One line of the doctor's list."""
 
     part: str
-    """Heading under which it stands."""
+    """Heading of the group."""
     name: str
     state: State
     """ok: there; note: worth knowing, or only needed for some work; missing: the main job needs it."""
     found: str
-    """What was found: a version, a size, a device."""
+    """Version, size or device."""
     cost: str = ""
-    """What it costs that it is not there, and what to do about it; empty for ok."""
+    """Consequence of its absence, and the fix; empty for ok."""
 
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
 ) -> None:
-    """Say what is installed, what is missing and what that costs. Always ends with exit code 0."""
+    """List what is installed, what is missing and its consequences. Always ends with exit code 0."""
     found = checks()
     if as_json:
         echo_json([asdict(check) for check in found], indent=1)
@@ -72,21 +73,19 @@ def doctor(
 
 
 def checks() -> list[Check]:
-    """Every check; a probe that fails becomes a line of the list instead of ending it."""
-    probes = (_machine, _arithmetic, _packages, _text, _video, _storage, _tools)
+    """Returns every check; a probe that fails becomes a line of the list instead of ending it."""
+    probes: tuple[Callable[[], Iterator[Check]], ...] = (
+        _machine, _arithmetic, _packages, _text, _video, _storage, _tools,
+    )  # fmt: skip
     found: list[Check] = []
     for probe in probes:
-        found.extend(_guarded(probe))
+        try:
+            found.extend(probe())
+        except Exception as error:  # a broken installation is just what the doctor is asked about
+            part = probe.__name__.strip("_").capitalize()
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            found.append(Check(part, "broken", "missing", reason, "Install again: make setup"))
     return found
-
-
-def _guarded(probe: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    try:
-        yield from probe()
-    except Exception as error:  # a broken installation is just what the doctor is asked about
-        part = probe.__name__.strip("_").capitalize()
-        reason = f"{type(error).__name__}: {error}"
-        yield Check(part, "broken", "missing", " ".join(reason.split()), "Install again: make setup")
 
 
 def _check(part: str, name: str, good: bool, found: str, cost: str, otherwise: State = "note") -> Check:
@@ -107,20 +106,15 @@ def _machine() -> Iterator[Check]:
     cores = usable_cores()
     yield _check(part, "cores", cores >= 2, f"{cores:g} usable", "The demo is timed for two cores.")
     memory = usable_memory()
-    if memory:
-        yield _check(part, "memory", memory >= 8e9, _size(memory), "The demo needs up to 8 GB.")
-    for name, place, need, cost in (
+    yield _check(part, "memory", memory >= 8e9, _size(memory), "The demo needs up to 8 GB.")
+    temporary = os.environ.get("TMPDIR", "/tmp")
+    for name, folder, need, cost in (
         ("disk", ".", 5e9, "An installation takes 3 GB, or 7 with CUDA, the demo 1 GB."),
-        (
-            "temporary disk",
-            os.environ.get("TMPDIR", "/tmp"),
-            2e9,
-            "Ray keeps logs and spilled objects there.",
-        ),
+        ("temporary disk", temporary, 2e9, "Ray keeps logs and spilled objects there."),
         ("shared memory", "/dev/shm", 1.2e9, "Ray's object store falls back to the disk, which is slower."),
     ):
-        if Path(place).is_dir():
-            free = shutil.disk_usage(place).free
+        if Path(folder).is_dir():
+            free = shutil.disk_usage(folder).free
             yield _check(part, name, free >= need, f"{_size(free)} free", cost)
 
 
@@ -140,7 +134,9 @@ def _arithmetic() -> Iterator[Check]:
         built = f"torch is built for {torch.version.cuda or torch.version.hip or 'CPU'}"
         cost = "The demo and small corpora train on CPU; the full-size recipes need a GPU."
         yield Check(part, "gpu", "note", f"none ({built})", cost)
-        units = _cpu_bf16_units()
+        listing = Path("/proc/cpuinfo")
+        flags = listing.read_text(errors="replace").split() if listing.exists() else []
+        units = next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "none")
     cost = "precision: auto computes in float32; bf16 would be slower here, not faster."
     yield _check(part, "bf16 matrix units", units != "none", units, cost)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -149,23 +145,13 @@ def _arithmetic() -> Iterator[Check]:
     yield Check(part, "CLCL", "ok", found if not lacking or device == "cpu" else f"{found} ({lacking})")
 
 
-def _cpu_bf16_units() -> str:
-    listing = Path("/proc/cpuinfo")
-    flags = listing.read_text(errors="replace").split() if listing.exists() else []
-    return next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "none")
-
-
 def _packages() -> Iterator[Check]:
     part = "Packages"
     for name, cost in PACKAGES.items():
         yield _package(part, name, f"Without it: {cost}. make setup installs it.")
     yield _package(part, "pose-format", ".pose files are not read: pip install 'sage-scale[pose]'", "note")
-    yield _package(
-        part,
-        "triton",
-        "On a GPU CLCL is then computed by torch operations, slower: pip install 'sage-scale[triton]'",
-        "note",
-    )
+    slower = "On a GPU CLCL is then computed by torch operations, slower: pip install 'sage-scale[triton]'"
+    yield _package(part, "triton", slower, "note")
 
 
 def _text() -> Iterator[Check]:
@@ -185,17 +171,14 @@ def _video() -> Iterator[Check]:
 
     libraries = ".".join(map(str, av.library_versions.get("libavcodec", ())))
     yield Check(part, "PyAV", "ok", f"{av.__version__}, libavcodec {libraries}")
-    for codec, mode, cost in (
-        ("h264", "r", "Most sign corpora cannot be read."),
-        (
-            "libx264",
-            "w",
-            "The synthetic corpus, and so the demo, cannot be written; PyAV's wheels from PyPI have it.",
-        ),
+    unwritten = "The synthetic corpus, and so the demo, cannot be written; PyAV's wheels from PyPI have it."
+    for codec, does, cost in (
+        ("h264", "reads", "Most sign corpora cannot be read."),
+        ("libx264", "writes", unwritten),
     ):
         try:
-            av.codec.Codec(codec, mode)  # type: ignore[arg-type]
-            yield Check(part, codec, "ok", "reads" if mode == "r" else "writes")
+            av.codec.Codec(codec, does[0])  # type: ignore[arg-type]
+            yield Check(part, codec, "ok", does)
         except ValueError:
             yield Check(part, codec, "missing", "not in this build of ffmpeg", cost)
 
@@ -214,9 +197,9 @@ def _storage() -> Iterator[Check]:
 
 
 def credentials_source(environment: Mapping[str, str], home: Path) -> str:
-    """Where boto3 would find credentials, in words that show none of them; empty where it would find none.
+    """Returns where boto3 would find credentials, in words that show none of them; empty where it would find none.
 
-    Not asked of boto3 itself, which looks for a cloud machine's metadata server for seconds.
+    boto3 itself would look for a cloud machine's metadata server for seconds.
     """
     if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
         return "in the environment"
@@ -240,7 +223,7 @@ def _tools() -> Iterator[Check]:
 
 
 def usable_cores() -> float:
-    """Cores this process may use: its affinity, or the control group's share where that is less."""
+    """Returns the cores this process may use: its affinity, or the control group's share where that is less."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
     try:
@@ -251,11 +234,8 @@ def usable_cores() -> float:
 
 
 def usable_memory() -> int:
-    """Bytes of memory: the machine's, or the control group's limit where that is less; 0 where unknown."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
+    """Returns bytes of memory: the machine's, or the control group's limit where that is less."""
+    total = psutil.virtual_memory().total
     try:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):

@@ -1,10 +1,9 @@
-"""`sage-scale`: finds the verb, runs it, and turns whatever goes wrong into one line and an exit code.
+"""`sage-scale`: finds the verb, runs it, and turns every error into one line and an exit code.
 
-Start-up stays fast because a verb's file is imported only when the verb is asked for, and because those files
-import torch, ray and the like inside their functions.
+A verb's file is imported when the verb is asked for, and imports torch, ray and the like inside its functions, so that
+start-up stays fast.
 
-Exit codes: 0 done; 2 wrong usage; 3 too many rejects; 4 work units left open; 130
-interrupted; 1 anything else.
+Exit codes: 0 done; 2 wrong usage; 3 too many rejects; 4 work units left open; 130 interrupted; 1 anything else.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ VERBS = {
     "plan": "sage_scale.cli.plan:plan",
     "doctor": "sage_scale.cli.doctor:doctor",
 }
-"""Every verb, in the order of the work, and the function or the Typer application behind it."""
+"""Every verb, in the order of the work, and its function or Typer application."""
 
 MAX_LINE = 2_000
 """Characters that are printed of an error."""
 ADVICE = "this is a fault in sage-scale; run again with --debug (or SAGE_DEBUG=1) for the traceback"
 SERVICE_FAULTS = ("BotoCoreError", "ClientError", "RayError")
-"""Base classes of the outside world's errors, by name: nothing heavy is imported to recognise them."""
+"""Base classes of errors of services, by name: nothing heavy is imported to recognise them."""
 
 
 class Verbs(TyperGroup):
@@ -121,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str], debug: bool = False) -> int:
-    """The exit code of one command line. Errors are printed as one line `sage-scale: ...` on stderr."""
+    """Returns the exit code of one command line. Errors are printed as one line `sage-scale: ...` on stderr."""
     try:
         for argument in arguments:
             if fault := text_fault(argument):
@@ -149,7 +148,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
 
 
 def message(error: Exception) -> str:
-    """One line for a person: what happened, where, and what to do next."""
+    """Returns an error in one line: what happened, where, and what to do next."""
     if isinstance(error, errors.SageError):
         return str(error)
     if isinstance(error, errors.ClipRejected):
@@ -186,7 +185,7 @@ def _say(text: str) -> None:
 
 
 def _silence(stream: Any) -> None:
-    """Point a stream whose reader has gone at nothing, so that the interpreter's last flush is quiet."""
+    """Point a stream whose reader has gone at /dev/null, so that the interpreter's last flush is quiet."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
