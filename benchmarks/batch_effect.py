@@ -179,7 +179,7 @@ def measure_gallery(run: str, shards: str) -> None:
     from sage_scale.models.sage.model import SageAligner
     from sage_scale.streaming import open_datasets
     from sage_scale.training import distributed, pretrain
-    from sage_scale.training.checkpoint.tensors import load_tensors
+    from sage_scale.training.export import load_tensors
 
     folder = Path(run)
     recipe = load_recipe(folder / "recipe.yaml")

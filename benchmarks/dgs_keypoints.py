@@ -136,7 +136,7 @@ def held_out_similarity(recipe, run_folder: Path, data: str):
     from sage_scale.models.sage.mbart import TextEncoder, load_language_model
     from sage_scale.models.sage.model import SageAligner
     from sage_scale.streaming import open_datasets
-    from sage_scale.training.checkpoint.tensors import load_tensors
+    from sage_scale.training.export import load_tensors
 
     model, tokenizer = load_language_model(run_folder / "language_model")
     aligner = SageAligner(recipe, model)

@@ -1,4 +1,4 @@
-"""`sage-scale doctor`: hardware and software of this machine, missing parts, and their consequences. Changes nothing."""
+"""`sage-scale doctor`: hardware and software of this machine, missing parts, their consequences. Changes nothing."""
 
 from __future__ import annotations
 

@@ -1,22 +1,28 @@
 """Exports: a trained translator as the self-contained folder `RUN/model/`, written and read by its `ModelSpec`.
 
+Files of tensors, and folders of a model, appear whole or not at all.
+
 model/recipe.yaml    the whole recipe
 model/hashes.json    size and xxh3-128 of each file, checked when the model is loaded
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import NoModel
+from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.registry import model_names, model_spec
 from sage_scale.storage import on_this_machine
-from sage_scale.untrusted.hashes import check_sealed
+from sage_scale.untrusted.hashes import check_sealed, seal
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -64,3 +70,46 @@ def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> t
     check_sealed(path)
     recipe = load_recipe(path / "recipe.yaml")
     return model_spec(recipe.model.kind).part("load")(path, recipe, device)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, numbers as float32, atomically."""
+    tensors = {
+        name: value.detach().float().cpu().contiguous().clone()
+        if value.is_floating_point()
+        else value.cpu().clone()
+        for name, value in tensors.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(tensors, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of `save_tensors`. Raises NoModel where the file is missing, else as `read_weights`."""
+    try:
+        return read_weights(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
+def need_tensors(path: Path) -> None:
+    """Raise NoModel where there is no such file, before `load_tensors` needs it."""
+    if not path.is_file():
+        raise _missing(path)
+
+
+def _missing(path: Path) -> NoModel:
+    return NoModel(f"{path} is missing: run `sage-scale pretrain` first, or set finetune.init=none")
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to write into; complete and with hashes of its files, it replaces `folder`."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    seal(partial)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)

@@ -16,8 +16,8 @@ from sage_scale.evaluation.metrics import score
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
-from sage_scale.training.checkpoint.tensors import need_tensors
 from sage_scale.training.decode import sides, translate_split
+from sage_scale.training.export import need_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import check_language_model
 from sage_scale.training.stage import STAGE1, Task, TaskContext, agree, even_slices

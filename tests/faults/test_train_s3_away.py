@@ -13,7 +13,7 @@ from sage_scale.errors import StorageError
 from sage_scale.storage import s3
 from sage_scale.training import pretrain
 from sage_scale.training.checkpoint.checkpoints import Checkpoints
-from sage_scale.training.checkpoint.tensors import load_tensors
+from sage_scale.training.export import load_tensors
 
 pytestmark = pytest.mark.system
 PATIENCE_S = 3.0

@@ -20,8 +20,8 @@ from sage_scale.config import Stage
 from sage_scale.errors import SageError
 from sage_scale.training import distributed, pretrain
 from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress
-from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.engine import Engine
+from sage_scale.training.export import load_tensors
 from sage_scale.training.loss_guard import FEWEST, LossGuard, judge_loss
 
 BAD_CLIP = 3

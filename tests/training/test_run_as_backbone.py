@@ -24,7 +24,7 @@ from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import UnitDone
 from sage_scale.precompute.run_backbone import run_backbone, run_weights
 from sage_scale.training import pretrain
-from sage_scale.training.checkpoint.tensors import load_tensors
+from sage_scale.training.export import load_tensors
 from sage_scale.vision.packed import PackedVideo
 
 

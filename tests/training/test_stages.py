@@ -19,8 +19,8 @@ from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageE
 from sage_scale.models.sage.alignment import AlignmentTask
 from sage_scale.training import evaluate_run, export, finetune, pretrain
 from sage_scale.training.checkpoint.saving import Saver
-from sage_scale.training.checkpoint.tensors import load_tensors
 from sage_scale.training.evaluate_run import derangement
+from sage_scale.training.export import load_tensors
 from sage_scale.training.optimizer import rate
 from sage_scale.training.stopping import Interrupted, StopRequest
 

@@ -20,7 +20,7 @@ from sage_scale.config import Recipe, to_yaml
 from sage_scale.models.sage.mbart import load_language_model
 from sage_scale.models.sage.model import SageTranslator
 from sage_scale.nn.weights import check_finite, put_weights
-from sage_scale.training.checkpoint.tensors import load_tensors, replace_folder, save_tensors
+from sage_scale.training.export import load_tensors, replace_folder, save_tensors
 
 VOCABULARY = "vocabulary.json"
 VISUAL = ("visual.", "mapper.", "context.")

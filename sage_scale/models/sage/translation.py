@@ -16,7 +16,7 @@ from sage_scale.models.sage.operations import StepOperations
 from sage_scale.nn.dropout import token_seeds
 from sage_scale.nn.frame_encoder import load_backbone
 from sage_scale.nn.weights import put_weights
-from sage_scale.training.checkpoint.tensors import load_tensors
+from sage_scale.training.export import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
 from sage_scale.training.stage import STAGE1, TaskContext

@@ -21,7 +21,7 @@ from sage_scale.models.sign2gpt.merge import vit_beside
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator
 from sage_scale.models.sign2gpt.visual import homeless_weights
 from sage_scale.nn.weights import check_finite, put_weights
-from sage_scale.training.checkpoint.tensors import load_tensors, replace_folder, save_tensors
+from sage_scale.training.export import load_tensors, replace_folder, save_tensors
 
 ADAPTERS = TENSORS
 LANGUAGE, FROZEN = "language_model", "frozen.safetensors"

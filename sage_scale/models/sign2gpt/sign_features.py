@@ -37,7 +37,7 @@ from sage_scale.shards import (
 )
 from sage_scale.storage import open_store
 from sage_scale.streaming import SampleShape, pack_sample
-from sage_scale.training.checkpoint.tensors import load_tensors
+from sage_scale.training.export import load_tensors
 from sage_scale.training.inherited import contradictions
 from sage_scale.training.stage import STAGE1
 from sage_scale.untrusted.printer import tell

@@ -18,7 +18,7 @@ from sage_scale.models.sign2gpt.operations import Sign2GptOperations
 from sage_scale.models.sign2gpt.visual import frozen_files, homeless_weights, sizes
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
-from sage_scale.training.checkpoint.tensors import load_tensors
+from sage_scale.training.export import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import check_language_model, prepare_language_model
 from sage_scale.training.stage import STAGE1, TaskContext

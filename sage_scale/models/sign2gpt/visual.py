@@ -11,7 +11,7 @@ from sage_scale.models.sign2gpt.checkpoint import adapter_state
 from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.model import SignFeatures
 from sage_scale.streaming import Batch
-from sage_scale.training.checkpoint.tensors import save_tensors
+from sage_scale.training.export import save_tensors
 from sage_scale.untrusted.files import expanded
 
 VIT = "spatial.backbone.dino."
