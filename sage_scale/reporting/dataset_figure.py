@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sage_scale.reporting.figures import SEGMENT_COLOURS, clipped, short, ticks
-from sage_scale.reporting.markup import escape
-from sage_scale.reporting.style import CSS
+from sage_scale.reporting.figures import SEGMENT_COLOURS, clipped, escape, short, ticks
+from sage_scale.reporting.page import CSS
+from sage_scale.reporting.sections import PAPER_TOKEN_RATIO
 from sage_scale.shards import Dataset
 from sage_scale.shards.statistics import SplitStatistics
 
@@ -22,8 +22,6 @@ WIDTH, PANEL, GAP, MARGIN = 960.0, 284.0, 30.0, 24.0
 PLOT_HEIGHT, TOP, ROW = 150.0, 92.0, 228.0
 BARS = 7
 """Languages or signers drawn; the others are one bar."""
-PAPER_RATIO = 0.129
-"""Segments per frame on PHOENIX14T (SAGE, Table 2)."""
 STYLE = """
 svg { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif; }
 text { fill: var(--muted); font-variant-numeric: tabular-nums; }
@@ -44,18 +42,8 @@ def dataset_figure(dataset: Dataset, parts: Sequence[SplitStatistics]) -> str:
     panels = [
         _histogram("Frames a clip, share of clips", frames, names),
         _histogram("Segments a clip, share of clips", segments, names),
-        _histogram(
-            "Token ratio (segments per frame)",
-            ratios,
-            names,
-            mark=PAPER_RATIO,
-            mark_name="SAGE .129",
-        ),
-        _bars(
-            "Hours of video",
-            [(part.split, part.hours, f"{part.hours:.2f} h") for part in parts],
-            coloured=True,
-        ),
+        _histogram("Token ratio (segments per frame)", ratios, names, mark=True),
+        _bars("Hours of video", [(p.split, p.hours, f"{p.hours:.2f} h") for p in parts], coloured=True),
         _bars("Clips by language", _top([part.languages for part in parts])),
         _bars("Clips by signer", _top([part.signers for part in parts])),
     ]
@@ -104,22 +92,17 @@ def _head(dataset: Dataset, parts: Sequence[SplitStatistics]) -> str:
 
 
 def _histogram(
-    title: str,
-    values: Sequence[NDArray[np.float64]],
-    names: Sequence[str],
-    *,
-    mark: float | None = None,
-    mark_name: str = "",
+    title: str, values: Sequence[NDArray[np.float64]], names: Sequence[str], mark: bool = False
 ) -> str:
-    """Share of each split's clips over round bins; the last one also holds what lies beyond."""
+    """Share of each split's clips over round bins, the last one with all beyond; `mark` shows SAGE's token ratio."""
     drawn = [f'<text class="title" x="0" y="0">{escape(title)}</text>']
     every = np.concatenate([np.zeros(0), *values])
     if not len(every):
         return "".join(drawn)
     high = float(np.percentile(every, 99.5)) or 1.0
     low = float(every.min()) if every.min() > 0.4 * high else 0.0
-    if mark is not None:
-        low, high = min(low, mark), max(high, mark)
+    if mark:
+        low, high = min(low, PAPER_TOKEN_RATIO), max(high, PAPER_TOKEN_RATIO)
     edges = np.array(ticks(low, high, 24, whole=bool((every == np.round(every)).all())))
     first, reach = float(edges[0]), float(edges[-1] - edges[0])
     shares = [np.histogram(np.minimum(v, edges[-1]), edges)[0] / max(1, len(v)) for v in values]
@@ -153,12 +136,12 @@ def _histogram(
                 f'<text x="{x:.1f}" y="{bottom + 16:.0f}" text-anchor="{anchor}">{short(tick)}</text>'
             )
     drawn.append(f'<line class="base" x1="{left}" x2="{PANEL}" y1="{bottom}" y2="{bottom}"/>')
-    if mark is not None:
-        x = left + (mark - first) / reach * span
+    if mark:
+        x = left + (PAPER_TOKEN_RATIO - first) / reach * span
         right = x < PANEL * 0.7
         drawn.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="14" y2="{bottom}"/>')
         at, anchor = (x + 5, "start") if right else (x - 5, "end")
-        drawn.append(f'<text x="{at:.1f}" y="24" text-anchor="{anchor}">{mark_name}</text>')
+        drawn.append(f'<text x="{at:.1f}" y="24" text-anchor="{anchor}">SAGE .129</text>')
     return "".join(drawn)
 
 

@@ -1,16 +1,22 @@
 """Figures as SVG text, drawn by hand so that they take the page's colours, light or dark, and need no library.
 
 Every figure is an accessible picture (`role="img"` with a label) in a coordinate system of its own; the page scales
-it. Text inside is escaped. Colours are the classes and variables of `style.py`.
+it. Text inside is escaped. Colours are the classes and variables of
+templates/style.css.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sage_scale.reporting.markup import escape
+from markupsafe import Markup
+
+from sage_scale.untrusted.display import printable, redacted
 
 Points = Sequence[tuple[float, float]]
 TIMELINE = (960.0, 62.0, 10.0)
@@ -170,12 +176,7 @@ def timeline(
                 shown = clipped(gloss, room)
                 parts.append(f'<text x="{x + w / 2:.1f}" y="53" text-anchor="middle">{escape(shown)}</text>')
     base = height - 34
-    parts.append(f'<line class="rule" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>')
-    for tick in ticks(0, frames / fps, 8):
-        if tick <= frames / fps + 1e-9:
-            x = left + tick * fps * scale
-            parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{short(tick)} s</text>')
+    parts += seconds_axis(frames, fps, left, width - right, base)
     count = len(list(_pairs(segments)))
     label = f"{count} segments over {frames / fps:.1f} seconds" + (
         f", {len(gold)} gold signs" if gold else ""
@@ -183,7 +184,7 @@ def timeline(
     return svg(width, height, label, parts)
 
 
-def film_strip(frames: int, segments: Sequence[Sequence[int]], pictures: Mapping[int, str]) -> str:
+def film_strip(frames: int, segments: Sequence[Sequence[int]], pictures: Mapping[int, str]) -> Markup:
     """Pictures to stand above a timeline of the same width, as HTML; JPEGs in base64 by number of the segment.
 
     Each is centred above its segment and as wide as it, cut at its sides; `PICTURE_MIN` where the segment is narrower,
@@ -204,23 +205,30 @@ def film_strip(frames: int, segments: Sequence[Sequence[int]], pictures: Mapping
                 f"{100 * (middle - w / 2) / width:.3f}%;width:{100 * w / width:.3f}%;"
                 f'border-color:var(--seg{n % SEGMENT_COLOURS})">'
             )
-    return f'<div class="strip">{"".join(parts)}</div>' if parts else ""
+    return Markup(f'<div class="strip">{"".join(parts)}</div>' if parts else "")
 
 
-def bar(value: float, most: float, strong: bool) -> str:
-    """A bar for a table cell, 0 to `most`."""
-    share = 0.0 if most <= 0 else max(0.0, min(1.0, value / most))
-    kind = "strong" if strong else "weak"
-    return f'<span class="bar {kind}" aria-hidden="true"><i style="width:{share * 100:.1f}%"></i></span>'
+def share(value: float, most: float) -> float:
+    """Returns the part of a bar that is filled, 0 to 1, where `most` fills it."""
+    return 0.0 if most <= 0 else max(0.0, min(1.0, value / most))
 
 
-def svg(width: float, height: float, label: str, parts: Iterable[str], natural: bool = False) -> str:
-    """An accessible drawing. `natural` keeps its size in pixels instead of filling the width."""
+def svg(width: float, height: float, label: str, parts: Iterable[str], natural: bool = False) -> Markup:
+    """Returns an accessible drawing. `natural` keeps its size in pixels instead of filling the width."""
     size = f' width="{width:.0f}" height="{height:.0f}"' if natural else ""
-    return (
-        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width:.0f} {height:.0f}"{size}>'
-        f"{''.join(parts)}</svg>"
-    )
+    box = f'viewBox="0 0 {width:.0f} {height:.0f}"{size}'
+    return Markup(f'<svg role="img" aria-label="{escape(label)}" {box}>{"".join(parts)}</svg>')
+
+
+def seconds_axis(frames: int, fps: float, left: float, right: float, base: float) -> list[str]:
+    """Returns a rule at the height `base` with ticks in seconds, for `frames` between `left` and `right`."""
+    parts = [f'<line class="rule" x1="{left:.1f}" x2="{right:.1f}" y1="{base}" y2="{base}"/>']
+    for tick in ticks(0, frames / fps, 8):
+        if tick <= frames / fps + 1e-9:
+            x = left + tick * fps * (right - left) / frames
+            parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>')
+            parts.append(f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{short(tick)} s</text>')
+    return parts
 
 
 def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
@@ -331,3 +339,33 @@ def clipped(text: str, room: float = LONGEST_NAME) -> str:
     while letters(text[: count + 1]) <= room - 1:
         count += 1
     return text[:count] + "…"
+
+
+def escape(text: object) -> Markup:
+    """Returns text for HTML and SVG: markup and hidden characters escaped, URLs without their secrets."""
+    return Markup.escape(redacted(printable(text)))
+
+
+def is_jpeg(text: Any) -> bool:
+    """Returns whether a value of a run's JSON is a JPEG in base64, safe to stand in the page."""
+    try:
+        return isinstance(text, str) and base64.b64decode(text, validate=True)[:2] == b"\xff\xd8"
+    except (binascii.Error, ValueError):
+        return False
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as 59 s, 4 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def brief(seconds: float) -> str:
+    """Returns seconds as 59 s, 9.8 min, 2.1 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

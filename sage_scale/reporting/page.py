@@ -1,33 +1,39 @@
-"""`write_report`: one self-contained HTML page of a run.
+"""`write_report`: one self-contained HTML page of a run, from the templates in `templates/`.
 
 The page loads nothing: style is inline, figures are SVG in the page, thumbnails are data URIs, and a content policy
-forbids the rest. It needs no JavaScript.
+forbids the rest. It needs no JavaScript. All that a template shows is escaped, and `printable` and `redacted` before.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-from sage_scale.config import from_mapping
-from sage_scale.errors import RecipeError, StorageError
+import jinja2
+from markupsafe import Markup
+
+from sage_scale.errors import StorageError
 from sage_scale.registry import resolve
-from sage_scale.reporting import examples, scores, sections
-from sage_scale.reporting.markup import escape, if_readable
+from sage_scale.reporting import sections
+from sage_scale.reporting.curves import curves
 from sage_scale.reporting.runlog import RunRecord, read_run
-from sage_scale.reporting.style import CSS
+from sage_scale.untrusted.display import printable, redacted
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-
-Section = tuple[str, str, Callable[[RunRecord], str]]
-"""Anchor, name in the table of contents, and maker."""
-ABSENT = ("absent", "Not in this report")
+_PACKAGE = Path(__file__).parents[1]
+CSS = (_PACKAGE / "reporting/templates/style.css").read_text(encoding="utf-8")
+"""System fonts, light and dark by the reader's setting, readable on paper and on a phone."""
+T = TypeVar("T")
+Maker = tuple[str, str, Callable[[], str]]
+"""Anchor, name in the table of contents, and the function that makes a section."""
+Missing = list[tuple[str, str]]
+"""(what, why): parts of a page that are not there."""
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a run to `out` (RUN/report.html unless given), atomically; returns where it lies.
+    """Write the page of a run to `out` (RUN/report.html unless given), atomically; returns its path.
 
     Raises UsageError where `run` is no run folder, StorageError where the page cannot be written.
     """
@@ -47,83 +53,62 @@ def write_page(html: str, path: Path) -> Path:
     return path
 
 
-def _parts(record: RunRecord) -> list[Section]:
-    """The sections in the order of the page."""
-    return [
-        ("scores", "Scores", scores.scores_table),
-        ("examples", "Examples", examples.examples),
-        ("curves", "Training", sections.curves),
-        *((own.anchor, own.title, resolve(own.make)) for own in record.spec.report),
-        ("timelines", "Segments", sections.timelines),
-        ("cost", "Time and memory", sections.cost),
-        ("recipe", "Recipe", sections.recipe),
-    ]
-
-
 def render(record: RunRecord) -> str:
-    """The whole page as text."""
+    """Returns the whole page of a run."""
     missing = record.missing
-    about = if_readable(lambda: _about(record), "what was run", missing)
-    tiles = if_readable(lambda: sections.tiles(record), "figures of the head", missing)
-    made = [
-        (at, name, if_readable(partial(make, record), name.lower(), missing))
-        for at, name, make in _parts(record)
+    empty = Markup()
+    about = readable(lambda: html("about", sections.about(record)), empty, missing, "what was run")
+    tiles = readable(lambda: html("tiles", sections.tiles(record)), empty, missing, "figures of the head")
+    own: list[Maker] = [
+        (part.anchor, part.title, functools.partial(resolve(part.make), record))
+        for part in record.spec.report
     ]
-    return document(record.name, about, tiles, [*made, (*ABSENT, sections.absent(missing))])
+    makers: list[Maker] = [
+        ("scores", "Scores", lambda: html("scores", sections.scores(record))),
+        ("examples", "Examples", lambda: html("examples", sections.examples(record))),
+        ("curves", "Training", lambda: html("curves", curves(record))),
+        *own,
+        ("timelines", "Segments", lambda: html("timelines", sections.timelines(record))),
+        ("cost", "Time and memory", lambda: html("cost", sections.cost(record))),
+        ("recipe", "Recipe", lambda: html("recipe", sections.recipe(record))),
+    ]
+    parts = [(at, title, Markup(readable(make, "", missing, title.lower()))) for at, title, make in makers]
+    return document(record.name, about, tiles, parts, missing)
 
 
-def document(name: str, about: str, tiles: str, parts: Sequence[tuple[str, str, str]]) -> str:
-    """A page of sections: anchor, name in the table of contents, HTML; empty ones are left out.
-
-    `name` is escaped here, `about` and `tiles` are HTML.
-    """
-    links = "".join(f'<li><a href="#{anchor}">{words}</a></li>' for anchor, words, html in parts if html)
-    title = escape(name)
+def document(
+    name: str, about: Markup, tiles: Markup, parts: Sequence[tuple[str, str, Markup]], missing: Missing
+) -> str:
+    """Returns a page of sections (anchor, name in the table of contents, HTML; empty ones are left out), with a last
+    one of what is missing, so that no gap is taken for a result."""
+    absent = ("absent", "Not in this report", html("absent", missing))
     version = importlib.metadata.version("sage-scale")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title} · sage-scale report</title>
-<style>{CSS}</style>
-</head>
-<body>
-<a class="skip" href="#content">To the content</a>
-<header class="top">
-<p class="kicker">sage-scale report</p>
-<h1>{title}</h1>
-<p class="sub">{about}</p>
-{tiles}
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-</header>
-<main id="content">
-{"".join(html for _, _, html in parts)}
-</main>
-<footer>Made by sage-scale {escape(version)}. This page is one file and loads nothing.</footer>
-</body>
-</html>
-"""
+    values = {"name": name, "about": about, "tiles": tiles, "parts": [*parts, absent], "version": version}
+    return _environment().get_template("reporting/templates/page.html").render(values)
 
 
-def _about(record: RunRecord) -> str:
-    """What was run, in one line."""
-    parts = []
-    if name := record.setting("name"):
-        parts.append(f"recipe <b>{escape(name)}</b>")
+def html(macro: str, values: Any, template: str = "reporting/templates/sections.html") -> Markup:
+    """Returns a macro of a template (a path in sage_scale) with `values`; nothing where there are none."""
+    return getattr(_environment().get_template(template).module, macro)(values) if values else Markup()
+
+
+def readable(make: Callable[[], T], otherwise: T, missing: Missing, what: str) -> T:
+    """Returns the result of `make`; where a run's values are not of the kinds that a run writes, adds (`what`, why) to
+    `missing` and returns `otherwise`."""
     try:
-        parts.append(
-            f"fingerprint <code>{from_mapping(record.recipe).fingerprint()}</code>" if record.recipe else ""
-        )
-    except RecipeError:
-        parts.append("recipe of another version")
-    for path, words in (
-        ("corpus.name", "corpus {}"),
-        ("corpus.language", "language {}"),
-        ("segmentation.tagger", "segments by {}"),
-    ):
-        if value := record.of_datasets(path):
-            parts.append(escape(words.format(value)))
-    return " · ".join(part for part in parts if part)
+        return make()
+    except (AttributeError, LookupError, ArithmeticError, TypeError, ValueError):
+        missing.append((what, "the run's files hold values of another kind than a run writes"))
+        return otherwise
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_PACKAGE),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else redacted(printable(value)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -30,8 +30,6 @@ from sage_scale.untrusted.files import read_bytes, read_text
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json, parse_json_object
 from sage_scale.untrusted.yaml_values import InvalidYAML, parse_yaml
 
-STAGES = ("pretrain", "finetune")
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageLog:
@@ -49,7 +47,7 @@ class StageLog:
     def curve(self, key: str, event: str = "step") -> list[tuple[float, float]]:
         """(step, value) wherever `key` was logged as a finite number."""
         rows = self.dev if event == "dev" else self.steps
-        return [(float(row["step"]), float(row[key])) for row in rows if _finite(row.get(key))]
+        return [(float(row["step"]), float(row[key])) for row in rows if number(row.get(key))]
 
     def of_event(self, name: str) -> list[dict[str, Any]]:
         """Rows of one of the other events, in the order of the log."""
@@ -152,22 +150,20 @@ def read_run(folder: str | Path) -> RunRecord:
         raise UsageError(f"there is no run folder {run}")
     missing: list[tuple[str, str]] = []
     text = _text(run / "recipe.yaml", "recipe", "the run has no recipe.yaml", missing)
-    logs = {
-        stage: read_log(run / stage / "log.jsonl")
-        for stage in STAGES
-        if (run / stage / "log.jsonl").is_file()
-    }
-    logs = {stage: log for stage, log in logs.items() if log.steps or log.dev}
+    logs = {}
     for stage, words in (("pretrain", "stage 1 (pretrain)"), ("finetune", "stage 2 (finetune)")):
-        if stage not in logs:
+        path = run / stage / "log.jsonl"
+        log = read_log(path) if path.is_file() else None
+        if log and (log.steps or log.dev):
+            logs[stage] = log
+        else:
             missing.append((words, f"not run: there is no {stage}/log.jsonl"))
     recipe = _yaml(text, missing)
-    own = {}
+    own: dict[str, Any] = {}
     for part in RunRecord(folder=run, recipe=recipe).spec.report:
-        read = _rows if part.content is list else _object
-        own[part.file] = read(
-            run / part.file, part.missing, f"there is no {part.file}; stage 1 writes it at its end", missing
-        )
+        why = f"there is no {part.file}; stage 1 writes it at its end"
+        found = _json(run / part.file, part.missing, why, part.content, missing)
+        own[part.file] = found if part.content is dict else [row for row in found if isinstance(row, dict)]
     record = RunRecord(
         folder=run,
         recipe_text=text,
@@ -252,20 +248,15 @@ def _rows(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> li
     return [row for row in rows if isinstance(row, dict)]
 
 
-def _object(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> dict[str, Any]:
-    return _json(path, what, why, dict, missing)
-
-
 def _scores(path: Path, missing: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     """Scores by split; a split without figures is named in `missing`."""
     document = _json(path, "scores", "not evaluated: run `sage-scale evaluate`", dict, missing)
     found = scores_by_split(document)
-    whole = {split: scores for split, scores in found.items() if _finite(scores.get("bleu4"))}
+    whole = {split: scores for split, scores in found.items() if number(scores.get("bleu4"))}
     lost = sorted(document.keys() - whole.keys()) if whole.keys() <= document.keys() else []
     for split in lost[:10]:
-        missing.append(
-            (f"scores of {shortened(split)}", f"{path.name} has no figures of it: run `sage-scale evaluate`")
-        )
+        why = f"{path.name} has no figures of it: run `sage-scale evaluate`"
+        missing.append((f"scores of {shortened(split)}", why))
     return whole
 
 
@@ -307,5 +298,11 @@ def _yaml(text: str, missing: list[tuple[str, str]]) -> dict[str, Any]:
     return values
 
 
-def _finite(value: Any) -> bool:
+def number(value: Any) -> bool:
+    """Returns whether a value of a run's JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def fixed(value: Any, digits: int) -> str:
+    """Returns a number with so many digits, or an empty text for another value."""
+    return f"{value:,.{digits}f}" if number(value) else ""

@@ -1,6 +1,5 @@
-"""The sections of the page: each takes the run's record and gives HTML, or nothing where the record has nothing.
-
-Everything that comes from a run (sentences, glosses, names) is escaped here, at the only place where it meets HTML.
+"""What the sections of a run's page show: a function for each macro of templates/sections.html that returns its values,
+or nothing where the run has none.
 """
 
 from __future__ import annotations
@@ -9,65 +8,83 @@ from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import Any
 
+from sage_scale.config import from_mapping
+from sage_scale.errors import RecipeError
+from sage_scale.reporting import examples as texts
 from sage_scale.reporting import figures
-from sage_scale.reporting.figures import Line
-from sage_scale.reporting.job import job
-from sage_scale.reporting.markup import brief, duration, escape, is_jpeg, number, scroll, section
-from sage_scale.reporting.runlog import STAGES, RunRecord, StageLog
-from sage_scale.reporting.scores import NEXT_TO_NOTHING, best_control, clips
+from sage_scale.reporting.figures import brief, duration
+from sage_scale.reporting.runlog import RunRecord, StageLog, fixed, number
 
 PAPER_TOKEN_RATIO = 0.129
 """Segments per frame on PHOENIX14T (SAGE, Table 2)."""
+FEW_CLIPS = 20
+"""Scores of fewer clips are said to be of too few."""
+NEXT_TO_NOTHING = 0.5
+"""A BLEU-4 below it is next to nothing: no ratio is given to it or of it."""
+EXAMPLES, ALL_EXAMPLES = 12, 400
+CONTROL_NAMES = {
+    "exchanged_videos": "videos exchanged at random",
+    "blank_videos": "blank videos",
+    "nearest_in_length": "training sentence nearest in length",
+    "prior_sentence": "most typical training sentence",
+}
+BROKEN = (KeyError, TypeError, ValueError, IndexError)
+"""What values of another kind than a run writes raise; a clip that has them is left out."""
 
 
-def tiles(record: RunRecord) -> str:
-    """Figures at a glance."""
+def about(record: RunRecord) -> list[tuple[str, str, str]]:
+    """What was run: (words, HTML element, value)."""
+    found = [("recipe", "b", name)] if (name := record.setting("name")) else []
+    try:
+        if record.recipe:
+            found.append(("fingerprint", "code", from_mapping(record.recipe).fingerprint()))
+    except RecipeError:
+        found.append(("recipe of another version", "", ""))
+    keys = {"corpus": "corpus.name", "language": "corpus.language", "segments by": "segmentation.tagger"}
+    return found + [(words, "", value) for words, key in keys.items() if (value := record.of_datasets(key))]
+
+
+def tiles(record: RunRecord) -> list[tuple[str, str, str]]:
+    """Figures at a glance: (name, value, remark)."""
     found: list[tuple[str, str, str]] = []
-    scores = record.scores
-    if number(scores.get("bleu4")):
-        rouge = f"ROUGE-L {scores['rouge_l']:.1f}" if number(scores.get("rouge_l")) else ""
-        small = ", ".join(words for words in (clips(scores), rouge) if words)
-        found.append((f"BLEU-4 on {scores['split']}", f"{scores['bleu4']:.1f}", small))
-        if best := best_control(scores):
-            found.append(_against(float(scores["bleu4"]), *best))
-    heldout = scores.get("heldout")
+    values = record.scores
+    if number(values.get("bleu4")):
+        rouge = fixed(values.get("rouge_l"), 1)
+        small = ", ".join(filter(None, (clips(values), rouge and f"ROUGE-L {rouge}")))
+        found.append((f"BLEU-4 on {values['split']}", f"{values['bleu4']:.1f}", small))
+        if best := best_control(values):
+            found.append(_against(float(values["bleu4"]), *best))
+    heldout = values.get("heldout")
     if isinstance(heldout, Mapping) and number(heldout.get("bleu4")):
         found.append(("BLEU-4 on unseen signers", f"{heldout['bleu4']:.1f}", clips(heldout)))
-    if number(scores.get("token_ratio")) and record.spec.tokens_are_segments:
-        found.append(
-            (
-                "token ratio",
-                f"{scores['token_ratio']:.3f}",
-                f"segments per frame; {PAPER_TOKEN_RATIO} in SAGE",
-            )
-        )
+    if number(values.get("token_ratio")) and record.spec.tokens_are_segments:
+        small = f"segments per frame; {PAPER_TOKEN_RATIO} in SAGE"
+        found.append(("token ratio", f"{values['token_ratio']:.3f}", small))
     if "pretrain" in record.logs and (recalled := _recall(record.logs["pretrain"])):
         found.append(recalled)
     if number(f1 := record.found.get("f1")):
         guessed = record.found.get("control", {}).get("f1", 0.0)
         of = ", ".join(filter(None, (record.found["split"], clips(record.found))))
-        found.append(
-            (
-                "pseudo-glosses found",
-                f"{f1:.1f}",
-                f"micro F1 on {of}; guessing {guessed:.1f}",
-            )
-        )
-    seconds = [row["seconds"] for row in record.timing if number(row.get("seconds"))]
-    if seconds:
+        found.append(("pseudo-glosses found", f"{f1:.1f}", f"micro F1 on {of}; guessing {guessed:.1f}"))
+    if seconds := [row["seconds"] for row in record.timing if number(row.get("seconds"))]:
         memory = [row["memory_mb"] for row in record.timing if number(row.get("memory_mb"))]
         peak = f"at most {max(memory) / 1000:.1f} GB in a process" if memory else ""
         found.append(("time of all stages", brief(sum(seconds)), peak))
-    if not found:
+    return found
+
+
+def clips(values: Mapping[str, Any]) -> str:
+    """Returns how many clips some scores are of, with a warning where they are too few to mean anything."""
+    if not number(values.get("clips")):
         return ""
-    items = []
-    for place, (name, value, small) in enumerate(found):
-        kind = "tile main" if place == 0 and name.startswith("BLEU") else "tile"
-        items.append(
-            f'<div class="{kind}"><dt>{escape(name)}</dt><dd><div class="value">{escape(value)}</div>'
-            f'<div class="small">{escape(small)}</div></dd></div>'
-        )
-    return f'<dl class="tiles">{"".join(items)}</dl>'
+    count = int(values["clips"])
+    return f"{count:,} clip{'' if count == 1 else 's'}" + (" (too few to tell)" if count < FEW_CLIPS else "")
+
+
+def best_control(values: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Returns (name, BLEU-4) of the control that comes nearest; None where none was scored."""
+    known = [(_control(name), float(scored["bleu4"])) for name, scored in _scored(values.get("controls"))]
+    return max(known, key=lambda pair: pair[1]) if known else None
 
 
 def _against(bleu4: float, name: str, control: float) -> tuple[str, str, str]:
@@ -86,221 +103,130 @@ def _recall(log: StageLog) -> tuple[str, str, str] | None:
     return "stage 1 finds the text", f"{row['r1_v2t']:.0f}%", f"R@1, video to text, dev{among}"
 
 
-def curves(record: RunRecord) -> str:
-    """Training curves of both stages."""
-    parts = []
-    for stage, log in record.logs.items():
-        steps = int(log.steps[-1]["step"]) if log.steps else 0
-        note = [f"{steps:,} steps"] if steps else []
-        if (epochs := log.last("epoch")) is not None:
-            note.append(f"{epochs:.1f} epochs")
-        if (seconds := log.last("time_s")) is not None:
-            note.append(duration(seconds))
-        if wait := _share_waiting(log):
-            note.append(f"{wait:.1%} of it waiting for data")
-        if skipped := sum(number for _, number in log.curve("skipped")):
-            note.append(f"<b>{skipped:,.0f} damaged samples skipped</b> (stream.on_corrupt=skip)")
-        if log.unread:
-            note.append(f"{log.unread} unreadable log lines left out")
-        charts = "".join(_charts(log))
-        parts.append(
-            f'<h3>{_stage_name(record, stage)}</h3><p class="note">{", ".join(note)}</p>{job(log)}'
-            f'<div class="charts">{charts}</div>'
-        )
-    return section("curves", "Training", "".join(parts)) if parts else ""
+def scores(record: RunRecord) -> dict[str, Any] | None:
+    """Scores of each split, of its languages and unseen signers, and under them its controls."""
+    splits = [record.split, *(split for split in record.scores_by_split if split != record.split)]
+    splits = [split for split in splits if number(record.scores_by_split.get(split, {}).get("bleu4"))]
+    if not splits:
+        return None
+    groups: list[tuple[str, list[tuple[str, Mapping[str, Any], bool]]]] = []
+    for split in splits:
+        values = record.scores_by_split[split]
+        rows = [(split, values, True)]
+        rows += [(f"{split}, {tag}", scored, False) for tag, scored in _scored(values.get("languages"))]
+        rows += [(f"{split}, unseen signers", it, True) for _, it in _scored({0: values.get("heldout")})]
+        groups.append(("", rows))
+        if controls := [(_control(name), it, False) for name, it in _scored(values.get("controls"))]:
+            of = f", {split}" if len(splits) > 1 else ""
+            groups.append((f"Controls that a translator must beat{of}", controls))
+    first = record.scores_by_split[splits[0]]
+    most = max(float(values["bleu4"]) for _, rows in groups for _, values, _ in rows)
+    further = {"content_f1": "content-word F1", "bleu4_none": "BLEU-4 without tokenisation",
+               "rouge_l_beta12": "ROUGE-L with beta 1.2"}  # fmt: skip
+    return {
+        "groups": [(title, [_score_row(*row, most) for row in rows]) for title, rows in groups],
+        "further": [f"{words} {first[key]:.2f}" for key, words in further.items() if number(first.get(key))],
+        "languages": bool(_scored(first.get("languages"))),
+        "signature": first.get("signature"),
+    }
 
 
-def _stage_name(record: RunRecord, stage: str) -> str:
-    number = STAGES.index(stage)
-    return f"Stage {number + 1}: {escape(record.spec.stage_titles[number])}"
+def _scored(values: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """Name and scores of what has a BLEU-4, in the order of the file."""
+    items = values.items() if isinstance(values, Mapping) else ()
+    return [(str(name), it) for name, it in items if isinstance(it, Mapping) and number(it.get("bleu4"))]
 
 
-def _charts(log: StageLog) -> list[str]:
-    wanted: list[tuple[str, list[Line], bool]] = [
-        (
-            "Loss",
-            [Line("training", log.curve("loss"), 0), Line("dev", log.curve("loss", "dev"), 1, True)],
-            False,
-        ),
-        (
-            "Loss of each level",
-            [
-                Line("embeddings", log.curve("loss_embedding"), 0),
-                Line("hidden states", log.curve("loss_hidden"), 2),
-            ],
-            False,
-        ),
-        ("BLEU-4 on dev", [Line("BLEU-4", log.curve("bleu4", "dev"), 1, True)], False),
-        (
-            "R@1 on dev, %",
-            [
-                Line("video to text", log.curve("r1_v2t", "dev"), 0, True),
-                Line("text to video", log.curve("r1_t2v", "dev"), 2, True),
-            ]
-            if log.last("clips", "dev") != 1
-            else [],  # one clip is always found among one
-            False,
-        ),
-        (
-            "F1 of pseudo-glosses on dev, %",
-            [
-                Line("micro", log.curve("f1", "dev"), 0, True),
-                Line("macro", log.curve("macro_f1", "dev"), 2, True),
-            ],
-            False,
-        ),
-        (
-            "Temperatures",
-            [Line("over time", log.curve("tau_time"), 0), Line("over classes", log.curve("tau_class"), 2)],
-            False,
-        ),
-        (
-            "Logit scales",
-            [
-                Line("embeddings", log.curve("scale_embedding"), 0),
-                Line("hidden states", log.curve("scale_hidden"), 2),
-            ],
-            False,
-        ),
-        ("Learning rate", [Line("rate", log.curve("lr"), 3)], False),
-        ("Gradient norm", [Line("norm", log.curve("grad_norm"), 3)], True),
-        ("Clips a second", [Line("clips/s", log.curve("samples_per_s"), 2)], False),
-        ("Tokens a second", [Line("tokens/s", log.curve("tokens_per_s"), 2)], False),
-        ("Time waiting for data, % of a step", [Line("waiting", _waiting(log), 1)], False),
-        ("MFU, %", [Line("MFU", [(step, 100 * value) for step, value in log.curve("mfu")], 0)], False),
-        (
-            "Memory of rank 0, GB",
-            [
-                Line("peak", [(step, value / 1e3) for step, value in log.curve("memory_mb")], 3),
-                Line("now", [(step, value / 1e3) for step, value in log.curve("memory_now_mb")], 0),
-                Line("reserved", [(step, value / 1e3) for step, value in log.curve("memory_reserved_mb")], 1),
-            ],
-            False,
-        ),
-        ("Loss scale", [Line("scale", log.curve("loss_scale"), 3)], True),
-    ]
-    drawn = []
-    for title, lines, log_axis in wanted:
-        lines = [line for line in lines if line.points]
-        drawing = figures.line_chart(title, lines, log=log_axis)
-        if drawing:
-            keys = "".join(_key(line, alone=len(lines) == 1) for line in lines)
-            drawn.append(
-                f'<figure class="chart"><figcaption><b>{title}</b>{keys}</figcaption>{drawing}</figure>'
-            )
-    return drawn
+def _control(name: str) -> str:
+    return CONTROL_NAMES.get(name, name.replace("_", " "))
 
 
-def _waiting(log: StageLog) -> list[tuple[float, float]]:
-    """(step, percent): a step's time is its clips over its rate."""
-    found = []
-    for row in log.steps:
-        values = [row.get(key) for key in ("wait_s", "clips", "samples_per_s")]
-        if all(number(value) for value in values):
-            wait, clips, rate = (float(value) for value in values if value is not None)
-            if clips > 0 and rate > 0:
-                found.append((float(row["step"]), 100 * min(wait * rate / clips, 1.0)))
-    return found
+def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) -> dict[str, Any]:
+    others = [fixed(values.get(key), 2) for key in ("rouge_l", "bleu1", "bleu2", "bleu3")]
+    bleu4 = float(values["bleu4"])
+    return {"name": name, "strong": strong, "bleu4": f"{bleu4:.2f}", "share": figures.share(bleu4, most),
+            "others": [*others, values.get("clips", "")]}  # fmt: skip
 
 
-def _key(line: Line, alone: bool) -> str:
-    """Name and last value of a curve: the smoothed one where the raw one jumps."""
-    points = line.points if line.marks or not figures.jumps(line.points) else figures.smooth(line.points)
-    name = "at the end" if alone else line.name
-    value = figures.short(points[-1][1])
-    return f'<span class="key"><i style="background:var(--line{line.colour})"></i>{name} {value}</span>'
+def examples(record: RunRecord) -> dict[str, Any] | None:
+    """Hypotheses beside references, at even steps from the best to the worst."""
+    split = record.split if record.split in record.predictions else next(iter(record.predictions), "")
+    spoken = str(record.setting("corpus.language", ""))
+    rows = [{"language": spoken, **row} for row in record.predictions.get(split, [])]  # 0.1.0 wrote none
+    unlike = {(str(row["reference"]), str(row["hypothesis"])): row for row in reversed(rows)}
+    chosen = texts.best_to_worst(list(unlike.values()), EXAMPLES)
+    if not rows:
+        return None
+    return {
+        "split": split, "count": len(rows), "rows": rows[:ALL_EXAMPLES], "chosen": [_example(row) for row in chosen],
+    }  # fmt: skip
 
 
-def _share_waiting(log: StageLog) -> float:
-    total = log.last("time_s") or 0.0
-    return sum(wait for _, wait in log.curve("wait_s")) / total if total > 0 else 0.0
+def _example(row: Mapping[str, Any]) -> dict[str, Any]:
+    reference, hypothesis = texts.differences(
+        str(row["reference"]), str(row["hypothesis"]), texts.spaced(row)
+    )
+    notes = [f"{texts.in_common(row):.0%} in common"]
+    if row.get("signer"):
+        notes.append(f"signer {row['signer']}")
+    if isinstance(row.get("segments"), list):
+        notes.append(f"{len(row['segments'])} segments")
+    glosses = row.get("pseudo_glosses")
+    return {"language": row["language"], "reference": reference, "hypothesis": hypothesis, "notes": notes,
+            "glosses": glosses if isinstance(glosses, list) else []}  # fmt: skip
 
 
-def timelines(record: RunRecord) -> str:
+def timelines(record: RunRecord) -> dict[str, Any] | None:
     """Segments over time with thumbnails, and the gold signs where they are known."""
-    parts = []
+    found = []
     for row in record.timelines:
         try:
             frames, fps, segments = int(row["frames"]), float(row["fps"]), row["segments"]
             gold = [(float(start), float(end), str(gloss)) for start, end, gloss in row.get("gold") or ()]
             drawing = figures.timeline(frames, fps, segments, gold)
             strip = figures.film_strip(frames, segments, _pictures(row.get("thumbnails"), segments))
-        except (KeyError, TypeError, ValueError, IndexError):
+        except BROKEN:
             continue
-        hypothesis = (
-            f'<p class="note">Translated as: {escape(row["hypothesis"])}</p>' if "hypothesis" in row else ""
-        )
-        wide = f'<div class="wide">{strip}{drawing}</div>'
-        parts.append(
-            f'<div class="clip"><p class="sentence">{escape(row.get("sentence", ""))}</p>{hypothesis}'
-            f"{scroll(wide)}</div>"
-        )
-    if not parts:
-        return ""
-    role = (
+        found.append({"sentence": row.get("sentence", ""), "hypothesis": row.get("hypothesis"), "strip": strip,
+                      "drawing": drawing})  # fmt: skip
+    read = (
         "becomes one visual token"
         if record.spec.tokens_are_segments
         else "is read frame by frame, one after the other"
     )
-    intro = f"<p>Each coloured bar {role}; the pictures above are from the middle of their segments.</p>"
-    return section("timelines", "Segments", intro + "".join(parts))
+    return {"role": read, "clips": found} if found else None
 
 
 def _pictures(thumbnails: Any, segments: Sequence[Sequence[int]]) -> dict[int, str]:
     """JPEGs in base64 by the number of the segment that they are of."""
     found = {}
     for n, thumbnail in enumerate(thumbnails if isinstance(thumbnails, list) else []):
-        jpeg, frame = (
-            (thumbnail.get("jpeg"), thumbnail.get("frame"))
-            if isinstance(thumbnail, dict)
-            else (thumbnail, None)
-        )
-        if is_jpeg(jpeg):
-            place = frame if isinstance(frame, int) else -1
-            inside = (i for i, (start, end) in enumerate(segments) if start <= place < end)
-            found[next(inside, n)] = str(jpeg)
+        given = thumbnail if isinstance(thumbnail, dict) else {"jpeg": thumbnail}
+        if figures.is_jpeg(given.get("jpeg")):
+            frame = given["frame"] if isinstance(given.get("frame"), int) else -1
+            inside = (i for i, (start, end) in enumerate(segments) if start <= frame < end)
+            found[next(inside, n)] = str(given["jpeg"])
     return found
 
 
-def cost(record: RunRecord) -> str:
+def cost(record: RunRecord) -> dict[str, Any] | None:
     """Time and peak memory of each stage."""
-    rows = [row for row in record.timing if number(row.get("seconds"))]
-    if not rows:
-        return ""
-    most = max(float(row["seconds"]) for row in rows)
-    body = "".join(_cost_row(row, most) for row in rows)
-    total = duration(sum(float(row["seconds"]) for row in rows))
-    body += f'<tr class="strong"><th scope="row">together</th><td>{total}</td><td></td></tr>'
-    head = '<tr><th scope="col">stage</th><th scope="col">time</th><th scope="col">peak memory of a process</th></tr>'
-    table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-    return section("cost", "Time and memory", scroll(table))
+    timed = [row for row in record.timing if number(row.get("seconds"))]
+    if not timed:
+        return None
+    most = max(float(row["seconds"]) for row in timed)
+    rows = []
+    for row in timed:
+        memory = row["memory_mb"] / 1000 if number(row.get("memory_mb")) else 0.0
+        seconds = float(row["seconds"])
+        rows.append({
+            "stage": row.get("stage", ""), "note": row.get("note"), "time": duration(seconds),
+            "share": figures.share(seconds, most), "memory": f"{memory:.2f} GB" if memory > 0 else "",
+        })  # fmt: skip
+    return {"rows": rows, "total": duration(sum(float(row["seconds"]) for row in timed))}
 
 
-def _cost_row(row: Mapping[str, Any], most: float) -> str:
-    seconds = float(row["seconds"])
-    memory = (
-        f"{row['memory_mb'] / 1000:.2f} GB" if number(row.get("memory_mb")) and row["memory_mb"] > 0 else ""
-    )
-    note = f'<div class="small">{escape(row["note"])}</div>' if row.get("note") else ""
-    return (
-        f'<tr><th scope="row">{escape(row.get("stage", ""))}{note}</th><td class="with-bar"><div>'
-        f"<span>{duration(seconds)}</span>{figures.bar(seconds, most, True)}</div></td><td>{memory}</td></tr>"
-    )
-
-
-def recipe(record: RunRecord) -> str:
-    """The recipe, whole."""
-    if not record.recipe_text:
-        return ""
-    lines = "\n".join(map(escape, record.recipe_text.split("\n")))
-    text = f"<details><summary>Every value of this run</summary><pre>{lines}</pre></details>"
-    again = f"sage-scale recipe show {quote(str(record.folder / 'recipe.yaml'))}"
-    return section("recipe", "Recipe", f'<p class="note">The same as <code>{escape(again)}</code>.</p>{text}')
-
-
-def absent(missing: Sequence[tuple[str, str]]) -> str:
-    """What a run has not, and why: no gap is left to be taken for a result."""
-    if not missing:
-        return ""
-    items = "".join(f"<li><b>{escape(what)}</b>: {escape(why)}</li>" for what, why in missing)
-    return section("absent", "Not in this report", f"<ul>{items}</ul>", kind="absent")
+def recipe(record: RunRecord) -> dict[str, Any] | None:
+    """The recipe, whole, and the command that shows it."""
+    command = f"sage-scale recipe show {quote(str(record.folder / 'recipe.yaml'))}"
+    return {"command": command, "lines": record.recipe_text.split("\n")} if record.recipe_text else None

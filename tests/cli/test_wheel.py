@@ -46,6 +46,9 @@ def test_the_package_alone_has_recipes_and_scripts(wheel: Path, tmp_path: Path) 
         assert run.returncode == 0, run.stderr
         return run.stdout
 
+    python(
+        "from sage_scale.reporting.page import html; html('localisation', [('', '')], 'models/sign2gpt/report.html')"
+    )
     assert Path(python("import sage_scale.config as c; print(c.LAUNCH_FOLDER)").strip()) == there
     verb = "from sage_scale.cli.main import main; main()"
     assert [line.split()[0] for line in python(verb, "recipe", "list").splitlines()] == recipe_names()

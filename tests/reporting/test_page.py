@@ -16,8 +16,7 @@ from factories.runs import make_run
 from sage_scale.errors import StorageError, UsageError
 from sage_scale.evaluation.stored import read_scores
 from sage_scale.reporting.comparison import write_comparison
-from sage_scale.reporting.page import write_report
-from sage_scale.reporting.style import CSS
+from sage_scale.reporting.page import CSS, write_report
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "source"}
 PARTS = {

@@ -10,7 +10,7 @@ from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import RecipeError
 from sage_scale.models.sage import alignment
-from sage_scale.reporting import sections
+from sage_scale.reporting.page import render
 from sage_scale.reporting.runlog import read_run
 from sage_scale.training import pretrain
 
@@ -47,7 +47,7 @@ def test_a_limit_that_ends_a_stage_before_its_steps_is_told_in_log_and_report(tm
     assert pretrain.run(recipe, tmp_path / "run", data)["steps"] == steps
     told = "1 of 6 steps: max_minutes=1e-06 ended it"
     assert (told in "".join(capfd.readouterr())) == (steps < 6)
-    assert (told in sections.cost(read_run(tmp_path / "run"))) == (steps < 6)
+    assert (told in render(read_run(tmp_path / "run"))) == (steps < 6)
 
 
 def test_a_missing_logger_is_named(tmp_path, monkeypatch):

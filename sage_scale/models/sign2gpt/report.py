@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from markupsafe import Markup
+
 from sage_scale.reporting import figures
-from sage_scale.reporting.markup import escape, is_jpeg, number, scroll, section
-from sage_scale.reporting.runlog import RunRecord
+from sage_scale.reporting.figures import escape
+from sage_scale.reporting.page import html
+from sage_scale.reporting.runlog import RunRecord, fixed, number
+from sage_scale.reporting.sections import BROKEN
 
 WIDTH, ROW, PICTURE, RIGHT = 960.0, 22.0, 64.0, 12.0
+TEMPLATE = "models/sign2gpt/report.html"
 COLUMNS = ("precision", "recall", "f1", "macro_precision", "macro_recall", "macro_f1")
 VECTORS = {
     "fasttext": "fastText vectors",
@@ -19,64 +24,35 @@ VECTORS = {
 }
 
 
-def prototype_scores(record: RunRecord) -> str:
+def prototype_scores(record: RunRecord) -> Markup:
     """Precision, recall and F1 of each split, micro and macro, above what guessing by frequency gives."""
-    splits = record.own.get("prototypes.json", {}).get("splits")
-    if not isinstance(splits, Mapping):
-        return ""
-    body = ""
-    for split, scores in splits.items():
-        if isinstance(scores, Mapping) and number(scores.get("f1")):
-            body += _row(str(split), scores, strong=True)
-            if isinstance(scores.get("control"), Mapping):
-                body += _row(f"{split}: guessed by frequency", scores["control"], strong=False)
-    if not body:
-        return ""
     said = record.own.get("prototypes.json", {})
+    splits, rows = said.get("splits"), []
+    for split, values in splits.items() if isinstance(splits, Mapping) else ():
+        if isinstance(values, Mapping) and number(values.get("f1")):
+            rows.append((str(split), True, _figures(values)))
+            if isinstance(values.get("control"), Mapping):
+                rows.append((f"{split}: guessed by frequency", False, _figures(values["control"])))
     vectors = VECTORS.get(str(said.get("vectors")), "unknown vectors")
-    intro = (
-        f'<p class="note">A pseudo-gloss is found where its presence is above {escape(said.get("threshold"))}. '
-        f"{escape(said.get('prototypes'))} prototypes: {vectors}. "
-        "Percent; micro counts all occurrences together, macro is the mean over the pseudo-glosses that occur in the "
-        "split. Below each, the most frequent ones of training, as many as score best there.</p>"
-    )
-    head = '<tr><th rowspan="2" scope="col">split</th><th colspan="3">micro</th><th colspan="3">macro</th>'
-    head += '<th rowspan="2" scope="col">clips</th></tr><tr>'
-    head += "".join(f'<th scope="col">{name}</th>' for name in ("precision", "recall", "F1") * 2) + "</tr>"
-    table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-    return section("prototypes", "Pseudo-glosses found", intro + scroll(table))
+    shown = {"threshold": said.get("threshold"), "prototypes": said.get("prototypes"), "vectors": vectors}
+    return html("prototypes", rows and shown | {"rows": rows}, TEMPLATE)
 
 
-def _row(name: str, scores: Mapping[str, Any], strong: bool) -> str:
-    cells = "".join(
-        f"<td>{scores[key]:.1f}</td>" if number(scores.get(key)) else "<td></td>" for key in COLUMNS
-    )
-    clips = f"<td>{scores['clips']:,.0f}</td>" if number(scores.get("clips")) else "<td></td>"
-    return f'<tr class="{"strong" if strong else ""}"><th scope="row">{escape(name)}</th>{cells}{clips}</tr>'
+def _figures(values: Mapping[str, Any]) -> list[str]:
+    return [*(fixed(values.get(key), 1) for key in COLUMNS), fixed(values.get("clips"), 0)]
 
 
-def localisation_maps(record: RunRecord) -> str:
+def localisation_maps(record: RunRecord) -> Markup:
     """A map for each clip, frames beneath it."""
-    parts = []
+    found = []
     for clip in record.own.get("localisation.json", []):
         try:
             drawing = localisation_map(clip)
-        except (KeyError, TypeError, ValueError, IndexError):
+        except BROKEN:
             continue
         if drawing:
-            sentence = escape(clip.get("sentence", ""))
-            wide = scroll(f'<div class="wide">{drawing}</div>')
-            parts.append(
-                f'<figure class="clip"><figcaption class="sentence">{sentence}</figcaption>{wide}</figure>'
-            )
-    if not parts:
-        return ""
-    intro = (
-        "<p>Where stage 1 sees each pseudo-gloss of a clip (Sign2GPT, Figures 4 to 6): a row sums to the presence at "
-        'its right. <b>Found and there</b>, <mark class="lost">there and missed</mark>, '
-        '<mark class="added">found and not there</mark>. Order and place were never taught.</p>'
-    )
-    return section("localisation", "Where pseudo-glosses are", intro + "".join(parts))
+            found.append((clip.get("sentence", ""), drawing))
+    return html("localisation", found, TEMPLATE)
 
 
 def localisation_map(clip: Mapping[str, Any]) -> str:
@@ -93,15 +69,8 @@ def localisation_map(clip: Mapping[str, Any]) -> str:
     for place, row in enumerate(rows):
         parts += _cells(row, place * ROW, left, right, scale, times, frames, most, threshold)
     base = len(rows) * ROW + 6
-    parts.append(f'<line class="rule" x1="{left:.1f}" x2="{right:.1f}" y1="{base}" y2="{base}"/>')
-    for tick in figures.ticks(0, frames / fps, 8):
-        if tick <= frames / fps + 1e-9:
-            x = left + tick * fps * scale
-            parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>')
-            parts.append(
-                f'<text x="{x:.1f}" y="{base + 17}" text-anchor="middle">{figures.short(tick)} s</text>'
-            )
-    pictures = [p for p in clip.get("pictures") or [] if is_jpeg(p.get("jpeg"))]
+    parts += figures.seconds_axis(frames, fps, left, right, base)
+    pictures = [p for p in clip.get("pictures") or [] if figures.is_jpeg(p.get("jpeg"))]
     top = base + 24
     for picture, x in _apart(pictures, left, right, scale):
         when = f"{int(picture['frame']) / fps:.2f} s"
