@@ -31,7 +31,7 @@ from av.video.reformatter import VideoReformatter
 from common import parse
 from PIL import Image
 
-from sage_scale.vision.video_clips import Interval, Pictures, read_clip
+from sage_scale.vision.video_clips import Interval, PictureSettings, read_clip
 
 SIZE = 256
 
@@ -73,7 +73,7 @@ def bare(path: Path) -> None:
 
 def vision(path: Path, grey_size: int = 0, stretch: bool = False) -> np.ndarray:
     """The vision stage, with grey pictures if they have a size."""
-    pictures = Pictures(
+    pictures = PictureSettings(
         fps=25.0, stride=1, size=SIZE, grey_size=grey_size, stretch=stretch, min_frames=1, max_frames=10**6
     )
     return read_clip(path, Interval(), pictures).frames

@@ -6,6 +6,11 @@ The command line turns them into one line on stderr and an exit code (docs/refer
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
 
 class SageError(Exception):
     """Base of every error with a message for a person: one line, no traceback."""
@@ -75,3 +80,11 @@ class ClipRejected(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+def or_rejected(work: Callable[..., T], *arguments: Any, **options: Any) -> T | ClipRejected:
+    """Returns the result of `work`, or the ClipRejected that it raised."""
+    try:
+        return work(*arguments, **options)
+    except ClipRejected as rejected:
+        return rejected

@@ -21,7 +21,7 @@ from sage_scale.shards import Sample
 from sage_scale.text.pseudogloss import glosser
 from sage_scale.vision.backbone_choice import BACKBONES
 from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg
-from sage_scale.vision.median import median_frame
+from sage_scale.vision.sampling import median_frame
 from sage_scale.vision.video_frames import DecodeStats
 
 if TYPE_CHECKING:

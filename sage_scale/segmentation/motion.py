@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sage_scale.segmentation.rules import B, I, O
-from sage_scale.vision.keypoint_files import (
+from sage_scale.vision.keypoints import (
     LEFT_HAND,
     LEFT_SHOULDER,
     LEFT_WRIST,

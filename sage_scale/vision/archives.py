@@ -1,8 +1,7 @@
-"""Videos inside zip archives, read where they lie: `archive_001.zip/rgb/NAME.mp4` is a path through an archive.
+"""Videos inside zip archives, read without unpacking: `archive_001.zip/rgb/NAME.mp4` is a path through an archive.
 
-A corpus of thousands of hours need not be unpacked beside itself. A member that is only stored is a stretch of the
-archive, in which ffmpeg reads and seeks as in a file; a deflated one is unpacked into a temporary file for as long as
-it is read. Nothing is ever written under a name that an archive gives.
+A stored member is a stretch of the archive, in which ffmpeg reads and seeks as in a file; a deflated one is unpacked
+into a temporary file for as long as it is read. Nothing is ever written under a name that an archive gives.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from sage_scale.untrusted.files import NotRegularFile, is_file
 SUFFIX = ".zip"
 LARGEST_UNPACKED = 4 << 30
 """Most bytes that a deflated member may unpack to: a zip may claim anything."""
-SOME_BYTES = 2**28
-"""A machine that can give so much at once is not out of memory."""
+PROBE_BYTES = 2**28
+"""A machine that can allocate so much is not out of memory."""
 _LOCAL_HEADER = 30
 _PIECE_BYTES = 1 << 20
 
@@ -39,7 +38,7 @@ class Member:
     info: zipfile.ZipInfo
 
     def read_through(self) -> None:
-        """Raise OSError where the file system cannot give the member's bytes."""
+        """Raises OSError where the file system cannot read the member's bytes."""
         with self.archive.open("rb", buffering=0) as file:
             file.seek(self.info.header_offset)
             left = self.info.compress_size
@@ -51,7 +50,7 @@ class Member:
 
 
 def split_path(path: Path) -> tuple[Path, str] | None:
-    """(archive, name in it) of a path through a zip archive; None for any other path."""
+    """Returns (archive, name in it) of a path through a zip archive; None for any other path."""
     for folder in path.parents:
         if folder.suffix.lower() == SUFFIX and is_file(folder):
             return folder, path.relative_to(folder).as_posix()
@@ -59,9 +58,9 @@ def split_path(path: Path) -> tuple[Path, str] | None:
 
 
 def find_member(path: Path) -> Member | None:
-    """The member that a path through an archive names; None for any other path.
+    """Returns the member that a path through an archive names; None for any other path.
 
-    Raises ClipRejected `missing` for a name that the archive does not have, `unreadable` for what is no zip archive.
+    Raises ClipRejected `missing` for a name that the archive does not have, `unreadable` for a file that is no archive.
     """
     parts = split_path(path)
     if parts is None:
@@ -75,8 +74,8 @@ def find_member(path: Path) -> Member | None:
 
 
 @contextlib.contextmanager
-def opened(member: Member) -> Iterator[str]:
-    """An address under which ffmpeg reads the member. Raises ClipRejected where it cannot be unpacked."""
+def ffmpeg_address(member: Member) -> Iterator[str]:
+    """Yields an address under which ffmpeg reads the member. Raises ClipRejected where it cannot be unpacked."""
     if member.info.flag_bits & 1:
         raise ClipRejected("unreadable", f"it is encrypted in {member.archive.name}")
     if member.info.compress_type == zipfile.ZIP_STORED:
@@ -96,7 +95,7 @@ def _directory(archive: Path) -> dict[str, zipfile.ZipInfo]:
 
 @lru_cache(maxsize=8)
 def _read_directory(archive: Path, size: int, changed_ns: int) -> dict[str, zipfile.ZipInfo]:
-    """Size and time are what a changed archive is known by."""
+    """`size` and `changed_ns` invalidate the cache when the archive changes."""
     with damage_rejects(archive.name, "unreadable"), zipfile.ZipFile(archive) as opened:
         members = {info.filename: info for info in opened.infolist() if not info.is_dir()}
     # macOS stores letters and their marks apart (NFD): a name is found in any form.
@@ -104,7 +103,7 @@ def _read_directory(archive: Path, size: int, changed_ns: int) -> dict[str, zipf
 
 
 def _content_begins(member: Member) -> int:
-    """Where a stored member's bytes begin: behind its own header, whose length the directory does not tell."""
+    """Returns where a stored member's bytes begin: behind its own header, whose length the directory does not tell."""
     at = member.info.header_offset
     with member.archive.open("rb") as file:
         file.seek(at)
@@ -130,13 +129,13 @@ def _unpack(member: Member, file: IO[bytes]) -> None:
 
 
 _ERRNO_OF_BYTES = (None, errno.EINVAL, errno.EOVERFLOW)
-"""Of an OSError that damaged bytes cause: bz2 and gzip set none; a damaged directory names positions outside a file."""
+"""Of OSErrors from damaged bytes: bz2 and gzip set none; a damaged directory names positions outside the file."""
 
 
 @contextlib.contextmanager
 def damage_rejects(name: str, reason: str) -> Iterator[None]:
-    """Raises ClipRejected with `reason` (`unsupported` for an unknown compression) where unpacking fails for what lies
-    in the bytes. What the machine is to blame for (OSError with a number, no memory left) stays what it is.
+    """Raises ClipRejected with `reason` (`unsupported` for an unknown compression) where damaged bytes make unpacking
+    fail. Faults of the machine (an OSError with a number, no memory left) are raised unchanged.
     """
     try:
         yield
@@ -155,9 +154,9 @@ def damage_rejects(name: str, reason: str) -> Iterator[None]:
 
 
 def no_memory(reason: str, words: str) -> Exception:
-    """Returns what a lack of memory means: a file that claims an absurd size, unless there is none left indeed."""
+    """Returns ClipRejected for a file that claims an absurd size, or MemoryError if the machine has no memory left."""
     try:
-        bytearray(SOME_BYTES)
+        bytearray(PROBE_BYTES)
     except MemoryError:
         return MemoryError(words)
     return ClipRejected(reason, "it claims more memory than there is")

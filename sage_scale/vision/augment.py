@@ -1,8 +1,8 @@
 """Image augmentation: one seed for each clip and epoch, equal for all its frames (SAGE, section 4.2; after GFSLT).
 
-Rotation, shift, change of size, a resized part and mirroring are one affine sampling that also takes the centre crop;
-hue, saturation, brightness and contrast follow. All are linear, so that any range of values will do, and frames minus
-a background as well.
+Rotation, shift, change of size, a resized crop and mirroring are one affine sampling that includes the centre crop;
+hue, saturation, brightness and contrast follow. All are linear, so that they apply to any range of values, and to
+frames minus a background.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _NAMES = (
     *("area", "ratio", "left", "top", "flip", "hue", "rotates", "colour", "grey"),
 )
 """What each of a clip's random numbers decides. New ones go to the end, so that the others stay as they were."""
-_PLACE = {name: place for place, name in enumerate(_NAMES)}
+_COLUMN = {name: column for column, name in enumerate(_NAMES)}
 _NUMBERS = len(_NAMES)
 
 
 def centre_crop(frames_FCHW: Tensor, crop: int) -> Tensor:
-    """The middle (F, C, crop, crop); a view. Raises ValueError where the frames are smaller."""
+    """Returns the middle (F, C, crop, crop), a view. Raises ValueError for smaller frames."""
     height, width = frames_FCHW.shape[-2:]
     if crop > min(height, width):
         raise ValueError(f"vision.crop={crop} is larger than the stored frames of {width}x{height}")
@@ -38,20 +38,20 @@ def centre_crop(frames_FCHW: Tensor, crop: int) -> Tensor:
 def augment(
     frames_FCHW: Tensor, frame_clip_F: Tensor, clip_seeds_B: Tensor, settings: Augment, crop: int
 ) -> Tensor:
-    """Changed frames, (F, 3, crop, crop), from float frames (F, 3, H, W).
+    """Returns augmented frames, (F, 3, crop, crop), of float frames (F, 3, H, W).
 
-    `frame_clip_F` says which clip a frame belongs to and `clip_seeds_B` (int64) decides each clip's change, and alone
-    does: equal seeds give equal changes. What comes in from outside the picture is 0. Each change is uniform up to
-    its largest value in `settings`: degrees, share of the side, factors 1 - value to 1 + value.
+    `frame_clip_F` is the clip of each frame; `clip_seeds_B` (int64) alone decide each clip's change: equal seeds give
+    equal changes. Pixels from outside the picture are 0. Each change is uniform up to its largest value in `settings`:
+    degrees, share of the side, factors 1 - value to 1 + value.
     """
-    # Places in a picture need more digits than bfloat16 has.
+    # Coordinates in a picture need more digits than bfloat16 has.
     with torch.autocast(frames_FCHW.device.type, enabled=False):
         uniform_BD = uniform(clip_seeds_B[:, None], torch.arange(_NUMBERS, device=clip_seeds_B.device))
         x = centre_crop(frames_FCHW, crop)
         moves = (settings.rotation, settings.translate, settings.scale, settings.crop, settings.flip)
         if x.shape[0] and any(moves):
             grid_BHW2 = _grid(uniform_BD, settings, crop, frames_FCHW.shape[-2:]).to(x.dtype)
-            # One frame's grid is a clip's: gathering it is cheaper than making it for each frame.
+            # The grid is made once a clip: gathering it is cheaper than making it for each frame.
             x = F.grid_sample(frames_FCHW, grid_BHW2[frame_clip_F], padding_mode="zeros", align_corners=False)
         return _colours(x, frame_clip_F, uniform_BD, settings)
 
@@ -78,19 +78,19 @@ def _colours(x: Tensor, frame_clip_F: Tensor, uniform_BD: Tensor, settings: Augm
 
 
 def _signed(uniform_BD: Tensor, name: str) -> Tensor:
-    """(B,) from -1 to 1."""
-    return 2 * uniform_BD[:, _PLACE[name]] - 1
+    """Returns (B,) from -1 to 1."""
+    return 2 * uniform_BD[:, _COLUMN[name]] - 1
 
 
 def _happens(uniform_BD: Tensor, name: str, share: float) -> Tensor:
-    """bool (B,), true for this share of the clips."""
-    return uniform_BD[:, _PLACE[name]] < share
+    """Returns bool (B,), true for this share of the clips."""
+    return uniform_BD[:, _COLUMN[name]] < share
 
 
 def _hue_turns(turn_B: Tensor) -> Tensor:
-    """(B, 3, 3): RGB turned about the axis of greys by so many radians, its luma kept.
+    """Returns (B, 3, 3), rotations of RGB about the axis of greys by so many radians, which keep the luma.
 
-    Linear, where a turn in HSV is not, so that it may be taken of a difference of pictures as well.
+    Linear, unlike a turn in HSV, so that it applies to a difference of pictures too.
     """
     # YIQ, whose first row is the luma: a turn of the other two is a change of hue.
     to_yiq = turn_B.new_tensor([_LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
@@ -100,7 +100,7 @@ def _hue_turns(turn_B: Tensor) -> Tensor:
 
 
 def _grid(uniform_BD: Tensor, settings: Augment, crop: int, size_HW: torch.Size) -> Tensor:
-    """(B, crop, crop, 2): the place in the frame, x and y from -1 to 1, that each pixel is taken from."""
+    """Returns (B, crop, crop, 2): the position in the frame, x and y from -1 to 1, that each pixel is taken from."""
     turned_B = _happens(uniform_BD, "rotates", settings.rotation_share)
     angle = torch.where(turned_B, _signed(uniform_BD, "angle") * math.radians(settings.rotation), 0.0)
     zoom = 1 / (1 + _signed(uniform_BD, "scale") * settings.scale)
@@ -108,7 +108,7 @@ def _grid(uniform_BD: Tensor, settings: Augment, crop: int, size_HW: torch.Size)
     width, height = crop / size_HW[1] * zoom, crop / size_HW[0] * zoom
     left, top = torch.zeros_like(width), torch.zeros_like(height)
     if settings.crop:
-        area = 1 - settings.crop * uniform_BD[:, _PLACE["area"]]
+        area = 1 - settings.crop * uniform_BD[:, _COLUMN["area"]]
         ratio = 1 + settings.crop_ratio * _signed(uniform_BD, "ratio")
         width, height = (
             ((area * ratio).sqrt() * zoom).clamp(max=1),

@@ -7,7 +7,7 @@ from pathlib import Path
 from sage_scale.config import Recipe, Vision
 from sage_scale.errors import NoModel, RecipeError
 from sage_scale.untrusted.files import expanded
-from sage_scale.vision.keypoint_files import POINTS
+from sage_scale.vision.keypoints import POINTS
 
 WIDTHS = {"resnet34": 512, "dinov2-vits14": 384}
 """Numbers in a row of features, by network."""

@@ -20,7 +20,7 @@ from sage_scale.vision.augment import augment, centre_crop
 from sage_scale.vision.backbone_choice import BACKBONES, check_weights, row_width
 from sage_scale.vision.decode import DecodedClip
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
-from sage_scale.vision.keypoint_features import keypoint_features
+from sage_scale.vision.keypoints import keypoint_features
 from sage_scale.vision.pretrained_weights import load_exactly
 from sage_scale.vision.resnet_weights import read_resnet_weights
 

@@ -1,5 +1,4 @@
-"""From a picture of any shape to the square that is stored: scale the short side, cut the middle; or
-stretch."""
+"""Geometry of the stored square: scale a picture's short side and cut the middle, cut a region, or stretch."""
 
 from __future__ import annotations
 
@@ -11,18 +10,18 @@ import numpy as np
 from sage_scale.errors import ClipRejected
 
 LARGEST_PIXELS = 8192 * 4320
-"""Pictures above this (8K) are refused before a byte of them is decoded: a header can claim any size."""
+"""Larger pictures (above 8K) are refused before they are decoded: a header can claim any size."""
 LARGEST_RATIO = 8.0
-"""Pictures longer than this many times their width are refused: scaling the short side would blow them up."""
+"""Largest ratio of a picture's sides: scaling the short side of longer ones would take too much memory."""
 _LEAST_SIDE = 16
-"""Side of the smallest part that is cut out, pixels."""
+"""Smallest side of a region, pixels."""
 _SLANT = 0.01
-"""How far a display matrix may be from a multiple of 90 degrees, as a tangent."""
+"""Largest deviation of a display matrix from a multiple of 90 degrees, as a tangent."""
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a stored picture is turned and mirrored before it is shown: one of eight ways."""
+    """One of the eight ways to turn and mirror a stored picture before it is shown."""
 
     turns: int = 0
     """Counter-clockwise quarter turns."""
@@ -33,7 +32,7 @@ class Orientation:
     def of_matrix(cls, matrix: Sequence[int]) -> Orientation:
         """Returns the orientation of an ISO 14496-12 display matrix of nine numbers, row by row.
 
-        A matrix that is none of the eight (other angles, shears) gives the stored orientation.
+        Other angles and shears give the stored orientation.
         """
         # A stored point (x, y), y downwards, is shown at (a x + c y, b x + d y).
         a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
@@ -47,13 +46,13 @@ class Orientation:
         return cls()
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """Returns a view of a stored picture (H, W, ...) as it is shown."""
+        """Returns the shown picture, a view of the stored one (H, W, ...)."""
         if self.turns:
             picture = np.rot90(picture, self.turns)
         return picture[:, ::-1] if self.mirrored else picture
 
     def stored(self, x: float, y: float) -> tuple[float, float]:
-        """Returns where a point of the shown picture lies in the stored one, as shares of their sides."""
+        """Returns the position in the stored picture of a point of the shown one, as shares of their sides."""
         if self.mirrored:
             x = 1 - x
         for _ in range(self.turns):  # each clockwise quarter turn takes (x, y) to (1 - y, x)
@@ -84,7 +83,7 @@ class SquarePlan:
 
 @dataclass(frozen=True)
 class Region:
-    """A square part of an upright picture, as shares of its sides; what lies outside is pushed inside."""
+    """A square part of an upright picture, as shares of its sides; it is moved inside where it lies outside."""
 
     x: float
     """Middle, share of the width from the left."""
@@ -107,7 +106,7 @@ class Box:
 
 
 def check_picture(width: int, height: int) -> None:
-    """Refuse pictures too large to decode safely, empty ones and slivers."""
+    """Raises ClipRejected for pictures too large to decode safely, empty ones and slivers."""
     if width < 1 or height < 1:
         raise ClipRejected("unreadable", f"a picture of {width} x {height}")
     if width * height > LARGEST_PIXELS:

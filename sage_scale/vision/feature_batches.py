@@ -1,10 +1,10 @@
 """Whole batches for a frozen backbone, filled with the frames of one clip after the other.
 
-A batch has a fixed shape, so what is not filled is computed for nothing: with clips of 60 frames and batches of 256
-three quarters of the work. Rows are bit for bit those of a clip by itself (`FrozenBackbone.rows`), so mixing changes no
-byte. On a GPU this is tried out once with each backbone, and where it does not hold each clip has batches of its own.
+A batch has a fixed shape, so unfilled rows are computed for nothing: with clips of 60 frames and batches of 256 three
+quarters of the work. Rows are bit for bit those of a clip by itself (`FrozenBackbone.rows`), so mixing changes no byte.
+On a GPU this is tested once with each backbone; where it does not hold, each clip has batches of its own.
 
-Shape letters: V views, n frames of a clip, B places of a batch, S side of a stored picture, C feature width.
+Shape letters: V views, n frames of a clip, B rows of a batch, S side of a stored picture, C feature width.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 
 from sage_scale.vision.backbones import FrozenBackbone
-from sage_scale.vision.median import median_frame
+from sage_scale.vision.sampling import median_frame
 
 Tag = TypeVar("Tag")
 
 
 class FeatureBatches(Generic[Tag]):
-    """Takes the pictures of clips and gives their features, in the same order, as soon as their batches are full."""
+    """Takes the pictures of clips and yields their features, in the same order, as soon as their batches are full."""
 
     def __init__(self, backbone: FrozenBackbone) -> None:
         assert backbone.network is not None, "keypoints need no batches"
         self.backbone = backbone
         vision = backbone.vision
-        # A changed view takes its pixels from all of the picture, the plain one from its middle.
+        # An augmented view takes its pixels from all of the picture, the plain one from its middle.
         self._side = vision.size if vision.feature_views > 1 else vision.crop
         shape = (vision.backbone_batch, self._side, self._side, 3)
         self._pixels = torch.zeros(shape, dtype=torch.uint8)
@@ -44,7 +44,7 @@ class FeatureBatches(Generic[Tag]):
     def add(
         self, tag: Tag, frames_nHWC: np.ndarray, seeds: Sequence[int] = ()
     ) -> Iterator[tuple[Tag, np.ndarray]]:
-        """Take a clip's uint8 pictures (n, S, S, 3), n >= 1; give (tag, float16 (V, n, C)) of the clips that are done.
+        """Take a clip's uint8 pictures (n, S, S, 3), n >= 1; yields (tag, float16 (V, n, C)) of finished clips.
 
         The first view is the plain one, and each of `seeds` decides another.
         """
@@ -69,7 +69,7 @@ class FeatureBatches(Generic[Tag]):
         yield from self._done()
 
     def flush(self) -> Iterator[tuple[Tag, np.ndarray]]:
-        """Give what is left; the last batch is padded."""
+        """Yields the remaining clips; the last batch is padded."""
         if self._filled:
             self._compute()
         yield from self._done()
@@ -90,7 +90,7 @@ class FeatureBatches(Generic[Tag]):
             yield tag, rows.reshape(views, count, -1)
 
     def _may_mix(self) -> bool:
-        """Whether rows stay the same in another place beside others; tried once, with these pictures."""
+        """Returns whether rows are the same at another position of a batch; tested once, with these pictures."""
         if self._mixes is None:
             places = torch.arange(len(self._pixels)).roll(len(self._pixels) // 3 + 1)
             moved = None if self._background is None else self._background[places]

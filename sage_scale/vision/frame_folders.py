@@ -13,7 +13,7 @@ from sage_scale.untrusted.files import NotRegularFile, mode_of, open_regular
 from sage_scale.vision.archives import no_memory
 from sage_scale.vision.crop import Region, check_picture, plan_cut, plan_square
 from sage_scale.vision.sampling import check_length, nearest_frames
-from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures
+from sage_scale.vision.video_clips import ClipPictures, Interval, PictureSettings
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -24,7 +24,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What EXIF orientations ask for (CIPA DC-008, 4.6.4)."""
+"""Transpositions by EXIF orientation (CIPA DC-008, 4.6.4)."""
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
@@ -35,32 +35,34 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[str | int]:
-    # Every second part is a number; others may consist of what only looks like digits (a superscript).
+    # Every second part is a number; other parts may hold characters that only look like digits (a superscript).
     return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", path.name))]
 
 
-def read_folder(folder: Path, interval: Interval, pictures: Pictures, *, source_fps: float) -> ClipPictures:
+def read_folder(
+    folder: Path, interval: Interval, settings: PictureSettings, *, source_fps: float
+) -> ClipPictures:
     """Returns the pictures of a stretch of a folder, whose files are `source_fps` a second."""
     files = list_pictures(folder)
     if not files:
         raise ClipRejected("empty", "a folder without pictures")
-    chosen_T = nearest_frames(len(files), source_fps, pictures.fps, interval.start_s, interval.end_s)
-    check_length(len(chosen_T), pictures.min_frames, pictures.max_frames)
+    chosen_T = nearest_frames(len(files), source_fps, settings.fps, interval.start_s, interval.end_s)
+    check_length(len(chosen_T), settings.min_frames, settings.max_frames)
     frames: list[np.ndarray] = []
     greys: list[np.ndarray] = []
     for k, index in enumerate(chosen_T):
         picture = _open(files[index])
-        if k % pictures.stride == 0:
-            frames.append(_square(picture, pictures.size, pictures.stretch, interval.region))
-        if pictures.grey_size:
-            greys.append(_square(picture.convert("L"), pictures.grey_size, pictures.stretch, interval.region))
+        if k % settings.stride == 0:
+            frames.append(_square(picture, settings.size, settings.stretch, interval.region))
+        if settings.grey_size:
+            greys.append(_square(picture.convert("L"), settings.grey_size, settings.stretch, interval.region))
     grey_THW = np.stack(greys) if greys else np.zeros((len(chosen_T), 0, 0), np.uint8)
     return ClipPictures(np.stack(frames), grey_THW, source_fps)
 
 
 def _open(path: Path) -> Image.Image:
-    """Returns a picture in RGB as viewers show it: turned as its EXIF orientation says, 16 bits a colour as 8, on black
-    where it is transparent; of several pictures in a file the first."""
+    """Returns the first picture of a file in RGB as viewers show it: turned by its EXIF orientation, in 8 bits a
+    colour, on black where it is transparent."""
     try:
         with open_regular(path) as file, Image.open(file) as picture:
             check_picture(*picture.size)  # from the header, before the pixels are decoded
@@ -71,7 +73,7 @@ def _open(path: Path) -> Image.Image:
         raise
     except MemoryError:
         raise no_memory("unreadable", f"no memory for picture {path.name}") from None
-    except Exception as error:  # whatever the parsers of many formats raise on damaged bytes
+    except Exception as error:  # the parsers of many formats raise any exception on damaged bytes
         if isinstance(error, OSError) and error.errno is not None and mode_of(path):
             raise  # the disk, not the picture, nor a link that leads nowhere
         raise ClipRejected("unreadable", f"picture {path.name}: {type(error).__name__}") from None
@@ -90,7 +92,9 @@ def _in_rgb(picture: Image.Image) -> Image.Image:
 def _turned(shown: Image.Image, picture: Image.Image) -> Image.Image:
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # whatever damaged EXIF makes its parser raise; viewers then show the picture unturned
+    except (
+        Exception
+    ):  # the parser raises any exception on damaged EXIF; viewers then show the picture unturned
         return shown
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return shown if turn is None else shown.transpose(turn)

@@ -1,13 +1,11 @@
-"""Bringing a source of any frame rate to the recipe's: frame k of a clip is the source frame nearest to
-k/fps.
+"""Choice of frames: frame k of a clip is the source frame nearest to k/fps, the earlier one of two equally near.
 
-A clip of `d` seconds has T = round(d * fps) frames. A frame exactly between two source frames is the earlier
-one.
+A clip of `d` seconds has T = round(d * fps) frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -35,6 +33,17 @@ def check_length(frames: int, min_frames: int, max_frames: int) -> None:
         raise ClipRejected("too-short", f"{frames} frames, vision.min_frames is {min_frames}")
     if frames > max_frames:
         raise ClipRejected("too-long", f"{frames} frames, vision.max_frames is {max_frames}")
+
+
+def median_frame(frames_THWC: np.ndarray, most: int = 101) -> np.ndarray:
+    """Returns the lower median of up to `most` evenly chosen frames, uint8 (H, W, 3): the still scene."""
+    total = len(frames_THWC)
+    if not total:
+        raise ClipRejected("empty", "no frame to take a median of")
+    chosen = frames_THWC[np.linspace(0, total - 1, min(total, most)).round().astype(int)]
+    columns = np.ascontiguousarray(chosen.reshape(len(chosen), -1).T)
+    middle = (len(chosen) - 1) // 2
+    return np.partition(columns, middle, axis=1)[:, middle].reshape(frames_THWC.shape[1:])
 
 
 def nearest_frames(
@@ -92,23 +101,3 @@ class StreamSampler(Generic[Frame]):
             check_length(self._next + 1, 0, self.max_frames)
             yield self._next, self._held[2]
             self._next += 1
-
-
-def sample_stream(
-    timed_frames: Iterable[tuple[float, float, Frame]],
-    fps: float,
-    start_s: float,
-    end_s: float | None,
-    max_frames: int,
-) -> Iterator[tuple[int, Frame]]:
-    """Yield (k, frame) for k = 0, 1, ... from (time, duration, frame) in rising time, seconds.
-
-    Works without knowing the end in advance and never holds more than one frame. Raises ClipRejected
-    `too-long` as soon as more than `max_frames` frames are asked for.
-    """
-    sampler: StreamSampler[Frame] = StreamSampler(fps, start_s, end_s, max_frames)
-    for time_s, duration_s, frame in timed_frames:
-        yield from sampler.push(time_s, duration_s, frame)
-        if sampler.done:
-            return
-    yield from sampler.finish()

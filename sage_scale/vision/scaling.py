@@ -1,9 +1,9 @@
 """From a decoded frame to a small upright square: cut first, then scale, with ffmpeg's own filters and scaler.
 
-Cutting moves pointers and copies nothing, so the scaler touches only what is kept; one scaler is reused, since making
-one costs most of the work. Interlaced frames give their upper field alone: both fields show two moments, which doubles
-moving hands, and a field still has the lines of a 256-pixel square (288 of 576, 540 of 1080). Unlike filters over
-several frames (yadif, bwdif) this depends on no neighbour, so a frame is the same wherever reading began.
+Cutting copies nothing, so the scaler reads only the pixels that are kept; one scaler is reused, since making one costs
+most of the work. Of interlaced frames only the upper field is used: two fields show two moments, which doubles moving
+hands, and one field still has the lines of a 256-pixel square (288 of 576, 540 of 1080). Unlike filters over several
+frames (yadif, bwdif) this depends on no neighbour, so a frame is the same wherever reading began.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sage_scale.vision.crop import UPRIGHT, Box, Orientation, Region, check_pict
 
 @dataclass(frozen=True)
 class _Shape:
-    """What decides how frames are scaled; it may change within a video."""
+    """Properties of a frame that decide its scaling; they may change within a video."""
 
     width: int
     height: int
@@ -37,8 +37,8 @@ class SquareScaler:
     """Scales decoded frames to squares of one size and format."""
 
     def __init__(self, size: int, pixel_format: str, *, stretch: bool, cut_first: bool = True) -> None:
-        """`cut_first` cuts the square out of the frame and scales that; else the frame is scaled as a whole and its
-        middle cut out, as it is done for the grey pictures of the motion tagger."""
+        """`cut_first` cuts the square out of the frame and scales it; else the whole frame is scaled and its middle cut
+        out, as for the grey pictures of the motion tagger."""
         self.size, self.pixel_format, self.stretch, self.cut_first = size, pixel_format, stretch, cut_first
         self._reformatter = VideoReformatter()
         self._shape: _Shape | None = None
@@ -55,8 +55,8 @@ class SquareScaler:
     ) -> np.ndarray:
         """Returns uint8 (size, size, 3) for rgb24, (size, size) for gray; a view of ffmpeg's memory.
 
-        `pixel_ratio` is how many times as wide as high a pixel is; `region` the part of the upright picture that is
-        wanted, instead of its middle; `orientation` what makes it upright.
+        `pixel_ratio` is a pixel's width by its height; `region` the part of the upright picture to cut out, instead of
+        its middle; `orientation` turns the frame upright.
         """
         shape = _Shape(
             frame.width,
@@ -95,7 +95,7 @@ class SquareScaler:
 
 
 def _filter(shape: _Shape, box: Box | None) -> av.filter.Graph | None:
-    """The filters before the scaler, None where there are none."""
+    """Returns the filters before the scaler, None without any."""
     steps: list[tuple[str, str]] = []
     lines = 1
     if shape.interlaced:
@@ -107,7 +107,7 @@ def _filter(shape: _Shape, box: Box | None) -> av.filter.Graph | None:
     if not steps:
         return None
     graph = av.filter.Graph()
-    # The clock is never looked at: one frame goes in, one comes out.
+    # The time base is not used: one frame goes in, one comes out.
     ends = [
         graph.add_buffer(
             width=shape.width,
@@ -125,7 +125,7 @@ def _filter(shape: _Shape, box: Box | None) -> av.filter.Graph | None:
 
 
 def _pixels(frame: VideoFrame) -> np.ndarray:
-    """A picture's bytes where they lie: uint8 (height, width, 3) or (height, width), without the lines' padding."""
+    """Returns a view of a picture: uint8 (height, width, 3) or (height, width), without the lines' padding."""
     plane = frame.planes[0]
     lines = np.frombuffer(memoryview(plane), np.uint8).reshape(frame.height, plane.line_size)
     if frame.format.name == "gray":
@@ -134,15 +134,14 @@ def _pixels(frame: VideoFrame) -> np.ndarray:
 
 
 class PictureStack:
-    """Pictures of one shape, copied side by side as they come: the frame they lie in is then used again by ffmpeg,
-    which is cheaper than to keep each and copy them all at the end."""
+    """An array of pictures of one shape, to which each is copied at once, so that ffmpeg can reuse its memory."""
 
     def __init__(self, shape: tuple[int, ...], expected: int) -> None:
         self._array = np.empty((max(1, expected), *shape), np.uint8)
         self.count = 0
 
     def append(self, picture: np.ndarray) -> None:
-        """Copies one more picture."""
+        """Copy one more picture."""
         if self.count == len(self._array):
             self._resize(2 * self.count)
         self._array[self.count] = picture

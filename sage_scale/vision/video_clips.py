@@ -1,13 +1,12 @@
-"""All clips of one video in one pass over it: each frame is decoded once, whatever number of clips it belongs to.
+"""All clips of one video in one pass over it: each frame is decoded once, however many clips it belongs to.
 
-Memory is that of the clips which are open at one moment, not of the video. Where frames lie between clips that nobody
-wants, the reader seeks (`FrameReader.skip_pays`).
+Memory is that of the clips which are open at one moment, not of the video. Where no clip needs the frames ahead, the
+reader seeks (`FrameReader.skip_pays`).
 
-A pass gives what reading each clip alone gives, byte for byte. In a sound file a frame is the same whether the decoder
-came from before or was set down on the key frame before it. In a damaged one it need not be: once the decoder complains
-the clips that are left are read one by one. Where only times do not rise, or the file ends early, those under way are
-read alone, and a new pass begins with the next clip as if it were the first. What is left is damage that no decoder
-reports, in videos without closed groups of pictures.
+A pass gives the bytes of reading each clip alone. In an intact file a frame decodes identically after sequential
+reading or a seek. In a damaged one it need not: once the decoder complains, the remaining clips are read one by one.
+Where only times do not rise, or the file ends early, the open clips are read alone, and a new pass begins with the next
+clip. The remaining risk is damage that no decoder reports, in videos without closed groups of pictures.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from sage_scale.errors import ClipRejected
+from sage_scale.errors import ClipRejected, or_rejected
 from sage_scale.vision.crop import Region, check_picture
 from sage_scale.vision.sampling import StreamSampler, check_interval, check_length
 from sage_scale.vision.scaling import PictureStack, SquareScaler
 from sage_scale.vision.video_files import BYTES_AT_FAULT, open_video, read_through
 from sage_scale.vision.video_frames import DecodeStats, Ending, FrameReader, TimedFrame
-from sage_scale.vision.video_track import Survey, VideoTrack, open_track, survey_if_needed
+from sage_scale.vision.video_track import PacketScan, VideoTrack, open_track, scan_if_needed
 
 _TRUNCATED_S = 1.0
 _SOURCE_FRAMES_PER_FRAME = 16
@@ -36,22 +35,22 @@ _NO_PICTURE = np.zeros((0, 0), np.uint8)
 
 @dataclass(frozen=True)
 class Interval:
-    """A stretch of a video."""
+    """A stretch of a video, seconds."""
 
     start_s: float = 0.0
     end_s: float | None = None
     region: Region | None = None
-    """The part of the picture that is wanted; None is its middle, or all of it where pictures are stretched."""
+    """The part of the picture to cut out; None is its middle, or all of it where pictures are stretched."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """What is made of a video's frames."""
+class PictureSettings:
+    """Rate, size and kind of the pictures of a clip."""
 
     fps: float
     """Frame rate to which the clip is brought."""
     stride: int
-    """Every how many frames a colour picture is made."""
+    """A colour picture is made of every `stride`-th frame."""
     size: int
     """Side of the colour pictures."""
     grey_size: int
@@ -73,71 +72,70 @@ class ClipPictures:
     source_fps: float
 
 
+Outcome = ClipPictures | ClipRejected
+
+
 def read_clip(
-    path: Path, interval: Interval, pictures: Pictures, stats: DecodeStats | None = None
+    path: Path, interval: Interval, settings: PictureSettings, stats: DecodeStats | None = None
 ) -> ClipPictures:
-    """One clip by itself. Raises ClipRejected for whatever lies in the file's bytes."""
-    return _File(path, pictures, stats or DecodeStats()).one(interval)
+    """Returns one clip, read by itself. Raises ClipRejected for faults of the file's bytes."""
+    return _VideoFile(path, settings, stats or DecodeStats()).one(interval)
 
 
 def read_clips(
-    path: Path, intervals: Sequence[Interval], pictures: Pictures, stats: DecodeStats | None = None
-) -> Iterator[tuple[int, ClipPictures | ClipRejected]]:
-    """(number in `intervals`, pictures or why there are none) of each, in the order in which they become complete.
+    path: Path, intervals: Sequence[Interval], settings: PictureSettings, stats: DecodeStats | None = None
+) -> Iterator[tuple[int, Outcome]]:
+    """Yields (number in `intervals`, pictures or rejection), in the order in which the clips become complete.
 
-    What the machine is to blame for is raised, as OSError or MemoryError.
+    Raises OSError or MemoryError for faults of the machine.
     """
-    file = _File(path, pictures, stats or DecodeStats())
-    waiting = deque(sorted(range(len(intervals)), key=lambda number: intervals[number].start_s))
-    while waiting:
-        suspects: list[int] = []
+    file = _VideoFile(path, settings, stats or DecodeStats())
+    pending = deque(sorted(range(len(intervals)), key=lambda number: intervals[number].start_s))
+    while pending:
+        reread: list[int] = []
         refused: ClipRejected | None = None
         try:
             with file.open() as video:
-                yield from video.sweep(intervals, waiting, suspects)
-        except ClipRejected as rejected:  # of the file, before any clip of it was looked at
+                yield from video.sweep(intervals, pending, reread)
+        except ClipRejected as rejected:  # of the file, before any of its clips was read
             file.check_disk(rejected)
             refused = rejected
         if refused is not None:
-            yield from ((number, refused) for number in waiting)
+            yield from ((number, refused) for number in pending)
             return
-        for number in suspects:
-            try:
-                outcome: ClipPictures | ClipRejected = file.one(intervals[number])
-            except ClipRejected as rejected:
-                outcome = rejected
-            yield number, outcome
+        for number in reread:
+            yield number, or_rejected(file.one, intervals[number])
 
 
-class _File:
-    """A video file, and what reading it has taught."""
+class _VideoFile:
+    """A video file, with the facts that earlier readings of it have found."""
 
-    def __init__(self, path: Path, pictures: Pictures, stats: DecodeStats) -> None:
-        self.path, self.pictures, self.stats = path, pictures, stats
-        self._known: list[Ending] = []
-        self._survey: Survey | None = None
+    def __init__(self, path: Path, settings: PictureSettings, stats: DecodeStats) -> None:
+        self.path, self.settings, self.stats = path, settings, stats
+        self._endings: list[Ending] = []
+        self._scan: PacketScan | None = None
         self._disk_checked = False
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[_Video]:
-        """Opens the file, to be read once. Raises ClipRejected for what is wrong with all of its clips."""
+    def open(self) -> Iterator[_OpenVideo]:
+        """Opens the file, to be read once. Raises ClipRejected for faults that all of its clips share."""
         with contextlib.ExitStack() as opened:
 
-            def once_more() -> Any:
+            def reopen() -> Any:
                 self.stats.passes += 1
                 opened.pop_all().close()
                 return opened.enter_context(open_video(self.path))
 
-            container = once_more()
-            if self._survey is None:
-                self._survey = survey_if_needed(self.path, container)
-            track = open_track(container, self._survey)
+            container = reopen()
+            if self._scan is None:
+                self._scan = scan_if_needed(self.path, container)
+            track = open_track(container, self._scan)
             if track.note:
                 self.stats.notes.append(f"{self.path.name}: {track.note}")
-            yield _Video(container, track, once_more, self.pictures, self.stats, self._known)
+            yield _OpenVideo(container, track, reopen, self.settings, self.stats, self._endings)
 
     def one(self, interval: Interval) -> ClipPictures:
-        """A clip by itself."""
+        """Returns a clip, read by itself."""
         try:
             with self.open() as video:
                 return video.one(interval)
@@ -146,72 +144,68 @@ class _File:
             raise
 
     def check_disk(self, rejected: ClipRejected) -> None:
-        """Raise OSError where the file cannot be read to its end, so that its bytes are not to blame."""
+        """Raises OSError where the file cannot be read to its end, so that its bytes are not at fault."""
         if rejected.reason in BYTES_AT_FAULT and not self._disk_checked:
             read_through(self.path)
             self._disk_checked = True
 
 
-class _Clip:
+class _OpenClip:
     """A clip that is being read."""
 
-    def __init__(self, number: int, interval: Interval, pictures: Pictures, stop_s: float | None) -> None:
-        """`stop_s` is where it will end at the latest, as far as is known."""
-        self.number, self.interval, self.pictures = number, interval, pictures
-        expected = 64 if stop_s is None else round((stop_s - interval.start_s) * pictures.fps)
-        expected = min(expected, pictures.max_frames)
-        self.frames = PictureStack((pictures.size, pictures.size, 3), -(-expected // pictures.stride))
-        self.greys = PictureStack((pictures.grey_size, pictures.grey_size), expected)
-        self.sampler: StreamSampler[_Shown] = StreamSampler(
-            pictures.fps, interval.start_s, interval.end_s, pictures.max_frames
+    def __init__(
+        self, number: int, interval: Interval, settings: PictureSettings, stop_s: float | None
+    ) -> None:
+        """`stop_s` is its end as far as is known."""
+        self.number, self.interval, self.settings = number, interval, settings
+        expected = 64 if stop_s is None else round((stop_s - interval.start_s) * settings.fps)
+        expected = min(expected, settings.max_frames)
+        self.frames = PictureStack((settings.size, settings.size, 3), -(-expected // settings.stride))
+        self.greys = PictureStack((settings.grey_size, settings.grey_size), expected)
+        self.sampler: StreamSampler[_Squares] = StreamSampler(
+            settings.fps, interval.start_s, interval.end_s, settings.max_frames
         )
         self._seen = 0
 
-    def push(self, timed: TimedFrame, shown: _Shown) -> None:
+    def push(self, timed: TimedFrame, squares: _Squares) -> None:
         """Take the next frame. Raises ClipRejected `too-long`, also for a video of absurdly many frames a second."""
         if timed.time_s >= self.interval.start_s:
             self._seen += 1
-            limit = (self.pictures.max_frames + 1) * _SOURCE_FRAMES_PER_FRAME
+            limit = (self.settings.max_frames + 1) * _SOURCE_FRAMES_PER_FRAME
             if self._seen > limit:
                 raise ClipRejected("too-long", f"more than {limit} source frames")
-        for k, picked in self.sampler.push(timed.time_s, timed.duration_s, shown):
-            self._take(k, picked)
+        self._take(self.sampler.push(timed.time_s, timed.duration_s, squares))
 
     def finish(self) -> None:
         """The video has ended."""
-        for k, picked in self.sampler.finish():
-            self._take(k, picked)
+        self._take(self.sampler.finish())
 
-    def _take(self, k: int, shown: _Shown) -> None:
-        self.greys.append(shown.grey(self.interval.region) if self.pictures.grey_size else _NO_PICTURE)
-        if k % self.pictures.stride == 0:
-            self.frames.append(shown.colour(self.interval.region))
+    def _take(self, sampled: Iterator[tuple[int, _Squares]]) -> None:
+        for k, squares in sampled:
+            region = self.interval.region
+            self.greys.append(squares.get(False, region) if self.settings.grey_size else _NO_PICTURE)
+            if k % self.settings.stride == 0:
+                self.frames.append(squares.get(True, region))
 
 
-class _Shown:
-    """A frame and the squares made of it so far: clips that overlap share them."""
+class _Squares:
+    """The squares made of a frame so far: clips that overlap share them."""
 
     __slots__ = ("_made", "_timed", "_video")
 
-    def __init__(self, timed: TimedFrame, video: _Video) -> None:
+    def __init__(self, timed: TimedFrame, video: _OpenVideo) -> None:
         self._timed, self._video = timed, video
         self._made: dict[tuple[bool, Region | None], np.ndarray] = {}
 
-    def colour(self, region: Region | None) -> np.ndarray:
-        return self._square(True, region)
-
-    def grey(self, region: Region | None) -> np.ndarray:
-        return self._square(False, region)
-
-    def _square(self, colour: bool, region: Region | None) -> np.ndarray:
+    def get(self, colour: bool, region: Region | None) -> np.ndarray:
+        """Returns the frame's square in colour or grey."""
         square = self._made.get((colour, region))
         if square is None:
-            square = self._video.scale(self._timed, colour, region)
-            self._made[colour, region] = square
+            square = self._made[colour, region] = self._video.scale(self._timed, colour, region)
         return square
 
 
-class _Video:
+class _OpenVideo:
     """An open video file."""
 
     def __init__(
@@ -219,38 +213,37 @@ class _Video:
         container: Any,
         track: VideoTrack,
         reopen: Callable[[], Any],
-        pictures: Pictures,
+        settings: PictureSettings,
         stats: DecodeStats,
-        known: list[Ending],
+        endings: list[Ending],
     ) -> None:
-        """Raises ClipRejected for what is wrong with every clip of the file. `known` takes what is found out about its
-        end, and helps later readers of the same file."""
+        """Raises ClipRejected for faults that all clips of the file share. `endings` takes the end that a reading
+        finds, for later readings of the same file."""
         # The stream is not kept: it is gone when the reader opens the file anew.
         check_picture(track.stream.codec_context.width, track.stream.codec_context.height)
         self.pixel_ratio = float(track.stream.sample_aspect_ratio or 1)
         self.first_s, self.end_s = track.first_s, track.end_s
-        self.rate = track.rate or pictures.fps
+        self.rate = track.rate or settings.fps
         self.reader = FrameReader(container, track, stats, reopen)
-        self.pictures, self.known = pictures, known
-        stretch = pictures.stretch
-        self._colour = SquareScaler(pictures.size, "rgb24", stretch=stretch)
-        self._grey = SquareScaler(pictures.grey_size, "gray", stretch=stretch, cut_first=False)
+        self.settings, self.endings = settings, endings
+        stretch = settings.stretch
+        self._colour = SquareScaler(settings.size, "rgb24", stretch=stretch)
+        self._grey = SquareScaler(settings.grey_size, "gray", stretch=stretch, cut_first=False)
 
     def scale(self, timed: TimedFrame, colour: bool, region: Region | None) -> np.ndarray:
-        """A square of the frame."""
+        """Returns a square of the frame."""
         scaler = self._colour if colour else self._grey
         return scaler(timed.frame, self.pixel_ratio, region, timed.orientation)
 
     def one(self, interval: Interval) -> ClipPictures:
-        """A clip by itself."""
-        interval = self._shown(interval)
+        """Returns a clip, read by itself."""
+        interval = self._from_first_picture(interval)
         self._check(interval)
-        clip = _Clip(0, interval, self.pictures, self._stop_s(interval))
-        known = self.known[0] if self.known else None
+        clip = _OpenClip(0, interval, self.settings, self._stop_s(interval))
         error: ClipRejected | None = None
         try:
-            for timed in self.reader.frames_from(interval.start_s, known):
-                clip.push(timed, _Shown(timed, self))
+            for timed in self._frames_from(interval.start_s):
+                clip.push(timed, _Squares(timed, self))
                 if clip.sampler.done:
                     break
             else:
@@ -259,112 +252,104 @@ class _Video:
             if rejected.reason != "corrupt":
                 raise
             error = rejected
-        if not self.known and self.reader.from_beginning and self.reader.last_end_s <= interval.start_s:
-            # All there is was read, and it ends before the clip begins: later clips will not have more.
-            self.known.append(Ending(self.reader.last_end_s, error))
+        if not self.endings and self.reader.from_beginning and self.reader.last_end_s <= interval.start_s:
+            # The whole file was read, and it ends before the clip begins: later clips have no frames either.
+            self.endings.append(Ending(self.reader.last_end_s, error))
         if error is not None:
             raise error
         return self._complete(clip)
 
     def sweep(
-        self, intervals: Sequence[Interval], waiting: deque[int], suspects: list[int]
-    ) -> Iterator[tuple[int, ClipPictures | ClipRejected]]:
-        """Clips of `waiting` (by start), which are taken from it, until none is left or the file complains.
+        self, intervals: Sequence[Interval], pending: deque[int], reread: list[int]
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Reads the clips of `pending` (by start), which are taken from it, until none is left or the file complains.
 
-        Then `suspects` are those that are to be read alone: what was under way or the next one, or all that are left.
+        `reread` then takes those to read alone: the open ones or the next one, or all that are left.
         """
-        intervals = [self._shown(interval) for interval in intervals]
-        while waiting:
-            refused = self._refused(intervals[waiting[0]])
+        intervals = [self._from_first_picture(interval) for interval in intervals]
+        while pending:
+            refused = or_rejected(self._check, intervals[pending[0]])
             if refused is None:
                 break
-            yield waiting.popleft(), refused
-        if not waiting:
+            yield pending.popleft(), refused
+        if not pending:
             return
-        under_way: list[_Clip] = []
-        before: tuple[TimedFrame, _Shown] | None = None
-        frames = self.reader.frames_from(intervals[waiting[0]].start_s, self.known[0] if self.known else None)
-        sought = waiting[0]  # a seek may land far before its clip: it is not tried again for the same one
-        while waiting or under_way:
+        open_clips: list[_OpenClip] = []
+        before: tuple[TimedFrame, _Squares] | None = None
+        frames = self._frames_from(intervals[pending[0]].start_s)
+        sought = pending[0]  # a seek may land far before its clip: it is not tried again for the same one
+        while pending or open_clips:
             try:
                 timed = next(frames, None)
             except ClipRejected:
-                suspects.extend(waiting)
+                reread.extend(pending)
                 break
-            if timed is not None and not timed.sound:
-                suspects.extend(waiting)
+            if timed is not None and not timed.intact:
+                reread.extend(pending)
                 break
             if timed is not None and not timed.on_time:
                 break
             if timed is None and self._ends_early():
                 break
-            shown = None if timed is None else _Shown(timed, self)
-            while waiting and (timed is None or intervals[waiting[0]].start_s <= timed.time_s):
-                number = waiting.popleft()
-                refused = self._refused(intervals[number])
-                if refused is not None:
+            squares = None if timed is None else _Squares(timed, self)
+            while pending and (timed is None or intervals[pending[0]].start_s <= timed.time_s):
+                number = pending.popleft()
+                interval = intervals[number]
+                if (refused := or_rejected(self._check, interval)) is not None:
                     yield number, refused
                     continue
-                stop_s = self._stop_s(intervals[number])
-                clip = _Clip(number, intervals[number], self.pictures, stop_s)
+                clip = _OpenClip(number, interval, self.settings, self._stop_s(interval))
                 if before is not None:
                     clip.push(*before)
-                under_way.append(clip)
-            for clip in list(under_way):
-                outcome = self._fed(clip, timed, shown)
+                open_clips.append(clip)
+            for clip in list(open_clips):
+                outcome = or_rejected(self._feed, clip, timed, squares)
                 if isinstance(outcome, ClipRejected) and outcome.reason in BYTES_AT_FAULT:
-                    continue  # it stays under way, and is read alone
+                    continue  # it stays open, and is read alone
                 if outcome is not None:
-                    under_way.remove(clip)
+                    open_clips.remove(clip)
                     yield clip.number, outcome
             if timed is None:
                 break
-            assert shown is not None
-            before = timed, shown
-            idle = waiting and not under_way and sought != waiting[0]
-            if idle and self.reader.skip_pays(intervals[waiting[0]].start_s):
-                sought = waiting[0]
-                frames = self.reader.frames_from(intervals[waiting[0]].start_s)
+            assert squares is not None
+            before = timed, squares
+            idle = pending and not open_clips and sought != pending[0]
+            if idle and self.reader.skip_pays(intervals[pending[0]].start_s):
+                sought = pending[0]
+                frames = self.reader.frames_from(intervals[pending[0]].start_s)
                 before = None
-        if suspects:
-            waiting.clear()
-        suspects[:0] = [clip.number for clip in under_way]
-        if not suspects and waiting:
-            suspects.append(waiting.popleft())
+        if reread:
+            pending.clear()
+        reread[:0] = [clip.number for clip in open_clips]
+        if not reread and pending:
+            reread.append(pending.popleft())
+
+    def _frames_from(self, start_s: float) -> Iterator[TimedFrame]:
+        return self.reader.frames_from(start_s, self.endings[0] if self.endings else None)
 
     def _ends_early(self) -> bool:
         """Whether frames ran out long before the length that the header promises."""
         return self.end_s is not None and self.end_s - self.reader.last_end_s > _TRUNCATED_S
 
-    def _fed(
-        self, clip: _Clip, timed: TimedFrame | None, shown: _Shown | None
-    ) -> ClipPictures | ClipRejected | None:
-        """The clip's outcome after this frame, or after the end; None where it goes on."""
-        try:
-            if timed is None:
-                clip.finish()
-            else:
-                assert shown is not None
-                clip.push(timed, shown)
-                if not clip.sampler.done:
-                    return None
-            return self._complete(clip)
-        except ClipRejected as rejected:
-            return rejected
+    def _feed(
+        self, clip: _OpenClip, timed: TimedFrame | None, squares: _Squares | None
+    ) -> ClipPictures | None:
+        """Returns the clip's pictures if it is complete with this frame, or at the video's end (None)."""
+        if timed is None:
+            clip.finish()
+        else:
+            assert squares is not None
+            clip.push(timed, squares)
+            if not clip.sampler.done:
+                return None
+        return self._complete(clip)
 
-    def _refused(self, interval: Interval) -> ClipRejected | None:
-        try:
-            self._check(interval)
-        except ClipRejected as rejected:
-            return rejected
-        return None
-
-    def _shown(self, interval: Interval) -> Interval:
-        """Returns the interval without what lies before the first picture, as what lies behind the last is cut."""
+    def _from_first_picture(self, interval: Interval) -> Interval:
+        """Returns the interval without its part before the first picture; the part behind the last one is cut too."""
         return replace(interval, start_s=self.first_s) if interval.start_s < self.first_s else interval
 
     def _check(self, interval: Interval) -> None:
-        """Raises ClipRejected for what need not be decoded to be refused."""
+        """Raises ClipRejected for faults that show without decoding."""
         if self.first_s and interval.end_s is not None and interval.end_s <= self.first_s:
             raise ClipRejected(
                 "too-short",
@@ -373,16 +358,16 @@ class _Video:
         check_interval(interval.start_s, interval.end_s, self.end_s)
         stop_s = self._stop_s(interval)
         if stop_s is not None:
-            check_length(round((stop_s - interval.start_s) * self.pictures.fps), 0, self.pictures.max_frames)
+            check_length(round((stop_s - interval.start_s) * self.settings.fps), 0, self.settings.max_frames)
 
     def _stop_s(self, interval: Interval) -> float | None:
         if self.end_s is None:
             return interval.end_s
         return min(interval.end_s or self.end_s, self.end_s)
 
-    def _complete(self, clip: _Clip) -> ClipPictures:
-        """The pictures, after a look at whether all are there: a file cut short decodes without an error up to its
-        end, so what its header promises is compared."""
+    def _complete(self, clip: _OpenClip) -> ClipPictures:
+        """Returns the pictures if none are missing: a file cut short decodes without an error up to its end, so the
+        length that its header promises is compared."""
         last_end_s, stop_s = self.reader.last_end_s, self._stop_s(clip.interval)
         if last_end_s == 0:
             raise ClipRejected("empty", "no frame could be decoded")
@@ -390,7 +375,7 @@ class _Video:
             missing_s = stop_s - last_end_s
             if missing_s > _TRUNCATED_S and missing_s > 0.1 * self.end_s:
                 raise ClipRejected("truncated", f"ends at {last_end_s:.2f} s of {self.end_s:.2f} s")
-        check_length(clip.greys.count, self.pictures.min_frames, self.pictures.max_frames)
+        check_length(clip.greys.count, self.settings.min_frames, self.settings.max_frames)
         if not clip.greys.count:  # a recipe may permit clips of no frames, but nothing can be made of them
             raise ClipRejected("too-short", "0 frames")
         return ClipPictures(clip.frames.array(), clip.greys.array(), self.rate)

@@ -1,6 +1,6 @@
 """Opening a video file with PyAV: one decoder thread, no trust in the header, no way out of the file.
 
-What ffmpeg says against the bytes of a file rejects its clips; what the file system says against reading them does not.
+Faults of a file's bytes reject its clips; faults of the file system are OSErrors and reject nothing.
 """
 
 from __future__ import annotations
@@ -16,35 +16,32 @@ import av
 from sage_scale.errors import ClipRejected
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import is_file
-from sage_scale.vision.archives import find_member, no_memory, opened
+from sage_scale.vision.archives import ffmpeg_address, find_member, no_memory
 from sage_scale.vision.crop import LARGEST_PIXELS
 
-# Playlists and concat scripts are videos to ffmpeg too, and would let a corpus file open other files or
-# addresses.
+# Playlists and concat scripts are videos to ffmpeg too, and would let a corpus file open other files or addresses.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,mxf,rm"
 WAIT_S = 120.0
-"""How long ffmpeg may search a file for its next packet before the file system is taken to be stuck, seconds."""
+"""Time limit for ffmpeg to find the next packet of a file before the file system counts as stuck, seconds."""
 LARGEST_HOLE = 2**30
-"""Bytes that a file may claim without having them."""
+"""Largest hole of a file, bytes."""
 _HOLES_LOOKED_AT = 1000
 _LONGEST_NAME = 255
-"""Characters of a file's name that a message repeats; no file system has longer ones."""
+"""Most characters of a file's name in a message; no file system has longer names."""
 BYTES_AT_FAULT = ("unreadable", "corrupt", "truncated", "empty", "no-video")
-"""Reasons that hold only if the file could be read to its end."""
+"""Reasons that hold only if the file system can read the file to its end."""
 
 
 @contextlib.contextmanager
 def open_video(path: Path) -> Iterator[av.container.InputContainer]:
-    """Open a video file, or a member of a zip archive, for reading; what ffmpeg says against it becomes ClipRejected.
-
-    A file that cannot be read to its end (permission, a failing disk) is an OSError instead: nothing is known
-    of it.
+    """Opens a video file, or a member of a zip archive. Raises ClipRejected for ffmpeg's errors, OSError where the file
+    cannot be read to its end (permission, a failing disk).
     """
     member = find_member(path)
     _check_holes(path if member is None else member.archive)
     with contextlib.ExitStack() as stack:
         # The prefix keeps a name with a colon from being taken for a protocol.
-        address = f"file:{path}" if member is None else stack.enter_context(opened(member))
+        address = f"file:{path}" if member is None else stack.enter_context(ffmpeg_address(member))
         yield stack.enter_context(_open(path, address))
 
 
@@ -63,7 +60,7 @@ def _open(path: Path, address: str) -> Iterator[av.container.InputContainer]:
         raise _stuck(path) from None
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         read_through(path)
-        raise ClipRejected("unreadable", words(error)) from None
+        raise ClipRejected("unreadable", ffmpeg_message(error)) from None
     try:
         yield container
     except av.error.ExitError:
@@ -73,9 +70,9 @@ def _open(path: Path, address: str) -> Iterator[av.container.InputContainer]:
 
 
 def read_through(path: Path) -> None:
-    """Raise OSError where the file system, rather than the file, is at fault.
+    """Raises OSError where the file system cannot read the file.
 
-    Reads what is stored of the file and was there when it began: neither holes nor what somebody still appends.
+    Reads the stored parts that were there at the start: neither holes nor bytes that a writer still appends.
     """
     member = find_member(path)
     if member is not None:
@@ -96,8 +93,7 @@ def read_through(path: Path) -> None:
 
 
 def _check_holes(path: Path) -> None:
-    """Refuse a file with a large hole: a download that reserved its space and never came. ffmpeg would search the hole,
-    byte by byte, for more video."""
+    """Raises ClipRejected for a file with a large hole (an unfinished download), which ffmpeg would search."""
     if not hasattr(os, "SEEK_DATA") or path.stat().st_size <= LARGEST_HOLE:
         return
     with path.open("rb", buffering=0) as file:
@@ -112,7 +108,7 @@ def _check_holes(path: Path) -> None:
 
 
 def _next_data(file: int, at: int) -> int:
-    """Where the next stored byte is, -1 where none follows."""
+    """Returns the position of the next stored byte, -1 where none follows."""
     if not hasattr(os, "SEEK_DATA"):
         return at
     try:
@@ -126,7 +122,7 @@ def _stuck(path: Path) -> OSError:
 
 
 def check_file(path: Path) -> None:
-    """Raises ClipRejected where no video can be there: `missing`, or neither a file nor a member of an archive."""
+    """Raises ClipRejected unless the path is a file or a member of an archive."""
     if is_file(path) or find_member(path) is not None:
         return
     if os.path.lexists(path):
@@ -134,6 +130,6 @@ def check_file(path: Path) -> None:
     raise ClipRejected("missing", f"there is no {shortened(path.name, _LONGEST_NAME)}")
 
 
-def words(error: Exception) -> str:
-    """ffmpeg's message without the path, which would make a reject depend on the machine."""
+def ffmpeg_message(error: Exception) -> str:
+    """Returns ffmpeg's message without the path, which would make a reject depend on the machine."""
     return getattr(error, "strerror", None) or str(error).split(":")[0] or type(error).__name__

@@ -1,7 +1,7 @@
-"""The frames of an open video from any place on, with their times on the file's clock; and when it pays to seek.
+"""The frames of an open video from any time on, with their times on the file's clock, and the decision to seek.
 
-A seek is right when the first frame it gives is not behind the place asked for. Containers without an index land where
-they like: then an earlier place is tried, and at last the beginning.
+A seek is right when its first frame is not behind the time asked for. Containers without an index may land anywhere:
+then an earlier time is tried, and at last the beginning.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from av.video.frame import VideoFrame
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.archives import no_memory
 from sage_scale.vision.crop import UPRIGHT, Orientation, check_picture
-from sage_scale.vision.video_files import words
+from sage_scale.vision.video_files import ffmpeg_message
 from sage_scale.vision.video_track import VideoTrack
 
 SKIP_S = 1.0
-"""A seek pays where it spares decoding at least this much video, seconds: it empties the decoder, which costs as much
-as a few frames."""
+"""Least video that a seek must skip, seconds: it flushes the decoder, which costs as much as a few frames."""
 SKIP_WITHOUT_INDEX_S = 30.0
-"""The same where the container has no index of key frames, and a seek may land anywhere before its target."""
+"""The same for a container without an index of key frames, where a seek may land anywhere before its target."""
 _NO_SEEKS = {"mpeg", "mpegvideo", "h264", "hevc", "rm"}
 """Formats whose times after a seek are guesses (or none): an MPEG program stream comes back half a frame off."""
 _STEPS_BACK_S = (0.0, 4.0, 16.0)
@@ -44,7 +43,7 @@ class DecodeStats:
     passes: int = 0
     """Times the file was opened."""
     notes: list[str] = field(default_factory=list)
-    """What a user should hear of a file and was not yet told, one line each."""
+    """Notes to the user that were not shown yet, one line each."""
 
     def take_notes(self) -> tuple[str, ...]:
         """Returns the notes so far, each once."""
@@ -62,29 +61,29 @@ class TimedFrame:
     frame: VideoFrame
     orientation: Orientation
     """How the stored picture is turned and mirrored to be shown."""
-    sound: bool
-    """False where the decoder complained of it: it and others may look otherwise after a seek."""
+    intact: bool
+    """False where the decoder reported damage: frames may then decode differently after a seek."""
     on_time: bool = True
-    """False where frames before it were left out, because their times did not rise."""
+    """False if frames before it were left out because their times did not rise."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How reading a file from its beginning to its end ended."""
+    """The end of a reading of the whole file."""
 
     last_end_s: float
     """End of the last frame that could be decoded, seconds."""
     error: ClipRejected | None
-    """What ended it before the file's end."""
+    """The error that ended it before the file's end."""
 
 
 class FrameReader:
-    """Reads one open video file, from wherever it is told to."""
+    """Reads the frames of one open video file from any time on."""
 
     def __init__(
         self, container: Any, track: VideoTrack, stats: DecodeStats, reopen: Callable[[], Any]
     ) -> None:
-        """`reopen` gives the same file as a new container: some formats never find back from a seek."""
+        """`reopen` opens the same file as a new container: some formats never find back from a seek."""
         self.container, self.track, self.stats, self._reopen = container, track, stats, reopen
         self.last_end_s = 0.0
         """End of the last decoded frame, seconds."""
@@ -93,15 +92,15 @@ class FrameReader:
         self.rate = track.rate or 25.0
         self._can_seek = container.format.name not in _NO_SEEKS
         self._skip_s: float | None = None
-        """Where reading is to begin without a seek: its packets before are read, but not decoded."""
+        """Time at which decoding begins without a seek: earlier packets are read, but not decoded."""
         self._fresh = True  # nothing read yet: the beginning needs no seek
         self._time_base = float(track.stream.time_base)
 
     def frames_from(self, start_s: float, known: Ending | None = None) -> Iterator[TimedFrame]:
         """Frames in order, the first of them at or before `start_s` wherever the video has one.
 
-        `known` is how reading from the beginning ends, where that was found out before: it is not read again only to
-        come to the same end before `start_s`. Raises ClipRejected `corrupt`.
+        `known` is the end of an earlier reading from the beginning: if it lies before `start_s`, the file is not read
+        again. Raises ClipRejected `corrupt`.
         """
         self.last_end_s, self.from_beginning = 0.0, False
         if start_s > self.track.first_s and self._can_seek:
@@ -129,7 +128,7 @@ class FrameReader:
         yield from self._decode(started=True)
 
     def skip_pays(self, start_s: float) -> bool:
-        """Whether a seek to `start_s` spares more than it costs, having read to where reading is now.
+        """Returns whether a seek from the last frame to `start_s` saves more than it costs.
 
         With an index the key frame it would land on is known: it must lie SKIP_S ahead. Without one the gap itself must
         be SKIP_WITHOUT_INDEX_S, more than the distance of key frames in nearly all videos.
@@ -179,21 +178,21 @@ class FrameReader:
             yield from packet.decode()
 
     def _behind(self, packets: Iterator[Any], ticks: int) -> Iterator[Any]:
-        """Yields packets from the last key frame on that is shown at `ticks` or before."""
-        waiting: list[Any] = []
+        """Yields packets from the last key frame that is shown at `ticks` or before."""
+        ahead: list[Any] = []
         for packet in packets:
             time = packet.pts if packet.dts is None else packet.dts
             if packet.is_keyframe and (packet.pts is None or packet.pts <= ticks):
-                waiting.clear()
-            waiting.append(packet)
+                ahead.clear()
+            ahead.append(packet)
             if time is not None and time > ticks:
                 break
-        yield from waiting
+        yield from ahead
         yield from packets
 
     def _decode(self, started: bool) -> Generator[TimedFrame, None, None]:
         """Yields frames in rising time. After a seek (not `started`) they begin with a key frame, since others may lack
-        what they were predicted from; where that has no time there are none, since it is not known which it is."""
+        their reference frames; if it has no time there are none, since it is not known which frame it is."""
         self._fresh = False
         previous_s: float | None = None
         on_time = True
@@ -201,9 +200,8 @@ class FrameReader:
         try:
             for frame in self._decoded():
                 self.stats.decoded += 1
-                if (
-                    orientation is None or frame.key_frame
-                ):  # looking it up costs a tenth of decoding a small frame
+                # Looking it up costs a tenth of decoding a small frame.
+                if orientation is None or frame.key_frame:
                     orientation = _orientation(frame)
                 check_picture(frame.width, frame.height)
                 if not started and previous_s is None and (frame.is_corrupt or not frame.key_frame):
@@ -231,11 +229,11 @@ class FrameReader:
         except av.error.MemoryError:
             raise no_memory("corrupt", f"no memory to decode {self.container.name}") from None
         except av.error.FFmpegError as error:
-            raise ClipRejected("corrupt", f"{words(error)} after {self.last_end_s:.2f} s") from None
+            raise ClipRejected("corrupt", f"{ffmpeg_message(error)} after {self.last_end_s:.2f} s") from None
 
 
 def _orientation(frame: VideoFrame) -> Orientation:
-    """Returns what the display matrix says that came with the frame, from the container or the stream."""
+    """Returns the orientation by the display matrix of the frame, which comes from the container or the stream."""
     matrix: Any = frame.side_data.get(_MATRIX_TYPE)
     if matrix is None or len(bytes(matrix)) < _MATRIX.size:
         return UPRIGHT

@@ -1,15 +1,15 @@
-"""Which stream of a file is the video, when its pictures are shown, and where they end: one answer for every reader.
+"""The video stream of a file, the times of its pictures, and its end: the same for every reader.
 
 **Stream.** Attached pictures (covers) and thumbnails are no video. Of several video streams the default one is taken,
-with a note.
+with a note to the user.
 
-**Clock.** Time zero is the file's start, that is the earliest picture or sound: so do players count (mpv, VLC), and
-captions with them. Pictures that begin two seconds after the sound have their first one at 2 s. A container's numbers
-may begin anywhere (1.4 s in many transport streams). Sound before zero is a codec's priming, which is not played.
+**Clock.** Time zero is the file's start, the earliest picture or sound, as for players (mpv, VLC) and captions: if
+pictures begin two seconds after the sound, the first one is at 2 s. A container's own times may begin anywhere (1.4 s
+in many transport streams). Sound before zero is a codec's priming, which is not played.
 
-**End.** MP4 and AVI store the length of each track. Others store that of the whole file, which is the longest stream's
-(Matroska, FLV), or none (transport and program streams, where ffmpeg guesses). There the packets are read, not decoded:
-the last ones where the container finds them by its index, else all.
+**End.** MP4 and AVI store the length of each track. Others store that of the longest stream (Matroska, FLV) or none
+(transport and program streams, where ffmpeg guesses). Their packets are read, not decoded: the last ones where the
+container finds them by its index, else all.
 
 **Clocks that start again.** Where files were joined byte by byte, the second one's times begin again. They go on from
 where the first one ended, as in ffmpeg's own tool.
@@ -48,8 +48,8 @@ _MOST_UNTIMED = 2000
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What the packets of a file say of its video's clock. Times are the container's own, seconds."""
+class PacketScan:
+    """The clock of a video by the packets of its file. Times are the container's own, seconds."""
 
     end_s: float = 0.0
     """End of the last picture."""
@@ -74,23 +74,23 @@ class VideoTrack:
     first_s: float
     """When the first picture is shown."""
     end_s: float | None
-    """When the last picture ends; None where nothing says so."""
+    """When the last picture ends; None if unknown."""
     rate: float
     """Pictures a second on average, 0 if unknown."""
     restarts: int
     """How often the container's clock starts again."""
     strays: int
     note: str
-    """What a user should hear of the choice of stream and clock, one line; mostly empty."""
+    """Note to the user on the choice of stream and clock, one line; mostly empty."""
 
     def reopened(self, container: Any) -> VideoTrack:
         """Returns the same track of the same file, opened once more."""
         return replace(self, stream=choose_stream(container)[0])
 
     def packets(self, container: Any) -> Iterator[Any]:
-        """Returns the packets that are left to read of the video, times corrected where clocks start again."""
+        """Returns the remaining packets of the video, with times corrected where clocks start again."""
         packets = _demuxed(container, self.stream)
-        return _Clock(self.stream).go_on(packets) if self.restarts or self.strays else packets
+        return _ContinuousClock(self.stream).continued(packets) if self.restarts or self.strays else packets
 
 
 def choose_stream(container: Any) -> tuple[Any, str]:
@@ -113,7 +113,7 @@ def choose_stream(container: Any) -> tuple[Any, str]:
 
 
 def _rank(stream: Any) -> tuple[bool, bool, bool, bool, int]:
-    """What is no moving picture, or not the default, comes later."""
+    """Sorts moving pictures and default streams first."""
     codec = stream.codec_context.name if stream.codec_context is not None else ""
     return (
         stream.codec_context is None,
@@ -136,30 +136,27 @@ def _choice(stream: Any, streams: list[Any]) -> str:
 def read_track(path: Path) -> VideoTrack:
     """Returns the video of a file, whose stream is closed. Errors as `open_video` and `choose_stream`."""
     with open_video(path) as container:
-        return open_track(container, survey_if_needed(path, container))
+        return open_track(container, scan_if_needed(path, container))
 
 
-def survey_if_needed(path: Path, container: Any) -> Survey | None:
-    """Returns what the packets say where the header of an open file does not say where its video ends, else None."""
-    if not _needs_survey(container):
+def scan_if_needed(path: Path, container: Any) -> PacketScan | None:
+    """Returns a scan of the packets if the header of an open file does not tell the end of its video, else None."""
+    name = container.format.name
+    has_length = name in _TRACK_LENGTHS and choose_stream(container)[0].duration
+    if name in _NO_TIMES or has_length:
         return None
     for from_tail in (True, False):
         with open_video(path) as other:
-            surveyed = _survey(other, from_tail)
-        if surveyed.end_s:
+            scan = _scan(other, from_tail)
+        if scan.end_s:
             break
-    return surveyed
+    return scan
 
 
-def _needs_survey(container: Any) -> bool:
-    name = container.format.name
-    return name not in _NO_TIMES and (name not in _TRACK_LENGTHS or not choose_stream(container)[0].duration)
+def _scan(container: Any, from_tail: bool) -> PacketScan:
+    """Returns a scan of the packets of a newly opened file, which exhausts the container.
 
-
-def _survey(container: Any, from_tail: bool) -> Survey:
-    """Returns what the packets of a newly opened file say; the container is of no use afterwards.
-
-    With `from_tail` only the last ones are read, if the container can find them; they may be of other streams alone.
+    With `from_tail` only the last ones are read, if the container can find them; none of them may be of the video.
     """
     stream, _ = choose_stream(container)
     matroska = "matroska" in container.format.name
@@ -167,7 +164,7 @@ def _survey(container: Any, from_tail: bool) -> Survey:
     if from_tail and container.format.name not in _NO_HEADER and container.duration:
         with contextlib.suppress(av.error.FFmpegError):  # where it cannot seek, all is read
             container.seek(int(container.duration / av.time_base / stream.time_base), stream=stream)
-    clock = _Clock(stream)
+    clock = _ContinuousClock(stream)
     file_end_s = 0.0
     bases = [float(each.time_base or 0) for each in container.streams]
 
@@ -182,18 +179,18 @@ def _survey(container: Any, from_tail: bool) -> Survey:
                 yield packet
 
     try:
-        for _ in clock.go_on(of_video()):
+        for _ in clock.continued(of_video()):
             pass
     except av.error.ExitError:
         raise  # the file system hangs
     except av.error.FFmpegError:
-        pass  # the decoder will say it
+        pass  # the decoder will raise it again
     end_s = (clock.end_ticks or 0) * float(stream.time_base)
-    return Survey(end_s, file_end_s, first_ticks, clock.restarts, clock.strays)
+    return PacketScan(end_s, file_end_s, first_ticks, clock.restarts, clock.strays)
 
 
-def open_track(container: Any, surveyed: Survey | None) -> VideoTrack:
-    """Returns the video of an open file; `surveyed` is what `survey_if_needed` gives.
+def open_track(container: Any, scan: PacketScan | None) -> VideoTrack:
+    """Returns the video of an open file; `scan` is the result of `scan_if_needed`.
 
     Raises ClipRejected as `choose_stream` does.
     """
@@ -201,8 +198,8 @@ def open_track(container: Any, surveyed: Survey | None) -> VideoTrack:
     tick_s = float(stream.time_base)
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     first_ticks = stream.start_time or 0
-    if surveyed is not None and surveyed.first_ticks is not None:
-        first_ticks = surveyed.first_ticks
+    if scan is not None and scan.first_ticks is not None:
+        first_ticks = scan.first_ticks
     starts_s = [
         float(sound.start_time * sound.time_base)
         for sound in container.streams.audio
@@ -210,8 +207,8 @@ def open_track(container: Any, surveyed: Survey | None) -> VideoTrack:
     ]
     zero_s = min([first_ticks * tick_s, *(max(0.0, start_s) for start_s in starts_s)])
     first_s = first_ticks * tick_s - zero_s
-    end_s = _end_s(container, stream, surveyed, zero_s, first_s)
-    restarts, strays = (surveyed.restarts, surveyed.strays) if surveyed else (0, 0)
+    end_s = _end_s(container, stream, scan, zero_s, first_s)
+    restarts, strays = (scan.restarts, scan.strays) if scan else (0, 0)
     if restarts:
         often = "once" if restarts == 1 else f"{restarts} times"
         note += f"{'; ' if note else ''}its clock starts again {often}: times go on from there"
@@ -219,25 +216,25 @@ def open_track(container: Any, surveyed: Survey | None) -> VideoTrack:
 
 
 def _end_s(
-    container: Any, stream: Any, surveyed: Survey | None, zero_s: float, first_s: float
+    container: Any, stream: Any, scan: PacketScan | None, zero_s: float, first_s: float
 ) -> float | None:
     claimed_s = container.duration / av.time_base if container.duration else None
-    if surveyed is None or not surveyed.end_s:
+    if scan is None or not scan.end_s:
         if stream.duration:
             return float(stream.duration * stream.time_base) + first_s
         return claimed_s
-    if surveyed.restarts or container.format.name in _NO_HEADER or claimed_s is None:
-        return surveyed.end_s - zero_s
+    if scan.restarts or container.format.name in _NO_HEADER or claimed_s is None:
+        return scan.end_s - zero_s
     # Whether the claimed length counts from the container's zero or from its first packet differs by writer.
-    whole = max(surveyed.file_end_s, surveyed.file_end_s - zero_s) >= claimed_s - _TAIL_S
-    return surveyed.end_s - zero_s if whole else claimed_s
+    whole = max(scan.file_end_s, scan.file_end_s - zero_s) >= claimed_s - _TAIL_S
+    return scan.end_s - zero_s if whole else claimed_s
 
 
 def _demuxed(container: Any, *streams: Any) -> Iterator[Any]:
-    """Yields the packets of the streams, of all without any.
+    """Yields the packets of the streams, by default of all.
 
-    At the end PyAV looks for streams that came up on the way (sound that begins later), which it does not know. By then
-    the decoder of each stream that it knows was told of the end.
+    At the end PyAV raises IndexError for streams that came up on the way (sound that begins later). By then it has
+    flushed the decoders of all streams that it knows.
     """
     with contextlib.suppress(IndexError):
         yield from container.demux(*streams)
@@ -264,8 +261,8 @@ def _frame_ticks(stream: Any) -> int:
     return max(1, round(1 / rate / float(stream.time_base)))
 
 
-class _Clock:
-    """Makes the clock of a stream's packets go on where it starts again."""
+class _ContinuousClock:
+    """Corrects the times of a stream's packets where its clock starts again."""
 
     def __init__(self, stream: Any) -> None:
         self.end_ticks: int | None = None
@@ -279,38 +276,38 @@ class _Clock:
         # Others store no decoding times, and ffmpeg's guesses are no clock; key frames are shown in their stored order.
         self._decoding_times = no_header
 
-    def go_on(self, packets: Iterable[Any]) -> Iterator[Any]:
+    def continued(self, packets: Iterable[Any]) -> Iterator[Any]:
         """Yields the packets of the stream, with a clock that starts again moved to where the last one ended.
 
-        Whether it does is known from the packet behind the step: a single one far from both neighbours is damage, and
-        loses its time.
+        The packet behind a step decides: a single packet far from both neighbours is damage, and loses its time.
         """
         shift = 0
         last: int | None = None
-        doubted: Any = None
+        suspect: Any = None
         for packet in packets:
             stamp = self._stamp(packet)
-            if doubted is not None:
-                there, assured = self._stamp(doubted), packet.dts if self._decoding_times else packet.pts
+            if suspect is not None:
+                there = self._stamp(suspect)
+                assured = packet.dts if self._decoding_times else packet.pts
                 assert there is not None and last is not None
                 if assured is not None and abs(assured - there) < abs(assured - last):
-                    first = there if doubted.pts is None else doubted.pts
+                    first = there if suspect.pts is None else suspect.pts
                     shift, last = (self.end_ticks or 0) - first, there
                     self.restarts += 1
                 else:
                     self.strays += 1
-                    doubted.pts = doubted.dts = None
-                yield self._moved(doubted, shift)
-                doubted = None
+                    suspect.pts = suspect.dts = None
+                yield self._moved(suspect, shift)
+                suspect = None
             if stamp is not None:
                 if last is not None and self._is_step(stamp - last):
-                    doubted = packet
+                    suspect = packet
                     continue
                 last = stamp
             yield self._moved(packet, shift)
-        if doubted is not None:
-            doubted.pts = doubted.dts = None
-            yield doubted
+        if suspect is not None:
+            suspect.pts = suspect.dts = None
+            yield suspect
 
     def _stamp(self, packet: Any) -> int | None:
         if self._decoding_times:

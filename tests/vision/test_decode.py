@@ -17,7 +17,7 @@ from sage_scale.config import Vision
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected, StorageError
 from sage_scale.vision.decode import decode_clip, encode_jpeg, probe
-from sage_scale.vision.median import median_frame
+from sage_scale.vision.sampling import median_frame
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "videos"
 SMALL = Vision(size=32, crop=32, frame_stride=1)

@@ -16,8 +16,7 @@ from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.backbones import FrozenBackbone
 from sage_scale.vision.decode import decode_clip
-from sage_scale.vision.keypoint_features import keypoint_features
-from sage_scale.vision.keypoint_files import read_keypoints
+from sage_scale.vision.keypoints import keypoint_features, read_keypoints
 
 KEYPOINTS = Vision(kind="features", backbone="keypoints", source_fps=50.0)
 

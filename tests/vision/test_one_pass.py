@@ -15,13 +15,13 @@ from video_kinds import FRAMES, KINDS, X264, scenes
 
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Region
-from sage_scale.vision.video_clips import ClipPictures, Interval, Pictures, read_clip, read_clips
+from sage_scale.vision.video_clips import ClipPictures, Interval, PictureSettings, read_clip, read_clips
 from sage_scale.vision.video_frames import SKIP_S, DecodeStats
 
-SMALL = Pictures(fps=25.0, stride=2, size=16, grey_size=8, stretch=False, min_frames=3, max_frames=150)
+SMALL = PictureSettings(fps=25.0, stride=2, size=16, grey_size=8, stretch=False, min_frames=3, max_frames=150)
 
 
-def alone(path: Path, interval: Interval, pictures: Pictures = SMALL) -> ClipPictures | ClipRejected:
+def alone(path: Path, interval: Interval, pictures: PictureSettings = SMALL) -> ClipPictures | ClipRejected:
     try:
         return read_clip(path, interval, pictures)
     except ClipRejected as rejected:
@@ -39,7 +39,7 @@ def same(one: ClipPictures | ClipRejected, other: ClipPictures | ClipRejected) -
     )
 
 
-def check_same(path: Path, intervals: list[Interval], pictures: Pictures = SMALL) -> DecodeStats:
+def check_same(path: Path, intervals: list[Interval], pictures: PictureSettings = SMALL) -> DecodeStats:
     stats = DecodeStats()
     outcomes = dict(read_clips(path, intervals, pictures, stats))
     assert sorted(outcomes) == list(range(len(intervals)))
@@ -75,7 +75,7 @@ clips = st.lists(
 @given(intervals=clips, stride=st.integers(1, 3))
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_a_pass_gives_what_each_clip_gives_alone(made, kind, intervals, stride) -> None:
-    pictures = Pictures(**vars(SMALL) | {"stride": stride})
+    pictures = PictureSettings(**vars(SMALL) | {"stride": stride})
     check_same(made(kind), intervals, pictures)
 
 
@@ -169,7 +169,7 @@ def test_memory_is_that_of_the_open_clips(tmp_path) -> None:
     import tracemalloc
 
     path = write_video(tmp_path / "long.mp4", scenes(1000), options=X264 | {"g": "50"})
-    large = Pictures(**vars(SMALL) | {"size": 128, "stride": 1})
+    large = PictureSettings(**vars(SMALL) | {"size": 128, "stride": 1})
     tracemalloc.start()
     peaks = []
     for count in (6, 36):
@@ -193,8 +193,8 @@ def test_an_interlaced_frame_gives_one_field(tmp_path) -> None:
     path = write_video(tmp_path / "i.mp4", pictures, options=options)
     with av.open(str(path)) as container:
         assert next(container.decode(video=0)).interlaced_frame
-    square = read_clip(path, Interval(), Pictures(**vars(SMALL) | {"size": 96})).frames[3].mean(-1)
+    square = read_clip(path, Interval(), PictureSettings(**vars(SMALL) | {"size": 96})).frames[3].mean(-1)
     assert square[10:-10, 14:26].min() > 180 and square[10:-10, 64:76].max() < 40
     plain = write_video(tmp_path / "p.mp4", pictures, options={"threads": "1", "qp": "2"})
-    untouched = read_clip(plain, Interval(), Pictures(**vars(SMALL) | {"size": 96})).frames[3].mean(-1)
+    untouched = read_clip(plain, Interval(), PictureSettings(**vars(SMALL) | {"size": 96})).frames[3].mean(-1)
     assert np.abs(untouched - pictures[0].mean(-1)).mean() < 12

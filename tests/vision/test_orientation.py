@@ -22,8 +22,8 @@ from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Orientation, Region
 from sage_scale.vision.decode import decode_clip
 from sage_scale.vision.frame_folders import list_pictures
-from sage_scale.vision.keypoint_files import LEFT_SHOULDER, POINTS, RIGHT_SHOULDER
-from sage_scale.vision.video_clips import Interval, Pictures, read_clip
+from sage_scale.vision.keypoints import LEFT_SHOULDER, POINTS, RIGHT_SHOULDER
+from sage_scale.vision.video_clips import Interval, PictureSettings, read_clip
 
 SMALL = Vision(size=64, crop=64, frame_stride=1, min_frames=1)
 MATRICES = [
@@ -108,7 +108,9 @@ def test_the_signer_is_looked_for_in_the_upright_picture(tmp_path, matrix) -> No
     rows, columns = np.nonzero(upright[..., 0] == 240)
     height, width = upright.shape[:2]
     region = Region((columns.mean() + 0.5) / width, (rows.mean() + 0.5) / height, 24 / width)
-    pictures = Pictures(fps=25, stride=1, size=32, grey_size=0, stretch=False, min_frames=1, max_frames=99)
+    pictures = PictureSettings(
+        fps=25, stride=1, size=32, grey_size=0, stretch=False, min_frames=1, max_frames=99
+    )
     assert read_clip(path, Interval(region=region), pictures).frames[2].mean() > 210
 
 

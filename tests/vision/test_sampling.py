@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_scale.errors import ClipRejected
-from sage_scale.vision.sampling import nearest_frames, sample_stream
+from sage_scale.vision.sampling import StreamSampler, nearest_frames
+
+
+def sample_stream(timed_frames, fps, start_s, end_s, max_frames):
+    """Yields (k, frame) of a stream of (time, duration, frame), read no further than needed."""
+    sampler = StreamSampler(fps, start_s, end_s, max_frames)
+    for timed in timed_frames:
+        yield from sampler.push(*timed)
+        if sampler.done:
+            return
+    yield from sampler.finish()
 
 
 def stream(frames: int, rate: float) -> list[tuple[float, float, int]]:

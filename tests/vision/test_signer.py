@@ -15,7 +15,7 @@ from sage_scale.corpora.manifest import Clip
 from sage_scale.corpora.videos import read_corpus
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.decode import decode_clip, decode_clips
-from sage_scale.vision.keypoint_files import LEFT_SHOULDER, POINTS, RIGHT_SHOULDER
+from sage_scale.vision.keypoints import LEFT_SHOULDER, POINTS, RIGHT_SHOULDER
 
 SIGNER = Vision(size=64, crop=64, frame_stride=1, fit="signer")
 WIDTH, HEIGHT = 320, 180

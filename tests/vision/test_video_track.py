@@ -17,7 +17,7 @@ from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Region
 from sage_scale.vision.decode import _interval, decode_clip, decode_clips, probe
-from sage_scale.vision.keypoint_files import LEFT_SHOULDER, POINTS, RIGHT_SHOULDER
+from sage_scale.vision.keypoints import LEFT_SHOULDER, POINTS, RIGHT_SHOULDER
 from sage_scale.vision.video_frames import DecodeStats
 
 SMALL = Vision(size=32, crop=32, frame_stride=1, min_frames=1)
