@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.data
 import xxhash
 from numpy.typing import NDArray
 
@@ -90,9 +89,8 @@ class FeatureReader:
         self.reader = reader
         self.shape = shape
         self.seed = seed
-        self.allocate: Allocate | None = None
-        """Makes the feature rows where another process sees them; None: in this process."""
-        self._pool = BufferPool()
+        self.allocate: Allocate = BufferPool().take
+        """Makes the array of feature rows."""
 
     def batch(self, request: StepRequest) -> Batch | None:
         """Returns the batch of a request, every byte checked; None where the general reader has to read it."""
@@ -102,7 +100,7 @@ class FeatureReader:
         if layout is None:
             return None
         total = int(layout.rows_B.sum())
-        content = self._new_content(total * width + BLOCK // 2)
+        content = torch.from_numpy(self.allocate(2 * total * width + BLOCK).view(np.float16))
         heads = np.empty((len(samples_B), int(_padded(layout.head_B.max()))), np.uint8)
         keys = self.catalog.keys(samples_B)
         if not self._read(request, keys, layout, heads, content.numpy()):
@@ -112,10 +110,10 @@ class FeatureReader:
         if metas is None:
             return None
         segments_N2 = _segments(heads, layout)
-        counts_N, chosen_F = grid_rows(segments_N2, layout.segments_B, self.shape.stride, layout.rows_B)
+        counts_N, rows_F = grid_rows(segments_N2, layout.segments_B, self.shape.stride, layout.rows_B)
         features_FC = content[: total * width].view(-1, width)
-        if chosen_F is not None:
-            features_FC = features_FC[torch.from_numpy(chosen_F)]
+        if len(rows_F) != total or (rows_F != np.arange(total)).any():
+            features_FC = features_FC[torch.from_numpy(rows_F)]
         video = PackedVideo(
             segment_frames_N=torch.from_numpy(counts_N),
             clip_segments_B=torch.from_numpy(layout.segments_B),
@@ -137,13 +135,6 @@ class FeatureReader:
             ),
             **request.batch_fields(slice(None)),
         )
-
-    def _new_content(self, numbers: int) -> torch.Tensor:
-        """Returns float16 (numbers,), uninitialised; in a loader worker in shared memory, so that it is not copied."""
-        if self.allocate is not None or torch.utils.data.get_worker_info() is None:
-            return torch.from_numpy((self.allocate or self._pool.take)(2 * numbers).view(np.float16))
-        shared = torch.UntypedStorage._new_shared(2 * numbers)  # as torch's own default_collate does
-        return torch.empty(0, dtype=torch.float16).set_(shared, 0, (numbers,), (1,))
 
     def _read(
         self,

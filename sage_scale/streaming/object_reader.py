@@ -172,38 +172,31 @@ class ObjectReader(SampleReader):
         self._client.wait(requests, deadline)
         found: list[memoryview | DamagedSample] = [memoryview(b"")] * len(samples)
         for span, request in zip(spans, requests):
-            whole = self._answer(request)
+            if request.data is None and len(span.members) > 1:  # one of them may be sound
+                if isinstance(request.error, Unavailable):
+                    raise request.error
+                for member in span.members:
+                    found[member] = self._fetch_alone(samples[member : member + 1])[0]
+                continue
             for member in span.members:
                 begin = int(begin_B[member]) - span.begin
-                if whole is not None:
-                    found[member] = whole[begin : begin + int(bytes_B[member])]
-                else:
-                    found[member] = self._fetch_one(int(samples[member]), deadline)
+                found[member] = (
+                    self._missing(int(samples[member]), request)
+                    if request.data is None
+                    else memoryview(request.data)[begin : begin + int(bytes_B[member])]
+                )
         return found
 
-    def _answer(self, request: RangeRequest) -> memoryview | None:
-        """Returns the answer to a request, or None where the shard is missing or ends before it."""
-        if request.data is not None:
-            return memoryview(request.data)
+    def _missing(self, sample: int, request: RangeRequest) -> DamagedSample:
+        """Returns the fault of a shard that is missing or ends before the sample. Raises any other error."""
         error = request.error or StorageError(f"{self.store.url}/{request.name} gave nothing")
         if isinstance(error, Unavailable):
             raise error
-        if not isinstance(error, NotFound) and self._size(request.name) >= request.offset + request.length:
+        size = self._size(request.name)
+        if size >= request.offset + request.length:
             raise error
-        return None
-
-    def _fetch_one(self, sample: int, deadline: float) -> memoryview | DamagedSample:
-        table, name = self.catalog.samples, self.catalog.shard(sample)
-        begin, length = int(table.offset[sample]), int(table.length[sample])
-        size = self._size(name)
-        if size < begin + length:
-            fate = "is missing" if size < 0 else "is cut off"
-            return DamagedSample(f"{self.catalog.describe(sample)}: the shard {fate}; {ADVICE}")
-        request = self._client.submit(name, begin, length)
-        self._client.wait([request], deadline)
-        if request.data is None:
-            raise request.error or StorageError(f"{self.store.url}/{name} gave nothing")
-        return memoryview(request.data)
+        fate = "is missing" if size < 0 else "is cut off"
+        return DamagedSample(f"{self.catalog.describe(sample)}: the shard {fate}; {ADVICE}")
 
     def _size(self, name: str) -> int:
         try:

@@ -75,20 +75,18 @@ class Packer:
         """
         stride = int(sample.meta["frame_stride"])
         features = sample.view(view)
-        counts, runs = grid_runs(sample.segments, stride, self._stored_rows(sample, features, stride))
-        target = self._next_rows(sum(counts))
-        at = 0
-        for begin, end in runs:
-            if features is not None:
-                target[at : at + end - begin] = features[begin:end]
-            else:
-                for row in range(begin, end):
-                    target[at + row - begin] = self._frame(sample, row * stride)
-            at += end - begin
-        if features is None and self.shape.background:
-            self._backgrounds.append(self._background(sample))
+        stored = np.array([self._stored_rows(sample, features, stride)])
+        counts_N, rows_F = grid_rows(sample.segments, np.array([len(sample.segments)]), stride, stored)
+        target = self._next_rows(len(rows_F))
+        if features is not None:
+            np.take(features, rows_F, axis=0, out=target, mode="clip")  # "raise" makes one more copy
+        else:
+            for number, row in enumerate(rows_F.tolist()):
+                target[number] = self._frame(sample, row * stride)
+            if self.shape.background:
+                self._backgrounds.append(self._background(sample))
         # A copy: the view would keep all of the sample's bytes alive for as long as the batch.
-        self._append(sample.key, sample.meta, sample.segments.copy(), counts)
+        self._append(sample.key, sample.meta, sample.segments.copy(), counts_N.tolist())
 
     def add_decoded(self, sample: DecodedSample) -> None:
         """Adds a clip that was decoded before."""
@@ -193,66 +191,29 @@ def clip_seeds(seed: int, epoch: int, keys: Sequence[str]) -> list[int]:
     return [digest((begin + key).encode()) >> 1 for key in keys]
 
 
-def grid_runs(segments_N2: NDArray, stride: int, rows: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Returns the number of grid rows of each segment (N numbers, at least 1), and all rows, as runs [begin, end).
-
-    Row r is frame r * stride. The clip has `rows` stored rows; no run reaches beyond them. Neighbouring segments share
-    a run, so that most clips are a handful of copies. Plain Python on purpose: at the usual ten to fifty segments a
-    clip it takes a third of the time of array operations.
-    """
-    counts: list[int] = []
-    runs: list[tuple[int, int]] = []
-    last_begin, last_end = 0, 0
-    up = stride - 1
-    for start, end in segments_N2.tolist():
-        first = (start + up) // stride
-        after = (end + up) // stride
-        if after > rows:
-            after = rows
-        if after <= first:
-            # Between two grid points: the one before is start - before away, the one behind is behind - last away.
-            before = start // stride
-            nearer = before if start - before * stride <= first * stride - (end - 1) else first
-            first = min(nearer, rows - 1)
-            after = first + 1
-        counts.append(after - first)
-        if first == last_end:
-            last_end = after
-        else:
-            if last_end > last_begin:
-                runs.append((last_begin, last_end))
-            last_begin, last_end = first, after
-    if last_end > last_begin:
-        runs.append((last_begin, last_end))
-    return counts, runs
-
-
 def grid_rows(
     segments_N2: NDArray[np.int32], segments_B: NDArray[np.int64], stride: int, rows_B: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """`grid_runs` for the clips of a whole batch: row count of each segment (N,), and the rows themselves (F,).
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the number of grid rows of each segment (N,), at least 1, and the rows themselves (F,).
 
-    Clip b has `segments_B[b]` segments and `rows_B[b]` stored rows; rows are numbered through all clips. None stands
-    for all rows in their order.
+    Row r of a clip is frame r * stride. Clip b has `segments_B[b]` segments and `rows_B[b]` stored rows; no segment
+    reaches beyond them. Rows are numbered through all clips.
     """
     start_N, end_N = segments_N2[:, 0].astype(np.int64), segments_N2[:, 1].astype(np.int64)
     rows_N = np.repeat(rows_B, segments_B)
     first_N = (start_N + stride - 1) // stride
     after_N = np.minimum((end_N + stride - 1) // stride, rows_N)
     between_N = after_N <= first_N
-    if between_N.any():
+    if (
+        between_N.any()
+    ):  # segments between two grid points: before is start - before away, first is first - last away
         before_N = start_N // stride
         nearer_N = np.where(start_N - before_N * stride <= first_N * stride - (end_N - 1), before_N, first_N)
         first_N = np.where(between_N, np.minimum(nearer_N, rows_N - 1), first_N)
         after_N = np.where(between_N, first_N + 1, after_N)
     counts_N = after_N - first_N
-    ends_B = np.cumsum(rows_B)
-    begin_N = first_N + np.repeat(ends_B - rows_B, segments_B)
-    ends_N = np.cumsum(counts_N)
-    total = int(ends_N[-1])
-    if total == int(ends_B[-1]) and np.array_equal(begin_N, ends_N - counts_N):
-        return counts_N, None
-    return counts_N, np.repeat(begin_N - (ends_N - counts_N), counts_N) + np.arange(total)
+    begin_N = first_N + np.repeat(np.cumsum(rows_B) - rows_B, segments_B)
+    return counts_N, np.repeat(begin_N - np.cumsum(counts_N) + counts_N, counts_N) + np.arange(counts_N.sum())
 
 
 def _decode_jpeg(jpeg: bytes, size: int, what: str) -> NDArray:

@@ -12,7 +12,7 @@ from test_features import assert_equal, both_ways
 
 from sage_scale.errors import DatasetError
 from sage_scale.streaming import open_evaluation, open_stream
-from sage_scale.streaming.packing import grid_runs
+from sage_scale.streaming.packing import grid_rows
 
 PLAN = [("train", 13), ("dev", 5), ("train", 9)]
 VIEWS = 3
@@ -28,8 +28,8 @@ def views_dataset(tmp_path_factory):
 def rows_of(sample, view):
     """The rows of the sample's segments in a view."""
     stored = sample.features if view == 0 else sample.views[view - 1]
-    _, runs = grid_runs(sample.segments, int(sample.meta["frame_stride"]), len(stored))
-    return np.concatenate([stored[begin:end] for begin, end in runs])
+    stride, count = int(sample.meta["frame_stride"]), np.array([len(sample.segments)])
+    return stored[grid_rows(sample.segments, count, stride, np.array([len(stored)]))[1]]
 
 
 def views_seen(batch, made):
