@@ -174,6 +174,7 @@ def measure_gallery(run: str, shards: str) -> None:
 
     from sage_scale.config import load_recipe
     from sage_scale.evaluation.retrieval import retrieval
+    from sage_scale.losses import objective_of
     from sage_scale.models.sage import alignment
     from sage_scale.models.sage.mbart import TextEncoder, load_language_model
     from sage_scale.models.sage.model import SageAligner
@@ -189,7 +190,9 @@ def measure_gallery(run: str, shards: str) -> None:
     trained: Any = SimpleNamespace(whole=model.eval(), ranks=distributed.initialise(), precision=nullcontext)
     text = TextEncoder(language_model, tokenizer)
     rows = alignment.embed_split(recipe, trained, text, open_datasets(shards), "test")
-    video_to_text, text_to_video = alignment.similarity_matrices(recipe, rows, "visual", "embeddings")
+    video_to_text, text_to_video = alignment.similarity_matrices(
+        objective_of(recipe.clcl), rows, "visual", "embeddings"
+    )
     figures = retrieval(((video_to_text + text_to_video) / 2).numpy())
     texts = len({row["text"] for row in rows})
     (folder / "retrieval.json").write_text(json.dumps({"clips": len(rows), "texts": texts, **figures}) + "\n")

@@ -30,7 +30,7 @@ from common import parse
 from torch import Tensor
 
 from sage_scale.config import Clcl, from_mapping
-from sage_scale.losses import chosen_implementation, clcl_loss, reference_similarity, sharded_clcl_loss
+from sage_scale.losses import chosen_implementation, clcl_loss, objective_of, reference_similarity
 from sage_scale.losses.products import Precision
 
 PRODUCTS: dict[Precision, float] = {"bfloat16": 1e-2, "tfloat32": 2e-3, "float32": 2e-5}
@@ -142,7 +142,7 @@ def step(given: tuple, settings: Clcl) -> Tensor:
     visual, text, visual_lengths, text_lengths, scale = given
     for tensor in (visual, text, scale):
         tensor.grad = None
-    loss = sharded_clcl_loss(visual, text, visual_lengths, text_lengths, scale, clcl=settings)
+    loss = objective_of(settings).share(visual, text, visual_lengths, text_lengths, scale)
     loss.backward()
     return loss.detach()
 

@@ -23,6 +23,7 @@ from common import parse
 from sage_scale.config import load_recipe
 from sage_scale.corpora.manifest import Clip, to_json_lines
 from sage_scale.evaluation.retrieval import permutation_p_value, retrieval
+from sage_scale.losses import objective_of
 from sage_scale.models.sage import alignment
 from sage_scale.precompute import precompute_corpus
 from sage_scale.training import distributed, pretrain
@@ -148,7 +149,9 @@ def held_out_similarity(recipe, run_folder: Path, data: str):
         rows = alignment.embed_split(
             recipe, engine, TextEncoder(model, tokenizer), open_datasets(data), "dev"
         )
-    video_to_text, text_to_video = alignment.similarity_matrices(recipe, rows, "visual", "embeddings")
+    video_to_text, text_to_video = alignment.similarity_matrices(
+        objective_of(recipe.clcl), rows, "visual", "embeddings"
+    )
     return ((video_to_text + text_to_video) / 2).numpy()
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sage_scale.config import extension
 from sage_scale.errors import RecipeError, UsageError
 from sage_scale.untrusted.display import shortened
+
+if TYPE_CHECKING:
+    from sage_scale.losses.objectives import Objective
 
 Lazy = str | Callable[..., Any]
 """A function, class or object, or "module:name", which is imported when it is first used."""
@@ -104,6 +107,21 @@ class ModelSpec:
     def part(self, name: str) -> Any:
         """Returns the field `name`, imported where it is given as "module:name"."""
         return resolve(getattr(self, name))
+
+
+def register_objective(kind: type[Objective]) -> None:
+    """Makes an objective of stage 1 known under its `name`, a value of `clcl.loss`.
+
+    Raises UsageError where another one has the name.
+    """
+    from sage_scale.losses.objectives import OBJECTIVES  # with torch, which a report does without
+
+    if OBJECTIVES.get(kind.name, kind) is not kind:
+        raise UsageError(
+            f"clcl.loss={kind.name} is registered already: give the other objective another name"
+        )
+    OBJECTIVES[kind.name] = kind
+    extension.register_choice("clcl.loss", kind.name)
 
 
 def resolve(value: Any) -> Any:

@@ -4,22 +4,26 @@ Shape letters: B clips (v: of the videos, t: of the texts), N visual tokens, M t
 means that the tokens of all clips stand one after the other, without padding: (sum of lengths, D).
 """
 
-from sage_scale.losses.clcl import clcl_loss, reference_similarity
+from sage_scale.losses.clcl import clcl_loss, clip_loss, clip_similarity, info_nce, reference_similarity
 from sage_scale.losses.clcl_tiled import tiled_clcl_similarity
-from sage_scale.losses.clip import clip_loss, clip_similarity
-from sage_scale.losses.contrastive import info_nce
-from sage_scale.losses.sharded import sharded_clcl_loss
-from sage_scale.losses.similarity import chosen_implementation, clcl_similarity, triton_lacks
+from sage_scale.losses.objectives import (
+    Objective,
+    chosen_implementation,
+    clcl_similarity,
+    objective_of,
+    triton_lacks,
+)
 
 __all__ = [
+    "Objective",
     "chosen_implementation",
     "clcl_loss",
     "clcl_similarity",
     "clip_loss",
     "clip_similarity",
     "info_nce",
+    "objective_of",
     "reference_similarity",
-    "sharded_clcl_loss",
     "tiled_clcl_similarity",
     "triton_lacks",
 ]

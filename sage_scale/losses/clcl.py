@@ -1,13 +1,12 @@
-"""CLCL, the token-level contrastive similarity of SAGE (section 3.1.5, after CiCo): the readable reference.
+"""The readable reference: CLCL, SAGE's token-level contrastive similarity (section 3.1.5, after CiCo), and InfoNCE.
 
 For video a with tokens v[a,i] and text b with tokens t[b,j], all of length one, s[a,b,i,j] = v[a,i] . t[b,j] and
 
     video to text   r[a,b,i] = sum_j s softmax_j(s / tau)     Zv[a,b] = mean over i of r[a,b,i]
     text to video   c[a,b,j] = sum_i s softmax_i(s / tau)     Zt[a,b] = mean over j of c[a,b,j]
 
-Faster versions (`clcl_tiled`, `clcl_triton`, `clcl_ring`) are proved equal to this one, and `clcl_similarity` of
-`similarity` chooses among them. This one holds four-dimensional tensors of B * B * N * M values: about a gigabyte in
-training for 256 clips of 16 tokens on both sides.
+Faster versions (`clcl_tiled`, `clcl_triton`, `clcl_ring`) are proved equal to this one (`objectives` chooses). It holds
+four-dimensional tensors of B * B * N * M values: about a gigabyte in training for 256 clips of 16 tokens on both sides.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sage_scale.losses.contrastive import info_nce, matches
-from sage_scale.losses.padding import pad_packed
+from sage_scale.losses.tokens import pad_packed
 
 Variant = Literal["paper", "one_direction"]
 
@@ -72,3 +70,63 @@ def clcl_loss(
     if variant == "one_direction":
         return 0.5 * (info_nce(scale * Zv, other_BB, "rows") + info_nce(scale * Zt, other_BB, "columns"))
     return alpha * info_nce(scale * Zv, other_BB) + (1 - alpha) * info_nce(scale * Zt, other_BB)
+
+
+def clip_similarity(visual: Tensor, text: Tensor, visual_lengths: Tensor, text_lengths: Tensor) -> Tensor:
+    """(Bv, Bt): cosine of the means of each clip's tokens, before the logit scale; inputs packed, (sum, D)."""
+    visual_BD, text_BD = mean_tokens(visual, visual_lengths), mean_tokens(text, text_lengths)
+    return F.normalize(visual_BD, dim=-1) @ F.normalize(text_BD, dim=-1).T
+
+
+def clip_loss(
+    Z: Tensor,
+    scale: Tensor | float,
+    text_ids: Tensor | None = None,
+    same_text: Literal["negative", "masked"] = "negative",
+) -> Tensor:
+    """Symmetric InfoNCE of `scale * Z` over B clips in one process; `same_text` as in `clcl_loss`."""
+    other_BB = matches(text_ids, text_ids) if same_text == "masked" and text_ids is not None else None
+    return info_nce(scale * Z, other_BB)
+
+
+def mean_tokens(tokens_ND: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B, D): the mean of each clip's packed tokens; a clip without tokens is refused elsewhere."""
+    lengths_B = lengths_B.to(tokens_ND.device)
+    clip_N = torch.repeat_interleave(lengths_B, output_size=tokens_ND.shape[0])
+    sums_BD = tokens_ND.new_zeros(lengths_B.numel(), tokens_ND.shape[1]).index_add(0, clip_N, tokens_ND)
+    return sums_BD / lengths_B.to(sums_BD)[:, None]
+
+
+def info_nce(
+    logits_BB: Tensor,
+    same_text_BB: Tensor | None = None,
+    direction: Literal["both", "rows", "columns"] = "both",
+) -> Tensor:
+    """-log softmax of the diagonal, averaged over the clips; over rows, columns, or the mean of both (equation 3).
+
+    `logits_BB` are similarities times the logit scale; `same_text_BB` (bool) marks pairs of the same text, which,
+    off the diagonal, are no negatives. No clips give 0.
+    """
+    B = logits_BB.shape[0]
+    place_B = torch.arange(B, device=logits_BB.device)
+    parts = []
+    if direction != "columns":
+        parts.append(diagonal_losses(logits_BB, place_B, same_text_BB).sum())
+    if direction != "rows":
+        parts.append(
+            diagonal_losses(logits_BB.T, place_B, None if same_text_BB is None else same_text_BB.T).sum()
+        )
+    return torch.stack(parts).sum() / max(B * len(parts), 1)
+
+
+def diagonal_losses(logits_RB: Tensor, place_R: Tensor, same_text_RB: Tensor | None = None) -> Tensor:
+    """(R,): log sum of exponentials of each row minus its own clip's logit, which stands in column `place_R`."""
+    own_RB = place_R[:, None] == torch.arange(logits_RB.shape[1], device=logits_RB.device)
+    if same_text_RB is not None:
+        logits_RB = logits_RB.masked_fill(same_text_RB & ~own_RB, -torch.inf)
+    return torch.logsumexp(logits_RB, dim=1) - logits_RB.gather(1, place_R[:, None]).squeeze(1)
+
+
+def matches(left_ids_R: Tensor, right_ids_B: Tensor) -> Tensor:
+    """(R, B) bool: which ids are equal."""
+    return left_ids_R[:, None] == right_ids_B[None, :]

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from made_tokens import CountedProducts, Options
 
+from sage_scale.losses import Objective, objective_of
 from sage_scale.losses import clcl_tiled as tiled_module
-from sage_scale.losses import sharded_clcl_loss
 
 
 def compute(case: dict, own: list[int], asked: float, group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
@@ -39,7 +39,9 @@ def compute(case: dict, own: list[int], asked: float, group: dist.ProcessGroup) 
     )
     counter = CountedProducts()
     with counter if case["counted"] else nullcontext():
-        share = sharded_clcl_loss(visual, text, n, m, scale, clcl=options, text_ids_B=ids, group=group)
+        objective = objective_of(options)
+        way = Objective.share if case["plain"] else type(objective).share
+        share = way(objective, visual, text, n, m, scale, text_ids_B=ids, group=group)
         (asked * share).backward()
     return {
         "share": share.detach(),

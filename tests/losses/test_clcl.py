@@ -15,8 +15,8 @@ from sage_scale.losses import (
     clip_loss,
     clip_similarity,
     info_nce,
+    objective_of,
     reference_similarity,
-    sharded_clcl_loss,
     tiled_clcl_similarity,
 )
 
@@ -184,10 +184,8 @@ def test_every_objective_is_what_loops_give(loss, variant, same_text, implementa
                 column = sum(math.exp(scale * float(Z[b, a] - Z[a, a])) for b in counted[a])
                 wanted += weight * (rows * math.log(row) + columns * math.log(column)) / 4
         clcl = Clcl(loss=loss, variant=variant, alpha=0.3, same_text=same_text, implementation=implementation)
-        found = sharded_clcl_loss(
-            v, t, torch.tensor(n), torch.tensor(m), torch.tensor([scale], dtype=torch.float64),
-            clcl=clcl, text_ids_B=torch.tensor(ids),
-        )  # fmt: skip
+        scales, ids_B = torch.tensor([scale], dtype=torch.float64), torch.tensor(ids)
+        found = objective_of(clcl).share(v, t, torch.tensor(n), torch.tensor(m), scales, ids_B)
         assert found.item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 

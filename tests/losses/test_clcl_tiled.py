@@ -17,8 +17,8 @@ from made_tokens import (
 from sage_scale.losses import (
     clcl_loss,
     clcl_similarity,
+    objective_of,
     reference_similarity,
-    sharded_clcl_loss,
     tiled_clcl_similarity,
 )
 from sage_scale.losses import clcl_tiled as tiled_module
@@ -182,7 +182,7 @@ def test_the_streamed_loss_equals_the_reference(options, longest):
             v, t = visual.clone().requires_grad_(), text.clone().requires_grad_()
             scale = torch.tensor([start], dtype=torch.float64, requires_grad=True)
             if streamed:
-                loss = sharded_clcl_loss(v, t, n, m, scale, clcl=options, text_ids_B=ids)
+                loss = objective_of(options).share(v, t, n, m, scale, text_ids_B=ids)
             else:
                 loss = reference_loss(v, t, scale, n, m, options, ids)
             (3 * loss).backward()
@@ -194,12 +194,12 @@ def test_the_streamed_loss_equals_the_reference(options, longest):
 def test_the_streamed_loss_leaves_frozen_sides_alone():
     visual, text, n, m = sides(12, clips=6, texts=6, longest=(9, 9))
     v, scale = visual.clone().requires_grad_(), torch.ones(1, dtype=torch.float64)
-    sharded_clcl_loss(v, text, n, m, scale, clcl=Options()).backward()
+    objective_of(Options()).share(v, text, n, m, scale).backward()
     both = visual.clone().requires_grad_()
     reference_loss(both, text, scale, n, m, Options()).backward()
     assert text.grad is None and error(v.grad, both.grad) < 1e-9
     with torch.no_grad():
-        assert not sharded_clcl_loss(v, text, n, m, scale, clcl=Options()).requires_grad
+        assert not objective_of(Options()).share(v, text, n, m, scale).requires_grad
 
 
 def test_tokens_that_change_between_the_passes_are_noticed():

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from sage_scale.errors import RecipeError
-from sage_scale.losses import chosen_implementation, similarity
+from sage_scale.losses import chosen_implementation
+from sage_scale.losses import objectives as similarity
 
 has_triton = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import torch
 from made_tokens import Options, aligned_tokens, error, random_lengths, reference_loss
 
 from sage_scale.losses import clcl_loss, reference_similarity
-from sage_scale.losses.contrastive import diagonal_losses
+from sage_scale.losses.clcl import diagonal_losses
 from sage_scale.losses.ring import LogSum
 
 CLIPS, WIDTH = 13, 10
@@ -34,6 +34,7 @@ def made_case(options: Options, **changes) -> dict:
     return {
         "options": asdict(options), "n": n, "m": m, "visual": visual, "text": text, "ids": IDS, "scale": 14.0,
         "dtype": "float64", "text_trained": True, "asked": [1.0] * 4, "parts": UNEQUAL, "counted": False,
+        "plain": False,
     } | changes  # fmt: skip
 
 
@@ -50,6 +51,11 @@ CASES = {
     "tau-small": made_case(Options(tau=0.01)),
     "maxsim": made_case(Options(loss="maxsim")),
     "clip": made_case(Options(loss="clip")),
+    "plain": made_case(Options(), plain=True),
+    "plain-text-frozen": made_case(Options(variant="one_direction"), plain=True, text_trained=False),
+    "plain-masked": made_case(Options(same_text="masked"), plain=True),
+    "plain-maxsim": made_case(Options(loss="maxsim"), plain=True),
+    "plain-clip": made_case(Options(loss="clip"), plain=True),
     "float32": made_case(Options(), dtype="float32"),
     "asked-unequally": made_case(Options(), asked=[1.0, -2.0, 0.5, 3.0]),
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from made_tokens import Options, reference_loss
 
-from sage_scale.losses import sharded_clcl_loss
+from sage_scale.losses import objective_of
 
 VISUAL = [3, 1, 4, 2, 5]
 TEXT = [2, 6, 1, 3, 3]
@@ -44,14 +44,8 @@ def test_one_process_gives_the_whole_loss(name):
     visual, text = tokens()
     visual.requires_grad_()
     scale = torch.tensor([14.0], dtype=torch.float64, requires_grad=True)
-    share = sharded_clcl_loss(
-        visual,
-        text,
-        torch.tensor(VISUAL),
-        torch.tensor(TEXT),
-        scale,
-        clcl=CASES[name],
-        text_ids_B=torch.tensor(IDS),
+    share = objective_of(CASES[name]).share(
+        visual, text, torch.tensor(VISUAL), torch.tensor(TEXT), scale, text_ids_B=torch.tensor(IDS)
     )
     share.backward()
     wanted = whole(CASES[name])
@@ -63,10 +57,10 @@ def test_masking_needs_ids_and_no_clips_cost_nothing():
     scale = torch.ones(1, requires_grad=True)
     empty = torch.zeros(0, 6, requires_grad=True)
     none = torch.zeros(0, dtype=torch.int64)
-    share = sharded_clcl_loss(empty, torch.zeros(0, 6), none, none, scale, clcl=Options())
+    share = objective_of(Options()).share(empty, torch.zeros(0, 6), none, none, scale)
     share.backward()
     assert share.item() == 0 and scale.grad.item() == 0 and empty.grad.shape == (0, 6)
     with pytest.raises(ValueError, match="needs text_ids_B"):
-        sharded_clcl_loss(
-            empty, torch.zeros(0, 6), none, none, scale, clcl=replace(Options(), same_text="masked")
+        objective_of(replace(Options(), same_text="masked")).share(
+            empty, torch.zeros(0, 6), none, none, scale
         )

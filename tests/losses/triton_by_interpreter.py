@@ -12,7 +12,7 @@ import torch
 from made_tokens import Options, aligned_tokens, error, random_lengths, reference_loss
 
 from sage_scale.losses import clcl_tiled as tiled_module
-from sage_scale.losses import reference_similarity, sharded_clcl_loss, tiled_clcl_similarity
+from sage_scale.losses import objective_of, reference_similarity, tiled_clcl_similarity
 from sage_scale.losses.clcl_tile import Softmax, TorchTile
 from sage_scale.losses.clcl_triton import TritonTile
 from sage_scale.losses.tokens import cut
@@ -61,7 +61,7 @@ def loss_error(device: str, options: Options) -> float:
         if not results:
             loss = reference_loss(v, t, scale, n, m, options)
         else:
-            loss = sharded_clcl_loss(v, t, n.to(place), m.to(place), scale, clcl=options)
+            loss = objective_of(options).share(v, t, n.to(place), m.to(place), scale)
         loss.backward()
         results.append([value.cpu() for value in (loss.detach(), v.grad, t.grad, scale.grad)])
     for value, whole in zip(results[1], results[0]):

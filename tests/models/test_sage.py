@@ -22,7 +22,7 @@ from factories.models import (
 from sage_scale.config import Clcl
 from sage_scale.errors import CheckpointError
 from sage_scale.losses import clcl_loss, clcl_similarity
-from sage_scale.losses.padding import pad_packed
+from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sage.describe import describe
 from sage_scale.models.sage.mbart import TextEncoder, make_labels
 from sage_scale.models.sage.model import SageAligner, SageTranslator, load_visual

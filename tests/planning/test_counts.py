@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from sage_scale.cli.main import app
 from sage_scale.config import Clcl
 from sage_scale.errors import UsageError
-from sage_scale.losses import clcl_loss, reference_similarity, sharded_clcl_loss, tiled_clcl_similarity
+from sage_scale.losses import clcl_loss, objective_of, reference_similarity, tiled_clcl_similarity
 from sage_scale.models.sage import clip_cost as encoder
 from sage_scale.models.sage import plan_stage2 as stage2
 from sage_scale.models.sage.clip_cost import clip_cost
@@ -58,7 +58,7 @@ def loss_step(way: str, B: int, N: int, M: int, D: int) -> Callable[[], object]:
     def work() -> None:
         if way == "ring":
             settings = replace(Clcl(), implementation="tiled")
-            sharded_clcl_loss(*given, scale, clcl=settings).backward()
+            objective_of(settings).share(*given, scale).backward()
         else:
             similarity = tiled_clcl_similarity if way == "tiled" else reference_similarity
             clcl_loss(*similarity(*given), scale).backward()

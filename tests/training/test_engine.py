@@ -12,7 +12,7 @@ from toy_stage import Toy
 
 from sage_scale.config import Clcl, Stage, check, from_mapping
 from sage_scale.errors import RecipeError
-from sage_scale.losses import sharded_clcl_loss
+from sage_scale.losses import objective_of
 from sage_scale.training import distributed
 from sage_scale.training.engine import BUCKET, Engine, LossScale, deepspeed_config
 
@@ -83,9 +83,8 @@ class Clip(nn.Module):
 
     def forward(self, x_BC: torch.Tensor, y_BC: torch.Tensor) -> torch.Tensor:
         ones = torch.ones(len(x_BC), dtype=torch.int64)
-        return sharded_clcl_loss(
-            self.visual(x_BC), self.text(y_BC), ones, ones, self.log_scale.exp(), clcl=Clcl(loss="clip")
-        )
+        clip = objective_of(Clcl(loss="clip"))
+        return clip.share(self.visual(x_BC), self.text(y_BC), ones, ones, self.log_scale.exp())
 
 
 @pytest.mark.parametrize(

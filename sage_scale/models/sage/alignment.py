@@ -12,7 +12,7 @@ import torch
 
 from sage_scale.config import Recipe
 from sage_scale.evaluation.retrieval import retrieval
-from sage_scale.losses import clcl_loss, clcl_similarity, clip_similarity
+from sage_scale.losses import Objective, objective_of
 from sage_scale.losses.collectives import gather_counts, gather_rows
 from sage_scale.models.sage import export
 from sage_scale.models.sage.embedding_cache import EmbeddingCache, run_task
@@ -164,19 +164,16 @@ def dev_figures(
     rows = embed_split(recipe, engine, text, data, split)
     if not rows:
         return {"clips": 0}, 0.0
+    objective = objective_of(recipe.clcl)
     figures: dict[str, float] = {"clips": len(rows)}
     total = 0.0
     levels = [("embedding", "visual", "embeddings", recipe.clcl.beta)]
     if rows[0]["hidden"] is not None and recipe.clcl.beta < 1:
         levels.append(("hidden", "hidden", "states", 1 - recipe.clcl.beta))
     for name, visual_key, text_key, weight in levels:
-        video_to_text, text_to_video = similarity_matrices(recipe, rows, visual_key, text_key)
+        video_to_text, text_to_video = similarity_matrices(objective, rows, visual_key, text_key)
         scale = getattr(engine.evaluation_model, f"log_scale_{name}").detach().float().cpu().exp()
-        loss = float(
-            clcl_loss(
-                video_to_text, text_to_video, scale, alpha=recipe.clcl.alpha, variant=recipe.clcl.variant
-            )
-        )
+        loss = float(objective.loss(video_to_text, text_to_video, scale))
         figures[f"loss_{name}"] = loss
         total += weight * loss
         if name == "embedding":
@@ -185,21 +182,16 @@ def dev_figures(
 
 
 def similarity_matrices(
-    recipe: Recipe, rows: list[dict[str, Any]], visual_key: str, text_key: str, block: int = 32
+    objective: Objective, rows: list[dict[str, Any]], visual_key: str, text_key: str, block: int = 32
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(Zv, Zt) of all clips against all texts, in blocks of videos so that memory stays small."""
     text = torch.cat([row[text_key] for row in rows])
     text_lengths = torch.tensor([len(row[text_key]) for row in rows])
     parts = []
     for start in range(0, len(rows), block):
-        some = rows[start : start + block]
-        visual = torch.cat([row[visual_key] for row in some])
-        lengths = torch.tensor([len(row[visual_key]) for row in some])
-        if recipe.clcl.loss == "clip":
-            parts.append((z := clip_similarity(visual, text, lengths, text_lengths), z))
-        else:
-            tau = 0.0 if recipe.clcl.loss == "maxsim" else recipe.clcl.tau
-            parts.append(clcl_similarity(visual, text, lengths, text_lengths, tau))
+        visual = [row[visual_key] for row in rows[start : start + block]]
+        lengths = torch.tensor([len(tokens) for tokens in visual])
+        parts.append(objective.similarity(torch.cat(visual), text, lengths, text_lengths))
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 

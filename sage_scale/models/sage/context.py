@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import MBartConfig, MBartForConditionalGeneration
 from transformers.models.mbart.modeling_mbart import MBartEncoderLayer, MBartLearnedPositionalEmbedding
 
-from sage_scale.losses.padding import pad_packed
+from sage_scale.losses.tokens import pad_packed
 from sage_scale.nn.dropout import keyed_dropout
 
 _SALT = 1000  # apart from the mapper's

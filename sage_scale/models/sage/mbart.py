@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from sage_scale.errors import CheckpointError
-from sage_scale.losses.padding import pad_packed
+from sage_scale.losses.tokens import pad_packed
 from sage_scale.text.hub import loading, model_place
 from sage_scale.text.languages import language_code
 from sage_scale.text.tokenizer import load_tokenizer, subwords

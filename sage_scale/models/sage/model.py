@@ -19,8 +19,8 @@ from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
-from sage_scale.losses.padding import pad_packed
-from sage_scale.losses.sharded import sharded_clcl_loss
+from sage_scale.losses.objectives import objective_of
+from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sage.context import ContextEncoder, position_mask
 from sage_scale.models.sage.mapper import Mapper
 from sage_scale.models.sage.mbart import TextTargets, language_first, language_id
@@ -41,7 +41,8 @@ class SageAligner(nn.Module):
     def __init__(self, recipe: Recipe, language_model: MBartForConditionalGeneration) -> None:
         """`language_model` gives the width and, for `context_init=language_model`, the context encoder's start."""
         super().__init__()
-        self.clcl = recipe.clcl
+        self.beta = recipe.clcl.beta
+        self.objective = objective_of(recipe.clcl)
         self.visual = VisualEncoder(recipe, recipe.pretrain)
         if self.visual.backbone is not None and recipe.model.backbone.weights:
             load_backbone(self.visual.backbone, recipe.model.backbone.weights)
@@ -102,7 +103,7 @@ class SageAligner(nn.Module):
         log_scales: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `forward`, from what `encode` gave; `log_scales`, each (1,), stand in for the model's own two."""
-        beta = self.clcl.beta
+        beta = self.beta
         own = (self.log_scale_embedding, self.log_scale_hidden) if log_scales is None else log_scales
         scale_embedding, scale_hidden = (log_scale.exp() for log_scale in own)
         # Both scales and both outputs stay in the graph at any beta: ZeRO waits for every parameter's gradient.
@@ -115,10 +116,9 @@ class SageAligner(nn.Module):
         for name, weight, visual_ND, text_MD, scale in levels:
             if weight == 0:
                 continue
-            part = sharded_clcl_loss(
-                visual_ND, text_MD, clip_segments_B, text.lengths_B, scale,
-                clcl=self.clcl, text_ids_B=text_ids_B, group=group,
-            )  # fmt: skip
+            part = self.objective.share(
+                visual_ND, text_MD, clip_segments_B, text.lengths_B, scale, text_ids_B, group
+            )
             parts[name] = part.detach()
             share = share + weight * part
         return share, parts

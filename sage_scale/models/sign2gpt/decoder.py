@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from sage_scale.config import Sign2Gpt
 from sage_scale.errors import CheckpointError
-from sage_scale.losses.padding import pad_packed
+from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.positions import TokenPositions, places
 from sage_scale.nn.weights import FiniteScores
