@@ -1,5 +1,6 @@
 """Text: languages and pseudo-glosses; `text.tokenizer` and `text.vocabulary` bring transformers and torch with them."""
 
+from sage_scale.deprecated import moved_module
 from sage_scale.text.languages import (
     MBART50_CODES,
     UNSPACED,
@@ -25,3 +26,5 @@ __all__ = [
     "unspaced",
     "words",
 ]
+
+prototypes, expansion = moved_module(f"{__name__}.prototypes"), moved_module(f"{__name__}.expansion")

@@ -1,4 +1,4 @@
-"""fastText vectors (Joulin et al. 2016; Bojanowski et al. 2017): only the words needed, of files of any size.
+"""Reads fastText vectors (Joulin et al. 2016; Bojanowski et al. 2017): some words of files of any size.
 
 `.bin`, the whole model, as `cc.de.300.bin`, little-endian (fastText's `FastText::saveModel`, version 11 or 12):
 
@@ -20,7 +20,6 @@ import mmap
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -51,9 +50,9 @@ class WordVectors:
 
 
 def read_word_vectors(path: str | Path, words: Sequence[str]) -> WordVectors:
-    """The vectors of `words` from a `.bin` (memory-mapped) or `.vec` (or `.vec.gz`) file.
+    """Returns the vectors of `words` from a `.bin` (memory-mapped), `.vec` or `.vec.gz` file.
 
-    Raises CheckpointError, with one line, where it is missing, cut short, quantised or no such file.
+    Raises CheckpointError where it is missing, cut short, quantised or another kind of file.
     """
     path = expanded(path)
     if not path.is_file():
@@ -73,7 +72,7 @@ def read_word_vectors(path: str | Path, words: Sequence[str]) -> WordVectors:
 
 
 def character_ngrams(word: bytes, shortest: int, longest: int) -> Iterator[bytes]:
-    """The n-grams of characters (not bytes) of a UTF-8 word between "<" and ">", but for these two alone."""
+    """Yields the n-grams of characters (not bytes) of a UTF-8 word between "<" and ">", without these two alone."""
     marked = b"<" + word + b">"
     starts = [place for place, byte in enumerate(marked) if byte & 0xC0 != 0x80]
     ends = [*starts[1:], len(marked)]
@@ -85,7 +84,7 @@ def character_ngrams(word: bytes, shortest: int, longest: int) -> Iterator[bytes
 
 
 def ngram_hash(ngram: bytes) -> int:
-    """fastText's 32-bit FNV-1a, which takes each byte as a signed one before it is joined in."""
+    """Returns fastText's 32-bit FNV-1a hash, which reads each byte as a signed one."""
     value = 2_166_136_261
     for byte in ngram:
         value ^= byte if byte < 128 else byte | 0xFFFFFF00
@@ -94,7 +93,9 @@ def ngram_hash(ngram: bytes) -> int:
 
 
 def _read_bin(path: Path, words: Sequence[str]) -> WordVectors:
-    with _mapped(path) as data:
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path} is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _Model(data, path, words).vectors(words)
         except (struct.error, IndexError, ValueError):
@@ -102,7 +103,7 @@ def _read_bin(path: Path, words: Sequence[str]) -> WordVectors:
 
 
 class _Model:
-    """A `.bin` file as far as some words need it."""
+    """A `.bin` file, read as far as some words need it."""
 
     def __init__(self, data: mmap.mmap, path: Path, words: Iterable[str]) -> None:
         header = _HEADER.unpack_from(data)
@@ -163,7 +164,7 @@ class _Model:
         return rows
 
     def _vector(self, row: int) -> np.ndarray:
-        # A copy: what is looked at must not keep the file mapped.
+        # A copy: a view would keep the file mapped.
         at = self._start + 4 * self.columns * row
         return np.frombuffer(self._data[at : at + 4 * self.columns], np.dtype("<f4"))
 
@@ -179,39 +180,33 @@ def _read_vec(path: Path, words: Sequence[str]) -> WordVectors:
         except ValueError:
             raise CheckpointError(f'{path} does not begin with "words dim", as a .vec file does') from None
         found = np.zeros((len(words), columns), np.float32)
-        met = _read_lines(lines, count, columns, places, found, path)
+        met: set[bytes] = set()
+        for number in range(count):
+            line = lines.readline()
+            if not line:
+                raise CheckpointError(f"{path} is cut short: {number:,} of {count:,} words; fetch it again")
+            known, _, numbers = line.partition(b" ")
+            if known not in places or known in met:
+                continue
+            here, values = f"{path}, line {number + 2}", numbers.split()
+            if len(values) != columns:
+                raise CheckpointError(f"{here}: {len(values)} numbers instead of {columns}")
+            try:
+                found[places[known]] = [float(value) for value in values]
+            except ValueError:
+                raise CheckpointError(f"{here}: not all of it are numbers") from None
+            met.add(known)
+            if len(met) == len(places):
+                break
     return WordVectors(found, (), tuple(word for word in words if word.encode() not in met))
 
 
-def _read_lines(
-    lines: IO[bytes], count: int, columns: int, places: dict[bytes, list[int]], found: np.ndarray, path: Path
-) -> set[bytes]:
-    met: set[bytes] = set()
-    for number in range(count):
-        line = lines.readline()
-        if not line:
-            raise CheckpointError(f"{path} is cut short: {number:,} of {count:,} words; fetch it again")
-        word, _, numbers = line.partition(b" ")
-        if word in places and word not in met:
-            values = numbers.split()
-            if len(values) != columns:
-                raise CheckpointError(
-                    f"{path}, line {number + 2}: {len(values)} numbers instead of {columns}"
-                )
-            try:
-                found[places[word]] = [float(value) for value in values]
-            except ValueError:
-                raise CheckpointError(f"{path}, line {number + 2}: not all of it are numbers") from None
-            met.add(word)
-            if len(met) == len(places):
-                break
-    return met
-
-
-@contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            raise CheckpointError(f"{path} is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
+def write_vec(path: Path, words: Sequence[str], vectors_UD: np.ndarray) -> None:
+    """Writes a fastText `.vec` file, which `read_word_vectors` reads. Words hold no space."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{len(words)} {vectors_UD.shape[1]}"]
+    for word, row in zip(words, vectors_UD.tolist()):
+        lines.append(word + " " + " ".join(f"{value:.6g}" for value in row))
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sage_scale.errors import RecipeError
-from sage_scale.text.cooccurrence import cooccurrence_vectors, write_vec
-from sage_scale.text.fasttext import read_word_vectors
+from sage_scale.text.fasttext import read_word_vectors, write_vec
+from sage_scale.text.prototype_vocabulary import cooccurrence_vectors
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

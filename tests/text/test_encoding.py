@@ -10,7 +10,6 @@ from transformers import MBart50Tokenizer, MBartConfig, MBartForConditionalGener
 
 from sage_scale.models.sage.mbart import TextEncoder, make_labels
 from sage_scale.models.sign2gpt.decoder import make_texts
-from sage_scale.text.expansion import expand_tokenizer, missing_characters
 from sage_scale.text.languages import normal_form
 from sage_scale.text.tokenizer import (
     encode_texts,
@@ -19,7 +18,7 @@ from sage_scale.text.tokenizer import (
     train_xglm_tokenizer,
     unknown_share,
 )
-from sage_scale.text.vocabulary import trim_vocabulary
+from sage_scale.text.vocabulary import expand_tokenizer, missing_characters, trim_vocabulary
 from sage_scale.training.language.noise import units
 
 CORPUS = [

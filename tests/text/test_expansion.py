@@ -11,14 +11,14 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer, XGLMConfig, XGLMForCausalLM, XGLMTokenizer
 
 from sage_scale.errors import CheckpointError
-from sage_scale.text.expansion import (
+from sage_scale.text.languages import restore_punctuation
+from sage_scale.text.vocabulary import (
     NOISE,
     expand_model,
     expand_tokenizer,
     expand_vocabulary,
     missing_characters,
 )
-from sage_scale.text.languages import restore_punctuation
 
 KNOWN = ["我喜欢冬天", "公司离家很远", "他为什么不打车", "这件衣服怎么样", "今天下雪了"]
 NEW = ["我喜欢鳄鱼", "他打嗝了", "公司在濮阳"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sage_scale.errors import RecipeError
-from sage_scale.text.prototypes import (
+from sage_scale.text.prototype_vocabulary import (
     PrototypeVocabulary,
     fasttext_prototypes,
     random_prototypes,

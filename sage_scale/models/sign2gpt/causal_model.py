@@ -23,8 +23,8 @@ from transformers import XGLMConfig, XGLMForCausalLM
 from sage_scale.config import Denoise, Recipe
 from sage_scale.errors import RecipeError
 from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
-from sage_scale.text.expansion import expand_vocabulary
 from sage_scale.text.tokenizer import train_xglm_tokenizer
+from sage_scale.text.vocabulary import expand_vocabulary
 from sage_scale.training.language.fitting import fit
 from sage_scale.training.language.prepare import LanguageModelKind, Meta
 from sage_scale.training.language.recombine import recombine

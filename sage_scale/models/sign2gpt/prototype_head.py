@@ -17,8 +17,8 @@ class PrototypeHead(nn.Module):
     """Dropout, Linear to the width of the word vectors, and their comparison with the frozen prototypes."""
 
     def __init__(self, width: int, settings: Prototypes, prototypes_UD: Tensor) -> None:
-        """`prototypes_UD` are word vectors, one a pseudo-gloss (text.prototypes). Raises CheckpointError where their
-        width is not `prototypes.dim`."""
+        """`prototypes_UD` are word vectors, one a pseudo-gloss (text.prototype_vocabulary). Raises CheckpointError
+        where their width is not `prototypes.dim`."""
         super().__init__()
         if prototypes_UD.ndim != 2 or prototypes_UD.shape[1] != settings.dim:
             raise CheckpointError(

@@ -21,9 +21,10 @@ from sage_scale.config.recipe import to_mapping
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.shards import read_metadata
 from sage_scale.text import words
-from sage_scale.text.cooccurrence import cooccurrence_vectors, write_vec
-from sage_scale.text.prototypes import (
+from sage_scale.text.fasttext import write_vec
+from sage_scale.text.prototype_vocabulary import (
     PrototypeVocabulary,
+    cooccurrence_vectors,
     fasttext_prototypes,
     random_prototypes,
     select_prototypes,
