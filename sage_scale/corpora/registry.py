@@ -1,7 +1,7 @@
 """Corpus adapters by name: `read_corpus(recipe.corpus)` returns the manifest of any of them.
 
-An adapter is a function from `config.Corpus` to `Manifest` (corpora/adapters.py has what they share). One outside the
-package is added by `register`.
+An adapter is a function from `config.Corpus` to `Manifest` (corpora/adapters.py has their shared parts). A plug-in, a
+module of SAGE_SCALE_PLUGINS or of an installed package (config/extension.py), adds one by `register`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable
 
 from sage_scale.config import Corpus
+from sage_scale.config.extension import import_plugins
 from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import UsageError
 from sage_scale.text.languages import checked_tag
@@ -44,6 +45,7 @@ def read_corpus(corpus: Corpus) -> Manifest:
 
     Raises UsageError for an unknown name, a wrong or empty root, and a language that is no tag.
     """
+    import_plugins()
     if corpus.name not in ADAPTERS:
         near = difflib.get_close_matches(corpus.name, ADAPTERS, n=1)
         advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(ADAPTERS)}"

@@ -31,9 +31,16 @@ def read_corpus(corpus: Corpus) -> Manifest:
 
 
 @pytest.fixture(autouse=True)
-def added(monkeypatch: pytest.MonkeyPatch) -> None:
+def added(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Names a plug-in in the environment, as a user does; it registers the adapter when it is imported."""
     monkeypatch.setattr(registry, "ADAPTERS", dict(registry.ADAPTERS))
-    registry.register("mine", read_corpus)
+    folder = tmp_path_factory.mktemp("plugin")
+    put(
+        folder / f"{folder.name}_mine.py",
+        f"from sage_scale.corpora.registry import register\nregister('mine', '{__name__}:read_corpus')\n",
+    )
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("SAGE_SCALE_PLUGINS", f"{folder.name}_mine")
 
 
 def test_an_added_adapter_is_read_by_its_name(tmp_path: Path) -> None:
