@@ -116,18 +116,8 @@ def memory(clips: int, width: int, threads: int) -> None:
     """Growth of the resident set over the inputs, by way, each in a process of its own."""
     print(f"\n{'way':10} {'MB above the inputs':>20}")
     for way in WAYS:
-        command = [
-            sys.executable,
-            __file__,
-            "--grow",
-            way,
-            "--clips",
-            str(clips),
-            "--width",
-            str(width),
-            "--threads",
-            str(threads),
-        ]
+        size = ["--clips", str(clips), "--width", str(width), "--threads", str(threads)]
+        command = [sys.executable, __file__, "--grow", way, *size]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         print(f"{way:10} {json.loads(run.stdout):20.0f}", flush=True)
 

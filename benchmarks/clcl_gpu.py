@@ -18,18 +18,15 @@ import importlib
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
 from common import parse
 from torch import Tensor
 
-from sage_scale.config import Clcl, from_mapping
+from sage_scale.config import Clcl
 from sage_scale.losses import chosen_implementation, clcl_loss, objective_of, reference_similarity
 from sage_scale.losses.products import Precision
 
@@ -45,8 +42,6 @@ class Sizes:
     naive_tokens: tuple[int, int, int]
     naive_limit: int
     maxsim: tuple[tuple[int, int, int, int], ...]
-    cached: tuple[int, int, int, int]
-    chunk: int
     matrix: int
 
 
@@ -55,8 +50,6 @@ FULL = Sizes(
     naive_tokens=(64, 32, 512),
     naive_limit=4096,
     maxsim=((1024, 64, 32, 128), (1024, 64, 32, 512)),
-    cached=(65536, 16, 12, 512),
-    chunk=2048,
     matrix=8192,
 )
 SMALL = Sizes(
@@ -64,8 +57,6 @@ SMALL = Sizes(
     naive_tokens=(8, 4, 32),
     naive_limit=64,
     maxsim=((16, 8, 4, 32),),
-    cached=(96, 4, 3, 32),
-    chunk=32,
     matrix=256,
 )
 
@@ -303,92 +294,6 @@ def own_maxsim(given: tuple, products: Precision) -> tuple[Tensor, Tensor]:
     return clcl_similarity(*given, tau=0.0, products=products)
 
 
-class PlainEngine:
-    """What the embedding cache asks of an engine, without DeepSpeed: one process, gradients in place."""
-
-    def __init__(self, device: torch.device, bf16: bool) -> None:
-        self.ranks = SimpleNamespace(device=device)
-        self.bf16 = bf16
-
-    def forward(self, task: Callable, *arguments: object) -> object:
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16):
-            return task(*arguments)
-
-    def backward(self, share: Tensor, last: bool = True) -> None:
-        share.backward()
-
-    reduced_once = nullcontext
-
-
-def through_the_cache(bench: Bench, sizes: Sizes) -> None:
-    """A whole step of stage 1 on stored features: encoder in chunks, both levels of the loss, backward in chunks."""
-    from transformers import MBartConfig, MBartForConditionalGeneration
-
-    from sage_scale.models.sage.embedding_cache import EmbeddingCache
-    from sage_scale.models.sage.mbart import TextTargets
-    from sage_scale.models.sage.model import SageAligner
-    from sage_scale.streaming import Batch
-    from sage_scale.vision.packed import PackedVideo
-
-    B, N, M, D = sizes.cached
-    recipe = from_mapping({
-        "vision": {"kind": "features"},
-        "model": {"feature_dim": D, "token_dim": D, "context_layers": 1, "batchnorm": "group", "dropout": 0.1},
-        "clcl": {"products": "bfloat16" if bench.cuda else "float32"},
-    })  # fmt: skip
-    torch.manual_seed(0)
-    config = MBartConfig(
-        vocab_size=100, d_model=D, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=2 * D, decoder_ffn_dim=2 * D, max_position_embeddings=128,
-    )  # fmt: skip
-
-    def make(clips: int) -> tuple[Batch, TextTargets]:
-        video = PackedVideo(
-            segment_frames_N=torch.full((clips * N,), 3),
-            clip_segments_B=torch.full((clips,), N),
-            features_FC=torch.randn(clips * N * 3, D).half(),
-            clip_seeds_B=torch.arange(clips) + 1,
-        )
-        nothing = np.zeros((0, 2), np.int32)
-        batch = Batch(
-            keys=[str(clip) for clip in range(clips)], metas=[{}] * clips, segments=[nothing] * clips, video=video,
-            weights_B=torch.ones(clips), positions_B=np.arange(clips), global_batch=clips, epoch=0, position=clips,
-        )  # fmt: skip
-        words = [torch.randn(clips * M, D, device=bench.device) for _ in range(2)]
-        lengths = torch.full((clips,), M, device=bench.device)
-        return batch, TextTargets(embeddings_MD=words[0], hidden_MD=words[1], lengths_B=lengths)
-
-    model = SageAligner(recipe, MBartForConditionalGeneration(config)).to(bench.device).train()
-    engine: Any = PlainEngine(bench.device, bf16=bench.cuda)
-    cache = EmbeddingCache(model, engine)
-    small = make(sizes.chunk)
-    cache.backward(*small, None, 2)  # compiles
-    given = make(B)
-    model.zero_grad(set_to_none=True)
-    result = {}
-    bench.wait()
-    started = time.perf_counter()
-
-    def work() -> None:
-        share, _ = cache.backward(*given, None, -(-B // sizes.chunk))
-        result["loss"] = float(share)
-
-    memory = bench.peak_gb(work)
-    bench.wait()
-    seconds = time.perf_counter() - started
-    norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
-    assert np.isfinite(result["loss"]) and np.isfinite(norm) and norm > 0
-    print(
-        f"\nembedding cache, a step of stage 1 on features: B={B} N={N} M={M} D={D}, chunks of {sizes.chunk}"
-    )
-    print(
-        "| s | GB beside inputs | loss | ln B (chance) | gradient norm | a matrix B x B would be, GB |\n|"
-        + "---|" * 6
-    )
-    figures = f"{seconds:.3g} | {memory:.2f} | {result['loss']:.4f} | {np.log(B):.4f} | {norm:.3g}"
-    print(f"| {figures} | {4 * B * B / 1e9:.3g} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", help="folder with the packages of others")
@@ -403,7 +308,6 @@ def main() -> None:
     rates = bench.rates(sizes.matrix)
     print("matrix rate, TFLOP/s: " + ", ".join(f"{key} {value / 1e12:.3g}" for key, value in rates.items()))
     large_batches(bench, sizes, rates)
-    through_the_cache(bench, sizes)
     beside_maxsim(bench, sizes)
     beside_naive(bench, sizes)
     print(f"\nall of it took {time.perf_counter() - started:.0f} s")

@@ -1,4 +1,4 @@
-"""What benchmarks share: `--small` and `--device`, commands of `sage-scale`, marked processes, the peers' environment.
+"""What benchmarks share: `--small` and `--device`, commands of `sage-scale`, the peers' environment.
 
 `--small` is a toy size that runs in seconds on any machine, without a GPU, and shows that the script works. Its figures
 mean nothing, which its first line says. tests/experiments/test_scripts.py runs each script so.
@@ -62,22 +62,6 @@ def ratios(others: list[float], ours: list[float]) -> str:
     return " ".join(f"{other / own:.2f}" for other, own in zip(others, ours))
 
 
-def marked(mark: str) -> dict[int, str]:
-    """Living processes that have `NAME=value` in their environment, but this one: command lines by process id."""
-    found: dict[int, str] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                line = (folder / "cmdline").read_bytes().decode(errors="replace")
-                found |= {int(folder.name): line} if state != "Z" else {}
-        except OSError:  # gone, or another user's
-            continue
-    return found
-
-
 class Asked:
     """A process that answers each line of its standard input by a line."""
 
@@ -120,16 +104,8 @@ def peers_python(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     unfinished.touch()
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, env=environment)
-    command = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-r",
-        str(PEERS),
-    ]
+    quiet = ["--quiet", "--disable-pip-version-check"]
+    command = [str(python), "-m", "pip", "install", *quiet, "-r", str(PEERS)]
     run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     if run.returncode:
         raise SystemExit(f"pip cannot install the peers: {(run.stderr.strip().splitlines() or ['?'])[-1]}")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from common import parse
+from factories.videos import camera_pictures, write_video
 from PIL import Image
 
 from sage_scale.vision.video_clips import Interval, PictureSettings, read_clip
@@ -41,19 +45,9 @@ def make_video(path: Path, width: int, height: int, frames: int) -> None:
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8))
     ground = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-    noise = rng.normal(0, 3, (5, height, width, 1)).astype(np.int16)
-    with av.open(str(path), "w") as container:
-        options = {"threads": "2", "preset": "veryfast", "crf": "23"}
-        stream = container.add_stream("libx264", rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for t in range(frames):
-            picture = ground + noise[t % len(noise)]
-            side = min(width, height) // 4
-            top, left = (int((0.4 + 0.3 * np.sin(t / p)) * n) for p, n in ((5.0, height), (7.0, width)))
-            picture[top : top + side, left : left + side] = ground[:side, :side] // 2 + 100
-            frame = av.VideoFrame.from_ndarray(np.clip(picture, 0, 255).astype(np.uint8), "rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    side = min(width, height) // 4
+    pictures = camera_pictures(ground, frames, ground[:side, :side] // 2 + 100)
+    write_video(path, pictures, options={"threads": "2", "preset": "veryfast", "crf": "23"})
 
 
 def decoded(path: Path) -> Iterator[av.VideoFrame]:

@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,21 +32,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from common import Asked, parse, peers_python
+from factories.datasets import write_dataset
 from loaders_peers import BATCH, ROWS, SEGMENTS_N2, WIDTH, Batches, Row, assert_equal, collate, rate
 
 from sage_scale.config import Recipe, Stream, Vision
-from sage_scale.shards import (
-    DatasetInfo,
-    PlannedUnit,
-    Sample,
-    finish_dataset,
-    publish_shard,
-    sample_key,
-    start_dataset,
-    write_shard,
-)
-from sage_scale.storage import open_store
+from sage_scale.shards import Sample, sample_key
 from sage_scale.streaming import open_stream
 
 PER_SHARD = 256
@@ -89,24 +83,8 @@ def make_recipe() -> Recipe:
 
 def write_ours(folder: Path, samples: list[Sample]) -> Path:
     """The dataset of shards that sage_scale and webdataset read."""
-    recipe = make_recipe()
-    store = open_store(folder / "shards")
-    units = [samples[begin : begin + PER_SHARD] for begin in range(0, len(samples), PER_SHARD)]
-    info = start_dataset(
-        store,
-        DatasetInfo(
-            kind="features",
-            recipe=recipe.dataset_fingerprint(),
-            manifest="0" * 16,
-            units=tuple(PlannedUnit(split="train", clips=len(unit)) for unit in units),
-            recipe_part=recipe.dataset_part(),
-        ),
-    )
-    tar = folder / "unit.tar"
-    for number, unit in enumerate(units):
-        publish_shard(store, write_shard(tar, unit, unit=number, split="train", dataset=info.digest))
-    tar.unlink()
-    finish_dataset(store)
+    units = [("train", samples[begin : begin + PER_SHARD]) for begin in range(0, len(samples), PER_SHARD)]
+    write_dataset(folder / "shards", units, make_recipe())
     return folder / "shards"
 
 

@@ -24,7 +24,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from common import parse
+from factories.videos import camera_pictures, write_video
 
 from sage_scale.config import from_mapping
 from sage_scale.corpora.manifest import Clip
@@ -42,18 +45,8 @@ def make_minute(path: Path, width: int, height: int) -> None:
     """A minute of video in which something moves over a textured ground, with noise as a camera has it."""
     rng = np.random.default_rng(0)
     ground = rng.integers(60, 180, (height, width, 3)).astype(np.int16)
-    noise = rng.normal(0, 4, (8, height, width, 1)).astype(np.int16)
-    with av.open(str(path), "w") as container:
-        options = {"threads": "2", "preset": "veryfast", "g": str(10 * FPS), "crf": "30"}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for t in range(60 * FPS):
-            picture = ground + noise[t % len(noise)]
-            top, left = (int((0.4 + 0.3 * np.sin(t / p)) * n) for p, n in ((5.0, height), (7.0, width)))
-            picture[top : top + height // 5, left : left + height // 5] = (240, t % 256, 90)
-            frame = av.VideoFrame.from_ndarray(np.clip(picture, 0, 255).astype(np.uint8), "rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    options = {"threads": "2", "preset": "veryfast", "g": str(10 * FPS), "crf": "30"}
+    write_video(path, camera_pictures(ground, 60 * FPS, height // 5, noise=4), rate=FPS, options=options)
 
 
 def repeat(minute: Path, path: Path, times: int) -> None:

@@ -20,13 +20,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import hashlib
 import multiprocessing
 import os
 import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -35,9 +35,12 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import av
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from common import parse, peers_python, ratios
+from factories.precompute import hashes
+from factories.videos import camera_pictures, write_video
 from precompute_writing import beside_litdata
 
 from sage_scale.config import Recipe, from_mapping
@@ -260,27 +263,12 @@ def recipe_for(root: Path, workers: int, **sections: dict) -> Recipe:
 
 def write_corpus(root: Path, clips: int) -> None:
     """Five-second videos of 320 x 240 at 25 frames a second, H.264, with sentences."""
-    folder = root / "train"
-    folder.mkdir(parents=True)
     for number in range(clips):
-        rng = np.random.default_rng(number)
-        scene = rng.integers(0, 255, (15, 20, 3), np.uint8).repeat(16, 0).repeat(16, 1)
-        with av.open(str(folder / f"clip{number:03d}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", 25, options={"threads": "1", "preset": "veryfast"})
-            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-            for k in range(FRAMES):
-                picture = scene.copy()
-                x, y = 40 + 2 * k % 200, 60 + k % 100
-                picture[y : y + 60, x : x + 40] = 255 - picture[y : y + 60, x : x + 40]
-                picture += rng.integers(0, 6, picture.shape, np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-        (folder / f"clip{number:03d}.txt").write_text(f"Satz Nummer {number}.\n", encoding="utf-8")
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+        scene = np.random.default_rng(number).integers(0, 255, (15, 20, 3)).repeat(16, 0).repeat(16, 1)
+        path = root / "train" / f"clip{number:03d}.mp4"
+        pictures = camera_pictures(scene, FRAMES, 255 - scene[:60, :40], seed=number)
+        write_video(path, pictures, options={"threads": "1", "preset": "veryfast"})
+        path.with_suffix(".txt").write_text(f"Satz Nummer {number}.\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

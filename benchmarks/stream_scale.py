@@ -10,7 +10,6 @@ middle, which must be the batch of the uninterrupted order; and resident memory 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
@@ -18,83 +17,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from common import parse
 
-from sage_scale.config import Recipe, Stream, Vision
-from sage_scale.shards import (
-    DatasetInfo,
-    PlannedUnit,
-    Sample,
-    finish_dataset,
-    publish_shard,
-    sample_key,
-    start_dataset,
-    write_shard,
-)
-from sage_scale.shards.dataset import index_json
-from sage_scale.shards.layout import INDEX_JSON, tar_name
-from sage_scale.storage import open_store
-
-WIDTH = 32
-
-
-def make_recipe() -> Recipe:
-    """Small features; the default order."""
-    recipe = Recipe(vision=Vision(kind="features"), stream=Stream())
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, feature_dim=WIDTH))
-
-
-def make_wide(folder: Path, shards: int, clips: int) -> Path:
-    """A dataset of `shards` shards that all are the same file."""
-    recipe, rng = make_recipe(), np.random.default_rng(0)
-    store = open_store(folder / "one")
-    plan = (PlannedUnit(split="train", clips=clips),)
-    info = start_dataset(
-        store,
-        DatasetInfo(
-            kind="features",
-            recipe=recipe.dataset_fingerprint(),
-            manifest="0" * 16,
-            units=plan,
-            recipe_part=recipe.dataset_part(),
-        ),
-    )
-    samples = []
-    for number in range(clips):
-        meta: dict[str, Any] = {
-            "id": f"clip-{number}",
-            "sentence": "ein satz",
-            "pseudo_glosses": ["satz"],
-            "language": "de",
-            "fps": 25.0,
-            "frame_stride": 2,
-            "frames": 16,
-            "source": "made",
-            "signer": "s",
-            "split": "train",
-        }
-        segments_N2 = np.array([[0, 8], [8, 16]], np.int32)
-        features_TC = rng.standard_normal((8, WIDTH)).astype(np.float16)
-        samples.append(
-            Sample(key=sample_key(meta["id"]), meta=meta, segments=segments_N2, features=features_TC)
-        )
-    publish_shard(
-        store, write_shard(folder / "unit.tar", samples, unit=0, split="train", dataset=info.digest)
-    )
-    opened = finish_dataset(store)
-    wide = folder / "wide"
-    wide.mkdir()
-    for unit in range(shards):
-        os.link(folder / "one" / tar_name(0), wide / tar_name(unit))
-    units = [dataclasses.replace(opened.units[0], unit=unit) for unit in range(shards)]
-    many = dataclasses.replace(opened.info, units=plan * shards)
-    (wide / INDEX_JSON).write_bytes(index_json(many, units, np.tile(opened.records, shards)))
-    return wide
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from factories.datasets import make_wide_dataset, stream_recipe
 
 
 def resident_mb() -> float:
@@ -108,7 +38,7 @@ def resume(url: str, batch: int, step: int) -> dict[str, object]:
     from sage_scale.streaming import open_stream
 
     began, cpu = time.perf_counter(), time.process_time()
-    stream = open_stream(url, make_recipe(), batch_size=batch)
+    stream = open_stream(url, stream_recipe("features"), batch_size=batch)
     opened = time.perf_counter()
     stream.load_state_dict({**stream.state_dict(), "epoch": 1, "position": step * batch})
     first = next(iter(stream))
@@ -128,7 +58,7 @@ def memory(url: str, batch: int) -> dict[str, object]:
     """Resident memory at every twentieth of an epoch, and the rate."""
     from sage_scale.streaming import open_stream
 
-    stream = open_stream(url, make_recipe(), batch_size=batch, epochs=1)
+    stream = open_stream(url, stream_recipe("features"), batch_size=batch, epochs=1)
     seen, marks, began = 0, [], time.perf_counter()
     times_S = np.zeros(stream.samples, np.int8)
     order_P = stream.order.epoch(0)[0]
@@ -143,19 +73,8 @@ def memory(url: str, batch: int) -> dict[str, object]:
 
 def fresh(task: str, url: Path, batch: int, step: int) -> dict[str, object]:
     """The answer of a task in a new process."""
-    command = [
-        sys.executable,
-        __file__,
-        "--task",
-        task,
-        "--url",
-        str(url),
-        "--batch",
-        str(batch),
-        "--step",
-        str(step),
-    ]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    command = [sys.executable, __file__, "--task", task, "--url", url, "--batch", batch, "--step", step]
+    return json.loads(subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE).stdout)
 
 
 def main() -> None:
@@ -173,7 +92,7 @@ def main() -> None:
         print(json.dumps(memory(options.url, options.batch)))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            url = make_wide(Path(folder), options.shards, options.clips)
+            url = make_wide_dataset(Path(folder), options.shards, options.clips)
             tries = [fresh("resume", url, options.batch, options.step) for _ in range(3)]
             epoch = fresh("memory", url, options.batch, 0)
         best = min(tries, key=lambda row: float(str(row["first_batch_s"])))

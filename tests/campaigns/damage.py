@@ -7,7 +7,6 @@ and the sample whose bytes it changed, if it is one.
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,26 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from factories.datasets import SIZE, STRIDE, WIDTH, make_sample, stream_recipe, write_dataset
 
-from sage_scale.config import Model, Recipe, Stream, Vision
-from sage_scale.shards import (
-    Dataset,
-    DatasetInfo,
-    PlannedUnit,
-    Sample,
-    finish_dataset,
-    publish_shard,
-    sample_key,
-    start_dataset,
-    write_shard,
-)
+from sage_scale.config import Recipe
+from sage_scale.shards import Dataset, Sample, publish_shard, write_shard
 from sage_scale.shards.tar import Member, walk
 from sage_scale.storage import Store, open_store
 from sage_scale.streaming import Batch, open_stream
 
 UNITS = (("train", 8), ("train", 8), ("train", 5), ("dev", 3))
-SIZE, STRIDE, WIDTH = 16, 2, 24
 
 
 @dataclass
@@ -220,7 +208,7 @@ def stale_index(rig: Rig, rng: np.random.Generator) -> Hit:
     unit = int(rng.integers(0, 3))
     split, clips = UNITS[unit]
     made = [
-        make_sample(f"new {rng.integers(0, 10**9)} {n}", split, rig.recipe.vision.kind) for n in range(clips)
+        sample_of(f"new {rng.integers(0, 10**9)} {n}", split, rig.recipe.vision.kind) for n in range(clips)
     ]
     with tempfile.TemporaryDirectory() as folder:
         for ending in ("tar", "idx", "json"):
@@ -267,69 +255,24 @@ WAYS: dict[Callable[[Rig, np.random.Generator], Hit], float] = {
 # A small dataset.
 
 
-def make_sample(clip: str, split: str, kind: str) -> Sample:
-    """A sample whose content follows from its arguments."""
-    rng = np.random.default_rng(list(clip.encode()))
-    total = int(rng.integers(16, 40))
-    edges = np.unique(rng.integers(0, total + 1, 8))
-    grid = range(0, total, STRIDE)
-    content: dict = {}
-    if kind == "features":
-        content["features"] = rng.standard_normal((len(grid), WIDTH)).astype(np.float16)
-    else:
-        content["frames"] = {frame: picture(rng) for frame in grid}
-        content["background"] = picture(rng)
-    return Sample(
-        key=sample_key(clip),
-        meta={
-            "id": clip,
-            "sentence": f"satz {clip}",
-            "pseudo_glosses": ["satz"],
-            "language": "de",
-            "fps": 25.0,
-            "frame_stride": STRIDE,
-            "frames": total,
-            "source": "made",
-            "signer": "s",
-            "split": split,
-        },
-        segments=np.stack([edges[:-1], edges[1:]], axis=1)[::2].astype(np.int32),
-        **content,
+def sample_of(clip: str, split: str, kind: str) -> Sample:
+    """A clip of the dataset."""
+    return make_sample(
+        clip, kind, split, total=0, stride=STRIDE, background=kind == "frames", size=SIZE, width=WIDTH
     )
-
-
-def picture(rng: np.random.Generator) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 def make_rig(url: str, kind: str) -> Rig:
     """The dataset, whole, and what a stream of it delivers."""
-    recipe = Recipe(
-        vision=Vision(kind=kind, size=SIZE, crop=SIZE, frame_stride=STRIDE, background="median"),  # type: ignore[arg-type]
-        model=dataclasses.replace(Model(), feature_dim=WIDTH),
-        stream=Stream(
-            lanes=4, window=8, cache_gb=0
-        ),  # a block cached while it was whole would hide what follows
-    )
+    # A block cached while it was whole would hide what follows.
+    recipe = stream_recipe(kind, lanes=4, window=8, cache_gb=0, seed=0)
+    units = [
+        (split, [sample_of(f"{split}-{unit}-{n}", split, kind) for n in range(clips)])
+        for unit, (split, clips) in enumerate(UNITS)
+    ]
     store = open_store(url)
-    info = start_dataset(
-        store,
-        DatasetInfo(
-            kind=kind,
-            recipe=recipe.dataset_fingerprint(),
-            manifest="0" * 16,
-            units=tuple(PlannedUnit(split=split, clips=clips) for split, clips in UNITS),
-            recipe_part=recipe.dataset_part(),
-        ),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        for unit, (split, clips) in enumerate(UNITS):
-            made = [make_sample(f"{split}-{unit}-{n}", split, kind) for n in range(clips)]
-            tar = Path(folder) / f"{unit}.tar"
-            publish_shard(store, write_shard(tar, made, unit=unit, split=split, dataset=info.digest))
-    dataset = finish_dataset(store)
+    dataset = write_dataset(store, units, recipe)
+    assert dataset is not None
     rig = Rig(store, {entry.name: store.get(entry.name) for entry in store.list()}, recipe, dataset)
     for batch in stream(rig, "raise"):
         rig.clips.update(contents(batch))

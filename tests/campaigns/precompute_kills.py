@@ -19,7 +19,6 @@ import hashlib
 import os
 import random
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,11 +26,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import av
 import numpy as np
 
 sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
-from common import marked, parse, sage
+from common import parse, sage
+from factories.processes import kill_marked, kill_one, marked, wait_until
+from factories.videos import write_video
 from servers.trouble import Trouble, troubled_server
 
 from sage_scale.storage import open_store
@@ -161,17 +161,7 @@ def run(corpus: Path, out: str) -> subprocess.Popen:
 
 def kill(kind: str, process: subprocess.Popen, chance: random.Random) -> bool:
     """SIGKILL one process of the kind; False where there is none at the moment."""
-    if kind == "driver":
-        process.kill()
-        return True
-    found = find(kind, process)
-    if not found:
-        return False
-    try:
-        os.kill(chance.choice(found), signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
+    return kill_one([process.pid] if kind == "driver" else find(kind, process), chance)
 
 
 def find(kind: str, process: subprocess.Popen) -> list[int]:
@@ -182,14 +172,8 @@ def find(kind: str, process: subprocess.Popen) -> list[int]:
 
 def sweep(process: subprocess.Popen) -> None:
     """Wait for what a killed driver left behind to end by itself, then end what did not."""
-    until = time.monotonic() + 10
-    while time.monotonic() < until and marked(process.mark):  # type: ignore[attr-defined]
-        time.sleep(0.2)
-    for pid in marked(process.mark):  # type: ignore[attr-defined]
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    wait_until(lambda: not marked(process.mark), 10, pause=0.2)  # type: ignore[attr-defined]
+    kill_marked(process.mark)  # type: ignore[attr-defined]
 
 
 def hashes(url: str) -> dict[str, str]:
@@ -210,13 +194,8 @@ def write_corpus(root: Path, clips: int) -> None:
             (folder / name).write_text("not a video")
             continue
         noise = np.random.default_rng(number).integers(0, 60, (128, 128, 3), np.uint8)
-        with av.open(str(folder / name), "w") as container:
-            stream = container.add_stream("libx264", 25, options={"threads": "1", "preset": "ultrafast"})
-            stream.width = stream.height = 128
-            for k in range(50 + number):
-                picture = np.roll(noise, 3 * k, axis=1)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
+        pictures = [np.roll(noise, 3 * k, axis=1) for k in range(50 + number)]
+        write_video(folder / name, pictures, options={"threads": "1", "preset": "ultrafast"})
     (folder / "sentences.tsv").write_text("".join(rows), encoding="utf-8")
 
 

@@ -40,6 +40,7 @@ import torch
 
 sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import parse
+from factories.processes import kill, kill_one, wait_until
 from loaders import make_recipe, make_samples, write_ours
 from servers.ceph import ceph_gateway
 from servers.moto import moto_server
@@ -145,8 +146,7 @@ class Job:
         pid = self.ranks[rank].pid or 0
         workers = [other for other in session(pid) if other != pid]
         if workers and chance.random() < 0.7:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(chance.choice(workers), signal.SIGKILL)
+            kill_one(workers, chance)
             self.must_end = rank
             return "worker"
         self.ranks[rank].kill()
@@ -170,12 +170,11 @@ class Job:
     def steps_more(self, rank: int, steps: int) -> list[str]:
         """The rank goes on."""
         log = self.scratch / f"log-{rank}"
-        before, end = log.stat().st_size if log.exists() else 0, time.monotonic() + END_S
-        while time.monotonic() < end:
-            if log.exists() and log.stat().st_size > before + steps * 70:
-                return []
-            time.sleep(0.1)
-        return [f"rank {rank} does not go on"]
+        before = log.stat().st_size if log.exists() else 0
+        longer = wait_until(
+            lambda: log.exists() and log.stat().st_size > before + steps * 70, END_S, pause=0.1
+        )
+        return [] if longer else [f"rank {rank} does not go on"]
 
     def end(self) -> None:
         for process in self.ranks:
@@ -184,13 +183,10 @@ class Job:
 
     def orphans(self) -> list[str]:
         """Workers of killed ranks see for themselves that they are alone."""
-        end = time.monotonic() + END_S
-        while time.monotonic() < end and any(session(pid) for pid in self.sessions):
-            time.sleep(0.2)
+        wait_until(lambda: not any(session(pid) for pid in self.sessions), END_S, pause=0.2)
         left = [pid for leader in self.sessions for pid in session(leader)]
         for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            kill(pid)
         return [f"processes {left} did not end"] if left else []
 
 

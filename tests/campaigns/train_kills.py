@@ -25,7 +25,6 @@ import os
 import random
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +38,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
-from common import marked, parse
+from common import parse
+from factories.processes import kill_marked, kill_one, marked
 from factories.training import make_language_folder, make_shards, tiny_recipe
 from safetensors.torch import load_file
 
@@ -145,14 +145,8 @@ class Campaign:
         make_shards(self.scratch / "shards", recipe, plan)
 
     def _start(self, run: Path) -> subprocess.Popen[bytes]:
-        arguments = [
-            "--run",
-            run,
-            "--data",
-            self.scratch / "shards",
-            "--recipe",
-            self.scratch / "recipe.yaml",
-        ]
+        data, recipe = self.scratch / "shards", self.scratch / "recipe.yaml"
+        arguments = ["--run", run, "--data", data, "--recipe", recipe]
         output = (self.scratch / f"{run.name}.out").open("ab")
         return subprocess.Popen(
             launcher.command("pretrain", RANKS, arguments),
@@ -185,8 +179,7 @@ class Campaign:
         victims = self._processes(process.pid)
         pids = victims.get(who) or victims.get("rank") or victims["launcher"]
         who = who if victims.get(who) else "rank" if victims.get("rank") else "launcher"
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.chance.choice(pids), signal.SIGKILL)
+        kill_one(pids, self.chance)
         self.half_written += when == "saving" and bool(half_written(run))
         self.kills += 1
         self.who[who] += 1
@@ -225,11 +218,7 @@ class Campaign:
 
     def end_all(self) -> None:
         """Kill what is left of this campaign's own processes."""
-        while left := marked(f"{MARK}={self.token}"):
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
+        kill_marked(f"{MARK}={self.token}")
 
     def _processes(self, outer: int) -> dict[str, list[int]]:
         """Who is who below a launcher: the process that starts ranks, watchers of ranks, and the ranks themselves."""

@@ -5,7 +5,8 @@ Frame t of a numbered video is a picture of the one grey level BASE + STEP * t.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +28,7 @@ def numbers(frames: np.ndarray) -> list[int]:
 
 def write_video(
     path: Path,
-    frames: int | Sequence[np.ndarray] = 50,
+    frames: int | Iterable[np.ndarray] = 50,
     *,
     rate: Fraction | int = 25,
     times: Sequence[float] | None = None,
@@ -39,10 +40,10 @@ def write_video(
 ) -> Path:
     """A video of numbered grey pictures, or of the given RGB ones; `times` in seconds makes its rate vary."""
     if isinstance(frames, int):
-        pictures = [np.full((size[1], size[0], 3), BASE + STEP * t, np.uint8) for t in range(frames)]
-    else:
-        pictures = list(frames)
-        size = pictures[0].shape[1], pictures[0].shape[0]
+        frames = [np.full((size[1], size[0], 3), BASE + STEP * t, np.uint8) for t in range(frames)]
+    pictures = iter(frames)
+    first = next(pictures)
+    size = first.shape[1], first.shape[0]
     options = options or ({"threads": "1", "qp": "4", "g": "12"} if codec == "libx264" else {})
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", container_options=container_options or {}) as container:
@@ -50,13 +51,27 @@ def write_video(
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        for t, picture in enumerate(pictures):
+        for t, picture in enumerate(itertools.chain([first], pictures)):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             if times is not None:
                 frame.pts, frame.time_base = round(times[t] * 1000), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def camera_pictures(
+    ground: np.ndarray, frames: int, patch: np.ndarray | int, noise: float = 3, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Pictures with noise and a patch (or a coloured square of that side) that moves over `ground`, (H, W, 3)."""
+    height, width, _ = ground.shape
+    shades = np.random.default_rng(seed).normal(0, noise, (8, height, width, 1)).astype(np.int16)
+    for t in range(frames):
+        picture = ground.astype(np.int16) + shades[t % len(shades)]
+        shown = np.full((patch, patch, 3), (240, t % 256, 90)) if isinstance(patch, int) else patch
+        top, left = (int((0.4 + 0.3 * np.sin(t / p)) * n) for p, n in ((5.0, height), (7.0, width)))
+        picture[top : top + len(shown), left : left + shown.shape[1]] = shown
+        yield np.clip(picture, 0, 255).astype(np.uint8)
 
 
 def write_square(path: Path, frames: int, seed: int, size: int = 48) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import precompute_kills
 import pytest
+from factories.processes import marked
 from servers.ceph import missing_programs
 
 pytestmark = pytest.mark.system
@@ -56,9 +57,9 @@ def test_an_interrupted_run_ends_its_processes_and_goes_on(tmp_path: Path, numbe
     os.kill(process.pid, number)
     assert process.wait(timeout=30) == 130
     until = time.monotonic() + 15
-    while precompute_kills.marked(process.mark) and time.monotonic() < until:
+    while marked(process.mark) and time.monotonic() < until:
         time.sleep(0.2)
-    assert not precompute_kills.marked(process.mark)
+    assert not marked(process.mark)
     stored = {path.name for path in out.glob("*.tar")}
     assert 0 < len(stored) < 10
     assert all((out / name).stat().st_size > 0 for name in stored)
