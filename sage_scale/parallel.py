@@ -9,7 +9,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[int, int, int], None]
+ProgressCallback = Callable[[int, int, int], None]
 """Called after each item with items done, items in all, bytes done."""
 
 
@@ -18,7 +18,7 @@ def map_threads(
     items: Iterable[Item],
     *,
     threads: int = 16,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     size: Callable[[Item], int] = lambda item: 0,
 ) -> list[Result]:
     """Returns `work(item)` of every item, in order, computed by `threads` threads.

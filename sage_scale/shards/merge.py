@@ -16,7 +16,7 @@ import numpy as np
 
 from sage_scale.config.recipe import flat, values_of
 from sage_scale.errors import UsageError
-from sage_scale.parallel import Progress, map_threads
+from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.dataset import Dataset, open_finished
 from sage_scale.shards.layout import DatasetInfo, PlannedUnit, ShardHeader, canonical_json, list_units
 from sage_scale.shards.publish import (
@@ -66,7 +66,11 @@ class NewShard:
 
 
 def merge_datasets(
-    out: Store, sources: Sequence[Dataset], *, first_wins: bool = False, progress: Progress | None = None
+    out: Store,
+    sources: Sequence[Dataset],
+    *,
+    first_wins: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> Dataset:
     """Makes one dataset in `out` of all samples of the sources, shard by shard.
 
@@ -107,7 +111,7 @@ def compose(
     info: DatasetInfo,
     sources: Sequence[Dataset],
     shards: Sequence[NewShard],
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Dataset:
     """Makes the dataset of these shards in `out`, or finishes it. Raises DatasetError for damaged samples."""
     start_dataset(out, info)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sage_scale.errors import DatasetError, UnitsOpen
-from sage_scale.parallel import Progress, map_threads
+from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.dataset import (
     Dataset,
     index_json,
@@ -140,7 +140,7 @@ def reader_of(view: memoryview) -> Callable[[int, int], bytes]:
     return lambda offset, length: bytes(view[offset : offset + length])
 
 
-def rewrite_without(dataset: Dataset, keys: frozenset[str], progress: Progress | None = None) -> int:
+def rewrite_without(dataset: Dataset, keys: frozenset[str], progress: ProgressCallback | None = None) -> int:
     """Publishes the next generation of every shard with clips of these keys, without them. Returns how many shards.
 
     Raises DatasetError for a damaged shard: damage must not be copied under a new hash.
@@ -187,7 +187,7 @@ def restore_marker(store: Store, unit: int) -> Marker:
     return _put_marker(store, _stored_index(store, unit))
 
 
-def reconcile(store: Store, progress: Progress | None = None) -> Dataset:
+def reconcile(store: Store, progress: ProgressCallback | None = None) -> Dataset:
     """Marks every stored tar, rewrites shards that hold removed clips, and opens the dataset, finished or not."""
     removed = removed_keys(store)
     while True:
@@ -198,7 +198,7 @@ def reconcile(store: Store, progress: Progress | None = None) -> Dataset:
             return dataset
 
 
-def finish_dataset(store: Store, progress: Progress | None = None) -> Dataset:
+def finish_dataset(store: Store, progress: ProgressCallback | None = None) -> Dataset:
     """Writes index.json from dataset.json, the markers and the index files, and opens the dataset.
 
     Missing markers are made from their tars. Shards that still hold removed clips are rewritten (`progress` counts
@@ -219,7 +219,7 @@ def finish_dataset(store: Store, progress: Progress | None = None) -> Dataset:
     return open_dataset(store)
 
 
-def rebuild_index(store: Store, progress: Progress | None = None) -> Dataset:
+def rebuild_index(store: Store, progress: ProgressCallback | None = None) -> Dataset:
     """Makes every index and marker again from the stored tars, then index.json. Does not touch the tars.
 
     Raises DatasetError for a damaged tar, and for a tar whose stored marker describes another one.

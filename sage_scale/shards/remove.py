@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from shlex import quote
 
 from sage_scale.errors import UnitsOpen, UsageError
-from sage_scale.parallel import Progress, map_threads
+from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.dataset import Dataset, open_finished, open_unfinished, unfinished_units
 from sage_scale.shards.layout import list_units, sample_key
 from sage_scale.shards.publish import delete_superseded, finish_dataset, reconcile, units_with
@@ -50,7 +50,11 @@ class RemovalReport:
 
 
 def remove_clips(
-    store: Store, wanted: Iterable[str], *, ignore_unknown: bool = False, progress: Progress | None = None
+    store: Store,
+    wanted: Iterable[str],
+    *,
+    ignore_unknown: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> RemovalReport:
     """Removes the clips of these ids or keys; without any, finishes an earlier removal.
 

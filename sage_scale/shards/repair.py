@@ -13,7 +13,7 @@ from shlex import quote
 from typing import Literal
 
 from sage_scale.errors import DatasetError
-from sage_scale.parallel import Progress, map_threads
+from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.damage import DamagedUnit, DatasetState, LostClip, find_damage, read_state
 from sage_scale.shards.layout import (
     DAMAGED,
@@ -75,7 +75,7 @@ class RepairPlan:
         return not (self.damaged or self.state.problems or self.state.listing.superseded or self.stale)
 
 
-def plan_repair(store: Store, *, threads: int = 4, progress: Progress | None = None) -> RepairPlan:
+def plan_repair(store: Store, *, threads: int = 4, progress: ProgressCallback | None = None) -> RepairPlan:
     """Reads every byte and finds the damage, as `verify` does. Changes nothing.
 
     Raises DatasetError where dataset.json fits few of the shards and index.json is gone: nothing may be dropped then.

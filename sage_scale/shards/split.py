@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from sage_scale.errors import UsageError
-from sage_scale.parallel import Progress
+from sage_scale.parallel import ProgressCallback
 from sage_scale.shards.dataset import Dataset, read_metadata
 from sage_scale.shards.layout import DatasetInfo, PlannedUnit, sample_key
 from sage_scale.shards.merge import (
@@ -92,7 +92,7 @@ def split_dataset(
     parts: Parts,
     *,
     as_splits: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Dataset]:
     """Makes a dataset of each part's rows, with the splits of the source. Rejects stay in the source.
 

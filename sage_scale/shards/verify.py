@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sage_scale.errors import DatasetError
-from sage_scale.parallel import Progress, map_threads
+from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.addition_plan import load_additions
 from sage_scale.shards.dataset import Dataset, index_json, open_dataset, unfinished_units
 from sage_scale.shards.index import build_index, make_marker
@@ -44,7 +44,7 @@ class VerifyReport:
 
 
 def verify_dataset(
-    place: str | Path | Store, *, threads: int = 4, progress: Progress | None = None
+    place: str | Path | Store, *, threads: int = 4, progress: ProgressCallback | None = None
 ) -> VerifyReport:
     """Reads every byte of a finished dataset and compares it. Reports damage, does not raise it.
 

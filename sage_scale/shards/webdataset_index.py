@@ -18,7 +18,7 @@ from shlex import quote
 import numpy as np
 
 from sage_scale.errors import DatasetError, NoDataset, StorageError
-from sage_scale.parallel import Progress, map_threads
+from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.layout import checksummed_json, parse_checksummed_json
 from sage_scale.shards.sample import sample_hash
 from sage_scale.shards.tar import map_tar
@@ -80,7 +80,7 @@ class WebDatasetIndex:
 
 
 def index_webdataset(
-    tars: Store, out: Store | None = None, *, threads: int = 4, progress: Progress | None = None
+    tars: Store, out: Store | None = None, *, threads: int = 4, progress: ProgressCallback | None = None
 ) -> tuple[WebDatasetIndex, SkippedMembers]:
     """Reads every tar of `tars` and stores the index there, or in `out`. Returns index and skipped members.
 
@@ -183,7 +183,7 @@ def open_webdataset_index(place: str | Store) -> WebDatasetIndex:
 
 
 def verify_webdataset(
-    index: WebDatasetIndex, *, threads: int = 4, progress: Progress | None = None
+    index: WebDatasetIndex, *, threads: int = 4, progress: ProgressCallback | None = None
 ) -> list[str]:
     """Reads every tar and compares it with the index. Returns problems, one line each, naming tar and sample."""
     tars = open_store(index.tars)
