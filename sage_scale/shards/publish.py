@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import numpy as np
 
+from sage_scale.config.recipe import flat
 from sage_scale.errors import DatasetError, UnitsOpen
 from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.dataset import (
@@ -76,8 +76,11 @@ def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
         return info
     stored = parse_info(store.get(DATASET_JSON), f"{store.url}/{DATASET_JSON}")
     if stored.to_bytes() != info.to_bytes():
-        names = ", ".join(_differences(stored.to_mapping(), info.to_mapping())[:6])
-        raise DatasetError(f"{store.url} holds another dataset (different: {names}): write to another place")
+        one, other = (flat(json.loads(document.to_bytes())) for document in (stored, info))
+        differing = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+        raise DatasetError(
+            f"{store.url} holds another dataset (different: {', '.join(differing[:6])}): write to another place"
+        )
     return stored
 
 
@@ -308,14 +311,3 @@ def _put_marker(store: Store, index: ShardIndex) -> Marker:
     store.put(index_name(marker.unit, marker.generation), index.to_bytes())
     store.put(marker_name(marker.unit, marker.generation), marker.to_bytes())
     return marker
-
-
-def _differences(stored: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    found = []
-    for key in sorted({*stored, *new}):
-        one, other = stored.get(key), new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += _differences(one, other, f"{path}{key}.")
-        elif json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True):
-            found.append(f"{path}{key}")
-    return found

@@ -145,6 +145,18 @@ def equal(one: Sample, other: Sample) -> bool:
     )
 
 
+def snapshot(store: Store) -> dict[str, bytes]:
+    """Returns every object of a store."""
+    return {entry.name: store.get(entry.name) for entry in store.list()}
+
+
+def fill(store: Store, objects: dict[str, bytes]) -> Store:
+    """Store these objects."""
+    for name, data in objects.items():
+        store.put(name, data)
+    return store
+
+
 def stream_recipe(kind: str, views: int = 1, **stream: Any) -> Recipe:
     """Returns the recipe of `make_stream_dataset`."""
     recipe = Recipe(

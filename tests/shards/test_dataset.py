@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from factories.datasets import equal, make_dataset, make_sample
+from factories.datasets import equal, make_dataset, make_sample, snapshot
 
 from sage_scale.errors import DatasetError, UnitsOpen
 from sage_scale.shards import (
@@ -53,10 +53,6 @@ def publish(store: Store, scratch: Path, unit: int, split: str, *clips: str, inf
     return publish_shard(
         store, write_shard(scratch / "local.tar", samples, unit=unit, split=split, dataset=info.digest)
     )
-
-
-def snapshot(store: Store) -> dict[str, bytes]:
-    return {entry.name: store.get(entry.name) for entry in store.list()}
 
 
 @pytest.mark.parametrize("kind", ["features", "frames"])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories.datasets import equal, make_dataset, make_sample
+from factories.datasets import equal, fill, make_dataset, make_sample, snapshot
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, UsageError
@@ -60,29 +60,6 @@ class DyingStore(FolderStore):
     def delete(self, name):
         self._count()
         return super().delete(name)
-
-
-def snapshot(store: Store) -> dict[str, bytes]:
-    return {entry.name: store.get(entry.name) for entry in store.list()}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("whole")
-    store = open_store(folder / "data")
-    make_dataset(store)
-    return snapshot(store)
-
-
-@pytest.fixture
-def store(tmp_path: Path, whole: dict[str, bytes]) -> Store:
-    return fill(open_store(tmp_path / "data"), whole)
-
-
-def fill(store: Store, objects: dict[str, bytes]) -> Store:
-    for name, data in objects.items():
-        store.put(name, data)
-    return store
 
 
 def clips_of(dataset: Dataset) -> Iterator[str]:

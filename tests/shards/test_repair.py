@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from factories.datasets import equal, make_dataset, make_sample
+from factories.datasets import equal, make_sample, snapshot
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError
 from sage_scale.shards import open_dataset, read_rejects, sample_key, verify_dataset
 from sage_scale.shards.remove import remove_clips
 from sage_scale.shards.repair import carry_out_repair, plan_repair
-from sage_scale.storage import Store, open_store
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("whole")
-    store = open_store(folder / "data")
-    make_dataset(store)
-    return snapshot(store)
-
-
-@pytest.fixture
-def store(tmp_path: Path, whole: dict[str, bytes]) -> Store:
-    store = open_store(tmp_path / "data")
-    for name, data in whole.items():
-        store.put(name, data)
-    return store
-
-
-def snapshot(store: Store) -> dict[str, bytes]:
-    return {entry.name: store.get(entry.name) for entry in store.list()}
+from sage_scale.storage import Store
 
 
 def all_keys(whole: dict[str, bytes]) -> set[str]:

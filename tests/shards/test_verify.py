@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories.datasets import make_dataset, make_sample
+from factories.datasets import fill, make_sample, snapshot
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, StorageError
@@ -15,23 +15,6 @@ from sage_scale.shards import open_dataset, publish_shard, sample_key, verify_da
 from sage_scale.storage import Store, open_store
 
 Damage = Callable[[Store, np.random.Generator], tuple[str, str]]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The objects of a dataset without fault."""
-    folder = tmp_path_factory.mktemp("whole")
-    store = open_store(folder / "data")
-    make_dataset(store)
-    return {entry.name: store.get(entry.name) for entry in store.list()}
-
-
-@pytest.fixture
-def store(tmp_path: Path, whole: dict[str, bytes]) -> Store:
-    store = open_store(tmp_path / "data")
-    for name, data in whole.items():
-        store.put(name, data)
-    return store
 
 
 def sample_at(store: Store, unit: int, byte: int) -> str:
@@ -132,14 +115,8 @@ def test_all_damage_is_found_and_named(store: Store, whole: dict[str, bytes], da
         assert not key or any(key in problem for problem in problems), (turn, name, key, problems)
         assert not any("\n" in problem for problem in problems)
         _deliver_only_what_was_written(store)
-        _restore(store, whole)
+        fill(store, whole)
     assert verify_dataset(store, threads=2).problems == ()
-
-
-def _restore(store: Store, whole: dict[str, bytes]) -> None:
-    for name, data in whole.items():
-        if not store.exists(name) or store.get(name) != data:
-            store.put(name, data)
 
 
 def _deliver_only_what_was_written(store: Store) -> None:
@@ -212,13 +189,12 @@ def test_index_makes_everything_again(store: Store, whole: dict[str, bytes]) -> 
     for name in ("000000.idx", "000001.json", "index.json"):
         store.delete(name)
     assert run(["shards", "index", store.url]) == 0
-    assert {entry.name: store.get(entry.name) for entry in store.list()} == whole
+    assert snapshot(store) == whole
 
 
 @pytest.mark.system
 def test_a_byte_that_flips_on_the_way_from_s3_is_noticed(ceph, behind_proxy, whole: dict[str, bytes]) -> None:
-    for name, data in whole.items():
-        open_store(ceph.url).put(name, data)
+    fill(open_store(ceph.url), whole)
     assert verify_dataset(ceph.url).problems == ()
     proxy = behind_proxy(ceph)
     dataset = open_dataset(ceph.url)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from factories.datasets import make_dataset
-from test_combine import dataset_of
-from test_webindex import write_tar
+from foreign_tars import write_tar
+from test_merge_split import dataset_of
 
 from sage_scale.cli.main import run
 from sage_scale.storage import open_store
@@ -61,7 +61,7 @@ def repaired_by_dropping(folder: Path) -> None:
 
 
 def merged(folder: Path) -> None:
-    sources = [dataset_of(folder / name, folder, *clips).url for name, clips in (("a", "xy"), ("b", "yz"))]
+    sources = [dataset_of(folder / name, *clips).url for name, clips in (("a", "xy"), ("b", "yz"))]
     shards("remove", sources[0], "--ids", "x")
     shards("merge", folder / "data", *sources, "--duplicates", "first")
 

@@ -6,45 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories.datasets import equal, make_dataset, make_sample
+from factories.datasets import equal, make_dataset, make_sample, snapshot, write_dataset
 from test_remove import DyingStore, Killed
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.shards import (
     Dataset,
-    DatasetInfo,
-    PlannedUnit,
-    finish_dataset,
     open_dataset,
-    publish_shard,
     read_rejects,
     read_sample,
-    start_dataset,
     verify_dataset,
-    write_shard,
 )
 from sage_scale.shards.merge import merge_datasets, with_split
 from sage_scale.shards.remove import remove_clips
 from sage_scale.shards.split import by_count, by_ids, by_share, by_signer, split_dataset, with_rest
-from sage_scale.storage import Store, open_store
+from sage_scale.storage import open_store
 
 
-def dataset_of(place: Path, scratch: Path, *clips: str, size: int = 64, kind: str = "features") -> Dataset:
-    store = open_store(place)
-    info = start_dataset(
-        store,
-        DatasetInfo(
-            kind=kind,
-            recipe=f"r{size}",
-            manifest="m",
-            units=(PlannedUnit(split="train", clips=len(clips)),),
-            recipe_part={"vision": {"kind": kind, "fps": 25.0, "size": size}, "text": {"a": place.name}},
-        ),
-    )
-    samples = [make_sample(clip, kind) for clip in clips]
-    publish_shard(store, write_shard(scratch / "x.tar", samples, unit=0, split="train", dataset=info.digest))
-    return finish_dataset(store)
+def dataset_of(place: Path, *clips: str, size: int = 64, kind: str = "features") -> Dataset:
+    part = {"vision": {"kind": kind, "fps": 25.0, "size": size}, "text": {"a": place.name}}
+    units = [("train", [make_sample(clip, kind) for clip in clips])]
+    return write_dataset(place, units, f"r{size}", manifest="m", recipe_part=part)  # type: ignore[return-value]
 
 
 @pytest.fixture
@@ -61,10 +44,6 @@ def pieces(dataset: Dataset) -> dict[str, tuple[str, bytes]]:
         data = dataset.store.get_range(unit.tar, int(table.offset[row]), int(table.length[row]))
         found[f"{int(table.key[row]):016x}"] = (unit.split, data)
     return found
-
-
-def snapshot(store: Store) -> dict[str, bytes]:
-    return {entry.name: store.get(entry.name) for entry in store.list()}
 
 
 def test_parts_put_together_again_hold_the_same_bytes(one: Dataset, tmp_path: Path) -> None:
@@ -130,13 +109,13 @@ def test_parts_as_splits_change_one_word(one: Dataset, tmp_path: Path) -> None:
 
 
 def test_merging_asks_for_likeness_and_for_each_clip_once(tmp_path: Path) -> None:
-    a = dataset_of(tmp_path / "a", tmp_path, "x", "y")
-    b = dataset_of(tmp_path / "b", tmp_path, "y", "z")
+    a = dataset_of(tmp_path / "a", "x", "y")
+    b = dataset_of(tmp_path / "b", "y", "z")
     out = open_store(tmp_path / "out")
     with pytest.raises(UsageError, match=r"not alike: size is 64 in the one and 32 in the other"):
-        merge_datasets(out, [a, dataset_of(tmp_path / "c", tmp_path, "w", size=32)])
+        merge_datasets(out, [a, dataset_of(tmp_path / "c", "w", size=32)])
     with pytest.raises(UsageError, match="not alike: kind is"):
-        merge_datasets(out, [a, dataset_of(tmp_path / "d", tmp_path, "w", kind="frames")])
+        merge_datasets(out, [a, dataset_of(tmp_path / "d", "w", kind="frames")])
     with pytest.raises(UsageError, match=rf"1 clips are in more than one dataset: {make_sample('y').key}"):
         merge_datasets(out, [a, b])
     with pytest.raises(UsageError, match="given twice"):
@@ -148,13 +127,13 @@ def test_merging_asks_for_likeness_and_for_each_clip_once(tmp_path: Path) -> Non
     assert [f"{int(key):016x}" for key in merged.records["key"]] == [make_sample(n).key for n in "xyz"]
     assert merged.info.recipe_part == {"text": {}, "vision": {"fps": 25.0, "kind": "features", "size": 64}}
     with pytest.raises(DatasetError, match="holds another dataset"):
-        merge_datasets(out, [b, dataset_of(tmp_path / "e", tmp_path, "v")])
+        merge_datasets(out, [b, dataset_of(tmp_path / "e", "v")])
 
 
 def test_rejects_and_removals_go_along(one: Dataset, tmp_path: Path) -> None:
-    other = dataset_of(tmp_path / "b", tmp_path, "z")
+    other = dataset_of(tmp_path / "b", "z")
     remove_clips(one.store, ["train-0-0"])
-    alike = dataset_of(tmp_path / "c", tmp_path, "train-0-0")  # the same clip, in a dataset that still has it
+    alike = dataset_of(tmp_path / "c", "train-0-0")  # the same clip, in a dataset that still has it
     out = open_store(tmp_path / "out")
     source = open_dataset(one.store)
     merged = split_dataset(source, {"all": out}, with_rest(source, {}, "all"))["all"]
@@ -169,7 +148,7 @@ def test_rejects_and_removals_go_along(one: Dataset, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", range(0, 12))
 def test_a_merge_that_was_killed_goes_on(tmp_path: Path, at: int) -> None:
-    sources = [dataset_of(tmp_path / name, tmp_path, name, f"{name}2") for name in "abc"]
+    sources = [dataset_of(tmp_path / name, name, f"{name}2") for name in "abc"]
     done = open_store(tmp_path / "done")
     merge_datasets(done, sources)
     place = tmp_path / "out"
