@@ -22,7 +22,6 @@ from PIL import Image, ImageDraw
 
 from sage_scale.config import Corpus, Segmentation, Vision
 from sage_scale.corpora.manifest import Clip, from_json_lines
-from sage_scale.segmentation.boundary_score import boundary_score, evenly_spaced
 from sage_scale.segmentation.rules import B, apply_rule, segments_to_labels
 from sage_scale.segmentation.segmenter import tag_clip
 from sage_scale.vision.decode import GREY_SIZE, DecodedClip, decode_clip
@@ -81,6 +80,39 @@ def synthetic_examples(root: Path) -> Iterator[Example]:
         yield decode_clip(video, Vision(size=64)), signs
 
 
+def matches(predicted: np.ndarray, gold: np.ndarray, tolerance: float) -> int:
+    """Returns the largest number of pairs (predicted, gold) at most `tolerance` apart, each boundary used once.
+
+    Both are on a line, so the earliest fit is always among the best choices.
+    """
+    left, right = sorted(predicted), sorted(gold)
+    i = j = pairs = 0
+    while i < len(left) and j < len(right):
+        if abs(left[i] - right[j]) <= tolerance:
+            pairs, i, j = pairs + 1, i + 1, j + 1
+        elif left[i] < right[j]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def boundary_score(predicted: list[np.ndarray], gold: list[np.ndarray], tolerance: float) -> dict[str, float]:
+    """Returns f1, precision and recall of boundaries, in frames, micro-averaged over clips."""
+    found = sum(matches(p, g, tolerance) for p, g in zip(predicted, gold, strict=True))
+    made, wanted = sum(map(len, predicted)), sum(map(len, gold))
+    return {
+        "f1": 2 * found / (made + wanted) if made + wanted else 0.0,
+        "precision": found / made if made else 0.0,
+        "recall": found / wanted if wanted else 0.0,
+    }
+
+
+def evenly_spaced(counts: list[int], totals: list[int]) -> list[np.ndarray]:
+    """Returns for each clip of `totals` frames the inner boundaries, `counts`, of segments of equal length."""
+    return [np.rint(np.arange(1, n + 1) * total / (n + 1)) for n, total in zip(counts, totals, strict=True)]
+
+
 def table(name: str, examples: list[Example]) -> list[str]:
     """Markdown rows: the tagger's onsets and the segments of the rule `sage`, each beside equal spacing."""
     totals = [decoded.total_frames for decoded, _ in examples]
@@ -103,7 +135,7 @@ def table(name: str, examples: list[Example]) -> list[str]:
         even = evenly_spaced([len(frames) for frames in inner], totals)
         scores = []
         for tolerance in (1, 2, 3):
-            ours, theirs = boundary_score(inner, gold, tolerance).f1, boundary_score(even, gold, tolerance).f1
+            ours, theirs = (boundary_score(cuts, gold, tolerance)["f1"] for cuts in (inner, even))
             scores.append(f"{ours:.3f} ({theirs:.3f})")
         rows.append(f"| {name} | {what} | {ratio:.3f} | {' | '.join(scores)} |")
     return rows

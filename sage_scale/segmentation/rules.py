@@ -1,27 +1,28 @@
-"""Pure rules from O/I/B labels to segments (SAGE, section 3.1.1; the released code's rule is `sage`).
+"""Rules from O/I/B labels to segments, pure functions by name (SAGE, section 3.1.1; the released code's is `sage`).
 
 A label is one number a frame: O = 0 outside a sign, I = 1 inside, B = 2 the first frame of a sign. A segment
-is a half-open frame interval [start, end); N segments of a clip are int32 (N, 2), sorted and disjoint, N >=
-1.
+is a half-open frame interval [start, end); N segments of a clip are int32 (N, 2), sorted and disjoint, N >= 1.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from sage_scale.config import Segmentation
+from sage_scale.config.extension import import_plugins, register_choice
 
 O, I, B = 0, 1, 2  # noqa: E741 - the labels' names in the literature
 LETTERS = "OIB"
 _NUMBERS = bytes.maketrans(LETTERS.encode(), bytes(range(len(LETTERS))))
 RULE_FPS = 25.0
-"""Frame rate at which the rules' frame counts are stated."""
+"""Frame rate of the rules' frame counts."""
 
 
 def decode_oib(probabilities_TC: np.ndarray, fps: float = RULE_FPS) -> np.ndarray:
-    """Labels int8 (T,) from scores (T, 3) for O, I, B as Hands-On decodes them.
+    """Returns labels int8 (T,) from scores (T, 3) for O, I, B as Hands-On decodes them.
 
     The largest score wins. A B that follows a B becomes I. A run of at least 2 I without a B before it (at
     least 6 at the clip's start, 25 fps) gets a B at its start.
@@ -40,6 +41,40 @@ def decode_oib(probabilities_TC: np.ndarray, fps: float = RULE_FPS) -> np.ndarra
     return labels_T
 
 
+def sage_rule(labels_T: np.ndarray, least: float, most: float) -> list[tuple[int, int]]:
+    """Cuts at every B, O frames stay with the segment before; drops segments under `least` frames and a first or last
+    one of O only; halves those above `most` until none is. A clip without any sign, or without a segment left, is
+    halved as a whole.
+    """
+    edges = sorted({0, len(labels_T), *np.flatnonzero(labels_T == B).tolist()})
+    pieces = list(itertools.pairwise(edges))
+    empty = [bool((labels_T[start:end] == O).all()) for start, end in pieces]
+    while pieces and empty[0]:
+        pieces, empty = pieces[1:], empty[1:]
+    while pieces and empty[-1]:
+        pieces, empty = pieces[:-1], empty[:-1]
+    pieces = [(start, end) for start, end in pieces if end - start >= least] or [(0, len(labels_T))]
+    return [half for start, end in pieces for half in halve(start, end, most)]
+
+
+def plain_rule(labels_T: np.ndarray, least: float, most: float) -> list[tuple[int, int]]:
+    """Cuts from each B to the next, the last one to the clip's last signed frame; the limits do not count."""
+    onsets, signed = np.flatnonzero(labels_T == B), np.flatnonzero(labels_T != O)
+    ends = [*onsets[1:].tolist(), int(signed[-1]) + 1 if len(signed) else len(labels_T)]
+    return list(zip(onsets.tolist(), ends)) or [(0, len(labels_T))]
+
+
+Rule = Callable[[np.ndarray, float, float], Sequence[tuple[int, int]]]
+"""Labels int8 (T,), least and most frames of a segment -> segments [start, end), sorted and disjoint, at least one."""
+RULES: dict[str, Rule] = {"sage": sage_rule, "plain": plain_rule}
+
+
+def register_rule(name: str, rule: Rule) -> None:
+    """Makes `segmentation.rule=NAME` cut clips by `rule`; called by a plug-in (config/extension.py)."""
+    RULES[name] = rule
+    register_choice("segmentation.rule", name)
+
+
 def labels_to_segments(
     labels_T: np.ndarray,
     rule: str = "sage",
@@ -48,44 +83,22 @@ def labels_to_segments(
     min_frames: int = 4,
     max_frames: int = 10,
 ) -> np.ndarray:
-    """Segments int32 (N, 2), N >= 1, of labels (T,) at `fps` (T >= 1); the limits are frames at 25 fps.
+    """Returns segments int32 (N, 2), N >= 1, of labels (T,) at `fps` (T >= 1); the limits are frames at 25 fps.
 
-    `sage`: cut at every B, O frames stay with the segment before; drop segments under `min_frames` and a
-    first or last one of O only; halve those above `max_frames` until none is. A clip without any sign, or
-    without a segment left, is halved as a whole. `plain`: from each B to the next, the last one to the clip's
-    last signed frame.
+    Raises ValueError for a clip without frames and an unknown rule.
     """
     labels_T = np.asarray(labels_T)
-    total = len(labels_T)
-    if total == 0:
+    if len(labels_T) == 0:
         raise ValueError("a clip without frames has no segments")
-    limit = max_frames * fps / RULE_FPS
-    onsets = np.flatnonzero(labels_T == B)
-    signed = np.flatnonzero(labels_T != O)
-    if rule == "plain":
-        ends = np.append(onsets[1:], signed[-1] + 1 if len(signed) else total)
-        pieces = list(zip(onsets.tolist(), ends.tolist())) or [(0, total)]
-    elif rule == "sage":
-        pieces = _cut(labels_T, onsets, least=min_frames * fps / RULE_FPS) if len(signed) else []
-        pieces = [half for piece in pieces or [(0, total)] for half in halve(piece[0], piece[1], limit)]
-    else:
-        raise ValueError(f"no rule {rule!r}: sage or plain")
-    return np.array(pieces, dtype=np.int32)
-
-
-def _cut(labels_T: np.ndarray, onsets: np.ndarray, least: float) -> list[tuple[int, int]]:
-    edges = sorted({0, len(labels_T), *onsets.tolist()})
-    pieces = list(itertools.pairwise(edges))
-    empty = [bool((labels_T[start:end] == O).all()) for start, end in pieces]
-    while pieces and empty[0]:
-        pieces, empty = pieces[1:], empty[1:]
-    while pieces and empty[-1]:
-        pieces, empty = pieces[:-1], empty[:-1]
-    return [(start, end) for start, end in pieces if end - start >= least]
+    import_plugins()
+    if rule not in RULES:
+        raise ValueError(f"no rule {rule!r}: {' or '.join(RULES)}")
+    scale = fps / RULE_FPS
+    return np.array(RULES[rule](labels_T, min_frames * scale, max_frames * scale), dtype=np.int32)
 
 
 def halve(start: int, end: int, limit: float) -> list[tuple[int, int]]:
-    """[start, end) cut in halves, recursively, until no part is longer than `limit` frames (at least 1)."""
+    """Returns [start, end) cut in halves, recursively, until no part is longer than `limit` frames (at least 1)."""
     if end - start <= max(limit, 1):
         return [(start, end)]
     middle = (start + end) // 2
@@ -93,7 +106,7 @@ def halve(start: int, end: int, limit: float) -> list[tuple[int, int]]:
 
 
 def segments_to_labels(segments_N2: np.ndarray, total: int) -> np.ndarray:
-    """Labels int8 (total,) of sign intervals: B, then I; parts outside the clip are cut off."""
+    """Returns labels int8 (total,) of sign intervals: B, then I; parts outside the clip are cut off."""
     labels_T = np.zeros(total, np.int8)
     for start, end in np.asarray(segments_N2).reshape(-1, 2).tolist():
         start, end = max(start, 0), min(end, total)
@@ -104,8 +117,7 @@ def segments_to_labels(segments_N2: np.ndarray, total: int) -> np.ndarray:
 
 
 def resample_labels(labels_S: np.ndarray, from_fps: float, total: int, to_fps: float) -> np.ndarray:
-    """Labels int8 (total,) at `to_fps` from labels at `from_fps`: nearest in time, and no B is lost or
-    doubled.
+    """Returns labels int8 (total,) at `to_fps` from labels at `from_fps`: nearest in time, no B lost or doubled.
 
     Two signs whose starts fall on one frame at the lower rate become one.
     """
@@ -123,19 +135,14 @@ def resample_labels(labels_S: np.ndarray, from_fps: float, total: int, to_fps: f
 
 
 def parse_letters(text: str) -> np.ndarray:
-    """Returns labels int8 (T,) of a string such as "OOBIIIOBII". Raises ValueError with the strange letters."""
+    """Returns labels int8 (T,) of a string such as "OOBIIIOBII". Raises ValueError with other letters."""
     strange = set(text.upper()) - set(LETTERS)
     if strange:
         raise ValueError(f"labels hold {sorted(strange)[:5]!r}, only O, I and B are known")
     return np.frombuffer(text.upper().encode().translate(_NUMBERS), np.int8).copy()
 
 
-def apply_rule(labels_T: np.ndarray, segmentation: Segmentation, fps: float) -> np.ndarray:
-    """`labels_to_segments` with the recipe's rule and limits."""
-    return labels_to_segments(
-        labels_T,
-        segmentation.rule,
-        fps=fps,
-        min_frames=segmentation.min_frames,
-        max_frames=segmentation.max_frames,
-    )
+def apply_rule(labels_T: np.ndarray, recipe: Segmentation, fps: float) -> np.ndarray:
+    """Returns `labels_to_segments` with the recipe's rule and limits."""
+    limits = {"min_frames": recipe.min_frames, "max_frames": recipe.max_frames}
+    return labels_to_segments(labels_T, recipe.rule, fps=fps, **limits)

@@ -10,7 +10,6 @@ import pytest
 import segmentation as benchmark
 
 from sage_scale.config import Corpus, Segmentation
-from sage_scale.segmentation.boundary_score import boundary_score, evenly_spaced
 from sage_scale.segmentation.rules import B, apply_rule, segments_to_labels
 from sage_scale.segmentation.segmenter import tag_clip
 
@@ -24,11 +23,11 @@ def scores(examples, tolerance: int) -> tuple[float, float, float]:
     gold = [np.unique(signs[:, 0]) for _, signs in examples]
     labels = [tag_clip(clip, Segmentation(), 25.0) for clip, _ in examples]
     found = [np.flatnonzero(label[1:] == B) + 1 for label in labels]
-    even = evenly_spaced([len(frames) for frames in found], totals)
+    even = benchmark.evenly_spaced([len(frames) for frames in found], totals)
     segments = sum(len(apply_rule(label, Segmentation(), 25.0)) for label in labels)
     return (
-        boundary_score(found, gold, tolerance).f1,
-        boundary_score(even, gold, tolerance).f1,
+        benchmark.boundary_score(found, gold, tolerance)["f1"],
+        benchmark.boundary_score(even, gold, tolerance)["f1"],
         segments / sum(totals),
     )
 
@@ -60,7 +59,7 @@ def test_human_segments_reach_the_papers_token_ratio() -> None:
     assert tokens / frames == pytest.approx(0.129, abs=0.005)
 
 
-def test_onsets_of_the_made_corpus(tmp_path) -> None:
+def test_onsets_of_the_synthetic_corpus(tmp_path) -> None:
     from sage_scale.corpora.synthetic import make_corpus
 
     corpus = Corpus(seed=5, train_clips=10, dev_clips=1, test_clips=1, heldout_clips=1)

@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage_scale.config import extension, load_recipe
+from sage_scale.errors import RecipeError
+from sage_scale.segmentation import rules
 from sage_scale.segmentation.rules import (
     LETTERS,
     B,
@@ -168,3 +171,17 @@ def test_strange_letters() -> None:
     assert parse_letters("oib").tolist() == [O, I, B]
     with pytest.raises(ValueError, match="X"):
         parse_letters("OXB")
+
+
+def test_a_plug_in_adds_a_rule(tmp_path, monkeypatch) -> None:
+    """A rule in one file outside the package cuts clips under its own name in a recipe."""
+    code = "from sage_scale.segmentation.rules import register_rule\n"
+    (tmp_path / "whole_rule.py").write_text(f"{code}register_rule('whole', lambda l, *_: [(0, len(l))])\n")
+    with pytest.raises(RecipeError, match=r"segmentation\.rule"):
+        load_recipe("demo", ["segmentation.rule=whole"])
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+    monkeypatch.setattr(extension, "_choices", dict(extension._choices))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SAGE_SCALE_PLUGINS", "whole_rule")
+    recipe = load_recipe("demo", ["segmentation.rule=whole"])
+    assert rules.apply_rule(parse_letters("OBIIBIII"), recipe.segmentation, 25.0).tolist() == [[0, 8]]
