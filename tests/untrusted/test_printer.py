@@ -35,8 +35,8 @@ DIRECT = {
     "warnings.warn",
     "logging.getLogger",
 }
-LIBRARIES = {"training/distributed.py"}
-"""Files that name the loggers of others, to silence them."""
+LIBRARIES = {"training/distributed.py", "deprecated.py"}
+"""Files that silence the loggers of libraries, or warn of an old import name of our own."""
 
 
 def dotted(node: ast.AST) -> str:
