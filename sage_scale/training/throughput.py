@@ -1,4 +1,4 @@
-"""Metrics of a step over all ranks: loss, reading, memory, and the share of the hardware's peak that was used.
+"""Metrics of a step over all ranks: loss, reading, memory, share of the hardware's peak; and a trace of a few steps.
 
 The peak of a GPU is its data sheet's (planning/gpus.py); it is known for 16-bit products only. A CPU has no such sheet,
 so a matrix product is timed on one rank when the stage begins, in the stage's precision, and the log says so.
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -31,6 +32,8 @@ READING = ("samples", "bytes", "cache_hits", "node_hits", "requests", "retries",
 SIZES = ("frames", "visual_tokens", "text_tokens")
 _SIDE = 768
 """Of the square matrices whose product is timed."""
+FIRST_TRACED = 4
+"""The first step of a trace: those before it compile, allocate and fill caches."""
 
 
 @dataclass(frozen=True)
@@ -193,3 +196,38 @@ def memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+class StepTrace:
+    """Traces `steps` steps of this process, from the 4th on, into `folder`/profile; 0 steps trace nothing."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.path = folder / "profile" / "trace.json"
+        self._last = FIRST_TRACED + steps - 1 if steps else 0
+        self._done = 0
+        self._profiler: torch.profiler.profile | None = None
+
+    def __enter__(self) -> StepTrace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+    def step(self) -> str:
+        """Call after each step; once the trace is written, returns a line that says where."""
+        self._done += 1
+        if self._last and self._done == FIRST_TRACED - 1:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._profiler = torch.profiler.profile(activities=activities, profile_memory=True)
+            self._profiler.start()
+        if self._profiler is None or self._done < self._last:
+            return ""
+        self._profiler.stop()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._profiler.export_chrome_trace(str(self.path))
+        self._profiler = None
+        return f"steps {FIRST_TRACED} to {self._done} are traced in {self.path}: open it in ui.perfetto.dev or chrome://tracing"

@@ -1,4 +1,4 @@
-"""What a rank tells its monitor: steps done, long phases, how it failed.
+"""Status of a rank, sent to its monitor: steps done, long phases, failures.
 
 Every process that a launcher starts splits in two (rank_monitor.py): the parent monitors, the child trains. This is the
 child's side, lines of JSON into a pipe. In a process without a monitor (tests, commands of one rank) every function
