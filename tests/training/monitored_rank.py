@@ -60,13 +60,7 @@ with StopRequest() as stop:
                     time.sleep(3)
             if fault == "damaged":
                 fail(DatasetError("shard 000042.tar is damaged"), 1, True)
-            if os.environ.get("FAULT") in (
-                "hang",
-                "save",
-                "damaged",
-                "kill",
-                "gloo",
-            ):  # what a collective does
+            if os.environ.get("FAULT") in ("hang", "save", "damaged", "kill", "gloo"):  # as in a collective
                 if os.environ["FAULT"] == "kill":
                     fail(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), 1, False)
                 time.sleep(3 if os.environ["FAULT"] == "save" else 1000)

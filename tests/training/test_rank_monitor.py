@@ -16,6 +16,11 @@ from sage_scale.training.monitor.rank_process import innermost
 from sage_scale.training.stopping import SAME_S, StopRequest
 
 STEP = 0.1
+GLOO = "failed: RuntimeError: [gloo] Connection closed"
+
+
+def fault(kind: str, rank: int, text: str = "has made no progress", **more: bool) -> FaultReport:
+    return FaultReport(kind, rank, f"host-{rank // 2}", "step 57", text, **more)
 
 
 def registry_of(world: int, **more: float) -> RankRegistry:
@@ -26,12 +31,8 @@ def registry_of(world: int, **more: float) -> RankRegistry:
 
 
 def run(
-    registry: RankRegistry,
-    until: float,
-    silent: set[int] = frozenset(),
-    patient: set[int] = frozenset(),
-    since=0.0,
-):
+    registry: RankRegistry, until: float, silent: set[int] = frozenset(), patient: set[int] = frozenset(), since=0.0
+):  # fmt: skip
     """(time, diagnosis) of the first diagnosis while all but `silent` are heard of every second; (until, None) else."""
     now = since
     while now < until:
@@ -60,14 +61,8 @@ def test_the_rank_that_died_is_named_whatever_order_the_others_fail_in():
         order = random.Random(seed)
         registry = registry_of(6)
         dead = order.randrange(6)
-        reports = [
-            FaultReport(
-                "collective", rank, f"host-{rank // 2}", "step 57", "failed: RuntimeError: Connection closed"
-            )
-            for rank in range(6)
-            if rank != dead
-        ]
-        reports.append(FaultReport("killed", dead, f"host-{dead // 2}", "step 57", "was killed (SIGKILL)"))
+        reports = [fault("collective", rank, GLOO) for rank in range(6) if rank != dead]
+        reports.append(fault("killed", dead, "was killed (SIGKILL)"))
         order.shuffle(reports)
         now = 10.0
         for report in reports:
@@ -80,7 +75,7 @@ def test_the_rank_that_died_is_named_whatever_order_the_others_fail_in():
 
 def test_a_failed_collective_alone_is_a_diagnosis_after_three_seconds():
     registry = registry_of(2)
-    registry.report(5.0, FaultReport("collective", 1, "host-0", "step 57", "failed: RuntimeError: gloo"))
+    registry.report(5.0, fault("collective", 1, GLOO))
     now, diagnosis = run(registry, 60, since=5.0)
     assert diagnosis is not None and 8 <= now <= 8.5 and "gloo" in diagnosis.line
 
@@ -88,7 +83,7 @@ def test_a_failed_collective_alone_is_a_diagnosis_after_three_seconds():
 def test_a_silent_host_explains_a_failed_collective_and_is_named_with_all_its_ranks():
     registry = registry_of(6, contact_timeout_s=10)
     assert run(registry, 20)[1] is None
-    registry.report(23.0, FaultReport("collective", 0, "host-0", "step 57", "failed: RuntimeError: gloo"))
+    registry.report(23.0, fault("collective", 0, GLOO))
     now, diagnosis = run(registry, 60, silent={2, 3}, since=20.0)
     assert diagnosis is not None and now <= 20 + 10 + 2
     assert diagnosis.line.startswith("ranks 2 and 3 on host-1 have been silent for 1")
@@ -105,18 +100,14 @@ def test_a_monitor_that_slept_takes_nobody_for_lost():
 
 def test_a_stalled_rank_is_no_hang_while_another_saves():
     registry = registry_of(3)
-    registry.report(1.0, FaultReport("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True))
+    registry.report(1.0, fault("stalled", 1, waiting=True))
     assert run(registry, 30, patient={2}, since=1.0)[1] is None
     assert run(registry, 33, since=30.0)[1] is None
-    registry.report(
-        33.0, FaultReport("stalled", 1, "host-0", "step 57", "has made no progress", waiting=True)
-    )
-    registry.report(
-        33.5, FaultReport("stalled", 2, "host-1", "step 57", "has made no progress", waiting=False)
-    )
+    registry.report(33.0, fault("stalled", 1, waiting=True))
+    registry.report(33.5, fault("stalled", 2, waiting=False))
     _, diagnosis = run(registry, 60, since=33.5)
     assert diagnosis is not None and diagnosis.rank == 2, (
-        "the one that does not wait for others is the one that hangs"
+        "the one that waits for no other is the one that hangs"
     )
 
 
@@ -126,21 +117,14 @@ def test_ranks_that_never_come_are_counted_and_named():
         registry.heard(0.0, rank, "host-a")
     now, diagnosis = run(registry, 60)
     assert diagnosis is not None and 20 < now < 22
-    assert (
-        "ranks 2 and 3 of 5 did not start within 20 s (there are ranks 0, 1 and 4 on host-a)"
-        in diagnosis.line
-    )
+    missing = "ranks 2 and 3 of 5 did not start within 20 s (there are ranks 0, 1 and 4 on host-a)"
+    assert missing in diagnosis.line
 
 
 def test_the_same_mistake_on_all_ranks_is_said_once_without_a_rank():
     registry = registry_of(2)
     for rank in range(2):
-        registry.report(
-            1.0,
-            FaultReport(
-                "failed", rank, "host-0", "starting", "no dataset at nowhere", permanent=True, known=True
-            ),
-        )
+        registry.report(1.0, fault("failed", rank, "no dataset at nowhere", permanent=True, known=True))
     _, diagnosis = run(registry, 5, since=1.0)
     assert diagnosis is not None and diagnosis.line == "no dataset at nowhere" and diagnosis.permanent
 
