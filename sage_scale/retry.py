@@ -20,7 +20,7 @@ def retry(
 ) -> T:
     """Returns `work()`, repeated after each of `pauses` (seconds) while it raises a `transient` error.
 
-    Raises the error of the last attempt, or what `on_failure` raises after a failed one.
+    Raises the error of the last attempt, or the error that `on_failure` raises after any other.
     """
     for pause in pauses:
         try:

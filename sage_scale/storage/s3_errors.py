@@ -1,4 +1,4 @@
-"""Turns the errors of S3 and the network into one line: what, where, what to do."""
+"""Turns the errors of S3 and the network into one line: the fault, the place, the remedy."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Store(ABC):
             scratch.unlink(missing_ok=True)
 
     def check_writable(self) -> None:  # noqa: B027 - S3 refuses a key without permission at the first object
-        """Raises StorageError where nothing can be written, and removes what killed writers left."""
+        """Raises StorageError where nothing can be written, and removes files left by killed writers."""
 
     @abstractmethod
     def put(self, name: str, data: bytes | Path) -> None:

@@ -20,7 +20,7 @@ from sage_scale.streaming.read_counts import ReadCounts
 from sage_scale.vision.packed import PackedVideo
 
 Allocate = Callable[[int], NDArray[np.uint8]]
-"""Returns uint8 (size,), uninitialised, held by nobody else."""
+"""Returns uint8 (size,), uninitialised, not held elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class StepBatch:
     position: int
     """Position in the epoch, in samples, after this step."""
     counts: ReadCounts = field(default_factory=ReadCounts)
-    """What reading it has cost."""
+    """Cost of reading it."""
 
 
 @dataclass(frozen=True, kw_only=True)

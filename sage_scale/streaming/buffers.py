@@ -61,7 +61,7 @@ class BufferPool:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """Returns uint8 (size,), uninitialised, held by nobody else."""
+        """Returns uint8 (size,), uninitialised, not held elsewhere."""
         if size < LEAST_BYTES:
             return np.empty(size, np.uint8)
         with self._lock:
@@ -168,7 +168,7 @@ class SharedBufferPool:
         self._base = ctypes.addressof(shared.view(begin, 1)) - begin
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """Returns uint8 (size,), uninitialised, held by nobody else; the allocator's where no buffer is free."""
+        """Returns uint8 (size,), uninitialised, not held elsewhere; the allocator's where no buffer is free."""
         if size < LEAST_BYTES:
             return np.empty(size, np.uint8)
         best = None

@@ -82,7 +82,7 @@ class FeatureReader:
     """Reads batches of a features dataset. Reentrant."""
 
     checked = True
-    """Whether bytes are compared with their hashes; only a benchmark may ask what that costs."""
+    """Whether bytes are compared with their hashes; a benchmark turns it off to measure its cost."""
 
     def __init__(self, catalog: Catalog, reader: SampleReader, shape: SampleShape, seed: int) -> None:
         self.catalog = catalog

@@ -1,6 +1,6 @@
 """Mixtures: one dataset, several, or their languages as one stream, with a weight for each; pure functions.
 
-`stream.mix` of the recipe says what a source is. `none`: all clips are one pool, each drawn once an epoch. `dataset`:
+`stream.mix` of the recipe chooses the sources. `none`: all clips are one pool, each drawn once an epoch. `dataset`:
 every dataset is a source. `language`: every language is one, wherever its clips lie. Sources are drawn in proportion
 to `stream.weights`, or else to their clips to the power 1 / `stream.temperature` (as multilingual language models do,
 Conneau et al., 2020): 1 leaves the shares as they are, 5 brings small languages near to large ones.

@@ -172,7 +172,7 @@ class ObjectReader(SampleReader):
         self._client.wait(requests, deadline)
         found: list[memoryview | DamagedSample] = [memoryview(b"")] * len(samples)
         for span, request in zip(spans, requests):
-            if request.data is None and len(span.members) > 1:  # one of them may be sound
+            if request.data is None and len(span.members) > 1:  # some of them may be intact
                 if isinstance(request.error, Unavailable):
                     raise request.error
                 for member in span.members:

@@ -73,7 +73,7 @@ def open_evaluation(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Stream:
-    """Returns a stream of every sample of a split exactly once, in dataset order; each iteration begins anew.
+    """Returns a stream of every sample of a split exactly once, in dataset order; each iteration starts over.
 
     `batch_size` counts the clips of all ranks; rank r takes the positions p with p mod W = r, and every rank gets as
     many batches. A damaged sample raises, whatever the recipe says: a score must not leave clips out.

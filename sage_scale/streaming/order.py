@@ -1,21 +1,20 @@
 """The global order of samples: pure functions of (dataset, recipe, seed, epoch) and nothing else.
 
-Ranks, workers, micro-batches and nodes are not arguments of the order; they only choose who reads which part.
+Ranks, workers, micro-batches and nodes are not arguments of the order; they only divide the reading.
 
-1. *Blocks*: runs of consecutive samples of one shard, of at most `block_bytes` (`cut_blocks`). They are what
-   a reader of an object store fetches at once. A small dataset has smaller blocks, so that each lane still
-   gets several (`block_limit`).
-2. The blocks are permuted by (seed, epoch), concatenated, and cut into L *lanes*, equal to within one sample,
-   the longer ones first.
-3. Each lane is shuffled in a moving window of w samples: sample i of a lane gets the key i + w u, u uniform
-   in [0, 1), and the lane is sorted by it. No sample moves by w places or more, so a reader holds at most w
-   of a lane. A lane of at most w samples is shuffled whole.
+1. *Blocks*: runs of consecutive samples of one shard, of at most `block_bytes` (`cut_blocks`), each read from an object
+   store at once. A small dataset has smaller blocks, so that each lane still gets several (`block_limit`).
+2. The blocks are permuted by (seed, epoch), concatenated, and cut into L *lanes*, equal to within one sample, the
+   longer ones first.
+3. Each lane is shuffled in a moving window of w samples: sample i of a lane gets the key i + w u, u uniform in [0, 1),
+   and the lane is sorted by it. No sample moves by w positions or more, so a reader holds at most w of a lane. A lane
+   of at most w samples is shuffled whole.
 4. Position p of the epoch is sample p div L of lane p mod L. A step takes B positions in a row.
 5. Rank r of W owns the lanes l with l mod W = r (`rank_part`); W > L is refused.
 
-Random numbers are raw 64-bit words of Philox-4x64-10 (Salmon et al., 2011), key (seed, epoch), counter
-(_, purpose, lane, source), in integer arithmetic with stable sorts: the same order on every platform and
-every numpy, and any lane of any epoch is computed without the others. An epoch of 10^6 samples takes 0.1 s.
+Random numbers are raw 64-bit words of Philox-4x64-10 (Salmon et al., 2011), key (seed, epoch), counter (_, purpose,
+lane, source), in integer arithmetic with stable sorts: the same order on every platform and every numpy, and any lane
+of any epoch is computed without the others. An epoch of 10^6 samples takes 0.1 s.
 
 Shape letters: S samples of a dataset, K blocks, P positions of an epoch, B samples of a batch.
 """
@@ -44,19 +43,19 @@ _WORD = np.uint64((1 << 64) - 1)
 def random_words(
     count: int, *, seed: int, epoch: int, purpose: int, lane: int = 0, source: int = 0
 ) -> NDArray[np.uint64]:
-    """`count` 64-bit words of Philox-4x64-10; the same arguments give the same words everywhere."""
+    """Returns `count` 64-bit words of Philox-4x64-10; the same arguments give the same words everywhere."""
     key = np.array([seed & int(_WORD), epoch], dtype=np.uint64)
     counter = np.array([0, purpose, lane, source], dtype=np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 
 def block_limit(total_bytes: int, lanes: int, block_bytes: int) -> int:
-    """Largest block, bytes: `block_bytes`, or less if a lane would get under `BLOCKS_PER_LANE` blocks."""
+    """Returns the largest block in bytes: `block_bytes`, or less if a lane would get under `BLOCKS_PER_LANE` blocks."""
     return max(1, min(block_bytes, total_bytes // (BLOCKS_PER_LANE * lanes)))
 
 
 def cut_blocks(shard_S: Integers, bytes_S: Integers, limit: int) -> Integers:
-    """(K + 1,) int64: block k is the samples [cuts[k], cuts[k + 1]).
+    """Returns (K + 1,) int64: block k is the samples [cuts[k], cuts[k + 1]).
 
     `shard_S` numbers each sample's shard (equal numbers in a row), `bytes_S` is its size. A block never
     crosses a shard, takes as many samples as fit into `limit` bytes, and has at least one.
@@ -78,7 +77,7 @@ def cut_blocks(shard_S: Integers, bytes_S: Integers, limit: int) -> Integers:
 
 
 def lane_lengths(samples: int, lanes: int) -> Integers:
-    """(L,) int64: samples of each lane, equal to within one, longer first."""
+    """Returns (L,) int64: samples of each lane, equal to within one, longer first."""
     return samples // lanes + (np.arange(lanes) < samples % lanes).astype(np.int64)
 
 
@@ -103,7 +102,7 @@ class Order:
         return int(self.cuts[-1])
 
     def epoch(self, epoch: int) -> Integers:
-        """(S,) int64: the sample at each position of the epoch; each sample once."""
+        """Returns (S,) int64: the sample at each position of the epoch; each sample once."""
         order_P = np.empty(self.samples, dtype=np.int64)
         sequence = self._blocks_permuted(epoch)
         begin = 0
@@ -115,7 +114,7 @@ class Order:
         return order_P
 
     def describe(self) -> str:
-        """What makes this order another one, for the digest of a stream's state."""
+        """Returns the text that identifies this order, for the digest of a stream's state."""
         cuts = hashlib.sha256(self.cuts.astype("<i8").tobytes()).hexdigest()
         constants = f"seed={self.seed} lanes={self.lanes} window={self.window} source={self.source}"
         return f"order 1 {constants} cuts={cuts}"
@@ -150,7 +149,7 @@ def dataset_order(
     seed: int,
     source: int = 0,
 ) -> Order:
-    """The order of a dataset whose samples lie in the given shards and have the given sizes in bytes."""
+    """Returns the order of a dataset whose samples lie in the given shards and have the given sizes in bytes."""
     if not 1 <= window < 1 << 31:
         raise UsageError(f"stream.window={window}: must be between 1 and 2^31 - 1")
     if lanes < 1:
@@ -162,7 +161,7 @@ def dataset_order(
 
 
 def check_world(rank: int, world: int, lanes: int) -> None:
-    """Refuse a rank outside the world, and more ranks than lanes."""
+    """Raises UsageError for a rank outside the world, and for more ranks than lanes."""
     if not 0 <= rank < world:
         raise UsageError(f"rank {rank} is not one of {world} ranks")
     if world > lanes:
@@ -173,7 +172,7 @@ def check_world(rank: int, world: int, lanes: int) -> None:
 
 
 def rank_part(lane_P: Integers, position: int, batch_size: int, rank: int, world: int) -> Integers:
-    """Positions of rank `rank` in the step that starts at `position`; may be of any size, also empty.
+    """Returns the positions of rank `rank` in the step that starts at `position`; may be of any size, also empty.
 
     `lane_P` is the lane that each position of the epoch belongs to.
     """

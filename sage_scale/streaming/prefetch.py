@@ -1,4 +1,4 @@
-"""Plans how an object store is read: which blocks, where they are kept, and what is prefetched.
+"""Plans the reading of an object store: its blocks, the place where they are kept, and prefetch.
 
 The samples of a block are needed within a bounded stretch of the epoch (docs/design/order.md), so a block is fetched
 whole, once, if the host has room for all blocks that are in use at a time (`blocks_in_use`). The order is known: with

@@ -1,4 +1,4 @@
-"""Counts what reading costs, and explains why training waits for its data."""
+"""Counts the cost of reading, and explains why training waits for its data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUIET_WINDOWS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ReadCounts:
-    """What reading has cost; a batch carries its own, the stream adds them up."""
+    """The cost of reading; a batch carries its own, the stream adds them up."""
 
     samples: int = 0
     """Samples delivered."""

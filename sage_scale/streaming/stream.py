@@ -69,7 +69,7 @@ class SequentialOrder:
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Batches of one rank, epoch after epoch. Iterating goes on from the state; a new iterator reads anew.
+    """Batches of one rank, epoch after epoch. Iterating continues from the state.
 
     It has loader processes of its own. To use torch's, take `DataLoader(stream, batch_size=None, num_workers=n)`:
     worker i then reads the steps i, i + n, i + 2n ..., which such a loader hands out in turn, so that the order is the

@@ -111,7 +111,7 @@ def _unchanged(batch: Any) -> Any:
 def _begin_worker(_: int) -> None:
     # Ctrl-C reaches every process of the terminal; the trainer decides the end of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # After the trainer was killed nobody reads the pipe, and the queue's thread, for which the end of a process waits,
+    # After the trainer was killed the pipe has no reader, and the queue's thread, for which the end of a process waits,
     # would write into it forever.
     multiprocessing.util.Finalize(None, _end_if_orphaned, args=(os.getppid(),), exitpriority=0)
 

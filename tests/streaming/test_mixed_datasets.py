@@ -5,9 +5,11 @@ from collections import Counter
 import pytest
 import torch
 from factories.datasets import make_stream_dataset, stream_recipe
+from test_features import assert_equal
 
 from sage_scale.errors import DatasetError, RecipeError
 from sage_scale.shards import open_dataset
+from sage_scale.storage import open_store
 from sage_scale.streaming import open_evaluation, open_stream
 
 
@@ -166,3 +168,17 @@ def test_a_damaged_clip_names_its_own_dataset(three, tmp_path):
     tar.write_bytes(tar.read_bytes()[:3000])
     with pytest.raises(DatasetError, match=r"/d/000000\.tar"):
         list(open_stream([*urls(three), tmp_path / "d"], stream_recipe("features"), batch_size=66, epochs=1))
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
+def test_a_folder_and_a_bucket_share_a_stream(three, s3, tmp_path, monkeypatch, cache_gb):
+    here = [three["a"][0], three["b"][0]]
+    bucket = open_store(f"{s3.url}/b")
+    for path in here[1].iterdir():
+        bucket.put(path.name, path)
+    recipe = stream_recipe("features", cache_gb=cache_gb, memory_mb=0, cache_dir=str(tmp_path))
+    stream = open_stream([here[0], bucket.url], recipe, batch_size=9, epochs=2)
+    assert stream.dataset.remote
+    monkeypatch.setattr(type(stream.dataset._reader), "read", None)  # rows go straight into the batch
+    for batch, wanted in zip(stream, open_stream(here, recipe, batch_size=9, epochs=2), strict=True):
+        assert_equal(batch, wanted)
