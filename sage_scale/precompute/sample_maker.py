@@ -25,8 +25,7 @@ from sage_scale.vision.sampling import median_frame
 from sage_scale.vision.video_frames import DecodeStats
 
 if TYPE_CHECKING:
-    from sage_scale.vision.backbones import FrozenBackbone
-    from sage_scale.vision.feature_batches import FeatureBatches
+    from sage_scale.vision.backbones import FeatureBatches, FrozenBackbone
 
 
 class SampleMaker:
@@ -86,7 +85,7 @@ class SampleMaker:
         """Returns a batcher of frames of several clips for the backbone; None where no backbone sees pictures."""
         if self.recipe.vision.kind != "features" or self.recipe.vision.backbone == "keypoints":
             return None
-        from sage_scale.vision.feature_batches import FeatureBatches  # imports torch
+        from sage_scale.vision.backbones import FeatureBatches  # imports torch
 
         self.load()
         assert self._backbone is not None

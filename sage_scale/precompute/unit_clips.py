@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from sage_scale.corpora.manifest import Clip
-from sage_scale.errors import ClipRejected
+from sage_scale.errors import ClipRejected, or_rejected
 from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.shards import Sample
 from sage_scale.shards.sample import read_sample
@@ -48,11 +48,7 @@ class UnitClips:
         if self.alone:
             for clip in self.clips:
                 self.current = clip
-                try:
-                    outcome: Outcome = self.maker.make(clip, self.stats)
-                except ClipRejected as rejected:
-                    outcome = rejected
-                yield clip, outcome
+                yield clip, or_rejected(self.maker.make, clip, self.stats)
             return
         with ReorderBuffer() as buffer, contextlib.closing(self._outcomes()) as outcomes:
             turn = 0
@@ -98,10 +94,7 @@ class UnitClips:
         self, number: int, decoded: DecodedClip, rows: np.ndarray | None = None
     ) -> tuple[int, Outcome]:
         self.current = self.clips[number]
-        try:
-            outcome: Outcome = self.maker.finish(self.current, decoded, rows)
-        except ClipRejected as rejected:
-            outcome = rejected
+        outcome = or_rejected(self.maker.finish, self.current, decoded, rows)
         self.current = None
         return number, outcome
 

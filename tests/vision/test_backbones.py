@@ -14,9 +14,8 @@ from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 from sage_scale.config import Vision
 from sage_scale.errors import CheckpointError, RecipeError
-from sage_scale.vision.backbones import FrozenBackbone
+from sage_scale.vision.backbones import FeatureBatches, FrozenBackbone
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
-from sage_scale.vision.feature_batches import FeatureBatches
 from sage_scale.vision.pretrained_weights import load_exactly, read_state_dict
 from sage_scale.vision.resnet_weights import read_resnet_weights, torchvision_to_transformers
 

@@ -12,8 +12,7 @@ from sage_scale.config import Augment, Recipe, Vision, check, override
 from sage_scale.errors import RecipeError
 from sage_scale.nn.frame_encoder import IMAGENET_MEAN, IMAGENET_STD
 from sage_scale.vision.augment import augment
-from sage_scale.vision.backbones import FrozenBackbone
-from sage_scale.vision.feature_batches import FeatureBatches
+from sage_scale.vision.backbones import FeatureBatches, FrozenBackbone
 from sage_scale.vision.packed import view_seed
 
 PLAIN = Vision(kind="features", size=40, crop=32, allow_random_backbone=True, backbone_batch=8)
