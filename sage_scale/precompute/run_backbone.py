@@ -16,7 +16,7 @@ from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.nn.frame_encoder import FrameEncoder
 from sage_scale.nn.weights import read_weights
 from sage_scale.untrusted.files import expanded
-from sage_scale.untrusted.hashes import check_sealed
+from sage_scale.untrusted.hashes import check_hashes
 from sage_scale.vision.backbones import FrozenBackbone
 from sage_scale.vision.pretrained_weights import load_exactly
 
@@ -58,7 +58,7 @@ def read_run(backbone: str) -> None:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    check_sealed(file.parent)
+    check_hashes(file.parent)
     return read_weights(file)
 
 

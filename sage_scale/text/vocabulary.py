@@ -30,7 +30,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.text.hub import loading, model_place
 from sage_scale.text.languages import split_words, unspaced
 from sage_scale.text.tokenizer import composed, encode_texts, load_tokenizer, set_language
-from sage_scale.untrusted.hashes import share
+from sage_scale.untrusted.hashes import apply_umask
 
 NOISE = 1e-5
 """Variance of the noise of new embeddings over that of the others (Hewitt 2021)."""
@@ -340,5 +340,5 @@ def _rebuilt(model: Any, config: Any, generation: Any, state: Mapping[str, Tenso
 def _save(model: Any, folder: Path, name: str, document: Mapping[str, Any]) -> None:
     """Writes a model and a JSON document beside its tokenizer."""
     model.save_pretrained(folder)
-    share(folder)
+    apply_umask(folder)
     (folder / name).write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")

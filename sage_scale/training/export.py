@@ -22,7 +22,7 @@ from sage_scale.errors import NoModel
 from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.registry import model_names, model_spec
 from sage_scale.storage import on_this_machine
-from sage_scale.untrusted.hashes import check_sealed, seal
+from sage_scale.untrusted.hashes import check_hashes, write_hashes
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -67,7 +67,7 @@ def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> t
     Raises CheckpointError naming what is missing or damaged (`hashes.json`), NoModel where there is no export.
     """
     path = export_folder(folder)
-    check_sealed(path)
+    check_hashes(path)
     recipe = load_recipe(path / "recipe.yaml")
     return model_spec(recipe.model.kind).part("load")(path, recipe, device)
 
@@ -109,7 +109,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    seal(partial)
+    write_hashes(partial)
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)

@@ -1,7 +1,7 @@
 """Hashes of the files of a model folder, written at export and checked before the weights are used.
 
-`hashes.json` holds size and xxh3-128 of every file but `recipe.yaml`, which users edit. It guards against damage and
-mixed-up files, not against an attacker, who could write it anew. Folders without it (those of 0.1.0) are not checked.
+`hashes.json` holds size and xxh3-128 of every file but `recipe.yaml`, which users edit. It detects damage and mixed-up
+files, not an attacker, who could rewrite it. Folders without it (those of 0.1.0) are not checked.
 """
 
 from __future__ import annotations
@@ -35,20 +35,17 @@ class _Table:
     files: dict[str, _File]
 
 
-def seal(folder: Path) -> None:
-    """Writes `hashes.json` of a finished folder and gives each file the mode that the umask asks for.
-
-    safetensors makes files that only their owner can read (0600).
-    """
+def write_hashes(folder: Path) -> None:
+    """Writes `hashes.json` of a finished folder and applies the umask to its files."""
     table = folder / HASHES
     table.unlink(missing_ok=True)
     files = {name: _described(folder / name) for name in _names(folder)}
     table.write_text(json.dumps({"format": 1, "files": files}, indent=1) + "\n", encoding="utf-8")
-    share(folder)
+    apply_umask(folder)
 
 
-def share(folder: Path) -> None:
-    """Gives each file below `folder` the mode that the umask asks for."""
+def apply_umask(folder: Path) -> None:
+    """Gives each file below `folder` the mode of the umask; safetensors writes files for their owner alone (0600)."""
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode & 0o666
@@ -58,8 +55,8 @@ def share(folder: Path) -> None:
             path.chmod(mode)
 
 
-def check_sealed(folder: Path) -> None:
-    """Raises CheckpointError naming the file that is missing or differs from what `seal` found.
+def check_hashes(folder: Path) -> None:
+    """Raises CheckpointError naming the file that is missing or differs from its hash in `hashes.json`.
 
     Reads every byte once: 0.9 s a GB from memory on a busy core, else the disk's time, which loading then saves.
     """

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sage_scale.errors import CheckpointError
 from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.training import evaluate_run, export, finetune
-from sage_scale.untrusted.hashes import HASHES, check_sealed, seal
+from sage_scale.untrusted.hashes import HASHES, check_hashes, write_hashes
 
 LANGUAGE = "language_model/model.safetensors"
 
@@ -190,8 +190,8 @@ def test_any_table_of_hashes_gives_one_named_line(tmp_path_factory, data):
     (folder / "a").write_bytes(b"x")
     (folder / HASHES).write_bytes(data)
     with pytest.raises(CheckpointError) as refused:
-        check_sealed(folder)
+        check_hashes(folder)
         raise CheckpointError(f"{folder} agrees")  # an empty table of files
     assert str(folder) in str(refused.value)
-    seal(folder)
-    check_sealed(folder)
+    write_hashes(folder)
+    check_hashes(folder)

@@ -34,7 +34,7 @@ from sage_scale.training.language.fitting import fit
 from sage_scale.training.language.noise import Example, Noise, padded, units
 from sage_scale.training.language.prepare import LanguageModelKind, Meta
 from sage_scale.training.language.recombine import recombine
-from sage_scale.untrusted.hashes import share
+from sage_scale.untrusted.hashes import apply_umask
 
 POSITIONS = 320
 """Longest input and output, subwords; more than `evaluation.max_tokens`, and than the segments of a demo clip."""
@@ -120,7 +120,7 @@ def make_language_model(
     report["seconds"] = round(time.monotonic() - started, 1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    share(folder)
+    apply_umask(folder)
     (folder / "denoise.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return folder
 

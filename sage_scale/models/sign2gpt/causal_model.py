@@ -28,7 +28,7 @@ from sage_scale.text.vocabulary import expand_vocabulary
 from sage_scale.training.language.fitting import fit
 from sage_scale.training.language.prepare import LanguageModelKind, Meta
 from sage_scale.training.language.recombine import recombine
-from sage_scale.untrusted.hashes import share
+from sage_scale.untrusted.hashes import apply_umask
 
 POSITIONS = 160
 """Longest text, subwords."""
@@ -81,7 +81,7 @@ def make_causal_model(
     report["seconds"] = round(time.monotonic() - started, 1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    share(folder)
+    apply_umask(folder)
     (folder / "language.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return folder
 

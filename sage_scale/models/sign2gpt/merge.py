@@ -29,7 +29,7 @@ from sage_scale.models.sign2gpt.checkpoint import adapter_state, plain_name, sav
 from sage_scale.models.sign2gpt.lora import Lora, LoraLinear
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator
 from sage_scale.models.sign2gpt.vit import AdaptedAttention, VisionTransformer
-from sage_scale.untrusted.hashes import seal
+from sage_scale.untrusted.hashes import write_hashes
 
 LANGUAGE_MODEL, VIT = "language_model", "vit"
 
@@ -59,7 +59,7 @@ def save_merged(model: Sign2GptTranslator, tokenizer: Any, recipe: Recipe, folde
     over.load_state_dict(_over_merged(model, over), strict=False)
     save_adapters(over, merged, folder)
     (folder / "recipe.yaml").write_text(to_yaml(merged), encoding="utf-8")
-    seal(folder)
+    write_hashes(folder)
     return merged
 
 
