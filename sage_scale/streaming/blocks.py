@@ -77,7 +77,8 @@ class Blocks:
         self._disk: BlockCache | None = None
         self._usable = True
         self._requests: dict[int, _BlockRequest] = {}
-        self._lock = threading.Lock()
+        # Re-entrant: garbage collection may close an abandoned read, and so release its blocks, anywhere.
+        self._lock = threading.RLock()
         self._hits = self._misses = self._steps = self._cold_steps = 0
 
     def of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:

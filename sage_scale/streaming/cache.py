@@ -73,7 +73,7 @@ class LRUCache(Generic[K, V]):
         self.limit = limit
         self.size = 0
         self._items: OrderedDict[K, tuple[V, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a value may be dropped by garbage collection in the midst of a call
 
     def get(self, key: K) -> V | None:
         """Returns the value, if it is kept."""
@@ -91,12 +91,14 @@ class LRUCache(Generic[K, V]):
             self._items[key] = value, size
             self.size += size
             while self.size > self.limit:
-                self.size -= self._items.popitem(last=False)[1][1]
+                _, (_, dropped) = self._items.popitem(last=False)
+                self.size -= dropped
 
     def drop(self, key: K) -> None:
         """Removes a value, if it is kept."""
         with self._lock:
-            self.size -= self._items.pop(key, (None, 0))[1]
+            _, dropped = self._items.pop(key, (None, 0))
+            self.size -= dropped
 
 
 class CacheFailed(Exception):

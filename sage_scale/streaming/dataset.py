@@ -6,6 +6,7 @@ same batches. Used with a `batch_sampler` of requests, through `__getitems__`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -97,29 +98,30 @@ class SampleDataset(torch.utils.data.Dataset):
         kept, skipped = [], []
         size = hits = retries = 0
         clock, read_s, decode_s = time.perf_counter, 0.0, 0.0
-        for row, decoded in enumerate(cached):
-            if decoded is not None:
-                decoder.add_decoded(decoded)
-                hits += 1
+        with contextlib.closing(reads):
+            for row, decoded in enumerate(cached):
+                if decoded is not None:
+                    decoder.add_decoded(decoded)
+                    hits += 1
+                    kept.append(row)
+                    continue
+                began = clock()
+                data, repeated = next(reads)
+                fetched = clock()
+                read_s += fetched - began
+                retries += repeated
+                if isinstance(data, DamagedSample):
+                    if self.on_corrupt == "raise":
+                        raise data
+                    skipped.append(str(data))
+                    continue
+                size += len(data)
+                decoder.add_bytes(data, keys[row], urls[units[row]], views[row])
+                if self.cache_bytes:
+                    decoded = decoder.last()
+                    self._decoded.put((samples[row], views[row]), decoded, decoded.nbytes)
+                decode_s += clock() - fetched
                 kept.append(row)
-                continue
-            began = clock()
-            data, repeated = next(reads)
-            fetched = clock()
-            read_s += fetched - began
-            retries += repeated
-            if isinstance(data, DamagedSample):
-                if self.on_corrupt == "raise":
-                    raise data
-                skipped.append(str(data))
-                continue
-            size += len(data)
-            decoder.add_bytes(data, keys[row], urls[units[row]], views[row])
-            if self.cache_bytes:
-                decoded = decoder.last()
-                self._decoded.put((samples[row], views[row]), decoded, decoded.nbytes)
-            decode_s += clock() - fetched
-            kept.append(row)
         counts = ReadCounts(
             samples=len(kept),
             bytes=size,

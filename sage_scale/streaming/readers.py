@@ -10,7 +10,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ class SampleReader(ABC):
         Raises StorageError where the store itself fails.
         """
 
-    def read(self, samples: Sequence[int]) -> Iterator[tuple[bytes | DamagedSample, int]]:
+    def read(self, samples: Sequence[int]) -> Generator[tuple[bytes | DamagedSample, int], None, None]:
         """Yields bytes that have the hash of the index, or a DamagedSample, and the number of repeated reads.
 
         One sample after another: a caller that drops one before it takes the next keeps the memory in use small

@@ -104,6 +104,15 @@ def test_what_is_named_ahead_is_there_before_it_is_needed(catalog, wanted, plan)
     assert 1 < network.most_under_way <= 16
 
 
+def test_a_read_that_is_given_up_releases_its_blocks_wherever_it_is_collected(catalog, plan):
+    reader = ObjectReader(catalog, Network(catalog.url), replace(plan, keep="memory", memory_bytes=10**9))
+    reads = reader.read(range(5))
+    next(reads)
+    with reader._blocks._lock, reader._blocks._memory._lock:
+        del reads  # as garbage collection may, in the midst of a call
+    assert read(reader, range(5))[1] == 0
+
+
 def test_a_cold_start_does_not_wait_for_all_blocks(catalog, wanted, plan, monkeypatch):
     monkeypatch.setattr("sage_scale.streaming.object_reader.COALESCE_GAP", 0)
     monkeypatch.setattr("sage_scale.streaming.blocks.COLD_BYTES", 3 * int(catalog.samples.length.max()))
