@@ -32,7 +32,7 @@ from sage_scale.streaming.batch import Allocate, Batch, SampleShape, StepRequest
 from sage_scale.streaming.buffers import BufferPool
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.order import Integers
-from sage_scale.streaming.packing import clip_seeds, grid_rows
+from sage_scale.streaming.packing import clip_seeds, grid_rows, run_indices
 from sage_scale.streaming.read_counts import ReadCounts
 from sage_scale.streaming.readers import DamagedSample, SampleReader
 from sage_scale.vision.packed import PackedVideo
@@ -110,10 +110,10 @@ class FeatureReader:
         if metas is None:
             return None
         segments_N2 = _segments(heads, layout)
-        counts_N, rows_F = grid_rows(segments_N2, layout.segments_B, self.shape.stride, layout.rows_B)
+        begin_N, counts_N = grid_rows(segments_N2, layout.segments_B, self.shape.stride, layout.rows_B)
         features_FC = content[: total * width].view(-1, width)
-        if len(rows_F) != total or (rows_F != np.arange(total)).any():
-            features_FC = features_FC[torch.from_numpy(rows_F)]
+        if counts_N.sum() != total or (begin_N != np.cumsum(counts_N) - counts_N).any():
+            features_FC = features_FC[torch.from_numpy(run_indices(begin_N, counts_N))]
         video = PackedVideo(
             segment_frames_N=torch.from_numpy(counts_N),
             clip_segments_B=torch.from_numpy(layout.segments_B),
@@ -254,7 +254,4 @@ def _segments(heads: NDArray[np.uint8], layout: _Layout) -> NDArray[np.int32]:
     """Returns (N, 2) int32: the segments of all samples, one after another."""
     words = heads.view("<i4").reshape(-1)
     begins_B = (np.arange(len(heads)) * heads.shape[1] + layout.segments_at_B + BLOCK + NPY_HEADER) // 4
-    counts_B = 2 * layout.segments_B
-    before_B = np.cumsum(counts_B) - counts_B
-    index = np.repeat(begins_B - before_B, counts_B) + np.arange(int(counts_B.sum()))
-    return words[index].reshape(-1, 2)
+    return words[run_indices(begins_B, 2 * layout.segments_B)].reshape(-1, 2)

@@ -76,7 +76,8 @@ class Packer:
         stride = int(sample.meta["frame_stride"])
         features = sample.view(view)
         stored = np.array([self._stored_rows(sample, features, stride)])
-        counts_N, rows_F = grid_rows(sample.segments, np.array([len(sample.segments)]), stride, stored)
+        begin_N, counts_N = grid_rows(sample.segments, np.array([len(sample.segments)]), stride, stored)
+        rows_F = run_indices(begin_N, counts_N)
         target = self._next_rows(len(rows_F))
         if features is not None:
             np.take(features, rows_F, axis=0, out=target, mode="clip")  # "raise" makes one more copy
@@ -194,7 +195,7 @@ def clip_seeds(seed: int, epoch: int, keys: Sequence[str]) -> list[int]:
 def grid_rows(
     segments_N2: NDArray[np.int32], segments_B: NDArray[np.int64], stride: int, rows_B: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the number of grid rows of each segment (N,), at least 1, and the rows themselves (F,).
+    """Returns the first grid row of each segment (N,), and its number of rows (N,), at least 1.
 
     Row r of a clip is frame r * stride. Clip b has `segments_B[b]` segments and `rows_B[b]` stored rows; no segment
     reaches beyond them. Rows are numbered through all clips.
@@ -211,9 +212,12 @@ def grid_rows(
         nearer_N = np.where(start_N - before_N * stride <= first_N * stride - (end_N - 1), before_N, first_N)
         first_N = np.where(between_N, np.minimum(nearer_N, rows_N - 1), first_N)
         after_N = np.where(between_N, first_N + 1, after_N)
-    counts_N = after_N - first_N
-    begin_N = first_N + np.repeat(np.cumsum(rows_B) - rows_B, segments_B)
-    return counts_N, np.repeat(begin_N - np.cumsum(counts_N) + counts_N, counts_N) + np.arange(counts_N.sum())
+    return first_N + np.repeat(np.cumsum(rows_B) - rows_B, segments_B), after_N - first_N
+
+
+def run_indices(begin_N: NDArray[np.int64], counts_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the indices of runs of `counts_N` elements from `begin_N`, one run after another."""
+    return np.repeat(begin_N - np.cumsum(counts_N) + counts_N, counts_N) + np.arange(counts_N.sum())
 
 
 def _decode_jpeg(jpeg: bytes, size: int, what: str) -> NDArray:

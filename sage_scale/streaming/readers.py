@@ -125,15 +125,17 @@ class FileReader(SampleReader):
 
     def locate(self, samples: NDArray[np.int64]) -> Iterator[Source | DamagedSample]:
         table = self.catalog.samples
-        places = zip(samples.tolist(), table.unit[samples].tolist(), table.offset[samples].tolist())
-        for sample, shard, offset in places:
+        places = zip(table.unit[samples].tolist(), table.offset[samples].tolist())
+        for row, (shard, offset) in enumerate(places):
             try:
                 descriptor = self._descriptor(shard)
             except FileNotFoundError:
-                yield DamagedSample(f"{self.catalog.describe(sample)}: the shard is missing; {ADVICE}")
+                yield DamagedSample(
+                    f"{self.catalog.describe(int(samples[row]))}: the shard is missing; {ADVICE}"
+                )
                 continue
             except OSError as error:
-                where = self.catalog.describe(sample)
+                where = self.catalog.describe(int(samples[row]))
                 raise StorageError(f"{where} cannot be read: {error.strerror}") from None
             yield descriptor.number, offset
 

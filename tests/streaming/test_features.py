@@ -20,7 +20,7 @@ from sage_scale.shards import (
 )
 from sage_scale.storage import open_store
 from sage_scale.streaming import open_stream
-from sage_scale.streaming.packing import grid_rows
+from sage_scale.streaming.packing import grid_rows, run_indices
 
 
 def both_ways(url, recipe, **settings):
@@ -114,19 +114,19 @@ def test_rows_of_a_batch_are_those_of_its_clips(data):
         keep = data.draw(st.lists(st.booleans(), min_size=len(pairs), max_size=len(pairs)))
         segments = pairs[keep] if any(keep) else pairs
         rows = -(-total // stride)
-        counts, own = grid_rows(segments, np.array([len(segments)]), stride, np.array([rows]))
+        begin, counts = grid_rows(segments, np.array([len(segments)]), stride, np.array([rows]))
         wanted_counts += counts.tolist()
-        wanted_rows += (offset + own).tolist()
+        wanted_rows += (offset + run_indices(begin, counts)).tolist()
         parts.append((segments, rows))
         offset += rows
-    counts_N, rows_F = grid_rows(
+    begin_N, counts_N = grid_rows(
         np.concatenate([segments for segments, _ in parts]),
         np.array([len(segments) for segments, _ in parts]),
         stride,
         np.array([rows for _, rows in parts]),
     )
     assert counts_N.tolist() == wanted_counts
-    assert rows_F.tolist() == wanted_rows
+    assert run_indices(begin_N, counts_N).tolist() == wanted_rows
 
 
 def write(folder, samples):

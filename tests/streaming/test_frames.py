@@ -4,12 +4,12 @@ import numpy as np
 from factories.properties import many
 from hypothesis import strategies as st
 
-from sage_scale.streaming.packing import grid_rows
+from sage_scale.streaming.packing import grid_rows, run_indices
 
 
 def rows_of(segments, stride, rows):
-    counts_N, rows_F = grid_rows(segments, np.array([len(segments)]), stride, np.array([rows]))
-    return counts_N.tolist(), rows_F.tolist()
+    begin_N, counts_N = grid_rows(segments, np.array([len(segments)]), stride, np.array([rows]))
+    return counts_N.tolist(), run_indices(begin_N, counts_N).tolist()
 
 
 @many(st.lists(st.integers(1, 12), min_size=1, max_size=12), st.integers(1, 6), st.integers(0, 9))

@@ -12,7 +12,7 @@ from test_features import assert_equal, both_ways
 
 from sage_scale.errors import DatasetError
 from sage_scale.streaming import open_evaluation, open_stream
-from sage_scale.streaming.packing import grid_rows
+from sage_scale.streaming.packing import grid_rows, run_indices
 
 PLAN = [("train", 13), ("dev", 5), ("train", 9)]
 VIEWS = 3
@@ -29,7 +29,7 @@ def rows_of(sample, view):
     """The rows of the sample's segments in a view."""
     stored = sample.features if view == 0 else sample.views[view - 1]
     stride, count = int(sample.meta["frame_stride"]), np.array([len(sample.segments)])
-    return stored[grid_rows(sample.segments, count, stride, np.array([len(stored)]))[1]]
+    return stored[run_indices(*grid_rows(sample.segments, count, stride, np.array([len(stored)])))]
 
 
 def views_seen(batch, made):

@@ -13,7 +13,7 @@ import torch
 from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.vocabulary import targets_of
 from sage_scale.streaming import open_evaluation
-from sage_scale.streaming.packing import grid_rows
+from sage_scale.streaming.packing import grid_rows, run_indices
 from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
 from sage_scale.training.pictures import thumbnail
@@ -89,5 +89,5 @@ def _stored_frames(segments_N2: np.ndarray, meta: dict[str, Any]) -> list[int]:
     """The frame numbers of the packed frames of a clip."""
     stride = int(meta["frame_stride"])
     rows = np.array([-(-int(meta["frames"]) // stride)])
-    _, rows_F = grid_rows(segments_N2, np.array([len(segments_N2)]), stride, rows)
-    return (rows_F * stride).tolist()
+    runs = grid_rows(segments_N2, np.array([len(segments_N2)]), stride, rows)
+    return (run_indices(*runs) * stride).tolist()
