@@ -30,8 +30,7 @@ from sage_scale.config import Recipe, Stage, load_recipe, override
 from sage_scale.models.sage.describe import language_model_config
 from sage_scale.models.sage.embedding_cache import EmbeddingCache, run_task
 from sage_scale.models.sage.model import SageAligner, SageTranslator
-from sage_scale.models.sage.plan import Stage1
-from sage_scale.models.sage.plan_stage2 import Stage2
+from sage_scale.models.sage.plan import Stage1, Stage2
 from sage_scale.planning.step import ClipSize
 from sage_scale.streaming import Batch
 from sage_scale.training import distributed

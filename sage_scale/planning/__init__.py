@@ -1,23 +1,13 @@
-"""What a run needs before it is started: memory and arithmetic, from the formulas of docs/clcl.md.
+"""What a run needs before it is started: memory and arithmetic.
 
-`loss` counts the contrastive loss, `resnet` the frame encoder, `weights` what ZeRO leaves on a rank, `kept` measures
-what a piece of a model keeps for its backward pass; the models' own stages are planned in their folders.
+Memory is measured on fake tensors (`measure`), operations are counted by formulas, since training needs them at each
+step (`step`, `resnet`, and the models' own); `loss` has both of the contrastive loss. A model's plan is in its folder.
 """
 
-from sage_scale.planning.gpus import GPUS, Gpu
 from sage_scale.planning.loss import LossSize, loss_bytes, loss_operations
-from sage_scale.planning.step import ClipSize, PlanRequest, StepSize
-from sage_scale.planning.weights import WeightsMemory, weights_bytes
+from sage_scale.planning.step import GPUS, ClipSize, Gpu, PlanRequest, StepSize, WeightsMemory, weights_bytes
 
 __all__ = [
-    "GPUS",
-    "ClipSize",
-    "Gpu",
-    "LossSize",
-    "PlanRequest",
-    "StepSize",
-    "WeightsMemory",
-    "loss_bytes",
-    "loss_operations",
+    "GPUS", "ClipSize", "Gpu", "LossSize", "PlanRequest", "StepSize", "WeightsMemory", "loss_bytes", "loss_operations",
     "weights_bytes",
-]
+]  # fmt: skip

@@ -1,54 +1,39 @@
-"""Sizes and operations of the ResNet of `model.backbone`, convolution by convolution (docs/clcl.md, "The encoder")."""
+"""Operations of the ResNet of `model.backbone`, convolution by convolution."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from sage_scale.config import Recipe
 
 
-@dataclass(frozen=True, slots=True)
-class Convolution:
-    inputs: int
-    outputs: int
-    kernel: int
-    side: int
-    kept_maps: int = 2
-
-    @property
-    def map(self) -> int:
-        return self.outputs * self.side**2
-
-    @property
-    def operations(self) -> int:
-        return 2 * self.kernel**2 * self.inputs * self.map
+def resnet_operations(recipe: Recipe) -> tuple[float, float]:
+    """Returns the operations of one frame's forward pass, and those of the first convolution alone."""
+    convolutions = list(_convolutions(recipe))
+    total = float(sum(convolutions))
+    if recipe.model.backbone.pool == "flatten":
+        side = recipe.vision.crop
+        for _ in range(
+            len(recipe.model.backbone.widths) + 1
+        ):  # the stem halves twice, each further stage once
+            side = _halved(side)
+        total += 2 * recipe.model.backbone.widths[-1] ** 2 * side**2
+    return total, float(convolutions[0])
 
 
-def trained_resnet_operations(recipe: Recipe) -> float:
-    """Of a frame's forward and backward pass through the ResNet of `model.backbone`; nobody asks for the gradient of
-    pixels."""
-    operations = [layer.operations for layer in resnet_convolutions(recipe)]
-    return 3 * sum(operations) - operations[0]
-
-
-def resnet_convolutions(recipe: Recipe) -> Iterator[Convolution]:
-    """The ResNet's: the stem, and basic blocks of two, with a third where size or width change."""
+def _convolutions(recipe: Recipe) -> Iterator[int]:
+    """The stem, and basic blocks of two convolutions, with a third where size or width change."""
     backbone = recipe.model.backbone
-    side = halved(recipe.vision.crop)
-    yield Convolution(3, backbone.widths[0], 7, side)
-    side = halved(side)
-    inputs = backbone.widths[0]
+    inputs, side = backbone.widths[0], _halved(recipe.vision.crop)
+    yield 2 * 7**2 * 3 * inputs * side**2
+    side = _halved(side)
     for stage, (depth, width) in enumerate(zip(backbone.depths, backbone.widths, strict=True)):
-        if stage:
-            side = halved(side)
+        side = _halved(side) if stage else side
         for block in range(depth):
-            yield Convolution(inputs, width, 3, side)
-            yield Convolution(width, width, 3, side)
-            if block == 0 and (stage or inputs != width):
-                yield Convolution(inputs, width, 1, side, kept_maps=1)
+            shortcut = inputs if block == 0 and (stage or inputs != width) else 0
+            yield 2 * (9 * inputs + 9 * width + shortcut) * width * side**2
             inputs = width
 
 
-def halved(side: int) -> int:
+def _halved(side: int) -> int:
     return (side + 1) // 2

@@ -1,8 +1,8 @@
-"""Operations of one training step, counted from the architecture; what MFU is a share of.
+"""Sizes of clips and steps, accelerators, and what ZeRO leaves of weights and optimizer on a rank.
 
-MFU (Chowdhery et al. 2022, appendix B) counts what the model asks for: forward and backward once, each multiplication
-and addition of a matrix product as one operation. What is computed twice (recomputed layers, the embedding cache) does
-not count twice, and a backward pass is two forward passes.
+A step's operations are what MFU is a share of (Chowdhery et al. 2022, appendix B): forward and backward once, each
+multiplication and addition of a matrix product as one operation. What is computed twice (recomputed layers, the
+embedding cache) does not count twice, and a backward pass is two forward passes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sage_scale.config import Recipe
-from sage_scale.planning.gpus import Gpu
+from sage_scale.config import Recipe, Stage
 
 PASSES = 3
 """Forward, and backward with twice its work."""
@@ -19,6 +18,35 @@ LOGIT_BYTES = {4: 12, 2: 14}
 """Kept for a subword of the vocabulary (product, float32, log-probability, gradient), by bytes of a product's value."""
 RESERVED = 0.08
 """Share of a GPU's memory that is not ours: context, libraries, fragments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One device."""
+
+    memory_gb: float
+    """Memory, 10^9 bytes."""
+    bf16_tflops: float
+    """Dense bfloat16 products accumulated in float32, 10^12 operations a second."""
+
+
+GPUS: dict[str, Gpu] = {
+    "rtx3090": Gpu(24, 71),
+    "rtx4090": Gpu(24, 165),
+    "l40s": Gpu(48, 362),
+    "a100-40": Gpu(40, 312),
+    "a100": Gpu(80, 312),
+    "h100": Gpu(80, 989),
+    "h200": Gpu(141, 989),
+    "b200": Gpu(180, 2250),
+}
+
+
+def gpu_named(name: str) -> Gpu | None:
+    """The data sheet of a device by the name its driver gives it ("NVIDIA H100 80GB HBM3"), or None."""
+    plain = name.lower().replace(" ", "").replace("-", "")
+    found = [key for key in GPUS if key.replace("-", "") in plain]
+    return GPUS[max(found, key=len)] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +109,43 @@ def largest(fits: Callable[[int], bool], limit: int = 1 << 30) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsMemory:
+    """Bytes on one rank."""
+
+    weights: float
+    """float32, as they are trained."""
+    gradients: float
+    states: float
+    """Optimizer states: momentum, or AdamW's two."""
+    flat: float
+    """ZeRO-1 and 2: the rank's own part of the weights once more."""
+    frozen: float
+    """What is not trained, float32, whole on every rank."""
+    rounded: float
+    """bfloat16 copies that autocast makes of the weights for a step."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.gradients + self.states + self.flat + self.frozen + self.rounded
+
+
+def weights_bytes(
+    stage: Stage, trained: float, frozen: float, ranks: int, bf16: bool, cached: bool = False
+) -> WeightsMemory:
+    """For so many trained and frozen parameters. `cached`: gradients of a step in chunks, which are whole on every
+    rank until they are reduced, once.
+    """
+    zero = stage.zero_stage
+    states = 2 if stage.optimizer == "adamw" else int(stage.momentum > 0)
+    return WeightsMemory(
+        weights=4 * trained / (ranks if zero == 3 else 1),
+        gradients=4 * trained / (ranks if zero >= 2 and not cached else 1),
+        states=4 * states * trained / (ranks if zero >= 1 else 1),
+        flat=4 * trained / ranks if zero in (1, 2) else 0,
+        frozen=4 * frozen,
+        rounded=2 * trained if bf16 else 0,
+    )

@@ -1,6 +1,6 @@
 """Metrics of a step over all ranks: loss, reading, memory, share of the hardware's peak; and a trace of a few steps.
 
-The peak of a GPU is its data sheet's (planning/gpus.py); it is known for 16-bit products only. A CPU has no such sheet,
+The peak of a GPU is its data sheet's (planning/step.py); it is known for 16-bit products only. A CPU has no such sheet,
 so a matrix product is timed on one rank when the stage begins, in the stage's precision, and the log says so.
 """
 
@@ -20,8 +20,7 @@ from typing import Any
 import psutil
 import torch
 
-from sage_scale.planning.gpus import gpu_named
-from sage_scale.planning.step import StepSize
+from sage_scale.planning.step import StepSize, gpu_named
 from sage_scale.streaming import Batch, ReadCounts
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks

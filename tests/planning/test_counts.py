@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -19,14 +18,12 @@ from sage_scale.cli.main import app
 from sage_scale.config import Clcl
 from sage_scale.errors import UsageError
 from sage_scale.losses import clcl_loss, objective_of, reference_similarity, tiled_clcl_similarity
-from sage_scale.models.sage import clip_cost as encoder
-from sage_scale.models.sage import plan_stage2 as stage2
-from sage_scale.models.sage.clip_cost import clip_cost
+from sage_scale.models.sage import plan as planned
 from sage_scale.models.sage.model import SageTranslator
-from sage_scale.models.sage.plan import Stage1
-from sage_scale.models.sage.plan_stage2 import Stage2
+from sage_scale.models.sage.plan import Stage1, Stage2, clip_cost
 from sage_scale.planning import LossSize, loss_bytes, loss_operations
 from sage_scale.planning.loss import WAYS
+from sage_scale.planning.measure import autocast
 from sage_scale.planning.step import ClipSize, largest
 from sage_scale.registry import Part
 from sage_scale.vision.packed import PackedVideo
@@ -122,14 +119,12 @@ def test_operations_of_a_rank_fall_with_the_ranks():
         ("features", ["model.token_dim=64"]),
     ],
 )
-def test_memory_and_operations_of_the_encoder(kind, changes, monkeypatch):
+def test_memory_and_operations_of_the_encoder(kind, changes):
     recipe = cached_recipe(kind, "frozen", "vision.size=64", "vision.crop=64", *changes)
-    monkeypatch.setattr(
-        encoder, "language_model_config", lambda _: MBartConfig(d_model=256, encoder_ffn_dim=64)
-    )
     model, clips = make_aligner(recipe).train(), 16
     batch, _, _ = make_clips(recipe, clips, equal=True)  # of 4 segments of 5 frames
-    cost = clip_cost(recipe, ClipSize(20, 4, 3), bf16=False)
+    language = MBartConfig(d_model=256, encoder_ffn_dim=64, encoder_attention_heads=4)
+    cost = clip_cost(recipe, ClipSize(20, 4, 3), bf16=False, language=language)
 
     def step() -> None:
         sum(values.sum() for values in model.encode(batch.video) if values is not None).backward()
@@ -153,9 +148,8 @@ def test_memory_of_the_translator(width, feed, layers, vocabulary, tokens, words
         encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=feed, decoder_ffn_dim=feed,
         max_position_embeddings=64, dropout=0.1, attention_dropout=0.1, attn_implementation="sdpa",
     )  # fmt: skip
-    monkeypatch.setattr(encoder, "language_model_config", lambda _: config)
-    monkeypatch.setattr(stage2, "language_model_config", lambda _: config)
-    monkeypatch.setattr(stage2, "describe", lambda _: [Part("language model", 0, 0, 0)])
+    monkeypatch.setattr(planned, "language_model_config", lambda _: config)
+    monkeypatch.setattr(planned, "describe", lambda _: [Part("language model", 0, 0, 0)])
     torch.manual_seed(0)
     recipe = cached_recipe("features", "frozen", "model.dropout=0.1")
     model, clips = SageTranslator(recipe, MBartForConditionalGeneration(config)).train(), 24
@@ -168,7 +162,7 @@ def test_memory_of_the_translator(width, feed, layers, vocabulary, tokens, words
     labels = torch.randint(4, vocabulary, (clips, words))
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext():
+        with autocast("bf16" if bf16 else "fp32"):
             loss, _ = model(video, labels, labels.roll(1, 1), 0.1)
         loss.backward()
 

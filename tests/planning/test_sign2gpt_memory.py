@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ from typer.testing import CliRunner
 from sage_scale.cli.main import app
 from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator
 from sage_scale.models.sign2gpt.plan import Sign2GptPlan
-from sage_scale.planning.kept import kept_bytes
+from sage_scale.planning.measure import autocast
 from sage_scale.planning.step import ClipSize
 from sage_scale.vision.packed import PackedVideo
 
@@ -41,10 +40,6 @@ def clips_of(made) -> PackedVideo:
         features_FC=features if kind == "features" else None,
         clip_seeds_B=torch.arange(CLIPS),
     )
-
-
-def autocast(precision):
-    return nullcontext() if precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
 
 
 def activations(step) -> float:
@@ -92,12 +87,6 @@ def test_stage_2_with_signs_as_they_are(tmp_path, form, precision):
     step()
     plan = Sign2GptPlan(made, ClipSize(FRAMES, 1, WORDS), ranks=1).plan("finetune", CLIPS)
     assert peak_bytes(step) == pytest.approx(activations(plan), rel=TOLERANCE)
-
-
-def test_what_is_kept_is_each_piece_of_memory_once():
-    x, weight = torch.randn(10, 100, requires_grad=True), torch.randn(100, 7, requires_grad=True)
-    assert kept_bytes(lambda: (x @ weight).sum(), [weight]) == 10 * 100 * 4
-    assert kept_bytes(lambda: (x * x + x.exp()).sum()) == 2 * 10 * 100 * 4  # x, and its exponential
 
 
 def test_the_published_recipe_and_what_makes_it_small(tmp_path):

@@ -1,21 +1,135 @@
-"""Stage 1 on one rank: weights and optimizer, encoder, loss; and the largest batch that fits."""
+"""Memory and arithmetic of SAGE's stages on one rank at any batch, and the largest batch that fits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import MBartConfig, MBartForConditionalGeneration
 
 from sage_scale.config import Recipe
-from sage_scale.models.sage.clip_cost import clip_cost
 from sage_scale.models.sage.describe import describe, language_model_config
-from sage_scale.models.sage.plan_stage2 import Stage2
+from sage_scale.models.sage.model import SageAligner, SageTranslator
+from sage_scale.models.sage.operations import VisualOperations, translation_operations
 from sage_scale.planning.loss import WAYS, LossSize, Way, loss_bytes, loss_operations
-from sage_scale.planning.step import RESERVED, ClipSize, PlanRequest, gb, largest
-from sage_scale.planning.weights import WeightsMemory, weights_bytes
+from sage_scale.planning.measure import REST, autocast, blank, kept_per_clip, without_memory
+from sage_scale.planning.step import (
+    LOGIT_BYTES,
+    PASSES,
+    RESERVED,
+    ClipSize,
+    PlanRequest,
+    StepSize,
+    WeightsMemory,
+    gb,
+    largest,
+    weights_bytes,
+)
+from sage_scale.vision.packed import PackedVideo
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class ClipCost:
+    """Cost of one clip in the visual encoder, mapper and context encoder."""
+
+    frames: float
+    """Frames of the clip."""
+    frame_bytes: float
+    """Kept by the frame encoder for one frame between its forward and backward pass."""
+    frame_output_bytes: float
+    """Output of the frame encoder for a frame."""
+    after_bytes: float
+    """Kept by all that follows, for the clip."""
+    frame_operations: float
+    """Of one frame's forward pass through the frame encoder."""
+    operations: float
+    """Of the clip's forward pass."""
+    trained_operations: float
+    """Of the clip's forward and backward pass."""
+    token_bytes: float
+    """Tokens and hidden states in float32, with their gradients."""
+    input_bytes: float
+    """Frames or features as they come from the loader."""
+
+    @property
+    def activation_bytes(self) -> float:
+        """Kept between the clip's forward and backward pass, all its frames at once."""
+        return self.frames * self.frame_bytes + self.after_bytes
+
+    def held_bytes(self, clips: float, chunk_frames: int) -> float:
+        """Kept for so many clips whose frames pass the frame encoder in chunks (0: at once)."""
+        frames = clips * self.frames
+        if not chunk_frames or frames <= chunk_frames:
+            return clips * self.activation_bytes
+        return chunk_frames * self.frame_bytes + frames * self.frame_output_bytes + clips * self.after_bytes
+
+    def step_operations(self, clips: float, passes: int, chunk_frames: int) -> float:
+        """Of a step with so many forward passes of each clip, and one backward; chunks pass once more."""
+        again = bool(chunk_frames) and clips * self.frames > chunk_frames
+        more = (passes - 1) * self.operations + again * self.frames * self.frame_operations
+        return clips * (self.trained_operations + more)
+
+
+def clip_cost(
+    recipe: Recipe, clip: ClipSize, bf16: bool, context: bool = True, language: MBartConfig | None = None
+) -> ClipCost:
+    """Returns the cost of one clip with stage 1's `context` encoder or without, bytes measured on fake tensors.
+
+    `language` is the language model's configuration. Raises CheckpointError where it is not given and the recipe's is
+    unknown.
+    """
+    language = copy(language or language_model_config(recipe))
+    model, features = recipe.model, recipe.vision.kind == "features"
+    layers = model.context_layers if context else 0
+    language.encoder_layers = language.decoder_layers = 1  # they are not measured here
+    plain = replace(
+        recipe,
+        pretrain=replace(recipe.pretrain, chunk_frames=0, compile=False, recompute=False),
+        model=replace(
+            model, context_layers=layers, context_init="random", backbone=replace(model.backbone, weights="")
+        ),
+    )
+    aligner = without_memory(lambda: SageAligner(plain, MBartForConditionalGeneration(language)).train())
+    tokens = max(1, round(clip.visual_tokens))
+    frames = max(tokens, round(clip.frames))
+    side = recipe.vision.size
+
+    def forward(clips: int) -> Any:
+        pixels = None if features else blank(clips * frames, 3, side, side, dtype=torch.uint8)
+        # Features that a frame encoder gives have a gradient; stored ones are kept as well, as the products' factors.
+        stored = blank(clips * frames, model.feature_dim) if features else None
+        lengths_N = torch.full((tokens,), frames // tokens)
+        lengths_N[: frames % tokens] += 1
+        video = PackedVideo(
+            segment_frames_N=lengths_N.repeat(clips),
+            clip_segments_B=torch.full((clips,), tokens),
+            frames_FCHW=pixels,
+            features_FC=stored,
+            clip_seeds_B=torch.arange(clips),
+        )
+        with autocast("bf16" if bf16 else "fp32"):
+            return aligner.encode(video)
+
+    kept = kept_per_clip(forward, aligner, {"frames": [aligner.visual.backbone]})
+    width = model.feature_dim if features else model.backbone.widths[-1]
+    counts = VisualOperations.of(plain, language)
+    return ClipCost(
+        frames=clip.frames,
+        frame_bytes=kept["frames"] / frames,
+        frame_output_bytes=width * (2 if bf16 else 4),
+        after_bytes=kept[REST],
+        frame_operations=counts.backbone,
+        operations=counts.of_clips(clip.frames, clip.visual_tokens),
+        trained_operations=counts.trained(clip.frames, clip.visual_tokens),
+        token_bytes=(2 if layers else 1) * 2 * 4 * language.d_model * clip.visual_tokens,
+        input_bytes=clip.frames * (2.0 * model.feature_dim if features else 3.0 * side**2),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +211,89 @@ class Stage1:
         """The largest global batch whose step fits into a rank's memory, to within one clip; 0 where none does."""
         room = (1 - RESERVED) * memory_bytes
         return largest(lambda batch: self.plan(batch, way, micro_batch).device_bytes <= room)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage2Plan:
+    """One step of stage 2 on one rank; bytes and operations."""
+
+    batch: int
+    weights: WeightsMemory
+    visual_bytes: float
+    """Activations of frame encoder, temporal convolution and mapper."""
+    language_bytes: float
+    """Activations of the language model's layers."""
+    logits_bytes: float
+    """Logits, their probabilities and gradients."""
+    operations: float
+
+    @property
+    def device_bytes(self) -> float:
+        """Peak, where the backward pass begins."""
+        return self.weights.total + self.visual_bytes + self.language_bytes + self.logits_bytes
+
+
+class Stage2:
+    """Stage 2 of a recipe on so many ranks, for any batch."""
+
+    def __init__(self, recipe: Recipe, clip: ClipSize, ranks: int, bf16: bool, vocabulary: int = 0) -> None:
+        """`vocabulary`: subwords that trimming leaves (0: the language model's own). Raises CheckpointError where the
+        recipe's language model is unknown.
+        """
+        self.clip, self.ranks, self._stage = clip, ranks, recipe.finetune
+        self.cost = clip_cost(recipe, clip, bf16, context=False)
+        self._config = config = copy(language_model_config(recipe))
+        self.vocabulary = vocabulary or config.vocab_size
+        trimmed = (config.vocab_size - self.vocabulary) * config.d_model
+        config.vocab_size = self.vocabulary
+        parts = describe(recipe)
+        trained = sum(part.stage2 for part in parts) - trimmed
+        # Stage 1's own parts are not there.
+        own = sum(part.parameters for part in parts if "stage 1" not in part.name) - trimmed
+        self._weights = weights_bytes(recipe.finetune, trained, own - trained, ranks, bf16)
+        self._value = 2 if bf16 else 4
+        self._language = _kept_by_language_model(recipe, clip, config, bf16)
+
+    def plan(self, batch: int) -> Stage2Plan:
+        """A step at a global batch; with `finetune.micro_batch` fewer clips are held at once."""
+        own = -(-batch // self.ranks)
+        held = min(own, self._stage.micro_batch) if self._stage.micro_batch else own
+        N, M = self.clip.visual_tokens, self.clip.text_tokens + 2  # language code and end of sentence
+        frozen = self._stage.freeze
+        cost = self.cost
+        visual = 0.0 if frozen == "visual" else held * cost.after_bytes
+        if frozen == "none":
+            visual = cost.held_bytes(held, self._stage.chunk_frames)
+        operations = cost.step_operations(own, 1, self._stage.chunk_frames) if frozen == "none" else 0.0
+        operations += own * PASSES * translation_operations(self._config, StepSize(1, 0, N, M))
+        return Stage2Plan(
+            batch=batch,
+            weights=self._weights,
+            visual_bytes=visual,
+            language_bytes=held * self._language,
+            logits_bytes=held * M * self.vocabulary * LOGIT_BYTES[self._value],
+            operations=operations,
+        )
+
+
+def _kept_by_language_model(recipe: Recipe, clip: ClipSize, config: MBartConfig, bf16: bool) -> float:
+    """Bytes that all layers of mBART keep for a clip."""
+    plain = replace(
+        recipe,
+        vision=replace(recipe.vision, kind="features"),
+        finetune=replace(recipe.finetune, recompute=False),
+    )
+    model = without_memory(lambda: SageTranslator(plain, MBartForConditionalGeneration(config)).train())
+    tokens, words = max(1, round(clip.visual_tokens)), round(clip.text_tokens) + 2
+
+    def forward(clips: int) -> Any:
+        shown = blank(clips * tokens, config.d_model).requires_grad_()
+        labels_BL = torch.full((clips, words), 5)
+        segments_B = torch.full((clips,), tokens)
+        with autocast("bf16" if bf16 else "fp32"):
+            return model.forward_tokens(shown, segments_B, labels_BL, labels_BL, 0.1, torch.arange(clips))
+
+    return kept_per_clip(forward, model, {"layers": [model.language_model.model]})["layers"]
 
 
 def show_plan(request: PlanRequest) -> Iterator[str | Table]:

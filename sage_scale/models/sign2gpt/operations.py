@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.planning.resnet import trained_resnet_operations
+from sage_scale.planning.resnet import resnet_operations
 from sage_scale.planning.step import StepSize
 
 FORWARD, THROUGH, TRAINED = 1, 2, 3
@@ -45,7 +45,8 @@ class Sign2GptOperations:
         trained = self._frozen != "backbone"
         if settings.spatial == "resnet":
             width = recipe.model.backbone.widths[-1]
-            below = trained_resnet_operations(recipe) if trained else 0.0
+            total, first = resnet_operations(recipe)
+            below = TRAINED * total - first if trained else 0.0  # pixels have no gradient
         else:
             width, below = settings.vit_width, self._vit() if trained else 0.0
         adapted = trained and (settings.spatial == "resnet" or settings.vit_adapted > 0)

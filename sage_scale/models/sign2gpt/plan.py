@@ -1,14 +1,12 @@
 """Memory and arithmetic of Sign2GPT's stages on one rank, at any batch.
 
-What the layers keep is measured as that of one clip more in the recipe's own modules (`kept`), at their real widths,
-with one and two layers of the language model; weights, logits and what passes below the adapters are counted.
+What the layers keep is measured on fake tensors, as that of one clip more in the recipe's own modules; weights, logits
+and what passes below the adapters are counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +16,27 @@ from transformers import AutoModelForCausalLM
 from sage_scale.config import Recipe, Stage
 from sage_scale.models.sign2gpt.decoder import SignDecoder
 from sage_scale.models.sign2gpt.describe import causal_model_config, describe
+from sage_scale.models.sign2gpt.model import Sign2GptPretrainer
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
-from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
-from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
-from sage_scale.models.sign2gpt.spatial import SpatialModel
-from sage_scale.models.sign2gpt.vit import VisionTransformer
-from sage_scale.planning.kept import slope
-from sage_scale.planning.step import LOGIT_BYTES, RESERVED, ClipSize, PlanRequest, StepSize, gb, largest
-from sage_scale.planning.weights import WeightsMemory, weights_bytes
+from sage_scale.planning.measure import REST, autocast, blank, kept_per_clip, without_memory
+from sage_scale.planning.step import (
+    LOGIT_BYTES,
+    RESERVED,
+    ClipSize,
+    PlanRequest,
+    StepSize,
+    WeightsMemory,
+    gb,
+    largest,
+    weights_bytes,
+)
+from sage_scale.vision.packed import PackedVideo
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-BELOW = 11
-"""Values of a row's width that a frozen block holds at once: in, normed, residual, and its feed-forward part twice."""
-FEW, MANY = 16, 48
-"""Rows that are measured."""
+BELOW_FP32, BELOW_BF16 = 3 * 4 + 8 * 4, 3 * 4 + 8 * 2
+"""Bytes for each number of a row that a frozen block holds at once: in, normed, residual, feed-forward part twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class Sign2GptStep:
 
 
 class Sign2GptPlan:
-    """Both stages of a recipe on so many ranks, for any batch. Takes seconds: parts of the model are run on the CPU."""
+    """Both stages of a recipe on so many ranks, for any batch. Takes seconds: the model is run on fake tensors."""
 
     def __init__(self, recipe: Recipe, clip: ClipSize, ranks: int, prototypes: int = 2500) -> None:
         """`clip` has frames and text tokens of a mean clip (visual tokens follow from the frames); `prototypes` is how
@@ -78,8 +81,8 @@ class Sign2GptPlan:
         self.clip = ClipSize(frames, tokens, clip.text_tokens)
         self._parts = {part.name: part for part in describe(self.recipe)}
         precisions = {recipe.pretrain.precision, recipe.finetune.precision}
-        self._signs = {precision: self._measure_signs(precision) for precision in precisions}
-        self._head = self._measure_head()
+        signs = settings.spatial != "signs"
+        self._kept = {precision: self._measure_signs(precision) for precision in precisions} if signs else {}
         self._language = self._measure_decoder()
 
     def plan(self, stage: str, batch: int) -> Sign2GptStep:
@@ -89,10 +92,10 @@ class Sign2GptPlan:
         held = min(own, settings.micro_batch) if settings.micro_batch else own
         N, M = self.clip.visual_tokens, self.clip.text_tokens + 1
         first, value = stage == "pretrain", 4 if settings.precision == "fp32" else 2
-        pixels = below = spatial = signs = 0.0
+        pixels = below = spatial = signs = head = 0.0
         if settings.freeze != "visual" and self._settings.spatial != "signs":
             pixels, below, spatial, signs = self._visual(stage, held)
-        head = held * N * (self._head if first else 0.0)
+            head = held * self._kept[settings.precision][REST] if first else 0.0
         language = 0.0 if first else held * self._language
         if not first and settings.recompute:  # what enters a layer is all that stays, and one layer's own
             H, layers = self._config.hidden_size, self._config.num_hidden_layers
@@ -140,102 +143,62 @@ class Sign2GptPlan:
         recipe, g = self.recipe, self._settings
         settings: Stage = getattr(recipe, stage)
         frames = clips * self.clip.frames
-        per_frame, per_clip = self._signs[settings.precision]
-        signs = clips * per_clip
+        kept = self._kept[settings.precision]
+        per_frame, signs = kept["spatial"] / round(self.clip.frames), clips * kept["signs"]
         if recipe.vision.kind == "features":
             return 2.0 * frames * recipe.model.feature_dim, 0.0, frames * per_frame, signs
-        value = 4 if settings.precision == "fp32" else 2
+        held = BELOW_FP32 if settings.precision == "fp32" else BELOW_BF16
         pixels = frames * 3.0 * recipe.vision.size**2
         at_once = min(frames, settings.chunk_frames or frames)
-        floats = at_once * 3.0 * 4 * recipe.vision.crop**2
         if g.spatial != "dinov2":
-            return pixels, 0.0, floats + at_once * per_frame, signs
+            return pixels, 0.0, at_once * per_frame, signs
         rows = (recipe.vision.crop // g.vit_patch) ** 2 + 1
-        entering = frames * rows * g.vit_width * 4.0
-        below = floats + at_once * rows * g.vit_width * BELOW * value
-        # In chunks what has passed waits for the rest.
-        return pixels, below + (entering if at_once < frames else 0.0), entering + at_once * per_frame, signs
+        # In chunks what has passed the frozen blocks waits for the rest.
+        waiting = (frames - at_once) * rows * g.vit_width * 4.0
+        below = at_once * (3.0 * 4 * recipe.vision.crop**2 + rows * g.vit_width * held)
+        return pixels, below + waiting, waiting + at_once * per_frame, signs
 
-    def _measure_signs(self, precision: str) -> tuple[float, float]:
-        """Bytes that the spatial model keeps for a frame, and the sign encoder for a clip."""
-        if self._settings.spatial == "signs":
-            return 0.0, 0.0
-        crop, width = self.recipe.vision.crop, self._settings.width
-        spatial, encoder = SpatialModel(self.recipe).train(), SignEncoder(self._settings).train()
-        backbone = spatial.backbone
+    def _measure_signs(self, precision: str) -> dict[str, float]:
+        """Bytes that the spatial model, the sign encoder and, behind them, stage 1's head and loss keep for a clip."""
+        recipe, frames = self.recipe, round(self.clip.frames)
+        plain = replace(
+            recipe,
+            pretrain=replace(recipe.pretrain, chunk_frames=0),
+            model=replace(recipe.model, sign2gpt=replace(self._settings, max_frames=0, start_jitter=0)),
+        )
+        shape = (self._prototypes, recipe.prototypes.dim)
+        model = without_memory(lambda: Sign2GptPretrainer(plain, torch.empty(shape)).train())
+        side, features = recipe.vision.size, recipe.vision.kind == "features"
 
-        def seen(frames: int) -> Any:
-            if isinstance(backbone, VisionTransformer):
-                rows = (crop // self._settings.vit_patch) ** 2 + 1
-                entering = torch.randn(frames, rows, backbone.width)
-                return spatial.rows(backbone.above(entering, torch.arange(frames)))
-            if backbone is not None:
-                return spatial.rows(backbone(torch.randn(frames, 3, crop, crop)))
-            return spatial.rows(torch.randn(frames, self.recipe.model.feature_dim))
-
-        frames = round(self.clip.frames)
-
-        def encoded(clips: int) -> Any:
-            rows = torch.randn(clips * frames, width, requires_grad=True)
-            return encoder(rows, torch.full((clips,), frames), torch.arange(clips))
-
-        with _autocast(precision):
-            return (
-                slope(seen, 2, 4, [*spatial.parameters(), *spatial.buffers()]),
-                slope(encoded, 1, 2, encoder.parameters()),
+        def forward(clips: int) -> Any:
+            count = clips * frames
+            video = PackedVideo(
+                segment_frames_N=torch.full((clips,), frames),
+                clip_segments_B=torch.ones(clips, dtype=torch.int64),
+                frames_FCHW=None if features else blank(count, 3, side, side, dtype=torch.uint8),
+                features_FC=blank(count, recipe.model.feature_dim) if features else None,
+                clip_seeds_B=torch.arange(clips),
             )
+            with autocast(precision):
+                return model(video, torch.arange(clips), torch.ones(clips, dtype=torch.int64))
 
-    def _measure_head(self) -> float:
-        """Bytes that the comparison with the prototypes keeps for a token."""
-        g = self._settings
-        prototypes_UD = torch.randn(self._prototypes, self.recipe.prototypes.dim)
-        head = PrototypeHead(g.width, self.recipe.prototypes, prototypes_UD).train()
-
-        def compared(tokens: int) -> Any:
-            rows = torch.randn(tokens, g.width, requires_grad=True)
-            return head(rows, torch.tensor([tokens]), torch.tensor([1]))
-
-        return slope(compared, FEW, MANY, [*head.parameters(), *head.buffers()])
+        return kept_per_clip(forward, model, {"spatial": [model.spatial], "signs": [model.sign_encoder]})
 
     def _measure_decoder(self) -> float:
         """Bytes that all layers of the language model keep for a clip."""
-        config = copy(self._config)
-        layers = config.num_hidden_layers
-        config.vocab_size = 64
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
-            if getattr(config, name, None) is not None:
-                setattr(config, name, 1)
-        one, two = (self._kept_by_layers(config, count) for count in (1, 2))
-        return one + (layers - 1) * (two - one)
-
-    def _kept_by_layers(self, config: Any, layers: int) -> float:
-        """The same of a language model of so many layers."""
-        config = copy(config)
-        _set_layers(config, layers)
-        decoder = SignDecoder(self._settings, AutoModelForCausalLM.from_config(config)).train()
+        config, settings = self._config, self._settings
+        decoder = without_memory(
+            lambda: SignDecoder(settings, AutoModelForCausalLM.from_config(config)).train()
+        )
         tokens, words = round(self.clip.visual_tokens), round(self.clip.text_tokens) + 1
-        one = torch.ones(1, dtype=torch.int64)
 
-        def told(clips: int) -> Any:
-            shown = torch.randn(clips * tokens, self._settings.width, requires_grad=True)
-            return decoder.hidden(
-                shown, tokens * one.expand(clips), one.expand(clips, words), one.expand(clips)
-            )
+        def forward(clips: int) -> Any:
+            shown = blank(clips * tokens, settings.width).requires_grad_()
+            texts_BL = torch.ones(clips, words, dtype=torch.int64)
+            with autocast(self.recipe.finetune.precision):
+                return decoder.hidden(shown, torch.full((clips,), tokens), texts_BL, torch.arange(clips))
 
-        with _autocast(self.recipe.finetune.precision):
-            return slope(told, 1, 2, [*decoder.parameters(), *decoder.buffers()])
-
-
-def _autocast(precision: str) -> AbstractContextManager:
-    return nullcontext() if precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
-
-
-def _set_layers(config: Any, layers: int) -> None:
-    for name in ("num_layers", "num_hidden_layers"):
-        if name in vars(config) or name in getattr(config, "attribute_map", {}):
-            setattr(config, name, layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
+        return sum(kept_per_clip(forward, decoder, {}).values())
 
 
 def show_plan(request: PlanRequest) -> Iterator[str | Table]:
