@@ -13,17 +13,16 @@ from sage_scale.config.extension import since
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Drawn once per clip and epoch, equal for all its frames (section 4.2 of SAGE and of Sign2GPT)."""
+    """Image augmentation, drawn once per clip and epoch and equal for all its frames (section 4.2 of SAGE and Sign2GPT)."""
 
     rotation: float = 0.0
     """Largest rotation, degrees."""
     rotation_share: float = 1.0
     """Share of the clips that are rotated."""
     crop: float = 0.0
-    """Most of the stored frame's area that a random part of it leaves out, which is then resized; 0 is the centre crop
-    of `vision.crop`."""
+    """Largest share of the frame's area removed by a random resized crop; 0 is the centre crop of `vision.crop`."""
     crop_ratio: float = 0.0
-    """Largest change of that part's ratio of width to height, share."""
+    """Largest change of the random crop's aspect ratio, share."""
     flip: float = 0.0
     """Share of the clips that are mirrored."""
     translate: float = 0.0
@@ -37,68 +36,67 @@ class Augment:
     saturation: float = 0.0
     """Largest change of colour saturation, share."""
     hue: float = 0.0
-    """Largest turn of the colours, share of the circle."""
+    """Largest change of hue, share of the colour circle."""
     colour_share: float = 1.0
-    """Share of the clips whose brightness, contrast, saturation and hue change."""
+    """Share of the clips with changed brightness, contrast, saturation and hue."""
     grey: float = 0.0
-    """Share of the clips that lose their colours."""
+    """Share of the clips converted to grey."""
 
     @property
     def active(self) -> bool:
-        """Whether anything is changed at all."""
+        """True if any augmentation is on."""
         return any(value > 0 for name, value in vars(self).items() if not name.endswith("_share"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Which captions of .vtt and .srt files become clips; each filter sets aside under its own name
-    (docs/corpora.md). The defaults of the first two are the bounds of what a crawl of YouTube-SL-25 counted as
-    defects: 3% of its captions were shorter, 0.5% longer."""
+    """Filters of captions in .vtt and .srt files; each one has its own reject reason (docs/corpora.md). The defaults of
+    the first two follow a crawl of YouTube-SL-25: 3% of its captions were shorter, 0.5% longer."""
 
     min_seconds: float = 1.0
-    """Shorter captions are set aside (`filter-short`), seconds; 0 is off."""
+    """Skip shorter captions (`filter-short`), seconds; 0 is off."""
     max_seconds: float = 20.0
-    """Longer captions are set aside (`filter-long`), seconds; 0 is off."""
+    """Skip longer captions (`filter-long`), seconds; 0 is off."""
     min_characters: int = 2
-    """Captions of fewer letters and digits are set aside (`filter-text-short`); 0 is off."""
+    """Skip captions with fewer letters and digits (`filter-text-short`); 0 is off."""
     max_characters: int = 300
-    """Longer texts are set aside (`filter-text-long`), characters; 0 is off."""
+    """Skip longer texts (`filter-text-long`), characters; 0 is off."""
     overlap_s: float = 0.5
-    """Captions that begin more than so many seconds before the one before ends are set aside (`filter-overlap`);
-    0 is off."""
+    """Skip captions that overlap the previous one by more (`filter-overlap`), seconds; 0 is off."""
     repeat_s: float = 2.0
-    """The same text within so many seconds of its end is set aside (`filter-repeated`); 0 is off."""
+    """Skip a caption that repeats the text of one that ended at most this long ago (`filter-repeated`), seconds; 0 is
+    off."""
     beyond_end: bool = True
-    """Set aside captions that end a second or more after the video, where a downloader's .info.json tells its
-    length (`filter-beyond-end`); those that begin after the end are rejected when the video is read, in any case."""
+    """Skip captions that end a second or more after the video, if a downloader's .info.json has its length
+    (`filter-beyond-end`). Captions that begin after the end are always rejected when the video is read."""
     not_speech: bool = True
-    """Set aside sounds and notes alone, as [Music] (`filter-not-speech`)."""
+    """Skip captions with only sounds or notes, such as [Music] (`filter-not-speech`)."""
     credits: bool = True
-    """Set aside addresses, handles and who made the subtitles (`filter-credits`)."""
+    """Skip addresses, handles and credits of the subtitles (`filter-credits`)."""
     script: bool = True
-    """Set aside text in another script than the language's (`filter-script`)."""
+    """Skip text in another script than the language's (`filter-script`)."""
     rolling: bool = True
-    """Bring rolling captions, which show each line again while the next rolls in, to each line once."""
+    """Reduce roll-up captions, which repeat each line while the next one rolls in, to each line once."""
     automatic: Literal["skip", "fallback"] = "skip"
-    """Captions of a speech recogniser on YouTube: set aside, or taken where nobody wrote any."""
+    """Automatic captions of YouTube: skip them, or use them for videos without human captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Where the clips come from."""
+    """The source of the clips."""
 
     name: str = "synthetic"
     """Name of a corpus reader: synthetic, phoenix14t, csl_daily, how2sign, youtube_sl25, youtube_asl, openasl,
     csl_news, videos, manifest (docs/corpora.md)."""
     root: str = ""
-    """Folder or URL of the downloaded corpus, or of the folder into which `synthetic` is made."""
+    """Folder or URL of the downloaded corpus; for `synthetic`, the folder to render it into."""
     language: str = "de"
-    """Spoken language of the sentences, a tag of BCP 47 (zh_CN is read as zh-CN, por as pt); youtube_sl25 takes that
-    of each video instead."""
+    """Spoken language of the sentences, a BCP 47 tag (zh_CN is read as zh-CN, por as pt); youtube_sl25 takes the
+    language of each video instead."""
     languages: tuple[str, ...] = ()
-    """Languages of captions that youtube_sl25 keeps, pt-BR or pt for all its regions; empty: all."""
+    """Caption languages that youtube_sl25 keeps, pt-BR or pt for all its regions; empty: all."""
     sign_languages: tuple[str, ...] = ()
-    """Sign languages that youtube_sl25 keeps, as its list names them (ISO 639-3: ase, bfi, gsg); empty: all."""
+    """Sign languages that youtube_sl25 keeps, by the codes of its list (ISO 639-3: ase, bfi, gsg); empty: all."""
     view: Literal["front", "side"] = "front"
     """Camera of how2sign."""
     dev_share: float = 0.01
@@ -106,10 +104,10 @@ class Corpus:
     test_share: float = 0.01
     """Share of the groups of a corpus without published splits that become test."""
     split_by: Literal["channel", "video"] = "channel"
-    """Groups of YouTube videos that stay in one split; a channel is known from the downloader's .info.json, and
-    where it is not a video is its own group."""
+    """Group of YouTube videos that is kept in one split. The downloader's .info.json gives the channel; a video without
+    it is a group of its own."""
     captions: Captions = field(default_factory=Captions)
-    """Which captions become clips."""
+    """Caption filters."""
     seed: int = 0
     """Seed of the synthetic corpus; the same seed gives the same bytes."""
     train_clips: int = 480
@@ -119,7 +117,7 @@ class Corpus:
     test_clips: int = 96
     """Test clips of the synthetic corpus, signed by the training signers."""
     heldout_clips: int = 48
-    """Test clips of the synthetic corpus by signers who never occur in training (split `test_heldout`)."""
+    """Test clips of the synthetic corpus by signers outside the training set (split `test_heldout`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +125,13 @@ class Text:
     """Pseudo-glosses and vocabulary (SAGE, section 3.1.2)."""
 
     target: Literal["pseudo_gloss", "sentence"] = "pseudo_gloss"
-    """What the visual tokens are aligned with: pseudo-glosses (paper) or every subword (released code)."""
+    """Alignment target of the visual tokens: pseudo-glosses (paper) or every subword (released code)."""
     tagger: Literal["auto", "spacy", "hanta", "jieba", "none"] = "auto"
-    """Part-of-speech tagger; auto takes an installed spaCy pipeline, else HanTa or jieba, else none."""
+    """Part-of-speech tagger; auto is an installed spaCy pipeline, else HanTa or jieba, else none."""
     keep_pos: tuple[str, ...] = ("NOUN", "NUM", "ADV", "PRON", "PROPN", "ADJ", "VERB")
     """Universal part-of-speech tags whose lemmas become pseudo-glosses (Sign2GPT, section 3.2)."""
     drop_lemmas: tuple[str, ...] = ("es", "sich")
-    """Lemmas left out (released SAGE)."""
+    """Excluded lemmas (released SAGE)."""
     lowercase: bool = True
     """Lower-case the lemmas (released SAGE)."""
     trim_vocabulary: bool = True
@@ -145,11 +143,11 @@ class Vision:
     """From a video to the frames or features of a sample."""
 
     kind: Literal["frames", "features"] = "frames"
-    """What a shard holds: JPEG frames (the backbone is trained) or float16 features of a frozen backbone."""
+    """Content of a shard: JPEG frames (the backbone is trained) or float16 features of a frozen backbone."""
     fps: float = 25.0
-    """Frame rate to which every video is brought, frames per second."""
+    """Frame rate to which every video is resampled, frames per second."""
     frame_stride: int = 2
-    """Every how many frames one is stored (SAGE: every second frame of a segment)."""
+    """Distance of stored frames, frames (SAGE: every second frame of a segment)."""
     size: int = 256
     """Side of a stored square frame, pixels (SAGE, section 4.2)."""
     crop: int = 224
@@ -157,15 +155,15 @@ class Vision:
     jpeg_quality: int = 92
     """JPEG quality of stored frames, 1 to 95."""
     background: Literal["none", "median"] = "none"
-    """median stores the clip's median frame as well and training subtracts it (a still camera is needed)."""
+    """median also stores the clip's median frame, and training subtracts it (for a static camera)."""
     fit: Literal["auto", "crop", "stretch", "signer"] = "auto"
-    """How a picture becomes a square: its middle, or stretched; auto crops video files and stretches folders of
-    frames, as the field does with PHOENIX14T's 210 x 260; signer cuts out the signing space that a keypoint file beside
-    the video (talk.pose or talk.npz for talk.mp4) shows, and the middle where there is none."""
+    """Mapping of a picture to a square: crop the middle, or stretch. auto crops video files and stretches folders of
+    frames, as usual for PHOENIX14T's 210 x 260. signer crops the signing space given by a keypoint file beside the video
+    (talk.pose or talk.npz for talk.mp4), or the middle without one."""
     source_fps: float = 25.0
     """Frame rate of sources that do not state one (folders of frames, keypoint files), frames per second."""
     keypoint_velocities: bool = False
-    """Add each point's movement since the frame before to the features of the backbone keypoints."""
+    """Add each point's displacement from the previous frame to the features of the backbone keypoints."""
     backbone: str = "resnet34"
     """Frozen backbone of `features`: resnet34, dinov2-vits14, keypoints, or the frame encoder of a trained run: its
     folder (runs/NAME), its export (runs/NAME/model) or the visual.safetensors in either."""
@@ -175,33 +173,33 @@ class Vision:
     allow_random_backbone: bool = False
     """Permit a frozen backbone with random weights, for tests."""
     backbone_batch: int = 32
-    """Frames in one fixed, padded backbone batch: float results depend on the batch shape."""
+    """Frames in a backbone batch of fixed, padded shape: float results depend on the batch shape."""
     backbone_dtype: Literal["float32", "bfloat16"] = since("0.1.0", "float32")
-    """Arithmetic of a frozen backbone; bfloat16 is faster where the device has matrix units for it, and other bytes."""
+    """Arithmetic of a frozen backbone; bfloat16 is faster on devices with matrix units for it, and gives other bytes."""
     feature_views: int = since("0.1.0", 1)
-    """Views of a clip whose `features` are stored: the plain one and so many less one augmented ones, of which training
-    takes another each epoch and evaluation the plain one. A trainer may be given fewer than the shards hold."""
+    """Number of stored views of a clip's features: view 0 unaugmented, the rest augmented. Training takes another view
+    each epoch, evaluation view 0. A trainer may use fewer than the shards hold."""
     view_augment: Augment = field(
         default_factory=lambda: Augment(rotation=10.0, brightness=0.2, contrast=0.2, saturation=0.2)
     )
-    """How the views but the first are changed (SAGE, section 4.2), drawn by clip and view."""
+    """Augmentation of views 1 and up (SAGE, section 4.2), drawn by clip and view."""
     max_frames: int = 3000
-    """Frames after which a clip is rejected as too long (at `fps`)."""
+    """Longest clip, frames at `fps`; longer ones are rejected."""
     min_frames: int = 8
-    """Frames below which a clip is rejected as too short (at `fps`)."""
+    """Shortest clip, frames at `fps`; shorter ones are rejected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """How a clip is cut into sign segments (SAGE, section 3.1.1 and released code)."""
+    """Segmentation of a clip into signs (SAGE, section 3.1.1 and released code)."""
 
     tagger: Literal["precomputed", "motion", "uniform"] = "motion"
-    """Where the O/I/B labels come from. precomputed: files of a segmenter, as in the paper; best where you have them.
-    motion: the movement of the hands, without training; it finds where signs begin and never marks the pauses between
-    them. On 86 real clips that it was not made on: F1 of onsets within one frame .326 (even spacing .222), F1 of
+    """Source of the O/I/B labels. precomputed: label files of a segmenter, as in the paper; the best choice if you have
+    them. motion: hand movement, without training; it finds sign onsets and never marks the pauses between
+    signs. On 86 further real clips: F1 of onsets within one frame .326 (even spacing .222), F1 of
     segments at an overlap of .5 .254, less than uniform's .306. uniform: equal lengths, `uniform_frames`."""
     labels: str = ""
-    """Folder or file of precomputed labels or segments, for `precomputed`."""
+    """Folder or file of labels or segments, for `precomputed`."""
     rule: Literal["sage", "plain"] = "sage"
     """sage: the released rule (cut at every B, halve long segments, drop short ones); plain: B to next B."""
     min_frames: int = 4
@@ -214,15 +212,15 @@ class Segmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """How samples are grouped into shards."""
+    """Grouping of samples into shards."""
 
     clips_per_unit: int = 64
-    """At most this many clips a work unit, which is one shard."""
+    """Most clips of a work unit, which becomes one shard."""
     frames_per_unit: int = 60_000
-    """At most this many expected frames a work unit, where durations are known."""
+    """Most expected frames of a work unit, if durations are known."""
     max_reject_rate: float = 0.02
-    """A run with more rejected clips than this share ends with exit code 3; up to five do not count, unless it is
-    0 or they are more than half of the clips."""
+    """Largest share of rejected clips; above it a run ends with exit code 3. Up to five rejects do not count, unless it
+    is 0 or they are more than half of the clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,18 +236,18 @@ class Precompute:
     gpus_per_actor: float = 0.0
     """Share of a GPU given to each actor's backbone."""
     actor_memory_mb: int = 0
-    """Memory that one actor may use, MB: so much is reserved for each, and one that grows beyond is ended and its unit
-    tried again. 0 is an equal share of the node, at least 1 GB (3 GB with a neural backbone) and at most 8 GB."""
+    """Memory reserved for an actor, MB; an actor above it is ended and its unit retried. 0 is an equal share of the
+    node, at least 1 GB (3 GB with a neural backbone) and at most 8 GB."""
     max_restarts: int = 4
-    """How often an actor is restarted, and a unit tried again, after it died."""
+    """Most restarts of an actor, and retries of a unit, after a crash."""
     unit_timeout_s: float = 3600.0
-    """A unit that takes longer is left open, seconds."""
+    """Longest time of a unit, seconds; a slower one stays open."""
     price_per_cpu_hour: float = 0.0
-    """Price of one CPU for an hour (a node's price over its CPUs), in any currency: progress then tells the cost so far
-    by stage. 0 tells seconds only."""
+    """Price of one CPU for an hour (a node's price over its CPUs), in any currency; progress then shows the cost so far
+    by stage. 0 shows seconds only."""
     allow_mixed: bool = False
-    """Go on with other versions or another kind of device than the output was begun with: the dataset is then
-    complete and without doubles, but not byte-identical to an undisturbed run's."""
+    """Continue with other versions or another kind of device than those of the first run. The dataset is then complete
+    and without duplicates, but not byte-identical to an uninterrupted run's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,29 +261,29 @@ class Stream:
     window: int = 256
     """Samples in the moving window that shuffles each lane."""
     block_mb: float = 8.0
-    """Runs of samples of at most this size are shuffled as a whole, MB."""
+    """Size of the contiguous blocks of samples that the order permutes, MB."""
     workers: int = 0
     """Loader worker processes a rank."""
     on_corrupt: Literal["raise", "skip"] = "raise"
-    """What happens when a sample's hash is wrong; a skip is counted and reported."""
+    """Reaction to a sample with a wrong hash; a skipped one is counted and reported."""
     mix: Literal["none", "dataset", "language"] = "none"
-    """What is drawn by weight: none, every clip once an epoch; dataset, each dataset given; language, each language."""
+    """Sources drawn by weight. none: every clip once an epoch; dataset: each dataset; language: each language."""
     weights: tuple[float, ...] = ()
-    """Share of each dataset, for mix=dataset; empty: by its clips and the temperature."""
+    """Weight of each dataset, for mix=dataset; empty: by its clips and the temperature."""
     temperature: float = 1.0
-    """Sources are drawn in proportion to their clips to the power 1/temperature; 1 is proportional."""
+    """Sources are drawn in proportion to clips^(1/temperature); 1 is proportional."""
     epoch_samples: int = 0
-    """Clips of an epoch of a mixture; 0: as many as all sources have."""
+    """Clips of an epoch of a mixture; 0: the clips of all sources."""
     warn_wait: float = 0.1
-    """Share of the time waiting for data at which the trainer is told, and why; 0 never."""
+    """Share of time waiting for data above which a line reports the stall and its cause; 0 is off."""
     cache_gb: float = 8.0
-    """Bound of the node-local cache of object storage, GB, over all ranks and workers of a host; 0 means none. A
-    dataset that fits comes over the network once. The default is little beside a node's disk."""
+    """Size of the node-local cache of object storage, GB, shared by all ranks and workers of a host; 0 means none. A
+    dataset that fits is transferred once."""
     cache_dir: str = ""
-    """Its folder, on a disk of the node; empty: one of this user's in $TMPDIR, else in /var/tmp."""
+    """Folder of the cache, on a disk of the node; empty: a folder of the user in $TMPDIR, else in /var/tmp."""
     memory_mb: int = 1000
-    """Larger datasets: blocks in use that a rank without loader workers keeps in memory at most, MB."""
+    """For larger datasets: memory for blocks in use, of a rank without loader workers, MB."""
     give_up_after_s: float = 300.0
-    """Seconds without an answer after which a run gives up on its object storage; shorter outages are sat out."""
+    """Longest outage of object storage that a run waits for, seconds."""
     cache_decoded_mb: int = 0
-    """Decoded samples kept in the memory of a rank, MB; small corpora decode once."""
+    """Memory for decoded samples of a rank, MB; a corpus that fits is decoded once."""

@@ -20,9 +20,9 @@ class Backbone:
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """Channels of each stage."""
     pool: Literal["mean", "flatten"] = "mean"
-    """mean: global average (paper); flatten keeps the places of the last map, projected to the last width."""
+    """mean: global average (paper); flatten: all positions of the last map, projected to the last width."""
     weights: str = ""
-    """Initial weights: a torchvision or transformers ResNet file or folder; empty starts at random."""
+    """Initial weights: a torchvision or transformers ResNet file or folder; empty: random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class Model:
     """SAGE: visual encoder, vision-to-language mapper, context encoder, language model. Or Sign2GPT."""
 
     kind: Literal["sage", "sign2gpt"] = "sage"
-    """Which model: SAGE (Low et al. 2025) or Sign2GPT (Wong et al. 2024), which reads `sign2gpt`, `backbone` (its
-    ablation with a ResNet), `feature_dim`, `batchnorm` and `language_model` alone."""
+    """Model: SAGE (Low et al. 2025) or Sign2GPT (Wong et al. 2024), which reads `sign2gpt`, `backbone` (its
+    ablation with a ResNet), `feature_dim`, `batchnorm` and `language_model` only."""
     language_model: str = ""
     """Hugging Face folder or name of an mBART checkpoint (sign2gpt: of an XGLM, or another causal language model);
-    relative paths are seen from the run."""
+    relative paths start at the run folder."""
     sign2gpt: Sign2Gpt = field(default_factory=Sign2Gpt)
     """Sign2GPT's own settings."""
     backbone: Backbone = field(default_factory=Backbone)
@@ -58,7 +58,7 @@ class Model:
     context_init: Literal["language_model", "random"] = "language_model"
     """language_model copies the first layers of mBART's encoder."""
     batchnorm: Literal["sync", "group", "frozen"] = "sync"
-    """Statistics over the whole global batch, over one fixed chunk, or the running ones."""
+    """Statistics of the whole global batch, of one fixed chunk, or the running ones."""
 
     def __reduce__(self) -> Any:
         """Pickles by value: the class that has the sections of registered models is made anew where it is read."""
@@ -103,14 +103,14 @@ class Clcl:
     scale_init: float = 1 / 0.07
     """Start of the logit scales; their logarithms are trained, without weight decay (CiCo)."""
     scale_max: float = 100.0
-    """Greatest logit scale: the trained values are clamped to it after each step (CiCo)."""
+    """Largest logit scale: the trained values are clamped to it after each step (CiCo)."""
     same_text: Literal["negative", "masked"] = "negative"
-    """Whether clips of the same sentence in a batch count as negatives."""
+    """Role of other clips with the same sentence in a batch: negatives, or masked out of the loss."""
     implementation: Literal["auto", "reference", "tiled", "triton"] = "auto"
-    """How it is computed; all give the same. auto: triton on a GPU that has it, else tiled; reference: the equations as
-    written, with all tokens' similarities in memory, in one process only."""
+    """Implementation; all give equal results. auto: triton on a GPU if installed, else tiled; reference: the equations as
+    written, with all token similarities in memory, in one process only."""
     products: Literal["float32", "tfloat32", "bfloat16"] = "float32"
-    """Precision of the factors of its matrix products; sums are float32. bfloat16 is right to 1% and faster."""
+    """Precision of the factors of its matrix products; sums are float32. bfloat16 is accurate to 1% and faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,25 +120,25 @@ class Stage:
     batch_size: int = 16
     """Clips in a global batch, over all ranks."""
     micro_batch: int = 0
-    """Most clips a rank passes forward at once; 0 means its whole part. Stage 1: chunks of the embedding cache, which
-    leave the negatives as they are and want model.batchnorm group or frozen; stage 2: gradient accumulation."""
+    """Most clips of a forward pass on a rank; 0 means all of its clips. Stage 1: chunks of the embedding cache, which
+    keep all negatives and need model.batchnorm group or frozen; stage 2: gradient accumulation."""
     text_cache_mb: int = 2000
-    """Stage 1: hidden states of texts that a rank keeps in memory, MB; 2,000 hold those of some 40,000 short texts."""
+    """Stage 1: cache of the texts' hidden states on a rank, MB; 2,000 hold about 40,000 short texts."""
     chunk_frames: int = 0
-    """Frames that pass the frame encoder at once, 0 for all; chunks are computed again in the backward pass, so that
-    memory does not grow with the clips. Wants model.batchnorm frozen, or group (a group is then a chunk)."""
+    """Frames of one pass of the frame encoder, 0 for all; the backward pass recomputes each chunk, so that memory does
+    not grow with the clips. Needs model.batchnorm frozen, or group (a group is then a chunk)."""
     compile: bool = False
-    """torch.compile the frame encoder: faster on a GPU, minutes to begin with; best with chunk_frames, one shape."""
+    """torch.compile the frame encoder: faster on a GPU after minutes of compilation; best with chunk_frames (one shape)."""
     epochs: float = 80.0
-    """Passes over the training clips; `max_steps` may end earlier."""
+    """Passes over the training clips; `max_steps` may end the stage earlier."""
     max_steps: int = 0
-    """Optimizer steps; 0 means as many as the epochs need."""
+    """Optimizer steps; 0 means the steps of `epochs`."""
     max_minutes: float = 0.0
-    """Minutes after which the stage ends in good order, whatever its steps; 0 means no limit. The cosine follows steps
-    or minutes, whichever are further on; log and report say how many of the steps were made."""
+    """Time limit of the stage, minutes; 0 means none. The cosine follows the larger fraction of steps or minutes; log and
+    report state the number of steps made."""
     max_tokens: int = 0
-    """Budget in visual and text tokens, over all ranks, after which the stage ends: models whose clips have unlike
-    numbers of tokens can be compared. 0 means none. The cosine follows it."""
+    """Budget of the stage in visual and text tokens of all ranks, to compare models with different numbers of tokens per
+    clip; 0 means none. The cosine follows it."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD in the paper (section 4.2)."""
     lr: float = 0.03
@@ -160,30 +160,30 @@ class Stage:
     warmup: float = 0.0
     """Share of the steps with linear warm-up."""
     final_lr: float = 0.0
-    """Share of the initial rate that the cosine ends at."""
+    """Final learning rate of the cosine, share of the initial one."""
     label_smoothing: float = 0.2
     """Stage 2 label smoothing (SAGE, section 4.2)."""
     zero_stage: int = 1
     """DeepSpeed ZeRO stage, 0 to 3."""
     offload: Literal["none", "cpu", "nvme"] = "none"
-    """Where weights and optimizer states wait while they are not needed (ZeRO-Offload, ZeRO-Infinity): nowhere else, in
-    host memory (zero_stage 1 to 3; with 3 the weights of forward and backward as well), or states on disk (3 only)."""
+    """Offloading of weights and optimizer states (ZeRO-Offload, ZeRO-Infinity): none, to host memory (zero_stage 1 to 3;
+    with 3 also the weights of forward and backward), or states to disk (3 only)."""
     offload_dir: str = ""
-    """Folder on a local disk for offload=nvme, of which each rank uses its own part."""
+    """Folder on a local disk for offload=nvme; each rank uses a subfolder."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Arithmetic of forward and backward; fp16 scales the loss; auto is bf16 where the device has fast bf16 matrix
+    """Arithmetic of forward and backward; fp16 scales the loss; auto is bf16 on devices with fast bf16 matrix
     units. Weights, gradients and optimizer stay float32."""
     recompute: bool = False
-    """Keep only the inputs of the language model's and context encoder's layers and compute the layers again in the
-    backward pass: less memory, a third more work. Gradients are the same. For the frame encoder see chunk_frames."""
+    """Activation checkpointing of the language model's and context encoder's layers: less memory, a third more work,
+    equal gradients. For the frame encoder see chunk_frames."""
     patience: int = 0
-    """Evaluations on dev in a row without a better figure after which the stage ends; 0 never ends it early."""
+    """Early stopping: consecutive evaluations on dev without improvement; 0 is off."""
     freeze: Literal["none", "backbone", "visual"] = "none"
-    """Stage 2: what stays as stage 1 left it. Outputs of a frozen part are computed once and kept in memory."""
+    """Stage 2: part frozen after stage 1. Its outputs are computed once and kept in memory."""
     frozen_views: int = 1
-    """Stage 2 with a frozen part: how many augmented views of a clip are kept; the first is not augmented."""
+    """Stage 2 with a frozen part: number of views of a clip kept in memory; view 0 is unaugmented."""
     init: Literal["visual", "visual_context", "none"] = "visual"
-    """Stage 2: what is taken over from stage 1 (SAGE, Table 5): VLE, VLE with the context encoder, nothing."""
+    """Stage 2: weights from stage 1 (SAGE, Table 5): visual encoder and mapper, these and the context encoder, or none."""
     evaluate_every: int = 0
     """Steps between evaluations on dev; 0 means once an epoch, -1 only at the end."""
     save_every: int = 0
@@ -191,20 +191,20 @@ class Stage:
     keep_checkpoints: int = 2
     """Checkpoints kept besides the best."""
     checkpoints: str = ""
-    """Where they go: a folder or s3:// URL, in which each run and stage has its own place; empty: the run's folder."""
+    """Folder or s3:// URL of the checkpoints, with a subfolder for each run and stage; empty: the run's folder."""
     async_save: bool = True
-    """Write checkpoints while training goes on; a step then pays only for the copy to host memory."""
+    """Write checkpoints while training continues; a step then waits only for the copy to host memory."""
     on_bad_loss: Literal["stop", "skip", "roll_back"] = "stop"
-    """When loss or gradient are no numbers, or the loss spikes: stop; leave the batch out; or go back to the last
-    checkpoint's weights and on with the next batch."""
+    """Reaction to NaN or infinite losses and gradients, and to spikes of the loss: stop, skip the batch, or load the last
+    checkpoint's weights and continue with the next batch."""
     spike_factor: float = 0.0
-    """A loss above so many times the median of the last 64 is a spike; 0 looks for none."""
+    """A spike is a loss above this multiple of the median of the last 64; 0 is off."""
     profile_steps: int = 0
-    """Steps, from the fourth on, of which rank 0 writes a torch.profiler trace into the run's folder; 0 writes none."""
+    """Number of steps, from the fourth on, traced by torch.profiler on rank 0 into the run's folder; 0 is off."""
     wandb: str = ""
-    """Weights & Biases project that also gets the log (needs the wandb extra); empty: none."""
+    """Weights & Biases project that also receives the log (needs the extra `wandb`); empty: none."""
     max_bad_steps: int = 20
-    """Bad steps of a stage after which it stops whatever on_bad_loss says."""
+    """Bad steps of a stage after which it stops, for any on_bad_loss."""
     seed: int = 0
     """Seed of initial weights, dropout and augmentation."""
     augment: Augment = field(default_factory=Augment)
@@ -219,7 +219,7 @@ class Denoise:
     `gloss_noise` are not read then."""
 
     enabled: bool = False
-    """Make the language model from the corpus; otherwise `model.language_model` must exist."""
+    """Train the language model on the corpus; otherwise `model.language_model` must exist."""
     vocabulary: int = 1000
     """SentencePiece pieces."""
     width: int = 256
@@ -231,7 +231,7 @@ class Denoise:
     steps: int = 800
     """Optimizer steps."""
     max_minutes: float = 1.5
-    """Minutes after which it ends before its last step; 0 means no limit."""
+    """Time limit, minutes; 0 means none."""
     batch_size: int = 64
     """Sentences a step."""
     lr: float = 3e-3
@@ -239,13 +239,13 @@ class Denoise:
     mask: float = 0.35
     """Share of the words masked."""
     glosses: float = 0.85
-    """Share of the inputs that are a sentence's pseudo-glosses instead of its masked words."""
+    """Share of inputs made of a sentence's pseudo-glosses instead of its masked words."""
     single: float = 0.02
-    """Share of the inputs that are a single lemma of the sentence."""
+    """Share of inputs made of a single lemma of the sentence."""
     recombined: float = 1.0
-    """Share of the examples, falling to 0 at the end, that are training sentences with words exchanged (GECA)."""
+    """Share of examples with recombined training sentences (GECA), falling to 0 at the end."""
     gloss_noise: float = 0.1
-    """How badly those pseudo-glosses are dropped, doubled and exchanged: 0 not at all, 1 often."""
+    """Rate at which these pseudo-glosses are dropped, repeated and replaced: 0 never, 1 often."""
     dropout: float = 0.1
     """Dropout."""
     weight_decay: float = 0.01
@@ -268,22 +268,22 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """When a run that no longer works is ended, and what ends it in good order (docs/training.md)."""
+    """Time-outs of the rank monitor, and announced stops of the machine (docs/training.md)."""
 
     contact_timeout_s: float = 20.0
-    """A host that is silent for this time is lost, and the run ends on every rank, seconds. Below 10 an overloaded
-    host is taken for a lost one."""
+    """Silence after which a host counts as lost and the run ends on every rank, seconds. Below 10 an overloaded
+    host may count as lost."""
     start_timeout_s: float = 600.0
-    """By then every rank has started, joined the others and begun to load, seconds."""
+    """Time for every rank to start and join, seconds."""
     hang_timeout_s: float = 600.0
-    """Longest step. A rank that makes none for this time hangs, and the run ends, seconds."""
+    """Time without a finished step before a rank counts as hung and the run ends, seconds."""
     long_timeout_s: float = 7200.0
     """Longest evaluation, save, load and first step (which may compile), seconds."""
     stop_notice: str = "none"
-    """Who says that this machine will be taken away, which saves and stops the run: none, auto (asks at the start
-    whether this is a machine of AWS or Google), aws, gcp, the path of a file that appears, or a URL answering 200."""
+    """Source of the notice that this machine will be withdrawn; the run then saves and stops. none, auto (detects AWS or
+    Google at the start), aws, gcp, the path of a file that appears, or a URL that answers 200."""
     stop_notice_every_s: float = 5.0
-    """How often each host asks, seconds."""
+    """Interval of these checks on each host, seconds."""
 
 
 extension.register_model("sage", check=extension.check_chunks_of_frames)

@@ -19,12 +19,12 @@ from sage_scale.config.sign2gpt import Prototypes
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run."""
+    """The configuration of a run."""
 
     name: str = "custom"
     """Name of the recipe."""
     corpus: Corpus = field(default_factory=Corpus)
-    """Where the clips come from."""
+    """Source of the clips."""
     text: Text = field(default_factory=Text)
     """Pseudo-glosses and vocabulary."""
     vision: Vision = field(default_factory=Vision)
@@ -54,9 +54,9 @@ class Recipe:
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Decoding."""
     watch: Watch = field(default_factory=Watch)
-    """What ends a run that no longer works."""
+    """Rank monitor."""
     given: ClassVar[frozenset[str]] = frozenset()
-    """Keys that overrides named (`override` sets it), which a dataset's values do not replace; no key itself."""
+    """Keys given as overrides (set by `override`), which a dataset's values do not replace; not a key itself."""
 
     def fingerprint(self) -> str:
         """Returns 16 hex digits of sha256 over the canonical JSON of all values except the name."""

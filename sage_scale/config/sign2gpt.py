@@ -13,67 +13,67 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sign2Gpt:
-    """Spatial model, sign encoder and adapters of Sign2GPT (sections 3.1 and 4.2); read where model.kind=sign2gpt.
+    """Spatial model, sign encoder and adapters of Sign2GPT (sections 3.1 and 4.2); read if model.kind=sign2gpt.
 
     The language model is `model.language_model`: XGLM, or a model of the form of GPT-NeoX or Qwen2.
     """
 
     spatial: Literal["dinov2", "resnet", "signs"] = "dinov2"
-    """Spatial model of frames: a vision transformer with adapters, or the ResNet of `model.backbone`, trained whole
-    (Table 7; depths 2, 2, 2, 2 is ResNet-18). signs: neither it nor a sign encoder, since the dataset's features are
-    sign features Z already (Sign(Z)2GPT, Table 2; stage 2 only, vision.kind=features)."""
+    """Spatial model: a vision transformer with adapters, or the fully trained ResNet of `model.backbone`
+    (Table 7; depths 2, 2, 2, 2 is ResNet-18). signs: no spatial model and no sign encoder, since the dataset's features
+    are sign features Z (Sign(Z)2GPT, Table 2; stage 2 only, vision.kind=features)."""
     vit_weights: str = ""
-    """DINOv2 weights: the published .pth or a transformers file or folder; empty starts at random."""
+    """DINOv2 weights: the published .pth or a transformers file or folder; empty: random."""
     vit_width: int = 384
     """Width of the vision transformer; the defaults are DINOv2 ViT-S/14."""
     vit_layers: int = 12
-    """Its blocks."""
+    """Blocks of the vision transformer."""
     vit_heads: int = 6
-    """Its attention heads."""
+    """Attention heads of the vision transformer."""
     vit_patch: int = 14
-    """Side of its patches, pixels."""
+    """Side of a patch, pixels."""
     vit_image: int = 518
-    """Side of the pictures that its position embeddings were made for, pixels; others are interpolated."""
+    """Picture side of the position embeddings, pixels; they are interpolated for other sizes."""
     vit_adapted: int = 3
-    """Top blocks with LoRA (section 4.2); 0 leaves all of it frozen (Table 4, "No Spatial Adapters")."""
+    """Top blocks with LoRA (section 4.2); 0 freezes all blocks (Table 4, "No Spatial Adapters")."""
     max_frames: int = 256
-    """Most stored frames of a clip in a training step: a random subset of longer ones, in order; 0 takes all
-    (released code). Nothing is left out in evaluation."""
+    """Most stored frames of a clip in a training step; longer clips are subsampled at random, in order; 0 takes all
+    (released code). Evaluation uses all frames."""
     start_jitter: int = 3
-    """Most frames by which a clip's start moves in training, at `vision.fps` (released code)."""
+    """Largest random shift of a clip's start in training, frames at `vision.fps` (released code)."""
     width: int = 512
     """Width of the sign encoder (section 4.2)."""
     layers: int = 4
-    """Its layers; 0 leaves it out (Table 10), with downsample_after=0."""
+    """Layers of the sign encoder; 0, with downsample_after=0, removes it (Table 10)."""
     heads: int = 8
-    """Its attention heads."""
+    """Attention heads of the sign encoder."""
     ffn: int = 2048
-    """Its intermediate size."""
+    """Feed-forward width of the sign encoder."""
     window: int = 7
-    """Frames that a frame attends to, itself in the middle; odd; 0 is global attention (Table 4)."""
+    """Frames of the centred attention window, odd; 0 is global attention (Table 4)."""
     downsample_after: int = 2
-    """Layers before the frames are averaged to half as many; 0 never (Table 4)."""
+    """Layer after which frames are averaged to half their number; 0 is off (Table 4)."""
     dropout: float = 0.1
-    """Dropout of the sign encoder, behind attention and in the feed-forward part (released code)."""
+    """Dropout of the sign encoder, after attention and in the feed-forward part (released code)."""
     drop_path: float = 0.1
     """Stochastic depth of the last layer; rises linearly from 0 (released code)."""
     layer_scale: float = 1e-5
-    """Start of the LayerScale of both branches (released code)."""
+    """Initial LayerScale of both branches (released code)."""
     padding: Literal["none", "released"] = "none"
-    """none: no padding is ever computed; released: padded frames are averaged into a clip's last token, and an even
-    clip that is not the batch's longest gets a token more, as the released code has it."""
+    """none: padding is not computed; released: padded frames are averaged into a clip's last token, and an even
+    clip shorter than the batch's longest gets one more token, as in the released code."""
     positions: Literal["sine", "none", "learned_zero", "learned_random"] = "sine"
     """Positions added to the tokens before the decoder's linear layer (section 3.3; Table 4)."""
     lora_rank: int = 4
     """Rank of every LoRA pair (section 4.2)."""
     lora_alpha: float = 4.0
-    """LoRA's alpha; its scale is alpha / rank (section 4.2)."""
+    """LoRA alpha; the scale is alpha / rank (section 4.2)."""
     lora_dropout: float = 0.1
     """Dropout before LoRA (released code)."""
     language_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type that the frozen language model's weights are held in; adapters are float32 always."""
+    """Dtype of the frozen language model's weights; adapters are always float32."""
     language_dropout: bool = False
-    """Leave the frozen language model's own dropout on in training, drawn by torch's generator (released code)."""
+    """Keep the frozen language model's own dropout in training, drawn by torch's generator (released code)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,35 +81,35 @@ class Prototypes:
     """Prototype pretraining, stage 1 of Sign2GPT (section 3.3; equations 2 to 5)."""
 
     vectors: Literal["fasttext", "cooccurrence", "random"] = "fasttext"
-    """What the frozen prototypes are: fastText vectors (paper); vectors made of which pseudo-glosses of the training
-    split stand near each other, where no such file is at hand; or directions at random, the control."""
+    """Frozen prototypes: fastText vectors (paper); co-occurrence vectors of the training split's pseudo-glosses, without
+    a file; or random directions, the control."""
     fasttext: str = ""
     """fastText vectors of the language, .bin or .vec (cc.de.300.bin), for vectors=fasttext."""
     dim: int = 300
-    """Width of the prototypes, which must be the vectors' own."""
+    """Width of the prototypes; must equal the vectors' width."""
     dropout: float = 0.2
     """Dropout before the projection (released code)."""
     tau_time: float = 0.1
-    """Start of the temperature over time, learnable (section 4.2)."""
+    """Initial temperature over time, learnable (section 4.2)."""
     tau_class: float = 0.1
-    """Start of the temperature over prototypes, learnable (section 4.2)."""
+    """Initial temperature over prototypes, learnable (section 4.2)."""
     tau_min: float = 0.01
-    """Least temperature: both are clamped to it after each step (released code: in the forward pass)."""
+    """Smallest temperature: both are clamped to it after each step (released code: in the forward pass)."""
     tau_max: float = 1.0
-    """Greatest temperature."""
+    """Largest temperature."""
     weight: float = 1.0
     """Factor on the loss; 10 in the released code."""
     max_frequency: float = 1.0
     """Pseudo-glosses whose occurrences, divided by the number of distinct sentences, reach this share get no
     prototype; 1 keeps all (paper), released code: 0.4."""
     splits: tuple[str, ...] = ("train", "dev", "test")
-    """Splits whose pseudo-glosses get a prototype (released code: all three)."""
+    """Splits whose pseudo-glosses get prototypes (released code: all three)."""
     threshold: float = 0.2
-    """Presence above which a pseudo-gloss is said to occur (Table 8)."""
+    """Presence above which a pseudo-gloss counts as detected (Table 8)."""
 
 
 def check_sign2gpt(recipe: Recipe, need: Need) -> None:
-    """What Sign2GPT's recipes need besides."""
+    """Checks the keys of Sign2GPT: calls need(condition, message) for each rule."""
     g, p, where, crop = recipe.model.sign2gpt, recipe.prototypes, "model.sign2gpt", recipe.vision.crop
     if g.spatial == "dinov2" and recipe.vision.kind == "frames":
         whole = crop % g.vit_patch == 0
