@@ -13,7 +13,8 @@ from sage_scale.config.extension import since
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Image augmentation, drawn once per clip and epoch and equal for all its frames (section 4.2 of SAGE and Sign2GPT)."""
+    """Image augmentation, drawn once per clip and epoch and equal for all its frames (section 4.2 of SAGE and
+    Sign2GPT)."""
 
     rotation: float = 0.0
     """Largest rotation, degrees."""
@@ -158,8 +159,8 @@ class Vision:
     """median also stores the clip's median frame, and training subtracts it (for a static camera)."""
     fit: Literal["auto", "crop", "stretch", "signer"] = "auto"
     """Mapping of a picture to a square: crop the middle, or stretch. auto crops video files and stretches folders of
-    frames, as usual for PHOENIX14T's 210 x 260. signer crops the signing space given by a keypoint file beside the video
-    (talk.pose or talk.npz for talk.mp4), or the middle without one."""
+    frames, as usual for PHOENIX14T's 210 x 260. signer crops the signing space given by a keypoint file beside the
+    video (talk.pose or talk.npz for talk.mp4), or the middle without one."""
     source_fps: float = 25.0
     """Frame rate of sources that do not state one (folders of frames, keypoint files), frames per second."""
     keypoint_velocities: bool = False
@@ -175,7 +176,8 @@ class Vision:
     backbone_batch: int = 32
     """Frames in a backbone batch of fixed, padded shape: float results depend on the batch shape."""
     backbone_dtype: Literal["float32", "bfloat16"] = since("0.1.0", "float32")
-    """Arithmetic of a frozen backbone; bfloat16 is faster on devices with matrix units for it, and gives other bytes."""
+    """Arithmetic of a frozen backbone; bfloat16 is faster on devices with matrix units for it, and gives other
+    bytes."""
     feature_views: int = since("0.1.0", 1)
     """Number of stored views of a clip's features: view 0 unaugmented, the rest augmented. Training takes another view
     each epoch, evaluation view 0. A trainer may use fewer than the shards hold."""

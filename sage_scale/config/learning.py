@@ -107,8 +107,8 @@ class Clcl:
     same_text: Literal["negative", "masked"] = "negative"
     """Role of other clips with the same sentence in a batch: negatives, or masked out of the loss."""
     implementation: Literal["auto", "reference", "tiled", "triton"] = "auto"
-    """Implementation; all give equal results. auto: triton on a GPU if installed, else tiled; reference: the equations as
-    written, with all token similarities in memory, in one process only."""
+    """Implementation; all give equal results. auto: triton on a GPU if installed, else tiled; reference: the
+    equations as written, with all token similarities in memory, in one process only."""
     products: Literal["float32", "tfloat32", "bfloat16"] = "float32"
     """Precision of the factors of its matrix products; sums are float32. bfloat16 is accurate to 1% and faster."""
 
@@ -128,17 +128,18 @@ class Stage:
     """Frames of one pass of the frame encoder, 0 for all; the backward pass recomputes each chunk, so that memory does
     not grow with the clips. Needs model.batchnorm frozen, or group (a group is then a chunk)."""
     compile: bool = False
-    """torch.compile the frame encoder: faster on a GPU after minutes of compilation; best with chunk_frames (one shape)."""
+    """torch.compile the frame encoder: faster on a GPU after minutes of compilation; best with chunk_frames (one
+    shape)."""
     epochs: float = 80.0
     """Passes over the training clips; `max_steps` may end the stage earlier."""
     max_steps: int = 0
     """Optimizer steps; 0 means the steps of `epochs`."""
     max_minutes: float = 0.0
-    """Time limit of the stage, minutes; 0 means none. The cosine follows the larger fraction of steps or minutes; log and
-    report state the number of steps made."""
+    """Time limit of the stage, minutes; 0 means none. The cosine follows the larger fraction of steps or minutes; log
+    and report state the number of steps made."""
     max_tokens: int = 0
-    """Budget of the stage in visual and text tokens of all ranks, to compare models with different numbers of tokens per
-    clip; 0 means none. The cosine follows it."""
+    """Budget of the stage in visual and text tokens of all ranks, to compare models with different numbers of tokens
+    per clip; 0 means none. The cosine follows it."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD in the paper (section 4.2)."""
     lr: float = 0.03
@@ -166,8 +167,8 @@ class Stage:
     zero_stage: int = 1
     """DeepSpeed ZeRO stage, 0 to 3."""
     offload: Literal["none", "cpu", "nvme"] = "none"
-    """Offloading of weights and optimizer states (ZeRO-Offload, ZeRO-Infinity): none, to host memory (zero_stage 1 to 3;
-    with 3 also the weights of forward and backward), or states to disk (3 only)."""
+    """Offloading of weights and optimizer states (ZeRO-Offload, ZeRO-Infinity): none, to host memory (zero_stage 1 to
+    3; with 3 also the weights of forward and backward), or states to disk (3 only)."""
     offload_dir: str = ""
     """Folder on a local disk for offload=nvme; each rank uses a subfolder."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
@@ -183,7 +184,8 @@ class Stage:
     frozen_views: int = 1
     """Stage 2 with a frozen part: number of views of a clip kept in memory; view 0 is unaugmented."""
     init: Literal["visual", "visual_context", "none"] = "visual"
-    """Stage 2: weights from stage 1 (SAGE, Table 5): visual encoder and mapper, these and the context encoder, or none."""
+    """Stage 2: weights from stage 1 (SAGE, Table 5): visual encoder and mapper, these and the context encoder, or
+    none."""
     evaluate_every: int = 0
     """Steps between evaluations on dev; 0 means once an epoch, -1 only at the end."""
     save_every: int = 0
@@ -195,8 +197,8 @@ class Stage:
     async_save: bool = True
     """Write checkpoints while training continues; a step then waits only for the copy to host memory."""
     on_bad_loss: Literal["stop", "skip", "roll_back"] = "stop"
-    """Reaction to NaN or infinite losses and gradients, and to spikes of the loss: stop, skip the batch, or load the last
-    checkpoint's weights and continue with the next batch."""
+    """Reaction to NaN or infinite losses and gradients, and to spikes of the loss: stop, skip the batch, or load the
+    last checkpoint's weights and continue with the next batch."""
     spike_factor: float = 0.0
     """A spike is a loss above this multiple of the median of the last 64; 0 is off."""
     profile_steps: int = 0
@@ -280,8 +282,8 @@ class Watch:
     long_timeout_s: float = 7200.0
     """Longest evaluation, save, load and first step (which may compile), seconds."""
     stop_notice: str = "none"
-    """Source of the notice that this machine will be withdrawn; the run then saves and stops. none, auto (detects AWS or
-    Google at the start), aws, gcp, the path of a file that appears, or a URL that answers 200."""
+    """Source of the notice that this machine will be withdrawn; the run then saves and stops. none, auto (detects AWS
+    or Google at the start), aws, gcp, the path of a file that appears, or a URL that answers 200."""
     stop_notice_every_s: float = 5.0
     """Interval of these checks on each host, seconds."""
 

@@ -81,8 +81,8 @@ class Prototypes:
     """Prototype pretraining, stage 1 of Sign2GPT (section 3.3; equations 2 to 5)."""
 
     vectors: Literal["fasttext", "cooccurrence", "random"] = "fasttext"
-    """Frozen prototypes: fastText vectors (paper); co-occurrence vectors of the training split's pseudo-glosses, without
-    a file; or random directions, the control."""
+    """Frozen prototypes: fastText vectors (paper); co-occurrence vectors of the training split's pseudo-glosses,
+    without a file; or random directions, the control."""
     fasttext: str = ""
     """fastText vectors of the language, .bin or .vec (cc.de.300.bin), for vectors=fasttext."""
     dim: int = 300
