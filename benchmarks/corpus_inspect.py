@@ -21,22 +21,8 @@ from pathlib import Path
 
 from common import parse, sage
 
-WORDS = (
-    "we",
-    "sign",
-    "today",
-    "about",
-    "the",
-    "weather",
-    "a",
-    "long",
-    "story",
-    "of",
-    "two",
-    "friends",
-    "who",
-    "met",
-)
+STORY = "we sign today about the weather a long story of two friends who met"
+WORDS = STORY.split()
 
 
 def main() -> None:

@@ -73,15 +73,10 @@ def captions(video: Path, seconds: float, count: int) -> list[Clip]:
     ends = np.cumsum(lengths) * seconds / lengths.sum()
     starts = np.concatenate([[0.0], ends[:-1] + rng.uniform(-0.9, 0.9, count - 1)]).clip(0)
     ends[-1] = seconds
+    spans = zip(starts.round(3).tolist(), ends.round(3).tolist())
     return [
-        Clip(
-            id=f"{k:04d}",
-            video=str(video),
-            start_s=round(float(a), 3),
-            end_s=round(float(b), 3),
-            sentence="x",
-        )
-        for k, (a, b) in enumerate(zip(starts, ends))
+        Clip(id=f"{k:04d}", video=str(video), start_s=start, end_s=end, sentence="x")
+        for k, (start, end) in enumerate(spans)
     ]
 
 

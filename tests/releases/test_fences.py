@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 
-from sage_scale.cli.main import app
 from sage_scale.config import load_recipe
 from sage_scale.config.extension import FIRST_RELEASE
 from sage_scale.config.recipe import flat, without_younger_defaults
@@ -68,18 +66,3 @@ def order_digest(samples: int, shards: int, **constants: int) -> str:
     for epoch in (0, 5):
         digest.update(order.epoch(epoch).astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def test_verbs_and_options():
-    """Later versions may have more of them."""
-    now = options(typer.main.get_command(app))
-    for verb, names in RELEASED["verbs"].items():
-        assert verb in now and set(names) <= set(now[verb]), verb
-
-
-def options(command: Any, verb: str = "") -> dict[str, list[str]]:
-    """Verb -> its long options, over all verbs below `command`."""
-    found = {verb: sorted(name for option in command.params for name in option.opts if name.startswith("--"))}
-    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
-        found |= options(command.get_command(None, name), f"{verb} {name}".strip())
-    return found

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from factories.datasets import make_dataset, make_sample
+from factories.datasets import make_dataset, make_sample, write_dataset
 
 from sage_scale.cli.main import run
 from sage_scale.reporting.dataset_figure import dataset_figure
-from sage_scale.shards import Dataset, DatasetInfo, PlannedUnit, finish_dataset, publish_shard, start_dataset
+from sage_scale.shards import Dataset
 from sage_scale.shards.statistics import statistics
-from sage_scale.shards.writer import write_shard
 from sage_scale.storage import open_store
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -30,13 +29,7 @@ def test_stats_count_words_where_they_are_spaced_and_characters_elsewhere(tmp_pa
     samples = [make_sample(f"clip {number}") for number in range(len(texts))]
     for sample, (language, sentence) in zip(samples, texts, strict=True):
         sample.meta.update(language=language, sentence=sentence)
-    store = open_store(tmp_path / "data")
-    info = start_dataset(
-        store, DatasetInfo(kind="features", recipe="0" * 16, manifest="0" * 16,
-                           units=(PlannedUnit(split="train", clips=4),)))  # fmt: skip
-    write_shard(tmp_path / "a.tar", samples, unit=0, split="train", dataset=info.digest)
-    publish_shard(store, tmp_path / "a.tar")
-    [part] = statistics(finish_dataset(store))
+    [part] = statistics(write_dataset(tmp_path / "data", [("train", samples)]))
     assert (part.words["total"], part.characters["total"]) == (4, 9) and part.characters["max"] == 5
     assert run(["shards", "stats", str(tmp_path / "data")]) == 0
     shown = capsys.readouterr().out
@@ -89,17 +82,11 @@ def test_each_histogram_holds_all_clips_of_a_split(dataset: Dataset) -> None:
 
 
 def test_names_are_text_never_markup(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "a<b>&'c")
-    info = start_dataset(
-        store,
-        DatasetInfo(kind="features", recipe="r", manifest="m", units=(PlannedUnit(split="<s>", clips=12),)),
-    )
     samples = []
     for n in range(12):
         sample = make_sample(f"clip {n}", split="<s>")
         samples.append(replace(sample, meta={**sample.meta, "signer": f"<script>{n}", "language": "</svg>"}))
-    publish_shard(store, write_shard(tmp_path / "x.tar", samples, unit=0, split="<s>", dataset=info.digest))
-    dataset = finish_dataset(store)
+    dataset = write_dataset(tmp_path / "a<b>&'c", [("<s>", samples)])
     drawn = dataset_figure(dataset, statistics(dataset))
     root = ElementTree.fromstring(drawn)
     assert not list(root.iter(f"{SVG}script")) and "5 others" in drawn

@@ -6,19 +6,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from factories.datasets import WIDTH, make_stream_dataset, stream_recipe, stream_sample
+from factories.datasets import WIDTH, make_stream_dataset, stream_recipe, stream_sample, write_dataset
 from factories.properties import many
 from hypothesis import strategies as st
 
-from sage_scale.shards import (
-    DatasetInfo,
-    PlannedUnit,
-    finish_dataset,
-    publish_shard,
-    start_dataset,
-    write_shard,
-)
-from sage_scale.storage import open_store
 from sage_scale.streaming import open_stream
 from sage_scale.streaming.packing import grid_rows, run_indices
 
@@ -131,22 +122,7 @@ def test_rows_of_a_batch_are_those_of_its_clips(data):
 
 def write(folder, samples):
     """One shard of these samples."""
-    recipe = stream_recipe("features")
-    store = open_store(folder / "set")
-    info = start_dataset(
-        store,
-        DatasetInfo(
-            kind="features",
-            recipe=recipe.dataset_fingerprint(),
-            manifest="0" * 16,
-            units=(PlannedUnit(split="train", clips=len(samples)),),
-            recipe_part=recipe.dataset_part(),
-        ),
-    )
-    publish_shard(
-        store, write_shard(folder / "unit.tar", samples, unit=0, split="train", dataset=info.digest)
-    )
-    finish_dataset(store)
+    write_dataset(folder / "set", [("train", samples)], stream_recipe("features"))
     return folder / "set"
 
 

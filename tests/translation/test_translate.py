@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from factories.datasets import write_dataset
 from factories.training import make_language_folder, tiny_recipe
 from factories.videos import write_signing
 from PIL import Image
@@ -25,15 +26,6 @@ from sage_scale.models.sage.export import save_translator
 from sage_scale.models.sage.mbart import load_language_model
 from sage_scale.models.sage.model import SageTranslator
 from sage_scale.precompute.sample_maker import SampleMaker
-from sage_scale.shards import (
-    DatasetInfo,
-    PlannedUnit,
-    finish_dataset,
-    publish_shard,
-    start_dataset,
-    write_shard,
-)
-from sage_scale.storage import open_store
 from sage_scale.streaming import open_datasets, open_evaluation
 from sage_scale.training.decode import translate_split
 from sage_scale.training.distributed import Ranks
@@ -75,19 +67,7 @@ def dataset(tmp_path_factory, videos) -> str:
     folder = tmp_path_factory.mktemp("dataset")
     maker = SampleMaker(RECIPE)
     clips = [Clip(id=path.stem, video=str(path), sentence="rot blau", split="test") for path in videos]
-    store = open_store(folder / "shards")
-    info = start_dataset(
-        store,
-        DatasetInfo(
-            kind="frames", recipe=RECIPE.dataset_fingerprint(), manifest="0" * 16,
-            units=(PlannedUnit(split="test", clips=len(clips)),), recipe_part=RECIPE.dataset_part(),
-        ),
-    )  # fmt: skip
-    write_shard(
-        folder / "0.tar", [maker.make(clip) for clip in clips], unit=0, split="test", dataset=info.digest
-    )
-    publish_shard(store, folder / "0.tar")
-    finish_dataset(store)
+    write_dataset(folder / "shards", [("test", [maker.make(clip) for clip in clips])], RECIPE)
     return str(folder / "shards")
 
 

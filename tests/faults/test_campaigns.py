@@ -1,0 +1,43 @@
+"""A few kills of each campaign of tests/campaigns; more are asked for on their command lines."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers.ceph import missing_programs
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+CAMPAIGNS = Path(__file__).resolve().parents[1] / "campaigns"
+
+
+def run(script: str, *options: str) -> str:
+    """Returns the last line that a campaign prints."""
+    command = [sys.executable, str(CAMPAIGNS / script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    return done.stdout.splitlines()[-1]
+
+
+def test_kills_of_readers_change_no_sample_and_leave_nothing_behind():
+    """Ranks and loader workers that share a cache."""
+    assert "every batch equal, nothing left behind" in run("stream_kills.py", "--kills", "4", "--seed", "1")
+
+
+def test_kills_of_training_change_no_weight_and_lose_no_clip():
+    """Ranks, rank monitors and launchers of a training run."""
+    said = run("train_kills.py", "--kills", "4", "--seed", "1")
+    assert "weights, losses and clips equal, nothing left behind" in said
+
+
+def test_eight_kills_of_driver_actors_and_raylet_beside_s3_faults_change_no_byte():
+    """On Ceph's gateway, which dies and comes back as well; on moto, which only goes away, where there is no Ceph."""
+    server = "moto" if missing_programs() else "ceph"
+    said = run("precompute_kills.py", "--kills", "8", "--clips", "30", "--seed", "4", "--server", server)
+    # A run may end before it was killed eight times; then another round follows.
+    pattern = r"8 kills beside (\d+) faults and (\d+) restarts of S3 in \d+ rounds: every file equal"
+    matched = re.fullmatch(pattern, said)
+    assert matched and int(matched.group(1)) > 0, said
