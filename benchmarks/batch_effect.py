@@ -223,8 +223,8 @@ def print_tables(runs: dict[int, list[Path]], tuned: dict[int, dict[float, float
     print(
         f"\nGallery: {gallery['clips']} test clips, {gallery['texts']} different texts. Percent; mean ± deviation.\n"
     )
-    figures = ("r1", "r5", "r10", "median_rank")
-    names = [f"{figure}_{way}" for way in ("v2t", "t2v") for figure in figures]
+    scores = ("r1", "r5", "r10", "median_rank")
+    names = [f"{score}_{way}" for way in ("v2t", "t2v") for score in scores]
     shown = [f"{name.split('_')[0].upper().replace('R', 'R@') if name[0] == 'r' else 'median rank'} {name[-3:]}"
              for name in names]  # fmt: skip
     head = ["batch", "rate", "updates", "clips seen", "same text, % of a batch", *shown, "BLEU-4", "seeds"]

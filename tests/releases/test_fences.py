@@ -1,4 +1,4 @@
-"""Values of release 0.1.0 that later versions keep: fingerprints, orders of samples, verbs and their options.
+"""Values of release 0.1.0 that later versions keep: fingerprints and orders of samples.
 
 `0.1.0.json` was written by that release. A fingerprint that changes would refuse every dataset made before; a changed
 order would break resumption in the middle of an epoch.
