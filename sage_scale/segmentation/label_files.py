@@ -1,7 +1,7 @@
 """Reads label files: .json, .csv and .pt of a whole corpus, .npy, .json and .pt of one clip.
 
 Nothing in them is trusted: regular files of limited size, JSON with limits, arrays and tensors without pickled code.
-What is wrong with one clip's labels stands in that clip's place; what is wrong with the file is a UsageError.
+A fault in one clip's labels is that clip's entry; a fault of the file is a UsageError.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sage_scale.corpora.folder import VIDEO_SUFFIXES
 from sage_scale.errors import UsageError
 from sage_scale.segmentation.rules import RULE_FPS, decode_oib, parse_letters
 from sage_scale.untrusted.display import message_line, printable, shortened
-from sage_scale.untrusted.files import lines, open_regular, read_bytes, read_text
+from sage_scale.untrusted.files import lines, open_regular, read_text
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json
 
 MAX_FILE_BYTES = 2 << 30
@@ -41,24 +41,24 @@ class Labels:
     values: np.ndarray
     """int8 (T,) of O = 0, I = 1, B = 2; or float64 (N, 2), sign intervals in frames."""
     fps: float
-    """Frame rate at which they count."""
+    """Their frame rate."""
 
 
 Entry = Labels | str
-"""Labels, or why there are none that can be used."""
+"""Labels, or the reason why they cannot be used."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
-    """Labels of a corpus, by the names that a file has."""
+    """Labels of a corpus, by the names in the file."""
 
     by_split: Mapping[str, Mapping[str, Entry]]
-    """Split as we call it ("" where the file has none) to name to entry."""
+    """Our name of the split ("" where the file has none) -> name -> entry."""
 
     def find(self, clip_id: str, split: str) -> Entry | None:
         """Returns the entry of a clip: by its id, with or without its split before it; None where there is none.
 
-        A file with splits that do not have it in the clip's own is asked in the others, where one alone has it.
+        Where the clip's own split does not have it, the others are searched, of which one alone may have it.
         """
         names = clip_names(clip_id, split)
         own = [self.by_split[part] for part in ("", split) if part in self.by_split]
@@ -76,8 +76,8 @@ class LabelTable:
 
 
 def clip_names(clip_id: str, split: str) -> list[str]:
-    """Returns the names that labels of a clip may stand under: its id, that without its split or with another word for
-    it (`dev/x`, `x`, `valid/x`), each also without the ending of its video file."""
+    """Returns the names that labels of a clip may have: its id, also without its split or with another word for it
+    (`dev/x`, `x`, `valid/x`), each also without the ending of its video file."""
     words = [split, *(word for word, ours in SPLIT_NAMES.items() if ours == split)]
     first, slash, rest = clip_id.partition("/")
     bare = rest if slash and first in words else clip_id
@@ -99,13 +99,14 @@ def read_table(path: Path) -> LabelTable:
 @functools.lru_cache(maxsize=2)
 def _table(path: Path, stamp: tuple[int, int]) -> LabelTable:
     if stamp[1] > MAX_FILE_BYTES:
-        raise _refused(
-            path, f"{stamp[1]:,} bytes are more than {MAX_FILE_BYTES:,}: give a folder with a file a clip"
-        )
+        size = f"{stamp[1]:,} bytes are more than {MAX_FILE_BYTES:,}"
+        raise _refused(path, f"{size}: give a folder with a file a clip")
     try:
         if path.suffix.lower() == ".csv":
             return LabelTable({"": _read_csv(read_text(path))})
-        values = _read_pt(path) if path.suffix.lower() in (".pt", ".pth") else parse_json(read_bytes(path))
+        with open_regular(path) as file:
+            is_pt = path.suffix.lower() in (".pt", ".pth")
+            values = _load_pt(file) if is_pt else parse_json(file.read())
     except (InvalidJSON, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise _refused(path, f"not a label file (.json mapping, .pt mapping or .csv): {error}") from None
     if not isinstance(values, Mapping):
@@ -140,7 +141,7 @@ def read_clip_file(path: Path) -> Entry:
 
 
 def entry_of(value: Any) -> Entry:
-    """Returns one clip's labels, checked, or why they are none."""
+    """Returns one clip's labels, checked, or the reason why they cannot be used."""
     try:
         return _labels(value)
     except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, RuntimeError) as error:
@@ -181,9 +182,8 @@ def _labels(value: Any) -> Labels:
     if array.ndim == 1 and len(array) and np.isin(array, (0, 1, 2)).all():
         return Labels(array.astype(np.int8), fps)
     if array.ndim == 1 and len(array):
-        raise ValueError(
-            f"a label is {array[~np.isin(array, (0, 1, 2))][0]}, only 0, 1 and 2 (O, I, B) are known"
-        )
+        odd = array[~np.isin(array, (0, 1, 2))][0]
+        raise ValueError(f"a label is {odd}, only 0, 1 and 2 (O, I, B) are known")
     raise ValueError(f"labels of shape {array.shape}; expected (T,) of 0, 1, 2, (T, 3) or (N, 2)")
 
 
@@ -212,13 +212,8 @@ def _array(value: Any) -> np.ndarray:
     return array
 
 
-def _read_pt(path: Path) -> Any:
-    with open_regular(path) as file:
-        return _load_pt(file)
-
-
 def _load_npy(file: BinaryIO) -> np.ndarray:
-    """The array of a .npy file, without objects. Raises ValueError for anything else."""
+    """Returns the array of a .npy file, without objects. Raises ValueError for anything else."""
     try:
         with warnings.catch_warnings():  # of headers that Python 2 wrote
             warnings.simplefilter("ignore")
@@ -231,7 +226,7 @@ def _load_npy(file: BinaryIO) -> np.ndarray:
 
 
 def _load_pt(file: BinaryIO) -> Any:
-    """The object of a .pt file: containers, numbers and tensors. Raises ValueError for anything else."""
+    """Returns the object of a .pt file: containers, numbers and tensors. Raises ValueError for anything else."""
     try:
         if zipfile.is_zipfile(file):  # packed members could unpack to any size
             file.seek(0)

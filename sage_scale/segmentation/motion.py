@@ -1,6 +1,6 @@
 """The tagger `motion`: where signs begin, from the movement of the hands, without training.
 
-Before a sign the hand travels and takes its shape; when the sign begins both are nearly done. So a sign's
+Before a sign the hand travels and changes its shape; when the sign begins both are nearly done. So a sign's
 onset is a *fall* of change: much change just before, little just after. On real DGS the fingers' change peaks
 two to three frames (25 fps) before the annotated start and is lowest one after it, and the hand is highest at
 the start. The evidence is
@@ -8,8 +8,8 @@ the start. The evidence is
     keypoints:  per hand, by its share of the movement,  fall(fingers) + 0.3 fall(wrist) + 0.6 height
     pictures:   fall(change of the small grey picture above its noise)
 
-each normalised over the clip. Onsets are its peaks; frames before the first and after the last movement are
-O. The constants were chosen on 272 clips of real DGS, and docs/results/segmentation.md says what they reach.
+each normalised over the clip. Onsets are its peaks; frames before the first and after the last movement are O. The
+constants were chosen on 272 clips of real DGS; docs/results/segmentation.md has their scores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HEIGHT_WEIGHT = 0.6
 LEAST_EVIDENCE = 0.25
 """A peak below this many standard deviations of the clip's evidence is no onset."""
 LEAST_GAP_S = 0.16
-"""Onsets stand at least this far apart, seconds (real DGS, 10th percentile: 0.2)."""
+"""Least time between onsets, seconds (real DGS, 10th percentile: 0.2)."""
 REST = 0.1
 """Hands rest while they move less than this share of the clip's typical (75th percentile) speed."""
 LEAST_REST_S = 0.2
@@ -47,16 +47,16 @@ LEAST_REST_S = 0.2
 
 @dataclass(frozen=True)
 class Movement:
-    """What the hands do in each of T frames."""
+    """Movement of the hands in each of T frames."""
 
     speed_T: np.ndarray
-    """How much moves, in any unit, from the frame before (frame 0: as frame 1)."""
+    """Amount of movement, in any unit, from the frame before (frame 0: as frame 1)."""
     evidence_T: np.ndarray
     """Evidence that a sign begins here."""
 
 
 def motion_labels(movement: Movement, fps: float) -> np.ndarray:
-    """Labels int8 (T,), O = 0, I = 1, B = 2, at `fps` frames per second; all O where nothing moves."""
+    """Returns labels int8 (T,), O = 0, I = 1, B = 2, at `fps` frames per second; all O where nothing moves."""
     total = len(movement.speed_T)
     labels_T = np.full(total, O, np.int8)
     span = signed_span(movement.speed_T, fps)
@@ -73,7 +73,7 @@ def motion_labels(movement: Movement, fps: float) -> np.ndarray:
 
 
 def keypoint_movement(keypoints_TKC: np.ndarray, fps: float) -> Movement:
-    """Movement of both hands from keypoints (T, 67, 2); speeds in shoulder widths a second."""
+    """Returns the movement of both hands from keypoints (T, 67, 2); speeds in shoulder widths a second."""
     points = keypoints_TKC.astype(np.float64)
     scale = fps / _shoulder_width(points)
     fingers, wrists, heights = [], [], []
@@ -95,7 +95,7 @@ def keypoint_movement(keypoints_TKC: np.ndarray, fps: float) -> Movement:
 
 
 def grey_movement(grey_THW: np.ndarray, fps: float) -> Movement:
-    """Movement from small grey pictures uint8 (T, H, W) of a still camera."""
+    """Returns the movement from small grey pictures uint8 (T, H, W) of a still camera."""
     if len(grey_THW) < 2:
         return Movement(np.zeros(len(grey_THW)), np.zeros(len(grey_THW)))
     change = np.abs(np.diff(grey_THW.astype(np.int16), axis=0)).astype(np.float32)
@@ -106,7 +106,7 @@ def grey_movement(grey_THW: np.ndarray, fps: float) -> Movement:
 
 
 def fall(speed_T: np.ndarray, fps: float) -> np.ndarray:
-    """(T,): the smoothed, standardised change one frame (at 25 fps) before each frame, less the one after it.
+    """Returns (T,): the smoothed, standardised change one frame (at 25 fps) before each frame, less the one after.
 
     `speed_T[t]` is the change from frame t - 1 to frame t.
     """
@@ -117,8 +117,7 @@ def fall(speed_T: np.ndarray, fps: float) -> np.ndarray:
 
 
 def peaks(values_T: np.ndarray, least: float, gap: int) -> np.ndarray:
-    """int64: frames of the local maxima of at least `least`; of two nearer than `gap` frames the higher
-    one."""
+    """Returns frames, int64, of local maxima of at least `least`; of two nearer than `gap` frames the higher one."""
     inner = values_T[1:-1]
     top = np.flatnonzero((inner >= values_T[:-2]) & (inner > values_T[2:]) & (inner >= least)) + 1
     kept: list[int] = []
@@ -129,7 +128,7 @@ def peaks(values_T: np.ndarray, least: float, gap: int) -> np.ndarray:
 
 
 def signed_span(speed_T: np.ndarray, fps: float) -> tuple[int, int] | None:
-    """[first, last): the clip without the rests at its ends; None where nothing ever moves."""
+    """Returns [first, last): the clip without the rests at its ends; None where nothing moves."""
     level = smooth(speed_T, SMOOTH_S * fps)
     typical = float(np.percentile(level, 75)) if len(level) else 0.0
     if typical <= 0:
@@ -142,7 +141,7 @@ def signed_span(speed_T: np.ndarray, fps: float) -> tuple[int, int] | None:
 
 
 def smooth(values_T: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian smoothing of (T,) with mirrored ends; `sigma` in frames."""
+    """Returns (T,) smoothed by a Gaussian with mirrored ends; `sigma` in frames."""
     radius = int(np.ceil(3 * sigma))
     if radius < 1 or len(values_T) < 2:
         return np.asarray(values_T, np.float64)
@@ -152,13 +151,13 @@ def smooth(values_T: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def standardised(values_T: np.ndarray) -> np.ndarray:
-    """(T,) with mean 0 and deviation 1; zeros where nothing varies."""
+    """Returns (T,) with mean 0 and deviation 1; zeros where nothing varies."""
     deviation = float(values_T.std())
     return (values_T - values_T.mean()) / deviation if deviation > 1e-9 else np.zeros(len(values_T))
 
 
 def _change(points_TKC: np.ndarray, seen_TK: np.ndarray) -> np.ndarray:
-    """Mean distance (T,) that the points moved from the frame before, over those seen in both frames."""
+    """Returns the mean movement (T,) of the points from the frame before, over those seen in both frames."""
     both = seen_TK[1:] & seen_TK[:-1]
     step = np.linalg.norm(np.diff(points_TKC, axis=0), axis=-1)
     number = both.sum(1)
@@ -167,7 +166,7 @@ def _change(points_TKC: np.ndarray, seen_TK: np.ndarray) -> np.ndarray:
 
 
 def _bridged(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The values with gaps filled in a straight line; zeros where nothing is known."""
+    """Returns the values with gaps interpolated linearly; zeros where nothing is known."""
     where = np.flatnonzero(known)
     return np.interp(np.arange(len(values)), where, values[where]) if len(where) else np.zeros(len(values))
 

@@ -1,4 +1,4 @@
-"""The tagger `precomputed`: O/I/B labels or sign intervals that lie beside a corpus.
+"""The tagger `precomputed`: O/I/B labels or sign intervals from files beside a corpus.
 
 `segmentation.labels` is a folder or one file. A folder has a file a clip, named by the clip's id (with / as __ or in
 folders; with or without its split) or key: `.npy`, `.pt` or `.json`. One file is `.pt` or `.json`, a mapping from clip
@@ -29,7 +29,7 @@ from sage_scale.untrusted.files import NotRegularFile
 from sage_scale.vision.decode import Source
 
 SUFFIXES = (".npy", ".pt", ".json")
-"""Of files with the labels of one clip."""
+"""Endings of files with the labels of one clip."""
 
 
 def precomputed_labels(labels: str, clip: Source, total: int, fps: float) -> np.ndarray:
@@ -37,7 +37,7 @@ def precomputed_labels(labels: str, clip: Source, total: int, fps: float) -> np.
 
     Raises ClipRejected `no-labels` or `bad-labels`; UsageError where `labels` is no label file.
     """
-    path = _place(labels)
+    path = _labels_path(labels)
     entry = _from_folder(path, clip) if path.is_dir() else read_table(path).find(clip.id, clip.split)
     if entry is None:
         raise ClipRejected("no-labels", f"{path.name} has none for this clip")
@@ -48,24 +48,24 @@ def precomputed_labels(labels: str, clip: Source, total: int, fps: float) -> np.
 
 def has_labels(labels: str, clip: Source) -> bool:
     """Returns whether a file or folder names the clip. Raises UsageError where it is no label file."""
-    path = _place(labels)
+    path = _labels_path(labels)
     if path.is_dir():
         return _file_of(path, clip) is not None
     return read_table(path).find(clip.id, clip.split) is not None
 
 
 def check_labels(recipe: Recipe, manifest: Manifest, exceeded: Callable[[int], bool]) -> None:
-    """Checks the labels of a whole manifest before any work is begun.
+    """Checks the labels of a whole manifest before any work begins; of a folder, file names alone.
 
     Raises UsageError where `segmentation.labels` is no label file or has usable labels of none of the clips,
-    TooManyRejects where `exceeded` is true of the number that it has none of. Of a folder, names alone are looked at.
+    TooManyRejects where `exceeded` is true of the number of clips without labels.
     """
     segmentation = recipe.segmentation
     if segmentation.tagger != "precomputed":
         return
     if recipe.precompute.address and not os.path.exists(segmentation.labels):
-        return  # on the nodes alone
-    path = _place(segmentation.labels)
+        return  # the labels are on the nodes alone
+    path = _labels_path(segmentation.labels)
     if path.is_dir():
         there = _all_stems(path)
         example = next(iter(sorted(there)), "")
@@ -73,23 +73,22 @@ def check_labels(recipe: Recipe, manifest: Manifest, exceeded: Callable[[int], b
     else:
         table = read_table(path)
         example = table.first()
-        lacking = [
-            clip.id for clip in manifest.clips if not isinstance(table.find(clip.id, clip.split), Labels)
-        ]
+        found = ((clip.id, table.find(clip.id, clip.split)) for clip in manifest.clips)
+        lacking = [name for name, entry in found if not isinstance(entry, Labels)]
     if not lacking:
         return
     of_them = f"{len(lacking):,} of {len(manifest.clips):,} clips (the first: '{shortened(lacking[0])}')"
+    none_for = f"{path} has no labels that can be used for {of_them}"
     if len(lacking) == len(manifest.clips):
         other = f"there is '{shortened(example)}'" if example else "it is empty"
-        raise UsageError(f"segmentation.labels: {path} has no labels that can be used for {of_them}; {other}")
+        raise UsageError(f"segmentation.labels: {none_for}; {other}")
     if exceeded(len(lacking)):
         raise TooManyRejects(
-            f"segmentation.labels: {path} has no labels that can be used for {of_them}, more than "
-            "shards.max_reject_rate allows: nothing was begun"
+            f"segmentation.labels: {none_for}, more than shards.max_reject_rate allows: nothing was begun"
         )
 
 
-def _place(labels: str) -> Path:
+def _labels_path(labels: str) -> Path:
     if not labels:
         raise UsageError("segmentation.tagger=precomputed needs segmentation.labels=FILE_OR_FOLDER")
     path = Path(labels)
@@ -99,17 +98,14 @@ def _place(labels: str) -> Path:
 
 
 def _stems(clip: Source) -> list[str]:
-    """Names of a clip's file below the folder, less the ending, in the order in which they are tried."""
+    """Returns the names of a clip's file below the folder, without the ending, in the order to try them."""
     names = clip_names(clip.id, clip.split)
-    return [
-        *(name.replace("/", "__") for name in names),
-        clip.key,
-        *(n for n in names if "/" in n and is_name(n)),
-    ]
+    flat = [name.replace("/", "__") for name in names]
+    return [*flat, clip.key, *(name for name in names if "/" in name and is_name(name))]
 
 
 def _all_stems(folder: Path) -> set[str]:
-    """Names of all files of labels below a folder, less the ending."""
+    """Returns the names of all label files below a folder, without the ending."""
 
     def refuse(error: OSError) -> None:
         raise StorageError(f"segmentation.labels: {folder} cannot be read: {error.strerror}") from None
@@ -139,24 +135,19 @@ def _from_folder(folder: Path, clip: Source) -> Entry | None:
 
 
 def _fitted(labels: Labels, total: int, fps: float) -> np.ndarray:
-    """Labels of a clip of `total` frames at `fps`. Raises ClipRejected where they last longer or shorter than it."""
+    """Returns the labels at `fps` of a clip of `total` frames. Raises ClipRejected where its length is another."""
     needed = total / fps
     tolerance_s = max(0.5, 0.05 * needed)
     if labels.values.ndim == 2:
         last = float(labels.values.max(initial=0)) / labels.fps
         if last > needed + tolerance_s:
-            raise ClipRejected(
-                "bad-labels", f"the last sign ends at {last:.2f} s, the clip at {needed:.2f} s"
-            )
+            detail = f"the last sign ends at {last:.2f} s, the clip at {needed:.2f} s"
+            raise ClipRejected("bad-labels", detail)
         return segments_to_labels(np.floor(labels.values * fps / labels.fps + 0.5).astype(int), total)
     if labels.fps == fps and len(labels.values) == total:
         return labels.values
     seconds = len(labels.values) / labels.fps
     if abs(seconds - needed) > tolerance_s:
-        at = (
-            f" (at {labels.fps:g} frames a second)"
-            if labels.fps != fps or len(labels.values) != total
-            else ""
-        )
-        raise ClipRejected("bad-labels", f"labels last {seconds:.2f} s, the clip {needed:.2f} s{at}")
+        rate = f" (at {labels.fps:g} frames a second)"
+        raise ClipRejected("bad-labels", f"labels last {seconds:.2f} s, the clip {needed:.2f} s{rate}")
     return resample_labels(labels.values, labels.fps, total, fps)

@@ -1,4 +1,4 @@
-"""`segment_clip`: a decoded clip and the recipe's section `segmentation` give the clip's segments."""
+"""`segment_clip`: from a decoded clip and the recipe's section `segmentation` to the clip's segments."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sage_scale.vision.decode import DecodedClip
 
 
 def segment_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float | None = None) -> np.ndarray:
-    """Segments int32 (N, 2), N >= 1, in frames at the clip's rate (`fps`, by default the decoded clip's)."""
+    """Returns segments int32 (N, 2), N >= 1, in frames at the clip's rate (`fps`, by default the decoded clip's)."""
     fps = decoded.fps if fps is None else fps
     return apply_rule(tag_clip(decoded, segmentation, fps), segmentation, fps)
 
 
 def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> np.ndarray:
-    """Labels O = 0, I = 1, B = 2, int8 (T,), by the recipe's tagger."""
+    """Returns labels O = 0, I = 1, B = 2, int8 (T,), by the recipe's tagger."""
     total = decoded.total_frames
     if segmentation.tagger == "precomputed":
         return precomputed_labels(segmentation.labels, decoded.clip, total, fps)
@@ -31,7 +31,7 @@ def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> np
 
 
 def uniform_labels(total: int, frames: float) -> np.ndarray:
-    """Labels int8 (total,) of signs as near to `frames` long as equal lengths allow."""
+    """Returns labels int8 (total,) of signs of equal length, as near to `frames` as possible."""
     count = max(1, round(total / frames))
     labels_T = np.full(total, I, np.int8)
     labels_T[np.arange(count) * total // count] = B

@@ -1,6 +1,6 @@
-"""Models that are named as on the Hugging Face hub: where neither the hub nor the cache has one, told within seconds.
+"""Models named as on the Hugging Face hub: an error within seconds where neither the hub nor the cache has one.
 
-The libraries ask an unreachable hub for each file again and again, with pauses that grow: a minute for one model.
+The libraries retry an unreachable hub for each file, with growing pauses: a minute for one model.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import parse_json
 
 ANSWER_S = 5.0
-"""How long the hub may take to answer, seconds."""
+"""Time limit of the hub's answer, seconds."""
 MAX_LAYERS = 1000
-"""Most layers that a config.json may ask for; the largest published models have some 130."""
+"""Most layers of a config.json; the largest published models have some 130."""
 
 
 def model_place(name: str | Path) -> str | Path:
-    """What `from_pretrained` is to be given for a folder or a name of the hub.
+    """Returns the argument of `from_pretrained` for a folder or a name of the hub.
 
-    A folder is itself; a name stays one where the hub answers, and is its folder in the cache where it does not.
-    Raises CheckpointError, with one line, where there is nothing to load.
+    A folder stays itself; so does a name where the hub answers, else it becomes its folder in the cache.
+    Raises CheckpointError where there is nothing to load.
     """
     path = expanded(name)
     if path.is_dir():
@@ -55,20 +55,20 @@ def model_place(name: str | Path) -> str | Path:
 
 @contextlib.contextmanager
 def loading(folder: str | Path, what: str = "language model") -> Iterator[None]:
-    """Turns every error of a library that reads a model folder into a CheckpointError of one line of our own."""
+    """Turns every error of a library that reads a model folder into a CheckpointError of one line."""
     try:
         _check_config(Path(folder))
         yield
     except (SageError, ModuleNotFoundError, MemoryError):
         raise
-    except Exception as error:  # libraries raise what they like at files that are not as they expect
+    except Exception as error:  # libraries raise any type for unexpected files
         raise CheckpointError(f"{what} '{folder}' cannot be loaded: {_reason(Path(folder), error)}") from None
 
 
 def _check_config(folder: Path) -> None:
-    """Raises CheckpointError for a config.json at which a library would work for hours or want other libraries."""
+    """Raises CheckpointError for a config.json that would take hours to build or need other libraries."""
     config: Any = None
-    with contextlib.suppress(OSError, ValueError):  # the library's error is told
+    with contextlib.suppress(OSError, ValueError):  # the library reports it
         config = parse_json(read_bytes(folder / "config.json"))
     if not isinstance(config, dict):
         return
@@ -86,13 +86,10 @@ def _check_config(folder: Path) -> None:
 
 def _reason(folder: Path, error: Exception) -> str:
     for path in sorted(folder.glob("*.json")):
-        try:
-            whole = isinstance(
-                json.loads(read_bytes(path)), dict
-            )  # not parse_json: tokenizers' limits reach 1e30
-        except (OSError, ValueError, RecursionError):
-            whole = False
-        if not whole:
+        value = None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            value = json.loads(read_bytes(path))  # not parse_json: tokenizers' limits reach 1e30
+        if not isinstance(value, dict):
             return f"{path.name} is damaged: it is no JSON object"
     pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern)]
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -106,22 +103,22 @@ def _reason(folder: Path, error: Exception) -> str:
 
 
 def _answers(name: str) -> bool:
-    """Whether the hub says anything about a model, be it that there is none."""
+    """Returns whether the hub answers on a model, also that there is none."""
     try:
-        return _speaks(hf_hub_url(name, "config.json"))
+        return _responds(hf_hub_url(name, "config.json"))
     except HFValidationError as error:
         raise CheckpointError(f"no language model '{name}': {str(error).splitlines()[0]}") from None
 
 
 @functools.cache
-def _speaks(url: str) -> bool:
-    """Whether there is any answer; asked once a process, since a name is checked first and loaded later."""
+def _responds(url: str) -> bool:
+    """Returns whether there is any answer; asked once a process, since a name is checked first and loaded later."""
     try:
         get_hf_file_metadata(url, timeout=ANSWER_S)
     except HFValidationError:
         raise
     except HfHubHTTPError as error:
         return error.response.status_code < 500
-    except Exception:  # of whatever library carries the request
+    except Exception:  # of the library that carries the request
         return False
     return True

@@ -11,7 +11,7 @@ from sage_scale.text.languages import primary_subtag, unspaced
 
 
 class TextSettings(Protocol):
-    """What is read of the recipe's section `text` (config.Text)."""
+    """The keys of the recipe's section `text` (config.Text) that are read here."""
 
     @property
     def target(self) -> str: ...
@@ -29,9 +29,8 @@ class TextSettings(Protocol):
 class PseudoGlosser:
     """Sentence to pseudo-glosses: lemmas of the kept parts of speech, repeats kept.
 
-    A sentence with no content lemma gives its words, so that every clip with a sentence has at least one.
-    Where a language has no tagger, `text.target=sentence` is needed (RecipeError otherwise) and every word is
-    given.
+    A sentence without content lemma gives its words, so that every clip with a sentence has at least one.
+    A language without tagger needs `text.target=sentence` (RecipeError otherwise), and gives every word.
     """
 
     def __init__(self, language: str, settings: TextSettings) -> None:
@@ -40,7 +39,7 @@ class PseudoGlosser:
         self.name: str
         """Tagger and version, for the dataset's own description."""
         self.reason = ""
-        """Why there is no tagger; empty where there is one."""
+        """Reason why there is no tagger; empty where there is one."""
         self._nlp = None
         if settings.tagger == "none":
             self.reason = "text.tagger=none"
@@ -58,7 +57,7 @@ class PseudoGlosser:
         self._drop = {lemma.lower() for lemma in settings.drop_lemmas}
 
     def __call__(self, sentence: str) -> list[str]:
-        """The pseudo-glosses of a sentence; empty only for an empty sentence."""
+        """Returns the pseudo-glosses of a sentence; none only for an empty sentence."""
         sentence = sentence.strip()
         if self._nlp is None:
             return self._cased(words(sentence, self.language))
@@ -79,7 +78,7 @@ class PseudoGlosser:
 
 
 def words(sentence: str, language: str) -> list[str]:
-    """The words of a sentence without punctuation; its characters where words are not spaced."""
+    """Returns the words of a sentence without punctuation; its characters where words are not spaced."""
     pattern = r"[^\W_]" if unspaced(language) else r"[^\W_]+(?:[-'’.,][^\W_]+)*"
     return re.findall(pattern, sentence) or sentence.split()
 
@@ -105,10 +104,10 @@ def _check_target(reason: str, language: str, settings: TextSettings) -> None:
 
 @functools.lru_cache(maxsize=16)
 def glosser(language: str, settings: TextSettings) -> PseudoGlosser:
-    """The PseudoGlosser of a language and recipe, made once a process."""
+    """Returns the PseudoGlosser of a language and recipe, made once a process."""
     return PseudoGlosser(language, settings)
 
 
 def pseudo_glosses(sentence: str, language: str, settings: TextSettings) -> list[str]:
-    """The pseudo-glosses of a sentence, by the cached PseudoGlosser of its language."""
+    """Returns the pseudo-glosses of a sentence, by the cached PseudoGlosser of its language."""
     return glosser(language, settings)(sentence)

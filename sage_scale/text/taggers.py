@@ -1,16 +1,16 @@
 """Part-of-speech taggers as spaCy pipelines.
 
 An installed spaCy model (`de_core_news_lg`, ...) is taken as it is. Where there is none, a blank spaCy
-pipeline gets a component of ours: HanTa for German, English and Dutch (models inside the package, right on
+pipeline gets a component: HanTa for German, English and Dutch (models inside its package, right on
 the lower-case German of PHOENIX14T) or jieba for Chinese. Both set `token.lemma_`, `token.tag_` (their own)
-and `token.pos_` (universal), so that nothing downstream asks which tagger it was.
+and `token.pos_` (universal), so that no caller depends on the tagger.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import logging
+from importlib.metadata import version
 from typing import Any
 
 import spacy
@@ -53,7 +53,7 @@ _JIEBA = {
 
 
 def universal_pos(tag: str, scheme: str, word: str, lemma: str = "") -> str:
-    """Universal part of speech of a tag of HanTa (`de`: STTS, `en`: BNC C5, `nl`: CGN) or jieba (`zh`)."""
+    """Returns the universal part of speech of a tag of HanTa (`de`: STTS, `en`: BNC C5, `nl`: CGN) or jieba (`zh`)."""
     if not any(character.isalnum() for character in word):
         return "PUNCT"
     if scheme == "de":
@@ -68,12 +68,8 @@ def universal_pos(tag: str, scheme: str, word: str, lemma: str = "") -> str:
     return table[max(prefixes, key=len)] if prefixes else "X"
 
 
-def _version(distribution: str) -> str:
-    return importlib.metadata.version(distribution)
-
-
 LONGEST_WORD = 100
-"""Letters of a word that HanTa analyses, of longer ones the first: its time grows with their cube (400 take 5 s)."""
+"""First letters of a word that HanTa analyses: its time grows with their cube (400 letters take 5 s)."""
 
 
 @functools.cache
@@ -120,11 +116,10 @@ class HantaTagger:
         if not words:
             return []
         if any(len(word) > LONGEST_WORD for word in words):
-            tagged = self._tag([word[:LONGEST_WORD] for word in words], case_sensitive)
-            return [
-                (word if len(word) > LONGEST_WORD else lemma, tag)
-                for word, (lemma, tag) in zip(words, tagged, strict=True)
-            ]
+            tagged = zip(
+                words, self._tag([word[:LONGEST_WORD] for word in words], case_sensitive), strict=True
+            )
+            return [(word if len(word) > LONGEST_WORD else lemma, tag) for word, (lemma, tag) in tagged]
         try:
             tagged = self.tagger.tag_sent(words, taglevel=1, casesensitive=case_sensitive)
             return [(lemma, tag) for _, lemma, tag in tagged]
@@ -155,18 +150,6 @@ class JiebaTokenizer:
         words = [word for word, _ in pairs]
         return Doc(self.vocab, words=words, spaces=[False] * len(words), tags=[flag for _, flag in pairs])
 
-    def to_bytes(self, **_: Any) -> bytes:
-        return b""
-
-    def from_bytes(self, data: bytes, **_: Any) -> JiebaTokenizer:
-        return self
-
-    def to_disk(self, path: Any, **_: Any) -> None:
-        return None
-
-    def from_disk(self, path: Any, **_: Any) -> JiebaTokenizer:
-        return self
-
 
 @Language.component("jieba_pos", assigns=["token.pos", "token.lemma"])
 def jieba_pos(doc: Doc) -> Doc:
@@ -178,7 +161,7 @@ def jieba_pos(doc: Doc) -> Doc:
 
 
 def installed_spacy_model(language: str) -> str:
-    """Name of the installed spaCy pipeline of a language, the largest first; empty where there is none."""
+    """Returns the name of the largest installed spaCy pipeline of a language; empty where there is none."""
     names = [name for name in spacy.util.get_installed_models() if name.startswith(f"{language}_")]
     ranked = sorted(names, key=lambda n: (_SIZES.index(s) if (s := n.rsplit("_", 1)[-1]) in _SIZES else 9, n))
     return ranked[0] if ranked else ""
@@ -187,7 +170,7 @@ def installed_spacy_model(language: str) -> str:
 def choose_tagger(language: str, tagger: str = "auto") -> str:
     """Returns "hanta", "jieba", the name of an installed spaCy pipeline, or "" where nothing fits; loads nothing.
 
-    `tagger` is auto, spacy, hanta or jieba. Raises RecipeError if the tagger asked for by name cannot be had.
+    `tagger` is auto, spacy, hanta or jieba. Raises RecipeError where a tagger asked for by name is not available.
     """
     model = installed_spacy_model(language) if tagger in ("auto", "spacy") else ""
     if model:
@@ -218,11 +201,11 @@ def load_pipeline(language: str, tagger: str = "auto") -> tuple[Language, str] |
     if chosen == "hanta":
         nlp = spacy.blank(language)
         nlp.add_pipe("hanta_tagger", config={"scheme": language})
-        return nlp, f"HanTa {_version('HanTa')} ({HANTA_MODELS[language].removesuffix('.pgz')})"
+        return nlp, f"HanTa {version('HanTa')} ({HANTA_MODELS[language].removesuffix('.pgz')})"
     if chosen == "jieba":
         nlp = spacy.blank("zh")
         nlp.tokenizer = JiebaTokenizer(nlp.vocab)
         nlp.add_pipe("jieba_pos")
-        return nlp, f"jieba {_version('jieba')} (posseg)"
+        return nlp, f"jieba {version('jieba')} (posseg)"
     nlp = spacy.load(chosen, exclude=["ner"])
     return nlp, f"spaCy {chosen} {nlp.meta['version']}"

@@ -1,4 +1,4 @@
-"""mBART tokenizers: loading the forms in which they are found, and training a small one in mBART-50's form.
+"""mBART tokenizers: loads their published forms, and trains small ones in the forms of mBART-50 and XGLM.
 
 Two traps of transformers 5 are dealt with here and nowhere else: `MBart50Tokenizer(vocab_file=...)` ignores the
 file, so the pieces are handed over; and `MBartTokenizer` (mbart-large-cc25) drops the normaliser of whatever
@@ -31,16 +31,15 @@ _CC25_LANGUAGES = 25
 
 
 def load_tokenizer(folder: str | Path, language: str = "") -> Any:
-    """The tokenizer of a Hugging Face folder (or hub name), set to `language` (BCP 47) on both sides.
+    """Returns the tokenizer of a Hugging Face folder (or hub name), set to `language` (BCP 47) on both sides.
 
     A folder with nothing but `sentencepiece.bpe.model` is read as mBART-50's, or as cc25's where `config.json`
     has that size. Raises CheckpointError where there is no tokenizer or it has not the language.
     """
     path = Path(folder)
     name = str(folder)
-    if not path.exists() and (
-        name.startswith(("/", ".", "~")) or name.count("/") > 1
-    ):  # never a name of the hub
+    on_the_hub = not name.startswith(("/", ".", "~")) and name.count("/") <= 1
+    if not path.exists() and not on_the_hub:
         raise CheckpointError(f"there is no folder {name}: give a Hugging Face folder, or a name of the hub")
     if path.is_dir() and not any((path / name).is_file() for name in (FAST_FILE, MODEL_FILE)):
         raise CheckpointError(f"{path} holds no tokenizer: {FAST_FILE} or {MODEL_FILE} is needed")
@@ -60,7 +59,7 @@ def load_tokenizer(folder: str | Path, language: str = "") -> Any:
 
 
 def set_language(tokenizer: Any, language: str) -> int:
-    """Set source and target language (BCP 47); gives the id of the language's code. Raises CheckpointError."""
+    """Sets source and target language (BCP 47); returns the id of its code. Raises CheckpointError without one."""
     code = language_code(language)
     number = tokenizer.convert_tokens_to_ids(code)
     if number is None or number == tokenizer.unk_token_id:
@@ -73,9 +72,9 @@ def set_language(tokenizer: Any, language: str) -> int:
 def encode_texts(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
     """Returns the ids of the subwords of each text, without special tokens.
 
-    A text is text, also where it spells a special token: "</s>", "<mask>" and "de_DE" in a sentence become subwords of
-    their letters, never the token. `split_special_tokens` alone does not do this, since the special tokens are pieces
-    of mBART's and XGLM's unigram vocabulary as well.
+    "</s>", "<mask>" and "de_DE" in a sentence become subwords of their letters, never the special token.
+    `split_special_tokens` alone does not do this, since the special tokens are pieces of mBART's and XGLM's unigram
+    vocabulary as well.
     """
     texts = [composed(tokenizer, text) for text in texts]
     if not texts:
@@ -97,7 +96,7 @@ def subwords(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list
 
 
 def _spelled(tokenizer: Any, number: int, piece: str, special: Mapping[int, str]) -> list[int]:
-    """A subword's id; of one that is a special token by its letters, the ids of the pieces that spell it."""
+    """Returns a subword's id; for a special token, the ids of the pieces that spell it."""
     if number not in special:
         return [number]
     name = next((name for name in special.values() if name in piece), None)
@@ -113,8 +112,11 @@ def _spelled(tokenizer: Any, number: int, piece: str, special: Mapping[int, str]
 
 
 def composed(tokenizer: Any, text: str) -> str:
-    """The text in NFKC where the tokenizer's normaliser means to do that: the one of `tokenizers` looks at single
-    characters where letter and marks together have six bytes or more, and loses composed kana and Hangul."""
+    """Returns the text in NFKC where the tokenizer's normaliser is NFKC.
+
+    The one of `tokenizers` normalises single characters where letter and marks together have six bytes or more, and
+    loses composed kana and Hangul.
+    """
     normalizer = tokenizer.backend_tokenizer.normalizer
     if text.isascii() or normalizer is None or normalizer.normalize_str("ﬁ") != "fi":
         return text
@@ -136,7 +138,7 @@ def unknown_share(tokenizer: Any, texts: Iterable[str]) -> float:
 
 
 def train_sentencepiece(sentences: Iterable[str], vocabulary: int, language: str = "de") -> MBart50Tokenizer:
-    """A tokenizer in mBART-50's form over a unigram model of at most `vocabulary` pieces.
+    """Returns a tokenizer in mBART-50's form over a unigram model of at most `vocabulary` pieces.
 
     Same sentences, same tokenizer. Ids as in mBART-50: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the pieces, the
     52 language codes, `<mask>`. Raises RecipeError where the vocabulary is too small for the characters or there
@@ -148,8 +150,10 @@ def train_sentencepiece(sentences: Iterable[str], vocabulary: int, language: str
 
 
 def train_xglm_tokenizer(sentences: Iterable[str], vocabulary: int) -> XGLMTokenizer:
-    """A tokenizer in XGLM's form over a unigram model of at most `vocabulary` pieces: `<s>` 0, `<pad>` 1, `</s>` 2,
-    `<unk>` 3, the pieces. Raises RecipeError as `train_sentencepiece` does."""
+    """Returns a tokenizer in XGLM's form over a unigram model of at most `vocabulary` pieces.
+
+    Ids: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the pieces. Raises RecipeError as `train_sentencepiece` does.
+    """
     model = _train_unigram(sentences, vocabulary)
     specials = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     charsmap = model.normalizer_spec.precompiled_charsmap or None
@@ -214,7 +218,7 @@ def _from_model(model: Any, form: type) -> Any:
 
 
 def _stored_normalizer(folder: Path) -> Any:
-    """The normaliser that the folder's own files describe; of mBART's usual kind where there is no such file."""
+    """Returns the normaliser of the folder's own files; mBART's usual one where there is none."""
     if (folder / FAST_FILE).is_file():
         stored = Tokenizer.from_file(str(folder / FAST_FILE)).normalizer
         if stored is not None:

@@ -81,7 +81,7 @@ def _to_pixels(points: np.ndarray) -> list[list[float]]:
 
 
 def _background(signer: Signer) -> Image.Image:
-    """A plain wall, a little lighter around the signer."""
+    """Returns a plain wall, a little lighter around the signer."""
     side = SIZE * _OVER
     y, x = np.mgrid[0:side, 0:side] / side - 0.5
     light = 1.06 - 0.35 * (x**2 + y**2)[..., None]
@@ -93,7 +93,7 @@ def _background(signer: Signer) -> Image.Image:
 
 
 def _figure(motion: Motion, signer: Signer) -> list[Part]:
-    """All parts, back to front."""
+    """Returns all parts, back to front."""
     side = 1.0 if signer.left_handed else -1.0
     body = np.zeros((motion.frames, 2))
     # The trunk follows the hands a little.
@@ -108,7 +108,7 @@ def _figure(motion: Motion, signer: Signer) -> list[Part]:
 
 
 def _picture_hand(hand: np.ndarray, side: float, signer: Signer) -> np.ndarray:
-    """A hand with u and angle turned into picture coordinates."""
+    """Returns a hand with u and angle in picture coordinates."""
     turned = hand.copy()
     across = side * hand[:, U] * (signer.shoulders / 0.34) ** 0.5 + signer.lean
     turned[:, U] = np.clip(across, -0.76, 0.76)  # hands stay in the picture
@@ -132,7 +132,7 @@ def _ellipse(
 
 
 def _capsule(a: np.ndarray, b: np.ndarray, ra: np.ndarray | float, rb: np.ndarray | float) -> np.ndarray:
-    """A limb with round ends from a (T, 2) to b (T, 2), radii ra and rb: (T, 10, 2)."""
+    """Returns a limb with round ends from a (T, 2) to b (T, 2), radii ra and rb: (T, 10, 2)."""
     along = b - a
     angle = np.arctan2(along[:, 1], along[:, 0])[:, None]
     ra, rb = np.broadcast_to(ra, len(a))[:, None], np.broadcast_to(rb, len(a))[:, None]
@@ -162,7 +162,7 @@ def _trunk(body: np.ndarray, signer: Signer) -> list[Part]:
 
 
 def _head_place(motion: Motion, signer: Signer, body: np.ndarray) -> np.ndarray:
-    """(T, 5): centre of the head, its radii, and the turn."""
+    """Returns (T, 5): centre of the head, its radii, and the turn."""
     scale = 1.12 * signer.head * (1 + 0.07 * motion.head[:, 2])
     centre = body + np.array([0.0, 0.575])
     centre[:, 0] += 0.05 * motion.head[:, 0]
@@ -189,7 +189,7 @@ def _head(motion: Motion, head: np.ndarray, signer: Signer) -> list[Part]:
     skin = signer.skin
 
     def at(x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
-        """A point of the face, in radii; it wanders as the head turns and nods."""
+        """Returns a point of the face, given in radii; it moves as the head turns and nods."""
         return np.column_stack([centre[:, 0] + rx * (np.asarray(x) * (1 - 0.18 * np.abs(turn)) + 0.42 * turn),
                                 centre[:, 1] + ry * (np.asarray(y) - 0.14 * nod)])  # fmt: skip
 
@@ -242,7 +242,7 @@ def _head(motion: Motion, head: np.ndarray, signer: Signer) -> list[Part]:
 
 
 def _arm(hand: np.ndarray, side: float, body: np.ndarray, signer: Signer) -> list[Part]:
-    """Upper arm, forearm and cuff from the shoulder to the wrist of a hand."""
+    """Returns upper arm, forearm and cuff from the shoulder to the wrist of a hand."""
     frames = len(hand)
     shoulder = np.column_stack(
         [body[:, 0] + side * (signer.shoulders - 0.01), np.full(frames, _NECK_Y - 0.16), np.zeros(frames)]
@@ -272,7 +272,7 @@ def _arm(hand: np.ndarray, side: float, body: np.ndarray, signer: Signer) -> lis
 
 
 def _elbow(shoulder: np.ndarray, wrist: np.ndarray, upper: float, fore: float, side: float) -> np.ndarray:
-    """Two-bone inverse kinematics: the elbow (T, 3), bent downwards and outwards; moves `wrist` into reach."""
+    """Returns the elbow (T, 3) by two-bone inverse kinematics, bent down and outwards; moves `wrist` into reach."""
     way = wrist - shoulder
     distance = np.linalg.norm(way, axis=1, keepdims=True)
     reach = np.clip(distance, 0.2, 0.995 * (upper + fore))
@@ -291,7 +291,7 @@ _FINGERS = (0.168, 0.186, 0.172, 0.140)
 
 
 def _hand(hand: np.ndarray, side: float, signer: Signer) -> list[Part]:
-    """Palm and fingers; every finger has a dark outline, and a shade of its own."""
+    """Returns palm and fingers; every finger has a dark outline and its own shade."""
     scale = _HAND * signer.hand * (0.94 + 0.22 * hand[:, Z])
     axis = np.deg2rad(hand[:, ANGLE])
     forward = np.column_stack([np.cos(axis), np.sin(axis)]) * scale[:, None]
@@ -306,7 +306,7 @@ def _hand(hand: np.ndarray, side: float, signer: Signer) -> list[Part]:
     skin, shadow, edge = signer.skin, _shade(signer.skin, 0.88), _shade(signer.skin, 0.42)
 
     def point(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
-        """A point of the hand: a along the fingers, b towards the thumb."""
+        """Returns a point of the hand: a along the fingers, b towards the thumb."""
         a = np.broadcast_to(np.asarray(a, dtype=float) * length, len(hand))[:, None]
         return centre + forward * a + lateral * np.broadcast_to(b, len(hand))[:, None]
 
@@ -341,7 +341,7 @@ def _hand(hand: np.ndarray, side: float, signer: Signer) -> list[Part]:
 
 
 def _bent(base: np.ndarray, mid: np.ndarray, tip: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """A finger of two joints as one polygon, (T, 9, 2)."""
+    """Returns a finger of two joints as one polygon, (T, 9, 2)."""
 
     def normal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         along = b - a
