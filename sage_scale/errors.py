@@ -6,10 +6,16 @@ The command line turns them into one line on stderr and an exit code (docs/refer
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def debugging() -> bool:
+    """Returns whether SAGE_DEBUG asks for tracebacks."""
+    return os.environ.get("SAGE_DEBUG", "") not in ("", "0")
 
 
 class SageError(Exception):

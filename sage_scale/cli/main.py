@@ -105,7 +105,7 @@ def about(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = os.environ.get("SAGE_DEBUG", "") not in ("", "0") or "--debug" in arguments
+    debug = errors.debugging() or "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     code = run(arguments, debug=debug)
     try:

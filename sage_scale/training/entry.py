@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sage_scale.config import load_recipe
-from sage_scale.errors import SageError, StorageError, UsageError
+from sage_scale.errors import SageError, StorageError, UsageError, debugging
 from sage_scale.training import launcher
 from sage_scale.training.environment import join_launcher
 from sage_scale.training.monitor import rank_status
@@ -72,8 +72,7 @@ def _leave(code: int, line: str = "") -> int:
 
 
 def _fail(stage: str, error: BaseException, code: int, permanent: bool) -> int:
-    debug = os.environ.get("SAGE_DEBUG", "") not in ("", "0")
-    if debug or (not rank_status.monitored() and not isinstance(error, SageError)):
+    if debugging() or (not rank_status.monitored() and not isinstance(error, SageError)):
         tell(*"".join(traceback.format_exception(error)).splitlines())
     rank_status.failed(error, code, permanent)
     if rank_status.monitored():

@@ -6,7 +6,6 @@ Nothing here imports torch: a process that starts ranks need not become one. res
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import random
@@ -20,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.training.monitor.heartbeat import request_stop
 from sage_scale.training.monitor.rank_monitor import ENDED_FILE
-from sage_scale.training.monitor.rank_process import LAUNCHER_PID
+from sage_scale.training.monitor.rank_process import LAUNCHER_PID, end_with_parent
 from sage_scale.training.stopping import SAME_S
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json_object
@@ -172,10 +172,10 @@ def start_and_wait(
         given = {**environment(), LAUNCHER_PID: str(os.getpid()), ENDED_FILE: str(ended)}
         if stop_at:
             given["DS_ENV_FILE"] = str(_environment_file(Path(folder), given))
+        # When this process is killed the launcher gets SIGTERM, which ends its processes on other hosts, too.
+        orphaned = partial(end_with_parent, signal.SIGTERM)
         try:
-            child = subprocess.Popen(
-                arguments, env=given, start_new_session=True, preexec_fn=_end_with_parent
-            )
+            child = subprocess.Popen(arguments, env=given, start_new_session=True, preexec_fn=orphaned)
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
@@ -227,12 +227,6 @@ def _read(path: Path | None) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
             return parse_json_object(read_bytes(path))
     return {}
-
-
-def _end_with_parent() -> None:
-    """In the launcher: SIGTERM when we are killed (Linux), which ends the processes it started on other hosts too."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _signal_ranks(launcher: int) -> int:

@@ -9,7 +9,6 @@ ends (diagnosis.py) and says so in one line.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from sage_scale.errors import debugging
 from sage_scale.training.monitor import rank_status
 from sage_scale.training.monitor.diagnosis import Diagnosis, FaultReport, RankRegistry, diagnose
 from sage_scale.training.monitor.heartbeat import (
@@ -29,7 +29,7 @@ from sage_scale.training.monitor.heartbeat import (
     ports,
     run_token,
 )
-from sage_scale.training.monitor.rank_process import RankProcess
+from sage_scale.training.monitor.rank_process import RankProcess, end_with_parent
 from sage_scale.untrusted.display import json_text, message_line
 from sage_scale.untrusted.printer import tell
 
@@ -55,7 +55,9 @@ def start_rank_monitor(stage: str) -> None:
     child = os.fork()
     if child == 0:
         os.close(read_end)
-        _die_with(parent)
+        end_with_parent(signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
         rank_status.attach(write_end, stacks)
         return
     os.close(write_end)
@@ -67,20 +69,11 @@ def start_rank_monitor(stage: str) -> None:
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
         tell(f"sage-scale {stage}: the watchdog failed: {type(error).__name__}: {error}")
-        if os.environ.get("SAGE_DEBUG", "") not in ("", "0"):
+        if debugging():
             raise
     finally:
         sys.stderr.flush()
         os._exit(code)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies (Linux)."""
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 class RankMonitor(ABC):

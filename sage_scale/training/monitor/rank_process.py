@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -253,6 +255,13 @@ def _is_launcher(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return any(word.endswith(("/deepspeed", "deepspeed.launcher.launch")) for word in process.cmdline())
     return False
+
+
+def end_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when its parent dies (Linux)."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def innermost(stacks: str) -> tuple[str, bool]:
