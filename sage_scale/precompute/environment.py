@@ -8,21 +8,19 @@ dataset is then complete but not byte-identical.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sage_scale.config import Recipe, Vision
+from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import UsageError
+from sage_scale.precompute.frozen_backbone import weights_sha256
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards.layout import DATASET_JSON, DatasetInfo, PlannedUnit, parse_info
 from sage_scale.storage import Store
-from sage_scale.vision.backbone_choice import BACKBONES
 
 _SIZE_KEYS = ("train_clips", "dev_clips", "test_clips", "heldout_clips")
 """Keys of the synthetic corpus by which it may grow in an extension."""
@@ -115,27 +113,6 @@ def environment_here(recipe: Recipe, tagger: str) -> Environment:
         else:
             device += f" {torch.backends.cpu.get_cpu_capability().lower()}"
     return Environment(versions=dict(sorted(versions.items())), device=device, tagger=tagger)
-
-
-def weights_sha256(vision: Vision) -> str:
-    """Returns the hash of the frozen backbone's weights, file by file in order of names; empty for random ones."""
-    from sage_scale.precompute.run_backbone import run_weights
-
-    if vision.backbone not in BACKBONES:
-        path = run_weights(vision.backbone)
-    elif not vision.backbone_weights:
-        return ""
-    else:
-        path = Path(vision.backbone_weights)
-    kinds = (".safetensors", ".bin", ".pt", ".pth")
-    files = sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise UsageError(f"vision.backbone_weights={path}: no weights there (safetensors or a state dict)")
-    sha = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            sha.update(hashlib.file_digest(stream, "sha256").digest())
-    return sha.hexdigest()
 
 
 def check_same_recipe(url: str, stored: DatasetInfo, recipe: Recipe) -> None:

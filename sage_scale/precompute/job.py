@@ -27,6 +27,7 @@ from sage_scale.precompute.environment import (
     check_same_manifest,
     check_same_recipe,
 )
+from sage_scale.precompute.frozen_backbone import check_backbone, read_backbone_weights
 from sage_scale.precompute.plan import (
     Limits,
     Unit,
@@ -59,7 +60,6 @@ from sage_scale.shards.rejects import count_current_rejects, current_rejects, re
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import check_tagger
 from sage_scale.untrusted.printer import tell
-from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights, check_width
 
 
 @dataclass(kw_only=True)
@@ -86,23 +86,16 @@ class PrecomputeJob:
     """Class of the actors."""
 
     def __post_init__(self) -> None:
-        shards, vision = self.recipe.shards, self.recipe.vision
+        shards = self.recipe.shards
         self.manifest = without_repeats(self.manifest)
         if self.overwrite and (self.extend or self.retry_rejects):
             added = "--extend" if self.extend else "--retry-rejects"
             raise UsageError(f"--overwrite deletes the output that {added} would add to: give one of the two")
-        if vision.kind == "features" and vision.backbone in BACKBONES:
-            check_width(self.recipe)
-        # On a cluster only the actors can look for the weights, since a node has its own file system.
-        if vision.kind == "features" and not self.recipe.precompute.address:
-            if vision.backbone in NETWORKS:
-                check_weights(vision)
-            elif vision.backbone not in BACKBONES:
-                from sage_scale.precompute.run_backbone import check_run
-
-                check_run(self.recipe)
+        check_backbone(self.recipe)
         self.store: Store = open_store(self.url)
-        self.limits = Limits(clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=vision.fps)
+        self.limits = Limits(
+            clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=self.recipe.vision.fps
+        )
         self.units = plan_units(self.manifest, self.limits)
         expected = sum(row.expected for row in self.manifest.rejected)
         rows = len(self.manifest.clips) + len(self.manifest.rejected) - expected
@@ -304,7 +297,7 @@ class PrecomputeJob:
 
         On a cluster the nodes have files and packages of their own; there each actor checks (`UnitWorker.environment`).
         """
-        text, vision = self.recipe.text, self.recipe.vision
+        text = self.recipe.text
         clips = [clip for unit in units for clip in unit.clips if clip.id not in self.give_up]
         for language in sorted({clip.language for clip in clips} - {self.recipe.corpus.language}):
             try:
@@ -315,19 +308,9 @@ class PrecomputeJob:
                     f"{len(these):,} of {len(clips):,} clips are in '{language}', the first '{these[0]}': {error}; or "
                     "give their right language"
                 ) from None
-        if self.recipe.precompute.address:
-            return
-        check_tagger(self.recipe.corpus.language, text)
-        if vision.kind != "features" or vision.backbone == "keypoints":
-            return
-        if vision.backbone not in BACKBONES:
-            from sage_scale.precompute.run_backbone import read_run
-
-            read_run(vision.backbone)
-        elif (weights := check_weights(vision)) is not None:
-            from sage_scale.vision.pretrained_weights import read_state_dict
-
-            read_state_dict(weights)
+        if not self.recipe.precompute.address:
+            check_tagger(self.recipe.corpus.language, text)
+            read_backbone_weights(self.recipe.vision)
 
     def environment_check(self, info: DatasetInfo | None) -> EnvironmentCheck:
         """Returns the check of each actor's environment; `info` is dataset.json, None where it is yet to be written."""

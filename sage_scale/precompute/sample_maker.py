@@ -16,10 +16,10 @@ import numpy as np
 from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
+from sage_scale.precompute.frozen_backbone import open_backbone
 from sage_scale.segmentation import segment_clip
 from sage_scale.shards import Sample
 from sage_scale.text.pseudogloss import glosser
-from sage_scale.vision.backbone_choice import BACKBONES
 from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg
 from sage_scale.vision.sampling import median_frame
 from sage_scale.vision.video_frames import DecodeStats
@@ -50,16 +50,8 @@ class SampleMaker:
     def load(self) -> None:
         """Load the frozen backbone, if the recipe has one. Raises RecipeError or CheckpointError for wrong weights."""
         if self._backbone is None and self.recipe.vision.kind == "features":
-            from sage_scale.vision.backbones import load_backbone  # imports torch
-
-            vision = self.recipe.vision
             device = "cuda" if self.recipe.precompute.gpus_per_actor > 0 else "cpu"
-            if vision.backbone in BACKBONES:
-                self._backbone = load_backbone(vision, device)
-            else:
-                from sage_scale.precompute.run_backbone import run_backbone
-
-                self._backbone = run_backbone(vision, device)
+            self._backbone = open_backbone(self.recipe.vision, device)
 
     def take_stages(self) -> dict[str, float]:
         """Returns seconds by stage since the last call."""

@@ -9,11 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
 from sage_scale.precompute.plan import Unit
-from sage_scale.precompute.progress import ClipDone, JobProgress, UnitDone, UnitFailed
+from sage_scale.precompute.progress import ClipDone, JobProgress, UnitDone, UnitFailed, label
 from sage_scale.shards.layout import Marker
 
 UNIT = Unit(number=3, split="train", clips=tuple(Clip(id=f"c{i}", video=f"{i}.mp4") for i in range(4)))
@@ -174,3 +176,17 @@ def test_a_terminal_gets_a_bar() -> None:
         progress.clip(UNIT, done("c0", decode=1.0))
         progress.say("a line of its own")
     assert "1 of 4 clips" in text.getvalue() and "a line of its own" in text.getvalue()
+
+
+@given(st.text(st.characters()))
+def test_a_label_is_ascii_and_keeps_plain_names(text):
+    shown = label(text)
+    assert shown.isascii() and shown.isprintable()
+    if text.isascii() and text.isprintable() and ":/" not in text:
+        assert shown == text
+
+
+def test_a_label_tells_places_apart_without_secrets():
+    assert label("/data/ünï") == "/data/%C3%BCn%C3%AF"
+    assert label("s3://bucket/日本") != label("s3://bucket/日木")
+    assert "hunter2" not in label("s3://u:hunter2@bucket/日本?x=hunter2")

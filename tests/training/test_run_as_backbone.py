@@ -20,9 +20,9 @@ from sage_scale.models.sage.visual import VisualEncoder
 from sage_scale.precompute import job
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.environment import environment_here
+from sage_scale.precompute.frozen_backbone import open_backbone, run_weights
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import UnitDone
-from sage_scale.precompute.run_backbone import run_backbone, run_weights
 from sage_scale.training import pretrain
 from sage_scale.training.export import load_tensors
 from sage_scale.vision.packed import PackedVideo
@@ -54,7 +54,7 @@ def test_rows_are_what_the_runs_own_model_makes_of_the_frames(trained, tmp_path,
     (tmp_path / "run" / "recipe.yaml").write_text(to_yaml(changed), encoding="utf-8")
     frames = np.random.default_rng(1).integers(0, 256, (11, SIZE, SIZE, 3), dtype=np.uint8)
     vision = features_recipe(tmp_path / "run", changed, "vision.feature_views=2").vision
-    rows, view = run_backbone(vision).pictures(frames, [12345])
+    rows, view = open_backbone(vision).pictures(frames, [12345])
 
     model = VisualEncoder(changed, Stage(augment=vision.view_augment)).eval()
     values = load_tensors(run / "pretrain" / "visual.safetensors")
@@ -104,19 +104,19 @@ def test_a_run_is_named_by_its_folder_its_export_or_its_file(trained, tmp_path) 
     export.mkdir()
     shutil.copyfile(file, export / "visual.safetensors")
     with pytest.raises(CheckpointError, match=r"no recipe\.yaml"):
-        run_backbone(features_recipe(export, recipe).vision)
+        open_backbone(features_recipe(export, recipe).vision)
     shutil.copyfile(run / "recipe.yaml", export / "recipe.yaml")
     frames = np.zeros((2, SIZE, SIZE, 3), np.uint8)
-    both = [run_backbone(features_recipe(place, recipe).vision).pictures(frames) for place in (run, export)]
+    both = [open_backbone(features_recipe(place, recipe).vision).pictures(frames) for place in (run, export)]
     assert np.array_equal(*both)
 
 
 def test_mistakes_are_one_line(trained, tmp_path) -> None:
     run, recipe = trained
     with pytest.raises(RecipeError, match="neither a backbone's name"):
-        run_backbone(features_recipe(tmp_path / "none", recipe).vision)
+        open_backbone(features_recipe(tmp_path / "none", recipe).vision)
     with pytest.raises(RecipeError, match=f"set vision.crop={SIZE}"):
-        run_backbone(features_recipe(run, recipe, "vision.crop=14").vision)
+        open_backbone(features_recipe(run, recipe, "vision.crop=14").vision)
     for change, told in (
         ("model.feature_dim=12", r"set model\.feature_dim=16"),
         ("vision.crop=14", r"set vision\.crop=16"),
@@ -129,4 +129,4 @@ def test_mistakes_are_one_line(trained, tmp_path) -> None:
     file = tmp_path / "run" / "pretrain" / "visual.safetensors"
     file.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"visual\.safetensors"):
-        run_backbone(features_recipe(tmp_path / "run", recipe).vision)
+        open_backbone(features_recipe(tmp_path / "run", recipe).vision)

@@ -1,0 +1,158 @@
+"""The frozen backbone of `vision.backbone`: a network by name, keypoints, or a trained run (its folder or file).
+
+Of a run its own frame encoder is used: the tensors `visual.backbone.*` of a `visual.safetensors`, and the recipe beside
+or above it, which tells the network's shape and whether the clip's background is subtracted first. Torch is imported
+only where a backbone is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sage_scale.config import Recipe, Vision, load_recipe
+from sage_scale.errors import CheckpointError, RecipeError, UsageError
+from sage_scale.untrusted.files import expanded
+from sage_scale.untrusted.hashes import check_hashes
+from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights, check_width
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from sage_scale.vision.backbones import FrozenBackbone
+
+FILES = ("visual.safetensors", "model/visual.safetensors", "pretrain/visual.safetensors")
+"""The visual side's file in a run or an export, the later stage first."""
+_PREFIX = "visual.backbone."
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def check_backbone(recipe: Recipe) -> None:
+    """Raises RecipeError for features of another width or crop than the recipe trains on, NoModel for missing weights.
+
+    With a cluster's address only widths are checked, since a node has its own file system.
+    """
+    vision, here = recipe.vision, not recipe.precompute.address
+    if vision.kind != "features":
+        return
+    if vision.backbone in BACKBONES:
+        check_width(recipe)
+        if here and vision.backbone in NETWORKS:
+            check_weights(vision)
+    elif here:
+        made = _recipe(run_weights(vision.backbone))
+        _check_crop(made, vision)
+        width = made.model.backbone.widths[-1]
+        if width != recipe.model.feature_dim:
+            raise RecipeError(
+                f"vision.backbone={vision.backbone} makes features of {width} numbers, model.feature_dim is "
+                f"{recipe.model.feature_dim}: set model.feature_dim={width}"
+            )
+
+
+def read_backbone_weights(vision: Vision) -> None:
+    """Raises CheckpointError where the backbone's weights are damaged, or not finite."""
+    if vision.kind != "features" or vision.backbone == "keypoints":
+        return
+    if vision.backbone not in BACKBONES:
+        _read(run_weights(vision.backbone))
+    elif (weights := check_weights(vision)) is not None:
+        from sage_scale.vision.pretrained_weights import read_state_dict
+
+        read_state_dict(weights)
+
+
+def weights_sha256(vision: Vision) -> str:
+    """Returns the hash of the backbone's weights, file by file in order of names; empty for random ones."""
+    if vision.backbone not in BACKBONES:
+        path = run_weights(vision.backbone)
+    elif not vision.backbone_weights:
+        return ""
+    else:
+        path = Path(vision.backbone_weights)
+    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise UsageError(f"vision.backbone_weights={path}: no weights there (safetensors or a state dict)")
+    sha = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            sha.update(hashlib.file_digest(stream, "sha256").digest())
+    return sha.hexdigest()
+
+
+def open_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenBackbone:
+    """Returns the backbone on `device`.
+
+    Raises RecipeError for a run that is not there or was trained on other pictures, CheckpointError for wrong weights.
+    """
+    from sage_scale.vision.backbones import FrozenBackbone
+
+    if vision.backbone in BACKBONES:
+        return FrozenBackbone(vision, device)
+    file = run_weights(vision.backbone)
+    return FrozenBackbone(vision, device, _RunNetwork(file, _recipe(file), vision))
+
+
+def run_weights(backbone: str) -> Path:
+    """Returns the weights file of the run that `vision.backbone` names. Raises RecipeError where there is none."""
+    path = expanded(backbone)
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    for name in FILES:
+        if (path / name).is_file():
+            return path / name
+    raise RecipeError(
+        f"vision.backbone={backbone}: neither a backbone's name (resnet34, dinov2-vits14, keypoints) nor a trained run "
+        f"with {', '.join(FILES)}"
+    )
+
+
+class _RunNetwork:
+    """A run's frame encoder, in evaluation mode."""
+
+    def __init__(self, file: Path, recipe: Recipe, vision: Vision) -> None:
+        from sage_scale.nn.frame_encoder import FrameEncoder
+        from sage_scale.vision.pretrained_weights import load_exactly
+
+        _check_crop(recipe, vision)
+        self.background = recipe.vision.background == "median"
+        values = _read(file)
+        state = {name.removeprefix(_PREFIX): v for name, v in values.items() if name.startswith(_PREFIX)}
+        if not state:
+            raise CheckpointError(
+                f"{file} holds no frame encoder: the run was trained on features, or is none of SAGE's"
+            )
+        self._encoder = FrameEncoder(recipe.model.backbone, recipe.vision.crop, "frozen")
+        load_exactly(self._encoder, state, file)
+        self.width = self._encoder.width
+
+    @property
+    def module(self) -> nn.Module:
+        return self._encoder
+
+    def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
+        return self._encoder(x_BCHW, centred=centred)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    from sage_scale.nn.weights import read_weights
+
+    check_hashes(file.parent)
+    return read_weights(file)
+
+
+def _check_crop(made: Recipe, vision: Vision) -> None:
+    if made.vision.crop != vision.crop:
+        raise RecipeError(
+            f"vision.backbone={vision.backbone} was trained on pictures of {made.vision.crop} pixels: set "
+            f"vision.crop={made.vision.crop}"
+        )
+
+
+def _recipe(file: Path) -> Recipe:
+    for folder in (file.parent, file.parent.parent):
+        if (folder / "recipe.yaml").is_file():
+            return load_recipe(folder / "recipe.yaml")
+    raise CheckpointError(f"{file}: no recipe.yaml beside it or in the folder above says how it is built")
