@@ -39,8 +39,8 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def remote(folder, monkeypatch):
     """Copies the dataset into a bucket; time-outs are short, so that silence is noticed within a test."""
-    monkeypatch.setattr(s3, "TRY_READ_TIMEOUT_S", 1)
-    monkeypatch.setattr(s3, "TRY_CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr(s3, "SINGLE_READ_TIMEOUT_S", 1)
+    monkeypatch.setattr(s3, "SINGLE_CONNECT_TIMEOUT_S", 1)
 
     def upload(bucket):
         store = open_store(bucket.url)
