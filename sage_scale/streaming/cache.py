@@ -48,7 +48,7 @@ RENEW_S = 1.0
 LOCK_TIMEOUT_S = 10.0
 """Longest wait for another process that writes the same block; then the store is asked directly."""
 LEDGER_TIMEOUT_S = 5.0
-_BLOCK = re.compile(r"(\d{6,})-([0-9a-f]+)-([0-9a-f]+)(\.part)?")
+_BLOCK = re.compile(r"(\d{6,})-([0-9a-f]+)-([0-9a-f]+)(?:\.part)?")
 _DATASET = re.compile(r"[0-9a-f]{16}")
 _PART = ".part"
 
@@ -224,22 +224,18 @@ class BlockCache:
     def _evict(self, keep: int, own: Path) -> int:
         """Removes blocks of any dataset, the least recently used first, down to `keep` bytes; returns the rest."""
         found, total = [], 0
-        for folder in _folders(self.folder):
-            for entry in os.scandir(folder):
-                match = _BLOCK.fullmatch(entry.name)
-                if not match or entry.path == str(own):
-                    continue
-                if match[4] and _remove_if_abandoned(Path(entry.path)):
-                    continue
-                total += _size(entry.name)  # an unfinished block counts as a whole
-                with contextlib.suppress(FileNotFoundError):
-                    if not match[4]:
-                        found.append((entry.stat().st_mtime_ns, entry.path, _size(entry.name)))
+        for path in self._files():
+            unfinished = path.suffix == _PART
+            if path == own or (unfinished and _remove_if_abandoned(path)):
+                continue
+            total += _size(path.name)  # an unfinished block counts as a whole
+            with contextlib.suppress(FileNotFoundError):
+                if not unfinished:
+                    found.append((path.stat().st_mtime_ns, path, _size(path.name)))
         for _, path, size in sorted(found):
             if total <= keep:
                 break
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            path.unlink(missing_ok=True)
             total -= size
         for folder in _folders(self.folder):
             if folder != self._blocks:
@@ -264,10 +260,14 @@ class BlockCache:
 
     def _sweep(self) -> None:
         """Removes the unfinished blocks of dead processes."""
-        for folder in _folders(self.folder):
-            for entry in os.scandir(folder):
-                if entry.name.endswith(_PART) and _BLOCK.fullmatch(entry.name):
-                    _remove_if_abandoned(Path(entry.path))
+        for path in self._files():
+            if path.suffix == _PART:
+                _remove_if_abandoned(path)
+
+    def _files(self) -> list[Path]:
+        """Returns the blocks of all datasets, unfinished ones among them."""
+        entries = (entry for folder in _folders(self.folder) for entry in os.scandir(folder))
+        return [Path(entry.path) for entry in entries if _BLOCK.fullmatch(entry.name)]
 
 
 def block_name(unit: int, begin: int, end: int) -> str:
