@@ -7,7 +7,6 @@ variety that training on frames would have seen; epoch e sees view e mod views, 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,16 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from sage_scale.config import Stage
+from sage_scale.errors import RecipeError
 from sage_scale.streaming import Batch
 from sage_scale.training.engine import Engine
 from sage_scale.vision.packed import PackedVideo, view_seed
 
 
-class FrozenOutputs(ABC):
-    """What of a translator is frozen, and how its forward pass goes on from the outputs that are kept."""
+class FrozenOutputs:
+    """The frozen part of a translator, and the forward pass from its stored outputs; by itself nothing is frozen."""
 
-    def __init__(self, stage: Stage, backbone: nn.Module | None, visual: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, model: Any, stage: Stage, backbone: nn.Module | None = None, visual: Sequence[nn.Module] = ()
+    ) -> None:
         """`backbone` is the frame encoder, `visual` the whole visual side."""
+        self.model = model
         self.kind = stage.freeze
         if self.kind == "backbone" and backbone is None:
             self.kind = "none"  # features come from the shards: there is no backbone to freeze
@@ -41,7 +44,6 @@ class FrozenOutputs(ABC):
         for module in self._modules:
             module.eval()
 
-    @abstractmethod
     def forward(
         self,
         video: PackedVideo,
@@ -50,11 +52,15 @@ class FrozenOutputs(ABC):
         input_ids_BL: Tensor,
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:
-        """The translator's forward pass from what is kept: frame features (F, C), tokens (N, D), or nothing."""
+        """Returns the translator's summed loss and number of labels, from stored frame features (F, C), tokens (N, D),
+        or, with `kept` None, from the video."""
+        return self.model(video, labels_BL, input_ids_BL, label_smoothing)
 
-    @abstractmethod
     def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
-        """What is kept of a video's clips, packed, and how many rows of it each clip has."""
+        """Returns the outputs to store of a video's clips, packed, and the number of rows of each clip."""
+        raise RecipeError(
+            f"finetune.freeze={self.kind}: this model cannot freeze a part: set finetune.freeze=none"
+        )
 
     def inputs(self, batch: Batch, engine: Engine) -> tuple[PackedVideo, Tensor | None]:
         """The batch on the engine's device: its video, and the kept outputs in place of its frames."""

@@ -58,8 +58,7 @@ class SageOutputs(FrozenOutputs):
     """Kept: features of the frame encoder, or tokens behind the mapper."""
 
     def __init__(self, model: SageTranslator, stage: Stage) -> None:
-        super().__init__(stage, model.visual.backbone, [model.visual, model.mapper])
-        self.model = model
+        super().__init__(model, stage, model.visual.backbone, [model.visual, model.mapper])
 
     def forward(
         self,
@@ -69,9 +68,9 @@ class SageOutputs(FrozenOutputs):
         input_ids_BL: Tensor,
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:
-        model = self.model
         if kept is None:
-            return model(video, labels_BL, input_ids_BL, label_smoothing)
+            return super().forward(video, kept, labels_BL, input_ids_BL, label_smoothing)
+        model = self.model
         tokens_ND = kept
         if self.kind == "backbone":
             seeds_N = (

@@ -81,12 +81,10 @@ class Sign2GptOutputs(FrozenOutputs):
     def __init__(self, model: Sign2GptTranslator, stage: Stage) -> None:
         if (
             model.spatial is None or model.sign_encoder is None
-        ):  # stored sign features: nothing is computed of them
-            stage = replace(stage, freeze="none")
-            super().__init__(stage, None, [])
+        ):  # stored sign features: there is nothing to freeze
+            super().__init__(model, replace(stage, freeze="none"))
         else:
-            super().__init__(stage, model.spatial.backbone, [model.spatial, model.sign_encoder])
-        self.model: Any = model
+            super().__init__(model, stage, model.spatial.backbone, [model.spatial, model.sign_encoder])
 
     def forward(
         self,
@@ -96,9 +94,9 @@ class Sign2GptOutputs(FrozenOutputs):
         input_ids_BL: Tensor,
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:
-        model, frames_B = self.model, clip_frames(video)
         if kept is None:
-            return model(video, labels_BL, input_ids_BL, label_smoothing)
+            return super().forward(video, kept, labels_BL, input_ids_BL, label_smoothing)
+        model, frames_B = self.model, clip_frames(video)
         if self.kind == "backbone":
             tokens_ND, lengths_B = model.sign_encoder(model.spatial.rows(kept), frames_B, video.clip_seeds_B)
         else:

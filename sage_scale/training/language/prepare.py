@@ -66,7 +66,10 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
 
     A collective, before anything is written: seconds, also where a name of the hub cannot be looked up.
     """
-    if model_spec(recipe.model.kind).language_codes:
+    spec = model_spec(recipe.model.kind)
+    if spec.language is None:
+        return
+    if spec.language_codes:
         for dataset in datasets:
             _check_languages(dataset)
     prepared = run / "language_model"
