@@ -10,9 +10,10 @@ micro-batches (stage 1: the embedding cache, stage 2: gradient accumulation). Ch
 - every step's loss against one rank under ZeRO-0 (stage 2 always begins with that rank's stage 1);
 - the clips of every whole epoch, over all ranks and across the resume: each of the dataset once.
 
-`--pairwise` takes 16 layouts, with a resume each, in which every pair of (ranks, ZeRO stage, stage and BatchNorm, ZeRO
-stage after the resume) occurs. Ranks are forked from this process, whose imports they share. Prints one table and ends
-with code 1 where a loss is further off than TOLERANCE or a clip is seen too often or not at all.
+`--models` takes Sign2GPT on two ranks, and on one after them, whose frozen weights must stay byte for byte, and frames
+in chunks. `--pairwise` takes 16 layouts, with a resume each, in which every pair of (ranks, ZeRO stage, stage and
+BatchNorm, ZeRO stage after the resume) occurs. Ranks are forked from this process, whose imports they share. Prints one
+table and ends with code 1 where a loss is further off than TOLERANCE or a clip is seen too often or not at all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -45,12 +47,17 @@ import torch.utils.tensorboard
 
 sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import parse
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.training import (
+    make_causal_folder,
+    make_language_folder,
+    make_shards,
+    sign2gpt_recipe,
+    tiny_recipe,
+)
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from sage_scale.config import load_recipe, override, to_yaml
 from sage_scale.training import distributed, finetune, pretrain
-from sage_scale.training.finetune import STAGE1
 
 STAGES, NORMS, ZEROS, RANKS = ("pretrain", "finetune"), ("sync", "frozen"), (0, 1, 2, 3), (1, 2, 3, 4)
 RESUMED_BY = {1: 2, 2: 3, 3: 4, 4: 1}
@@ -77,14 +84,19 @@ class Layout:
     zero: int
     batch: int = BATCH
     micro: int = 0
+    model: str = "sage"
+    chunk_frames: int = 0
+    kept: tuple[str, ...] = ()
+    """Changes of the recipe that the reference has, too."""
 
     @property
     def name(self) -> str:
-        return f"{self.stage}-{self.norm}-{self.ranks}x{self.zero}-b{self.batch}-m{self.micro}"
+        options = f"b{self.batch}-m{self.micro}-c{self.chunk_frames}{'-augmented' if self.kept else ''}"
+        return f"{self.model}-{self.stage}-{self.norm}-{self.ranks}x{self.zero}-{options}"
 
     def reference(self) -> Layout:
         """What it must equal."""
-        return dataclasses.replace(self, ranks=1, zero=0, micro=0)
+        return dataclasses.replace(self, ranks=1, zero=0, micro=0, chunk_frames=0)
 
 
 @dataclasses.dataclass
@@ -94,6 +106,8 @@ class Told:
     losses: dict[int, float]
     clips: dict[int, list[tuple[int, str]]]
     seconds: float
+    frozen: str = ""
+    """sha256 of the frozen weights in the export, where the model has some."""
 
 
 class Grid:
@@ -102,14 +116,18 @@ class Grid:
     def __init__(self, folder: Path, steps: int, saved: int) -> None:
         self.folder, self.steps, self.saved = folder, steps, saved
         self.known: dict[str, Told] = {}
-        if not (folder / "tiny.yaml").is_file():
+        if not (folder / "sign2gpt.yaml").is_file():
             in_fork(lambda: self._make_world())
 
     def _make_world(self) -> None:
         language = make_language_folder(self.folder / "language")
+        causal = make_causal_folder(self.folder / "causal")
         recipe = tiny_recipe("frames", f"model.language_model={language}")
         make_shards(self.folder / "shards", recipe, PLAN)
-        (self.folder / "tiny.yaml").write_text(to_yaml(recipe))
+        (self.folder / "sage.yaml").write_text(to_yaml(recipe))
+        (self.folder / "sign2gpt.yaml").write_text(
+            to_yaml(sign2gpt_recipe("frames", f"model.language_model={causal}"))
+        )
 
     def straight(self, layout: Layout) -> Told:
         """A run from the first step to the last, with a checkpoint after `saved`."""
@@ -125,12 +143,20 @@ class Grid:
             losses={step: first.losses[step] for step in before} | part.losses,
             clips={step: first.clips[step] for step in before} | part.clips,
             seconds=part.seconds,
+            frozen=part.frozen,
         )
 
     def off(self, layout: Layout, told: Told) -> float:
-        """The largest relative deviation of a loss from the reference's; infinite where a step is missing."""
+        """The largest relative deviation of a loss from the reference's.
+
+        Infinite where a step is missing or a frozen weight differs.
+        """
         wanted = self.straight(layout.reference())
-        if told.losses.keys() != wanted.losses.keys() or len(wanted.losses) != self.steps:
+        if (
+            told.frozen != wanted.frozen
+            or told.losses.keys() != wanted.losses.keys()
+            or len(wanted.losses) != self.steps
+        ):
             return float("inf")
         return max(abs(told.losses[step] / loss - 1) for step, loss in wanted.losses.items())
 
@@ -155,33 +181,26 @@ class Grid:
             kept = json.loads(told.read_text())
             losses = {int(step): loss for step, loss in kept["losses"].items()}
             clips = {int(step): [(e, key) for e, key in seen] for step, seen in kept["clips"].items()}
-            self.known[name] = Told(losses, clips, kept["seconds"])
+            self.known[name] = Told(losses, clips, kept["seconds"], kept["frozen"])
             return self.known[name]
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir()
         if layout.stage == "finetune":
-            first = self.folder / Layout("pretrain", layout.norm, 1, 0).name
-            if not (first / STAGE1).is_file():
-                self.straight(Layout("pretrain", layout.norm, 1, 0))
-            (run / STAGE1).parent.mkdir()
-            shutil.copy(first / STAGE1, run / STAGE1)
+            stage1 = Layout("pretrain", layout.norm, 1, 0, model=layout.model)
+            self.straight(stage1)
+            without = shutil.ignore_patterns("checkpoints", "log.jsonl")
+            shutil.copytree(self.folder / stage1.name / "pretrain", run / "pretrain", ignore=without)
         if after is not None:
             checkpoint = Path(after.stage) / "checkpoints" / f"step-{self.saved:08d}"
             shutil.copytree(self.folder / after.name / checkpoint, run / checkpoint)
         changes = [f"model.batchnorm={layout.norm}"]
         settings: dict[str, float] = {
-            "zero_stage": layout.zero,
-            "batch_size": layout.batch,
-            "micro_batch": layout.micro,
-        }
-        settings |= {
-            "max_steps": self.steps,
-            "save_every": self.saved,
-            "keep_checkpoints": 9,
-            "lr": LR[layout.stage],
-        }
-        changes += [f"{layout.stage}.{key}={value}" for key, value in settings.items()]
-        recipe = override(load_recipe(str(self.folder / "tiny.yaml")), changes)
+            "zero_stage": layout.zero, "batch_size": layout.batch, "micro_batch": layout.micro,
+            "chunk_frames": layout.chunk_frames, "max_steps": self.steps, "save_every": self.saved,
+            "keep_checkpoints": 9, "lr": LR[layout.stage],
+        }  # fmt: skip
+        changes += [*layout.kept, *(f"{layout.stage}.{key}={value}" for key, value in settings.items())]
+        recipe = override(load_recipe(str(self.folder / f"{layout.model}.yaml")), changes)
         trainer = pretrain if layout.stage == "pretrain" else finetune
         began = time.monotonic()
         seen = fork_ranks(layout.ranks, lambda: trainer.run(recipe, run, str(self.folder / "shards")))
@@ -192,7 +211,12 @@ class Grid:
         for rank in seen:
             for number, (epoch, keys) in enumerate(rank, start=offset + 1):
                 clips.setdefault(number, []).extend((epoch, key) for key in keys)
-        self.known[name] = Told(losses, clips, time.monotonic() - began)
+        weights = run / "model" / "frozen.safetensors"
+        frozen = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+        assert frozen or layout.model == "sage" or layout.stage == "pretrain", (
+            "an export without frozen weights"
+        )
+        self.known[name] = Told(losses, clips, time.monotonic() - began, frozen)
         told.write_text(json.dumps(dataclasses.asdict(self.known[name])))
         for path in (run / layout.stage / "tensorboard", run / "model"):
             shutil.rmtree(path, ignore_errors=True)
@@ -324,11 +348,27 @@ def further(some: bool) -> list[Layout]:
     return rows
 
 
+def of_models() -> list[tuple[Layout, Layout]]:
+    """Sign2GPT's stages on two ranks, resumed by one, and SAGE's frames in chunks: layouts and what resumes each."""
+    rows = []
+    for stage, ends in (("pretrain", {2: 3}), ("finetune", {3: 1, 1: 0})):
+        for zero in (1, 2, 3):
+            layout = Layout(stage, "sync", 2, zero, model="sign2gpt")
+            ended = dataclasses.replace(layout, ranks=1, zero=ends.get(zero, zero))
+            rows.append((layout, ended if zero in ends else layout))
+    augmented = ("pretrain.augment.rotation=15", "pretrain.augment.brightness=0.2")
+    for ranks, zero, micro in ((2, 1, 0), (2, 3, 0), (1, 2, 2)):  # chunks of frames within those of the cache
+        chunked = Layout("pretrain", "frozen", ranks, zero, micro=micro, chunk_frames=7, kept=augmented)
+        rows.append((chunked, chunked))
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairwise", action="store_true", help="a covering part of the grid")
+    parser.add_argument("--models", action="store_true", help="Sign2GPT and frames in chunks")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--keep", type=Path, help="folder for the runs, which goes on with those it has")
     parser.add_argument("--most", type=int, help="layouts of the covering part, no others")
@@ -348,13 +388,18 @@ def main() -> int:
                   file=sys.stderr, flush=True)  # fmt: skip
 
         pairs, more = pairwise()[: options.most], further(options.pairwise) if options.most is None else []
-        if not options.pairwise:
+        if options.models:
+            pairs, more = of_models(), []
+        elif not options.pairwise:
             every = [Layout(s, n, r, z) for s in STAGES for n in NORMS for r in RANKS for z in ZEROS]
             pairs = [(layout, dataclasses.replace(layout, ranks=RESUMED_BY[layout.ranks], zero=zero))
                      for layout in every for zero in ZEROS if layout.ranks != 3]  # fmt: skip
             pairs += [(layout, layout) for layout in every if layout.ranks == 3]
         for layout, then in pairs:
-            title = (layout.stage, layout.norm)
+            title = (
+                layout.stage if layout.model == "sage" else f"{layout.model} {layout.stage}",
+                layout.norm,
+            )
             if layout.name not in {row[0] for row in found.get((*title, "straight"), [])}:
                 note((*title, "straight"), layout.name, layout, grid.straight(layout))
             if then != layout:

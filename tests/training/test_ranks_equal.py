@@ -28,15 +28,16 @@ OWN_LINES = (
 
 @pytest.mark.system
 @pytest.mark.timeout(600)
-def test_losses_and_clips_are_those_of_one_rank():
-    """tests/campaigns/layouts_train.py on a part of its grid in which every pair of settings occurs."""
+@pytest.mark.parametrize(("part", "runs"), [("--pairwise", 35), ("--models", 12)])
+def test_losses_clips_and_frozen_weights_are_those_of_one_rank(part: str, runs: int):
+    """Two parts of the matrix: every pair of settings of SAGE; Sign2GPT, its resumes, and frames in chunks."""
     script = ROOT / "tests" / "campaigns" / "layouts_train.py"
     run = subprocess.run(
-        [sys.executable, script, "--pairwise", "--steps", "8"],
+        [sys.executable, script, part, "--steps", "8"],
         env=SHARED, capture_output=True, text=True, timeout=580, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr[-3000:]
-    assert "35 of 35 runs as one rank under ZeRO-0" in run.stdout
+    assert f"{runs} of {runs} runs as one rank under ZeRO-0" in run.stdout
 
 
 @pytest.mark.system
