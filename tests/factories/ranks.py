@@ -31,17 +31,11 @@ def run_ranks(script: Path, world: int, arguments: list[object], timeout: float 
     """Outputs of `world` processes; fails with the output of the first that failed."""
     port = free_port()
     processes = []
+    place = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     for rank in range(world):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
+        place |= {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "PYTHONPATH": path}
+        environment = os.environ | {name: str(value) for name, value in place.items()}
         processes.append(
             subprocess.Popen(
                 [sys.executable, str(script), *map(str, arguments)],

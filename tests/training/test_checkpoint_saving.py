@@ -307,7 +307,7 @@ def test_a_loss_scale_that_was_found_is_kept(ranks, tmp_path):
 
 @pytest.mark.system
 def test_hosts_that_share_no_folder_are_told_so(tmp_path):
-    for output in run_ranks(Path(__file__).with_name("unshared_folders.py"), 2, [tmp_path]):
+    for output in run_ranks(Path(__file__).with_name("rank_tasks.py"), 2, ["unshared_folders", tmp_path]):
         assert "step 1 could not be written (rank 0: what rank 1 wrote to" in output
         assert "the hosts share no such folder" in output
 

@@ -181,7 +181,7 @@ def test_too_many_bad_steps_end_the_run_and_so_does_the_default(world, tmp_path)
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("zero", [0, 2])
 def test_ranks_leave_out_a_step_that_is_bad_on_one_of_them(tmp_path, zero):
-    outputs = run_ranks(Path(__file__).with_name("one_bad_rank.py"), 2, [zero])
+    outputs = run_ranks(Path(__file__).with_name("rank_tasks.py"), 2, ["one_bad", zero])
     results = [json.loads(line) for text in outputs for line in text.splitlines() if line.startswith("{")]
     assert [result["updated"] for result in results] == [[True, True, True, False, True]] * 2
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import pytest
 from factories.ranks import run_ranks
 
 pytestmark = pytest.mark.system
-RANK = Path(__file__).with_name("reading_ranks.py")
+RANK = Path(__file__).with_name("rank_tasks.py")
 
 
 @pytest.mark.parametrize(("world", "damaged"), [(3, ""), (2, ""), (3, "03")])
@@ -20,7 +20,7 @@ def test_every_file_on_every_rank_by_one_request(tmp_path, world, damaged):
     sizes = [generator.randrange(2_000_000), 0, 1, *(generator.randrange(100_000) for _ in range(4))]
     for number, size in enumerate(sizes):
         (tmp_path / f"{number:02d}").write_bytes(generator.randbytes(size))
-    outputs = run_ranks(RANK, world, [tmp_path, damaged])
+    outputs = run_ranks(RANK, world, ["reading", tmp_path, damaged])
     told = [json.loads(next(line for line in text.splitlines() if line.startswith("{"))) for text in outputs]
     names = sorted(path.name for path in tmp_path.iterdir())
     reached = names[: names.index(damaged)] if damaged else names

@@ -258,5 +258,5 @@ def test_cosine_schedule_follows_its_formula():
 
 @pytest.mark.system
 def test_ranks_wait_for_a_first_rank_that_is_slower_than_the_time_out():
-    for output in run_ranks(Path(__file__).with_name("slow_first_rank.py"), 2, []):
+    for output in run_ranks(Path(__file__).with_name("rank_tasks.py"), 2, ["slow_first"]):
         assert "got it" in output

@@ -1,0 +1,89 @@
+"""Tasks of ranks: `python rank_tasks.py TASK ARGUMENT...`, the tasks are the functions below; answers are printed."""
+
+import hashlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from factories.ranks import leave
+from toy_stage import Toy
+
+from sage_scale.config import Stage
+from sage_scale.errors import CheckpointError, StorageError
+from sage_scale.training import distributed
+from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress, read_together
+from sage_scale.training.checkpoint.saving import Saver
+from sage_scale.training.engine import Engine
+from sage_scale.training.loss_guard import LossGuard
+
+
+def slow_first() -> None:
+    """Rank 0 takes longer than the run's time-out to prepare something; the others wait for it."""
+    ranks = distributed.initialise(timeout_s=3)
+    waiting = distributed.long_timeout_group()
+    if ranks.first:
+        time.sleep(8)
+    print("got", distributed.from_first("it" if ranks.first else None, waiting))
+
+
+def one_bad(zero: str) -> None:
+    """Of two ranks, rank 1 gets a loss that is not a number in its fourth step."""
+    ranks = distributed.initialise()
+    stage = Stage(zero_stage=int(zero), optimizer="sgd", lr=0.05, clip=0.5, on_bad_loss="skip")
+    torch.manual_seed(0)
+    engine = Engine(Toy(), stage, ranks)
+    guard, progress, updated = LossGuard(engine, stage), TrainingProgress(), []
+    for step in range(5):
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)
+        guard.begin()
+        share = engine.forward(x[ranks.rank :: 2], y[ranks.rank :: 2], 6)
+        if step == 3 and ranks.rank == 1:
+            share = share * math.nan
+        engine.backward(share)
+        engine.step(0.0, hold=bool(guard.judge(float(share.detach()), progress)))
+        updated.append(engine.updated)
+    head = next(engine.weight(parameter) for name, parameter in engine.trained() if name.startswith("head"))
+    print(json.dumps({"updated": updated, "head": head.flatten().tolist()}), flush=True)
+
+
+def reading(folder: str, damaged: str) -> None:
+    """Reads the files of a folder together with the other ranks."""
+    ranks = distributed.initialise()
+    asked: list[str] = []
+
+    def read(name: str) -> bytes:
+        asked.append(name)
+        if name == damaged:
+            raise CheckpointError(f"{name} is damaged")
+        return (Path(folder) / name).read_bytes()
+
+    got, error = [], ""
+    try:
+        for data in read_together(read, sorted(path.name for path in Path(folder).iterdir()), ranks):
+            got.append(hashlib.sha256(data).hexdigest())
+    except CheckpointError as failure:
+        error = str(failure)
+    print(json.dumps({"asked": asked, "got": got, "error": error}), flush=True)
+    distributed.barrier()
+
+
+def unshared_folders(folder: str) -> None:
+    """Two ranks whose hosts share no folder save to one of the same name."""
+    ranks = distributed.initialise()
+    torch.manual_seed(0)
+    engine = Engine(Toy(), Stage(zero_stage=1), ranks)
+    saver = Saver(Checkpoints(Path(folder) / f"host-{ranks.rank}"), ranks, patience_s=1.0)
+    saver.save(engine, TrainingProgress(step=1))
+    try:
+        saver.finish()
+    except StorageError as error:
+        print(error, flush=True)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
+    leave()
