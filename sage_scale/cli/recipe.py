@@ -71,7 +71,7 @@ def list_keys() -> None:
 def explain(
     name: Annotated[str, typer.Argument(metavar="[KEY]", help="A key, a section, or nothing for all.")] = "",
 ) -> None:
-    """Say what a key means: its type or choices, its default, and where it comes from."""
+    """Explain a key: its type or choices, its default, and its source."""
     chosen = [key for key in keys() if not name or key.path == name or key.path.startswith(f"{name}.")]
     if not chosen:
         known = [key.path for key in keys()]

@@ -29,7 +29,7 @@ Check = Callable[[Any, Need], None]
 sections: dict[str, type] = {}
 """Name -> dataclass of the sections `model.NAME` of registered models."""
 checks: dict[str, Check] = {}
-"""`model.kind` -> what else is checked of its recipes: called with the recipe and `need(condition, message)`."""
+"""`model.kind` -> further checks of its recipes: called with the recipe and `need(condition, message)`."""
 _choices: dict[str, tuple[str, ...]] = {}
 _imported: set[str] = set()
 

@@ -30,7 +30,7 @@ _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False,
 _INTEGER = re.compile(r"[+-]?[0-9](_?[0-9]){0,17}\Z")
 _WANTED = {bool: "bool", str: "str", int: "a whole number (int)", float: "a finite number", tuple: "a list"}
 _RENAMED = {("clcl.variant", "released"): "one_direction"}
-"""Values that version 0.1.0 had, and what they are called since: recipes of its runs must open."""
+"""Renamed values of version 0.1.0, whose recipes still open."""
 
 
 def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:

@@ -1,4 +1,4 @@
-"""What a run needs before it is started: memory and arithmetic.
+"""Memory and arithmetic of a run, before it is started.
 
 Memory is measured on fake tensors (`measure`), operations are counted by formulas, since training needs them at each
 step (`step`, `resnet`, and the models' own); `loss` has both of the contrastive loss. A model's plan is in its folder.

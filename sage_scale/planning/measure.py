@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward pass, by running its forward pass on fake tensors.
+"""Memory that a training step keeps for its backward pass, measured by its forward pass on fake tensors.
 
 A fake tensor (torch's FakeTensorMode) has shape, type and device, and no memory: a model of any size is measured in
 seconds, and no weights are read. Whole numbers that decide shapes (lengths, segments) are real tensors.
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 M = TypeVar("M", bound=nn.Module)
 _FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 REST = ""
-"""Name of what is kept outside of the named parts."""
+"""Part of the tensors that are saved outside of the named modules."""
 
 
 def without_memory(make: Callable[[], M]) -> M:
@@ -71,7 +71,7 @@ def kept_bytes(
 ) -> dict[str, int]:
     """Returns the bytes of the tensors that `forward` saves for a backward pass, each piece of memory once, by part.
 
-    A part is what runs within its modules, and in no module of another part inside. Weights and buffers do not count.
+    A tensor belongs to the innermost module that runs. Weights and buffers do not count.
     """
     known = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
     held: dict[int, Any] = {}

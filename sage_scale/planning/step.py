@@ -1,6 +1,6 @@
-"""Sizes of clips and steps, accelerators, and what ZeRO leaves of weights and optimizer on a rank.
+"""Sizes of clips and steps, accelerators, and weights and optimizer states of a rank under ZeRO.
 
-A step's operations are what MFU is a share of (Chowdhery et al. 2022, appendix B): forward and backward once, each
+Operations of a step are those of MFU (Chowdhery et al. 2022, appendix B): forward and backward once, each
 multiplication and addition of a matrix product as one operation. What is computed twice (recomputed layers, the
 embedding cache) does not count twice, and a backward pass is two forward passes.
 """
@@ -63,7 +63,7 @@ class ClipSize:
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """What a global batch holds; means may be multiplied by a number of clips."""
+    """Sizes of a global batch; means may be multiplied by a number of clips."""
 
     clips: float
     frames: float
@@ -123,7 +123,7 @@ class WeightsMemory:
     flat: float
     """ZeRO-1 and 2: the rank's own part of the weights once more."""
     frozen: float
-    """What is not trained, float32, whole on every rank."""
+    """Frozen weights, float32, whole on every rank."""
     rounded: float
     """bfloat16 copies that autocast makes of the weights for a step."""
 
@@ -136,8 +136,8 @@ class WeightsMemory:
 def weights_bytes(
     stage: Stage, trained: float, frozen: float, ranks: int, bf16: bool, cached: bool = False
 ) -> WeightsMemory:
-    """For so many trained and frozen parameters. `cached`: gradients of a step in chunks, which are whole on every
-    rank until they are reduced, once.
+    """Returns the memory for numbers of trained and frozen parameters. `cached`: gradients of a step in chunks, which are
+    whole on every rank until they are reduced, once.
     """
     zero = stage.zero_stage
     states = 2 if stage.optimizer == "adamw" else int(stage.momentum > 0)

@@ -1,1 +1,1 @@
-"""What a run has to show: its record read back, figures as SVG, and one self-contained HTML page."""
+"""Reports of runs: the record of a run folder, figures as SVG, self-contained HTML pages."""

@@ -1,4 +1,4 @@
-"""Several runs on one page: what each is, what it was given, what it reached, and the same clips translated by each.
+"""Several runs on one page: models, budgets, scores, and the same clips translated by each.
 
 Runs are fairly compared where they saw the same dataset and as many tokens; the page says whether they did.
 """

@@ -1,4 +1,4 @@
-"""Training curves of a run's stages, and what each stage ran on."""
+"""Training curves of a run's stages, and the job of each stage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ORDINARY: dict[str, Any] = {"offload": "none", "micro_batch": 0, "recompute": F
 
 
 def curves(record: RunRecord) -> list[dict[str, Any]]:
-    """Training curves of both stages, with what each ran on."""
+    """Training curves of both stages, with their jobs."""
     found = []
     for stage, log in record.logs.items():
         steps = int(log.steps[-1]["step"]) if log.steps else 0
@@ -65,7 +65,7 @@ def _title(record: RunRecord, stage: str) -> str:
 
 
 def _charts(log: StageLog) -> list[tuple[str, list[tuple[int, str]], str]]:
-    """(title, colour and words of each line's key, drawing) of what the stage logged."""
+    """(title, colour and words of each line's key, drawing) of each chart with logged values."""
     drawn = []
     for title, wanted in _CHARTS:
         if title.startswith("R@1") and log.last("clips", "dev") == 1:
@@ -105,7 +105,7 @@ def _key(line: Line, alone: bool) -> tuple[int, str]:
 
 
 def job(log: StageLog) -> list[tuple[str, str]]:
-    """What a stage ran on, and what happened to it; nothing where its log has no start (a run of an older version)."""
+    """Layout, restarts, checkpoints and bad steps of a stage; empty where its log has no start (an older run)."""
     starts = log.of_event("start")
     if not starts:
         return []

@@ -1,4 +1,4 @@
-"""One figure of a dataset of shards: how long its clips are, how they are cut, who signs, in which language, how much.
+"""One figure of a dataset of shards: lengths of clips, segments, hours, languages and signers.
 
 An SVG file of its own, in the colours of the report, light or dark by the reader's setting.
 """

@@ -1,4 +1,4 @@
-"""Hypotheses beside references: how much they have in common, and what differs marked."""
+"""Hypotheses beside references: the share of common words, and marks on the others."""
 
 from __future__ import annotations
 

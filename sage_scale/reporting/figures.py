@@ -20,7 +20,7 @@ from sage_scale.untrusted.display import printable, redacted
 
 Points = Sequence[tuple[float, float]]
 TIMELINE = (960.0, 62.0, 10.0)
-"""Width of a timeline, and of what is left of its first frame and right of its last."""
+"""Width of a timeline, and of the margins left and right of its frames."""
 PICTURE, PICTURE_MIN = 64.0, 26.0
 """Largest and least width of the pictures above a timeline."""
 LONGEST_NAME = 24

@@ -6,7 +6,7 @@ finetune/log.jsonl             the same
 scores.json                    {split: scores, with "controls", "heldout" and "languages" beside them}; of 0.1.0 those
                                of one split
 predictions/<split>.jsonl      {"hypothesis", "reference", "language", "pseudo_glosses", ...}
-alignment.json ...             what stage 1 of the model writes for its own sections (`ModelSpec.report`)
+alignment.json ...             files of stage 1 for the model's own sections (`ModelSpec.report`)
 timelines/<split>.json         [{"sentence", "hypothesis", "fps", "frames", "segments", "gold", "thumbnails"}]; of 0.1.0
                                timelines.json
 timing.json                    [{"stage", "seconds", "memory_mb", "note"}]; the note is optional
@@ -33,7 +33,7 @@ from sage_scale.untrusted.yaml_values import InvalidYAML, parse_yaml
 
 @dataclass(frozen=True, kw_only=True)
 class StageLog:
-    """What one training stage logged, each step once, in order."""
+    """Log of one training stage, each step once, in order."""
 
     steps: list[dict[str, Any]]
     """Rows of the event `step`."""

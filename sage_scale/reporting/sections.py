@@ -1,5 +1,5 @@
-"""What the sections of a run's page show: a function for each macro of templates/sections.html that returns its values,
-or nothing where the run has none.
+"""Values of the sections of a run's page: a function for each macro of templates/sections.html, which returns nothing
+where the run has none.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ CONTROL_NAMES = {
     "prior_sentence": "most typical training sentence",
 }
 BROKEN = (KeyError, TypeError, ValueError, IndexError)
-"""What values of another kind than a run writes raise; a clip that has them is left out."""
+"""Errors of values of another kind than a run writes; a clip that has them is left out."""
 
 
 def about(record: RunRecord) -> list[tuple[str, str, str]]:
-    """What was run: (words, HTML element, value)."""
+    """Recipe and dataset of the run: (words, HTML element, value)."""
     found = [("recipe", "b", name)] if (name := record.setting("name")) else []
     try:
         if record.recipe:
@@ -132,7 +132,7 @@ def scores(record: RunRecord) -> dict[str, Any] | None:
 
 
 def _scored(values: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and scores of what has a BLEU-4, in the order of the file."""
+    """Entries with a BLEU-4, (name, scores), in the order of the file."""
     items = values.items() if isinstance(values, Mapping) else ()
     return [(str(name), it) for name, it in items if isinstance(it, Mapping) and number(it.get("bleu4"))]
 

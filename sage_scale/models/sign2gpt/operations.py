@@ -1,4 +1,4 @@
-"""Operations of one training step of Sign2GPT's stages, counted from the architecture; what MFU is a share of.
+"""Operations of one training step of Sign2GPT's stages, counted from the architecture, for MFU.
 
 As in `step`, a product of trained weights, or of two activations, is counted three times (forward, and a gradient of
 either). Frozen weights that gradients pass through are counted twice, those below all adapters once. Products of the
@@ -71,7 +71,7 @@ class Sign2GptOperations:
             queries = 1 if number == g.vit_adapted - 1 else rows
             pairs = rows * 4 * D + queries * (2 * D + 5 * D + 5 * D)  # on qkv; on the output, fc1 and fc2
             total += THROUGH * products(queries) + TRAINED * (attention(queries) + 2 * rank * pairs)
-            if number == 0:  # nobody asks for the gradient of what enters it
+            if number == 0:  # its input has no gradient
                 total -= 2 * D * D * (2 * rows + queries)
         return total
 
@@ -110,7 +110,7 @@ class Sign2GptOperations:
         if joined:
             signs += N * 2 * H * Q
         total = layers * (THROUGH * (text + signs) + TRAINED * (attention + 2 * rank * pairs))
-        # Nobody asks for the gradient of what enters the first layer, nor, where both branches see it, its second one.
+        # The input of the first layer has no gradient, nor, where both branches see it, that of its second product.
         total -= M * 2 * H * (Q + 2 * KV + (feed if getattr(config, "use_parallel_residual", False) else 0))
         taught = self._frozen != "visual" and g.spatial != "signs"
         total += N * 2 * (TRAINED if taught else THROUGH) * g.width * H

@@ -1,7 +1,7 @@
 """Memory and arithmetic of Sign2GPT's stages on one rank, at any batch.
 
-What the layers keep is measured on fake tensors, as that of one clip more in the recipe's own modules; weights, logits
-and what passes below the adapters are counted.
+Activations of the layers are measured on fake tensors in the recipe's own modules; weights, logits and activations
+below the adapters are counted.
 """
 
 from __future__ import annotations
