@@ -136,8 +136,8 @@ class WeightsMemory:
 def weights_bytes(
     stage: Stage, trained: float, frozen: float, ranks: int, bf16: bool, cached: bool = False
 ) -> WeightsMemory:
-    """Returns the memory for numbers of trained and frozen parameters. `cached`: gradients of a step in chunks, which are
-    whole on every rank until they are reduced, once.
+    """Returns the memory for numbers of trained and frozen parameters. `cached`: gradients of a step in chunks, which
+    are whole on every rank until they are reduced, once.
     """
     zero = stage.zero_stage
     states = 2 if stage.optimizer == "adamw" else int(stage.momentum > 0)
