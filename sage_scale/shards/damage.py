@@ -15,7 +15,14 @@ import numpy as np
 
 from sage_scale.errors import DatasetError, NoDataset
 from sage_scale.shards.dataset import Dataset, open_finished
-from sage_scale.shards.index import RECORD, ShardIndex, build_index, make_marker, parse_index, parse_rejects
+from sage_scale.shards.index import (
+    RECORD,
+    ShardIndex,
+    build_index,
+    objects_beside,
+    parse_index,
+    parse_rejects,
+)
 from sage_scale.shards.layout import (
     DATASET_JSON,
     INDEX_JSON,
@@ -218,11 +225,8 @@ def _check_tar(
     if not stored.confirm(index):
         problem = f"{where} is not the tar that its marker and {INDEX_JSON} describe"
         return _damaged_tar(view, problem, state, stored, index.rejects)
-    made = (
-        (index_name(stored.unit, stored.generation), stored.idx_bytes, index.to_bytes()),
-        (marker_name(stored.unit, stored.generation), stored.marker_bytes, make_marker(index).to_bytes()),
-    )
-    stale = " and ".join(name for name, found, expected in made if found != expected)
+    beside = zip(objects_beside(index).items(), (stored.idx_bytes, stored.marker_bytes))
+    stale = " and ".join(name for (name, expected), found in beside if found != expected)
     if not stale:
         return None
     return DamagedUnit(

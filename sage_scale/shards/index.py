@@ -30,6 +30,8 @@ from sage_scale.shards.layout import (
     Marker,
     Reject,
     ShardHeader,
+    index_name,
+    marker_name,
 )
 from sage_scale.shards.sample import Sample, read_sample, sample_hash
 from sage_scale.shards.tar import map_file, walk
@@ -95,6 +97,15 @@ def make_marker(index: ShardIndex) -> Marker:
         index_sha256=hashlib.sha256(index.to_bytes()).hexdigest(),
         generation=index.header.generation,
     )
+
+
+def objects_beside(index: ShardIndex) -> dict[str, bytes]:
+    """Returns the objects beside the tar, index file and marker, by name."""
+    unit, generation = index.header.unit, index.header.generation
+    return {
+        index_name(unit, generation): index.to_bytes(),
+        marker_name(unit, generation): make_marker(index).to_bytes(),
+    }
 
 
 def parse_index(data: bytes, where: str) -> np.ndarray:

@@ -252,8 +252,6 @@ class UnitListing:
     """Names of objects of older generations, to be deleted once index.json names the newer ones."""
     orphans: dict[int, int]
     """Newest generation of units without a tar of which an index or marker is stored."""
-    finished: bool
-    """index.json is stored."""
     additions: int
     """Number of addition plans."""
 
@@ -278,7 +276,6 @@ def list_units(store: Store) -> UnitListing:
         generation=newest,
         superseded=tuple(found.name for found in objects if found.generation < newest.get(found.unit, 0)),
         orphans=orphans,
-        finished=INDEX_JSON in sizes,
         additions=sum(map(is_addition, sizes)),
     )
 

@@ -30,7 +30,7 @@ from sage_scale.shards.dataset import (
     unfinished_message,
     unfinished_units,
 )
-from sage_scale.shards.index import ShardIndex, build_index, make_marker
+from sage_scale.shards.index import ShardIndex, build_index, make_marker, objects_beside
 from sage_scale.shards.layout import (
     DATASET_JSON,
     INDEX_JSON,
@@ -39,7 +39,6 @@ from sage_scale.shards.layout import (
     Marker,
     Reject,
     ShardHeader,
-    index_name,
     list_units,
     marker_name,
     newest_generation,
@@ -307,7 +306,6 @@ def _compare_with_marker(store: Store, index: ShardIndex) -> None:
 
 def _put_marker(store: Store, index: ShardIndex) -> Marker:
     """Stores index and marker, replacing older ones: they follow from the tar, so all writers write the same bytes."""
-    marker = make_marker(index)
-    store.put(index_name(marker.unit, marker.generation), index.to_bytes())
-    store.put(marker_name(marker.unit, marker.generation), marker.to_bytes())
-    return marker
+    for name, data in objects_beside(index).items():
+        store.put(name, data)
+    return make_marker(index)
