@@ -16,7 +16,7 @@ CORPUS = typer.Option(..., "--corpus", help="Corpus reader; `recipe explain corp
 ROOT = typer.Option(..., "--root", help="Folder of the corpus.")
 OUT = typer.Option(..., "--out", help="Where the dataset goes: a folder, file:// or s3://bucket/prefix.")
 RECIPE = typer.Option("demo", "--recipe", help="Recipe by name or YAML file.")
-OVERWRITE = typer.Option(False, "--overwrite", help="Delete what the output holds and start again.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Delete the dataset in the output and start again.")
 GIVE_UP = typer.Option([], "--give-up", metavar="CLIP", help="Reject a clip by hand; may be repeated.")
 RETRY = typer.Option(False, "--retry-rejects", help="Try rejected clips once more, in new shards.")
 EXTEND = typer.Option(False, "--extend", help="Add the corpus' new clips to the output, in new shards.")

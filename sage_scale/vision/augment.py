@@ -21,7 +21,7 @@ _NAMES = (
     *("angle", "scale", "x", "y", "brightness", "contrast", "saturation"),
     *("area", "ratio", "left", "top", "flip", "hue", "rotates", "colour", "grey"),
 )
-"""What each of a clip's random numbers decides. New ones go to the end, so that the others stay as they were."""
+"""Names of a clip's random numbers. New ones go to the end, so that the others keep their values."""
 _COLUMN = {name: column for column, name in enumerate(_NAMES)}
 _NUMBERS = len(_NAMES)
 

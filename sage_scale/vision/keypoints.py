@@ -1,5 +1,5 @@
 """Keypoints: reading `.npz` files of ours and `.pose` files (pose-format, an extra), features of a frame, and the
-signer's place in a picture (`vision.fit=signer`).
+signer's position in a picture (`vision.fit=signer`).
 
 K = 67 points of (x, y), as shares of the picture's width and height: 25 body points in the order of OpenPose's BODY_25,
 21 of the left hand and 21 of the right hand (wrist, then four joints a finger from the thumb). A point that was not
@@ -115,12 +115,12 @@ def _read_pose(path: Path) -> tuple[np.ndarray, float]:
             points = values[:, columns]
             whole = (points != 0).any(-1).all(-1)
             result[:, target] = np.where(whole[:, None], points.mean(1), 0)
-    for hand, place in (("LEFT", LEFT_HAND), ("RIGHT", RIGHT_HAND)):
+    for hand, rows in (("LEFT", LEFT_HAND), ("RIGHT", RIGHT_HAND)):
         columns = [
             column for (component, _), column in names.items() if component == f"{hand}_HAND_LANDMARKS"
         ]
         if len(columns) == 21:
-            result[:, place] = values[:, columns]
+            result[:, rows] = values[:, columns]
     if not len(result) or not result.any() or not 1 <= fps <= 1000:
         raise ClipRejected("unreadable", ".pose without MediaPipe Holistic body or hand points")
     return result, fps

@@ -81,13 +81,13 @@ class StreamSampler(Generic[Frame]):
         return self._wanted is not None and self._held is not None and self._next >= self._wanted
 
     def push(self, time_s: float, duration_s: float, frame: Frame) -> Iterator[tuple[int, Frame]]:
-        """(k, frame) for what this frame decides; times rise, in seconds. Raises ClipRejected `too-long`."""
+        """Yields (k, frame) for each k that this frame decides; times rise, seconds. Raises ClipRejected `too-long`."""
         if self._held is not None:
             yield from self._until((self._held[0] + time_s) / 2 + _EPSILON_S, self._wanted)
         self._held = (time_s, duration_s, frame)
 
     def finish(self) -> Iterator[tuple[int, Frame]]:
-        """(k, frame) for what is left when the stream has ended."""
+        """Yields (k, frame) for the remaining k when the stream has ended."""
         if self._held is None:
             return
         total = round((self._held[0] + self._held[1] - self.start_s) * self.fps)

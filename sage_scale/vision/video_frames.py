@@ -34,7 +34,7 @@ _MATRIX_TYPE: Any = "DISPLAYMATRIX"
 
 @dataclass
 class DecodeStats:
-    """What reading a video took."""
+    """Work of reading videos."""
 
     decoded: int = 0
     """Frames that left the decoder."""
@@ -141,7 +141,7 @@ class FrameReader:
             at = entries.search_timestamp(self._ticks(start_s))
             if at >= 0 and self._time_s(entries[at].timestamp) - here_s >= SKIP_S:
                 return True
-            if entries[len(entries) - 1].timestamp >= self._ticks(start_s):  # the index covers the place
+            if entries[len(entries) - 1].timestamp >= self._ticks(start_s):  # the index covers that time
                 return False
         return start_s - here_s >= SKIP_WITHOUT_INDEX_S
 
