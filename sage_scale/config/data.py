@@ -166,8 +166,9 @@ class Vision:
     keypoint_velocities: bool = False
     """Add each point's displacement from the previous frame to the features of the backbone keypoints."""
     backbone: str = "resnet34"
-    """Frozen backbone of `features`: resnet34, dinov2-vits14, keypoints, or the frame encoder of a trained run: its
-    folder (runs/NAME), its export (runs/NAME/model) or the visual.safetensors in either."""
+    """Frozen backbone of `features`: resnet34, dinov2-vits14, keypoints, a folder of an image model (opened by
+    transformers' AutoModel or AutoBackbone), or the frame encoder of a trained run: its folder (runs/NAME), its export
+    (runs/NAME/model) or the visual.safetensors in either."""
     backbone_weights: str = ""
     """File or folder with the backbone's weights (safetensors, or a torchvision state dict); empty is refused
     for a frozen backbone unless `allow_random_backbone` is set."""

@@ -1,4 +1,4 @@
-"""The frozen backbone of `vision.backbone`: a network by name, keypoints, or a trained run (its folder or file).
+"""The frozen backbone of `vision.backbone`: a network by name, keypoints, a folder of a transformers model, or a run.
 
 Of a run its own frame encoder is used: the tensors `visual.backbone.*` of a `visual.safetensors`, and the recipe beside
 or above it, which tells the network's shape and whether the clip's background is subtracted first. Torch is imported
@@ -15,7 +15,14 @@ from sage_scale.config import Recipe, Vision, load_recipe
 from sage_scale.errors import CheckpointError, RecipeError, UsageError
 from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.hashes import check_hashes
-from sage_scale.vision.backbone_choice import BACKBONES, NETWORKS, check_weights, check_width
+from sage_scale.vision.backbone_choice import (
+    BACKBONES,
+    NETWORKS,
+    check_weights,
+    check_width,
+    model_folder,
+    model_width,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +49,12 @@ def check_backbone(recipe: Recipe) -> None:
         if here and vision.backbone in NETWORKS:
             check_weights(vision)
     elif here:
-        made = _recipe(run_weights(vision.backbone))
-        _check_crop(made, vision)
-        width = made.model.backbone.widths[-1]
+        if folder := model_folder(vision.backbone):
+            width = model_width(folder)
+        else:
+            made = _recipe(run_weights(vision.backbone))
+            _check_crop(made, vision)
+            width = made.model.backbone.widths[-1]
         if width != recipe.model.feature_dim:
             raise RecipeError(
                 f"vision.backbone={vision.backbone} makes features of {width} numbers, model.feature_dim is "
@@ -56,9 +66,10 @@ def read_backbone_weights(vision: Vision) -> None:
     """Raises CheckpointError where the backbone's weights are damaged, or not finite."""
     if vision.kind != "features" or vision.backbone == "keypoints":
         return
-    if vision.backbone not in BACKBONES:
+    weights = model_folder(vision.backbone)
+    if weights is None and vision.backbone not in BACKBONES:
         _read(run_weights(vision.backbone))
-    elif (weights := check_weights(vision)) is not None:
+    elif (weights := weights or check_weights(vision)) is not None:
         from sage_scale.vision.pretrained_weights import read_state_dict
 
         read_state_dict(weights)
@@ -67,7 +78,7 @@ def read_backbone_weights(vision: Vision) -> None:
 def weights_sha256(vision: Vision) -> str:
     """Returns the hash of the backbone's weights, file by file in order of names; empty for random ones."""
     if vision.backbone not in BACKBONES:
-        path = run_weights(vision.backbone)
+        path = model_folder(vision.backbone) or run_weights(vision.backbone)
     elif not vision.backbone_weights:
         return ""
     else:
@@ -87,10 +98,12 @@ def open_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenB
 
     Raises RecipeError for a run that is not there or was trained on other pictures, CheckpointError for wrong weights.
     """
-    from sage_scale.vision.backbones import FrozenBackbone
+    from sage_scale.vision.backbones import AutoNetwork, FrozenBackbone
 
     if vision.backbone in BACKBONES:
         return FrozenBackbone(vision, device)
+    if folder := model_folder(vision.backbone):
+        return FrozenBackbone(vision, device, AutoNetwork(folder))
     file = run_weights(vision.backbone)
     return FrozenBackbone(vision, device, _RunNetwork(file, _recipe(file), vision))
 
@@ -104,8 +117,8 @@ def run_weights(backbone: str) -> Path:
         if (path / name).is_file():
             return path / name
     raise RecipeError(
-        f"vision.backbone={backbone}: neither a backbone's name (resnet34, dinov2-vits14, keypoints) nor a trained run "
-        f"with {', '.join(FILES)}"
+        f"vision.backbone={backbone}: neither a backbone's name (resnet34, dinov2-vits14, keypoints), nor a folder "
+        f"of a transformers model (config.json), nor a trained run with {', '.join(FILES)}"
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sage_scale.config import Recipe, Vision
-from sage_scale.errors import NoModel, RecipeError
-from sage_scale.untrusted.files import expanded
+from sage_scale.errors import CheckpointError, NoModel, RecipeError
+from sage_scale.untrusted.files import expanded, read_bytes
+from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 from sage_scale.vision.keypoints import POINTS
 
 WIDTHS = {"resnet34": 512, "dinov2-vits14": 384}
@@ -14,6 +16,8 @@ WIDTHS = {"resnet34": 512, "dinov2-vits14": 384}
 NETWORKS = tuple(WIDTHS)
 """Networks that want weights."""
 BACKBONES = (*NETWORKS, "keypoints")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def row_width(vision: Vision) -> int:
@@ -50,3 +54,41 @@ def check_weights(vision: Vision) -> Path | None:
             "(random features only with vision.allow_random_backbone=true)"
         )
     return None
+
+
+def model_folder(backbone: str) -> Path | None:
+    """Returns the folder of a transformers model that `vision.backbone` names, or None where it names none."""
+    folder = expanded(backbone)
+    return folder if backbone not in BACKBONES and (folder / "config.json").is_file() else None
+
+
+def model_width(folder: Path) -> int:
+    """Returns the numbers in a row of features, from a model's configuration. Raises CheckpointError without them."""
+    config = _json(folder / "config.json")
+    if isinstance(config.get("vision_config"), dict):
+        config = config["vision_config"]
+    sizes = config.get("hidden_sizes")
+    width = config.get("hidden_size") or (sizes[-1] if isinstance(sizes, list) and sizes else None)
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise CheckpointError(
+            f"{folder / 'config.json'} tells no width of its features (hidden_size, hidden_sizes)"
+        )
+    return width
+
+
+def picture_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and deviation by which a model's pictures are normalised, for values from 0 to 1."""
+    path = folder / "preprocessor_config.json"
+    said = _json(path) if path.is_file() else {}
+    mean, std = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
+    for values in (mean, std):
+        if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            raise CheckpointError(f"{path}: image_mean and image_std must be three numbers each")
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return parse_json_object(read_bytes(path))
+    except (OSError, InvalidJSON) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None

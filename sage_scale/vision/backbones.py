@@ -9,16 +9,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sage_scale.config import Vision
-from sage_scale.errors import ClipRejected, RecipeError
+from sage_scale.errors import CheckpointError, ClipRejected, RecipeError
+from sage_scale.text.hub import loading
 from sage_scale.vision.augment import augment, centre_crop
-from sage_scale.vision.backbone_choice import BACKBONES, check_weights, row_width
+from sage_scale.vision.backbone_choice import (
+    BACKBONES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_weights,
+    model_width,
+    picture_statistics,
+    row_width,
+)
 from sage_scale.vision.decode import DecodedClip
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
 from sage_scale.vision.keypoints import keypoint_features
@@ -26,8 +36,6 @@ from sage_scale.vision.pretrained_weights import load_exactly
 from sage_scale.vision.resnet_weights import read_resnet_weights
 from sage_scale.vision.sampling import median_frame
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _RANDOM_SEED = 34
 Tag = TypeVar("Tag")
 
@@ -148,6 +156,46 @@ class _ImageNetNetwork:
         output = self.module(x_BCHW.contiguous(memory_format=torch.channels_last))
         # ResNet: the mean of the last map; DINOv2: the class token after its norm.
         return output.pooler_output.flatten(1)
+
+
+class AutoNetwork:
+    """Any image model of a folder that transformers' `AutoModel` or `AutoBackbone` opens, without code of the folder.
+
+    A row is the pooled output where the folder has its weights, else the class token, else the mean of the last map.
+    Pictures are normalised as preprocessor_config.json says, else as those of ImageNet.
+    """
+
+    background = False
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError where the folder cannot be opened or lacks weights."""
+        from transformers import AutoBackbone, AutoConfig, AutoModel
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+        self.width = model_width(folder)
+        with loading(folder, "backbone"):
+            known = type(AutoConfig.from_pretrained(folder)) in MODEL_MAPPING
+            opened: Any = (AutoModel if known else AutoBackbone).from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+        model, report = opened
+        missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+        if missing:
+            raise CheckpointError(f"backbone '{folder}' lacks {len(missing)} weights, such as {missing[0]}")
+        self.module: nn.Module = getattr(model, "vision_model", model)
+        self._pooled = not any("pooler" in name for name in report["missing_keys"])
+        self._mean, self._std = (torch.tensor(v)[:, None, None] for v in picture_statistics(folder))
+
+    def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
+        mean, std = self._mean.to(x_BCHW.device), self._std.to(x_BCHW.device)
+        output: Any = self.module((x_BCHW / 255 - mean) / std)
+        rows = getattr(output, "pooler_output", None) if self._pooled else None
+        if rows is None and (maps := getattr(output, "feature_maps", None)):
+            rows = maps[-1].mean((-2, -1))
+        if rows is None:
+            last = output.last_hidden_state
+            rows = last[:, 0] if last.dim() == 3 else last.mean((-2, -1))
+        return rows.flatten(1)
 
 
 class FeatureBatches(Generic[Tag]):
