@@ -67,49 +67,39 @@ def inspect(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Count clips, hours, signers, words and languages of a corpus, and list what is odd about it.
+    """Count clips, hours, signers, words and languages of a corpus, and list its defects.
 
-    Tables, captions and names are read; videos are opened with --probe alone: their headers, and the
-    packets of those whose header says no length of its own (.mkv, .ts).
+    Reads tables, captions and names. With --probe it also opens videos: their headers, and the packets of
+    those whose header states no length (.mkv, .ts).
     """
     from sage_scale.corpora.corpus_statistics import corpus_statistics
     from sage_scale.corpora.registry import read_corpus
 
     chosen = _recipe(recipe, corpus, root, overrides)
     manifest = read_corpus(chosen.corpus)
-    durations_s, unreadable, notes = (
-        _opened([clip.video for clip in manifest.clips]) if probe else ({}, {}, {})
-    )
+    videos = [clip.video for clip in manifest.clips] if probe else []
+    durations_s, unreadable, notes = _probe_videos(videos)
     statistics = corpus_statistics(manifest, durations_s, chosen.vision.source_fps)
     echo(f"corpus {chosen.corpus.name}, manifest {manifest.digest()}, {len(manifest.clips)} clips")
     row = "{:<14}{:>8}{:>8}{:>9}{:>9}{:>11}  {:>18}  {}"
     echo(row.format("split", "clips", "videos", "signers", "hours", "sentences", "words", "languages"))
     for split in statistics.splits:
-        hours = "?" if split.hours is None else f"{split.hours:.2f}{'+' if split.unknown_lengths else ''}"
-        values = (
-            shortened(split.name),
-            split.clips,
-            split.videos,
-            split.signers or "?",
-            hours,
-            split.sentences,
-            _vocabulary(split),
-        )
-        echo(row.format(*values, _short(split.languages)))
+        values = (shortened(split.name), split.clips, split.videos, split.signers or "?")
+        hours = _hours(split) + ("+" if split.hours is not None and split.unknown_lengths else "")
+        echo(row.format(*values, hours, split.sentences, _vocabulary(split), _short(split.languages)))
     if len(statistics.languages) > 1:
         echo("{:<14}{:>8}{:>8}{:>9}".format("language", "clips", "videos", "hours"))
-        for count_ in statistics.languages:
-            hours = "?" if count_.hours is None else f"{count_.hours:.2f}"
-            echo(f"{count_.name:<14}{count_.clips:>8}{count_.videos:>8}{hours:>9}")
-    for what, number in manifest.notes:
-        echo(f"  {number} x {what}")
-    for what, (number, first) in statistics.defects.items():
-        echo(f"  {number} x {what}, first: {first}")
-    for said, kind in ((unreadable, "cannot be opened"), (notes, "have such notes")):
-        for video, line in list(said.items())[:10]:
+        for counts in statistics.languages:
+            echo(f"{counts.name:<14}{counts.clips:>8}{counts.videos:>8}{_hours(counts):>9}")
+    for note, number in manifest.notes:
+        echo(f"  {number} x {note}")
+    for defect, (number, first) in statistics.defects.items():
+        echo(f"  {number} x {defect}, first: {first}")
+    for messages, kind in ((unreadable, "cannot be opened"), (notes, "have such notes")):
+        for video, line in list(messages.items())[:10]:
             echo(f"  video {video}: {line}")
-        if len(said) > 10:
-            echo(f"  ... and {len(said) - 10} more videos that {kind}")
+        if len(messages) > 10:
+            echo(f"  ... and {len(messages) - 10} more videos that {kind}")
     _warn_of_languages(chosen, statistics)
     for lacking, cost in (("train", "there is nothing to train on"), ("dev", "training cannot choose its best weights"),
                           ("test", "`evaluate` has nothing to score")):  # fmt: skip
@@ -125,8 +115,12 @@ def inspect(
         echo(f"  {len(manifest.rejected)} rows set aside are in {rejects}")
 
 
+def _hours(counts: ClipCounts) -> str:
+    return "?" if counts.hours is None else f"{counts.hours:.2f}"
+
+
 def _vocabulary(split: ClipCounts) -> str:
-    """Different words of a split, and different characters of its languages without spaces, named as such."""
+    """Returns the number of different words of a split, and of characters of its languages without spaces."""
     counts = ((split.words, ""), (split.characters, " characters"))
     return " + ".join(f"{count}{unit}" for count, unit in counts if count) or "0"
 
@@ -159,14 +153,16 @@ def _recipe(recipe: str, corpus: str, root: str, overrides: list[str] | None) ->
     return dataclasses.replace(chosen, corpus=dataclasses.replace(chosen.corpus, **named))
 
 
-def _opened(videos: list[str]) -> tuple[dict[str, float], dict[str, str], dict[str, str]]:
-    """Returns seconds of each video file that says them, why others do not open, and notes on those that do."""
+def _probe_videos(videos: list[str]) -> tuple[dict[str, float], dict[str, str], dict[str, str]]:
+    """Returns by video: seconds where the file states them, the error where it cannot be opened, notes."""
     from sage_scale.vision.decode import probe
 
     durations_s: dict[str, float] = {}
     unreadable: dict[str, str] = {}
     notes: dict[str, str] = {}
     wanted = list(dict.fromkeys(videos))
+    if not wanted:
+        return durations_s, unreadable, notes
     with Progress("videos opened") as progress:
         for done, video in enumerate(wanted, start=1):
             progress(done, len(wanted))
