@@ -187,7 +187,9 @@ def measure_gallery(run: str, shards: str) -> None:
     language_model, tokenizer = load_language_model(recipe.model.language_model)
     model = SageAligner(recipe, language_model)
     model.load_state_dict(load_tensors(folder / pretrain.STAGE1), strict=False)
-    trained: Any = SimpleNamespace(whole=model.eval(), ranks=distributed.initialise(), precision=nullcontext)
+    trained: Any = SimpleNamespace(
+        evaluation_model=model.eval(), ranks=distributed.initialise(), precision=nullcontext
+    )
     text = TextEncoder(language_model, tokenizer)
     rows = alignment.embed_split(recipe, trained, text, open_datasets(shards), "test")
     video_to_text, text_to_video = alignment.similarity_matrices(
