@@ -73,7 +73,7 @@ def matrix_rate(precision: Precision, size: int = 1024, products: int = 20) -> T
     return wall / giga, cpu / giga
 
 
-def agree(width: int) -> None:
+def global_batch_counts(width: int) -> None:
     """Assert that all ways give the same, on fewer clips."""
     for ragged in (False, True):
         inputs = made(24, width, ragged)
@@ -157,7 +157,7 @@ def main() -> None:
         return
     print(f"B={options.clips} N={N} M={M} D={options.width}, {options.threads} threads, tile {options.tile},")
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
-    agree(options.width)
+    global_batch_counts(options.width)
     print("All ways agree (float32 to 1e-5, bfloat16 products to 1e-2).")
     speed(options.clips, options.width, options.rounds)
     memory(options.clips, options.width, options.threads)

@@ -35,7 +35,7 @@ from sage_scale.planning.step import ClipSize
 from sage_scale.streaming import Batch
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
-from sage_scale.training.engine import Engine, compute_type
+from sage_scale.training.engine import Engine, compute_dtype
 from sage_scale.vision.packed import PackedVideo
 
 WORDS = 12
@@ -80,7 +80,7 @@ class Bench:
 
     def half(self, stage: Stage) -> bool:
         """Whether forward and backward are in 16 bits."""
-        return compute_type(stage, self.ranks.device) is not torch.float32
+        return compute_dtype(stage, self.ranks.device) is not torch.float32
 
     def language_model(self, recipe: Recipe, layers: int | None = None) -> MBartForConditionalGeneration:
         """mBART with random weights, made on the device; `layers` fewer where only a part is needed."""

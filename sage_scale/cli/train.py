@@ -1,4 +1,6 @@
-"""`sage-scale pretrain` and `sage-scale finetune`: one rank here, several through DeepSpeed's launcher.
+"""The commands `sage-scale pretrain` and `sage-scale finetune`.
+
+One rank runs in this process; several ranks are started through DeepSpeed's launcher.
 
     sage-scale pretrain --run runs/mine --data data/shards --recipe sage-phoenix14t
     sage-scale finetune --run runs/mine --data data/shards --ranks 2 finetune.lr=0.002
@@ -7,7 +9,7 @@
 
     srun --ntasks 8 sage-scale pretrain --run /shared/mine --data s3://bucket/shards
 
-`torchrun`, or `deepspeed` itself: give them `launch/pretrain.py`, with the same options.
+Under `torchrun` or `deepspeed`, start `launch/pretrain.py` with the same options.
 """
 
 from __future__ import annotations
@@ -24,19 +26,19 @@ from sage_scale.errors import UsageError
 from sage_scale.storage import open_store
 from sage_scale.training import entry, launcher
 from sage_scale.training.environment import join_launcher
-from sage_scale.training.restarts import RunEnded, keep_going
+from sage_scale.training.restarts import StageEndedEarly, run_with_restarts
 
-Run = Annotated[
+RunFolder = Annotated[
     Path,
     typer.Option("--run", "--run-dir", help="Folder of the run (runs/mine); the same folder resumes."),
 ]
-Data = Annotated[
+Datasets = Annotated[
     list[str],
     typer.Option(
         "--data", help="Dataset: a folder, file:// or s3://bucket/prefix. Several: repeat it; see stream.mix."
     ),
 ]
-Name = Annotated[
+RecipeName = Annotated[
     str, typer.Option("--recipe", help="Recipe name or YAML file; else the run's own recipe.yaml.")
 ]
 Ranks = Annotated[int, typer.Option("--ranks", min=1, help="Processes on this machine.")]
@@ -46,10 +48,12 @@ Hostfile = Annotated[
 ]
 MasterAddress = Annotated[
     str,
-    typer.Option("--master-addr", help="Address of the first host, as the others reach it; else its name."),
+    typer.Option(
+        "--master-addr", help="Address of the first host, reachable from the others; else its name."
+    ),
 ]
 Restarts = Annotated[
-    int, typer.Option("--restarts", min=0, help="Start again so often when a rank dies, hangs or is cut off.")
+    int, typer.Option("--restarts", min=0, help="Restarts after a rank dies, hangs or is cut off, at most.")
 ]
 Profile = Annotated[
     bool,
@@ -61,13 +65,13 @@ Overrides = Annotated[
 ]
 
 
-def _command(stage: str, what: str) -> Callable[..., None]:
-    """Returns the command of a stage."""
+def _command(stage: str, summary: str) -> Callable[..., None]:
+    """Returns the typer command that trains a stage; `summary` opens its help text."""
 
     def command(
-        run: Run,
-        data: Data,
-        recipe: Name = "",
+        run: RunFolder,
+        data: Datasets,
+        recipe: RecipeName = "",
         ranks: Ranks = 1,
         hostfile: Hostfile = None,
         master_addr: MasterAddress = "",
@@ -81,10 +85,10 @@ def _command(stage: str, what: str) -> Callable[..., None]:
             )
         hosts = launcher.Hosts.read(hostfile, master_addr) if hostfile else None
         name = launcher.recipe_of_run(run, recipe)
-        changes = [*(overrides or []), *(launcher.traced(stage) if profile else [])]
-        chosen = config.load_recipe(name, changes)  # a wrong key is refused before any process starts
+        changes = [*(overrides or []), *(launcher.profile_overrides(stage) if profile else [])]
+        chosen = config.load_recipe(name, changes)  # raises for a wrong key before any process starts
         for url in data:
-            open_store(url)  # a wrong one, too
+            open_store(url)  # raises for a wrong URL
         started = hosts.world if hosts else ranks
         starts_ranks = started > 1 or hosts is not None or restarts > 0
         world = max(started, join_launcher(run, stage, starts_ranks))
@@ -99,7 +103,7 @@ def _command(stage: str, what: str) -> Callable[..., None]:
         else:
             importlib.import_module(f"sage_scale.training.{stage}").run(chosen, run, data)
 
-    command.__doc__ = f"{what} Repeat the command to resume; Ctrl-C saves and stops."
+    command.__doc__ = f"{summary} Repeat the command to resume; Ctrl-C saves and stops."
     return command
 
 
@@ -108,20 +112,25 @@ finetune = _command("finetune", "Stage 2: train the translator.")
 
 
 def _launch(
-    stage: str, run: Path, arguments: Sequence[object], ranks: int, again: int, hosts: launcher.Hosts | None
+    stage: str,
+    run: Path,
+    arguments: Sequence[object],
+    ranks: int,
+    restarts: int,
+    hosts: launcher.Hosts | None,
 ) -> None:
     record = run / stage / "ended.json"
 
-    def attempt() -> launcher.Ended:
+    def attempt() -> launcher.AttemptResult:
         if hosts is None:
             return launcher.start_and_wait(launcher.command(stage, ranks, arguments), record=record)
-        port = launcher.port_elsewhere()
+        port = launcher.random_port()
         command = hosts.command(stage, arguments, port)
         return launcher.start_and_wait(command, stop_at=(hosts.address, port, hosts.world), record=record)
 
     try:
-        keep_going(stage, run, attempt, again)
-    except RunEnded as ended:
-        if not str(ended):  # the ranks' own line stands above
+        run_with_restarts(stage, run, attempt, restarts)
+    except StageEndedEarly as ended:
+        if not str(ended):  # the ranks have printed the reason
             raise typer.Exit(ended.exit_code) from None
         raise

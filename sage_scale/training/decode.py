@@ -1,4 +1,4 @@
-"""Translating a whole split: sharded over the ranks, scored once over the whole set."""
+"""Translates a whole split, with its clips divided over the ranks."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def translate_split(
     change: Change | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns a row a clip, in dataset order, on every rank: key, id, language, hypothesis, reference, pseudo-glosses,
-    segments, frames, signer.
+    """Returns one row per clip, in dataset order, on every rank (a collective).
 
-    `change` may replace the video of a batch, for controls (blank videos).
+    A row has key, id, language, hypothesis, reference, pseudo-glosses, segments, frames and signer. `change` replaces
+    the video of a batch, for controls such as blank videos; `progress` receives this rank's number of rows.
     """
     model.eval()
     evaluation = recipe.evaluation
@@ -61,7 +61,7 @@ def translate_split(
         rows += _rows(batch, languages, hypotheses)
         if progress:
             progress(len(rows))
-    # Ranks take every W-th clip; the dataset's order is put back.
+    # Rank r has every W-th clip: restore the dataset's order.
     rows = sorted(
         (row for part in distributed.gather_objects(rows) for row in part), key=lambda row: row["place"]
     )
@@ -70,8 +70,8 @@ def translate_split(
     return rows
 
 
-def sides(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str], list[str]]:
-    """Returns hypotheses, references and languages of some rows, as `evaluation.score` takes them."""
+def score_arguments(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str], list[str]]:
+    """Returns (hypotheses, references, languages) of the rows, the arguments of `evaluation.score`."""
     hypotheses, references, languages = (
         [str(row[name]) for row in rows] for name in ("hypothesis", "reference", "language")
     )
@@ -79,12 +79,12 @@ def sides(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str], list[st
 
 
 def has_split(data: Sequence[Dataset], split: str) -> bool:
-    """Whether any of the datasets holds clips of a split."""
+    """Returns whether any dataset holds clips of the split."""
     return any(split in dataset.splits for dataset in data)
 
 
 def blank(video: PackedVideo) -> PackedVideo:
-    """The same clips with nothing to see: every frame is its background (or grey), every feature zero."""
+    """Returns clips of the same lengths without signing: frames show their background or grey, features are zero."""
     if video.features_FC is not None:
         return replace(video, features_FC=torch.zeros_like(video.features_FC))
     assert video.frames_FCHW is not None

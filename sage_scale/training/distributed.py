@@ -1,4 +1,4 @@
-"""The ranks of a run, and the few collectives that the training loop itself needs.
+"""The ranks of a run, and the collectives of the training loop.
 
 Without a launcher there is one rank. CPU runs use gloo, CUDA runs NCCL.
 """
@@ -27,7 +27,7 @@ from sage_scale.training.monitor import rank_status
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the processes of the run."""
+    """The rank of this process, the number of ranks and the device."""
 
     rank: int
     world: int
@@ -36,7 +36,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which writes logs and messages."""
+        """Returns whether this is rank 0, which writes logs and messages."""
         return self.rank == 0
 
 
@@ -45,9 +45,9 @@ MONITORED_S = 24 * 3600.0
 
 
 def initialise(timeout_s: float = 0.0) -> Ranks:
-    """Join (or form) the process group and choose the device. Safe to call twice.
+    """Initialise the process group and choose the device; a second call does nothing.
 
-    `timeout_s` is the time-out of a collective (0: ten minutes, or as long as the rank monitor allows).
+    `timeout_s` is the time-out of a collective (0: ten minutes, or the longest limit of the rank monitor).
     """
     timeout_s = timeout_s or (MONITORED_S if rank_status.monitored() else 600.0)
     _silence_libraries()
@@ -132,7 +132,7 @@ def from_rank(rank: int, value: Any, group: dist.ProcessGroup | None = None) -> 
 
 
 def on_first(work: Callable[[], Any], first: bool) -> Any:
-    """Returns the result of `work` on rank 0, on every rank; where it fails, all of them raise (a collective)."""
+    """Run `work` on rank 0 and return its result on every rank; its error is raised on all (a collective)."""
     value, failure = _tried(work) if first else (None, None)
     value, failure = from_first((value, failure))
     if failure is not None:
@@ -141,7 +141,7 @@ def on_first(work: Callable[[], Any], first: bool) -> Any:
 
 
 def on_all(work: Callable[[], str | None]) -> str | None:
-    """Returns the first line that any rank's `work` gives; where one fails, all of them raise (a collective)."""
+    """Run `work` on every rank and return the first non-empty line; an error is raised on all (a collective)."""
     gathered = gather_objects(_tried(work))
     for _, failure in gathered:
         if failure is not None:
@@ -157,9 +157,9 @@ def _tried(work: Callable[[], Any]) -> tuple[Any, SageError | None]:
 
 
 def long_timeout_group(hours: float = 24) -> dist.ProcessGroup | None:
-    """Returns a group whose collectives wait for hours, for ranks that are idle while one prepares something.
+    """Returns a process group with a time-out of hours, for ranks that wait while one rank prepares files.
 
-    Every rank makes it before that one begins; an ordinary collective would give up after the run's time-out.
+    Every rank must call this before that work begins. An ordinary collective would fail after the run's time-out.
     """
     return None if _alone() else dist.new_group(backend="gloo", timeout=timedelta(hours=hours))
 
@@ -171,13 +171,13 @@ def barrier() -> None:
 
 
 def return_freed_memory(device: torch.device) -> None:
-    """Return glibc's free memory to the system: batches differ in size, and their leftovers add up to GBs."""
+    """Return glibc's free memory to the system: batches of different sizes leave gigabytes of it."""
     if device.type == "cpu":
         _glibc("malloc_trim", 0)
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep large blocks: page faults on fresh tensors cost a quarter of a CPU step (300 MB more)."""
+    """Make glibc keep large blocks (300 MB): page faults on new tensors cost a quarter of a CPU step."""
     # Every number of frames is a new shape to oneDNN, which keeps 1,024 compiled kernels: 2 GB after 100 steps.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     _glibc("mallopt", -4, 0)  # M_MMAP_MAX: no block from mmap
@@ -191,7 +191,7 @@ def _glibc(function: str, *arguments: int) -> None:
 
 
 def _silence_libraries() -> None:
-    """Keep messages of libraries out of a user's terminal; errors stay."""
+    """Raise the log level of libraries to errors."""
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

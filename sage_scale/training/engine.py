@@ -1,7 +1,7 @@
-"""The DeepSpeed engine of a stage; no other file depends on DeepSpeed's behaviour.
+"""The DeepSpeed engine of a stage: the only file that depends on DeepSpeed's behaviour.
 
-DeepSpeed averages gradients over ranks, while a rank of ours returns its *share* of the loss and the shares sum to
-the whole. So `Engine.backward` multiplies by the number of ranks, and nothing else does.
+DeepSpeed averages gradients over ranks. Here each rank computes its *share* of the loss, and the shares of all ranks
+sum to the loss of the global batch. `Engine.backward` therefore multiplies by the number of ranks; no other code does.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ from torch import Tensor, nn
 from sage_scale.config import Stage
 from sage_scale.errors import RecipeError
 from sage_scale.training.distributed import Ranks
-from sage_scale.training.optimizer import can_compile, make_optimizer, parameter_groups, rate, state_names
+from sage_scale.training.optimizer import (
+    can_compile,
+    learning_rate_factor,
+    make_optimizer,
+    parameter_groups,
+    state_names,
+)
 
 PREFIX = "model."
 
 
-def fast_bf16(device: torch.device) -> bool:
+def has_fast_bf16(device: torch.device) -> bool:
     """Returns whether the device multiplies bfloat16 matrices in hardware, faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -30,27 +36,27 @@ def fast_bf16(device: torch.device) -> bool:
     return bool(supported and supported())
 
 
-def compute_type(stage: Stage, device: torch.device) -> torch.dtype:
-    """Returns the type of matrix products in forward and backward: `precision` on this device."""
+def compute_dtype(stage: Stage, device: torch.device) -> torch.dtype:
+    """Returns the dtype of matrix products in forward and backward that `stage.precision` means on this device."""
     if stage.precision == "auto":
-        return torch.bfloat16 if fast_bf16(device) else torch.float32
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[stage.precision]
 
 
-BUCKET = 50_000_000
-"""Gradients (numbers) that ranks reduce at a time."""
+BUCKET_ELEMENTS = 50_000_000
+"""Gradient elements reduced over the ranks in one bucket."""
 
 
 def deepspeed_config(stage: Stage, world: int, sizes: Sequence[int]) -> dict[str, Any]:
-    """Returns DeepSpeed's JSON for a stage whose trained parameters have these `sizes` (numbers of elements).
+    """Returns DeepSpeed's configuration for a stage; `sizes` are the element counts of its trained parameters.
 
-    Batches are cut by the stream, not by DeepSpeed, so its own batch sizes are nominal. Weights stay float32 and
-    forward and backward run under autocast: ZeRO then shards float32 weights and states, and keeps them in host memory
-    or on an NVMe disk where the recipe says `offload`.
+    The stream makes the batches, so DeepSpeed's batch sizes are nominal. Weights stay float32; forward and backward run
+    under autocast. ZeRO shards the float32 weights and optimizer states, and keeps them in host memory or on an NVMe
+    disk according to the recipe key `offload`.
     """
-    # Each rank holds a buffer for a bucket; by default it has room for 500 million numbers, 2 GB, whatever is trained.
-    bucket = max([1, min(sum(sizes), BUCKET), *sizes])
-    bucket += bucket % 2  # which DeepSpeed asks for
+    # Each rank allocates one bucket. DeepSpeed's default is 500 million elements (2 GB) for any model.
+    bucket = max([1, min(sum(sizes), BUCKET_ELEMENTS), *sizes])
+    bucket += bucket % 2  # DeepSpeed requires an even number
     zero: dict[str, Any] = {
         "stage": stage.zero_stage,
         "contiguous_gradients": True,
@@ -63,7 +69,7 @@ def deepspeed_config(stage: Stage, world: int, sizes: Sequence[int]) -> dict[str
             target["nvme_path"] = stage.offload_dir
         zero["offload_optimizer"] = target
         if stage.zero_stage == 3:
-            # Weights are many small ones: reading each from disk when it is wanted would be all that happens.
+            # Weights are many small tensors: reading each of them from disk would dominate the step.
             zero["offload_param"] = {"device": "cpu", "pin_memory": target["pin_memory"]}
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -79,7 +85,7 @@ def deepspeed_config(stage: Stage, world: int, sizes: Sequence[int]) -> dict[str
 
 
 class _Autocast(nn.Module):
-    """The model under the stage's precision: DeepSpeed switches off an autocast opened outside of it."""
+    """Runs the model under the stage's autocast, since DeepSpeed disables an autocast that encloses its engine."""
 
     def __init__(
         self, model: nn.Module, forward: Callable, context: Callable[[], AbstractContextManager]
@@ -95,24 +101,26 @@ class _Autocast(nn.Module):
 
 
 class LossScale:
-    """The factor that keeps small gradients above float16's smallest number: halved when one overflows, whose step is
-    left out, and doubled after `patience` steps without (Micikevicius et al. 2018, section 3.2)."""
+    """Dynamic loss scale of float16 training (Micikevicius et al. 2018, section 3.2).
+
+    A step with non-finite gradients is skipped and halves the scale; `patience` finite steps in a row double it.
+    """
 
     def __init__(self, enabled: bool, value: float = 2.0**16, patience: int = 2000) -> None:
         self.enabled, self.value, self.patience = enabled, value if enabled else 1.0, patience
         self._good = 0
 
-    def state(self) -> dict[str, float]:
-        """Returns the state for a checkpoint; empty where no loss is scaled."""
+    def state_dict(self) -> dict[str, float]:
+        """Returns the state for a checkpoint; empty if loss scaling is disabled."""
         return {"loss_scale": self.value, "good_steps": float(self._good)} if self.enabled else {}
 
-    def load(self, state: dict[str, float]) -> None:
-        """Restore `state`; ignored where no loss is scaled."""
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore the state of `state_dict`; does nothing if loss scaling is disabled."""
         if self.enabled and state:
             self.value, self._good = state["loss_scale"], int(state["good_steps"])
 
     def update(self, finite: bool) -> None:
-        """Take in, after each step, whether its gradients were finite."""
+        """Update the scale after a step; `finite` says whether all gradients were finite."""
         if not self.enabled:
             return
         self._good = self._good + 1 if finite else 0
@@ -123,10 +131,11 @@ class LossScale:
 
 
 class Engine:
-    """A model with its optimizer under DeepSpeed ZeRO.
+    """A model and its optimizer under DeepSpeed ZeRO.
 
-    `model` is the plain module (its parameters are sharded under ZeRO-3). `forward` runs it under the stage's
-    precision; `backward` takes a share of the loss; `step` clips, updates and clears gradients.
+    `model` is the unwrapped module (its parameters are sharded under ZeRO-3). `forward` runs it under the stage's
+    precision; `backward` takes this rank's share of the loss; `step` clips gradients, updates weights and clears
+    gradients.
     """
 
     def __init__(
@@ -137,8 +146,8 @@ class Engine:
         forward: Callable | None = None,
         build: Callable[[], nn.Module] | None = None,
     ) -> None:
-        """`forward` replaces the model's own forward pass; `build` makes another model of the same form, which ZeRO-3
-        needs to evaluate (see `evaluating`)."""
+        """`forward` replaces the model's forward pass. `build` returns a new model of the same architecture, which
+        ZeRO-3 needs for evaluation (see `evaluating`)."""
         import deepspeed
 
         if stage.offload == "nvme" and not can_compile("AsyncIOBuilder"):
@@ -150,13 +159,13 @@ class Engine:
         self.ranks = ranks
         self.model: Any = model.to(ranks.device)
         self.evaluation_model: Any = None
-        """The model with all its weights, in eval mode, within `evaluating`; any rank may use it on its own."""
+        """The unsharded model in eval mode, within `evaluating` only; using it needs no collective."""
         self._build: Any = build
-        self.compute_type = compute_type(stage, ranks.device)
-        self.scale = LossScale(enabled=self.compute_type is torch.float16)
+        self.compute_dtype = compute_dtype(stage, ranks.device)
+        self.loss_scale = LossScale(enabled=self.compute_dtype is torch.float16)
         wrapped = _Autocast(self.model, forward or self.model, self.precision)
         optimizer = make_optimizer(parameter_groups(wrapped, stage, PREFIX), stage, ranks.device)
-        sizes = [math.prod(self.shape(parameter)) for _, parameter in self.trained()]
+        sizes = [math.prod(self.full_shape(parameter)) for _, parameter in self.trainable_parameters()]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=wrapped,
             optimizer=optimizer,
@@ -166,97 +175,99 @@ class Engine:
         self._accessors: Any = deepspeed.utils
         self.prepare_optimizer_state(0)
         self._norm = 0.0
-        self._hold = False
+        self._skip_update = False
         self.updated = True
-        """Whether the last step moved the weights."""
-        self._torch_optimizer().register_step_pre_hook(self._leave_out)
+        """Whether the last step changed the weights."""
+        self._torch_optimizer().register_step_pre_hook(self._drop_gradients)
 
     def precision(self) -> AbstractContextManager:
-        """Returns the autocast context of forward passes, training or not."""
-        if self.compute_type is torch.float32:
+        """Returns the autocast context of forward passes, in training and in evaluation."""
+        if self.compute_dtype is torch.float32:
             return nullcontext()
-        return torch.autocast(self.ranks.device.type, dtype=self.compute_type)
+        return torch.autocast(self.ranks.device.type, dtype=self.compute_dtype)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model's forward pass, in training mode."""
+        """Run the model's forward pass in training mode."""
         return self._engine(*args, **kwargs)
 
     def backward(self, share: Tensor, last: bool = True) -> None:
         """Compute gradients of this rank's share of the loss; `last` marks a step's last micro-batch."""
         self._engine.set_gradient_accumulation_boundary(last)
         factor = float(self.ranks.world)
-        if self.scale.enabled and self.stage.zero_stage == 0:
-            factor *= self.scale.value
-        elif self.scale.enabled:  # ZeRO multiplies by it here, and divides where it clips
-            self._optimizer.override_loss_scale(self.scale.value)
+        if self.loss_scale.enabled and self.stage.zero_stage == 0:
+            factor *= self.loss_scale.value
+        elif self.loss_scale.enabled:  # ZeRO multiplies by the scale here, and divides when it clips
+            self._optimizer.override_loss_scale(self.loss_scale.value)
         self._engine.backward(share * factor, scale_wrt_gas=False)
 
     @contextmanager
-    def reduced_once(self) -> Iterator[None]:
-        """Reduce the gradients of the backward passes within it once, at its end; every rank makes as many passes.
+    def coalesced_reduction(self) -> Iterator[None]:
+        """Reduce the gradients of all backward passes in this context once, at its end.
 
-        Whole gradients are held meanwhile, also under ZeRO-2 and 3.
+        Every rank must make the same number of passes. Gradients stay unsharded until then, also under ZeRO-2 and 3.
         """
-        if self.stage.zero_stage == 0:  # reduces in the backward pass that is marked as the last
+        if self.stage.zero_stage == 0:  # DeepSpeed reduces in the backward pass marked as last
             yield
         else:
             with self._engine.coalesce_grad_reduction():
                 yield
 
-    def step(self, progress: float, hold: bool = False) -> float:
-        """Make one optimizer step at the schedule's rate for `progress` (0 to 1); returns that rate.
+    def step(self, progress: float, skip_update: bool = False) -> float:
+        """Make one optimizer step at the learning rate for `progress` (0 to 1), and return that rate.
 
-        With `hold` (the same on every rank), and where the gradient norm is not finite, weights and optimizer stay as
-        they are (see `updated`).
+        Weights and optimizer state do not change if `skip_update` is true (it must be the same on every rank) or if the
+        gradient norm is not finite; see `updated`.
         """
-        factor = rate(self.stage, progress)
+        factor = learning_rate_factor(self.stage, progress)
         for group in self._optimizer.param_groups:
             group["lr"] = self.stage.lr * group["lr_scale"] * factor
-        if self.stage.zero_stage == 0:  # DeepSpeed keeps no norm of float32 gradients that it does not shard
-            gradients = [parameter.grad for _, parameter in self.trained() if parameter.grad is not None]
-            if self.scale.enabled:
-                torch._foreach_mul_(gradients, 1 / self.scale.value)
+        if self.stage.zero_stage == 0:  # DeepSpeed computes no norm of unsharded float32 gradients
+            gradients = [
+                parameter.grad for _, parameter in self.trainable_parameters() if parameter.grad is not None
+            ]
+            if self.loss_scale.enabled:
+                torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
             self._norm = float(torch.nn.utils.get_total_norm(gradients))
-            hold = hold or not math.isfinite(self._norm)
-        self._hold = hold
-        self._engine.step()  # ZeRO leaves a step out by itself where the norm is not finite
+            skip_update = skip_update or not math.isfinite(self._norm)
+        self._skip_update = skip_update
+        self._engine.step()  # ZeRO itself skips a step with a non-finite norm
         finite = math.isfinite(self.gradient_norm())
-        self.updated = not hold and finite
-        self.scale.update(finite)
+        self.updated = not skip_update and finite
+        self.loss_scale.update(finite)
         return self.stage.lr * factor
 
-    def _leave_out(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        # Before the optimizer moves weights: one without gradients stays, with its momentum and its count of steps.
-        if self._hold:
+    def _drop_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # A parameter without gradient keeps its value, momentum and step count.
+        if self._skip_update:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
 
     def gradient_norm(self) -> float:
-        """Returns the norm of the last step's gradient over all ranks, before clipping."""
+        """Returns the L2 norm of the last step's global gradient, before clipping."""
         if self.stage.zero_stage == 0:
             return self._norm
         return float(self._engine.get_global_grad_norm() or 0.0)
 
-    def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """Returns the trainable parameters with the model's own names, in a fixed order."""
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Returns (name, parameter) of the trainable parameters, in the order of `named_parameters`."""
         return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """Returns the whole float32 weight, on every rank (a collective under ZeRO)."""
+        """Returns the unsharded float32 weight, on every rank (a collective under ZeRO)."""
         value = self._accessors.safe_get_full_fp32_param(parameter)
-        return (parameter if value is None else value).detach().float().reshape(self.shape(parameter))
+        return (parameter if value is None else value).detach().float().reshape(self.full_shape(parameter))
 
     def optimizer_state(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """Returns one whole optimizer state tensor of a parameter, on every rank."""
+        """Returns one unsharded optimizer state tensor of a parameter, on every rank (a collective under ZeRO)."""
         if self.stage.zero_stage == 0:
             value = self._torch_optimizer().state[parameter][name]
         else:
             value = self._accessors.safe_get_full_optimizer_state(parameter, name)
-        return value.detach().float().reshape(self.shape(parameter))
+        return value.detach().float().reshape(self.full_shape(parameter))
 
     def set_weight(self, parameter: Any, value: Tensor) -> None:
-        """Overwrite a whole weight, and the low-precision or sharded copies of it."""
+        """Set a parameter to the unsharded `value`, with its low-precision and sharded copies."""
         value = value.to(self.ranks.device)
         if self.stage.zero_stage == 3:
             self._accessors.safe_set_local_fp32_param(parameter, self._partition(parameter, value))
@@ -269,7 +280,7 @@ class Engine:
             parameter.copy_(value.reshape(parameter.shape))
 
     def set_optimizer_state(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        """Overwrite one whole optimizer state tensor of a parameter, after `prepare_optimizer_state`."""
+        """Set an optimizer state tensor to the unsharded `value`. Call `prepare_optimizer_state` first."""
         value = value.to(self.ranks.device)
         if self.stage.zero_stage == 0:
             self._torch_optimizer().state[parameter][name].copy_(value.reshape(parameter.shape))
@@ -279,9 +290,9 @@ class Engine:
             self._accessors.safe_set_full_optimizer_state(parameter, value.reshape(parameter.shape), name)
 
     def prepare_optimizer_state(self, step: int) -> None:
-        """Make the optimizer's tensors, which it otherwise makes in its first step, so that they can be set and read.
+        """Allocate the optimizer state, which PyTorch otherwise allocates in the first step, and set its step count.
 
-        Zeros are what the first step starts from, in every optimizer here.
+        New state tensors are zero, the initial value of SGD and AdamW.
         """
         optimizer = self._torch_optimizer()
         if self.stage.zero_stage == 3:
@@ -293,7 +304,7 @@ class Engine:
             for name in state_names(self.stage):
                 state.setdefault(name, torch.zeros_like(holder, dtype=torch.float32))
             if self.stage.optimizer == "adamw":
-                # The fused kernel reads the count where the weights are; elsewhere torch wants it on the host.
+                # The fused kernel reads the step count on the weights' device; otherwise torch expects it on the host.
                 device = holder.device if optimizer.defaults.get("fused") else "cpu"
                 state["step"] = torch.tensor(float(step), device=device)
         relink = getattr(self._optimizer, "_lazy_init_hp_params_optimizer_state", None)
@@ -301,16 +312,16 @@ class Engine:
             self._optimizer._hp_optimizer_states_linked = False
             relink()
 
-    def shape(self, parameter: nn.Parameter) -> torch.Size:
-        """Returns a parameter's whole shape, also where ZeRO-3 holds only a part of it."""
+    def full_shape(self, parameter: nn.Parameter) -> torch.Size:
+        """Returns the unsharded shape of a parameter, also under ZeRO-3."""
         return getattr(parameter, "ds_shape", parameter.shape)
 
     @contextmanager
     def evaluating(self) -> Iterator[Any]:
-        """Provide `evaluation_model` (a collective).
+        """Yield `evaluation_model`: the unsharded model in eval mode (a collective).
 
-        Under ZeRO-3 it is a copy: the sharded model gathers its weights module by module, in step with the other
-        ranks, which ranks that translate unlike sentences are not.
+        Under ZeRO-3 it is a copy. A sharded model gathers its weights module by module, in lockstep with all ranks,
+        and ranks that translate different sentences do not run in lockstep.
         """
         if self.stage.zero_stage == 3:
             import deepspeed
@@ -331,7 +342,7 @@ class Engine:
         return self._optimizer.optimizer if self.stage.zero_stage else self._optimizer
 
     def _partition(self, parameter: Any, value: Tensor) -> Tensor:
-        # ZeRO-3 pads a weight to a multiple of the ranks before it cuts it.
+        # ZeRO-3 pads a weight to a multiple of the number of ranks before it shards it.
         size = parameter.ds_tensor.numel()
         flat = value.reshape(-1).float()
         padded = torch.zeros(size * self.ranks.world, dtype=torch.float32, device=value.device)

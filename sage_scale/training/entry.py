@@ -1,4 +1,4 @@
-"""Entry of each process that a launcher starts: `launch/pretrain.py` and `launch/finetune.py`."""
+"""Entry point of each process that a launcher starts (`launch/pretrain.py`, `launch/finetune.py`)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from sage_scale.untrusted.printer import tell
 def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     """Run a stage with the arguments of the command line, under a rank monitor; returns the exit code.
 
-    Where several ranks fail, one line says why (rank_monitor.py). Each rank ends the moment it has reported its
-    failure: taking down a process group whose other members are gone may take minutes.
+    If several ranks fail, one line gives the reason (rank_monitor.py). A rank exits as soon as it has reported its
+    failure: destroying a process group with dead members may take minutes.
     """
     options = _parser(stage).parse_intermixed_args(arguments)
     try:
@@ -39,7 +39,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
         "TORCH_CPP_LOG_LEVEL", "ERROR"
     )  # read when torch is imported; c10d warns of host names
     try:
-        traced = launcher.traced(stage) if options.profile else []
+        traced = launcher.profile_overrides(stage) if options.profile else []
         recipe = load_recipe(
             launcher.recipe_of_run(options.run, options.recipe), [*options.overrides, *traced]
         )

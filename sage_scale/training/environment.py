@@ -1,7 +1,7 @@
-"""Rank, number of ranks and rendezvous address of this process, from the variables of the launcher that started it.
+"""Rank, number of ranks and rendezvous address of this process, from the variables of its launcher.
 
-`torchrun`, `accelerate` and `deepspeed` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which all of
-torch reads. `srun` and `mpirun` set variables of their own; `join_launcher` translates those. No torch is imported.
+`torchrun`, `accelerate` and `deepspeed` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which torch
+reads. `srun` and `mpirun` set variables of their own; `join_launcher` translates those. No torch is imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BLOCK = 13
 
 
 class _Launcher(NamedTuple):
-    """Names of a launcher's variables; of several names the first that is set counts."""
+    """The variables of a launcher; of several names the first that is set counts."""
 
     name: str
     rank: str
@@ -42,11 +42,11 @@ _LAUNCHERS = (
 
 
 def join_launcher(run: str | Path, stage: str, starts_ranks: bool = False) -> int:
-    """Sets RANK, WORLD_SIZE and the other variables of torch where only `srun` or `mpirun` has set its own.
+    """Set torch's variables (RANK, WORLD_SIZE, ...) from those of `srun` or `mpirun`; return the number of ranks.
 
-    Returns the number of ranks, 1 without a launcher. `run` and `stage` name the job where no scheduler does. With
-    `starts_ranks` the caller is to start the ranks itself: under a launcher that is a UsageError, as are variables that
-    contradict each other and several machines without MASTER_ADDR.
+    Without a launcher it is 1. `run` and `stage` name the job if no scheduler does. `starts_ranks` means that the
+    caller starts the ranks itself. Raises UsageError for `starts_ranks` under a launcher, for contradicting variables
+    and for several machines without MASTER_ADDR.
     """
     get = os.environ.get
     launcher = next((one for one in _LAUNCHERS if one.rank in os.environ), None)
@@ -127,7 +127,7 @@ def _nodes() -> str:
 
 
 def _local_world(launcher: _Launcher, world: int) -> int:
-    """Returns the number of ranks on this machine; 0 where the launcher does not tell."""
+    """Returns the number of ranks on this machine; 0 if the launcher does not set it."""
     if launcher.local_world in os.environ:
         return _number(launcher.local_world)
     names = ("SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES")
@@ -141,9 +141,9 @@ def _local_world(launcher: _Launcher, world: int) -> int:
 
 
 def _first_host(local_world: int, world: int, name: str) -> str:
-    """Returns the address of rank 0: this machine, where all ranks are, else the first host of Slurm's list.
+    """Returns the address of rank 0: this machine if all ranks run here, else the first host of Slurm's list.
 
-    Raises UsageError where neither is known.
+    Raises UsageError if neither is known.
     """
     if local_world == world:
         return "127.0.0.1"

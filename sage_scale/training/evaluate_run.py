@@ -1,4 +1,4 @@
-"""Scores of a trained run on unseen clips, beside the controls that a translator must beat.
+"""Scores a trained run on unseen clips, and the controls that a translator must beat.
 
 Writes into `scores.json` an entry of the split (the mapping of `sage_scale.evaluation.score`, with controls beside it;
 other splits keep theirs), `predictions/<split>.jsonl` and, for the report, `timelines/<split>.json`.
@@ -25,8 +25,8 @@ from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset, read_metadata
 from sage_scale.streaming import Data, open_datasets, open_evaluation
 from sage_scale.training import distributed
-from sage_scale.training.decode import blank, has_split, sides, translate_split
-from sage_scale.training.engine import fast_bf16
+from sage_scale.training.decode import blank, has_split, score_arguments, translate_split
+from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import load_translator
 from sage_scale.training.inherited import contradictions, described
 from sage_scale.training.pictures import thumbnail
@@ -56,7 +56,7 @@ def run(
     model, tokenizer, recipe = load_translator(folder, ranks.device)
     for line in contradictions(recipe, datasets):
         say(line)
-    use_bf16 = recipe.finetune.precision != "fp32" and fast_bf16(ranks.device)
+    use_bf16 = recipe.finetune.precision != "fp32" and has_fast_bf16(ranks.device)
 
     def precision() -> Any:
         return torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=use_bf16)
@@ -68,9 +68,9 @@ def run(
     rows = translate(split)
     if not rows:  # all that was planned for it was rejected
         raise DatasetError(f"{datasets[0].url} has no clip in split '{split}'")
-    result: dict[str, Any] = {**score(*sides(rows)), "split": split}
+    result: dict[str, Any] = {**score(*score_arguments(rows)), "split": split}
     try:
-        result["content_f1"] = content_f1(*sides(rows))
+        result["content_f1"] = content_f1(*score_arguments(rows))
     except ModuleNotFoundError as missing:  # a machine that only trains needs no tagger
         say(f"content-word F1 is left out: the package '{missing.name}' is not installed")
     if model_spec(recipe.model.kind).tokens_are_segments:
@@ -81,7 +81,7 @@ def run(
         write_rows(folder / "predictions" / f"{split}.jsonl", rows)
     heldout = translate(f"{split}_heldout")
     if heldout:
-        result["heldout"] = score(*sides(heldout))
+        result["heldout"] = score(*score_arguments(heldout))
         if ranks.first:
             write_rows(folder / "predictions" / f"{split}_heldout.jsonl", heldout)
     if controls:
@@ -99,8 +99,8 @@ def run(
 def _controls(
     recipe: Recipe, data: Sequence[Dataset], rows: list[dict[str, Any]], blind: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What a translator must beat: wrong videos, no video, and training sentences chosen without looking."""
-    hypotheses, references, languages = sides(rows)
+    """Returns the scores of the controls: wrong videos, blank videos, and training sentences chosen without video."""
+    hypotheses, references, languages = score_arguments(rows)
     train = [
         meta
         for dataset in data
@@ -131,7 +131,7 @@ def _controls(
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """A random permutation of range(count) that leaves nothing in its place (count of 1 excepted)."""
+    """Returns a random permutation of range(count) without fixed point (unless count is 1)."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(count)
     result = np.empty(count, dtype=int)
@@ -140,7 +140,7 @@ def derangement(count: int, seed: int) -> list[int]:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """JSON Lines, one clip a line."""
+    """Write JSON Lines, one clip per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -154,7 +154,7 @@ def write_timelines(
     clips: int = 6,
     width: int = 72,
 ) -> None:
-    """A few clips with their segments and a thumbnail for each, for the report."""
+    """Write a few clips with their segments and a thumbnail per segment, for the report."""
     by_key = {row["key"]: row for row in rows}
     timelines = []
     for batch in open_evaluation(data, recipe, split, rank=0, world=1, batch_size=clips):

@@ -1,6 +1,6 @@
 """Exports: a trained translator as the self-contained folder `RUN/model/`, written and read by its `ModelSpec`.
 
-Files of tensors, and folders of a model, appear whole or not at all.
+Tensor files and model folders are written atomically.
 
 model/recipe.yaml    the whole recipe
 model/hashes.json    size and xxh3-128 of each file, checked when the model is loaded
@@ -38,16 +38,16 @@ class Translator(Protocol):
         max_tokens: int = 150,
         length_penalty: float = 1.0,
     ) -> list[str]:
-        """A sentence for each clip by beam search."""
+        """Returns one sentence per clip, by beam search."""
         ...
 
     def eval(self) -> Any:
-        """To evaluation mode."""
+        """Set evaluation mode."""
         ...
 
 
 def export_folder(folder: str | Path) -> Path:
-    """Returns the export of a run folder, or the folder itself where it is one. Raises NoModel where there is none."""
+    """Returns the export of a run folder, or the folder itself if it is an export. Raises NoModel without one."""
     path = on_this_machine(folder, "a run or an export")
     if not path.exists():
         raise NoModel(f"there is no run {path}; give a run (runs/NAME) or an export (runs/NAME/model)")
@@ -93,7 +93,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def need_tensors(path: Path) -> None:
-    """Raise NoModel where there is no such file, before `load_tensors` needs it."""
+    """Raise NoModel unless the file exists; call it before work that ends in `load_tensors`."""
     if not path.is_file():
         raise _missing(path)
 
@@ -104,7 +104,7 @@ def _missing(path: Path) -> NoModel:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder to write into; complete and with hashes of its files, it replaces `folder`."""
+    """Yield an empty temporary folder, which replaces `folder` at the end, with hashes of its files."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Stage 2: a language model translates what the visual side gives. SAGE: mBART; Sign2GPT: a frozen XGLM with adapters.
+"""Stage 2: trains the translator. SAGE trains mBART on visual tokens; Sign2GPT trains adapters of a frozen XGLM.
 
 sage-scale finetune --run runs/NAME --data URL --recipe NAME
 deepspeed --num_gpus 8 launch/finetune.py --run-dir runs/NAME --data URL --recipe NAME
@@ -18,9 +18,9 @@ __all__ = ["STAGE1", "run"]
 
 
 def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
-    """Train stage 2 to its end (or go on with it) in `run_folder`, from the dataset, or several, of `data`.
+    """Train or resume stage 2 in `run_folder` on the datasets at the URLs `data`.
 
-    Takes over what `finetune.init` says from stage 1 of the same run, writes `finetune/log.jsonl`, checkpoints and
-    the export `model/`, and returns the dev scores of the weights kept. Called by every rank.
+    Initial weights come from stage 1 of the same run, as `finetune.init` says. Writes `finetune/log.jsonl`,
+    checkpoints and the export `model/`, and returns the dev scores of the best weights. Called by every rank.
     """
     return run_stage("finetune", model_spec(recipe.model.kind).part("finetune"), recipe, run_folder, data)

@@ -1,8 +1,8 @@
-"""Stage 2 with a frozen part: its outputs are computed once a clip (and view) and kept in memory.
+"""Stage 2 with frozen modules: their outputs are computed once per clip and view, and kept in memory.
 
-With `finetune.freeze=backbone` the frame encoder stays as stage 1 left it and its features are kept; with `visual`
-the whole visual side does and its tokens are kept. `frozen_views` augmented views of a clip keep some of the
-variety that training on frames would have seen; epoch e sees view e mod views, and view 0 is not augmented.
+With `finetune.freeze=backbone` the frame encoder is frozen and its features are kept; with `visual` the whole visual
+side is frozen and its tokens are kept. `frozen_views` augmented views of a clip preserve part of the augmentation;
+epoch e uses view e mod `frozen_views`, and view 0 is not augmented.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sage_scale.vision.packed import PackedVideo, view_seed
 
 
 class FrozenOutputs:
-    """The frozen part of a translator, and the forward pass from its stored outputs; by itself nothing is frozen."""
+    """Outputs of a translator's frozen modules, and its loss from stored outputs; the base class freezes nothing."""
 
     def __init__(
         self, model: Any, stage: Stage, backbone: nn.Module | None = None, visual: Sequence[nn.Module] = ()
@@ -40,7 +40,7 @@ class FrozenOutputs:
             module.requires_grad_(False)
 
     def set_mode(self) -> None:
-        """Frozen modules run as in evaluation: running statistics, no dropout."""
+        """Put frozen modules in evaluation mode: running statistics, no dropout."""
         for module in self._modules:
             module.eval()
 
@@ -57,13 +57,13 @@ class FrozenOutputs:
         return self.model(video, labels_BL, input_ids_BL, label_smoothing)
 
     def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
-        """Returns the outputs to store of a video's clips, packed, and the number of rows of each clip."""
+        """Returns the outputs to store for a batch of clips, packed, and the number of rows of each clip."""
         raise RecipeError(
             f"finetune.freeze={self.kind}: this model cannot freeze a part: set finetune.freeze=none"
         )
 
     def inputs(self, batch: Batch, engine: Engine) -> tuple[PackedVideo, Tensor | None]:
-        """The batch on the engine's device: its video, and the kept outputs in place of its frames."""
+        """Returns the batch on the engine's device, with its stored outputs instead of its frames."""
         device = engine.ranks.device
         if self.kind == "none" or not batch.keys:
             return batch.video.to(device), None

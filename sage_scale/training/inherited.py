@@ -1,9 +1,9 @@
-"""Recipe keys that a run takes from its datasets: those that describe shards, not training.
+"""Recipe keys that a run inherits from its datasets: keys that describe shards, not training.
 
-`dataset.json` holds the part of the recipe that made a dataset. Training under another value would report segments
-that were never cut so ("by motion" of uniform ones) and cut new videos otherwise than in training. So the run's recipe
-gets the dataset's values; a key that the command line gives is refused where it contradicts them, except the keys of
-`OVERRIDABLE`.
+`dataset.json` holds the part of the recipe that made a dataset. Another value in the run's recipe
+would report wrong segments ("by motion" for uniform ones) and segment new videos differently than in training. The
+run's recipe therefore gets the dataset's values; a contradicting key of the command line is refused, except the keys
+of `OVERRIDABLE`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Inheritance:
 
 
 def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritance:
-    """Returns `recipe` with the keys that describe the datasets; those of `OVERRIDABLE` as the run in `run` has them.
+    """Returns `recipe` with the datasets' values; keys of `OVERRIDABLE` keep the value that the run `run` has stored.
 
     Raises OtherDataset where `recipe.given` contradicts a dataset or the datasets cannot be trained on together.
     """
@@ -112,7 +112,7 @@ def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritan
 
 
 def contradictions(recipe: Recipe, datasets: Sequence[Dataset]) -> list[str]:
-    """Returns a line for each dataset whose clips were cut or stored otherwise than those the run was trained on."""
+    """Returns a line for each dataset whose clips were segmented or stored differently than the training data."""
     ours = flat(to_mapping(recipe))
     lines = []
     for dataset in datasets:
@@ -151,7 +151,7 @@ def is_told(key: str) -> bool:
 
 
 def decides_a_sample(key: str) -> bool:
-    """Returns whether another value of the key cuts or stores the same video otherwise."""
+    """Returns whether the key changes how a video is segmented or stored."""
     limits = ("vision.min_frames", "vision.max_frames")
     cut = key.startswith(("vision.", "segmentation."))
     return cut and is_told(key) and key not in limits and (key not in OVERRIDABLE or key == "vision.crop")

@@ -59,8 +59,8 @@ def recipe_of_run(run: str | Path, recipe: str) -> str:
     raise UsageError(f"{run} has no recipe.yaml yet: name a recipe with --recipe ({known})")
 
 
-def traced(stage: str) -> list[str]:
-    """Returns the changes of the recipe for `--profile`: a few steps show where a step's time goes."""
+def profile_overrides(stage: str) -> list[str]:
+    """Returns the recipe overrides of `--profile`, which trace a few steps."""
     return [f"{stage}.profile_steps=3"]
 
 
@@ -117,7 +117,7 @@ class Hosts:
 
 
 def environment() -> dict[str, str]:
-    """Returns a launcher's environment: this interpreter's programs first (DeepSpeed wants ninja), libraries quiet."""
+    """Returns the environment of a launcher: this interpreter's programs first on PATH (DeepSpeed needs ninja)."""
     here = str(Path(sys.executable).parent)
     path = os.pathsep.join([here, os.environ.get("PATH", "")])
     quiet = {"DS_LOG_LEVEL": "error", "PYTHONWARNINGS": "ignore"}
@@ -135,14 +135,14 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def port_elsewhere() -> int:
-    """Returns a random port for rank 0 on another machine, below those that systems give out."""
+def random_port() -> int:
+    """Returns a random port below the ephemeral range, for rank 0 on another machine."""
     return random.randrange(20000, 29900)
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How an attempt ended."""
+class AttemptResult:
+    """The result of one attempt to train a stage."""
 
     code: int
     asked: bool = False
@@ -160,11 +160,11 @@ class Ended:
 
 def start_and_wait(
     arguments: Sequence[str], stop_at: tuple[str, int, int] | None = None, record: Path | None = None
-) -> Ended:
-    """Run the launcher to its end. A signal goes to the ranks alone: they save, stop, and so end it.
+) -> AttemptResult:
+    """Run the launcher until it exits. Signals are forwarded to the ranks alone, which save and stop.
 
-    `stop_at` (address, port, world) is where ranks on other hosts are told to stop, `record` the stage's
-    `ended.json`, which they may write where they do not share our temporary folder.
+    `stop_at` (address, port, world) receives the stop request for ranks on other hosts. `record` is the stage's
+    `ended.json`, written by ranks that do not share this machine's temporary folder.
     """
     old = _read(record)
     with tempfile.TemporaryDirectory(prefix="sage-scale-") as folder:
@@ -206,11 +206,11 @@ def start_and_wait(
         why = _read(record)
     if code == 0 and not why and stop_at is None:
         code = 1  # DeepSpeed's runner gives 0 where the process below it was killed
-    return Ended(int(why.get("code", code)) if code else 0, bool(received), why)
+    return AttemptResult(int(why.get("code", code)) if code else 0, bool(received), why)
 
 
 def _environment_file(folder: Path, given: dict[str, str]) -> Path:
-    """Writes DeepSpeed's file of variables for other hosts: ours, and behind them the user's own ones."""
+    """Writes DeepSpeed's file of variables for other hosts: those set here, then the user's own."""
     lines = [f"{name}={given[name]}" for name in FORWARDED if given.get(name)]
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     for place in (Path.home(), Path()):  # where DeepSpeed looks
@@ -232,8 +232,8 @@ def _read(path: Path | None) -> dict[str, Any]:
 def _signal_ranks(launcher: int) -> int:
     """Send SIGTERM to each rank (a child of `deepspeed.launcher.launch`); returns their number.
 
-    The launchers forward nothing in good order: the outer one dies and leaves the ranks behind, the inner one
-    signals loader workers too and kills ranks that have not saved after 30 s.
+    DeepSpeed's launchers cannot forward the signal: the outer one dies and leaves the ranks running, the inner one also
+    signals loader workers, and kills ranks that have not saved after 30 s.
     """
     told = 0
     for process in psutil.Process(launcher).children(recursive=True):

@@ -1,8 +1,8 @@
-"""The training loop of both stages: steps, log, dev evaluation, checkpoints, and stopping in good order.
+"""The training loop of both stages: steps, log, dev evaluation, checkpoints, and the stop on request.
 
 One step: the stream gives a rank its part of the global batch; `compute` runs forward and backward and returns the
-rank's shares of the logged metrics; the loss guard looks at the loss of all ranks; the engine steps; one small
-all-reduce carries the shares, the clock and a stop request to every rank, so that all of them do the same next.
+rank's shares of the logged metrics; the loss guard checks the loss of all ranks; the engine steps; one small
+all-reduce carries the shares, the clock and a stop request to every rank, so that all ranks act alike.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ Compute = Callable[[Any], dict[str, float]]
 Evaluate = Callable[[int], tuple[dict[str, float], float]]
 
 
-def checkpoint_place(stage: Stage, run: Path, name: str) -> str | Path:
-    """Returns the URL of a stage's checkpoints; it has the run's name, since several runs may share a recipe."""
+def checkpoint_location(stage: Stage, run: Path, name: str) -> str | Path:
+    """Returns the URL of a stage's checkpoints, which holds the run's name: several runs may share a recipe."""
     if not stage.checkpoints:
         return run / name / "checkpoints"
     return f"{stage.checkpoints.rstrip('/')}/{run.absolute().name}/{name}"
 
 
 class Loop:
-    """Trains one stage of a run; the state it keeps is `progress` (see checkpoints.py)."""
+    """Trains one stage of a run; its state is `progress` (see checkpoints.py)."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Loop:
         frozen: Sequence[Path] = (),
         operations: Callable[[StepSize], float] | None = None,
     ) -> None:
-        """`frozen` are the files or folders of weights that the stage uses and does not train; `operations` gives the
+        """`frozen` are files or folders of weights that the stage uses and does not train; `operations` returns the
         FLOPs of a step."""
         ranks = engine.ranks
         self.name = name
@@ -76,7 +76,7 @@ class Loop:
         self.trace = StepTrace(self.folder, self.stage.profile_steps if ranks.first else 0)
         identity = distributed.on_first(lambda: RunIdentity.of(name, recipe, frozen), ranks.first)
         self.checkpoints = Checkpoints(
-            checkpoint_place(self.stage, run, name), self.stage.keep_checkpoints, identity
+            checkpoint_location(self.stage, run, name), self.stage.keep_checkpoints, identity
         )
         self.saver = Saver(
             self.checkpoints, ranks, self.stage.async_save, recipe.stream.give_up_after_s, self._say
@@ -99,8 +99,10 @@ class Loop:
 
     @property
     def fraction(self) -> float:
-        """Part of the stage that is done, by steps, time or tokens, whichever is furthest; 1 where dev has not become
-        better for the recipe's `patience`."""
+        """Returns the share of the stage that is done (0 to 1): the largest of steps, time and tokens.
+
+        It is 1 after `patience` evaluations without a better dev score.
+        """
         if self.stage.patience and self.progress.since_best >= self.stage.patience:
             return 1.0
         by_steps = self.progress.step / max(self.total_steps, 1)
@@ -111,7 +113,7 @@ class Loop:
 
     @property
     def cut_short(self) -> str:
-        """Line on the number of steps made, where `max_minutes` ended the stage before the last; else empty."""
+        """Returns a line on the number of steps made if `max_minutes` ended the stage early, else ""."""
         budget = self.stage.max_minutes * 60
         if not budget or self.progress.seconds < budget or self.progress.step >= self.total_steps:
             return ""
@@ -172,7 +174,7 @@ class Loop:
                 self._log_step(metrics, rate)
                 self.progress.stream = self.stream.state_dict()
                 if bad:
-                    self._survive(bad)
+                    self._handle_bad_step(bad)
                 self._log_saves()
                 if warning := self.stalls.note(waited, time.monotonic() - started, self.stream.counts):
                     self._say_once(warning)
@@ -210,14 +212,14 @@ class Loop:
         self.guard.begin()
         shares = compute(batch)
         bad = self.guard.judge(shares.get("loss", 0.0), self.progress)
-        rate = self.engine.step(self.fraction, hold=bool(bad))
+        rate = self.engine.step(self.fraction, skip_update=bool(bad))
         bad = bad or self.guard.judge_gradient()
         self.progress.step += 1
         self.progress.updates += self.engine.updated
         return bad, shares, rate
 
-    def _survive(self, reason: str) -> None:
-        """Act on a bad step, whose update was left out, as the recipe says. Raises SageError where it says stop."""
+    def _handle_bad_step(self, reason: str) -> None:
+        """Apply `on_bad_loss` to a step whose update was skipped. Raises SageError for `stop`."""
         progress, action = self.progress, self.stage.on_bad_loss
         progress.bad_steps += 1
         if progress.bad_steps > self.stage.max_bad_steps:
@@ -280,7 +282,7 @@ class Loop:
             **metrics.logged(),
             **self.throughput.rates(metrics),
             **memory_now(self.engine.ranks.device),
-            **({"loss_scale": self.engine.scale.value} if self.engine.scale.enabled else {}),
+            **({"loss_scale": self.engine.loss_scale.value} if self.engine.loss_scale.enabled else {}),
             lr=rate,
             grad_norm=self.engine.gradient_norm(),
             time_s=progress.seconds,
@@ -326,12 +328,12 @@ class Loop:
         self._say_once(f"took the weights of step {best}, the best on dev")
 
     def _say(self, line: str) -> None:
-        """Print a line of this rank alone; also called from the thread that saves."""
+        """Print a line from this rank alone; the saving thread calls it, too."""
         if self.engine.ranks.first:
             self.log.line(line, now=True)
         else:
             tell(f"{self.name}: rank {self.engine.ranks.rank}: {line}")
 
     def _say_once(self, line: str) -> None:
-        """Print a line that every rank has, by rank 0."""
+        """Print a line that all ranks have in common, once, from rank 0."""
         self.log.line(line, now=True)

@@ -1,10 +1,10 @@
 """Detects NaN or infinite losses and gradients, and spikes of the loss.
 
-The loss is summed over the ranks *before* the optimizer moves anything, so every rank comes to the same verdict and
-the update is left out everywhere. The recipe (`on_bad_loss`) decides what follows: `stop`; `skip`, as if the batch
-had not been; or `roll_back` to the last checkpoint's weights and on with the batches behind the bad one, as PaLM was
-trained past its spikes (Chowdhery et al. 2022, section 5.1). A spike is a loss above `spike_factor` times the median
-of the last 64 good ones. Those are part of a checkpoint, so a resumed run judges as the undisturbed one.
+The loss is summed over the ranks *before* the optimizer step, so every rank decides alike and skips the same update.
+The recipe (`on_bad_loss`) decides what follows: `stop`; `skip` the batch; or `roll_back` to the last checkpoint's
+weights and continue with the batches after the bad one, as PaLM did at its loss spikes (Chowdhery et al. 2022, section
+5.1). A spike is a loss above `spike_factor` times the median of the last 64 good losses. These are stored in
+checkpoints, so a resumed run decides as the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FEWEST = 8
 
 
 class LossGuard:
-    """Judges each step of a stage; the losses it remembers are in `progress`, which the loop may exchange."""
+    """Checks the loss and gradient of each step; recent losses are in `progress`, which the loop may replace."""
 
     def __init__(self, engine: Engine, stage: Stage) -> None:
         self._engine = engine
@@ -38,12 +38,12 @@ class LossGuard:
         self._before = [torch.empty_like(buffer) for buffer in self._buffers]
 
     def begin(self) -> None:
-        """Before the forward pass: keep the buffers that it changes."""
+        """Call before the forward pass: copies the buffers that the pass changes."""
         for kept, buffer in zip(self._before, self._buffers):
             kept.copy_(buffer)
 
     def judge(self, share: float, progress: TrainingProgress) -> str:
-        """After the backward pass: returns why this step must not move the weights, or "" (a collective)."""
+        """Call after the backward pass: returns the reason to skip this step's update, or "" (a collective)."""
         loss = distributed.sum_over_ranks([share], self._engine.ranks.device)[0]
         reason = judge_loss(loss, progress.recent_losses, self._stage.spike_factor)
         if not reason:
@@ -51,20 +51,20 @@ class LossGuard:
         return reason
 
     def judge_gradient(self) -> str:
-        """After the optimizer, which leaves out gradients that are not finite: returns a line on them, or ""."""
+        """Call after the optimizer step, which skips non-finite gradients: returns a line on them, or ""."""
         norm = self._engine.gradient_norm()
-        if math.isfinite(norm) or self._engine.scale.enabled:
+        if math.isfinite(norm) or self._engine.loss_scale.enabled:
             return ""  # with a scaled loss an overflow is how its scale is found
         return f"the gradient norm is {norm}"
 
     def undo_forward(self) -> None:
-        """Put running statistics back to their values before the step."""
+        """Restore the buffers (running statistics) from before the forward pass."""
         for kept, buffer in zip(self._before, self._buffers):
             buffer.copy_(kept)
 
 
 def judge_loss(loss: float, recent: list[float], spike_factor: float) -> str:
-    """Returns why a loss is bad, or "". `recent` are the last good losses; `spike_factor` 0 looks for no spikes."""
+    """Returns why a loss is bad, or "". `recent` are the last good losses; `spike_factor` 0 disables spikes."""
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     if spike_factor > 0 and len(recent) >= FEWEST:

@@ -1,4 +1,4 @@
-"""Optimizer, parameter groups and learning-rate schedule of a stage, as the recipe says."""
+"""Optimizer, parameter groups and learning-rate schedule of a stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNBOUNDED: Bounds = (-math.inf, math.inf)
 
 
 def bounds_of(model: nn.Module) -> dict[nn.Parameter, Bounds]:
-    """Returns the bounds of each parameter that a module of `model` names in its `bounds`: {attribute: Bounds}."""
+    """Returns the (lower, upper) bounds of parameters, from the attribute `bounds` of the modules of `model`."""
     return {
         getattr(module, name): bounds
         for module in model.modules()
@@ -53,10 +53,9 @@ def parameter_groups(model: nn.Module, stage: Stage, prefix: str = "") -> list[d
 
 
 def make_optimizer(groups: list[dict], stage: Stage, device: torch.device) -> torch.optim.Optimizer:
-    """Returns SGD with momentum (SAGE, section 4.2) or AdamW, whose steps keep each group within its `bounds`.
+    """Returns SGD with momentum (SAGE, section 4.2) or AdamW, which clamps each group to its `bounds` after a step.
 
-    One fused kernel a group on a GPU; where it is offloaded, DeepSpeed's vectorised AdamW if this machine can compile
-    it, else torch's own.
+    On a GPU AdamW is fused. With offload it is DeepSpeed's CPU AdamW if this machine can compile it, else torch's.
     """
     # Offloaded weights are stepped on the CPU, whatever the device.
     fused = (device.type == "cuda" and stage.offload == "none") or None
@@ -95,8 +94,8 @@ def can_compile(builder: str) -> bool:
     return bool(found is not None and tools and found().is_compatible(verbose=False))
 
 
-def rate(stage: Stage, progress: float) -> float:
-    """Returns the learning rate over the stage's initial one at `progress` (0 at the first step, 1 at the end)."""
+def learning_rate_factor(stage: Stage, progress: float) -> float:
+    """Returns the factor on the learning rate at `progress` (0 at the first step, 1 at the end)."""
     progress = min(max(progress, 0.0), 1.0)
     if progress < stage.warmup:
         # Not from zero: the first step should move.

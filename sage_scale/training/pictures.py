@@ -1,4 +1,4 @@
-"""Small pictures of frames for the report."""
+"""Thumbnails of frames for the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def thumbnail(frame_CHW: torch.Tensor, width: int) -> str:
-    """A uint8 frame as a JPEG of at most `width` pixels, in base64."""
+    """Returns a uint8 frame as a base64 JPEG at most `width` pixels wide."""
     image = Image.fromarray(frame_CHW.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((width, width))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Stage 1. SAGE: visual tokens are aligned with pseudo-glosses; Sign2GPT: pseudo-glosses are found by prototypes.
+"""Stage 1. SAGE aligns visual tokens with pseudo-glosses; Sign2GPT detects pseudo-glosses by prototypes.
 
 sage-scale pretrain --run runs/NAME --data URL --recipe NAME
 deepspeed --num_gpus 8 launch/pretrain.py --run-dir runs/NAME --data URL --recipe NAME
@@ -18,9 +18,9 @@ __all__ = ["STAGE1", "run"]
 
 
 def run(recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
-    """Train stage 1 to its end (or go on with it) in `run_folder`, from the dataset, or several, of `data`.
+    """Train or resume stage 1 in `run_folder` on the datasets at the URLs `data`.
 
-    Writes `pretrain/log.jsonl`, checkpoints, `pretrain/visual.safetensors` and what the report draws, and returns the
-    dev figures of the weights kept. Called by every rank.
+    Writes `pretrain/log.jsonl`, checkpoints, `pretrain/visual.safetensors` and data for the report, and returns the
+    dev scores of the best weights. Called by every rank.
     """
     return run_stage("pretrain", model_spec(recipe.model.kind).part("pretrain"), recipe, run_folder, data)

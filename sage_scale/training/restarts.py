@@ -1,7 +1,7 @@
-"""Restarts from the last checkpoint, a few times, where that may help.
+"""Restarts a stage from its last checkpoint, up to `--restarts` times.
 
-It does not help against a wrong recipe or damaged data, nor where the same step fails again and again. Each start is
-one line on the terminal and one in `RUN/restarts.jsonl`.
+A wrong recipe, damaged data or a step that fails repeatedly is not restarted. Each restart writes one line to the
+terminal and one to `RUN/restarts.jsonl`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.errors import SageError
-from sage_scale.training.launcher import Ended
+from sage_scale.training.launcher import AttemptResult
 from sage_scale.untrusted.display import json_text
 from sage_scale.untrusted.json_values import parse_json
 from sage_scale.untrusted.printer import tell
@@ -25,22 +25,22 @@ FUTILE = 2
 _TAIL = 1 << 18
 
 
-class RunEnded(SageError):
-    """The stage ended early, and its own line on the terminal says why."""
+class StageEndedEarly(SageError):
+    """The stage ended early; an empty message means that the ranks have printed the reason."""
 
 
-def keep_going(
+def run_with_restarts(
     stage: str,
     run: Path,
-    attempt: Callable[[], Ended],
+    attempt: Callable[[], AttemptResult],
     restarts: int = 0,
     say: Callable[[str], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Run `attempt` until the stage is done, at most `restarts` times again, pausing 1, 2, 4 ... 60 seconds.
+    """Run `attempt` until the stage is done, with at most `restarts` restarts after pauses of 1, 2, 4 ... 60 seconds.
 
-    Raises KeyboardInterrupt where this process was told to stop, RunEnded (with the ranks' exit code) where the stage
-    ended for good.
+    Raises KeyboardInterrupt if this process was told to stop, StageEndedEarly (with the ranks' exit code) if the stage
+    failed and is not restarted.
     """
     say = say or (lambda line: tell(f"sage-scale {stage}: {line}"))
     furthest, futile, started = reached(run, stage), 0, 0
@@ -84,7 +84,7 @@ def keep_going(
 
 
 def reached(run: Path, stage: str) -> int:
-    """Returns the furthest step in the latest part of the stage's log; -1 before the first."""
+    """Returns the highest step in the latest part of the stage's log; -1 if there is none."""
     try:
         with (run / stage / "log.jsonl").open("rb") as log:
             log.seek(0, 2)
@@ -103,7 +103,7 @@ def reached(run: Path, stage: str) -> int:
     return max(steps)
 
 
-def _error(ended: Ended, line: str) -> RunEnded:
-    error = RunEnded(line)
+def _error(ended: AttemptResult, line: str) -> StageEndedEarly:
+    error = StageEndedEarly(line)
     error.exit_code = ended.code if 0 < ended.code < 126 or ended.code == 130 else 1
     return error

@@ -1,7 +1,7 @@
-"""The run lock: a run folder is held by the one process that trains in it.
+"""The run lock: at most one job trains in a run folder.
 
-A launcher that was killed leaves ranks that save before they end. The same command, given again at once, waits for
-them; of a command that was typed twice one is refused, rather than both writing the same checkpoints.
+Ranks of a killed launcher still save before they exit. The same command, started again at once, waits for them. Of
+two identical commands started together one is refused, so that they do not write the same checkpoints.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ WAIT_S = 45.0
 
 @contextlib.contextmanager
 def lock_run(run: str | Path, wait_s: float = WAIT_S) -> Iterator[None]:
-    """Holds the run folder, made where it is missing, for the time of a stage (called by rank 0).
+    """Hold the lock of the run folder during a stage, creating the folder if missing (called by rank 0).
 
-    A folder that was made here is removed where the stage ends by an error before it wrote anything. Raises UsageError
-    where another process on this or, on a shared file system, another machine holds the folder: at once where that
-    one began after this one, else after `wait_s` seconds.
+    A folder created here is removed if the stage fails before it wrote anything. Raises UsageError if another process
+    (on a shared file system also of another machine) holds the lock: at once if that process began after this one,
+    else after `wait_s` seconds.
     """
     run = Path(run)
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
@@ -46,7 +46,7 @@ def lock_run(run: str | Path, wait_s: float = WAIT_S) -> Iterator[None]:
 
 
 def _lock(run: Path, end: float) -> int | None:
-    """Returns an open folder with a lock on it; None on a system or file system without locks."""
+    """Returns the locked file descriptor of the folder; None on a system or file system without locks."""
     told = False
     while True:
         _make(run)
@@ -78,7 +78,7 @@ def _lock(run: Path, end: float) -> int | None:
 
 
 def _make(run: Path) -> None:
-    """Makes the run folder where it is missing. Raises UsageError where nothing can be written there."""
+    """Create the run folder if missing. Raises UsageError if it is not writable."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         if not os.access(run, os.W_OK):
@@ -92,7 +92,7 @@ def _make(run: Path) -> None:
 
 
 def _began_after_us(run: Path) -> bool:
-    """Returns whether the holder began to train after this process had begun, so is no earlier run that still saves."""
+    """Returns whether the holder started after this process: then it is not an earlier job that still saves."""
     try:
         # recipe.yaml is written at each start of a stage.
         return (run / "recipe.yaml").stat().st_mtime >= psutil.Process().create_time()

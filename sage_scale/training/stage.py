@@ -1,7 +1,7 @@
-"""One training stage, whichever model: what it has in common stands here, what is the model's own in its `Task`.
+"""Runs one training stage of any model; the model-specific part is its `Task`.
 
-A task brings a model, the work of one step, the evaluation on dev and what is written at the end. It knows nothing of
-ranks' layout, checkpoints, schedule, guard or watchdog, and those know nothing of models.
+A task provides a model, the computation of one step, the evaluation on dev and the final outputs. It is independent of
+rank layout, checkpoints, schedule, loss guard and rank monitor, and these are independent of models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sage_scale.training.checkpoint.checkpoints import TrainingProgress, check_w
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
 from sage_scale.training.inherited import inherit
-from sage_scale.training.loop import Loop, checkpoint_place
+from sage_scale.training.loop import Loop, checkpoint_location
 from sage_scale.training.run_lock import lock_run
 from sage_scale.training.stage_log import record_timing
 from sage_scale.training.throughput import memory_mb
@@ -40,7 +40,7 @@ STAGE1 = "pretrain/visual.safetensors"
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task is made for: called by every rank, after the run's folder is there."""
+    """Arguments of a task's constructor, made on every rank once the run's folder exists."""
 
     recipe: Recipe
     folder: Path
@@ -50,7 +50,7 @@ class TaskContext:
 
 
 class Task(ABC):
-    """What a stage does with a model."""
+    """The model-specific part of a stage."""
 
     model: nn.Module
     engine: Engine
@@ -67,46 +67,46 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
-        """Raise where the stage could not begin in the run's `folder`; asked before anything is written."""
+        """Raise an error if the stage cannot begin in the run's `folder`; called before any file is written."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Another model of the same form: ZeRO-3 evaluates in it."""
+        """Returns a new model of the same architecture, which ZeRO-3 needs for evaluation."""
 
     def begin(self, engine: Engine) -> None:
-        """The engine that holds the model; comes once."""
+        """Receive the engine that holds the model; called once."""
         self.engine = engine
 
     @abstractmethod
     def compute(self, batch: Batch) -> dict[str, float]:
-        """Forward and backward of this rank's part of a step; gives its shares of what is logged, `loss` among them."""
+        """Run forward and backward of this rank's part of a step; returns its shares of the metrics, with `loss`."""
 
     @abstractmethod
     def evaluate(self, step: int) -> tuple[dict[str, float], float]:
-        """(figures, score) of `engine.evaluation_model` on dev; the higher the score the better. A collective."""
+        """Returns (scores, selection score) of `engine.evaluation_model` on dev; higher is better (a collective)."""
 
     @abstractmethod
     def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
-        """Write what the stage leaves behind, from its best weights; gives what the caller is told. A collective."""
+        """Write the stage's outputs from its best weights; returns the figures for the caller (a collective)."""
 
 
 class TaskKind(Protocol):
-    """A class of tasks, as `run_stage` takes it."""
+    """A task class, the argument of `run_stage`."""
 
     def __call__(self, context: TaskContext) -> Task:
-        """Make one; a collective."""
+        """Construct a task (a collective)."""
 
     def check(self, recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
-        """`Task.check`."""
+        """Call `Task.check`."""
 
 
 def run_stage(
     name: str, kind: TaskKind, recipe: Recipe, run_folder: str | Path, data: Data
 ) -> dict[str, Any]:
-    """Train the stage `name` to its end, or go on with it, in `run_folder`; called by every rank.
+    """Train or resume the stage `name` in `run_folder`; called by every rank.
 
-    The keys of `recipe` that describe the datasets are taken from these (`inherit`); the result is the run's recipe.
-    Writes `NAME/log.jsonl`, checkpoints and what the task leaves; returns steps, seconds and the task's own figures.
+    The keys of `recipe` that describe datasets are inherited from these (`inherit`); the result is the run's recipe.
+    Writes `NAME/log.jsonl`, checkpoints and the task's outputs; returns steps, seconds and the task's own scores.
     """
     folder = on_this_machine(run_folder, "a run")
     if folder.exists() and not folder.is_dir():
@@ -130,7 +130,7 @@ def _run_stage(name: str, kind: TaskKind, recipe: Recipe, folder: Path, data: Da
     check_datasets(datasets, recipe)
     kind.check(recipe, folder, datasets)
     if stage.checkpoints:
-        distributed.on_first(lambda: check_writable(checkpoint_place(stage, folder, name)), ranks.first)
+        distributed.on_first(lambda: check_writable(checkpoint_location(stage, folder, name)), ranks.first)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "recipe.yaml.partial"
@@ -161,16 +161,13 @@ def _run_stage(name: str, kind: TaskKind, recipe: Recipe, folder: Path, data: Da
 
 
 def even_slices(clips: int, parts: int) -> Iterator[slice]:
-    """`parts` runs of clips, equal to within one; some may be empty."""
+    """Returns `parts` consecutive slices of the clips, whose sizes differ by at most one; some may be empty."""
     for number in range(parts):
         yield slice(clips * number // parts, clips * (number + 1) // parts)
 
 
-def agree(summands: int, clips: int, micro: int) -> tuple[int, int]:
-    """Summands of the global batch, and micro-batches of this step: as many on every rank as the fullest needs.
-
-    A collective.
-    """
+def global_batch_counts(summands: int, clips: int, micro: int) -> tuple[int, int]:
+    """Returns (`summands` over all ranks, largest number of micro-batches of a rank); a collective."""
     chunks = -(-clips // micro) if micro else 1
     gathered = distributed.gather_objects((summands, chunks))
     return sum(part[0] for part in gathered), max(1, *(part[1] for part in gathered))

@@ -1,4 +1,4 @@
-"""Output of a stage: `log.jsonl` for programs, TensorBoard for curves, one progress line for the user."""
+"""Output of a stage: `log.jsonl`, TensorBoard curves and a progress line on the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StageLog:
     """Log of one stage in `folder`. Only rank 0's writes; the others pass `active=False`."""
 
     def __init__(self, folder: Path, name: str, active: bool = True, wandb: str = "", run: str = "") -> None:
-        """`wandb` is a Weights & Biases project that gets the numbers as well, under the name `run`/`name`."""
+        """`wandb` names a Weights & Biases project that also receives the numbers, as its run `run`/`name`."""
         self.name = name
         self.active = active
         self._last_line = 0.0

@@ -1,4 +1,4 @@
-"""Requests to stop by signal: the step under way is finished and saved first."""
+"""Stop requests by signal: the current step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ rank monitor, within a second, seconds."""
 
 
 class StopRequest:
-    """Records SIGINT and SIGTERM; one that comes again later ends the process at once."""
+    """Records SIGINT and SIGTERM; a repeated signal ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False

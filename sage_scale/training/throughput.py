@@ -1,7 +1,7 @@
-"""Metrics of a step over all ranks: loss, reading, memory, share of the hardware's peak; and a trace of a few steps.
+"""Metrics of a step over all ranks (loss, data wait, memory, MFU), and a profiler trace of a few steps.
 
-The peak of a GPU is its data sheet's (planning/step.py); it is known for 16-bit products only. A CPU has no such sheet,
-so a matrix product is timed on one rank when the stage begins, in the stage's precision, and the log says so.
+The peak of a GPU is its data sheet's (planning/step.py); it is known for 16-bit products only. For a CPU,
+one rank times a matrix product in the stage's precision when the stage begins, and the log says so.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class StepMetrics:
 
     @property
     def loss(self) -> float:
-        """The loss of the global batch."""
+        """Returns the loss of the global batch."""
         return self.shares.get("loss", 0.0)
 
     @property
     def samples_per_s(self) -> float:
-        """Clips a second, all ranks together."""
+        """Returns clips per second, over all ranks."""
         return self.clips / max(self.seconds, 1e-9)
 
     def logged(self) -> dict[str, float]:
@@ -82,9 +82,9 @@ class StepMetrics:
 def reduce_metrics(
     shares: dict[str, float], waited: float, started: float, spent: ReadCounts, asked: bool, ranks: Ranks
 ) -> StepMetrics:
-    """Returns a step's metrics, summed over the ranks (a collective); `started` is time.monotonic() at its begin.
+    """Returns a step's metrics over all ranks (a collective); `started` is time.monotonic() at the step's begin.
 
-    It carries the request to stop, too, so that all ranks act alike.
+    The same all-reduce carries the stop request, so that all ranks act alike.
     """
     names = sorted(shares)
     local = [shares[name] for name in names]
@@ -108,7 +108,7 @@ def reduce_metrics(
 
 
 def video_sizes(batch: Batch) -> dict[str, float]:
-    """Returns frames and visual tokens of a rank's part of a batch, shares of the global ones."""
+    """Returns the numbers of frames and visual tokens in a rank's part of the batch."""
     return {
         "frames": float(batch.video.segment_frames_N.sum()),
         "visual_tokens": float(batch.video.clip_segments_B.sum()),
@@ -116,16 +116,16 @@ def video_sizes(batch: Batch) -> dict[str, float]:
 
 
 class Throughput:
-    """Rates of a stage's steps on all ranks together."""
+    """Computes the throughput of a stage's steps, over all ranks."""
 
     def __init__(self, engine: Engine, operations: Callable[[StepSize], float] | None = None) -> None:
-        """`operations` gives the FLOPs of a step; without it there is no MFU."""
+        """`operations` returns the FLOPs of a step; without it MFU is not computed."""
         self._engine = engine
         self._operations = operations
-        self.peak, self.source = peak_rate(engine.ranks.device, engine.compute_type)
+        self.peak, self.source = peak_rate(engine.ranks.device, engine.compute_dtype)
 
     def job(self) -> dict[str, Any]:
-        """Returns hardware and settings of the job, for the log's event `start`."""
+        """Returns the hardware and settings of the job, for the log event `start`."""
         engine, stage = self._engine, self._engine.stage
         device = engine.ranks.device
         local = int(os.environ.get("LOCAL_WORLD_SIZE", engine.ranks.world))
@@ -136,12 +136,14 @@ class Throughput:
             "device": torch.cuda.get_device_name(device) if cuda else f"CPU ({platform.machine()})",
             "zero_stage": stage.zero_stage,
             "offload": stage.offload,
-            "precision": str(engine.compute_type).removeprefix("torch."),
+            "precision": str(engine.compute_dtype).removeprefix("torch."),
             "batch_size": stage.batch_size,
             "micro_batch": stage.micro_batch,
             "recompute": stage.recompute,
-            "parameters": sum(math.prod(engine.shape(p)) for p in engine.model.parameters()),
-            "trained_parameters": sum(math.prod(engine.shape(p)) for _, p in engine.trained()),
+            "parameters": sum(math.prod(engine.full_shape(p)) for p in engine.model.parameters()),
+            "trained_parameters": sum(
+                math.prod(engine.full_shape(p)) for _, p in engine.trainable_parameters()
+            ),
             "peak_tflops": None if self.peak is None else self.peak / 1e12,
             "peak_source": self.source,
         }
@@ -163,7 +165,7 @@ class Throughput:
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype) -> tuple[float | None, str]:
-    """Returns (FLOP/s of one rank's device, source of the figure); None where it is not known."""
+    """Returns (peak FLOP/s of one rank's device, source of the figure); None if unknown."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         gpu = gpu_named(name)
@@ -180,7 +182,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> tuple[float | None, s
 
 
 def memory_now(device: torch.device) -> dict[str, float]:
-    """Returns memory of this process at this moment, MB: tensors and torch's reserve on a GPU, else resident."""
+    """Returns the current memory of this process, MB: torch's reserved memory on a GPU, else resident."""
     if device.type == "cuda":
         return {
             "memory_now_mb": torch.cuda.memory_allocated(device) / 1e6,
@@ -190,7 +192,7 @@ def memory_now(device: torch.device) -> dict[str, float]:
 
 
 def memory_mb(device: torch.device) -> float:
-    """Returns peak memory of this process so far, MB: of the GPU where there is one, else resident."""
+    """Returns the peak memory of this process so far, MB: GPU memory on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -198,7 +200,7 @@ def memory_mb(device: torch.device) -> float:
 
 
 class StepTrace:
-    """Traces `steps` steps of this process, from the 4th on, into `folder`/profile; 0 steps trace nothing."""
+    """Traces `steps` steps of this process, from the 4th on, into `folder`/profile; `steps` 0 disables it."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.path = folder / "profile" / "trace.json"

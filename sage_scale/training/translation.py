@@ -1,4 +1,4 @@
-"""Stage 2 of either model: label-smoothed cross-entropy of the sentence, chosen by BLEU-4 of beam search on dev."""
+"""Stage 2: label-smoothed cross-entropy of the sentences; the best weights have the highest dev BLEU-4."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sage_scale.evaluation.metrics import score
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
-from sage_scale.training.decode import sides, translate_split
+from sage_scale.training.decode import score_arguments, translate_split
 from sage_scale.training.export import need_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import check_language_model
-from sage_scale.training.stage import STAGE1, Task, TaskContext, agree, even_slices
+from sage_scale.training.stage import STAGE1, Task, TaskContext, even_slices, global_batch_counts
 from sage_scale.training.throughput import video_sizes
 
 
 class TranslationTask(Task):
-    """A translator, its tokenizer, and what of it is frozen; a subclass makes them."""
+    """The task of stage 2; a subclass makes the translator, its tokenizer and its frozen modules."""
 
     outputs: FrozenOutputs
     tokenizer: Any
@@ -43,14 +43,14 @@ class TranslationTask(Task):
 
     @abstractmethod
     def texts(self, metas: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Labels, -100 on padding, and the decoder's inputs, both int64 (B, L)."""
+        """Returns labels (-100 on padding) and decoder input ids, both int64 (B, L)."""
 
     @abstractmethod
     def save(self, whole: Any, folder: Path) -> None:
-        """Write the export."""
+        """Write the export folder."""
 
     def sizes(self, batch: Batch) -> dict[str, float]:
-        """Frames and visual tokens of a rank's part of a batch, shares of the global ones."""
+        """Returns the numbers of frames and visual tokens in a rank's part of the batch."""
         return video_sizes(batch)
 
     def compute(self, batch: Batch) -> dict[str, float]:
@@ -62,7 +62,7 @@ class TranslationTask(Task):
         labels, inputs = self.texts(batch.metas)
         # Over ranks and accumulation alike: the loss is a mean over the tokens of the whole global batch.
         tokens = int((labels != -100).sum())
-        total_tokens, chunks = agree(tokens, len(batch.keys), stage.micro_batch)
+        total_tokens, chunks = global_batch_counts(tokens, len(batch.keys), stage.micro_batch)
         loss_sum = 0.0
         for number, rows in enumerate(even_slices(len(batch.keys), chunks)):
             part = batch.select(rows) if chunks > 1 else batch
@@ -88,19 +88,19 @@ class TranslationTask(Task):
         )
         if not rows:
             return {"clips": 0}, 0.0
-        scores = score(*sides(rows))
+        scores = score(*score_arguments(rows))
         shown = {name: scores[name] for name in ("bleu4", "bleu1", "rouge_l")}
         return {"clips": len(rows), **shown}, float(scores["bleu4"])
 
     def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
-        """The export `model/`."""
+        """Write the export `model/`."""
         if self.engine.ranks.first:
             self.save(whole, self.context.folder / "model")
         return {"dev_bleu4": progress.best_score}
 
 
 def choose_attention(language_model: PreTrainedModel, device: torch.device) -> None:
-    """The attention that trains fastest on `device`."""
+    """Set the attention implementation that trains fastest on `device`."""
     if device.type == "cpu":
         # The backward of torch's fused attention takes longer on a CPU than all matrix products of a small model.
         language_model.set_attn_implementation("eager")

@@ -25,7 +25,7 @@ from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.segmentation.precomputed import has_labels
 from sage_scale.shards import Sample
 from sage_scale.streaming import SampleShape, pack_sample
-from sage_scale.training.engine import fast_bf16
+from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import load_translator
 from sage_scale.training.inherited import decides_a_sample
 from sage_scale.vision.packed import PackedVideo
@@ -92,7 +92,7 @@ class VideoTranslator:
         self._makers: dict[str, SampleMaker] = {}
         self._plain = dataclasses.replace(self.recipe, precompute=on_gpu, vision=plain)
         self._shape = SampleShape.of(self.recipe)
-        self._bf16 = self.recipe.finetune.precision != "fp32" and fast_bf16(self.device)
+        self._bf16 = self.recipe.finetune.precision != "fp32" and has_fast_bf16(self.device)
 
     def named(self, clip: Clip) -> tuple[Clip, str]:
         """The clip under the name that its labels have, and the tagger that cuts it.

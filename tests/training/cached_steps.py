@@ -198,10 +198,10 @@ def whole_gradients(engine: Engine) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_grad
 
     if engine.stage.zero_stage == 0:
-        return {name: parameter.grad.clone() for name, parameter in engine.trained()}
+        return {name: parameter.grad.clone() for name, parameter in engine.trainable_parameters()}
     return {
-        name: safe_get_full_grad(parameter).float().reshape(engine.shape(parameter)).clone()
-        for name, parameter in engine.trained()
+        name: safe_get_full_grad(parameter).float().reshape(engine.full_shape(parameter)).clone()
+        for name, parameter in engine.trainable_parameters()
     }
 
 
@@ -227,7 +227,7 @@ def one_step(recipe: Recipe, counts: list[int], zero: int, cached: bool) -> dict
     engine.step(0.0)
     loss = distributed.sum_over_ranks([float(share)], ranks.device)[0]
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    weights = {name: engine.weight(parameter) for name, parameter in engine.trained()}
+    weights = {name: engine.weight(parameter) for name, parameter in engine.trainable_parameters()}
     return {
         "gradients": gradients, "loss": loss, "buffers": buffers, "weights": weights, **seen,
     }  # fmt: skip

@@ -97,7 +97,10 @@ def steps(stage: str, dtype: str, zero: int) -> dict[str, Any]:
         losses.append(sum(distributed.gather_objects(float(share.detach()))))
     with whole(engine):
         after = frozen_hash(model)
-        weights = {name: float(parameter.detach().double().norm()) for name, parameter in engine.trained()}
+        weights = {
+            name: float(parameter.detach().double().norm())
+            for name, parameter in engine.trainable_parameters()
+        }
     return {"losses": losses, "before": before, "after": after, "weights": weights}
 
 

@@ -108,7 +108,7 @@ def test_a_checkpoint_of_version_0_1_0_is_converted(tmp_path, capsys, zero, opti
         def seen(self, engine, step, say=lambda line: None):
             progress = load(self, engine, step, say)
             engines.append(engine)
-            for name, parameter in engine.trained():
+            for name, parameter in engine.trainable_parameters():
                 moments = [engine.optimizer_state(parameter, kind) for kind in kinds]
                 if name.startswith("log_scale"):
                     assert engine.weight(parameter).exp().item() == pytest.approx(becomes, rel=1e-6)

@@ -17,7 +17,7 @@ def plain_losses(optimizer: str) -> list[float]:
     from toy_stage import Toy
 
     from sage_scale.config import Stage
-    from sage_scale.training.optimizer import rate
+    from sage_scale.training.optimizer import learning_rate_factor
 
     torch.manual_seed(0)
     model = Toy()
@@ -38,7 +38,7 @@ def plain_losses(optimizer: str) -> list[float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         for group in torch_optimizer.param_groups:
-            group["lr"] = 0.05 * rate(Stage(warmup=0.2), step / 12)
+            group["lr"] = 0.05 * learning_rate_factor(Stage(warmup=0.2), step / 12)
         torch_optimizer.step()
         model.scale.data.clamp_(1.49, 1.6)
         losses.append(float(loss.detach()))

@@ -96,7 +96,7 @@ def train(engine: Engine, progress: TrainingProgress, steps: int = 1) -> None:
 
 def values(engine: Engine) -> dict[str, torch.Tensor]:
     found = {f"buffer/{name}": value.clone() for name, value in engine.model.named_buffers()}
-    for name, parameter in engine.trained():
+    for name, parameter in engine.trainable_parameters():
         found[f"weight/{name}"] = engine.weight(parameter).clone()
         for kind in ("exp_avg", "exp_avg_sq"):
             found[f"{kind}/{name}"] = engine.optimizer_state(parameter, kind).clone()
@@ -284,8 +284,8 @@ def test_checkpoints_in_object_storage_are_the_same(ranks, tmp_path, s3):
 
 def test_a_loss_scale_that_was_found_is_kept(ranks, tmp_path):
     def scaling(engine: Engine) -> LossScale:
-        engine.scale = LossScale(enabled=True, value=2.0**16, patience=2)
-        return engine.scale
+        engine.loss_scale = LossScale(enabled=True, value=2.0**16, patience=2)
+        return engine.loss_scale
 
     engine, checkpoints, _, saver = make(ranks, tmp_path)
     scaler = scaling(engine)

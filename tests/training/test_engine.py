@@ -14,7 +14,7 @@ from sage_scale.config import Clcl, Stage, check, from_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.losses import objective_of
 from sage_scale.training import distributed
-from sage_scale.training.engine import BUCKET, Engine, LossScale, deepspeed_config
+from sage_scale.training.engine import BUCKET_ELEMENTS, Engine, LossScale, deepspeed_config
 
 
 def losses(**settings) -> tuple[list[float], Engine]:
@@ -22,7 +22,7 @@ def losses(**settings) -> tuple[list[float], Engine]:
     ranks = distributed.initialise()
     torch.manual_seed(0)
     engine = Engine(Toy(), Stage(lr=0.05, clip=0.5, weight_decay=0.01, **settings), ranks)
-    engine.scale = LossScale(engine.scale.enabled, 2.0**10)
+    engine.loss_scale = LossScale(engine.loss_scale.enabled, 2.0**10)
     found = []
     for step in range(6):
         generator = torch.Generator().manual_seed(step)
@@ -42,8 +42,8 @@ def test_offloaded_states_learn_the_same(monkeypatch, zero, optimizer):
     expected, _ = losses(zero_stage=0, optimizer=optimizer)
     found, engine = losses(zero_stage=zero, optimizer=optimizer, offload="cpu")
     assert found == pytest.approx(expected, rel=1e-4)
-    for _, parameter in engine.trained():
-        value = torch.full(engine.shape(parameter), 0.25)
+    for _, parameter in engine.trainable_parameters():
+        value = torch.full(engine.full_shape(parameter), 0.25)
         engine.set_weight(parameter, value)
         assert torch.equal(engine.weight(parameter), value)
 
@@ -56,12 +56,12 @@ def test_clip_bounds_a_step_and_0_bounds_none(zero):
         torch.manual_seed(0)
         stage = Stage(lr=0.01, momentum=0.0, clip=clip, zero_stage=zero, schedule="constant")
         engine = Engine(Toy(), stage, distributed.initialise())
-        before = [engine.weight(parameter).clone() for _, parameter in engine.trained()]
+        before = [engine.weight(parameter).clone() for _, parameter in engine.trainable_parameters()]
         generator = torch.Generator().manual_seed(1)
         x, y = torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)
         engine.backward(40 * engine.forward(x, y, 6))
         engine.step(0.0)
-        after = [engine.weight(parameter) for _, parameter in engine.trained()]
+        after = [engine.weight(parameter) for _, parameter in engine.trainable_parameters()]
         moved[clip] = float(torch.stack([(a - b).norm() for a, b in zip(after, before)]).norm()) / 0.01
         norm = engine.gradient_norm()
     assert (
@@ -144,14 +144,14 @@ def test_float16_is_near_float32_and_leaves_overflows_out(zero):
     expected, _ = losses(zero_stage=zero, precision="fp32")
     found, engine = losses(zero_stage=zero, precision="fp16")
     assert found == pytest.approx(expected, rel=1e-2) and found != expected
-    assert engine.updated and engine.scale.value == 2.0**10
-    before = [engine.weight(parameter).clone() for _, parameter in engine.trained()]
-    engine.scale.value = 2.0**40  # above what float16 can hold, times any error
+    assert engine.updated and engine.loss_scale.value == 2.0**10
+    before = [engine.weight(parameter).clone() for _, parameter in engine.trainable_parameters()]
+    engine.loss_scale.value = 2.0**40  # above what float16 can hold, times any error
     x, y = torch.randn(6, 5), torch.randn(6, 3)
     engine.backward(engine.forward(x, y, 6))
     engine.step(0.5)
-    assert not engine.updated and engine.scale.value == 2.0**39
-    after = [engine.weight(parameter) for _, parameter in engine.trained()]
+    assert not engine.updated and engine.loss_scale.value == 2.0**39
+    after = [engine.weight(parameter) for _, parameter in engine.trainable_parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after))
 
 
@@ -173,8 +173,8 @@ def test_the_buffer_of_a_bucket_is_no_larger_than_what_is_trained():
         return zero["reduce_bucket_size"]
 
     assert numbers(10, 300) == 310
-    assert numbers(*[BUCKET // 4] * 8) == BUCKET
-    assert numbers(2 * BUCKET, 5) == 2 * BUCKET  # a weight that is larger goes at once
+    assert numbers(*[BUCKET_ELEMENTS // 4] * 8) == BUCKET_ELEMENTS
+    assert numbers(2 * BUCKET_ELEMENTS, 5) == 2 * BUCKET_ELEMENTS  # a weight that is larger goes at once
     assert numbers(10, 301) == 312  # DeepSpeed wants an even number
 
 

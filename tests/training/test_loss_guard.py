@@ -65,7 +65,7 @@ def test_a_skipped_step_never_was(zero, bad):
             share = share + NoNumbers.apply(share)
         engine.backward(share)
         reason = guard.judge(float(share.detach()), progress)
-        engine.step(0.0, hold=bool(reason))
+        engine.step(0.0, skip_update=bool(reason))
         reason = reason or guard.judge_gradient()
         if reason:
             guard.undo_forward()
@@ -78,7 +78,7 @@ def test_a_skipped_step_never_was(zero, bad):
             optimizer.step()
     assert [step for step, _ in reasons] == [8]
     assert {"loss": "nan", "gradient": "gradient", "spike": "times the usual"}[bad] in reasons[0][1]
-    for (name, parameter), expected in zip(engine.trained(), plain.parameters()):
+    for (name, parameter), expected in zip(engine.trainable_parameters(), plain.parameters()):
         assert torch.allclose(engine.weight(parameter), expected, rtol=1e-5, atol=1e-6), name
     assert float(engine.model.seen) == float(plain.seen) == 9
 

@@ -12,7 +12,7 @@ import pytest
 from sage_scale.training.monitor import rank_status
 from sage_scale.training.monitor.diagnosis import FaultReport, RankRegistry
 from sage_scale.training.monitor.heartbeat import HeartbeatClient, HeartbeatServer, run_token
-from sage_scale.training.monitor.rank_process import innermost
+from sage_scale.training.monitor.rank_process import innermost_frame
 from sage_scale.training.stopping import SAME_S, StopRequest
 
 STEP = 0.1
@@ -139,7 +139,7 @@ def test_stacks_tell_those_who_wait_in_a_collective(path, waiting):
         f'Current thread 0x2 (most recent call first):\n  File "{path}", line 9 in all_reduce\n'
         '  File "/x/sage_scale/training/loop.py", line 81 in train\n'
     )
-    where, found = innermost(stacks)
+    where, found = innermost_frame(stacks)
     assert found is waiting
     assert where.endswith(("loop.py:81", "stream.py:9"))
 

@@ -14,7 +14,7 @@ import pytest
 
 from sage_scale.errors import UsageError
 from sage_scale.training import launcher, restarts
-from sage_scale.training.launcher import Ended, Hosts
+from sage_scale.training.launcher import AttemptResult, Hosts
 
 KILLED = {
     "line": "rank 1 on b was killed",
@@ -40,17 +40,21 @@ class Attempts:
             log.write("\n")
         return ended
 
-    def keep_going(self, allowed):
-        restarts.keep_going(
+    def run_with_restarts(self, allowed):
+        restarts.run_with_restarts(
             "pretrain", self.run, self, allowed, say=self.said.append, sleep=self.pauses.append
         )
 
 
 def test_restarts_until_done_with_growing_pauses_and_a_record(tmp_path):
     attempts = Attempts(
-        tmp_path, (10, Ended(1, why=KILLED)), (20, Ended(1)), (30, Ended(1, why=KILLED)), (40, Ended(0))
+        tmp_path,
+        (10, AttemptResult(1, why=KILLED)),
+        (20, AttemptResult(1)),
+        (30, AttemptResult(1, why=KILLED)),
+        (40, AttemptResult(0)),
     )
-    attempts.keep_going(5)
+    attempts.run_with_restarts(5)
     assert attempts.pauses == [1, 2, 4]
     rows = [json.loads(line) for line in (tmp_path / "restarts.jsonl").read_text().splitlines()]
     assert [row["reached_step"] for row in rows] == [10, 20, 30]
@@ -59,32 +63,38 @@ def test_restarts_until_done_with_growing_pauses_and_a_record(tmp_path):
 
 
 def test_no_more_restarts_than_allowed(tmp_path):
-    attempts = Attempts(tmp_path, *[(10 * i, Ended(1, why=KILLED)) for i in range(1, 9)])
-    with pytest.raises(restarts.RunEnded, match="all 3 restarts") as caught:
-        attempts.keep_going(3)
+    attempts = Attempts(tmp_path, *[(10 * i, AttemptResult(1, why=KILLED)) for i in range(1, 9)])
+    with pytest.raises(restarts.StageEndedEarly, match="all 3 restarts") as caught:
+        attempts.run_with_restarts(3)
     assert caught.value.exit_code == 1 and len(attempts.plan) == 8 - 4
 
 
 def test_a_run_that_gets_no_further_is_given_up(tmp_path):
-    attempts = Attempts(tmp_path, *[(57, Ended(1, why=KILLED)) for _ in range(9)])
-    with pytest.raises(restarts.RunEnded, match="no further"):
-        attempts.keep_going(8)
+    attempts = Attempts(tmp_path, *[(57, AttemptResult(1, why=KILLED)) for _ in range(9)])
+    with pytest.raises(restarts.StageEndedEarly, match="no further"):
+        attempts.run_with_restarts(8)
     assert len(attempts.plan) == 9 - 3, "the first start got to step 57, two more did not get further"
 
 
 @pytest.mark.parametrize(
-    "ended", [Ended(2), Ended(3), Ended(130), Ended(1, why={**KILLED, "permanent": True})]
+    "ended",
+    [
+        AttemptResult(2),
+        AttemptResult(3),
+        AttemptResult(130),
+        AttemptResult(1, why={**KILLED, "permanent": True}),
+    ],
 )
 def test_what_would_happen_again_is_not_tried_again(tmp_path, ended):
     attempts = Attempts(tmp_path, (10, ended))
-    with pytest.raises(restarts.RunEnded) as caught:
-        attempts.keep_going(5)
+    with pytest.raises(restarts.StageEndedEarly) as caught:
+        attempts.run_with_restarts(5)
     assert caught.value.exit_code == ended.code and not attempts.pauses
 
 
 def test_told_to_stop_is_no_failure(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        Attempts(tmp_path, (10, Ended(130, asked=True))).keep_going(5)
+        Attempts(tmp_path, (10, AttemptResult(130, asked=True))).run_with_restarts(5)
 
 
 def test_a_hostfile_gives_ranks_and_the_address_of_the_first(tmp_path, monkeypatch):

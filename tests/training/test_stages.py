@@ -21,7 +21,7 @@ from sage_scale.training import evaluate_run, export, finetune, pretrain
 from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.evaluate_run import derangement
 from sage_scale.training.export import load_tensors
-from sage_scale.training.optimizer import rate
+from sage_scale.training.optimizer import learning_rate_factor
 from sage_scale.training.stopping import Interrupted, StopRequest
 
 PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
@@ -253,7 +253,7 @@ def test_cosine_schedule_follows_its_formula():
     stage = Stage(schedule="cosine", warmup=0.0, final_lr=0.1)
     for progress in np.linspace(0, 1, 11):
         expected = 0.1 + 0.9 * (1 + np.cos(np.pi * progress)) / 2
-        assert rate(stage, float(progress)) == pytest.approx(expected)
+        assert learning_rate_factor(stage, float(progress)) == pytest.approx(expected)
 
 
 @pytest.mark.system

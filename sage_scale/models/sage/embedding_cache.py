@@ -72,7 +72,7 @@ class EmbeddingCache:
         sizes = [int(batch.video.clip_segments_B[rows].sum()) for rows in slices]
         pulled = [gradient.split(sizes) for gradient in gradients[2:]]
         nothing = [torch.zeros_like(gradient) for gradient in gradients[:2]]
-        with statistics_kept(self.model), self.engine.reduced_once():
+        with statistics_kept(self.model), self.engine.coalesced_reduction():
             for number, rows in enumerate(slices):
                 # Scales belong to the whole batch: the first chunk brings their gradient, the others none.
                 of_scales = nothing if number else gradients[:2]

@@ -23,7 +23,7 @@ from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.decode import has_split
-from sage_scale.training.stage import STAGE1, Task, TaskContext, agree, even_slices
+from sage_scale.training.stage import STAGE1, Task, TaskContext, even_slices, global_batch_counts
 
 SCORES = "prototypes.json"
 """Precision, recall and F1 of each split, in the run's folder."""
@@ -59,7 +59,7 @@ class PrototypeTask(Task):
         if self.stage.micro_batch:
             batch = batch.by_length()
         # No clip is another's negative: micro-batches add up to the batch, and are no approximation.
-        clips, chunks = agree(len(batch.keys), len(batch.keys), self.stage.micro_batch)
+        clips, chunks = global_batch_counts(len(batch.keys), len(batch.keys), self.stage.micro_batch)
         summands = max(clips * len(self.vocabulary.glosses), 1)
         share = 0.0
         for number, rows in enumerate(even_slices(len(batch.keys), chunks)):

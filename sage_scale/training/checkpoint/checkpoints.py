@@ -82,7 +82,7 @@ class TrainingProgress:
     recipe: str = ""
     """Fingerprint of the recipe."""
     engine: dict[str, float] = field(default_factory=dict)
-    """The engine's state besides tensors: float16's loss scale (LossScale.state), where there is one."""
+    """The engine's state besides tensors: float16's loss scale (LossScale.state_dict), where there is one."""
     bad_steps: int = 0
     """Steps that the loss guard left out."""
     recent_losses: list[float] = field(default_factory=list)
@@ -300,7 +300,7 @@ class Checkpoints:
         ):
             for key, value in load_safetensors(data).items():
                 restore.put(key, value)
-        engine.scale.load(progress.engine)
+        engine.loss_scale.load_state_dict(progress.engine)
         return progress
 
 

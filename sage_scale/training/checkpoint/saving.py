@@ -86,7 +86,7 @@ class Saver:
         started = time.monotonic()
         token = distributed.from_first(secrets.token_hex(4), self._group)
         tensors = take(engine, self._copies)
-        values = {**dataclasses.asdict(progress), "engine": engine.scale.state()}
+        values = {**dataclasses.asdict(progress), "engine": engine.loss_scale.state_dict()}
         self._save = _Save(self, token, tensors, values, shapes(engine))
         self._save.blocked_s = time.monotonic() - started
         self._save.start()

@@ -38,9 +38,9 @@ def take(engine: Engine, copies: HostCopies) -> dict[str, Tensor]:
     ranks = engine.ranks
     tensors: dict[str, Tensor] = {}
     written = [0] * ranks.world
-    for name, parameter in engine.trained():
+    for name, parameter in engine.trainable_parameters():
         owner = written.index(min(written))  # the rank with the fewest numbers so far
-        written[owner] += math.prod(engine.shape(parameter))
+        written[owner] += math.prod(engine.full_shape(parameter))
         for kind in ("weight", *state_names(engine.stage)):
             value = engine.weight(parameter) if kind == "weight" else engine.optimizer_state(parameter, kind)
             if owner == ranks.rank:
@@ -62,7 +62,7 @@ def stored_buffers(engine: Engine) -> list[tuple[str, Tensor]]:
 
 def shapes(engine: Engine) -> dict[str, list[int]]:
     """Returns the whole shapes of the trained parameters by name."""
-    return {name: list(engine.shape(parameter)) for name, parameter in engine.trained()}
+    return {name: list(engine.full_shape(parameter)) for name, parameter in engine.trainable_parameters()}
 
 
 def logarithms(model: nn.Module) -> dict[str, str]:
@@ -82,7 +82,7 @@ class Restore:
         """`updates` is the number of updates of the weights; AdamW's bias correction counts them."""
         engine.prepare_optimizer_state(updates)
         self._engine = engine
-        self._parameters = dict(engine.trained())
+        self._parameters = dict(engine.trainable_parameters())
         self._buffers = dict(stored_buffers(engine))
         self._bounds = bounds_of(engine.model)
         self._logarithms = logarithms(engine.model)

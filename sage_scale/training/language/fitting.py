@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sage_scale.config import Denoise
 from sage_scale.errors import RecipeError
-from sage_scale.training.engine import fast_bf16
+from sage_scale.training.engine import has_fast_bf16
 
 _WARMUP = 0.06
 _TRIAL_STEPS = 30
@@ -31,7 +31,7 @@ def fit(
     Raises RecipeError where the loss is no number.
     """
     device = next(model.parameters()).device
-    bf16 = fast_bf16(device)
+    bf16 = has_fast_bf16(device)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(

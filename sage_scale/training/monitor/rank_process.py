@@ -188,7 +188,7 @@ class RankProcess:
             return
         self._stacks_asked, self._stacks_taken = None, now
         self._stacks.seek(offset)
-        where, waiting = innermost(self._stacks.read().decode("utf-8", "replace"))
+        where, waiting = innermost_frame(self._stacks.read().decode("utf-8", "replace"))
         state = process_state(self.pid)
         stopped = state in (*_STOPPED, psutil.STATUS_DISK_SLEEP)
         text = f"has made no progress for {now - self.progressed:.0f} s"
@@ -264,7 +264,7 @@ def end_with_parent(number: int) -> None:
             ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
-def innermost(stacks: str) -> tuple[str, bool]:
+def innermost_frame(stacks: str) -> tuple[str, bool]:
     """Returns the main thread's innermost frame in faulthandler's stacks, and whether it waits in a collective."""
     frames = _FRAME.findall(stacks.split("most recent call first)")[-1])  # the main thread is written last
     if not frames:
