@@ -1,4 +1,4 @@
-"""Text-only controls: what a translator that never looks at the signing would score.
+"""Text-only controls: the scores of answers chosen without the video.
 
 Pure functions on texts and lengths. `prior_sentence` answers every clip with the one training sentence that
 scores best; `nearest_in_length` with the sentence of the training clip whose length is nearest. A translator is told
@@ -17,7 +17,7 @@ from sage_scale.text import normal_form, primary_subtag, split_words
 
 
 def prior_sentence(training: Sequence[str], language: str = "de") -> str:
-    """The training sentence with the best corpus BLEU-4 when it answers every training clip; first on ties.
+    """Returns the training sentence with the highest corpus BLEU-4 as the answer to every training clip; first on ties.
 
     Exact for all candidates in one pass: a constant hypothesis matches an n-gram's k-th occurrence in as many
     references as hold it k times, so document frequencies give the clipped matches.
@@ -50,7 +50,7 @@ def prior_sentence(training: Sequence[str], language: str = "de") -> str:
 def nearest_in_length(
     training: Sequence[str], training_lengths: Sequence[float], lengths: Sequence[float]
 ) -> list[str]:
-    """For each length (frames of a clip) the sentence of the training clip nearest in length.
+    """Returns, for each length (frames), the sentence of the training clip nearest in length.
 
     Ties go to the shorter clip, then to the first one.
     """
@@ -80,7 +80,7 @@ def text_controls(
     """Returns the answers of both controls for clips of the given lengths: `prior` and `nearest_length`.
 
     `language` is that of the clips, `training_language` (the same unless given) that of the training sentences, BCP 47:
-    one of all, or one of each. A clip whose language has no training sentence is answered from all of them.
+    one for all, or one for each. A clip whose language has no training sentence is answered from all of them.
     """
     spoken = _each(language, len(lengths))
     trained = _each(language if training_language is None else training_language, len(training))
@@ -99,7 +99,7 @@ def text_controls(
 
 
 def _each(language: str | Sequence[str], count: int) -> list[str]:
-    """The primary subtag of each of `count` languages: de-AT answers for de."""
+    """Returns the primary subtags of `count` languages, so that de-AT answers for de."""
     return [primary_subtag(tag) for tag in ([language] * count if isinstance(language, str) else language)]
 
 

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and content-word F1 of a whole set of sentences.
+"""BLEU, ROUGE-L and content-word F1 of a set of sentences.
 
 Published figures differ by tokeniser, final full stop and the beta of ROUGE-L (0.5 to 1.9 BLEU-4 and 3 to 6
 ROUGE-L on one file), so `score` gives both tokenisations and both betas with sacrebleu's signature, and
@@ -32,10 +32,10 @@ Languages = str | Sequence[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """How a publication scores: change it and the figures move.
+    """The scoring conventions of a publication.
 
-    A language without spaces, such as Chinese, is cut into its characters, Latin letters and digits too, and gets no
-    full stop: so do the publications' own scripts. `tokenize=sacrebleu` alone takes sacrebleu's own tokeniser there.
+    A language without spaces, such as Chinese, is split into characters (Latin letters and digits, too) and gets no
+    full stop, as in the publications' own scripts. Only `tokenize=sacrebleu` uses sacrebleu's tokeniser for it.
     """
 
     tokenize: str = "13a"
@@ -90,7 +90,7 @@ def score_as(
 ) -> dict[str, Any]:
     """Returns `bleu1`..`bleu4` and `rouge_l` under the conventions of a publication (a name of PRESETS), in percent.
 
-    `preset`, `signature` and `clips` say what was counted. Raises UsageError for an unknown preset.
+    `preset`, `signature` and `clips` describe the count. Raises UsageError for an unknown preset.
     """
     if preset not in PRESETS:
         raise UsageError(f"no scoring preset '{preset}': one of {', '.join(PRESETS)}")
@@ -163,7 +163,7 @@ def _pairs(hypotheses: Sequence[str], references: Sequence[str], language: Langu
 
 
 def _by_language(language: Languages) -> dict[str, list[int]]:
-    """Places of the sentences of each language, the largest first."""
+    """Returns the indices of the sentences of each language, the most frequent language first."""
     places: dict[str, list[int]] = {}
     for place, tag in enumerate([] if isinstance(language, str) else language):
         places.setdefault(tag, []).append(place)
@@ -175,7 +175,7 @@ def _named(scores: dict[str, Any], form: str) -> dict[str, Any]:
 
 
 def _bleu_tokenizer(tokenize: str, language: str) -> str:
-    """sacrebleu's name of what cuts a language's sentences."""
+    """Returns sacrebleu's name of the tokeniser of a language."""
     if tokenize != "sacrebleu":
         return "char" if unspaced(language) else tokenize
     if primary_subtag(language) in ("zh", "cmn", "yue"):
@@ -190,7 +190,7 @@ def _metric(tokenize: str, order: int = 4) -> BLEU:
 
 
 def _cut(text: str, tokenize: str, language: str) -> str:
-    """Tokens of a text, parted by spaces."""
+    """Returns the tokens of a text, joined by spaces."""
     name = _bleu_tokenizer(tokenize, language)
     if name in ("none", "char"):
         return " ".join(split_words(text, language))
@@ -198,7 +198,7 @@ def _cut(text: str, tokenize: str, language: str) -> str:
 
 
 def _bleu(pairs: _Pairs, tokenize: str) -> dict[str, Any]:
-    """BLEU-1 to BLEU-4: sentences are cut here, each by its language's tokeniser, and counted by sacrebleu."""
+    """Returns BLEU-1 to BLEU-4 by sacrebleu, of sentences tokenised here, each by its language's tokeniser."""
     hypotheses = [_cut(hypothesis, tokenize, tag) for hypothesis, _, tag in pairs]
     references = [_cut(reference, tokenize, tag) for _, reference, tag in pairs]
     return {
@@ -208,7 +208,7 @@ def _bleu(pairs: _Pairs, tokenize: str) -> dict[str, Any]:
 
 
 def _signature(pairs: _Pairs, tokenize: str) -> str:
-    """sacrebleu's signature of BLEU-4, with every tokeniser in use and the normal form."""
+    """Returns sacrebleu's signature of BLEU-4, with every tokeniser in use and the normal form."""
     names = "+".join(sorted({_bleu_tokenizer(tokenize, tag) for _, _, tag in pairs}))
     metric = _metric("none")
     metric.corpus_score([""], [[""]])  # before it, sacrebleu does not know the number of references

@@ -1,7 +1,7 @@
 """Precision, recall and F1 of the pseudo-glosses found in clips (Sign2GPT, Table 8).
 
-The paper says neither which mean it gives nor of which split; both means are given here, of a named split. Counts add
-up, so that ranks count their own clips.
+The paper names neither the mean nor the split; here both means are reported for a named split. Counts are additive:
+each rank counts its own clips.
 
 Shape letters: B clips, U pseudo-glosses with a prototype.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PresenceCounts:
-    """How often each pseudo-gloss was found, was there, and both, over some clips."""
+    """Counts of each pseudo-gloss over some clips: predicted, present, and both."""
 
     both_U: np.ndarray
     found_U: np.ndarray
@@ -25,13 +25,13 @@ class PresenceCounts:
 
     @classmethod
     def of(cls, presence_BU: np.ndarray, there_BU: np.ndarray, threshold: float) -> PresenceCounts:
-        """Found is a presence above `threshold`; `there_BU` is bool."""
+        """Returns a batch's counts. A presence above `threshold` is a prediction; `there_BU` (bool) is the target."""
         found_BU = presence_BU > threshold
         return cls((found_BU & there_BU).sum(0), found_BU.sum(0), there_BU.sum(0), len(there_BU))
 
     @classmethod
     def none(cls, glosses: int) -> PresenceCounts:
-        """Of no clips."""
+        """Returns the counts of no clips."""
         zeros = np.zeros(glosses, np.int64)
         return cls(zeros, zeros, zeros, 0)
 
@@ -44,10 +44,10 @@ class PresenceCounts:
         )
 
     def scores(self) -> dict[str, float]:
-        """`precision`, `recall` and `f1`, in percent: over all occurrences (micro), and `macro_*`, the mean over the
-        pseudo-glosses that occur in these clips. `clips`, `occurring`: how many clips and such pseudo-glosses.
+        """Returns `precision`, `recall` and `f1` in percent over all occurrences (micro), and `macro_*`.
 
-        0 where nothing was found or nothing was there.
+        `macro_*` are means over the pseudo-glosses that occur in these clips; `clips` and `occurring` are the numbers
+        of clips and of these pseudo-glosses. A score without predictions or without targets is 0.
         """
         occurring_U = self.there_U > 0
         micro = _scores(self.both_U.sum(), self.found_U.sum(), self.there_U.sum())
@@ -61,8 +61,11 @@ class PresenceCounts:
 def frequency_control(
     training: Sequence[Sequence[int]], clips: Sequence[Sequence[int]], glosses: int
 ) -> dict[str, float]:
-    """Scores of a finder that looks at nothing: the most frequent pseudo-glosses of `training`, as many of them as give
-    the best micro F1 there, for every clip of `clips`. Both hold the classes of each clip, without repeats."""
+    """Returns the scores on `clips` of a constant prediction: the most frequent pseudo-glosses of `training`.
+
+    Their number is the one with the best micro F1 on `training`. Both arguments hold the classes of each clip, without
+    repeats.
+    """
     counts_U = np.bincount(np.array([c for row in training for c in row], np.int64), minlength=glosses)
     order_U = np.argsort(-counts_U, kind="stable")
     sizes = np.arange(1, glosses + 1)

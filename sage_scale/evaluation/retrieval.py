@@ -1,4 +1,4 @@
-"""Retrieval between videos and sentences: how well stage 1 aligned them (CiCo scores with (Zv + Zt) / 2)."""
+"""Video-sentence retrieval, a measure of stage 1's alignment, scored with (Zv + Zt) / 2 as in CiCo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def retrieval(similarity_VT: np.ndarray) -> dict[str, float]:
-    """Recall at 1, 5 and 10 (percent) and median rank of the true partner, in both directions.
+    """Returns recall at 1, 5 and 10 (percent) and the median rank of the correct match, in both directions.
 
     `similarity_VT` is (B, B), videos by texts, partners on the diagonal. Ties count against us: the rank is one
     plus the number of others that are at least as similar.

@@ -1,1 +1,1 @@
-"""Runs made of other verbs: the demo, and later the ablation grids."""
+"""Sequences of the other commands: the demo."""

@@ -1,7 +1,7 @@
-"""The demo: the whole main job on one machine, as the commands a user would type.
+"""The demo: all commands from corpus to report, run on one machine.
 
-Corpus, shards, both stages under the `deepspeed` launcher, scores with controls, one video translated, the report.
-Every command can be repeated: what is finished is recognised, what was interrupted goes on.
+Synthetic corpus, shards, both stages under the `deepspeed` launcher, scores with controls, the translation of one
+video, and the report. Every command can be repeated: finished steps are skipped, interrupted ones resume.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ def run(
 ) -> Path:
     """Run the demo and return the path of its report.
 
-    `control` leaves stage 1 out and gives stage 2 the steps that the time of both buys; it shares corpus and shards
-    with the demo.
+    `control` skips stage 1 and gives stage 2 the training time of both; it shares corpus and shards with the demo.
     `ranks` processes train (0: one for each core, two at most).
     """
     recipe = load_recipe(recipe_name, overrides)
@@ -88,15 +87,17 @@ def run(
 
 
 def home_of_data(recipe: Recipe, home: Path) -> Path:
-    """Where corpus and shards lie: with the recipe `demo`, where the dataset is the same, else with the run."""
+    """Returns the folder of corpus and shards: the demo's if the dataset is the same, else the run's."""
     demo = load_recipe("demo")
     same = recipe.dataset_part() == demo.dataset_part() and recipe.corpus_part() == demo.corpus_part()
     return home.with_name("demo") if same else home
 
 
 def control_overrides(recipe: Recipe) -> list[str]:
-    """Returns the overrides that leave stage 1 out at the same budget: all is trained from the start, for the time of
-    both stages, the visual side at the rate of the first."""
+    """Returns the overrides that skip stage 1 at the same budget of time.
+
+    Stage 2 then trains all weights from the start, the visual side at stage 1's learning rate.
+    """
     first, second = recipe.pretrain, recipe.finetune
     steps = round(model_spec(recipe.model.kind).control_steps * (first.max_steps + second.max_steps))
     limited = first.max_minutes and second.max_minutes
@@ -111,7 +112,7 @@ def control_overrides(recipe: Recipe) -> list[str]:
 
 
 def prototype_line(path: Path) -> str:
-    """Micro F1 of the pseudo-glosses found in test clips, beside what guessing gives."""
+    """Returns a line with the micro F1 of the pseudo-glosses found in test clips, and of a constant prediction."""
     scores = json.loads(path.read_text(encoding="utf-8"))["splits"]["test"]
     return (
         f"pseudo-glosses found with F1 {scores['f1']:.1f} (by frequency alone {scores['control']['f1']:.1f})"
@@ -119,7 +120,7 @@ def prototype_line(path: Path) -> str:
 
 
 def first_test_video(corpus: Path) -> Path:
-    """The video of the first test clip of the synthetic corpus."""
+    """Returns the video of the first test clip of the synthetic corpus."""
     for line in (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["split"] == "test":
@@ -128,12 +129,12 @@ def first_test_video(corpus: Path) -> Path:
 
 
 def sage(*arguments: object) -> list[str]:
-    """The command line of a verb, with this interpreter."""
+    """Returns the command line of a `sage-scale` command under this interpreter."""
     return [sys.executable, "-m", "sage_scale.cli.main", *map(str, arguments)]
 
 
 class Steps:
-    """Runs the commands one after another and says which, how long each took, and where it all is."""
+    """Runs the commands in turn; prints each command, its duration and the paths of the results."""
 
     def __init__(self, run_path: Path, total: int) -> None:
         self.run_path = run_path
@@ -150,7 +151,7 @@ class Steps:
         echo("", f"[{self.number}/{self.total}] {name}: {what}", flush=True)
 
     def call(self, command: list[str]) -> None:
-        """Run a command. Raises SageError with its exit code where it fails."""
+        """Run a command. Raises SageError with its exit code if it fails."""
         shown = [Path(command[0]).name, *command[1:]]
         if command[1:3] == ["-m", "sage_scale.cli.main"]:
             shown = ["sage-scale", *command[3:]]
@@ -172,7 +173,7 @@ class Steps:
         echo(f"  done in {clock(seconds)}", flush=True)
 
     def finish(self) -> None:
-        """The closing lines: scores beside the best control, and the places to look."""
+        """Print the closing lines: scores beside the best control, and the paths of the results."""
         scores = read_scores(self.run_path)["test"]
         line = f"BLEU-4 {scores['bleu4']:.1f} on {scores['clips']} unseen test sentences"
         if "heldout" in scores:

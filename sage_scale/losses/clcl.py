@@ -60,7 +60,7 @@ def clcl_loss(
     text_ids: Tensor | None = None,
     same_text: Literal["negative", "masked"] = "negative",
 ) -> Tensor:
-    """Returns the loss of one level over B clips in one process: a tensor of no dimension.
+    """Returns the loss of one level over B clips in one process, a scalar tensor.
 
     paper: alpha InfoNCE(scale Zv) + (1 - alpha) InfoNCE(scale Zt), each symmetric (equations 3 and 4); one_direction:
     rows of Zv and columns of Zt only, a half each (released code). `same_text="masked"` takes the pairs of different
@@ -73,7 +73,7 @@ def clcl_loss(
 
 
 def clip_similarity(visual: Tensor, text: Tensor, visual_lengths: Tensor, text_lengths: Tensor) -> Tensor:
-    """(Bv, Bt): cosine of the means of each clip's tokens, before the logit scale; inputs packed, (sum, D)."""
+    """Returns (Bv, Bt): the cosine of each clip's mean tokens, before the logit scale; inputs packed, (sum, D)."""
     visual_BD, text_BD = mean_tokens(visual, visual_lengths), mean_tokens(text, text_lengths)
     return F.normalize(visual_BD, dim=-1) @ F.normalize(text_BD, dim=-1).T
 
@@ -84,13 +84,13 @@ def clip_loss(
     text_ids: Tensor | None = None,
     same_text: Literal["negative", "masked"] = "negative",
 ) -> Tensor:
-    """Symmetric InfoNCE of `scale * Z` over B clips in one process; `same_text` as in `clcl_loss`."""
+    """Returns the symmetric InfoNCE of `scale * Z` over B clips in one process; `same_text` as in `clcl_loss`."""
     other_BB = matches(text_ids, text_ids) if same_text == "masked" and text_ids is not None else None
     return info_nce(scale * Z, other_BB)
 
 
 def mean_tokens(tokens_ND: Tensor, lengths_B: Tensor) -> Tensor:
-    """(B, D): the mean of each clip's packed tokens; a clip without tokens is refused elsewhere."""
+    """Returns the mean of each clip's packed tokens, (B, D); every clip must have a token."""
     lengths_B = lengths_B.to(tokens_ND.device)
     clip_N = torch.repeat_interleave(lengths_B, output_size=tokens_ND.shape[0])
     sums_BD = tokens_ND.new_zeros(lengths_B.numel(), tokens_ND.shape[1]).index_add(0, clip_N, tokens_ND)
@@ -102,10 +102,10 @@ def info_nce(
     same_text_BB: Tensor | None = None,
     direction: Literal["both", "rows", "columns"] = "both",
 ) -> Tensor:
-    """-log softmax of the diagonal, averaged over the clips; over rows, columns, or the mean of both (equation 3).
+    """Returns the mean -log softmax of the diagonal, over rows, columns, or both averaged (equation 3).
 
-    `logits_BB` are similarities times the logit scale; `same_text_BB` (bool) marks pairs of the same text, which,
-    off the diagonal, are no negatives. No clips give 0.
+    `logits_BB` are similarities times the logit scale; `same_text_BB` (bool) marks pairs of the same text, which
+    are no negatives off the diagonal. Without clips it is 0.
     """
     B = logits_BB.shape[0]
     place_B = torch.arange(B, device=logits_BB.device)
@@ -120,7 +120,7 @@ def info_nce(
 
 
 def diagonal_losses(logits_RB: Tensor, place_R: Tensor, same_text_RB: Tensor | None = None) -> Tensor:
-    """(R,): log sum of exponentials of each row minus its own clip's logit, which stands in column `place_R`."""
+    """Returns per row, (R,), the log-sum-exp minus the logit of the row's own clip, in column `place_R`."""
     own_RB = place_R[:, None] == torch.arange(logits_RB.shape[1], device=logits_RB.device)
     if same_text_RB is not None:
         logits_RB = logits_RB.masked_fill(same_text_RB & ~own_RB, -torch.inf)
@@ -128,5 +128,5 @@ def diagonal_losses(logits_RB: Tensor, place_R: Tensor, same_text_RB: Tensor | N
 
 
 def matches(left_ids_R: Tensor, right_ids_B: Tensor) -> Tensor:
-    """(R, B) bool: which ids are equal."""
+    """Returns a bool matrix (R, B) of equal ids."""
     return left_ids_R[:, None] == right_ids_B[None, :]

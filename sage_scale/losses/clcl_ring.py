@@ -1,4 +1,4 @@
-"""The whole contrastive loss of a batch over ranks, without a matrix B x B anywhere.
+"""The contrastive loss of a batch distributed over ranks, without a B x B matrix on any rank.
 
 Each rank keeps its own tokens of one side, the longer one (usually the videos), and computes 1/W of the pairs: all its
 clips against every clip of the other side, whose tokens travel round the ranks (`ring.Ring`). Two passes:
@@ -41,7 +41,7 @@ KEEP_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What each direction counts in the loss: InfoNCE over rows and columns of Zv and of Zt."""
+    """Weights of the four InfoNCE terms: over rows and columns of Zv and of Zt."""
 
     rows: tuple[float, float]
     columns: tuple[float, float]
@@ -49,7 +49,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What every rank knows of the batch; lists go by rank."""
+    """Sizes of the batch known to every rank; lists are indexed by rank."""
 
     visual_lengths: list[list[int]]
     text_lengths: list[list[int]]
@@ -61,7 +61,7 @@ class Batch:
 
     @property
     def clips(self) -> int:
-        """B, over all ranks."""
+        """Returns B, the number of clips over all ranks."""
         return sum(map(len, self.visual_lengths))
 
 
@@ -75,7 +75,7 @@ def ring_loss(
     products: Precision,
     tile_type: type[Tile],
 ) -> Tensor:
-    """This rank's share of the loss, of no dimension, with exact gradients of both sides' tokens and the scale.
+    """Returns this rank's share of the loss (scalar), with exact gradients of both sides' tokens and the scale.
 
     Every rank of the batch's group must call it, and its backward pass, at the same point.
     """
@@ -91,7 +91,7 @@ def ring_loss(
 
 
 class _Pass:
-    """What both passes share: this rank's sides, the ring, and the tiles in the order they come."""
+    """State common to both passes: this rank's two sides, the ring and the order of tiles."""
 
     def __init__(
         self,
@@ -117,11 +117,11 @@ class _Pass:
             self.starts.append(self.starts[-1] + len(lengths))
 
     def rounds(self) -> Iterator[tuple[int, Tensor]]:
-        """(owner, its normalised texts as factors) as they come round."""
+        """Yields (owner rank, its normalised texts as matrix factors) in ring order."""
         return self.ring.rounds(self.text.whole(self.sweep.travels))
 
     def tiles(self, owner: int, text_MD: Tensor) -> Iterator[_Pairs]:
-        """Own clips against the texts of `owner`."""
+        """Yields the tiles of own clips and the texts of rank `owner`."""
         order = place_order(self.batch.text_lengths[owner])
         lengths = [self.batch.text_lengths[owner][clip] for clip in order]
         order_B = torch.tensor(order, device=text_MD.device)
@@ -140,7 +140,7 @@ class _Pass:
 
 @dataclass(slots=True)
 class _Pairs:
-    """A tile: the pairs of a block of own clips and a block of texts."""
+    """The clip pairs of one tile: a block of own clips and a block of texts."""
 
     rows: Block
     columns: Block
@@ -155,7 +155,7 @@ class _Pairs:
     """Pairs of a clip with another clip of the same text, where those are no negatives."""
 
     def logits(self, Z_2ab: Tensor, scale: Tensor) -> Tensor:
-        """scale Z, -inf where a pair is no negative."""
+        """Returns scale Z, with -inf for pairs that are no negatives."""
         logits_2ab = scale * Z_2ab
         return logits_2ab if self.same_ab is None else logits_2ab.masked_fill_(self.same_ab, -torch.inf)
 

@@ -1,4 +1,4 @@
-"""What happens to one tile of similarities: the two inner softmaxes of CLCL and their gradient, element by element.
+"""Computations on one tile of similarities: the two inner softmaxes of CLCL and their elementwise gradient.
 
 A tile is u = V T^T / tau for the tokens of a few videos (rows) and a few texts (columns), V and T of length one. Per
 pair of clips (a, b), with n and m tokens, one e = exp(u) serves both softmaxes:
@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sage_scale.losses.tokens import Block, Run
+from sage_scale.losses.tokens import Block, LengthRun
 
 ONE_EXPONENTIAL = 0.025
 """From this tau on exp(u) is between 4e-18 and 2e17: no maxima are needed in float32."""
@@ -38,43 +38,43 @@ ONE_EXPONENTIAL = 0.025
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """The inner softmax."""
+    """Parameters of the inner softmax."""
 
     tau: float
     """Temperature; 0 is the limit, the maximum."""
 
     @property
     def unit(self) -> float:
-        """What u is counted in: s = unit u."""
+        """Returns the unit of u: s = unit * u."""
         return self.tau or 1.0
 
 
 class Tile(Protocol):
-    """One way to treat tiles; `clcl_triton.TritonTile` is another."""
+    """Interface of tile computations; `TorchTile` and `clcl_triton.TritonTile` implement it."""
 
     measures_first: bool
     """Whether `gradient` is cheaper after `measure`, of which it then uses what is kept."""
 
     def __init__(self, softmax: Softmax, factors: torch.dtype) -> None:
-        """`factors`: the type in which products want W."""
+        """`factors` is the dtype of W in the matrix products."""
         ...
 
     def measure(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
-        """Zv and Zt of the pairs (clips of rows, clips of columns), and what `gradient` can use again."""
+        """Returns Zv and Zt of the pairs (clips of rows, clips of columns), and values that `gradient` can reuse."""
         ...
 
     def gradient(
         self, u_RC: Tensor, kept: Any, G_ab: Tensor, H_ab: Tensor, rows: Block, columns: Block
     ) -> Tensor:
-        """W = dL/ds, laid out as u, from G = dL/dZv and H = dL/dZt; u is lost. `kept` is `measure`'s or None.
+        """Returns W = dL/ds, laid out as u, from G = dL/dZv and H = dL/dZt; overwrites u.
 
-        It is of u's type or already of the products'.
+        `kept` are the values of `measure`, or None. W has the dtype of u or of the products' factors.
         """
         ...
 
 
 class TorchTile:
-    """Tiles by torch operations, on any device; one object for each sweep, with two scratch tiles."""
+    """Tile computations by torch operations, on any device; one object per sweep, with two scratch tiles."""
 
     measures_first = True
 
@@ -158,7 +158,7 @@ class TorchTile:
         return below_RC.exp_() if self.tau else below_RC.eq_(0)
 
     def _like(self, u_RC: Tensor, which: int) -> Tensor:
-        """A scratch tile laid out as s, in as much memory: spare rows and columns have their place too."""
+        """Returns a scratch tile with the layout of s, including spare rows and columns."""
         room = u_RC.untyped_storage().nbytes() // u_RC.itemsize
         held = self._scratch[which]
         if held is None or held.numel() < room:
@@ -167,16 +167,16 @@ class TorchTile:
 
 
 def counts(block: Block, like: Tensor) -> Tensor:
-    """Tokens of each clip of the block, in the type and on the device of `like`."""
+    """Returns the number of tokens of each clip of the block, in the dtype and on the device of `like`."""
     return block.places(like.device, like.dtype)[1]
 
 
-def by_text(x_RC: Tensor, run: Run) -> Tensor:
+def by_text(x_RC: Tensor, run: LengthRun) -> Tensor:
     """(R, texts, m): the run's columns, text by text."""
     return x_RC[:, run.tokens].unflatten(1, (run.clips, run.length))
 
 
-def by_video(x_RC: Tensor, run: Run) -> Tensor:
+def by_video(x_RC: Tensor, run: LengthRun) -> Tensor:
     """(videos, n, C): the run's rows, video by video."""
     return x_RC[run.tokens].unflatten(0, (run.clips, run.length))
 

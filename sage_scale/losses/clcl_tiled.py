@@ -1,4 +1,4 @@
-"""CLCL's similarities by tiles: exact, without ever holding the similarities of all tokens.
+"""Exact CLCL similarities by tiles, without storing all token similarities.
 
 Pairs of blocks of clips (`tokens.Block`) are taken one after the other: one matrix product gives the tile, `clcl_tile`
 both directions from it, and the backward pass computes the tile again. Of E = pairs of tokens, forward and backward
@@ -47,7 +47,7 @@ def tiled_clcl_similarity(
     products: Precision = "float32",
     tile: type[Tile] = TorchTile,
 ) -> tuple[Tensor, Tensor]:
-    """Zv and Zt, both (Bv, Bt), as `clcl.reference_similarity` gives them, with exact gradients of both inputs.
+    """Returns Zv and Zt, both (Bv, Bt), as `clcl.reference_similarity`, with exact gradients of both inputs.
 
     Tokens are packed, of any floating type, and are computed in float32 (float64 in float64). `tau=0` is MaxSim.
     Raises ValueError where lengths do not fit the tokens or a clip has no token.
@@ -58,12 +58,12 @@ def tiled_clcl_similarity(
 
 
 class Sweep:
-    """The tiles of two sides: products in and out of them, with the buffers they need."""
+    """The tiles of two sides: the matrix products that make and consume them, and their buffers."""
 
     def __init__(
         self, compute: torch.dtype, device: torch.device, products: Precision, softmax: Softmax
     ) -> None:
-        """Computed in `compute` by products of the precision `products`; tiles are similarities over softmax.unit."""
+        """`compute` is the dtype, `products` the precision of products; a tile is similarities / softmax.unit."""
         self.compute, self.device, self.products, self.unit = compute, device, products, softmax.unit
         self.factors = factor_type(products, compute, device)
         self.sharp = products == "bfloat16" and 0 < softmax.tau < SHARP
@@ -74,7 +74,7 @@ class Sweep:
 
     @property
     def tile_size(self) -> tuple[int, int]:
-        """Tokens of a block of rows and of a block of columns."""
+        """Returns the numbers of tokens of a block of rows and of a block of columns."""
         rows, columns = CPU_TILE if self.device.type == "cpu" else CUDA_TILE
         return (rows, columns) if self.compute != torch.float64 else (rows, columns // 2)
 
@@ -85,7 +85,7 @@ class Sweep:
         return cut(lengths, self.tile_size[columns])
 
     def tile(self, rows_RD: Tensor, columns_CD: Tensor, rows: Block, columns: Block) -> Tensor:
-        """The product of two blocks' factors; it lies in a buffer of this sweep until the next call."""
+        """Returns the product of two blocks' factors, in a buffer that the next call overwrites."""
         R, C = rows_RD.shape[0], columns_CD.shape[0]
         if self._buffer.numel() < R * C:
             self._buffer = torch.empty(R * C, dtype=self.compute, device=self.device)
@@ -97,10 +97,9 @@ class Sweep:
     def tiles(
         self, visual: Side, text_MD: Tensor, text_lengths: list[int]
     ) -> Iterator[tuple[Block, Block, Tensor, Tensor, Tensor]]:
-        """Blocks of both sides, their factors, and the tile u of each pair of blocks.
+        """Yields the blocks of both sides, their factors, and the tile u of each pair of blocks.
 
-        `text_MD` are normalised tokens in the order of places, of type `travels`, with spare rows; their lengths
-        ascend.
+        `text_MD` are normalised tokens in sorted order (ascending lengths), of dtype `travels`, with spare rows.
         """
         texts = self.blocks(text_lengths, columns=True)
         for rows in self.blocks(visual.lengths):
@@ -112,7 +111,7 @@ class Sweep:
                 yield rows, columns, rows_RD, columns_CD.to(self.factors), u_RC
 
     def whole(self, tile_RC: Tensor, rows: Block, columns: Block) -> Tensor:
-        """A tile (u or a scratch laid out like it) with zeros in its spare rows and columns, as a factor."""
+        """Returns a tile (u or a scratch tile) with zeros in its spare rows and columns, as a matrix factor."""
         R, C = self._filled(rows), self._filled(columns)
         whole_RC = torch.as_strided(tile_RC, (R, C), (C, 1))
         whole_RC[rows.size :] = 0

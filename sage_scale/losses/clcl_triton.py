@@ -1,4 +1,4 @@
-"""The work on a tile as two Triton kernels: the equations of `clcl_tile`, each tile read once and written once.
+"""Tile computations as two Triton kernels: the equations of `clcl_tile`, with one read and one write per tile.
 
 Matrix products stay with the library: fused, a pair's accumulators (64 x 512 in float32) would fill a multiprocessor's
 registers. A program takes one video and a few texts, (n, texts, m) values, so that both softmaxes of each pair happen
@@ -28,7 +28,7 @@ ONE, TWO, MAXIMUM = 0, 1, 2
 
 
 class TritonTile:
-    """Tiles by the kernels below; the same results as `TorchTile`."""
+    """Tile computations by the kernels below; equal to `TorchTile`."""
 
     measures_first = False
 
@@ -40,7 +40,7 @@ class TritonTile:
         self._torch = TorchTile(softmax)
 
     def measure(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
-        """As `clcl_tile.Tile.measure`; nothing is kept."""
+        """As `clcl_tile.Tile.measure`; returns no values for reuse."""
         if self._too_large(rows, columns):
             return self._torch.measure(u_RC, rows, columns)
         Z_2ab = u_RC.new_empty(2, len(rows.lengths), len(columns.lengths))

@@ -1,6 +1,6 @@
-"""The collectives of the losses and of BatchNorm, with exact gradients; in one process they do nothing.
+"""Collectives of the losses and of BatchNorm, with exact gradients; no communication in one process.
 
-Every rank must call them in the same order, also a rank without a single row.
+Every rank must call them in the same order, also a rank without rows.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from torch import Tensor
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
-    """W: ranks in the group, 1 where torch.distributed is not initialised."""
+    """Returns W, the number of ranks in the group; 1 if torch.distributed is not initialised."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
 def group_rank(group: dist.ProcessGroup | None = None) -> int:
-    """This process's rank in the group."""
+    """Returns this process's rank in the group."""
     return dist.get_rank(group) if world_size(group) > 1 else 0
 
 
 def gather_rows(rows: Tensor, counts: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
-    """The rows of every rank, in the order of ranks; rank r gives `counts[r]` of them (its first dimension).
+    """Returns the rows of all ranks, in rank order; rank r provides `counts[r]` rows (the first dimension).
 
-    The gradient is exact: what the ranks' losses say of a row is summed and handed to its owner, so that the sum
-    over ranks of the gradients is the gradient of the sum of the losses.
+    The backward pass sums the gradients of a row over all ranks and returns the sum to its owner: the exact gradient
+    of the sum of the ranks' losses.
     """
     return rows if world_size(group) == 1 or not any(counts) else _GatherRows.apply(rows, counts, group)
 
@@ -34,7 +34,7 @@ def gather_rows(rows: Tensor, counts: list[int], group: dist.ProcessGroup | None
 def gather_counts(
     counts: list[int], group: dist.ProcessGroup | None = None, device: Any = None
 ) -> list[list[int]]:
-    """The few integers of every rank, by rank."""
+    """Returns the integers of every rank, by rank."""
     if world_size(group) == 1:
         return [counts]
     own = torch.tensor(counts, dtype=torch.int64, device=device)

@@ -1,12 +1,12 @@
-"""Objectives of stage 1: a class each, named by `clcl.loss`.
+"""Objectives of stage 1: one class each, selected by `clcl.loss`.
 
 An objective is a similarity of videos and texts, and a loss of all pairs of a batch. `Objective.share` gathers the
-tokens of all ranks and computes both as they are written, which is right at any number of ranks; the built-in ones
-compute the same share faster (`clcl_ring`), with the matrices of no more than their own clips in memory.
+tokens of all ranks and computes both directly, which is correct at any number of ranks. The built-in objectives compute
+the same share faster (`clcl_ring`), and store only the matrices of their own clips.
 
 Rank r holds the visual tokens of its own clips and the text tokens of the same clips, and returns its share of the
 loss of the whole batch: the shares sum to that loss, and the ranks' gradients to its gradient. A rank may hold no clip
-at all; it still joins every exchange.
+at all; it still takes part in every collective.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Implementation = Literal["auto", "reference", "tiled", "triton"]
 
 
 class Settings(Protocol):
-    """What an objective reads of the recipe; `config.Clcl` is one."""
+    """Recipe keys that an objective reads; `config.Clcl` implements it."""
 
     @property
     def loss(self) -> str: ...
@@ -71,7 +71,7 @@ class Objective(ABC):
     def loss(
         self, Zv_BB: Tensor, Zt_BB: Tensor, scale: Tensor | float, text_ids_B: Tensor | None = None
     ) -> Tensor:
-        """Returns the loss of a whole batch, of no dimension: InfoNCE as `clcl_loss` has it."""
+        """Returns the loss of the global batch, a scalar: InfoNCE as in `clcl_loss`."""
         settings = self.settings
         return clcl_loss(
             Zv_BB, Zt_BB, scale, settings.alpha, settings.variant, text_ids_B, settings.same_text
@@ -87,9 +87,9 @@ class Objective(ABC):
         text_ids_B: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> Tensor:
-        """Returns this rank's share of the loss of one level, of no dimension; in one process the whole loss.
+        """Returns this rank's share of the loss of one level, a scalar; in one process the whole loss.
 
-        Tokens and lengths are this rank's own; both sides' tokens get a gradient where they want one. `text_ids_B`
+        Tokens and lengths are this rank's own; gradients reach the tokens of both sides. `text_ids_B`
         (int64, equal for equal texts) is needed for `same_text=masked`. A collective, as is its backward pass.
         """
         every = gather_counts([len(visual_lengths_B), len(visual_ND), len(text_MD)], group, visual_ND.device)
@@ -132,7 +132,7 @@ class Clcl(Objective):
         text_ids_B: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> Tensor:
-        """As `Objective.share`, by tiles and round the ranks. Half precision is computed in float32.
+        """Returns `Objective.share`, by tiles and a ring over the ranks; half precision is computed in float32.
 
         Raises ValueError where lengths do not fit the tokens, RecipeError where the implementation cannot be had.
         """
@@ -239,7 +239,7 @@ def clcl_similarity(
     implementation: Implementation = "auto",
     products: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
-    """Zv and Zt, both (Bv, Bt), before the logit scale: `clcl.reference_similarity` says what they are.
+    """Returns Zv and Zt of `clcl.reference_similarity`, both (Bv, Bt), before the logit scale.
 
     Tokens are packed, (sum of lengths, D), of any floating type; float64 is computed in float64, all others in
     float32 with matrix products of the precision `products`. Raises ValueError where lengths do not fit the tokens.
@@ -253,9 +253,9 @@ def clcl_similarity(
 
 
 def chosen_implementation(device: torch.device | str, wanted: Implementation = "auto") -> Implementation:
-    """What `wanted` comes to on a device: reference, tiled or triton.
+    """Returns the implementation that `wanted` selects on a device: reference, tiled or triton.
 
-    Raises RecipeError where triton is demanded but cannot be had.
+    Raises RecipeError if triton is requested but not available.
     """
     lacking = triton_lacks(device)
     if wanted == "triton" and lacking:
@@ -266,7 +266,7 @@ def chosen_implementation(device: torch.device | str, wanted: Implementation = "
 
 
 def triton_lacks(device: torch.device | str) -> str:
-    """Why Triton kernels cannot run on a device, or an empty string."""
+    """Returns why Triton kernels cannot run on a device, or ""."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -284,7 +284,7 @@ def triton_lacks(device: torch.device | str) -> str:
 
 
 def tile_maker(chosen: Implementation) -> type[Tile]:
-    """The class that treats tiles: torch operations or Triton kernels."""
+    """Returns the class of tile computations: TorchTile or TritonTile."""
     if chosen == "triton":
         from sage_scale.losses.clcl_triton import TritonTile
 

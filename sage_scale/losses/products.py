@@ -23,20 +23,20 @@ ONEDNN_GRANULE = 64
 
 
 def granule(precision: Precision, compute: torch.dtype, device: torch.device) -> int:
-    """Sizes of products should be multiples of this; the caller fills up with zeros."""
+    """Returns the number that sizes of products should be multiples of; the caller pads with zeros."""
     return (
         ONEDNN_GRANULE if precision == "bfloat16" and compute == torch.float32 and device.type == "cpu" else 1
     )
 
 
 def factor_type(precision: Precision, compute: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type in which `multiply` and `accumulate` want their factors."""
+    """Returns the dtype of the factors of `multiply` and `accumulate`."""
     rounded = precision == "bfloat16" and compute == torch.float32 and device.type != "cpu"
     return torch.bfloat16 if rounded else compute
 
 
 def multiply(left_RK: Tensor, right_KC: Tensor, out_RC: Tensor) -> None:
-    """out = left right; factors of a narrower type than `out` are multiplied with its accuracy of sums."""
+    """Compute out = left @ right; factors of a narrower dtype are accumulated in the precision of `out`."""
     if left_RK.dtype == out_RC.dtype:
         torch.mm(left_RK, right_KC, out=out_RC)
     else:
@@ -44,7 +44,7 @@ def multiply(left_RK: Tensor, right_KC: Tensor, out_RC: Tensor) -> None:
 
 
 def accumulate(sum_RC: Tensor, left_RK: Tensor, right_KC: Tensor) -> None:
-    """sum += left right."""
+    """Compute sum += left @ right."""
     if left_RK.dtype == sum_RC.dtype:
         torch.addmm(sum_RC, left_RK, right_KC, out=sum_RC)
     else:
@@ -53,9 +53,9 @@ def accumulate(sum_RC: Tensor, left_RK: Tensor, right_KC: Tensor) -> None:
 
 @contextmanager
 def precision_of_products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Inside, float32 products on `device` have this precision; afterwards the process's own again.
+    """Set the precision of float32 products on `device` within this context.
 
-    The switch is the whole process's, and autocast, which would override it, is off.
+    The setting is process-wide; autocast, which would override it, is disabled.
     """
     wanted = {"cpu": {"bfloat16": "bf16"}, "cuda": {"tfloat32": "tf32"}}.get(device.type, {})
     backend: Any = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda

@@ -17,7 +17,7 @@ SMALLEST = 1e-8
 
 @dataclass(frozen=True)
 class PrototypeScores:
-    """What a clip's features say about every prototype."""
+    """Scores of every prototype for the features of a batch of clips."""
 
     localisation_NU: Tensor
     """E, each in [0, 1]: the product of both softmaxes; the zero class is left out."""
@@ -28,10 +28,10 @@ class PrototypeScores:
 def prototype_scores(
     features_ND: Tensor, lengths_B: Tensor, prototypes_UD: Tensor, tau_time: Tensor | float, tau_class: Tensor | float
 ) -> PrototypeScores:  # fmt: skip
-    """Equations 2 to 5 over packed features (N, D), `lengths_B` a clip, each at least 1.
+    """Returns the scores of equations 2 to 5 from packed features (N, D), `lengths_B` rows (at least 1) per clip.
 
-    A zero class, whose cosine with anything is 0, takes part in the softmax over classes; it stands for what lies
-    between signs. The softmax over time is each clip's own, so no other clip and no padding is in it.
+    A zero class, whose cosine with anything is 0, takes part in the softmax over classes; it stands for the
+    video between signs. The softmax over time is each clip's own, so no other clip and no padding is in it.
     """
     with torch.autocast(features_ND.device.type, enabled=False):
         kind = torch.promote_types(features_ND.dtype, torch.float32)
@@ -49,7 +49,7 @@ def prototype_scores(
 
 
 def prototype_loss(presence_BU: Tensor, classes_G: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of the presences summed over B x U, and B x U (int64): their ratio is the loss.
+    """Returns the binary cross-entropy of the presences summed over B x U, and B x U (int64); the loss is their ratio.
 
     Clip b holds `counts_B[b]` of the pseudo-glosses `classes_G` (int64, packed); repeats count once.
     """
@@ -63,7 +63,7 @@ def prototype_loss(presence_BU: Tensor, classes_G: Tensor, counts_B: Tensor) -> 
 
 
 def _softmax_over_time(logits_NU: Tensor, lengths_B: Tensor) -> Tensor:
-    """Softmax over the rows of each clip."""
+    """Returns the softmax over the rows of each clip."""
     clip_N = torch.repeat_interleave(lengths_B)
     sums_BU = logits_NU.new_zeros(lengths_B.numel(), logits_NU.shape[1])
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Blocks that travel round the ranks while each computes on the one it holds.
+"""Ring exchange: blocks move from rank to rank, overlapped with computation.
 
-In round k rank r holds what rank r - k owns, has already asked rank r - 1 for the next, and is giving its own on to
-rank r + 1. After W rounds every rank has seen every block. In one process there is one round and no traffic.
+In round k rank r computes on the block of rank r - k, receives the next block from rank r - 1 and sends its current one
+to rank r + 1. After W rounds every rank has seen every block. One process has one round and no communication.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ TOKENS, GRADIENTS = 0, 1
 
 
 class Ring:
-    """The ranks of a group in a circle; `rows[r]` rows of width D travel from rank r."""
+    """The ranks of a group as a ring; rank r owns a block of `rows[r]` rows of width D."""
 
     def __init__(self, rows: Sequence[int], group: dist.ProcessGroup | None, spare: int = 0) -> None:
-        """Received blocks have `spare` rows of zeros behind them, as the own one has."""
+        """Received blocks end with `spare` rows of zeros, as the own block does."""
         self.rows, self.group, self.spare = list(rows), group, spare
         self.rank, self.world = group_rank(group), world_size(group)
 
     def rounds(self, own_ND: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(owner, its block) in W rounds, the own one first; the next block arrives during a round."""
+        """Yields (owner rank, its block) in W rounds, the own block first; the next block is received meanwhile."""
         held_ND = own_ND
         for step in range(self.world):
             owner = (self.rank - step) % self.world
@@ -40,16 +40,16 @@ class Ring:
             held_ND = coming.wait()
 
     def pass_on(self, block_ND: Tensor, owner: int) -> Exchange:
-        """Give the gradient of `owner`'s block to the next rank and take that of the owner before from the last."""
+        """Send the gradient of `owner`'s block to the next rank; receive that of `owner` - 1 from the previous one."""
         return Exchange(self, block_ND, owner, GRADIENTS)
 
     def global_rank(self, rank: int) -> int:
-        """Rank of the whole job of a rank of the group."""
+        """Returns the global rank of a rank of the group."""
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
 
 class Exchange:
-    """One block on its way to the next rank and one on its way from the last; empty blocks do not travel."""
+    """An asynchronous send to the next rank and receive from the previous one; empty blocks are not sent."""
 
     def __init__(self, ring: Ring, block_ND: Tensor, owner: int, tag: int) -> None:
         count, coming = ring.rows[owner], ring.rows[(owner - 1) % ring.world]
@@ -65,35 +65,35 @@ class Exchange:
         self._requests: list[Any] = dist.batch_isend_irecv(operations) if operations else []
 
     def wait(self) -> Tensor:
-        """The block of the owner before."""
+        """Wait for both transfers and return the received block."""
         for request in self._requests:
             request.wait()
         return self.block_ND
 
 
 def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum of every rank's, in place; no gradient."""
+    """Sum a tensor over the ranks, in place, without gradient."""
     if world_size(group) > 1:
         dist.all_reduce(value, group=group)
     return value
 
 
 def max_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The maximum of every rank's, in place; no gradient."""
+    """Take a tensor's maximum over the ranks, in place, without gradient."""
     if world_size(group) > 1:
         dist.all_reduce(value, dist.ReduceOp.MAX, group=group)
     return value
 
 
 class LogSum:
-    """log of a sum of exponentials that arrives in pieces, stable at any size of the terms."""
+    """Streaming log-sum-exp, stable at any size of the terms."""
 
     def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
         self.maximum = like.new_full(shape, -torch.inf)
         self.sum = like.new_zeros(shape)
 
     def add(self, places: slice, terms: Tensor, dim: int) -> None:
-        """Take the exponentials of `terms`, summed over `dim`, into the sums at `places` (of the last dimension)."""
+        """Add the exponentials of `terms`, summed over `dim`, to the sums at `places` (of the last dimension)."""
         before = self.maximum[..., places]
         after = torch.maximum(before, terms.amax(dim))
         # Where all terms are -inf so far, any finite number may stand for the maximum.
@@ -103,12 +103,12 @@ class LogSum:
         self.maximum[..., places] = after
 
     def merge(self, group: dist.ProcessGroup | None) -> None:
-        """Take in the sums of all ranks."""
+        """Add the sums of all other ranks (a collective)."""
         whole = max_over_ranks(self.maximum.clone(), group)
         safe = whole.masked_fill(whole == -torch.inf, 0)
         self.sum = sum_over_ranks(self.sum * (self.maximum - safe).exp_(), group)
         self.maximum = whole
 
     def value(self) -> Tensor:
-        """The logarithms."""
+        """Returns the logarithms of the sums."""
         return self.maximum + self.sum.log()

@@ -1,7 +1,7 @@
 """One side of the contrastive loss: packed tokens of unit length, clips sorted by length, cut into blocks.
 
-Packed tokens need no masks: a block holds whole clips, and clips of one length that stand next to each other are a
-*run*, over which sums and broadcasts are plain reshapes. Sorting makes runs long. No padding is ever computed.
+Packed tokens need no masks: a block holds whole clips, and consecutive clips of one length are a
+*run*, over which sums and broadcasts are plain reshapes. Sorting by length makes runs long. There is no padding.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """`clips` clips of `length` tokens each; the places of the first of them in its block."""
+class LengthRun:
+    """A run: `clips` clips of `length` tokens each, with the positions of the first clip and token in the block."""
 
     clip: int
     token: int
@@ -31,18 +31,18 @@ class Run:
 
     @property
     def tokens(self) -> slice:
-        """The run's tokens inside its block."""
+        """Returns the run's tokens as a slice of its block."""
         return slice(self.token, self.token + self.clips * self.length)
 
     @property
     def places(self) -> slice:
-        """The run's clips inside its block."""
+        """Returns the run's clips as a slice of its block."""
         return slice(self.clip, self.clip + self.clips)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive clips of one side, and so consecutive tokens."""
+    """Consecutive clips of one side, with their tokens."""
 
     clip: int
     """Place of the first clip on the side."""
@@ -50,13 +50,13 @@ class Block:
     """Place of the first token on the side."""
     lengths: tuple[int, ...]
     """Tokens of each clip, ascending."""
-    runs: tuple[Run, ...]
+    runs: tuple[LengthRun, ...]
     _held: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(
         default_factory=dict, compare=False, repr=False
     )
 
     def places(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Each clip's first token inside the block, and its number of tokens; made once for a device and type."""
+        """Returns each clip's first token in the block and its number of tokens; cached per device and dtype."""
         if (device, dtype) not in self._held:
             starts = [0, *accumulate(self.lengths)][:-1]
             both = torch.tensor([starts, self.lengths], dtype=dtype, device=device)
@@ -65,17 +65,17 @@ class Block:
 
     @property
     def clips(self) -> slice:
-        """The block's clips on its side."""
+        """Returns the block's clips as a slice of its side."""
         return slice(self.clip, self.clip + len(self.lengths))
 
     @property
     def size(self) -> int:
-        """Tokens in the block."""
+        """Returns the number of tokens in the block."""
         return sum(self.lengths)
 
 
 def cut(lengths: Sequence[int], tokens: int) -> tuple[Block, ...]:
-    """Blocks of at most `tokens` tokens (or of one longer clip) from the clips' lengths, in their order."""
+    """Returns blocks of consecutive clips with at most `tokens` tokens each (or one longer clip)."""
     blocks: list[Block] = []
     held: list[int] = []
     clip = token = 0
@@ -88,22 +88,22 @@ def cut(lengths: Sequence[int], tokens: int) -> tuple[Block, ...]:
 
 
 def place_order(lengths: Sequence[int]) -> list[int]:
-    """The clip at each place of a side: short ones first, equal ones in the order given."""
+    """Returns the permutation that sorts clips by length (stable, ascending)."""
     return sorted(range(len(lengths)), key=lengths.__getitem__)
 
 
 def _block(clip: int, token: int, lengths: list[int]) -> Block:
-    runs: list[Run] = []
+    runs: list[LengthRun] = []
     at_clip = at_token = 0
     for length, group in groupby(lengths):
         clips = len(list(group))
-        runs.append(Run(at_clip, at_token, clips, length))
+        runs.append(LengthRun(at_clip, at_token, clips, length))
         at_clip, at_token = at_clip + clips, at_token + clips * length
     return Block(clip, token, tuple(lengths), tuple(runs))
 
 
 class Side:
-    """Tokens of one side as the tiles read them, and the way back to the order they were given in."""
+    """The tokens of one side, normalised and sorted by clip length, and the gradient in their original order."""
 
     def __init__(
         self, tokens_ND: Tensor, lengths: Sequence[int], compute: torch.dtype, spare: int = 0
@@ -134,7 +134,7 @@ class Side:
             self.norm_N[part] = torch.linalg.vector_norm(self._given(part), dim=1).clamp_min(EPSILON)
 
     def unit(self, places: slice) -> Tensor:
-        """Normalised tokens of these places, in `compute`; zeros for spare rows."""
+        """Returns the normalised tokens at these positions, in the dtype `compute`; zeros for spare rows."""
         count = self.norm_N.shape[0]
         real = slice(places.start, min(places.stop, count))
         unit_RD = self._given(real) / self.norm_N[real, None]
@@ -143,19 +143,19 @@ class Side:
         return unit_RD
 
     def whole(self, dtype: torch.dtype) -> Tensor:
-        """All normalised tokens in `dtype` and in the order of places, then the spare rows."""
+        """Returns all normalised tokens in sorted order, then the spare rows, in `dtype`."""
         unit_ND = self.zeros(dtype)
         for part in self._parts():
             unit_ND[part] = self.unit(part)
         return unit_ND
 
     def zeros(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(tokens and spare rows, D), of `compute` unless given."""
+        """Returns zeros (tokens + spare rows, D), of dtype `compute` by default."""
         rows = self.norm_N.shape[0] + self.spare
         return self.norm_N.new_zeros(rows, self.tokens_ND.shape[1], dtype=dtype or self.compute)
 
     def gradient(self, grad_ND: Tensor) -> Tensor:
-        """The gradient of the tokens given, in their type, from that of the normalised ones, which is overwritten.
+        """Returns the gradient of the original tokens, in their dtype, from that of the normalised ones (overwritten).
 
         For v = x / |x|: dL/dx = (g - v (v . g)) / |x| with g = dL/dv.
         """
@@ -189,7 +189,7 @@ def _token_index(lengths: Sequence[int], order: Sequence[int]) -> Tensor:
 
 
 def pad_packed(rows_ND: Tensor, lengths_B: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
-    """Packed rows as (B, L, D), zeros behind each clip's end, with the mask (B, L) of real rows.
+    """Returns packed rows as (B, L, D), padded with zeros, and the mask (B, L) of real rows.
 
     L is `width`, or the longest length. Raises ValueError where the lengths do not sum to the rows.
     """

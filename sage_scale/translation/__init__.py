@@ -1,1 +1,1 @@
-"""A signing video in, a sentence out, and a picture of how the video was cut."""
+"""Translates signing videos, and draws the segments of a video."""

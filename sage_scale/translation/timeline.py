@@ -1,4 +1,4 @@
-"""A picture of one translation: frames above, sign segments as coloured bars below, the sentence as its title."""
+"""The figure of one translation: frames above, sign segments as coloured bars below, the sentence as title."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ COLOURS = ("#3b6fd4", "#d9822b", "#2e9e83", "#a94fb8", "#c8453c", "#7a8b2f")
 
 
 def write_timeline(translation: Translation, path: Path) -> None:
-    """Write the figure to `path`; its suffix says the kind. A picture of each segment stands above it, as far as there
-    is room.
+    """Write the figure to `path`, in the format of its suffix, with a frame above each segment if there is room.
 
-    Raises UsageError for an unknown suffix or a folder that is not there.
+    Raises UsageError for an unknown suffix or a missing folder.
     """
     check_target(path)
     import matplotlib
@@ -86,8 +85,10 @@ def write_timeline(translation: Translation, path: Path) -> None:
 def _draw_pictures(
     axes: Any, translation: Translation, pictures: Sequence[np.ndarray], height: float
 ) -> None:
-    """Each picture above the middle of its segment and as wide as it, cut at its sides; LEAST inches where the segment
-    is narrower, and what would then overlap is left out. `height` is that of the axes, inches."""
+    """Draw each picture above the middle of its segment, cropped to the segment's width or to LEAST inches.
+
+    A picture that would overlap the one before is omitted. `height` is the height of the axes, inches.
+    """
     seconds = translation.frames / translation.fps
     scale = (WIDTH - 2 * MARGIN) / seconds  # inches a second
     free = -1.0
@@ -112,7 +113,7 @@ def _draw_pictures(
 
 
 def check_target(path: Path) -> None:
-    """Raise UsageError, before any work is done, where no figure could be written to `path`."""
+    """Raise UsageError if no figure can be written to `path`; call it before any work."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path}: a figure ends in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
@@ -120,7 +121,7 @@ def check_target(path: Path) -> None:
 
 
 def segment_pictures(sample: Sample) -> list[np.ndarray]:
-    """A uint8 (H, W, 3) picture for each segment, the stored frame nearest its middle; none from features."""
+    """Returns per segment the stored frame nearest its middle, uint8 (H, W, 3); empty for features."""
     if not sample.frames:
         return []
     numbers = np.array(sorted(sample.frames))

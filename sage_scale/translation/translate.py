@@ -1,8 +1,8 @@
-"""Translating video files with an exported model.
+"""Translates video files with an exported model.
 
-A file goes the same way as a clip of a dataset: decoded, segmented and stored as a sample by the precompute's own
-code, then unpacked by the trainer's. So the pixels that the model sees are those it would have seen in a shard,
-JPEG included, and the sentence is the one that `sage-scale evaluate` would have written.
+A video is processed like a clip of a dataset: precompute's code decodes, segments and stores it as a sample, and the
+trainer's code unpacks it. The model therefore sees the same pixels as from a shard, after JPEG, and returns the
+sentence that `sage-scale evaluate` would write.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WITHOUT_LABELS = "motion"
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """A video and what it says."""
+    """A video with its segments and its translation."""
 
     video: str
     """The file, as it was named."""
@@ -58,7 +58,7 @@ class Translation:
     """The sample that the model saw; its frames make the figure."""
 
     def as_mapping(self) -> dict[str, Any]:
-        """For JSON: segments as [start, end] in seconds."""
+        """Returns a mapping for JSON, with segments as [start, end] in seconds."""
         return {
             "video": self.video,
             "sentence": self.sentence,
@@ -72,13 +72,12 @@ class Translation:
 
 
 class VideoTranslator:
-    """A trained translator, loaded once, for any number of videos."""
+    """A trained translator, loaded once for any number of videos."""
 
     def __init__(self, run: str | Path, device: str = "", overrides: Iterable[str] = ()) -> None:
         """`run` is a run folder or its `model/` export; `overrides` change its recipe (`evaluation.beams=1`).
 
-        Raises CheckpointError where there is no model, RecipeError for a wrong override, UsageError for a device
-        that is not there.
+        Raises CheckpointError without a model, RecipeError for a wrong override, UsageError for a missing device.
         """
         self.device = choose_device(device)
         self.model, self.tokenizer, trained = load_translator(run, self.device)
@@ -95,9 +94,9 @@ class VideoTranslator:
         self._bf16 = self.recipe.finetune.precision != "fp32" and has_fast_bf16(self.device)
 
     def named(self, clip: Clip) -> tuple[Clip, str]:
-        """The clip under the name that its labels have, and the tagger that cuts it.
+        """Returns the clip with the id that its labels have, and the tagger that segments it.
 
-        Where the recipe's is `precomputed` and there are no labels of this video, that is `motion`.
+        The tagger is `motion` if the recipe's is `precomputed` and this video has no labels.
         """
         segmentation = self.recipe.segmentation
         if segmentation.tagger != "precomputed":
@@ -106,7 +105,7 @@ class VideoTranslator:
         return (found, segmentation.tagger) if found else (clip, WITHOUT_LABELS)
 
     def prepare(self, clip: Clip) -> tuple[Sample, PackedVideo]:
-        """The sample that precompute would store of `clip`, and what a trainer would give the model of it (B = 1)."""
+        """Returns the sample that precompute would store of `clip`, and the model's input from it (B = 1)."""
         clip, tagger = self.named(clip)
         if tagger not in self._makers:
             self._makers[tagger] = SampleMaker(override(self._plain, [f"segmentation.tagger={tagger}"]))
@@ -116,9 +115,9 @@ class VideoTranslator:
     def translate(
         self, video: str | Path, language: str = "", start_s: float = 0.0, end_s: float | None = None
     ) -> Translation:
-        """The sentence of one video file, or of a stretch of it (seconds).
+        """Returns the translation of a video file, or of an interval of it (seconds).
 
-        Raises ClipRejected where the video is unreadable, too short or too long for the recipe.
+        Raises ClipRejected if the video is unreadable, too short or too long for the recipe.
         """
         began = time.monotonic()
         spoken = self.recipe.corpus.language
@@ -148,9 +147,9 @@ class VideoTranslator:
 
 
 def labelled(clip: Clip, labels: str) -> Clip | None:
-    """Returns the clip under the name that its precomputed labels have: the path, file name or stem of its video.
+    """Returns the clip with the id that its precomputed labels have: the path, file name or stem of its video.
 
-    None where `labels` has none of these, or is not there. Raises UsageError for a file that is no label file.
+    Returns None if `labels` has none of these or does not exist. Raises UsageError if `labels` is not a label file.
     """
     video = Path(clip.video)
     if not labels or not Path(labels).exists():
@@ -170,7 +169,7 @@ def _other_than_trained(trained: Recipe, wanted: Recipe) -> list[str]:
 
 
 def choose_device(name: str = "") -> torch.device:
-    """The named device, or the first GPU where there is one. Raises UsageError for one that is not there."""
+    """Returns the named device; by default the first GPU, else the CPU. Raises UsageError for a missing device."""
     if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
