@@ -44,9 +44,13 @@ def one_bad(zero: str) -> None:
         if step == 3 and ranks.rank == 1:
             share = share * math.nan
         engine.backward(share)
-        engine.step(0.0, hold=bool(guard.judge(float(share.detach()), progress)))
+        engine.step(0.0, skip_update=bool(guard.judge(float(share.detach()), progress)))
         updated.append(engine.updated)
-    head = next(engine.weight(parameter) for name, parameter in engine.trained() if name.startswith("head"))
+    head = next(
+        engine.weight(parameter)
+        for name, parameter in engine.trainable_parameters()
+        if name.startswith("head")
+    )
     print(json.dumps({"updated": updated, "head": head.flatten().tolist()}), flush=True)
 
 
