@@ -10,7 +10,8 @@ import torch
 from factories.training import make_language_folder, make_shards, tiny_recipe
 from safetensors.torch import load_file
 
-from sage_scale.config import override
+from sage_scale.config import Recipe, override
+from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.errors import CheckpointError
 from sage_scale.training import pretrain
 from sage_scale.training.checkpoint.checkpoints import Checkpoints
@@ -58,6 +59,29 @@ def test_changes_that_a_user_may_make_are_told():
     RunIdentity.of("pretrain", changed).compare(state, "there", lines.append)
     assert len(lines) == 1 and re.search(r"pretrain\.lr 0\.003 -> 0\.5", lines[0])
     assert "finetune" not in lines[0] and "name" not in lines[0]
+
+
+@pytest.mark.parametrize("key", ["model.token_dim", "pretrain.spike_factor", "vision.backbone_dtype"])
+def test_a_key_that_an_older_version_did_not_have_counts_as_its_default(key):
+    """Breaking keys and others: silent at the default, reported or refused elsewhere."""
+    default = flat(to_mapping(Recipe()))
+    recipe = override(Recipe(), ["pretrain.lr=0.5"])
+    state = state_of(RunIdentity.of("pretrain", recipe))
+    section, name = key.split(".")
+    del state["recipe"][section][name]
+    lines: list[str] = []
+    RunIdentity.of("pretrain", recipe).compare(state, "there", lines.append)
+    assert lines == []
+    other = {"model.token_dim": "32", "pretrain.spike_factor": "7.0", "vision.backbone_dtype": "bfloat16"}[
+        key
+    ]
+    changed = RunIdentity.of("pretrain", override(recipe, [f"{key}={other}"]))
+    try:
+        changed.compare(state, "there", lines.append)
+    except CheckpointError as refused:
+        assert f"{key}={other} (there: {default[key]})" in str(refused)
+    else:
+        assert len(lines) == 1 and f"{key} {default[key]} -> {other}" in lines[0]
 
 
 def test_exchanged_frozen_weights_are_refused_wherever_the_run_lies(tmp_path):

@@ -61,7 +61,9 @@ class RunIdentity:
         """Raise CheckpointError where a breaking key or a frozen weight differs; `say` other changes of the recipe."""
         if not self.recipe or not state["recipe"]:
             return
-        ours, theirs = flat(self.recipe), flat(state["recipe"])
+        ours = flat(self.recipe)
+        # A key that an older version did not have counts as its default.
+        theirs = flat(to_mapping(Recipe())) | flat(state["recipe"])
         differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
         own = model_spec(ours["model.kind"]).breaking_keys
         breaking = (*BREAKING_KEYS, *own, *(f"{self.stage}.{key}" for key in BREAKING_STAGE_KEYS))
