@@ -127,13 +127,13 @@ def _vocabulary(split: ClipCounts) -> str:
 
 def _warn_of_languages(recipe: config.Recipe, statistics: CorpusStatistics) -> None:
     from sage_scale.registry import model_spec
-    from sage_scale.text.languages import has_code
+    from sage_scale.text.languages import has_mbart50_code
 
     spec = model_spec(recipe.model.kind)
     if not spec.language_codes:
         return
     for counted in statistics.languages:
-        if not has_code(counted.name):
+        if not has_mbart50_code(counted.name):
             echo(
                 f"  warning: {counted.clips} clips in '{counted.name}', a language that mBART-50 has no code for: "
                 f"{spec.title} refuses to train on them; corpus.language and a manifest's `language` say the "

@@ -1,4 +1,4 @@
-"""Corpus statistics: clips, signers, words and hours of a manifest, and the defects that its rows alone show."""
+"""Corpus statistics: clips, signers, words and hours of a manifest, and defects found without opening a video."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class ClipCounts:
     videos: int
     signers: int
     hours: float | None
-    """Hours of signing; None where no clip's length is known."""
+    """Total duration, hours; None if no clip's length is known."""
     unknown_lengths: int
-    """Clips of unknown length, which are not in `hours`."""
+    """Clips of unknown length, not counted in `hours`."""
     sentences: int
-    """Different sentences, empty ones left out."""
+    """Distinct sentences, without empty ones."""
     words: int
-    """Different words, separated by spaces, of languages that are written with them."""
+    """Distinct words, split at spaces, of languages written with spaces."""
     characters: int
-    """Different characters of languages that are written without spaces, such as Chinese."""
+    """Distinct characters of languages written without spaces, such as Chinese."""
     languages: tuple[str, ...]
 
 
@@ -42,15 +42,15 @@ class CorpusStatistics:
 
     splits: tuple[ClipCounts, ...]
     languages: tuple[ClipCounts, ...] = ()
-    """By spoken language of the sentences, the largest first."""
+    """Counts by spoken language of the sentences, most clips first."""
     defects: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    """Defect -> how often, and the first clip or row."""
+    """Defect -> (number of clips or rows, the first of them)."""
 
 
 def corpus_statistics(
     manifest: Manifest, durations_s: Mapping[str, float] | None = None, fps: float = 25.0
 ) -> CorpusStatistics:
-    """Returns the statistics of `manifest`; `durations_s` gives whole videos' lengths by `Clip.video`, seconds."""
+    """Returns the statistics of `manifest`; `durations_s` maps `Clip.video` to the video's length, seconds."""
     durations_s = durations_s or {}
 
     def seconds(clip: Clip) -> float | None:
@@ -65,7 +65,7 @@ def corpus_statistics(
 
 
 def clip_seconds(clip: Clip, durations_s: Mapping[str, float], fps: float) -> float | None:
-    """Returns the clip's seconds from its interval, its video or its expected frames; None if unknown."""
+    """Returns a clip's length in seconds from its interval, video length or frame count; None if unknown."""
     end_s = clip.end_s if clip.end_s is not None else durations_s.get(clip.video)
     if end_s is not None:
         return max(0.0, end_s - clip.start_s)

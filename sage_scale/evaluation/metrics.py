@@ -24,7 +24,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from sage_scale.config import Text
 from sage_scale.errors import UsageError
-from sage_scale.text import glosser, normal_form, primary_subtag, split_words, unspaced
+from sage_scale.text import cached_glosser, normal_form, primary_subtag, split_words, unspaced
 
 Languages = str | Sequence[str]
 """BCP 47: one language of all sentences, or one of each."""
@@ -131,7 +131,7 @@ def content_f1(
     """
     common = given = wanted = 0
     for hypothesis, reference, tag in _pairs(hypotheses, references, language):
-        content = glosser(tag, settings or Text(target="sentence"))
+        content = cached_glosser(tag, settings or Text(target="sentence"))
         h, r = Counter(content(hypothesis)), Counter(content(reference))
         common += (h & r).total()
         given += h.total()

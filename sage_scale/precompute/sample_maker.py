@@ -19,7 +19,7 @@ from sage_scale.errors import ClipRejected
 from sage_scale.precompute.frozen_backbone import open_backbone
 from sage_scale.segmentation import segment_clip
 from sage_scale.shards import Sample
-from sage_scale.text.pseudogloss import glosser
+from sage_scale.text.pseudogloss import cached_glosser
 from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg
 from sage_scale.vision.sampling import median_frame
 from sage_scale.vision.video_frames import DecodeStats
@@ -45,7 +45,7 @@ class SampleMaker:
     @property
     def tagger(self) -> str:
         """Name and version of the tagger of the corpus' language. Raises RecipeError where none is there."""
-        return glosser(self.recipe.corpus.language, self.recipe.text).name
+        return cached_glosser(self.recipe.corpus.language, self.recipe.text).name
 
     def load(self) -> None:
         """Load the frozen backbone, if the recipe has one. Raises RecipeError or CheckpointError for wrong weights."""
@@ -92,7 +92,7 @@ class SampleMaker:
         with self.stage("segment"):
             segments_N2 = segment_clip(decoded, self.recipe.segmentation)
         with self.stage("text"):
-            glosses = glosser(clip.language, self.recipe.text)(clip.sentence)
+            glosses = cached_glosser(clip.language, self.recipe.text)(clip.sentence)
         frames: dict[int, bytes] | None = None
         background = None
         if vision.kind == "features":

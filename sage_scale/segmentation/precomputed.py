@@ -1,13 +1,12 @@
 """The tagger `precomputed`: O/I/B labels or sign intervals from files beside a corpus.
 
-`segmentation.labels` is a folder or one file. A folder has a file a clip, named by the clip's id (with / as __ or in
-folders; with or without its split) or key: `.npy`, `.pt` or `.json`. One file is `.pt` or `.json`, a mapping from clip
-id to labels or from split to such mappings, or `.csv` with the columns id and labels, or id, start and end (frames, one
-sign a row).
+`segmentation.labels` is a folder or one file. A folder has one `.npy`, `.pt` or `.json` file per clip, named by the
+clip's key or id (with or without its split; / in an id becomes __ or a subfolder). A single file is `.pt` or `.json`, a
+mapping from clip id to labels or from split to such mappings, or `.csv` with the columns id and labels, or id, start
+and end (frames, one sign per row).
 
 Labels of a clip are an array, tensor or list (T,) of 0, 1, 2 (O, I, B), scores (T, 3) or intervals (N, 2) in frames, or
-a string of the letters O, I, B; or a mapping with `labels` or `segments` and, where they were made at another frame
-rate than 25, `fps`.
+a string of the letters O, I, B; or a mapping with `labels` or `segments`, and `fps` if the frame rate is not 25.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ SUFFIXES = (".npy", ".pt", ".json")
 
 
 def precomputed_labels(labels: str, clip: Source, total: int, fps: float) -> np.ndarray:
-    """Returns labels int8 (total,) at `fps` of one clip from `labels`, a file or folder.
+    """Returns the labels of a clip of `total` frames at `fps`, int8 (total,), from the file or folder `labels`.
 
-    Raises ClipRejected `no-labels` or `bad-labels`; UsageError where `labels` is no label file.
+    Raises ClipRejected `no-labels` or `bad-labels`; UsageError if `labels` is not a label file.
     """
     path = _labels_path(labels)
     entry = _from_folder(path, clip) if path.is_dir() else read_table(path).find(clip.id, clip.split)
@@ -47,7 +46,7 @@ def precomputed_labels(labels: str, clip: Source, total: int, fps: float) -> np.
 
 
 def has_labels(labels: str, clip: Source) -> bool:
-    """Returns whether a file or folder names the clip. Raises UsageError where it is no label file."""
+    """Returns whether the file or folder has labels of the clip. Raises UsageError if it is not a label file."""
     path = _labels_path(labels)
     if path.is_dir():
         return _file_of(path, clip) is not None
@@ -55,16 +54,16 @@ def has_labels(labels: str, clip: Source) -> bool:
 
 
 def check_labels(recipe: Recipe, manifest: Manifest, exceeded: Callable[[int], bool]) -> None:
-    """Checks the labels of a whole manifest before any work begins; of a folder, file names alone.
+    """Check the labels of a manifest before any work begins; of a folder only the file names.
 
-    Raises UsageError where `segmentation.labels` is no label file or has usable labels of none of the clips,
-    TooManyRejects where `exceeded` is true of the number of clips without labels.
+    Raises UsageError if `segmentation.labels` is not a label file or has no usable labels for any clip,
+    TooManyRejects if `exceeded(number of clips without labels)` is true.
     """
     segmentation = recipe.segmentation
     if segmentation.tagger != "precomputed":
         return
     if recipe.precompute.address and not os.path.exists(segmentation.labels):
-        return  # the labels are on the nodes alone
+        return  # only the nodes can read the labels
     path = _labels_path(segmentation.labels)
     if path.is_dir():
         there = _all_stems(path)
@@ -135,7 +134,7 @@ def _from_folder(folder: Path, clip: Source) -> Entry | None:
 
 
 def _fitted(labels: Labels, total: int, fps: float) -> np.ndarray:
-    """Returns the labels at `fps` of a clip of `total` frames. Raises ClipRejected where its length is another."""
+    """Returns the labels resampled to `total` frames at `fps`. Raises ClipRejected for another length."""
     needed = total / fps
     tolerance_s = max(0.5, 0.05 * needed)
     if labels.values.ndim == 2:

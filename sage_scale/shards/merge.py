@@ -21,11 +21,11 @@ from sage_scale.shards.dataset import Dataset, open_finished
 from sage_scale.shards.layout import DatasetInfo, PlannedUnit, ShardHeader, canonical_json, list_units
 from sage_scale.shards.publish import (
     THREADS,
-    copied_samples,
     finish_dataset,
     publish_copies,
     restore_marker,
     start_dataset,
+    verified_samples,
 )
 from sage_scale.shards.rejects import REMOVED_PREFIX, read_rejects
 from sage_scale.shards.tar import BLOCK, header, padding
@@ -147,7 +147,9 @@ def compose(
 def _samples_of(shard: NewShard) -> Iterator[bytes]:
     for selection in shard.selections:
         store, tar = selection.source.store, selection.source.units[selection.unit].tar
-        for sample in copied_samples(partial(store.get_range, tar), selection.records, f"{store.url}/{tar}"):
+        for sample in verified_samples(
+            partial(store.get_range, tar), selection.records, f"{store.url}/{tar}"
+        ):
             yield with_split(sample, shard.split) if shard.rename else sample
 
 

@@ -1,11 +1,11 @@
 """Writes a dataset: starts it, publishes its shards, rewrites shards without removed clips, finishes it.
 
-Every step is idempotent and may be killed at any moment. One conditional PUT of its tar commits a unit. Index and
-marker follow from the stored tar, whichever process writes them; `index.json` follows from the markers.
+Every step is idempotent and safe to kill at any time. A conditional PUT of a unit's tar commits the unit. Index and
+marker are functions of the stored tar, `index.json` is a function of the markers, in every process.
 
-Names are written once, so a shard that changes gets a new name, its next generation: `000042.g1.tar` replaces
-`000042.tar`. It is committed as any shard is, and of several stored generations the newest counts. Readers of an older
-index.json go on reading the older objects until these are deleted, which happens last.
+Objects are never overwritten: a changed shard gets a new name, its next generation: `000042.g1.tar` replaces
+`000042.tar`. It is committed like any shard, and the newest stored generation is valid. Readers of an older index.json
+keep reading the older objects; these are deleted last.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ from sage_scale.shards.writer import write_copies
 from sage_scale.storage import NotFound, Store
 
 THREADS = 4
-"""Shards written at once."""
+"""Shards written in parallel."""
 _READ_BYTES = 32 << 20
-"""Neighbouring samples are read together, up to this many bytes."""
+"""Largest range read at once; adjacent samples share a range."""
 
 
 def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
-    """Stores dataset.json unless one is stored, and returns the stored one.
+    """Store dataset.json unless one exists, and return the stored one.
 
-    Raises DatasetError, naming the keys that differ, where the store holds another dataset.
+    Raises DatasetError, with the differing keys, if the store holds another dataset.
     """
     if store.put_if_absent(DATASET_JSON, info.to_bytes()):
         return info
@@ -84,11 +84,11 @@ def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
 
 
 def publish_shard(store: Store, tar: Path, index: ShardIndex | None = None) -> Marker:
-    """Commits the local tar of a unit: tar, then index, then marker. Returns the marker of the stored tar.
+    """Commit the local tar of a unit (tar, then index, then marker) and return the marker of the stored tar.
 
-    `index` is the tar's, where its writer returned one (`write_indexed`); otherwise it is read from the tar. A tar of
-    this unit and generation that is stored already counts, and the local one is dropped. Where a newer generation is
-    stored, this writer is late (it was thought dead), and its tar is deleted again.
+    `index` is the tar's index from its writer (`write_indexed`); by default it is read from the tar. If the store
+    already has a tar of this unit and generation, it is valid and the local tar is ignored. If it has a newer
+    generation, this writer was presumed dead, and its tar is deleted again.
     """
     index = build_index(tar) if index is None else index
     unit, generation = index.header.unit, index.header.generation
@@ -104,15 +104,15 @@ def publish_shard(store: Store, tar: Path, index: ShardIndex | None = None) -> M
 def publish_copies(
     store: Store, header: ShardHeader, samples: Iterable[bytes], rejects: Sequence[Reject]
 ) -> Marker:
-    """Writes a shard of samples' stored bytes and commits it, as `publish_shard`."""
+    """Write a shard from the stored bytes of samples, commit it and return its marker."""
     with tempfile.TemporaryDirectory(prefix="sage-scale-") as folder:
         return publish_shard(store, write_copies(Path(folder) / "new.tar", header, samples, rejects))
 
 
-def copied_samples(read: Callable[[int, int], bytes], records: np.ndarray, where: str) -> Iterator[bytes]:
-    """Yields the stored bytes of the samples of `records`, each checked against its hash.
+def verified_samples(read: Callable[[int, int], bytes], records: np.ndarray, where: str) -> Iterator[bytes]:
+    """Yield the stored bytes of the samples of `records`, each verified by its hash.
 
-    `read(offset, length)` reads the tar `where`. Raises DatasetError for damaged bytes.
+    `read(offset, length)` reads from the tar; `where` names the tar in errors. Raises DatasetError for damaged bytes.
     """
     starts = records["offset"].astype(np.int64)
     ends = starts + records["length"]
@@ -137,17 +137,18 @@ def copied_samples(read: Callable[[int, int], bytes], records: np.ndarray, where
         first = last + 1
 
 
-def reader_of(view: memoryview) -> Callable[[int, int], bytes]:
-    """Returns the `read` of `copied_samples` for a tar in memory."""
+def memory_reader(view: memoryview) -> Callable[[int, int], bytes]:
+    """Returns the `read` argument of `verified_samples` for a tar in memory."""
     return lambda offset, length: bytes(view[offset : offset + length])
 
 
 def rewrite_without(dataset: Dataset, keys: frozenset[str], progress: ProgressCallback | None = None) -> int:
-    """Publishes the next generation of every shard with clips of these keys, without them. Returns how many shards.
+    """Publish the next generation of every shard that holds clips of these keys, without them.
 
-    Raises DatasetError for a damaged shard: damage must not be copied under a new hash.
+    Returns the number of rewritten shards. Raises DatasetError for a damaged shard: damaged bytes must not get a new
+    valid hash.
     """
-    units = units_with(dataset, keys)
+    units = units_containing(dataset, keys)
     map_threads(
         lambda unit: _rewrite_unit(dataset.store, unit, keys),
         units,
@@ -158,8 +159,8 @@ def rewrite_without(dataset: Dataset, keys: frozenset[str], progress: ProgressCa
     return len(units)
 
 
-def units_with(dataset: Dataset, keys: frozenset[str]) -> list[Marker]:
-    """Returns the units that hold a clip of these keys, or name one among their rejects."""
+def units_containing(dataset: Dataset, keys: frozenset[str]) -> list[Marker]:
+    """Returns the units with a clip of these keys among their samples or rejects."""
     if not keys:
         return []
     holding = set(dataset.unit_of_row[np.isin(dataset.records["key"], key_numbers(keys))].tolist())
@@ -176,7 +177,7 @@ def units_with(dataset: Dataset, keys: frozenset[str]) -> list[Marker]:
 
 
 def delete_superseded(store: Store) -> int:
-    """Deletes the objects of older generations and returns how many. The tars, which hold the data, go first."""
+    """Delete the objects of older generations, tars first, and return their number."""
     names = list_units(store).superseded
     if names:
         announce_change(store)
@@ -185,12 +186,12 @@ def delete_superseded(store: Store) -> int:
 
 
 def restore_marker(store: Store, unit: int) -> Marker:
-    """Makes index and marker of a unit's newest tar again, from the tar alone. Raises NotFound, DatasetError."""
+    """Recreate index and marker of a unit from its newest tar. Raises NotFound, DatasetError."""
     return _put_marker(store, _stored_index(store, unit))
 
 
 def reconcile(store: Store, progress: ProgressCallback | None = None) -> Dataset:
-    """Marks every stored tar, rewrites shards that hold removed clips, and opens the dataset, finished or not."""
+    """Write missing markers, rewrite shards with removed clips, and return the dataset, finished or not."""
     removed = removed_keys(store)
     while True:
         unmarked = sorted(list_units(store).unmarked)
@@ -201,11 +202,11 @@ def reconcile(store: Store, progress: ProgressCallback | None = None) -> Dataset
 
 
 def finish_dataset(store: Store, progress: ProgressCallback | None = None) -> Dataset:
-    """Writes index.json from dataset.json, the markers and the index files, and opens the dataset.
+    """Write index.json from dataset.json, the markers and the index files, and return the opened dataset.
 
-    Missing markers are made from their tars. Shards that still hold removed clips are rewritten (`progress` counts
-    these). Objects of older generations are deleted at the end. Raises UnitsOpen, naming missing units, and
-    DatasetError where a marker contradicts its tar.
+    Missing markers are made from their tars. Shards with removed clips are rewritten (counted by `progress`). Objects
+    of older generations are deleted at the end. Raises UnitsOpen with the missing units, and DatasetError if a marker
+    contradicts its tar.
     """
     while True:
         dataset = reconcile(store, progress)
@@ -222,9 +223,9 @@ def finish_dataset(store: Store, progress: ProgressCallback | None = None) -> Da
 
 
 def rebuild_index(store: Store, progress: ProgressCallback | None = None) -> Dataset:
-    """Makes every index and marker again from the stored tars, then index.json. Does not touch the tars.
+    """Recreate every index and marker from the stored tars, then index.json; the tars do not change.
 
-    Raises DatasetError for a damaged tar, and for a tar whose stored marker describes another one.
+    Raises DatasetError for a damaged tar, and for a tar whose stored marker describes another tar.
     """
     listing = list_units(store)
 
@@ -255,7 +256,7 @@ def _rewrite_unit(store: Store, unit: Marker, keys: frozenset[str]) -> None:
             ]
             rejects += [removed_reject(f"{key:016x}") for key in index.records["key"][removed].tolist()]
             header = replace(index.header, generation=unit.generation + 1)
-            samples = copied_samples(reader_of(view), index.records[~removed], where)
+            samples = verified_samples(memory_reader(view), index.records[~removed], where)
             publish_copies(store, header, samples, rejects)
     except NotFound:
         if (newest_generation(store, unit.unit) or 0) > unit.generation:
@@ -291,7 +292,7 @@ def _stored_index(store: Store, unit: int) -> ShardIndex:
 
 
 def _compare_with_marker(store: Store, index: ShardIndex) -> None:
-    """Raises DatasetError where the stored marker describes another tar: an index must not give damage a hash."""
+    """Raises DatasetError where the stored marker describes another tar: damaged bytes must not get a valid hash."""
     tar, name = (kind(index.header.unit, index.header.generation) for kind in (tar_name, marker_name))
     try:
         marker = parse_marker(store.get(name), f"{store.url}/{name}")
@@ -305,7 +306,7 @@ def _compare_with_marker(store: Store, index: ShardIndex) -> None:
 
 
 def _put_marker(store: Store, index: ShardIndex) -> Marker:
-    """Stores index and marker, replacing older ones: they follow from the tar, so all writers write the same bytes."""
+    """Store index and marker of a tar, and return the marker; all writers of a tar write the same bytes."""
     for name, data in objects_beside(index).items():
         store.put(name, data)
     return make_marker(index)

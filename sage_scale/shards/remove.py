@@ -20,7 +20,7 @@ from sage_scale.errors import UnitsOpen, UsageError
 from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.dataset import Dataset, open_finished, open_unfinished, unfinished_units
 from sage_scale.shards.layout import list_units, sample_key
-from sage_scale.shards.publish import delete_superseded, finish_dataset, reconcile, units_with
+from sage_scale.shards.publish import delete_superseded, finish_dataset, reconcile, units_containing
 from sage_scale.shards.rejects import read_rejects, record_removal, reject_key, removed_keys
 from sage_scale.storage import Store
 from sage_scale.untrusted.files import lines
@@ -82,7 +82,7 @@ def remove_clips(
     if new := names.keys() - before:
         record_removal(store, new)
     removed = before | names.keys()
-    shards = len(units_with(dataset, removed))
+    shards = len(units_containing(dataset, removed))
     objects = len(list_units(store).superseded)
     try:
         now = finish_dataset(store, progress)

@@ -28,12 +28,12 @@ from sage_scale.shards.layout import (
     tar_name,
 )
 from sage_scale.shards.publish import (
-    copied_samples,
     delete_superseded,
     finish_dataset,
+    memory_reader,
     publish_copies,
-    reader_of,
     restore_marker,
+    verified_samples,
 )
 from sage_scale.shards.rejects import KEY_PREFIX
 from sage_scale.shards.tar import map_tar
@@ -158,5 +158,5 @@ def _keep_intact(store: Store, info: DatasetInfo, unit: DamagedUnit) -> None:
         return
     tar = tar_name(unit.unit, unit.generation)
     with map_tar(store, tar) as view:
-        samples = copied_samples(reader_of(view), unit.intact, f"{store.url}/{tar}")
+        samples = verified_samples(memory_reader(view), unit.intact, f"{store.url}/{tar}")
         publish_copies(store, header, samples, rejects)

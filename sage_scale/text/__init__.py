@@ -4,21 +4,21 @@ from sage_scale.deprecated import moved_module
 from sage_scale.text.languages import (
     MBART50_CODES,
     UNSPACED,
-    language_code,
+    mbart50_code,
     normal_form,
     primary_subtag,
     split_words,
     unspaced,
 )
-from sage_scale.text.pseudogloss import PseudoGlosser, TextSettings, glosser, pseudo_glosses, words
+from sage_scale.text.pseudogloss import PseudoGlosser, TextSettings, cached_glosser, pseudo_glosses, words
 
 __all__ = [
     "MBART50_CODES",
     "UNSPACED",
     "PseudoGlosser",
     "TextSettings",
-    "glosser",
-    "language_code",
+    "cached_glosser",
+    "mbart50_code",
     "normal_form",
     "primary_subtag",
     "pseudo_glosses",

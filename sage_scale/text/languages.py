@@ -1,7 +1,7 @@
-"""Languages: BCP 47 tags, mBART-50's codes, words or characters, punctuation, and a normal form of texts.
+"""Languages: BCP 47 tags, mBART-50's codes, splitting into words or characters, and normalisation of texts.
 
-langcodes (https://github.com/georgkrause/langcodes) knows the registered tags. It is imported where a tag needs it, so
-that machines that only train, on plain tags such as de or zh-CN, do without it.
+langcodes (https://github.com/georgkrause/langcodes) knows the registered tags. It is imported only when a tag needs it:
+training on plain tags such as de or zh-CN works without it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ MBART50_CODES: tuple[str, ...] = (
 """The 52 codes of mBART-50, in the order of their ids; the first 25 are those of mBART-cc25."""
 
 _BY_SUBTAG = {code.split("_")[0]: code for code in MBART50_CODES}
-# Deprecated or sister subtags that BCP 47 users still write for a language that mBART-50 has.
+# Deprecated or related subtags in use for a language of mBART-50.
 _BY_SUBTAG |= {"iw": "he_IL", "in": "id_ID", "fil": "tl_XX", "cmn": "zh_CN", "arb": "ar_AR", "prs": "fa_IR"}
 
 UNSPACED = frozenset({"zh", "ja", "th", "km", "my", "cmn", "lo", "yue"})
 """Languages written without spaces between words: scored per character."""
 _CHINESE = frozenset({"zh", "cmn", "yue"})
 _FULL_WIDTH = str.maketrans({"?": "？", "!": "！", ":": "：", ",": "，"})
-# The rules that SentencePiece's `nmt_nfkc`, the normaliser of mBART and XGLM, has beside NFKC: control characters are
-# removed, signs without a width and the separators of Unicode become spaces.
+# The rules of SentencePiece's `nmt_nfkc` (the normaliser of mBART and XGLM) besides NFKC: control characters are
+# removed; zero-width characters and Unicode separators become spaces.
 _REMOVED = (*range(0x01, 0x09), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F)
 _SPACES = (0x061C, 0x1680, *range(0x200B, 0x2010), 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD)
 _NMT = {**dict.fromkeys(_REMOVED), **dict.fromkeys(_SPACES, " ")}
@@ -38,7 +38,9 @@ _NMT = {**dict.fromkeys(_REMOVED), **dict.fromkeys(_SPACES, " ")}
 
 @lru_cache(maxsize=1024)
 def language_tag(written: str, registered: bool = False) -> str:
-    """Returns the BCP 47 form of a language tag, "" for text that is none, and with `registered` for unknown subtags.
+    """Returns the canonical BCP 47 form of a language tag, or "" for an invalid tag.
+
+    With `registered`, a tag with an unregistered subtag is invalid, too.
 
     zh_CN gives zh-CN, PT-br pt-BR, por pt, cmn-Hans zh-Hans, iw he, en-Latn en.
     """
@@ -56,7 +58,7 @@ def language_tag(written: str, registered: bool = False) -> str:
 
 
 def checked_tag(written: str, where: str) -> str:
-    """Returns the BCP 47 form of a language tag. Raises UsageError, naming `where` it was given, for any other text."""
+    """Returns the BCP 47 form of a language tag. Raises UsageError for an invalid tag; `where` is its option or key."""
     tag = language_tag(written)
     if not tag:
         raise UsageError(
@@ -66,14 +68,14 @@ def checked_tag(written: str, where: str) -> str:
 
 
 def tag_distance(wanted: str, tag: str) -> int:
-    """Returns how far a BCP 47 tag is from the wanted one, 0 to 134 (Unicode CLDR): for zh-TW, zh-Hant is nearest."""
+    """Returns the distance of a tag from the wanted one, 0 to 134 (Unicode CLDR): for zh-TW, zh-Hant is nearest."""
     import langcodes
 
     return langcodes.tag_distance(wanted, tag)
 
 
 def matches(tag: str, wanted: str) -> bool:
-    """Returns whether a BCP 47 tag is in a range of tags (RFC 4647): pt-BR is in pt and in pt-BR, pt not in pt-BR."""
+    """Returns whether a BCP 47 tag is in a language range (RFC 4647): pt-BR is in pt and pt-BR; pt is not in pt-BR."""
     return f"{tag}-".lower().startswith(f"{wanted}-".lower())
 
 
@@ -88,16 +90,16 @@ def primary_subtag(language: str) -> str:
         return subtag
 
 
-def has_code(language: str) -> bool:
+def has_mbart50_code(language: str) -> bool:
     """Returns whether mBART-50 has the language of a BCP 47 tag."""
     return primary_subtag(language) in _BY_SUBTAG
 
 
-def language_code(language: str) -> str:
+def mbart50_code(language: str) -> str:
     """Returns the mBART-50 code of a BCP 47 tag: `de` and `de-AT` give `de_DE`, `zh-Hans` gives `zh_CN`.
 
-    Script and region do not matter, since mBART-50 knows one form of each language. Its own codes pass
-    unchanged. Raises UsageError for a language that mBART-50 does not have.
+    Script and region are ignored, since mBART-50 has one form of each language. Its own codes are returned
+    unchanged. Raises UsageError for a language without a code.
     """
     subtag = primary_subtag(language)
     if subtag in _BY_SUBTAG:
@@ -114,12 +116,12 @@ def unspaced(language: str) -> bool:
 
 
 def split_words(sentence: str, language: str) -> list[str]:
-    """Returns the words of a sentence, split at spaces; its characters where the language is written without them."""
+    """Returns the words of a sentence, split at spaces, or its characters if the language has no spaces."""
     return list("".join(sentence.split())) if unspaced(language) else sentence.split()
 
 
 def normal_form(text: str) -> str:
-    """Returns the text as a SentencePiece model with `nmt_nfkc` (mBART, XGLM) reads it, with single spaces.
+    """Returns the text normalised as by SentencePiece's `nmt_nfkc` (mBART, XGLM), with single spaces.
 
     NFKC: full-width letters, digits and punctuation become those of ASCII, "…" three full stops, presentation forms of
     Arabic and half-width kana their ordinary letters, decomposed letters composed ones. Quotation marks stay.

@@ -27,19 +27,19 @@ class TextSettings(Protocol):
 
 
 class PseudoGlosser:
-    """Sentence to pseudo-glosses: lemmas of the kept parts of speech, repeats kept.
+    """Returns, when called, the pseudo-glosses of a sentence: lemmas of the kept parts of speech, with repeats.
 
-    A sentence without content lemma gives its words, so that every clip with a sentence has at least one.
-    A language without tagger needs `text.target=sentence` (RecipeError otherwise), and gives every word.
+    A sentence without content lemmas returns all its words, so every non-empty sentence has a pseudo-gloss. A language
+    without tagger returns every word, and requires `text.target=sentence` (RecipeError otherwise).
     """
 
     def __init__(self, language: str, settings: TextSettings) -> None:
         self.language = primary_subtag(language)
         self.settings = settings
         self.name: str
-        """Tagger and version, for the dataset's own description."""
+        """Tagger and version, recorded in dataset.json."""
         self.reason = ""
-        """Reason why there is no tagger; empty where there is one."""
+        """Reason for the missing tagger; empty if there is a tagger."""
         self._nlp = None
         if settings.tagger == "none":
             self.reason = "text.tagger=none"
@@ -73,18 +73,18 @@ class PseudoGlosser:
         return self._cased(lemmas)
 
     def _cased(self, lemmas: list[str]) -> list[str]:
-        # str.lower, not casefold: casefold would turn ß into ss, which the sentence's subwords never show.
+        # str.lower, not casefold: casefold turns ß into ss, which does not occur in the sentence's subwords.
         return [lemma.lower() for lemma in lemmas] if self.settings.lowercase else lemmas
 
 
 def words(sentence: str, language: str) -> list[str]:
-    """Returns the words of a sentence without punctuation; its characters where words are not spaced."""
+    """Returns the words of a sentence without punctuation, or its characters if the language has no spaces."""
     pattern = r"[^\W_]" if unspaced(language) else r"[^\W_]+(?:[-'’.,][^\W_]+)*"
     return re.findall(pattern, sentence) or sentence.split()
 
 
 def check_tagger(language: str, settings: TextSettings) -> None:
-    """Raises RecipeError where `PseudoGlosser` would; loads no model."""
+    """Raise the RecipeError that `PseudoGlosser` would raise, without loading a model."""
     if settings.tagger == "none":
         _check_target("text.tagger=none", language, settings)
         return
@@ -103,11 +103,11 @@ def _check_target(reason: str, language: str, settings: TextSettings) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def glosser(language: str, settings: TextSettings) -> PseudoGlosser:
-    """Returns the PseudoGlosser of a language and recipe, made once a process."""
+def cached_glosser(language: str, settings: TextSettings) -> PseudoGlosser:
+    """Returns the PseudoGlosser of a language and settings, cached per process."""
     return PseudoGlosser(language, settings)
 
 
 def pseudo_glosses(sentence: str, language: str, settings: TextSettings) -> list[str]:
     """Returns the pseudo-glosses of a sentence, by the cached PseudoGlosser of its language."""
-    return glosser(language, settings)(sentence)
+    return cached_glosser(language, settings)(sentence)

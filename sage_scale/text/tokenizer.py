@@ -1,8 +1,8 @@
-"""mBART tokenizers: loads their published forms, and trains small ones in the forms of mBART-50 and XGLM.
+"""Tokenizers: loads published mBART tokenizers, and trains small ones in the formats of mBART-50 and XGLM.
 
-Two traps of transformers 5 are dealt with here and nowhere else: `MBart50Tokenizer(vocab_file=...)` ignores the
-file, so the pieces are handed over; and `MBartTokenizer` (mbart-large-cc25) drops the normaliser of whatever
-file it reads, so that ligatures and full-width digits become `<unk>`.
+This module works around two defects of transformers 5. `MBart50Tokenizer(vocab_file=...)` ignores the file, so the
+pieces are passed instead. `MBartTokenizer` (mbart-large-cc25) drops the normaliser of its file, so that ligatures and
+full-width digits would become `<unk>`.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from transformers import AutoTokenizer, MBart50Tokenizer, MBartTokenizer, XGLMTo
 
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.text.hub import loading
-from sage_scale.text.languages import language_code
+from sage_scale.text.languages import mbart50_code
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json_object
 
 MODEL_FILE = "sentencepiece.bpe.model"
-FAST_FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 _CC25_LANGUAGES = 25
 
 
 def load_tokenizer(folder: str | Path, language: str = "") -> Any:
-    """Returns the tokenizer of a Hugging Face folder (or hub name), set to `language` (BCP 47) on both sides.
+    """Returns the tokenizer of a Hugging Face folder (or hub name), with `language` (BCP 47) as source and target.
 
-    A folder with nothing but `sentencepiece.bpe.model` is read as mBART-50's, or as cc25's where `config.json`
-    has that size. Raises CheckpointError where there is no tokenizer or it has not the language.
+    A folder with `sentencepiece.bpe.model` alone is read as mBART-50, or as mBART-cc25 if `config.json` has that
+    vocabulary size. Raises CheckpointError without a tokenizer, or if the tokenizer lacks the language.
     """
     path = Path(folder)
     name = str(folder)
     on_the_hub = not name.startswith(("/", ".", "~")) and name.count("/") <= 1
     if not path.exists() and not on_the_hub:
         raise CheckpointError(f"there is no folder {name}: give a Hugging Face folder, or a name of the hub")
-    if path.is_dir() and not any((path / name).is_file() for name in (FAST_FILE, MODEL_FILE)):
-        raise CheckpointError(f"{path} holds no tokenizer: {FAST_FILE} or {MODEL_FILE} is needed")
-    described = any((path / name).is_file() for name in (FAST_FILE, "tokenizer_config.json"))
+    if path.is_dir() and not any((path / name).is_file() for name in (TOKENIZER_FILE, MODEL_FILE)):
+        raise CheckpointError(f"{path} holds no tokenizer: {TOKENIZER_FILE} or {MODEL_FILE} is needed")
+    described = any((path / name).is_file() for name in (TOKENIZER_FILE, "tokenizer_config.json"))
     if path.is_dir() and not described:
         model = _read_model(path / MODEL_FILE)
-        tokenizer = _from_model(model, _form(path, len(model.pieces)))
+        tokenizer = _from_model(model, _tokenizer_class(path, len(model.pieces)))
     else:
         with loading(folder, "the tokenizer of"):
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -59,8 +59,8 @@ def load_tokenizer(folder: str | Path, language: str = "") -> Any:
 
 
 def set_language(tokenizer: Any, language: str) -> int:
-    """Sets source and target language (BCP 47); returns the id of its code. Raises CheckpointError without one."""
-    code = language_code(language)
+    """Set source and target language (BCP 47), and return the id of its code. Raises CheckpointError without a code."""
+    code = mbart50_code(language)
     number = tokenizer.convert_tokens_to_ids(code)
     if number is None or number == tokenizer.unk_token_id:
         raise CheckpointError(f"the tokenizer has no code {code} for language '{language}'")
@@ -70,13 +70,13 @@ def set_language(tokenizer: Any, language: str) -> int:
 
 
 def encode_texts(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
-    """Returns the ids of the subwords of each text, without special tokens.
+    """Returns the subword ids of each text, without special tokens.
 
     "</s>", "<mask>" and "de_DE" in a sentence become subwords of their letters, never the special token.
-    `split_special_tokens` alone does not do this, since the special tokens are pieces of mBART's and XGLM's unigram
-    vocabulary as well.
+    `split_special_tokens` alone is not sufficient: special tokens are also pieces of mBART's and XGLM's unigram
+    vocabulary.
     """
-    texts = [composed(tokenizer, text) for text in texts]
+    texts = [apply_nfkc(tokenizer, text) for text in texts]
     if not texts:
         return []
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
@@ -85,37 +85,39 @@ def encode_texts(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
     for number, ids in enumerate(encoded["input_ids"]):
         if not special.keys().isdisjoint(ids):
             pieces = encoded.encodings[number].tokens
-            ids = [part for pair in zip(ids, pieces) for part in _spelled(tokenizer, *pair, special)]
+            ids = [
+                part for pair in zip(ids, pieces) for part in _spell_special_token(tokenizer, *pair, special)
+            ]
         rows.append(list(ids))
     return rows
 
 
-def subwords(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Returns the subword ids of each text (`encode_texts`), cut; a text without any gives the unknown token."""
+def truncated_ids(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Returns the subword ids of each text, cut to `max_tokens`; a text without subwords gives [unk]."""
     return [ids[:max_tokens] or [tokenizer.unk_token_id] for ids in encode_texts(tokenizer, texts)]
 
 
-def _spelled(tokenizer: Any, number: int, piece: str, special: Mapping[int, str]) -> list[int]:
+def _spell_special_token(tokenizer: Any, number: int, piece: str, special: Mapping[int, str]) -> list[int]:
     """Returns a subword's id; for a special token, the ids of the pieces that spell it."""
     if number not in special:
         return [number]
     name = next((name for name in special.values() if name in piece), None)
     if name is None:  # an unknown character
         return [number]
-    # Cut behind its first letter, no part of it is the token any more.
+    # Split after its first letter: then no part is the token.
     cut = piece.index(name) + 1
     found = []
     for part in (piece[: cut - 1], piece[cut - 1 : cut], piece[cut:]):
         for token in tokenizer.backend_tokenizer.model.tokenize(part) if part else ():
-            found += _spelled(tokenizer, token.id, token.value, special)
+            found += _spell_special_token(tokenizer, token.id, token.value, special)
     return found
 
 
-def composed(tokenizer: Any, text: str) -> str:
-    """Returns the text in NFKC where the tokenizer's normaliser is NFKC.
+def apply_nfkc(tokenizer: Any, text: str) -> str:
+    """Returns the text in NFKC if the tokenizer's normaliser is NFKC.
 
-    The one of `tokenizers` normalises single characters where letter and marks together have six bytes or more, and
-    loses composed kana and Hangul.
+    The normaliser of `tokenizers` fails to compose kana and Hangul: it normalises character by character if a letter
+    with its marks has six bytes or more.
     """
     normalizer = tokenizer.backend_tokenizer.normalizer
     if text.isascii() or normalizer is None or normalizer.normalize_str("ﬁ") != "fi":
@@ -124,12 +126,12 @@ def composed(tokenizer: Any, text: str) -> str:
 
 
 def _nfkc(text: str) -> str:
-    # The full-width tilde is what SentencePiece's rules leave alone.
+    # SentencePiece's rules do not change the full-width tilde.
     return "～".join(unicodedata.normalize("NFKC", part) for part in text.split("～"))
 
 
 def unknown_share(tokenizer: Any, texts: Iterable[str]) -> float:
-    """Returns the share of a text's subwords that are the unknown token, 0 to 1; spaces alone are no subwords."""
+    """Returns the share of unknown tokens among the subwords of the texts, 0 to 1, without separate spaces."""
     space = tokenizer.convert_tokens_to_ids("\u2581")
     counts = Counter(number for row in encode_texts(tokenizer, texts) for number in row)
     if space != tokenizer.unk_token_id:
@@ -138,11 +140,11 @@ def unknown_share(tokenizer: Any, texts: Iterable[str]) -> float:
 
 
 def train_sentencepiece(sentences: Iterable[str], vocabulary: int, language: str = "de") -> MBart50Tokenizer:
-    """Returns a tokenizer in mBART-50's form over a unigram model of at most `vocabulary` pieces.
+    """Train a unigram model of at most `vocabulary` pieces and return it as an mBART-50 tokenizer.
 
-    Same sentences, same tokenizer. Ids as in mBART-50: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the pieces, the
-    52 language codes, `<mask>`. Raises RecipeError where the vocabulary is too small for the characters or there
-    is no text.
+    Deterministic. Ids as in mBART-50: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the pieces, the
+    52 language codes, `<mask>`. Raises RecipeError if the vocabulary is too small for the characters, or without
+    text.
     """
     tokenizer = _from_model(_train_unigram(sentences, vocabulary), MBart50Tokenizer)
     set_language(tokenizer, language)
@@ -150,7 +152,7 @@ def train_sentencepiece(sentences: Iterable[str], vocabulary: int, language: str
 
 
 def train_xglm_tokenizer(sentences: Iterable[str], vocabulary: int) -> XGLMTokenizer:
-    """Returns a tokenizer in XGLM's form over a unigram model of at most `vocabulary` pieces.
+    """Train a unigram model of at most `vocabulary` pieces and return it as an XGLM tokenizer.
 
     Ids: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the pieces. Raises RecipeError as `train_sentencepiece` does.
     """
@@ -195,7 +197,7 @@ def _read_model(path: Path) -> Any:
     return model
 
 
-def _form(folder: Path, pieces: int) -> type:
+def _tokenizer_class(folder: Path, pieces: int) -> type:
     try:
         size = parse_json_object(read_bytes(folder / "config.json")).get("vocab_size", 0)
     except (OSError, ValueError):
@@ -218,9 +220,9 @@ def _from_model(model: Any, form: type) -> Any:
 
 
 def _stored_normalizer(folder: Path) -> Any:
-    """Returns the normaliser of the folder's own files; mBART's usual one where there is none."""
-    if (folder / FAST_FILE).is_file():
-        stored = Tokenizer.from_file(str(folder / FAST_FILE)).normalizer
+    """Returns the normaliser stored in the folder; by default mBART's."""
+    if (folder / TOKENIZER_FILE).is_file():
+        stored = Tokenizer.from_file(str(folder / TOKENIZER_FILE)).normalizer
         if stored is not None:
             return stored
     if (folder / MODEL_FILE).is_file():

@@ -29,7 +29,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from sage_scale.errors import CheckpointError
 from sage_scale.text.hub import loading, model_place
 from sage_scale.text.languages import split_words, unspaced
-from sage_scale.text.tokenizer import composed, encode_texts, load_tokenizer, set_language
+from sage_scale.text.tokenizer import apply_nfkc, encode_texts, load_tokenizer, set_language
 from sage_scale.untrusted.hashes import apply_umask
 
 NOISE = 1e-5
@@ -171,7 +171,7 @@ def missing_characters(tokenizer: Any, sentences: Iterable[str]) -> list[str]:
         return []
     normalizer = tokenizer.backend_tokenizer.normalizer
     characters: set[str] = set()
-    for character in {character for sentence in sentences for character in composed(tokenizer, sentence)}:
+    for character in {character for sentence in sentences for character in apply_nfkc(tokenizer, sentence)}:
         characters |= set(normalizer.normalize_str(character) if normalizer else character)
     wanted = sorted(character for character in characters if not character.isspace())
     encoded = encode_texts(tokenizer, wanted)

@@ -1,7 +1,7 @@
 """All clips of one video in one pass over it: each frame is decoded once, however many clips it belongs to.
 
 Memory is that of the clips which are open at one moment, not of the video. Where no clip needs the frames ahead, the
-reader seeks (`FrameReader.skip_pays`).
+reader seeks (`FrameReader.should_seek`).
 
 A pass gives the bytes of reading each clip alone. In an intact file a frame decodes identically after sequential
 reading or a seek. In a damaged one it need not: once the decoder complains, the remaining clips are read one by one.
@@ -25,7 +25,7 @@ from sage_scale.vision.crop import Region, check_picture
 from sage_scale.vision.sampling import StreamSampler, check_interval, check_length
 from sage_scale.vision.scaling import PictureStack, SquareScaler
 from sage_scale.vision.video_files import BYTES_AT_FAULT, open_video, read_through
-from sage_scale.vision.video_frames import DecodeStats, Ending, FrameReader, TimedFrame
+from sage_scale.vision.video_frames import DecodeStats, FileEnd, FrameReader, TimedFrame
 from sage_scale.vision.video_track import PacketScan, VideoTrack, open_track, scan_if_needed
 
 _TRUNCATED_S = 1.0
@@ -112,7 +112,7 @@ class _VideoFile:
 
     def __init__(self, path: Path, settings: PictureSettings, stats: DecodeStats) -> None:
         self.path, self.settings, self.stats = path, settings, stats
-        self._endings: list[Ending] = []
+        self._endings: list[FileEnd] = []
         self._scan: PacketScan | None = None
         self._disk_checked = False
 
@@ -215,7 +215,7 @@ class _OpenVideo:
         reopen: Callable[[], Any],
         settings: PictureSettings,
         stats: DecodeStats,
-        endings: list[Ending],
+        endings: list[FileEnd],
     ) -> None:
         """Raises ClipRejected for faults that all clips of the file share. `endings` takes the end that a reading
         finds, for later readings of the same file."""
@@ -254,7 +254,7 @@ class _OpenVideo:
             error = rejected
         if not self.endings and self.reader.from_beginning and self.reader.last_end_s <= interval.start_s:
             # The whole file was read, and it ends before the clip begins: later clips have no frames either.
-            self.endings.append(Ending(self.reader.last_end_s, error))
+            self.endings.append(FileEnd(self.reader.last_end_s, error))
         if error is not None:
             raise error
         return self._complete(clip)
@@ -314,7 +314,7 @@ class _OpenVideo:
             assert squares is not None
             before = timed, squares
             idle = pending and not open_clips and sought != pending[0]
-            if idle and self.reader.skip_pays(intervals[pending[0]].start_s):
+            if idle and self.reader.should_seek(intervals[pending[0]].start_s):
                 sought = pending[0]
                 frames = self.reader.frames_from(intervals[pending[0]].start_s)
                 before = None

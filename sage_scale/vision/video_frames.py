@@ -1,7 +1,7 @@
-"""The frames of an open video from any time on, with their times on the file's clock, and the decision to seek.
+"""Reads the frames of an open video from a given time, with their presentation times, and decides when to seek.
 
-A seek is right when its first frame is not behind the time asked for. Containers without an index may land anywhere:
-then an earlier time is tried, and at last the beginning.
+A seek is valid if its first frame is not later than the requested time. A container without an index may land anywhere:
+an earlier target is tried next, and finally the file's beginning.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sage_scale.vision.crop import UPRIGHT, Orientation, check_picture
 from sage_scale.vision.video_files import ffmpeg_message
 from sage_scale.vision.video_track import VideoTrack
 
-SKIP_S = 1.0
-"""Least video that a seek must skip, seconds: it flushes the decoder, which costs as much as a few frames."""
-SKIP_WITHOUT_INDEX_S = 30.0
+MIN_SEEK_S = 1.0
+"""Least time that a seek must skip, seconds: a seek flushes the decoder, which costs as much as a few frames."""
+MIN_SEEK_WITHOUT_INDEX_S = 30.0
 """The same for a container without an index of key frames, where a seek may land anywhere before its target."""
 _NO_SEEKS = {"mpeg", "mpegvideo", "h264", "hevc", "rm"}
-"""Formats whose times after a seek are guesses (or none): an MPEG program stream comes back half a frame off."""
+"""Formats with missing or estimated times after a seek: those of an MPEG program stream are half a frame off."""
 _STEPS_BACK_S = (0.0, 4.0, 16.0)
 _EPSILON_S = 1e-6
 _MATRIX = struct.Struct("=9i")
@@ -34,56 +34,56 @@ _MATRIX_TYPE: Any = "DISPLAYMATRIX"
 
 @dataclass
 class DecodeStats:
-    """Work of reading videos."""
+    """Counts of the work of reading videos."""
 
     decoded: int = 0
-    """Frames that left the decoder."""
+    """Decoded frames."""
     seeks: int = 0
     """Jumps within the file."""
     passes: int = 0
     """Times the file was opened."""
     notes: list[str] = field(default_factory=list)
-    """Notes to the user that were not shown yet, one line each."""
+    """Notes to the user, not yet shown, one line each."""
 
     def take_notes(self) -> tuple[str, ...]:
-        """Returns the notes so far, each once."""
+        """Removes and returns the notes, without repeats."""
         taken = [self.notes.pop(0) for _ in range(len(self.notes))]  # another thread may add to them
         return tuple(dict.fromkeys(taken))
 
 
 @dataclass(frozen=True, slots=True)
 class TimedFrame:
-    """A decoded frame and when it is shown."""
+    """A decoded frame with its presentation time."""
 
     time_s: float
     """Seconds from the file's start."""
     duration_s: float
     frame: VideoFrame
     orientation: Orientation
-    """How the stored picture is turned and mirrored to be shown."""
+    """Rotation and mirroring to apply for display."""
     intact: bool
     """False where the decoder reported damage: frames may then decode differently after a seek."""
     on_time: bool = True
-    """False if frames before it were left out because their times did not rise."""
+    """False if frames just before this one were dropped because their times did not increase."""
 
 
 @dataclass(frozen=True)
-class Ending:
-    """The end of a reading of the whole file."""
+class FileEnd:
+    """The end of the file, known after reading it from the beginning."""
 
     last_end_s: float
     """End of the last frame that could be decoded, seconds."""
     error: ClipRejected | None
-    """The error that ended it before the file's end."""
+    """The decoding error that ended the reading early."""
 
 
 class FrameReader:
-    """Reads the frames of one open video file from any time on."""
+    """Reads the frames of one open video file from a given time."""
 
     def __init__(
         self, container: Any, track: VideoTrack, stats: DecodeStats, reopen: Callable[[], Any]
     ) -> None:
-        """`reopen` opens the same file as a new container: some formats never find back from a seek."""
+        """`reopen` opens the same file as a new container: some formats cannot seek to the beginning."""
         self.container, self.track, self.stats, self._reopen = container, track, stats, reopen
         self.last_end_s = 0.0
         """End of the last decoded frame, seconds."""
@@ -96,11 +96,11 @@ class FrameReader:
         self._fresh = True  # nothing read yet: the beginning needs no seek
         self._time_base = float(track.stream.time_base)
 
-    def frames_from(self, start_s: float, known: Ending | None = None) -> Iterator[TimedFrame]:
-        """Frames in order, the first of them at or before `start_s` wherever the video has one.
+    def frames_from(self, start_s: float, known: FileEnd | None = None) -> Iterator[TimedFrame]:
+        """Yields frames in order, beginning at or before `start_s` if the video has such a frame.
 
-        `known` is the end of an earlier reading from the beginning: if it lies before `start_s`, the file is not read
-        again. Raises ClipRejected `corrupt`.
+        `known` is the file's end from an earlier reading: if it is before `start_s`, the file is not read again.
+        Raises ClipRejected `corrupt`.
         """
         self.last_end_s, self.from_beginning = 0.0, False
         if start_s > self.track.first_s and self._can_seek:
@@ -115,7 +115,7 @@ class FrameReader:
                     return
                 frames.close()
                 if first is None and known is not None and known.error is None:
-                    break  # behind the file's end
+                    break  # after the file's end
         if known is not None and known.last_end_s <= start_s:
             self.last_end_s = known.last_end_s
             if known.error is not None:
@@ -123,27 +123,27 @@ class FrameReader:
             return
         self.from_beginning = True
         if not self._fresh:
-            self._can_seek = False  # a seek led nowhere
+            self._can_seek = False  # no seek was valid
             self._open_again()
         yield from self._decode(started=True)
 
-    def skip_pays(self, start_s: float) -> bool:
-        """Returns whether a seek from the last frame to `start_s` saves more than it costs.
+    def should_seek(self, start_s: float) -> bool:
+        """Returns whether a seek from the last frame to `start_s` is faster than decoding up to it.
 
-        With an index the key frame it would land on is known: it must lie SKIP_S ahead. Without one the gap itself must
-        be SKIP_WITHOUT_INDEX_S, more than the distance of key frames in nearly all videos.
+        With an index, the target key frame must be at least MIN_SEEK_S ahead. Without one, the gap must be at least
+        MIN_SEEK_WITHOUT_INDEX_S, more than the distance of key frames in nearly all videos.
         """
         here_s = self.last_end_s
-        if not self._can_seek or self.track.restarts or start_s - here_s < SKIP_S:
+        if not self._can_seek or self.track.restarts or start_s - here_s < MIN_SEEK_S:
             return False
         entries = self.track.stream.index_entries
         if entries is not None and len(entries):
             at = entries.search_timestamp(self._ticks(start_s))
-            if at >= 0 and self._time_s(entries[at].timestamp) - here_s >= SKIP_S:
+            if at >= 0 and self._time_s(entries[at].timestamp) - here_s >= MIN_SEEK_S:
                 return True
             if entries[len(entries) - 1].timestamp >= self._ticks(start_s):  # the index covers that time
                 return False
-        return start_s - here_s >= SKIP_WITHOUT_INDEX_S
+        return start_s - here_s >= MIN_SEEK_WITHOUT_INDEX_S
 
     def _ticks(self, time_s: float) -> int:
         return int((time_s - self.track.first_s) / self.track.stream.time_base) + self.track.first_ticks
@@ -157,7 +157,7 @@ class FrameReader:
         self._skip_s = None
 
     def _seek(self, time_s: float) -> bool:
-        if self.track.restarts:  # the container would look for another time, and may find it twice
+        if self.track.restarts:  # the file's clock restarts, so a time may occur twice in the container
             if not self._fresh:
                 self._open_again()
             self._skip_s = time_s
@@ -191,8 +191,11 @@ class FrameReader:
         yield from packets
 
     def _decode(self, started: bool) -> Generator[TimedFrame, None, None]:
-        """Yields frames in rising time. After a seek (not `started`) they begin with a key frame, since others may lack
-        their reference frames; if it has no time there are none, since it is not known which frame it is."""
+        """Yields frames with increasing times.
+
+        After a seek (not `started`) the first frame is a key frame, since other frames may lack their reference frames.
+        Without a time on that key frame no frame is yielded, since its position is unknown.
+        """
         self._fresh = False
         previous_s: float | None = None
         on_time = True
@@ -200,7 +203,7 @@ class FrameReader:
         try:
             for frame in self._decoded():
                 self.stats.decoded += 1
-                # Looking it up costs a tenth of decoding a small frame.
+                # The lookup costs a tenth of decoding a small frame.
                 if orientation is None or frame.key_frame:
                     orientation = _orientation(frame)
                 check_picture(frame.width, frame.height)
@@ -233,7 +236,7 @@ class FrameReader:
 
 
 def _orientation(frame: VideoFrame) -> Orientation:
-    """Returns the orientation by the display matrix of the frame, which comes from the container or the stream."""
+    """Returns the orientation from the frame's display matrix, which the container or the stream provides."""
     matrix: Any = frame.side_data.get(_MATRIX_TYPE)
     if matrix is None or len(bytes(matrix)) < _MATRIX.size:
         return UPRIGHT

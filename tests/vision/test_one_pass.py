@@ -16,7 +16,7 @@ from video_kinds import FRAMES, KINDS, X264, scenes
 from sage_scale.errors import ClipRejected
 from sage_scale.vision.crop import Region
 from sage_scale.vision.video_clips import ClipPictures, Interval, PictureSettings, read_clip, read_clips
-from sage_scale.vision.video_frames import SKIP_S, DecodeStats
+from sage_scale.vision.video_frames import MIN_SEEK_S, DecodeStats
 
 SMALL = PictureSettings(fps=25.0, stride=2, size=16, grey_size=8, stretch=False, min_frames=3, max_frames=150)
 
@@ -95,7 +95,7 @@ def test_a_gap_with_a_key_frame_in_it_is_skipped_and_a_gap_without_is_decoded(ma
     assert stats.seeks == 1
     needed = 26 + (7 * 25 + 1 - 150)  # frames 0 to 25, and from the key frame 150 (6.0 s) to 175
     assert stats.decoded <= needed + 4  # the decoder runs ahead by what it reorders
-    near = [Interval(0, 1), Interval(1 + 0.9 * SKIP_S, 3)]
+    near = [Interval(0, 1), Interval(1 + 0.9 * MIN_SEEK_S, 3)]
     assert check_same(path, near).seeks == 0
     long = made("one key frame")
     assert check_same(long, gaps).seeks == 0

@@ -1,4 +1,4 @@
-"""Parameter counts of a recipe of SAGE, from the meta device: no weight is made or downloaded."""
+"""Parameter counts of a SAGE recipe, on the meta device: no weight is allocated or downloaded."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _LARGE_VOCABULARY = {
     "facebook/mbart-large-50-one-to-many-mmt": 250_054,
     "facebook/mbart-large-cc25": 250_027,
 }
-"""Subwords of the published checkpoints, all of one shape otherwise (mBART, Liu et al. 2020, section 2.2)."""
-_CODES = 54
-"""What mBART-50's tokenizer has beside the pieces: a padding token, 52 language codes and the mask."""
+"""Vocabulary sizes of the published checkpoints; all other sizes are equal (mBART, Liu et al. 2020, section 2.2)."""
+_EXTRA_TOKENS = 54
+"""Tokens of mBART-50 besides the pieces: the padding token, 52 language codes and the mask."""
 
 
 def describe(recipe: Recipe) -> list[Part]:
-    """The parts in the order of the data. A text vocabulary is counted as it is before trimming.
+    """Returns the model's parts with their parameter counts, in the order of the forward pass.
 
-    Raises CheckpointError where `model.language_model` is neither a known name nor a folder with a config.json.
+    The vocabulary is counted before trimming. Raises CheckpointError if `model.language_model` is neither a known name
+    nor a folder with a config.json.
     """
     with torch.device("meta"):
         config = language_model_config(recipe)
@@ -56,12 +57,12 @@ def describe(recipe: Recipe) -> list[Part]:
 
 
 def language_model_config(recipe: Recipe) -> MBartConfig:
-    """The configuration of the recipe's mBART, without a download."""
+    """Returns the configuration of the recipe's mBART, without a download."""
     name = recipe.model.language_model
     if recipe.denoise.enabled:
         small = recipe.denoise
         return MBartConfig(
-            vocab_size=small.vocabulary + _CODES,
+            vocab_size=small.vocabulary + _EXTRA_TOKENS,
             d_model=small.width,
             encoder_layers=small.layers,
             decoder_layers=small.layers,

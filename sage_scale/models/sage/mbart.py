@@ -15,8 +15,8 @@ from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.tokens import pad_packed
 from sage_scale.text.hub import loading, model_place
-from sage_scale.text.languages import language_code
-from sage_scale.text.tokenizer import load_tokenizer, subwords
+from sage_scale.text.languages import mbart50_code
+from sage_scale.text.tokenizer import load_tokenizer, truncated_ids
 
 LONGEST_TEXT = 512
 """Subwords after which a sentence to learn is cut."""
@@ -65,7 +65,7 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
 def language_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
     """Token id of a language, given as mBART's code (de_DE) or as BCP 47 (de)."""
     # Never the tag itself: "de" and "en" are ordinary subwords as well.
-    found = tokenizer.convert_tokens_to_ids(language_code(language))
+    found = tokenizer.convert_tokens_to_ids(mbart50_code(language))
     if found is None or found == tokenizer.unk_token_id:
         raise CheckpointError(f"the language model's tokenizer has no language code for '{language}'")
     assert isinstance(found, int)
@@ -90,7 +90,7 @@ def make_labels(
     """
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     rows, starts = [], []
-    for ids, language in zip(subwords(tokenizer, sentences, max_tokens), languages, strict=True):
+    for ids, language in zip(truncated_ids(tokenizer, sentences, max_tokens), languages, strict=True):
         code = language_id(tokenizer, language)
         first = language_first(tokenizer)
         rows.append([code, *ids, eos] if first else [*ids, eos, code])
@@ -174,7 +174,7 @@ class TextEncoder:
     def _compute(self, keys: list[TextKey]) -> dict[TextKey, Encoded]:
         self.encoder.eval()
         weight = self.encoder.embed_tokens.weight
-        ids = subwords(self.tokenizer, [text for text, _ in keys], self.max_tokens)
+        ids = truncated_ids(self.tokenizer, [text for text, _ in keys], self.max_tokens)
         rows = []
         for row, (_, language) in zip(ids, keys):
             code, eos = language_id(self.tokenizer, language), self.tokenizer.eos_token_id

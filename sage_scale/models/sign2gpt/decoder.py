@@ -18,7 +18,7 @@ from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.positions import TokenPositions, places
 from sage_scale.nn.weights import FiniteScores
 from sage_scale.text.hub import loading, model_place
-from sage_scale.text.tokenizer import subwords
+from sage_scale.text.tokenizer import truncated_ids
 from sage_scale.vision.packed import mix
 
 
@@ -139,7 +139,7 @@ def make_texts(
     The whole, "</s> X </s>", has at most `max_tokens` subwords: a longer sentence is cut, its end mark kept.
     """
     end: Any = tokenizer.eos_token_id
-    rows = subwords(tokenizer, sentences, max_tokens - 2)
+    rows = truncated_ids(tokenizer, sentences, max_tokens - 2)
     width = max((len(row) + 1 for row in rows), default=0)
     labels_BL = torch.full((len(rows), width), -100)
     input_ids_BL = torch.full((len(rows), width), padding_id(tokenizer))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sage_scale.models.sign2gpt.frames import clip_frames
-from sage_scale.models.sign2gpt.vocabulary import targets_of
+from sage_scale.models.sign2gpt.vocabulary import target_glosses
 from sage_scale.streaming import open_evaluation
 from sage_scale.streaming.packing import grid_rows, run_indices
 from sage_scale.training.decode import has_split
@@ -46,7 +46,7 @@ def write_localisation(
         maps = scores.localisation_NU.float().cpu().split(lengths_B.tolist())
         for row, (meta, localised_SU) in enumerate(zip(batch.metas, maps, strict=True)):
             grid = _stored_frames(batch.segments[row], meta)
-            there = set(targets_of(recipe, meta))
+            there = set(target_glosses(recipe, meta))
             shown = [
                 number
                 for number, gloss in enumerate(vocabulary)

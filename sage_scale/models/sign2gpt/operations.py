@@ -1,8 +1,8 @@
-"""Operations of one training step of Sign2GPT's stages, counted from the architecture, for MFU.
+"""FLOPs of one training step of Sign2GPT's stages, counted from the architecture, for MFU.
 
-As in `step`, a product of trained weights, or of two activations, is counted three times (forward, and a gradient of
-either). Frozen weights that gradients pass through are counted twice, those below all adapters once. Products of the
-local attention are those that its window needs, not those of the blocks that it is computed in.
+As in `planning.step`, a matrix product with trained weights, or of two activations, counts three times: the forward
+pass and the gradients of both factors. A product with frozen weights counts twice if gradients pass through it, once
+below all adapters. Local attention counts the products inside its window, not the larger blocks of its implementation.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from sage_scale.config import Recipe
 from sage_scale.planning.resnet import resnet_operations
 from sage_scale.planning.step import StepSize
 
-FORWARD, THROUGH, TRAINED = 1, 2, 3
-"""Passes: below the adapters; frozen, with gradients of what went in; trained."""
+FORWARD, FROZEN, TRAINED = 1, 2, 3
+"""Factors on the forward FLOPs: forward only; frozen weights with a gradient of the input; trained weights."""
 _GATED = ("qwen2", "llama", "mistral")
-"""Language models whose feed-forward part has three matrices."""
+"""Model types with a gated feed-forward layer: three matrices instead of two."""
 
 
 class Sign2GptOperations:
-    """Operations of steps of a recipe's stage (`pretrain` or `finetune`)."""
+    """Returns, when called, the FLOPs of a step of a stage (`pretrain` or `finetune`)."""
 
     def __init__(self, recipe: Recipe, stage: str, language: Any = None, prototypes: int = 0) -> None:
-        """`language` is the causal language model's configuration, for stage 2; `prototypes` how many, for stage 1."""
+        """`language` is the configuration of stage 2's language model, `prototypes` the number for stage 1."""
         self._recipe, self._settings = recipe, recipe.model.sign2gpt
         self._first = stage == "pretrain"
         self._frozen = "none" if self._first else recipe.finetune.freeze
         self._language, self._prototypes = language, prototypes
 
     def __call__(self, size: StepSize) -> float:
-        """Of forward and backward of the whole batch, over all ranks."""
+        """Returns the FLOPs of forward and backward of the global batch."""
         signs = 0.0
         if self._settings.spatial != "signs" and self._frozen != "visual":
             signs = size.frames * self._frame() + self._sign_encoder(size)
         return signs + (self._head(size) if self._first else self._decoder(size))
 
     def _frame(self) -> float:
-        """From a frame's pixels (or stored features) to its row of Z*."""
+        """Returns the FLOPs of a frame, from pixels or stored features to its row of Z*."""
         settings, recipe = self._settings, self._recipe
         if recipe.vision.kind == "features":
-            # Nothing asks for the features' gradient.
-            return 2 * THROUGH * recipe.model.feature_dim * settings.width
+            # The features need no gradient.
+            return 2 * FROZEN * recipe.model.feature_dim * settings.width
         trained = self._frozen != "backbone"
         if settings.spatial == "resnet":
             width = recipe.model.backbone.widths[-1]
@@ -50,10 +50,13 @@ class Sign2GptOperations:
         else:
             width, below = settings.vit_width, self._vit() if trained else 0.0
         adapted = trained and (settings.spatial == "resnet" or settings.vit_adapted > 0)
-        return below + 2 * (TRAINED if adapted else THROUGH) * width * settings.width
+        return below + 2 * (TRAINED if adapted else FROZEN) * width * settings.width
 
     def _vit(self) -> float:
-        """Of a frame: blocks below the adapted ones run forward; the last one is asked for its class token alone."""
+        """Returns the FLOPs of a frame.
+
+        Blocks below the adapted ones run forward only; the last block computes its class token only.
+        """
         g = self._settings
         D, rank = g.vit_width, g.lora_rank
         patches = (self._recipe.vision.crop // g.vit_patch) ** 2
@@ -70,7 +73,7 @@ class Sign2GptOperations:
         for number in range(g.vit_adapted):
             queries = 1 if number == g.vit_adapted - 1 else rows
             pairs = rows * 4 * D + queries * (2 * D + 5 * D + 5 * D)  # on qkv; on the output, fc1 and fc2
-            total += THROUGH * products(queries) + TRAINED * (attention(queries) + 2 * rank * pairs)
+            total += FROZEN * products(queries) + TRAINED * (attention(queries) + 2 * rank * pairs)
             if number == 0:  # its input has no gradient
                 total -= 2 * D * D * (2 * rows + queries)
         return total
@@ -88,7 +91,7 @@ class Sign2GptOperations:
 
     def _head(self, size: StepSize) -> float:
         width, dim = self._settings.width, self._recipe.prototypes.dim
-        return size.visual_tokens * 2 * dim * (TRAINED * width + THROUGH * self._prototypes)
+        return size.visual_tokens * 2 * dim * (TRAINED * width + FROZEN * self._prototypes)
 
     def _decoder(self, size: StepSize) -> float:
         g, config = self._settings, self._language
@@ -103,15 +106,15 @@ class Sign2GptOperations:
         text = M * (4 * H * Q + 4 * H * KV + 2 * matrices * H * feed)
         attention = M * 4 * Q * (M + N) / clips
         signs = N * 4 * H * KV
-        # Where the three projections are one, so is their pair, and signs pass through all of it.
+        # A fused QKV projection has one pair of adapters, and the sign tokens pass through all of it.
         joined = config.model_type == "gpt_neox"
         inputs = H + Q + 2 * KV if joined else 3 * H + Q + 2 * KV
         pairs = M * (inputs + (Q + H) + (H + Q)) + N * 2 * (H + KV)
         if joined:
             signs += N * 2 * H * Q
-        total = layers * (THROUGH * (text + signs) + TRAINED * (attention + 2 * rank * pairs))
+        total = layers * (FROZEN * (text + signs) + TRAINED * (attention + 2 * rank * pairs))
         # The input of the first layer has no gradient, nor, where both branches see it, that of its second product.
         total -= M * 2 * H * (Q + 2 * KV + (feed if getattr(config, "use_parallel_residual", False) else 0))
         taught = self._frozen != "visual" and g.spatial != "signs"
-        total += N * 2 * (TRAINED if taught else THROUGH) * g.width * H
-        return total + THROUGH * M * 2 * H * config.vocab_size
+        total += N * 2 * (TRAINED if taught else FROZEN) * g.width * H
+        return total + FROZEN * M * 2 * H * config.vocab_size

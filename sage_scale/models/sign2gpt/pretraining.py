@@ -17,7 +17,7 @@ from sage_scale.models.sign2gpt.localisation import write_localisation
 from sage_scale.models.sign2gpt.model import Sign2GptPretrainer
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
 from sage_scale.models.sign2gpt.visual import frozen_files, save_signs, sizes
-from sage_scale.models.sign2gpt.vocabulary import check_vectors, run_prototypes, targets_of
+from sage_scale.models.sign2gpt.vocabulary import check_vectors, load_or_make_prototypes, target_glosses
 from sage_scale.shards import Dataset, read_metadata
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
@@ -38,7 +38,7 @@ class PrototypeTask(Task):
 
     def __init__(self, context: TaskContext) -> None:
         self.context, self.recipe, self.stage = context, context.recipe, context.recipe.pretrain
-        made = run_prototypes(context)
+        made = load_or_make_prototypes(context)
         self.vocabulary, self.prototypes_UD = made.vocabulary, made.prototypes_UD
         self.model: Sign2GptPretrainer = self.build()
         self.operations = Sign2GptOperations(self.recipe, "pretrain", prototypes=len(self.prototypes_UD))
@@ -50,7 +50,7 @@ class PrototypeTask(Task):
 
     def targets(self, metas: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """What `prototype_loss` takes, on the engine's device."""
-        classes_G, counts_B = self.vocabulary.targets(targets_of(self.recipe, meta) for meta in metas)
+        classes_G, counts_B = self.vocabulary.targets(target_glosses(self.recipe, meta) for meta in metas)
         device = self.context.ranks.device
         return classes_G.to(device), counts_B.to(device)
 
@@ -125,7 +125,7 @@ class PrototypeTask(Task):
         metas = [meta for dataset in self.context.datasets for meta in read_metadata(dataset)]
 
         def classes(split: str) -> list[list[int]]:
-            rows = [targets_of(self.recipe, meta) for meta in metas if meta["split"] == split]
+            rows = [target_glosses(self.recipe, meta) for meta in metas if meta["split"] == split]
             packed, counts = self.vocabulary.targets(rows)
             return [part.tolist() for part in packed.split(counts.tolist())]
 

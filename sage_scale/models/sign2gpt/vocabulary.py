@@ -1,8 +1,8 @@
-"""The prototypes of a run: which pseudo-glosses have one, and its vector; made once, in `RUN/pretrain/prototypes/`.
+"""The prototypes of a run: its vocabulary of pseudo-glosses and their vectors, made once in `RUN/pretrain/prototypes/`.
 
 prototypes.safetensors   prototypes_UD, float32
-prototypes.json          "glosses" (U, in that order), "frequent" and "missing" ones without a prototype, "settings"
-cooccurrence.vec         where prototypes.vectors=cooccurrence: the vectors they were read from
+prototypes.json          "glosses" (U, in row order); without a prototype: "frequent" and "missing"; "settings"
+cooccurrence.vec         with prototypes.vectors=cooccurrence: the word vectors
 """
 
 from __future__ import annotations
@@ -35,22 +35,24 @@ from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
 
 FOLDER = "pretrain/prototypes"
-_DECIDE = ("vectors", "fasttext", "dim", "max_frequency", "splits")
+_RECORDED_KEYS = ("vectors", "fasttext", "dim", "max_frequency", "splits")
 
 
 @dataclass(frozen=True)
 class RunPrototypes:
-    """What stage 1 compares with."""
+    """The vocabulary and the prototypes of a run's stage 1."""
 
     vocabulary: PrototypeVocabulary
     prototypes_UD: Tensor
     file: Path
-    """Where they lie; its hash stands in the checkpoints."""
+    """File of the prototypes; checkpoints store its hash."""
 
 
 def check_vectors(recipe: Recipe, run: Path) -> None:
-    """Raise RecipeError where the recipe names no vectors, CheckpointError where their file is not there; nothing is
-    written. A run that has its prototypes needs the file no more."""
+    """Raise RecipeError if the recipe names no word vectors, CheckpointError if their file is missing.
+
+    Writes nothing. A run that already has its prototypes does not need the file.
+    """
     settings = recipe.prototypes
     if settings.vectors != "fasttext":
         return
@@ -67,22 +69,21 @@ def check_vectors(recipe: Recipe, run: Path) -> None:
         )
 
 
-def run_prototypes(context: TaskContext) -> RunPrototypes:
-    """The run's prototypes, made by rank 0 where they are not there yet (a collective).
+def load_or_make_prototypes(context: TaskContext) -> RunPrototypes:
+    """Returns the run's prototypes; rank 0 makes them if they do not exist (a collective).
 
-    Raises CheckpointError where the vectors' file is no such file.
+    Raises CheckpointError if the file of word vectors is invalid.
     """
     folder = context.folder / FOLDER
-    on_first(lambda: _make(context, folder), context.ranks.first)
-    said = _description(folder)
+    on_first(lambda: _make_prototypes(context, folder), context.ranks.first)
+    description = _description(folder)
     file = folder / "prototypes.safetensors"
-    vocabulary = PrototypeVocabulary(tuple(said["glosses"]), tuple(said["frequent"]))
+    vocabulary = PrototypeVocabulary(tuple(description["glosses"]), tuple(description["frequent"]))
     return RunPrototypes(vocabulary, load_file(file)["prototypes_UD"], file)
 
 
-def targets_of(recipe: Recipe, meta: Mapping[str, Any]) -> list[str]:
-    """What a clip's prototypes are asked for: its pseudo-glosses, or, text.target=sentence, all words of its sentence
-    (Sign2GPT, Table 9)."""
+def target_glosses(recipe: Recipe, meta: Mapping[str, Any]) -> list[str]:
+    """Returns the targets of a clip: its pseudo-glosses, or with text.target=sentence all words (Sign2GPT, Table 9)."""
     if recipe.text.target == "pseudo_gloss":
         return list(meta["pseudo_glosses"])
     found = words(meta["sentence"], meta["language"])
@@ -92,27 +93,27 @@ def targets_of(recipe: Recipe, meta: Mapping[str, Any]) -> list[str]:
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / "prototypes.json"
     try:
-        said = parse_json_object(read_bytes(path))
-        build(PrototypeVocabulary, said)
-        return said
+        description = parse_json_object(read_bytes(path))
+        build(PrototypeVocabulary, description)
+        return description
     except (OSError, InvalidJSON) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}): delete it to have the prototypes made anew"
         ) from None
 
 
-def _make(context: TaskContext, folder: Path) -> None:
+def _make_prototypes(context: TaskContext, folder: Path) -> None:
     settings = context.recipe.prototypes
-    decided: dict[str, Any] = {name: to_mapping(settings)[name] for name in _DECIDE}
-    decided["target"] = context.recipe.text.target
-    decided["datasets"] = [dataset.digest for dataset in context.datasets]
+    settings_used: dict[str, Any] = {name: to_mapping(settings)[name] for name in _RECORDED_KEYS}
+    settings_used["target"] = context.recipe.text.target
+    settings_used["datasets"] = [dataset.digest for dataset in context.datasets]
     done = folder / "prototypes.json"
-    if done.is_file() and _description(folder).get("settings") == decided:
+    if done.is_file() and _description(folder).get("settings") == settings_used:
         return
     metas = [meta for dataset in context.datasets for meta in read_metadata(dataset)]
     chosen = [meta for meta in metas if meta["split"] in settings.splits]
     vocabulary = select_prototypes(
-        ((meta["sentence"], targets_of(context.recipe, meta)) for meta in chosen), settings.max_frequency
+        ((meta["sentence"], target_glosses(context.recipe, meta)) for meta in chosen), settings.max_frequency
     )
     missing: tuple[str, ...] = ()
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,15 +123,15 @@ def _make(context: TaskContext, folder: Path) -> None:
         path = Path(settings.fasttext)
         if settings.vectors == "cooccurrence":
             path = folder / "cooccurrence.vec"
-            glosses = [targets_of(context.recipe, meta) for meta in metas if meta["split"] == "train"]
+            glosses = [target_glosses(context.recipe, meta) for meta in metas if meta["split"] == "train"]
             write_vec(path, *cooccurrence_vectors(glosses, settings.dim))
         vocabulary, prototypes_UD, missing = fasttext_prototypes(vocabulary, path)
     save_file({"prototypes_UD": prototypes_UD.contiguous()}, folder / "prototypes.safetensors")
-    said = {
+    description = {
         "vectors": settings.vectors,
-        "settings": decided,
+        "settings": settings_used,
         "glosses": vocabulary.glosses,
         "frequent": vocabulary.frequent,
         "missing": missing,
     }
-    done.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    done.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from sage_scale.errors import CheckpointError, DatasetError, NoModel, RecipeErro
 from sage_scale.registry import model_spec
 from sage_scale.shards import HAS_SENTENCE, Dataset, read_metadata
 from sage_scale.text.hub import model_place
-from sage_scale.text.languages import has_code
+from sage_scale.text.languages import has_mbart50_code
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks, on_first
 from sage_scale.training.stage_log import record_timing
@@ -128,7 +128,7 @@ def _check_unknown(recipe: Recipe, place: str | Path, datasets: Sequence[Dataset
 
 def _check_languages(dataset: Dataset) -> None:
     # A dataset from before languages stood in its markers tells none.
-    unknown = {tag for tag in dataset.languages if tag and not has_code(tag)}
+    unknown = {tag for tag in dataset.languages if tag and not has_mbart50_code(tag)}
     splits = [split for split in ("train", "dev") if split in dataset.splits]
     if not unknown or not splits:
         return
