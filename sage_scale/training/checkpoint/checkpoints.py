@@ -1,13 +1,13 @@
-"""Checkpoints of the whole state of a stage, that any ZeRO stage and any number of ranks resumes.
+"""Checkpoints of the full state of a stage; any ZeRO stage and any number of ranks can resume them.
 
 A checkpoint is a folder (or S3 prefix) `step-00000123/`:
 
 - `tensors-RRRRR-FFF-TTTTTTTT.safetensors`: float32 weights, buffers and optimizer tensors by the model's own names
   (see snapshot.py), written by rank R in files of 128 MB, so that no rank holds a second copy of its part;
-- `state.json`: progress (step, position in the stream, seconds, losses of late), recipe, hashes of frozen weights'
-  files, shapes, and size and xxh3-128 of every file; the hash of all this is its own last entry.
+- `state.json`: progress (step, position in the stream, seconds, recent losses), recipe, hashes of frozen weights'
+  files, shapes, and size and xxh3-128 of every file; its last entry is the hash of the others.
 
-`state.json` comes last: a folder without it is no checkpoint, and a save that is killed harms nothing. TTTTTTTT is
+`state.json` comes last: a folder without it is not a checkpoint, so a killed save does no harm. TTTTTTTT is
 drawn for each save, so that files left by a killed save of the same step are never taken for a part of another. Every
 rank leaves a marker `part-RRRRR-TTTTTTTT.json` when its files are there; rank 0 waits for all of them.
 
@@ -57,7 +57,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class TrainingProgress:
-    """How far a stage has come."""
+    """The progress of a stage."""
 
     step: int = 0
     """Steps done: batches of the stream that were used or left out by the loss guard."""
@@ -97,7 +97,7 @@ class _File:
 
 @dataclass
 class _State:
-    """Content of state.json."""
+    """The content of state.json."""
 
     progress: dict[str, Any]
     recipe: dict[str, Any]
@@ -112,7 +112,7 @@ def folder_of(step: int) -> str:
 
 
 def check_writable(url: str | Path) -> None:
-    """Write an object and delete it, so that a refusal is known before the stage begins. Raises StorageError."""
+    """Write and delete a test object before the stage begins. Raises StorageError if the store refuses it."""
     store = open_store(url)
     store.put(_TRIAL, b"")
     store.delete(_TRIAL)
@@ -122,7 +122,7 @@ class Checkpoints:
     """The checkpoints of one stage under `url`."""
 
     def __init__(self, url: str | Path, keep: int = 2, identity: RunIdentity | None = None) -> None:
-        """`identity` is compared with a checkpoint's before it is resumed; None compares the shapes alone."""
+        """`identity` is compared with the checkpoint's when resuming; None compares only the shapes."""
         self.store: Store = open_store(url)
         self.keep = keep
         self.identity = identity or RunIdentity()
@@ -156,7 +156,7 @@ class Checkpoints:
         self.store.put(f"{folder_of(progress['step'])}/{STATE}", json.dumps(state, indent=1).encode())
 
     def drop_old(self, step: int, best_step: int) -> None:
-        """After the save of `step`: keep the last `keep` and the best, and delete the leftovers of killed saves."""
+        """After the save of `step`, delete all but the best and last `keep` checkpoints, and files of killed saves."""
         steps = self.steps()
         kept = {*steps[-max(self.keep, 1) :], best_step, step}
         for old in steps:
@@ -176,7 +176,7 @@ class Checkpoints:
         self._sweep_folders()
 
     def _files_of(self, step: int) -> set[str] | None:
-        """Returns the names of a checkpoint's files; None where a damaged state.json cannot tell."""
+        """Returns the names of a checkpoint's files; None if state.json is damaged."""
         try:
             return {STATE, *self.state(step)["files"]}
         except NotFound:
@@ -185,7 +185,7 @@ class Checkpoints:
             return None
 
     def _sweep_folders(self) -> None:
-        """Delete, in a folder of this machine, unnamed files of a killed writer, and empty folders."""
+        """Delete temporary files of a killed writer and empty folders (local folders only)."""
         path = self.store.local_path(f"{folder_of(0)}/{STATE}")
         for folder in path.parent.parent.glob("step-*") if path else ():
             with contextlib.suppress(OSError):  # untidy, not wrong
@@ -197,7 +197,7 @@ class Checkpoints:
     # Reading.
 
     def state(self, step: int) -> dict[str, Any]:
-        """Returns state.json of a checkpoint, its hash and types checked. Raises CheckpointError, or NotFound."""
+        """Returns the verified content of a checkpoint's state.json. Raises CheckpointError or NotFound."""
         name = f"{folder_of(step)}/{STATE}"
         data = self.store.get(name)
         try:
@@ -219,7 +219,7 @@ class Checkpoints:
         return state
 
     def read_file(self, step: int, name: str, expected: dict[str, Any]) -> bytes:
-        """Returns the bytes of a file, checked. Raises CheckpointError where it is missing or damaged."""
+        """Returns the verified bytes of a file. Raises CheckpointError if it is missing or damaged."""
         path = f"{folder_of(step)}/{name}"
         try:
             data = self.store.get(path)
@@ -240,16 +240,16 @@ class Checkpoints:
         return None
 
     def tensors(self, step: int) -> dict[str, Tensor]:
-        """Returns every tensor of a checkpoint by its name (see snapshot.py), checked."""
+        """Returns all tensors of a checkpoint, verified, by name (see snapshot.py)."""
         found: dict[str, Tensor] = {}
         for name, expected in self.state(step)["files"].items():
             found.update(load_safetensors(self.read_file(step, name, expected)))
         return found
 
     def load_latest(self, engine: Engine, say: Say = lambda line: None) -> TrainingProgress | None:
-        """Resume from the newest undamaged checkpoint; None where there is none (a collective).
+        """Load the newest undamaged checkpoint and return its progress; None without a checkpoint (a collective).
 
-        A damaged one is named by `say`, and the one before is taken. Raises CheckpointError where all are damaged.
+        A damaged checkpoint is reported by `say` and skipped. Raises CheckpointError if all are damaged.
         """
         ranks = engine.ranks
         damaged: list[str] = []
@@ -268,7 +268,7 @@ class Checkpoints:
         return None
 
     def load(self, engine: Engine, step: int, say: Say = lambda line: None) -> TrainingProgress:
-        """Set the engine's weights and optimizer to a checkpoint (a collective). Raises CheckpointError."""
+        """Load a checkpoint into the engine and return its progress (a collective). Raises CheckpointError."""
         state = self.state(step)
         where = f"{self.store.url}/{folder_of(step)}"
         self.identity.compare(state, where, say)
@@ -305,12 +305,11 @@ class Checkpoints:
 
 
 def read_together(read: Callable[[str], bytes], names: Sequence[str], ranks: Ranks) -> Iterator[bytes]:
-    """Yields the files `names` in turn, on every rank, each read by one of them (a collective).
+    """Yields the content of each file of `names` on every rank, while only one rank reads it (a collective).
 
-    A checkpoint of mBART-large with its optimizer is 7 GB: 64 ranks that each read it whole would ask object storage
-    for half a terabyte before the first step. So rank r reads files r, r + W, ... with `read`, one ahead in a thread,
-    and one file of each rank is in memory beside the one that is yielded. Where a rank cannot read its file, every rank
-    raises that rank's error.
+    A checkpoint of mBART-large with its optimizer is 7 GB; 64 ranks that each read all of it would request half a
+    terabyte from object storage. Therefore rank r reads files r, r + W, ... with `read` and broadcasts them,
+    prefetching one file in a thread. If a rank cannot read its file, every rank raises that rank's error.
     """
     if ranks.world == 1:
         yield from map(read, names)

@@ -1,4 +1,4 @@
-"""Whether a run may resume from a checkpoint: its recipe, and the frozen weights that it was trained with."""
+"""Checks that a run may resume from a checkpoint: the recipe and the frozen weights must be compatible."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IGNORED_KEYS = (
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The recipe and the frozen weights of a run, which its checkpoints carry."""
+    """The recipe and the hashes of frozen weights of a run, stored in its checkpoints."""
 
     stage: str = ""
     """pretrain or finetune."""
@@ -48,7 +48,7 @@ class RunIdentity:
 
     @classmethod
     def of(cls, stage: str, recipe: Recipe, frozen: Iterable[Path] = ()) -> RunIdentity:
-        """`frozen` are files and folders; a path that does not exist (a model named on a hub) is not compared."""
+        """Returns a run's identity. `frozen` are files and folders; a missing path (a hub name) is not compared."""
         files: dict[str, str] = {}
         for path in frozen:
             for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
@@ -58,7 +58,7 @@ class RunIdentity:
         return cls(stage, to_mapping(recipe), files)
 
     def compare(self, state: dict[str, Any], where: str, say: Callable[[str], None]) -> None:
-        """Raise CheckpointError where a breaking key or a frozen weight differs; `say` other changes of the recipe."""
+        """Raise CheckpointError if a breaking key or a frozen weight differs; report other changed keys by `say`."""
         if not self.recipe or not state["recipe"]:
             return
         ours = flat(self.recipe)

@@ -1,12 +1,12 @@
-"""Saving in the background: the step pays for gathering and copying to host memory, a thread for the rest.
+"""Saves checkpoints in the background: the step gathers and copies to host memory, a thread does the rest.
 
 The thread of each rank serialises, hashes and writes the rank's files and then its marker; rank 0's waits for all
-markers, writes state.json, drops old checkpoints and the leftovers of killed saves. Threads meet in the files alone: a
-collective in a thread would get in the way of the training's own. One save is under way at a time. The next one, and
-the end of the stage, wait for it, and there the ranks agree on its success.
+markers, writes state.json, drops old checkpoints and the leftovers of killed saves. Threads
+coordinate through files alone, since their collectives would interfere with those of the training. At most one save is
+active. The next save and the end of the stage wait for it, and then all ranks agree whether it succeeded.
 
-Storage that does not answer, is full or refuses is tried again and told about at once; training goes on meanwhile.
-Only when training waits for the save does it fail, after `patience_s` seconds without success.
+Storage that does not answer, is full or refuses is reported at once and retried, while training continues. Only if
+training waits for the save, it fails after `patience_s` seconds without success.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that has ended on this rank."""
+    """A finished save on this rank."""
 
     step: int
     blocked_s: float
@@ -69,7 +69,7 @@ class Saver:
         patience_s: float = 300.0,
         say: Say = lambda line: None,
     ) -> None:
-        """`say` is also called from the thread."""
+        """`say` must be thread-safe: the saving thread calls it, too."""
         self.checkpoints = checkpoints
         self.ranks = ranks
         self.background = background
@@ -81,7 +81,7 @@ class Saver:
         self._saved: list[Saved] = []
 
     def save(self, engine: Engine, progress: TrainingProgress) -> None:
-        """Begin a checkpoint of the state as it is now (a collective); without `background`, also finish it."""
+        """Begin a checkpoint of the current state (a collective); without `background`, also wait for it."""
         self.finish()
         started = time.monotonic()
         token = distributed.from_first(secrets.token_hex(4), self._group)
@@ -94,7 +94,7 @@ class Saver:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the save under way (a collective). Every rank raises where any rank's part was not written."""
+        """Wait for the active save (a collective). Every rank raises if any rank's part was not written."""
         save, self._save = self._save, None
         if save is None:
             return
@@ -107,9 +107,9 @@ class Saver:
         self._saved.append(Saved(save.step, save.blocked_s, save.seconds, save.bytes))
 
     def news(self) -> list[Saved]:
-        """Returns the saves that have ended since the last call, without waiting.
+        """Returns the saves that have finished since the last call, without waiting.
 
-        Raises the error of the save under way that is no fault of the storage.
+        Raises the active save's error, unless it is a storage error, which is retried.
         """
         error = self._save.error if self._save is not None else None
         if error is not None and not isinstance(error, StorageError):
@@ -118,7 +118,7 @@ class Saver:
         return saved
 
     def leave(self) -> None:
-        """Before this rank ends by an error: give a save that meets no trouble the time to end."""
+        """Wait for an active save without storage errors; call it before this rank exits by an error."""
         if self._save is not None and not self._save.in_trouble:
             self._save.join(LEAVE_S)
 
@@ -196,7 +196,7 @@ class _Save(threading.Thread):
         self._retry(lambda: self.checkpoints.store.put_if_absent(self._marker(rank), data))
 
     def _part_of(self, rank: int) -> dict[str, Any]:
-        """Returns the content of a rank's marker, once it is there. A rank that dies meanwhile ends the whole job."""
+        """Wait for a rank's marker and return its content; if that rank dies, the rank monitor ends the job."""
         store, turn, hidden_since = self.checkpoints.store, 0, 0.0
         while not self._retry(lambda: store.exists(self._marker(rank))):
             if self.parts_written.is_set():  # the rank says so itself; a network's file system may be late
@@ -215,7 +215,7 @@ class _Save(threading.Thread):
         return f"{folder_of(self.step)}/part-{rank:05d}-{self.token}.json"
 
     def _retry(self, work: Callable[[], T]) -> T:
-        """Returns `work()`, repeated while the storage fails; raises once a waiting caller's patience is over."""
+        """Returns `work()`, retried on storage errors; raises when a waiting caller's time limit is over."""
         failing_since = told = 0.0
 
         def failed(error: Exception) -> None:

@@ -1,7 +1,7 @@
-"""A stage's tensors in host memory: a rank's part of a checkpoint, and the way back into an engine.
+"""Copies a rank's part of a checkpoint to host memory, and restores tensors into an engine.
 
-Weights and optimizer tensors are gathered whole, one at a time, through the engine; each is kept by one rank, chosen
-so that all ranks write about as many bytes. Names are `weight/<parameter>`, `buffer/<name>` (running statistics of
+The engine gathers weights and optimizer tensors unsharded, one at a time; one rank keeps each tensor, chosen so that
+all ranks write about the same number of bytes. Names are `weight/<parameter>`, `buffer/<name>` (running statistics of
 BatchNorm) and `<state>/<parameter>` (momentum_buffer, exp_avg, exp_avg_sq).
 """
 
@@ -18,7 +18,7 @@ from sage_scale.training.optimizer import UNBOUNDED, bounds_of, state_names
 
 
 class HostCopies:
-    """Host memory for snapshots: on CUDA pinned and used again, since pinning takes long."""
+    """Host buffers for snapshots; on CUDA they are pinned and reused, since pinning is slow."""
 
     def __init__(self) -> None:
         self._pinned: dict[str, Tensor] = {}
@@ -54,29 +54,29 @@ def take(engine: Engine, copies: HostCopies) -> dict[str, Tensor]:
 
 
 def stored_buffers(engine: Engine) -> list[tuple[str, Tensor]]:
-    """Returns the buffers that belong to the state, such as BatchNorm's statistics, not those a module derives."""
+    """Returns the persistent buffers, such as BatchNorm's statistics."""
     # Tied weights have several names; ZeRO-3 holds an empty part under each.
     parameters = {name for name, _ in engine.model.named_parameters(remove_duplicate=False)}
     return [(name, value) for name, value in engine.model.state_dict().items() if name not in parameters]
 
 
 def shapes(engine: Engine) -> dict[str, list[int]]:
-    """Returns the whole shapes of the trained parameters by name."""
+    """Returns the unsharded shapes of the trainable parameters by name."""
     return {name: list(engine.full_shape(parameter)) for name, parameter in engine.trainable_parameters()}
 
 
 def logarithms(model: nn.Module) -> dict[str, str]:
-    """Returns the model's parameters of version 0.1.0 that held a value itself, and those that hold its logarithm."""
+    """Returns version 0.1.0's name of each scale parameter -> the parameter that now holds its logarithm."""
     return getattr(model, "logarithms", {})
 
 
 def renamed(engine: Engine, shaped: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Returns a checkpoint's shapes by today's names of the engine's parameters."""
+    """Returns a checkpoint's shapes, with version 0.1.0's parameter names replaced by the present ones."""
     return {logarithms(engine.model).get(name, name): shape for name, shape in shaped.items()}
 
 
 class Restore:
-    """Puts tensors of a checkpoint back, a file at a time, so that never all of them are in memory."""
+    """Restores a checkpoint's tensors file by file, without holding all of them in memory."""
 
     def __init__(self, engine: Engine, updates: int) -> None:
         """`updates` is the number of updates of the weights; AdamW's bias correction counts them."""
@@ -90,10 +90,9 @@ class Restore:
 
     @torch.no_grad()
     def put(self, name: str, value: Tensor) -> None:
-        """Set one tensor; a tensor that the engine does not know (another optimizer's state) is left out.
+        """Set one tensor; a tensor unknown to the engine (another optimizer's state) is ignored.
 
-        A scale of version 0.1.0 becomes its logarithm. The optimizer's tensors of the scale say nothing of the
-        logarithm's, which are set to zero.
+        A scale of version 0.1.0 is converted to its logarithm, whose optimizer tensors are set to zero.
         """
         kind, _, rest = name.partition("/")
         if rest in self._logarithms:

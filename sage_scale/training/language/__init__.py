@@ -1,1 +1,1 @@
-"""The language model of a run: trimmed to its corpus, or made from it by denoising."""
+"""The language model of a run: trimmed to its corpus, or pretrained on it by denoising."""

@@ -1,4 +1,4 @@
-"""Training a small language model in this process, by steps or by the clock: no ranks, no checkpoints."""
+"""Trains a small language model in this process, for some steps or minutes, without ranks or checkpoints."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def fit(
     say: Callable[[str], None],
     name: str = "denoising",
 ) -> dict[str, Any]:
-    """Train `model` on the batch of each step; gives what its report says. `name` is that of the loss.
+    """Train `model` on the batch of each step and return the report's figures; `name` names the loss.
 
-    Raises RecipeError where the loss is no number.
+    Raises RecipeError if the loss is not finite.
     """
     device = next(model.parameters()).device
     bf16 = has_fast_bf16(device)
@@ -95,7 +95,7 @@ def fit(
 
 
 def _schedule(done: float) -> float:
-    """Linear warm-up, then cosine to zero; `done` is the share of the training that lies behind."""
+    """Returns the learning-rate factor, linear warm-up, then cosine; `done` is the finished share of training."""
     if done < _WARMUP:
         return (done + 0.002) / (_WARMUP + 0.002)
     return 0.5 * (1 + math.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP)))

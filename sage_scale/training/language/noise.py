@@ -1,6 +1,6 @@
-"""Noise for denoising pretraining: what mBART does to a sentence, and the sentence reduced to its pseudo-glosses.
+"""Noise for denoising pretraining: mBART's noise on sentences, and sentences reduced to their pseudo-glosses.
 
-Every example is a pure function of (seed, step, place in the batch). A sentence is a list of *units*, lists of
+Every example is a pure function of (seed, step, position in the batch). A sentence is a list of *units*, lists of
 subword ids that make a word; noise works on whole units.
 """
 
@@ -26,7 +26,7 @@ _SPAN = 3.5
 
 
 def units(tokenizer: Any, text: str) -> Units:
-    """Subword ids of each word of a text; of each subword, where words are not spaced."""
+    """Returns the subword ids of each word of a text, or of each subword if the language has no spaces."""
     [ids] = encode_texts(tokenizer, [text])
     found: Units = []
     for number, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
@@ -38,7 +38,7 @@ def units(tokenizer: Any, text: str) -> Units:
 
 
 def infill(sentence: Units, share: float, mask_id: int, rng: random.Random) -> Units:
-    """Text infilling: spans of Poisson length are replaced by one mask each; at most `share` of the words goes.
+    """Text infilling: spans of Poisson length are replaced by one mask each; at most `share` of the words are removed.
 
     A span of length 0 only inserts a mask, as in mBART.
     """
@@ -56,7 +56,7 @@ def infill(sentence: Units, share: float, mask_id: int, rng: random.Random) -> U
 
 
 def shuffle_lightly(items: list[Any], reach: float, rng: random.Random) -> list[Any]:
-    """The items in an order in which none has passed another that was `reach` or more places away."""
+    """Returns the items permuted so that items `reach` or more positions apart keep their order."""
     places = [place + rng.uniform(0, reach) for place in range(len(items))]
     return [items[place] for place in sorted(range(len(items)), key=places.__getitem__)]
 
@@ -75,8 +75,8 @@ class Noise:
         longest: int,
         languages: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
-        """`language_id` is the code of all examples; where they differ, `languages` has one for each of the examples
-        and of the recombined ones."""
+        """`language_id` is the language code of all examples; for several languages, `languages` has one code per
+        example and per recombined example."""
         self.examples = examples
         self.recombined = recombined
         self.languages = languages or ([language_id] * len(examples), [language_id] * len(recombined))
@@ -92,7 +92,7 @@ class Noise:
         self._orders: dict[int, list[int]] = {}
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """Batch of a step: input_ids_BM, mask_BM, decoder_input_ids_BL and labels_BL (-100 on padding)."""
+        """Returns the batch of a step: input_ids_BM, mask_BM, decoder_input_ids_BL and labels_BL (-100 on padding)."""
         B = self.denoise.batch_size
         # Recombined sentences teach to read lemmas, but some are odd: they give way to the true ones.
         chance = self.denoise.recombined * max(0.0, 1 - step / self.denoise.steps)
@@ -118,7 +118,7 @@ class Noise:
         }
 
     def _source(self, example: Example, language: int, rng: random.Random) -> list[int]:
-        """A noisy input: masked and permuted sentence, pseudo-glosses, or a single lemma."""
+        """Returns a noisy input: masked and permuted sentence, pseudo-glosses, or a single lemma."""
         sentence, glosses = example
         kind = rng.random()
         if kind < self.denoise.glosses and glosses:
@@ -134,7 +134,7 @@ class Noise:
         return [language, *flat, self.eos] if rng.random() < 0.5 or not flat else flat
 
     def _gloss_noise(self, glosses: list[Units], rng: random.Random) -> Units:
-        """Glosses missing, doubled and exchanged, in a disturbed order, as a recogniser of signs would give them."""
+        """Returns glosses with deletions, repeats, substitutions and a perturbed order, as from a sign recogniser."""
         if rng.random() < 0.3:
             return [unit for gloss in glosses for unit in gloss]
         level = rng.random() * self.denoise.gloss_noise
@@ -170,6 +170,6 @@ def _poisson(mean: float, rng: random.Random) -> int:
 
 
 def padded(rows: Sequence[list[int]], value: int) -> Tensor:
-    """Returns int64 (rows, longest row): the rows, filled up at their ends with `value`."""
+    """Returns int64 (rows, longest row): the rows, padded at their ends with `value`."""
     width = max(map(len, rows))
     return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The language model of a run: trimmed to the corpus, or made from it, once, in `runs/NAME/language_model/`."""
+"""Prepares a run's language model, once, in `runs/NAME/language_model/`: trimmed to the corpus, or trained on it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Meta = dict[str, Any]
 
 @dataclass(frozen=True)
 class LanguageModelKind:
-    """How the language model of a model is made, adapted to the corpus, and checked (`ModelSpec.language`)."""
+    """The functions that make, adapt and check a model's language model (`ModelSpec.language`)."""
 
     published: str
     """The kind of checkpoint that `model.language_model` names, for messages."""
@@ -56,15 +56,15 @@ class LanguageModelKind:
 
 
 def language_kind(recipe: Recipe) -> LanguageModelKind:
-    """Returns how the recipe's model has its language model prepared."""
+    """Returns the LanguageModelKind of the recipe's model."""
     return model_spec(recipe.model.kind).part("language")
 
 
 def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset]) -> None:
-    """Raise RecipeError or CheckpointError where the run has no language model and could not get one, or one that does
-    not know the training text; DatasetError where it would be asked for a language that it has not.
+    """Check, before anything is written, that the run has or can make a fitting language model (a collective).
 
-    A collective, before anything is written: seconds, also where a name of the hub cannot be looked up.
+    Raises RecipeError or CheckpointError if there is none or it does not cover the training text, DatasetError if it
+    lacks a language of the datasets. Takes seconds, also without access to the hub.
     """
     spec = model_spec(recipe.model.kind)
     if spec.language is None:
@@ -150,10 +150,10 @@ def _check_languages(dataset: Dataset) -> None:
 def prepare_language_model(
     recipe: Recipe, run: Path, data: Sequence[Dataset], ranks: Ranks, say: Callable[[str], None] | None = None
 ) -> Path:
-    """The Hugging Face folder that both stages load; made by rank 0 where it is not there yet.
+    """Returns the Hugging Face folder that both stages load; rank 0 makes it if it does not exist.
 
-    With `denoise.enabled` a small one is pretrained on the training sentences; otherwise `model.language_model` is
-    adapted to them, or used as it is (`LanguageModelKind`).
+    With `denoise.enabled` a small model is pretrained on the training sentences; otherwise `model.language_model` is
+    adapted to them, or used unchanged (`LanguageModelKind`).
     """
     folder = run / "language_model"
     failure: Exception | None = None

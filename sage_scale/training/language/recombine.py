@@ -1,4 +1,4 @@
-"""New sentences of old parts: words exchanged between training sentences where both have stood in the same place.
+"""Data augmentation by recombination: exchanges words between training sentences that occur in the same context.
 
 A few hundred sentences show each content word a handful of times, too few to learn from that its lemma is to be
 read and not guessed from the rest. Two words are taken as exchangeable if somewhere in the training text they
@@ -20,10 +20,10 @@ _EDGE = "\0"
 
 
 def align(words: Sequence[str], glosses: Sequence[str]) -> dict[int, int]:
-    """Places of words that a pseudo-gloss belongs to: word number to gloss number, both ascending.
+    """Returns the alignment of words to pseudo-glosses: word index -> gloss index, both ascending.
 
-    A gloss belongs to the next word that it shares its beginning with (three letters, or all of a shorter one);
-    words whose lemma looks different ("ist", "sein") stay unaligned.
+    A gloss is aligned to the next word that begins with the gloss less its last three letters (but at least its
+    first three). Words whose lemma is spelled differently ("ist", "sein") stay unaligned.
     """
     found: dict[int, int] = {}
     start = 0
@@ -40,7 +40,7 @@ def align(words: Sequence[str], glosses: Sequence[str]) -> dict[int, int]:
 def recombine(
     sentences: Sequence[str], glosses: Sequence[Sequence[str]], count: int, seed: int = 0, share: float = 0.5
 ) -> list[Pair]:
-    """Up to `count` new sentences with their pseudo-glosses, none of them a training sentence or twice.
+    """Returns up to `count` distinct new sentences with their pseudo-glosses, none of them a training sentence.
 
     Each is a training sentence in which every exchangeable word was exchanged with probability `share`. Same
     input and seed, same output. Words must be separated by spaces; fewer come back where little is exchangeable.

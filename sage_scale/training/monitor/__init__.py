@@ -1,1 +1,1 @@
-"""Monitors of a run's ranks: which rank is silent, dead or hung, why the run ends, and one line that says so."""
+"""Monitors the ranks of a run: finds silent, dead and hung ranks, and reports why the run ends in one line."""

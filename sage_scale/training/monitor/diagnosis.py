@@ -1,8 +1,8 @@
-"""Why a run ends: fault reports of its ranks, the one that explains the others, and the line that the user reads.
+"""Diagnosis of a failed run: selects the rank fault that explains the others, and composes the user's line.
 
-Pure: no socket, no process, no clock. `heartbeat.py` brings the reports to rank 0's host, `rank_monitor.py` acts on the
-diagnosis. When one rank dies, all others fail in their next collective; so a diagnosis waits a moment for the report
-that explains the rest, and prefers first-hand reports.
+The functions are pure: no socket, no process, no clock. `heartbeat.py` sends the reports to rank 0's host, and
+`rank_monitor.py` acts on the diagnosis. When one rank dies, all others fail in their next collective; so a diagnosis
+waits briefly for the report that explains the others, and prefers first-hand reports.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class FaultReport:
     code: int = 1
     """Exit code that the run ends with."""
     permanent: bool = False
-    """Whether another start would end the same way."""
+    """Whether a restart would end the same way."""
     known: bool = False
-    """Whether `text` is one of our own messages, which are complete in themselves."""
+    """Whether `text` is a message of this package, which needs no explanation."""
     waiting: bool = False
     """Of a stalled rank: whether it waits for others in a collective."""
     stopped: bool = False
@@ -52,7 +52,7 @@ class FaultReport:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """How the run ends on every rank; also the content of `ended.json`."""
+    """The reason and exit code of the run's end; also the content of `ended.json`."""
 
     line: str
     code: int
@@ -76,12 +76,12 @@ class RankState:
     patient: bool = False
     """Whether it is in an announced long phase, within its limit."""
     over: int | None = None
-    """Exit code of a rank that has ended in good order."""
+    """Exit code of a rank that has ended normally."""
 
 
 @dataclass
 class RankRegistry:
-    """All ranks of a run as rank 0's monitor knows them; `tick` says when and how the run has to end."""
+    """State of all ranks in rank 0's monitor; `tick` returns a diagnosis when the run must end."""
 
     world: int
     started: float
@@ -95,7 +95,7 @@ class RankRegistry:
     """Time of the first report, by kind ("first hand" for all of FIRST_HAND)."""
 
     def heard(self, now: float, rank: int, host: str, **status: Any) -> None:
-        """Take in a heartbeat, with the rank's state (fields of RankState)."""
+        """Record a heartbeat with the rank's state (fields of RankState)."""
         state = self.ranks.setdefault(rank, RankState(rank, host, now))
         state.heard = now
         for name in status.keys() & {"at", "step", "patient", "over"}:
@@ -107,13 +107,13 @@ class RankRegistry:
             state.heard += slept
 
     def report(self, now: float, report: FaultReport) -> None:
-        """Take in a fault, in place of an earlier one of the same rank and kind."""
+        """Record a fault; it replaces an earlier one of the same rank and kind."""
         same = (report.rank, report.kind)
         self.reports = [*(r for r in self.reports if (r.rank, r.kind) != same), report]
         self._first.setdefault("first hand" if report.kind in FIRST_HAND else report.kind, now)
 
     def gone(self, now: float, rank: int) -> None:
-        """Take in the end of a monitor's connection; without a farewell it died together with its rank."""
+        """Record the end of a monitor's connection; without a farewell message, the monitor and its rank have died."""
         state = self.ranks.get(rank)
         if state is None or state.over is not None or any(report.rank == rank for report in self.reports):
             return
@@ -122,12 +122,12 @@ class RankRegistry:
 
     @property
     def code(self) -> int | None:
-        """Exit code once every rank has ended in good order: 0, or 130 when any was stopped as asked; else None."""
+        """Returns the exit code once all ranks have ended normally: 0, or 130 after a requested stop; else None."""
         codes = [state.over for state in self.ranks.values() if state.over is not None]
         return max(codes) if len(codes) == len(self.ranks) >= self.world else None
 
     def tick(self, now: float) -> Diagnosis | None:
-        """Returns the diagnosis as soon as there is one; reports the ranks that never came and those gone silent."""
+        """Record missing and silent ranks as faults, and return the diagnosis if the run must end."""
         self._report_silent(now)
         waited = {kind: now - first for kind, first in self._first.items()}
         if "first hand" in waited:
@@ -166,7 +166,7 @@ class RankRegistry:
 
 
 def diagnose(reports: Iterable[FaultReport], world: int) -> Diagnosis:
-    """Returns the diagnosis that fault reports of a run of `world` ranks come to."""
+    """Returns the diagnosis from the fault reports of a run of `world` ranks."""
     reports = sorted(reports, key=lambda r: (_ORDER.index(r.kind), not r.stopped, r.waiting, r.rank))
     cause = reports[0]
     see = f"; see {cause.file}" if cause.file else ""

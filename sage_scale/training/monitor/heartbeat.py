@@ -1,9 +1,9 @@
-"""Heartbeats between the monitors of a run: one TCP connection from each to rank 0's, lines of JSON.
+"""Heartbeats between the monitors of a run: JSON lines over one TCP connection from each monitor to rank 0's.
 
-Rank 0's monitor listens on the first free port after MASTER_PORT; the others try those ports in turn and are
-answered by the monitor of their own run alone, so nothing has to be configured. Every monitor sends its rank's state
-once a second and is answered as often: silence in either direction is a lost host. Like MASTER_PORT itself the port
-belongs within the cluster's own network. It is independent of gloo and NCCL, whose collectives cannot be interrupted
+Rank 0's monitor listens on the first free port after MASTER_PORT; the others try those ports in turn, and
+only the monitor of their own run answers, so no port is configured. Every monitor sends its rank's state once a second
+and receives an answer as often: silence in either direction means a lost host. Like MASTER_PORT, the port must only be
+reachable inside the cluster's network. It is independent of gloo and NCCL, whose collectives cannot be interrupted
 and whose own time-outs name no cause.
 """
 
@@ -31,18 +31,18 @@ Message = dict[str, Any]
 
 
 def run_token(address: str, port: int, world: int) -> str:
-    """Returns the token that the monitors of one run share; not a secret."""
+    """Returns the token that identifies a run's monitors to each other; it is not a secret."""
     return hashlib.sha256(f"sage-scale {address}:{port} {world}".encode()).hexdigest()[:16]
 
 
 def ports(master_port: int) -> list[int]:
-    """Returns the ports on which rank 0's monitor may listen."""
+    """Returns the ports that rank 0's monitor may use."""
     after = range(master_port + 1, min(master_port + 1 + PORTS, 65536))
     return list(after) or [master_port - 1]
 
 
 class Connection:
-    """A socket that carries lines of JSON; neither side ever blocks."""
+    """A non-blocking socket that carries JSON lines."""
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
@@ -53,7 +53,7 @@ class Connection:
         self.open = True
 
     def send(self, message: Message) -> None:
-        """Send, or keep for later the bytes that the network does not take now."""
+        """Send a message; bytes that the socket does not accept now are buffered."""
         if not self.open:
             return
         self._unsent += json.dumps(message).encode() + b"\n"
@@ -66,7 +66,7 @@ class Connection:
             self.open = False
 
     def receive(self) -> list[Message]:
-        """Returns the complete lines received so far; `open` is False after the last or a line that is none of ours."""
+        """Returns the complete lines received; `open` becomes False at the end or after an invalid line."""
         data = b""
         try:
             data = self.socket.recv(_LONGEST)
@@ -87,7 +87,7 @@ class Connection:
         return messages
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Close; `linger_s` waits for the other side to close first, so that the last line surely arrives."""
+        """Close; wait up to `linger_s` for the other side to close first, so that the last line arrives."""
         with contextlib.suppress(OSError):
             if linger_s and self.open:
                 self.socket.settimeout(linger_s)
@@ -99,7 +99,7 @@ class Connection:
 
 
 class HeartbeatServer:
-    """Rank 0's side: accepts the monitors of this run alone."""
+    """Rank 0's side: accepts only monitors of this run."""
 
     def __init__(self, token: str, master_port: int, everywhere: bool) -> None:
         """Listen on all interfaces (`everywhere`) or on the loopback address. Raises OSError without a free port."""
@@ -110,11 +110,11 @@ class HeartbeatServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """Returns the port of the server."""
         return int(self._server.getsockname()[1])
 
     def poll(self) -> tuple[list[tuple[int, Message]], list[int], bool]:
-        """Returns messages by rank, ranks whose connection ended, and whether a launcher asked the run to stop."""
+        """Returns (messages by rank, ranks whose connection ended, whether a launcher requested a stop)."""
         messages: list[tuple[int, Message]] = []
         gone: list[int] = []
         stop = self._greet(messages)
@@ -139,7 +139,7 @@ class HeartbeatServer:
             connection.close(linger_s=max(0.01, end - time.monotonic()))
 
     def _greet(self, messages: list[tuple[int, Message]]) -> bool:
-        """Accept new connections and read their first lines; returns whether one of them asks to stop."""
+        """Accept new connections and read their first lines; returns whether one requests a stop."""
         stop = False
         with contextlib.suppress(OSError):
             while True:
@@ -164,7 +164,7 @@ class HeartbeatServer:
 
 
 class HeartbeatClient:
-    """The other ranks' side: connects in the background, for as long as it takes."""
+    """The other ranks' side: connects in the background, without time-out."""
 
     def __init__(self, greeting: Message, address: str, master_port: int) -> None:
         self.connection: Connection | None = None
@@ -225,7 +225,7 @@ def _listen(candidates: list[int], address: str) -> socket.socket:
 
 
 def _connect(greeting: Message, address: str, master_port: int, stop: threading.Event) -> socket.socket:
-    """Returns a connection to the monitor that knows the greeting's token. Raises OSError once `stop` is set."""
+    """Returns a connection to the monitor with the greeting's token. Raises OSError once `stop` is set."""
     while True:
         for port in ports(master_port):
             if stop.is_set():

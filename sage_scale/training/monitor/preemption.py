@@ -1,8 +1,8 @@
-"""Notices that this machine will be taken away: spot instances of AWS, preemption of Google Cloud, a file or a URL.
+"""Preemption notices for this machine: AWS spot instances, Google Cloud, a file or a URL.
 
 AWS gives two minutes (instance metadata service, version 2: `spot/instance-action` answers 404 until then), Google
-thirty seconds (`instance/preempted` says TRUE). Asking costs a request on the machine's own link every few seconds;
-a service that does not answer is no notice.
+thirty seconds (`instance/preempted` says TRUE). Polling sends one link-local request every
+few seconds; no answer means no notice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Ask = Callable[[], str]
 def watch_for_notice(
     source: str, every_s: float, tell: Callable[[str], None], until: threading.Event | None = None
 ) -> threading.Thread:
-    """Ask `source` (`watch.stop_notice`) in a daemon thread and tell the first notice once."""
+    """Poll `source` (`watch.stop_notice`) in a daemon thread and report the first notice once."""
     stop = until or threading.Event()
 
     def watch() -> None:
@@ -49,7 +49,7 @@ def watch_for_notice(
 
 
 def asker(source: str) -> Ask | None:
-    """Returns the question to `source`; None for `none`, and for `auto` on a machine of neither AWS nor Google."""
+    """Returns the function that polls `source`; None for `none`, and for `auto` outside AWS and Google Cloud."""
     if source == "none":
         return None
     if source == "aws":
@@ -79,7 +79,7 @@ class SpotInstance:
         self._until = 0.0
 
     def ask(self) -> str:
-        """Returns `spot/instance-action` in words; '' where there is none."""
+        """Returns the notice `spot/instance-action` as text, '' without a notice."""
         try:
             answer = self.get("/latest/meta-data/spot/instance-action")
         except urllib.error.HTTPError as error:

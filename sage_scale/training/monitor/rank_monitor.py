@@ -1,4 +1,4 @@
-"""The rank monitor: a process that watches one rank, and ends it when the run cannot go on.
+"""The rank monitor: a process that monitors one rank, and ends it when the run cannot continue.
 
 It is the parent of the process that trains. So it sees how its rank died (a thread of it would die with it), works
 while the rank holds the interpreter's lock or is stopped, can end it in the middle of a collective, and decides the
@@ -43,9 +43,9 @@ SUSPENDED_S = 1.0
 
 
 def start_rank_monitor(stage: str) -> None:
-    """Split this process: returns in the child, which trains; the parent monitors it and ends with the exit code.
+    """Fork: the call returns in the child, which trains; the parent monitors the child and exits with its code.
 
-    `SAGE_WATCHDOG=0` leaves one process, for debuggers. Call it before threads are started.
+    `SAGE_WATCHDOG=0` disables the fork, for debuggers. Call it before any thread is started.
     """
     if os.environ.get("SAGE_WATCHDOG", "1") == "0" or not hasattr(os, "fork"):
         return
@@ -77,7 +77,7 @@ def start_rank_monitor(stage: str) -> None:
 
 
 class RankMonitor(ABC):
-    """Monitors one rank to its end; how it learns of the others is a subclass's."""
+    """Monitors one rank until it ends; subclasses communicate with the other monitors."""
 
     def __init__(self, stage: str, child: int, pipe: int, stacks: IO[bytes]) -> None:
         self.stage = stage
@@ -91,7 +91,7 @@ class RankMonitor(ABC):
         self._sent = 0.0
 
     def run(self) -> int:
-        """Monitor to the end; returns the exit code."""
+        """Monitor the rank until it ends; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: self.process.signal(received))
         before = time.monotonic()
@@ -106,9 +106,9 @@ class RankMonitor(ABC):
 
     @abstractmethod
     def exchange(self, now: float, faults: list[FaultReport], suspended: float) -> Diagnosis | None:
-        """Report the rank's faults and exchange heartbeats; returns how the run ends (kind OVER: in good order).
+        """Report the rank's faults and exchange heartbeats; returns the diagnosis (kind OVER: normal end), if any.
 
-        Time-outs are extended by the `suspended` seconds in which heartbeats of the others were missed.
+        Time-outs are extended by `suspended`, the seconds in which this process received no heartbeats.
         """
 
     @abstractmethod
@@ -217,7 +217,7 @@ class FirstMonitor(RankMonitor):
 
 
 class OtherMonitor(RankMonitor):
-    """The monitor of any other rank: sends heartbeats to rank 0's and ends the rank when that one says so."""
+    """The monitor of any other rank: sends heartbeats to rank 0's monitor, and ends its rank at its request."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -255,7 +255,7 @@ class OtherMonitor(RankMonitor):
         return Diagnosis("", code, permanent=True, kind=OVER)
 
     def _alone(self, now: float) -> Diagnosis | None:
-        """Returns the diagnosis of a monitor that hears nothing from rank 0's."""
+        """Returns the diagnosis of a monitor without contact to rank 0's monitor."""
         timeout, patience = self._limit("contact_timeout_s", 20.0), self._limit("start_timeout_s", 600.0)
         faults = [fault for _, fault in self.faults]
         meanwhile = f"rank {self.rank} was in {self.process.at}"

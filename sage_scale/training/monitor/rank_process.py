@@ -1,4 +1,4 @@
-"""The process of one rank as its monitor sees it: its messages, its end, where it hangs, the launchers above it."""
+"""The process of one rank in its monitor: messages, exit status, hang location, parent launchers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RankProcess:
         self._memory_kills = kills_for_memory()
 
     def poll(self, now: float) -> list[FaultReport]:
-        """Read messages, look after the process, and return the faults found since the last call."""
+        """Read messages, check the process, and return the faults found since the last call."""
         self._read(now)
         self._check_exit()
         if self.alive:
@@ -74,7 +74,7 @@ class RankProcess:
 
     @property
     def over(self) -> int | None:
-        """Exit code of a rank that has ended in good order."""
+        """Returns the exit code of a rank that has ended, else None."""
         return None if self.alive else self.code
 
     def status(self, now: float) -> dict[str, Any]:
@@ -83,14 +83,14 @@ class RankProcess:
         return {"at": self.at, "step": self.step, "patient": patient, "over": self.over}
 
     def signal(self, number: int) -> None:
-        """Send a signal to the rank, as long as it is there; SIGTERM and SIGINT ask it to save and stop."""
+        """Send a signal to the rank while it runs; SIGTERM and SIGINT ask it to save and stop."""
         self._signalled = self._signalled or number in (signal.SIGTERM, signal.SIGINT)
         if self.alive:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, number)
 
     def ask_for_stacks(self, now: float) -> None:
-        """Have the rank write its stacks; a `stalled` fault follows."""
+        """Make the rank write its stacks; a `stalled` fault follows."""
         if self._stacks_asked is None and self.alive:
             self._stacks_asked = now, self._stacks.seek(0, os.SEEK_END)
             self.signal(signal.SIGUSR2)
@@ -179,7 +179,7 @@ class RankProcess:
             self.ask_for_stacks(now)
 
     def _limit(self) -> float:
-        """Seconds without a message before the rank counts as hung."""
+        """Returns the seconds without a message before the rank counts as hung."""
         phase = "start" if self.at == "starting" else "long" if self.in_phase else "hang"
         return float(self.limits.get(f"{phase}_timeout_s", 600.0))
 
@@ -205,7 +205,7 @@ class RankProcess:
     def _keep_stacks(self) -> str:
         """Copy tracebacks and stacks to the run's `faults/` (before there is a run, to the temporary folder).
 
-        Returns the path, '' where there is nothing to keep.
+        Returns the path, '' if nothing was written.
         """
         self._stacks.seek(0)
         text = self._stacks.read()
@@ -223,7 +223,7 @@ class RankProcess:
 
 
 class Launchers:
-    """The launchers above this process: when one of them is gone, its ranks have nothing left to run for.
+    """The launcher processes above this one; when one of them has died, its ranks must end.
 
     DeepSpeed's launcher is two processes on one machine (the runner and `deepspeed.launcher.launch`), and a killed
     runner leaves the other behind with all ranks.
@@ -238,7 +238,7 @@ class Launchers:
                 self._others = [process for process in psutil.Process().parents() if _is_launcher(process)]
 
     def gone(self, now: float) -> bool:
-        """Returns whether one of them has died (looked up twice a second)."""
+        """Returns whether a launcher has died (checked twice a second)."""
         if not self._parent or now - self._looked < _LAUNCHERS_EVERY_S:
             return False
         self._looked = now
@@ -258,7 +258,7 @@ def _is_launcher(process: psutil.Process) -> bool:
 
 
 def end_with_parent(number: int) -> None:
-    """Have the kernel send this process a signal when its parent dies (Linux)."""
+    """Make the kernel send this process a signal when its parent dies (Linux)."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
@@ -275,14 +275,14 @@ def innermost_frame(stacks: str) -> tuple[str, bool]:
 
 
 def process_state(pid: int) -> str:
-    """Returns psutil's status of a process, '' of one that is gone."""
+    """Returns psutil's status of a process, '' if it has ended."""
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).status()
     return ""
 
 
 def kills_for_memory() -> int:
-    """Returns how often the kernel has killed for lack of memory in this process's cgroup (v2)."""
+    """Returns the number of out-of-memory kills in this process's cgroup (v2)."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
         events = (Path("/sys/fs/cgroup") / group.lstrip("/") / "memory.events").read_text()

@@ -1,8 +1,8 @@
-"""Status of a rank, sent to its monitor: steps done, long phases, failures.
+"""Sends the status of a rank to its monitor: finished steps, long phases, failures.
 
 Every process that a launcher starts splits in two (rank_monitor.py): the parent monitors, the child trains. This is the
-child's side, lines of JSON into a pipe. In a process without a monitor (tests, commands of one rank) every function
-does nothing, so callers need not ask.
+child's side, which writes JSON lines to a pipe. In a process without a monitor (tests, commands of one rank) every
+function does nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _phases: list[str] = []
 
 
 def attach(pipe: int, stacks: IO[bytes]) -> None:
-    """Set the pipe to the monitor and the file, shared with it, of stacks and tracebacks; once, in the child."""
+    """Set the pipe to the monitor and the shared file of stacks and tracebacks; call it once, in the child."""
     global _pipe, _stacks
     os.set_blocking(pipe, False)  # a stopped monitor must not stop the training
     _pipe, _stacks = pipe, stacks
@@ -54,16 +54,16 @@ def set_limits(**values: Any) -> None:
 
 
 def step_done(step: int) -> None:
-    """Report that a step is done and the next one begins."""
+    """Report a finished step; the next one begins."""
     _phases.clear()
     _send({"step": step})
 
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Work that may take long (evaluating, saving, loading): `watch.long_timeout_s` holds for it, on every rank.
+    """Mark work that may take long (evaluating, saving, loading); its limit is `watch.long_timeout_s`.
 
-    One rank in such a phase is enough: the others may wait for it in a collective.
+    The limit applies to every rank, since the others may wait for this one in a collective.
     """
     begin_phase(name)
     try:
@@ -75,18 +75,18 @@ def phase(name: str) -> Iterator[None]:
 
 
 def begin_phase(name: str) -> None:
-    """Begin a long phase that the next step ends."""
+    """Begin a long phase, which ends at the next step."""
     _phases.append(name)
     _send({"phase": name})
 
 
 def done(code: int = 0) -> None:
-    """Report that this rank is about to end with `code` (0, or 130: saved and stopped as asked)."""
+    """Report that this rank is about to end with `code` (0, or 130 after a requested stop)."""
     _send({"done": code})
 
 
 def failed(error: BaseException, code: int, permanent: bool) -> None:
-    """Report that this rank ends with `code` because of `error`; `permanent`: another start would end the same way."""
+    """Report that this rank ends with `code` because of `error`; `permanent` means that a restart would fail alike."""
     own = type(error).__module__.split(".")[0] == "sage_scale"
     text = " ".join(str(error).split()) or type(error).__name__
     if not (permanent or own) and code == 1:
@@ -99,7 +99,7 @@ def failed(error: BaseException, code: int, permanent: bool) -> None:
 
 
 def failed_collective(error: BaseException) -> bool:
-    """Returns whether a collective failed, which says that another rank is gone rather than what is wrong here."""
+    """Returns whether the error is a failed collective, which points to another rank's failure."""
     names = {base.__name__ for base in type(error).__mro__}
     if names & _COLLECTIVE_ERRORS:
         return True
