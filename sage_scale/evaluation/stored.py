@@ -34,7 +34,7 @@ def read_scores(run: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def scores_by_split(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns what scores.json holds by split, each with `split`, its name."""
+    """Returns the entries of scores.json by split, each with its name as `split`."""
     bleu4 = document.get("bleu4")
     if isinstance(bleu4, int | float) and math.isfinite(bleu4):
         document = {str(document.get("split", "test")): document}

@@ -56,7 +56,7 @@ class Batch:
     text_ids: list[Tensor] | None
     """Equal for equal texts: such pairs are no negatives. None where all pairs are."""
     trained: tuple[bool, bool]
-    """Whether any rank wants the gradient of visual and of text tokens."""
+    """Whether any rank needs the gradient of visual tokens, and of text tokens."""
     group: dist.ProcessGroup | None = None
 
     @property
@@ -205,9 +205,9 @@ class _RingLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         run: _Pass = ctx.run
-        _ = ctx.saved_tensors  # torch's check that the tokens are what they were
+        _ = ctx.saved_tensors  # torch checks that the tokens have not been modified
         sweep, ring, unit = run.sweep, run.ring, run.visual.norm_N
-        # The terms of a column belong to the text's rank: what is asked of its share counts for them.
+        # The terms of a column belong to the text's rank: the gradient of its share applies to them.
         asked_W = unit.new_zeros(ring.world)
         asked_W[run.rank] = grads[0].to(unit.dtype)
         asked_W = sum_over_ranks(asked_W, run.batch.group) / max(run.batch.clips, 1)

@@ -53,7 +53,7 @@ class Tile(Protocol):
     """Interface of tile computations; `TorchTile` and `clcl_triton.TritonTile` implement it."""
 
     measures_first: bool
-    """Whether `gradient` is cheaper after `measure`, of which it then uses what is kept."""
+    """Whether `gradient` is cheaper after `measure`, whose kept values it then uses."""
 
     def __init__(self, softmax: Softmax, factors: torch.dtype) -> None:
         """`factors` is the dtype of W in the matrix products."""
@@ -154,7 +154,7 @@ class TorchTile:
         return self._powers(e_RC)
 
     def _powers(self, below_RC: Tensor) -> Tensor:
-        """exp of what is at most 0; at tau = 0 its limit, 1 for each maximum and 0 below."""
+        """Returns exp of non-positive values; at tau = 0 the limit, 1 for each maximum and 0 elsewhere."""
         return below_RC.exp_() if self.tau else below_RC.eq_(0)
 
     def _like(self, u_RC: Tensor, which: int) -> Tensor:

@@ -165,7 +165,7 @@ class _Similarity(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors  # torch's check that the tokens are what they were
+        _ = ctx.saved_tensors  # torch checks that the tokens have not been modified
         sweep, visual, text = ctx.sweep, ctx.visual, ctx.text
         G_ab, H_ab = (grad[visual.order][:, text.order].to(sweep.compute) for grad in grads)
         of_visual, of_text = ctx.needs_input_grad[:2]

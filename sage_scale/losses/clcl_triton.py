@@ -134,7 +134,7 @@ def _softmaxes(
             f_ikj = tl.where(real_ikj & (u_ikj == top_kj[None, :, :]), 1.0, 0.0).to(u_ikj.dtype)
         R_ik = tl.sum(e_ikj, 2)
         C_kj = tl.sum(f_ikj, 0)
-    # Outside of the clips the sums are 0, and so is what they divide.
+    # Outside of the clips the sums and the terms that they divide are 0.
     R_ik = tl.where(R_ik > 0, R_ik, 1.0)
     C_kj = tl.where(C_kj > 0, C_kj, 1.0)
     r_ik = tl.sum(e_ikj * u_ikj, 2) / R_ik

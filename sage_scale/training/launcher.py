@@ -41,8 +41,8 @@ FORWARDED = (
     "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "DS_ACCELERATOR", "DS_LOG_LEVEL", "SAGE_DEBUG", "SAGE_WATCHDOG", PLUGINS,
     ENDED_FILE, "HF_HOME", "HF_HUB_OFFLINE", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
 )  # fmt: skip
-"""Environment variables for the ranks on other hosts, besides NCCL_* and PYTHON*, which DeepSpeed passes on itself. No
-key: the command line of ssh is for everyone to read."""
+"""Environment variables for the ranks on other hosts, besides NCCL_* and PYTHON*, which DeepSpeed passes on itself.
+None is a secret: every user can read the command line of ssh."""
 _HOST = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\d+)$")
 _SSH = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 """An ssh to a host whose link is cut ends after 15 s instead of hours, and pdsh and `deepspeed` with it."""
@@ -83,7 +83,7 @@ class Hosts:
     path: Path
     slots: dict[str, int]
     address: str
-    """Where rank 0 listens, as the other hosts reach it."""
+    """Address of rank 0, reachable from the other hosts."""
 
     @classmethod
     def read(cls, path: Path, address: str = "") -> Hosts:
@@ -105,7 +105,7 @@ class Hosts:
 
     @property
     def world(self) -> int:
-        """Number of ranks."""
+        """Returns the number of ranks."""
         return sum(self.slots.values())
 
     def command(self, stage: str, arguments: Sequence[object], port: int) -> list[str]:
@@ -146,13 +146,13 @@ class AttemptResult:
 
     code: int
     asked: bool = False
-    """Whether this process was told to stop."""
+    """Whether this process was asked to stop."""
     why: dict[str, Any] = field(default_factory=dict)
     """The diagnosis of rank 0's monitor (diagnosis.py); empty without one."""
 
     @property
     def line(self) -> str:
-        """The diagnosis in one line."""
+        """Returns the diagnosis in one line."""
         return str(
             self.why.get("line") or f"the launcher ended with exit code {self.code}, and no rank said why"
         )

@@ -19,7 +19,7 @@ from sage_scale.untrusted.printer import tell
 
 LOG = "restarts.jsonl"
 UNCHANGING = (2, 3, 4, 130)
-"""Exit codes that the same command would end with again, or that were asked for."""
+"""Exit codes without restart: a restart would end with the same code, or the user requested the stop."""
 FUTILE = 2
 """Starts in a row that get no further, after which no more are tried."""
 _TAIL = 1 << 18

@@ -85,7 +85,7 @@ class VideoTranslator:
         if "segmentation.labels" in self.recipe.given and not Path(self.recipe.segmentation.labels).exists():
             raise UsageError(f"segmentation.labels: there is no {self.recipe.segmentation.labels}")
         self.warnings = _other_than_trained(trained, self.recipe)
-        """Lines on what the overrides change against training."""
+        """Lines on the differences between the overrides and the training recipe."""
         on_gpu = dataclasses.replace(self.recipe.precompute, gpus_per_actor=float(self.device.type == "cuda"))
         plain = dataclasses.replace(self.recipe.vision, feature_views=1)
         self._makers: dict[str, SampleMaker] = {}

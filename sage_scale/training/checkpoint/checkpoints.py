@@ -314,7 +314,7 @@ def read_together(read: Callable[[str], bytes], names: Sequence[str], ranks: Ran
     if ranks.world == 1:
         yield from map(read, names)
         return
-    group = dist.new_group(backend="gloo")  # NCCL moves nothing that lies in host memory
+    group = dist.new_group(backend="gloo")  # NCCL cannot send host memory
     with ThreadPoolExecutor(1, "checkpoint file") as thread:
         ahead = thread.submit(read, names[ranks.rank]) if ranks.rank < len(names) else None
         for number in range(len(names)):

@@ -45,10 +45,10 @@ class LanguageModelKind:
     published: str
     """The kind of checkpoint that `model.language_model` names, for messages."""
     make: Callable[[list[Meta], Recipe, Path, Callable[[str], None]], dict[str, Any]]
-    """Trains one on the texts of the clips into a folder (`denoise.enabled`); returns what is reported."""
+    """Trains a language model on the clips' texts into a folder (`denoise.enabled`); returns the figures to report."""
     adapt: Callable[[Callable[[], list[Meta]], Recipe, Path], dict[str, Any]]
-    """Writes the recipe's one, adapted to the texts, to a folder, or nothing where it is used as it is; returns what
-    is reported."""
+    """Writes the recipe's language model, adapted to the texts, to a folder; returns the figures to report. Writes
+    nothing if the model is used unchanged."""
     unknown: str
     """Consequence of tokens that the tokenizer does not know."""
     reads_glosses: bool = False

@@ -90,7 +90,7 @@ class RankRegistry:
     ranks: dict[int, RankState] = field(default_factory=dict)
     reports: list[FaultReport] = field(default_factory=list)
     stacks_wanted: bool = False
-    """Whether every monitor is asked for its rank's stacks."""
+    """Whether the monitors must request the stacks of their ranks."""
     _first: dict[str, float] = field(default_factory=dict)
     """Time of the first report, by kind ("first hand" for all of FIRST_HAND)."""
 

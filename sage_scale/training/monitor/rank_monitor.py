@@ -36,7 +36,7 @@ from sage_scale.untrusted.printer import tell
 ENDED_FILE = "SAGE_ENDED_FILE"
 """Environment variable: where rank 0's monitor also writes why the run ended, besides `RUN/STAGE/ended.json`."""
 OVER = "over"
-"""Kind of the diagnosis of a run that ended in good order."""
+"""Kind of the diagnosis of a run that ended normally."""
 TICK_S = 0.1
 SUSPENDED_S = 1.0
 """Longer ticks mean that this process was suspended, seconds."""
@@ -65,7 +65,7 @@ def start_rank_monitor(stage: str) -> None:
     try:
         kind = FirstMonitor if int(os.environ.get("RANK", 0)) == 0 else OtherMonitor
         code = kind(stage, child, read_end, stacks).run()
-    except BaseException as error:  # a fault of ours must not leave a rank without monitor
+    except BaseException as error:  # an error of the monitor must not leave a rank unmonitored
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
         tell(f"sage-scale {stage}: the watchdog failed: {type(error).__name__}: {error}")

@@ -49,7 +49,7 @@ class RankProcess:
         self.progressed = time.monotonic()
         self.alive = True
         self.code: int | None = None
-        """Exit code of a rank that ends in good order, as it announced it."""
+        """Exit code that the rank announced before a normal end."""
         self._pipe, self._stacks = pipe, stacks
         os.set_blocking(pipe, False)
         self._unread = b""
