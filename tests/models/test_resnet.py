@@ -158,7 +158,7 @@ def test_narrow_stages_train_on_large_frames():
     program = (
         "import torch; torch.set_num_threads(1)\n"
         "from sage_scale.config import Backbone\n"
-        "from sage_scale.models.resnet import FrameEncoder\n"
+        "from sage_scale.nn.frame_encoder import FrameEncoder\n"
         "for widths in ((8, 16), (4, 8, 12)):\n"
         "    encoder = FrameEncoder(Backbone(depths=(1,) * len(widths), widths=widths), 224)\n"
         "    encoder(torch.rand(4, 3, 224, 224) * 255).sum().backward()\n"
