@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sage_scale.reporting import figures
-from sage_scale.reporting.figures import Line, duration
+from sage_scale.reporting.figures import Line
 from sage_scale.reporting.runlog import RunRecord, StageLog, fixed, number
+from sage_scale.untrusted.display import duration
 
 _CHARTS: tuple[tuple[str, tuple[tuple[str, str, int], ...]], ...] = (
     ("Loss", (("training", "loss", 0), ("dev", "dev loss", 1))),

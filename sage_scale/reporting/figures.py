@@ -354,16 +354,6 @@ def is_jpeg(text: Any) -> bool:
         return False
 
 
-def duration(seconds: float) -> str:
-    """Returns seconds as 59 s, 4 min 05 s, 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 def brief(seconds: float) -> str:
     """Returns seconds as 59 s, 9.8 min, 2.1 h."""
     if seconds < 60:

@@ -12,8 +12,9 @@ from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.reporting import examples as texts
 from sage_scale.reporting import figures
-from sage_scale.reporting.figures import brief, duration
+from sage_scale.reporting.figures import brief
 from sage_scale.reporting.runlog import RunRecord, StageLog, fixed, number
+from sage_scale.untrusted.display import duration
 
 PAPER_TOKEN_RATIO = 0.129
 """Segments per frame on PHOENIX14T (SAGE, Table 2)."""

@@ -44,17 +44,14 @@ class FrozenOutputs:
         for module in self._modules:
             module.eval()
 
-    def forward(
-        self,
-        video: PackedVideo,
-        kept: Tensor | None,
-        labels_BL: Tensor,
-        input_ids_BL: Tensor,
-        label_smoothing: float,
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the translator's summed loss and number of labels, from stored frame features (F, C), tokens (N, D),
-        or, with `kept` None, from the video."""
-        return self.model(video, labels_BL, input_ids_BL, label_smoothing)
+    def forward(self, video: PackedVideo, kept: Tensor | None, *text: Any) -> tuple[Tensor, Tensor]:
+        """Returns the translator's summed loss and number of labels, from the stored outputs `kept` or, with None,
+        from the video. `text` is labels (B, L), input ids (B, L) and label smoothing."""
+        return self.model(video, *text) if kept is None else self.forward_kept(video, kept, *text)
+
+    def forward_kept(self, video: PackedVideo, kept: Tensor, *text: Any) -> tuple[Tensor, Tensor]:
+        """Returns `forward` from stored frame features (F, C) or tokens (N, D)."""
+        raise NotImplementedError
 
     def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
         """Returns the outputs to store for a batch of clips, packed, and the number of rows of each clip."""

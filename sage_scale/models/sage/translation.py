@@ -60,16 +60,7 @@ class SageOutputs(FrozenOutputs):
     def __init__(self, model: SageTranslator, stage: Stage) -> None:
         super().__init__(model, stage, model.visual.backbone, [model.visual, model.mapper])
 
-    def forward(
-        self,
-        video: PackedVideo,
-        kept: Tensor | None,
-        labels_BL: Tensor,
-        input_ids_BL: Tensor,
-        label_smoothing: float,
-    ) -> tuple[Tensor, Tensor]:
-        if kept is None:
-            return super().forward(video, kept, labels_BL, input_ids_BL, label_smoothing)
+    def forward_kept(self, video: PackedVideo, kept: Tensor, *text: Any) -> tuple[Tensor, Tensor]:
         model = self.model
         tokens_ND = kept
         if self.kind == "backbone":
@@ -77,9 +68,7 @@ class SageOutputs(FrozenOutputs):
                 None if video.clip_seeds_B is None else token_seeds(video.clip_seeds_B, video.clip_segments_B)
             )
             tokens_ND = model.mapper(model.visual.tokens(kept, video.segment_frames_N), seeds_N)
-        return model.forward_tokens(
-            tokens_ND, video.clip_segments_B, labels_BL, input_ids_BL, label_smoothing, video.clip_seeds_B
-        )
+        return model.forward_tokens(tokens_ND, video.clip_segments_B, *text, video.clip_seeds_B)
 
     def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
         values = self.model.visual.frame_features(video, augmented=augmented)

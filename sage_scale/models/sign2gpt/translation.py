@@ -86,24 +86,13 @@ class Sign2GptOutputs(FrozenOutputs):
         else:
             super().__init__(model, stage, model.spatial.backbone, [model.spatial, model.sign_encoder])
 
-    def forward(
-        self,
-        video: PackedVideo,
-        kept: Tensor | None,
-        labels_BL: Tensor,
-        input_ids_BL: Tensor,
-        label_smoothing: float,
-    ) -> tuple[Tensor, Tensor]:
-        if kept is None:
-            return super().forward(video, kept, labels_BL, input_ids_BL, label_smoothing)
+    def forward_kept(self, video: PackedVideo, kept: Tensor, *text: Any) -> tuple[Tensor, Tensor]:
         model, frames_B = self.model, clip_frames(video)
         if self.kind == "backbone":
             tokens_ND, lengths_B = model.sign_encoder(model.spatial.rows(kept), frames_B, video.clip_seeds_B)
         else:
             tokens_ND, lengths_B = kept, model.sign_encoder.token_lengths(frames_B)
-        return model.decoder(
-            tokens_ND, lengths_B, labels_BL, input_ids_BL, label_smoothing, video.clip_seeds_B
-        )
+        return model.decoder(tokens_ND, lengths_B, *text, video.clip_seeds_B)
 
     def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
         model, frames_B = self.model, clip_frames(video)
