@@ -14,7 +14,7 @@ PACKAGE = Path(sage_scale.__file__).resolve().parent
 FLOORS = (
     ("errors", "parallel", "retry", "deprecated"),
     ("untrusted",),
-    ("losses", "text"),
+    ("keypoints", "losses", "text"),
     ("storage", "config"),
     ("registry",),
     ("shards", "corpora", "vision"),

@@ -7,7 +7,6 @@ into a temporary file for as long as it is read. Nothing is ever written under a
 from __future__ import annotations
 
 import contextlib
-import errno
 import tempfile
 import unicodedata
 import zipfile
@@ -18,14 +17,13 @@ from pathlib import Path
 from typing import IO
 
 from sage_scale.errors import ClipRejected
+from sage_scale.untrusted.damage import damage_rejects
 from sage_scale.untrusted.display import shortened
-from sage_scale.untrusted.files import NotRegularFile, is_file
+from sage_scale.untrusted.files import is_file
 
 SUFFIX = ".zip"
 LARGEST_UNPACKED = 4 << 30
 """Most bytes that a deflated member may unpack to: a zip may claim anything."""
-PROBE_BYTES = 2**28
-"""A machine that can allocate so much is not out of memory."""
 _LOCAL_HEADER = 30
 _PIECE_BYTES = 1 << 20
 
@@ -126,37 +124,3 @@ def _unpack(member: Member, file: IO[bytes]) -> None:
         while piece := source.read(_PIECE_BYTES):
             file.write(piece)
     file.flush()
-
-
-_ERRNO_OF_BYTES = (None, errno.EINVAL, errno.EOVERFLOW)
-"""Of OSErrors from damaged bytes: bz2 and gzip set none; a damaged directory names positions outside the file."""
-
-
-@contextlib.contextmanager
-def damage_rejects(name: str, reason: str) -> Iterator[None]:
-    """Raises ClipRejected with `reason` (`unsupported` for an unknown compression) where damaged bytes make unpacking
-    fail. Faults of the machine (an OSError with a number, no memory left) are raised unchanged.
-    """
-    try:
-        yield
-    except ClipRejected:
-        raise
-    except NotRegularFile as error:
-        raise ClipRejected("unreadable", f"{name}: {error.strerror}") from None
-    except MemoryError:  # lzma asks for what the bytes claim
-        raise no_memory(reason, f"no memory to unpack {name}") from None
-    except NotImplementedError as error:
-        raise ClipRejected("unsupported", f"{name}: {error}") from None
-    except Exception as error:  # each decompressor and parser raises its own
-        if isinstance(error, OSError) and error.errno not in _ERRNO_OF_BYTES:
-            raise
-        raise ClipRejected(reason, f"{name}: {shortened(error) or type(error).__name__}") from None
-
-
-def no_memory(reason: str, words: str) -> Exception:
-    """Returns ClipRejected for a file that claims an absurd size, or MemoryError if the machine has no memory left."""
-    try:
-        bytearray(PROBE_BYTES)
-    except MemoryError:
-        return MemoryError(words)
-    return ClipRejected(reason, "it claims more memory than there is")

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from sage_scale.errors import ClipRejected
+from sage_scale.untrusted.damage import no_memory
 from sage_scale.untrusted.files import NotRegularFile, mode_of, open_regular
-from sage_scale.vision.archives import no_memory
 from sage_scale.vision.crop import Region, check_picture, plan_cut, plan_square
 from sage_scale.vision.sampling import check_length, nearest_frames
 from sage_scale.vision.video_clips import ClipPictures, Interval, PictureSettings

@@ -17,8 +17,8 @@ import numpy as np
 
 from sage_scale.config import Vision
 from sage_scale.errors import ClipRejected, UsageError
+from sage_scale.untrusted.damage import damage_rejects
 from sage_scale.untrusted.files import is_file, is_folder, open_regular, read_bytes
-from sage_scale.vision.archives import damage_rejects
 from sage_scale.vision.crop import Region
 
 POINTS = 67

@@ -14,9 +14,10 @@ from pathlib import Path
 import av
 
 from sage_scale.errors import ClipRejected
+from sage_scale.untrusted.damage import no_memory
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import is_file
-from sage_scale.vision.archives import ffmpeg_address, find_member, no_memory
+from sage_scale.vision.archives import ffmpeg_address, find_member
 from sage_scale.vision.crop import LARGEST_PIXELS
 
 # Playlists and concat scripts are videos to ffmpeg too, and would let a corpus file open other files or addresses.

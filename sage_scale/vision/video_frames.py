@@ -15,7 +15,7 @@ import av
 from av.video.frame import VideoFrame
 
 from sage_scale.errors import ClipRejected
-from sage_scale.vision.archives import no_memory
+from sage_scale.untrusted.damage import no_memory
 from sage_scale.vision.crop import UPRIGHT, Orientation, check_picture
 from sage_scale.vision.video_files import ffmpeg_message
 from sage_scale.vision.video_track import VideoTrack

@@ -1,0 +1,52 @@
+"""Keypoint files by their ending and content, each as one `KeypointTrack`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sage_scale.errors import ClipRejected
+from sage_scale.keypoints.arrays import npz_bytes, read_npy, read_npz, track_of_array, wholebody_array
+from sage_scale.keypoints.pose_file import pose_bytes, read_pose
+from sage_scale.keypoints.track import KeypointTrack
+from sage_scale.untrusted.damage import damage_rejects
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import open_regular
+
+__all__ = ["npz_bytes", "pose_bytes", "read_track", "track_of_array", "wholebody_array"]
+
+LARGEST_BYTES = 2**30
+"""Largest keypoint file, bytes, also unpacked: 4 hours of body and hands at 25 frames a second."""
+
+
+def read_track(
+    path: Path, *, default_fps: float = 25.0, picture: tuple[float, float] | None = None
+) -> KeypointTrack:
+    """Returns the track of a `.pose`, `.npz` or `.npy` file.
+
+    `default_fps` and `picture` (width, height in pixels) hold where the file states neither. Raises ClipRejected
+    `bad-keypoints` for a file that cannot be read, OSError where the file system fails.
+    """
+    with _damage(path), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_BYTES:
+            raise ClipRejected("bad-keypoints", f"{size:,} bytes, above {LARGEST_BYTES // 2**20} MiB")
+        suffix = path.suffix.lower()
+        if suffix == ".pose":
+            return read_pose(file.read(size))
+        if suffix == ".npy":
+            return read_npy(file, size, default_fps=default_fps, picture=picture)
+        return read_npz(file, LARGEST_BYTES, default_fps=default_fps, picture=picture)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Names the file in every rejection, and makes each one `bad-keypoints`."""
+    try:
+        with damage_rejects("keypoints", "bad-keypoints"):
+            yield
+    except ClipRejected as rejected:
+        detail = rejected.detail.removeprefix("keypoints: ")
+        raise ClipRejected("bad-keypoints", f"{shortened(path.name, 255)}: {detail}") from None
