@@ -58,7 +58,8 @@ HOLISTIC_75 = BODY_33 + LEFT_HAND + RIGHT_HAND
 """Body and hands of MediaPipe Holistic."""
 OPENPOSE_67 = BODY_25 + LEFT_HAND + RIGHT_HAND
 """Body and hands of OpenPose."""
-FACE_MESH = tuple(f"face.{number}" for number in range(468))
+FACE_MESH = tuple(f"face.{number}" for number in range(478))
+"""MediaPipe's face mesh, with the 10 points of the irises."""
 FACE_70 = tuple(f"face68.{number}" for number in range(70))
 
 

@@ -33,15 +33,16 @@ class InvalidJSON(ValueError):
     """The text is not JSON, or holds values that JSON permits and files, floats or UTF-8 do not."""
 
 
-def parse_json(data: str | bytes | memoryview) -> Any:
+def parse_json(data: str | bytes | memoryview, *, finite: bool = True) -> Any:
     """Returns the value of a JSON document. Raises InvalidJSON with a reason of a few words.
 
     Refused: bytes that are not UTF-8, more than 64 nested levels, numbers that are not finite, integers of 2**64 or
-    more, strings with a NUL or a lone surrogate.
+    more, strings with a NUL or a lone surrogate. Without `finite` numbers that are not finite become floats.
     """
     try:
         text = data if isinstance(data, str) else str(data, "utf-8")
-        value = _DECODER.decode(text.removeprefix("\ufeff"))
+        decoder = _DECODER if finite else _DECODER_OF_ANY_NUMBERS
+        value = decoder.decode(text.removeprefix("\ufeff"))
     except InvalidJSON:
         raise
     except UnicodeDecodeError as error:
@@ -147,6 +148,7 @@ def _integer(digits: str) -> int:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_constant, parse_float=_float, parse_int=_integer)
+_DECODER_OF_ANY_NUMBERS = json.JSONDecoder(parse_constant=float, parse_int=_integer)
 _decode_plain = json.JSONDecoder(parse_constant=_constant, parse_float=_float).decode
 
 
