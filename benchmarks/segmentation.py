@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from sage_scale.config import Corpus, Segmentation, Vision
 from sage_scale.corpora.manifest import Clip, from_json_lines
 from sage_scale.segmentation.rules import B, apply_rule, segments_to_labels
+from sage_scale.segmentation.scores import clip_counts, scores
 from sage_scale.segmentation.segmenter import tag_clip
 from sage_scale.vision.decode import GREY_SIZE, DecodedClip, decode_clip
 
@@ -80,44 +81,10 @@ def synthetic_examples(root: Path) -> Iterator[Example]:
         yield decode_clip(video, Vision(size=64)), signs
 
 
-def matches(predicted: np.ndarray, gold: np.ndarray, tolerance: float) -> int:
-    """Returns the largest number of pairs (predicted, gold) at most `tolerance` apart, each boundary used once.
-
-    Both are on a line, so the earliest fit is always among the best choices.
-    """
-    left, right = sorted(predicted), sorted(gold)
-    i = j = pairs = 0
-    while i < len(left) and j < len(right):
-        if abs(left[i] - right[j]) <= tolerance:
-            pairs, i, j = pairs + 1, i + 1, j + 1
-        elif left[i] < right[j]:
-            i += 1
-        else:
-            j += 1
-    return pairs
-
-
-def boundary_score(predicted: list[np.ndarray], gold: list[np.ndarray], tolerance: float) -> dict[str, float]:
-    """Returns f1, precision and recall of boundaries, in frames, micro-averaged over clips."""
-    found = sum(matches(p, g, tolerance) for p, g in zip(predicted, gold, strict=True))
-    made, wanted = sum(map(len, predicted)), sum(map(len, gold))
-    return {
-        "f1": 2 * found / (made + wanted) if made + wanted else 0.0,
-        "precision": found / made if made else 0.0,
-        "recall": found / wanted if wanted else 0.0,
-    }
-
-
-def evenly_spaced(counts: list[int], totals: list[int]) -> list[np.ndarray]:
-    """Returns for each clip of `totals` frames the inner boundaries, `counts`, of segments of equal length."""
-    return [np.rint(np.arange(1, n + 1) * total / (n + 1)) for n, total in zip(counts, totals, strict=True)]
-
-
 def table(name: str, examples: list[Example]) -> list[str]:
     """Markdown rows: the tagger's onsets and the segments of the rule `sage`, each beside equal spacing."""
     totals = [decoded.total_frames for decoded, _ in examples]
-    gold = [np.unique(signs[:, 0]) for _, signs in examples]
-    gold = [starts[(starts > 0) & (starts < total)] for starts, total in zip(gold, totals)]
+    gold = [signs for _, signs in examples]
     segmentation = Segmentation()
     labels = [tag_clip(decoded, segmentation, FPS) for decoded, _ in examples]
     human = [segments_to_labels(signs, decoded.total_frames) for decoded, signs in examples]
@@ -131,14 +98,20 @@ def table(name: str, examples: list[Example]) -> list[str]:
         ),
     ):
         ratio = sum(map(len, starts)) / sum(totals)
-        inner = [frames[frames > 0] for frames in starts]
-        even = evenly_spaced([len(frames) for frames in inner], totals)
-        scores = []
-        for tolerance in (1, 2, 3):
-            ours, theirs = (boundary_score(cuts, gold, tolerance)["f1"] for cuts in (inner, even))
-            scores.append(f"{ours:.3f} ({theirs:.3f})")
-        rows.append(f"| {name} | {what} | {ratio:.3f} | {' | '.join(scores)} |")
+        found = onset_scores(starts, gold, totals)
+        each = [
+            f"{found[f'onset_f1_{near}']:.3f} ({found[f'even_onset_f1_{near}']:.3f})" for near in (1, 2, 3)
+        ]
+        rows.append(f"| {name} | {what} | {ratio:.3f} | {' | '.join(each)} |")
     return rows
+
+
+def onset_scores(
+    starts: list[np.ndarray], gold: list[np.ndarray], totals: list[int]
+) -> dict[str, np.ndarray]:
+    """Scores of the onsets `starts` (the others need whole segments and mean nothing here)."""
+    segments = [np.stack([frames, frames + 1], axis=1) for frames in starts]
+    return scores(sum(map(clip_counts, segments, gold, totals)), FPS)
 
 
 def main() -> None:

@@ -20,14 +20,14 @@ DGS = ROOT.parent / "shared" / "data" / "dgs_motion"
 def scores(examples, tolerance: int) -> tuple[float, float, float]:
     """F1 of the tagger's onsets, F1 of as many evenly spaced ones, and segments of the rule per frame."""
     totals = [clip.total_frames for clip, _ in examples]
-    gold = [np.unique(signs[:, 0]) for _, signs in examples]
     labels = [tag_clip(clip, Segmentation(), 25.0) for clip, _ in examples]
-    found = [np.flatnonzero(label[1:] == B) + 1 for label in labels]
-    even = benchmark.evenly_spaced([len(frames) for frames in found], totals)
+    found = benchmark.onset_scores(
+        [np.flatnonzero(label == B) for label in labels], [signs for _, signs in examples], totals
+    )
     segments = sum(len(apply_rule(label, Segmentation(), 25.0)) for label in labels)
     return (
-        benchmark.boundary_score(found, gold, tolerance)["f1"],
-        benchmark.boundary_score(even, gold, tolerance)["f1"],
+        float(found[f"onset_f1_{tolerance}"]),
+        float(found[f"even_onset_f1_{tolerance}"]),
         segments / sum(totals),
     )
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from segmentation import boundary_score, matches
 
 from sage_scale.config import Segmentation
 from sage_scale.corpora.manifest import Clip
@@ -16,6 +15,7 @@ from sage_scale.segmentation import segment_clip
 from sage_scale.segmentation.label_files import _table
 from sage_scale.segmentation.motion import fall, grey_movement, motion_labels, peaks
 from sage_scale.segmentation.rules import B, I, O, parse_letters
+from sage_scale.segmentation.scores import matches
 from sage_scale.segmentation.segmenter import tag_clip
 from sage_scale.vision.decode import DecodedClip
 
@@ -154,32 +154,6 @@ def test_labels_that_do_not_fit(tmp_path) -> None:
         segment_clip(decoded(15), Segmentation(tagger="precomputed"))
     with pytest.raises(UsageError, match="there is no"):
         segment_clip(decoded(15), Segmentation(tagger="precomputed", labels=str(tmp_path / "none")))
-
-
-def test_boundary_score_matches_each_boundary_once() -> None:
-    assert matches([10, 11, 12], [11], 2) == 1
-    assert matches([1, 5, 9], [2, 6, 40], 1) == 2
-    score = boundary_score([np.array([1, 5, 9])], [np.array([2, 6, 40, 50])], 1)
-    assert score == {"precision": 2 / 3, "recall": 1 / 2, "f1": pytest.approx(4 / 7)}
-
-
-def test_matching_is_the_largest_possible() -> None:
-    """Against the maximum flow of the bipartite graph, found by trying augmenting paths."""
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        left, right = rng.integers(0, 40, rng.integers(0, 8)), rng.integers(0, 40, rng.integers(0, 8))
-        owner: dict[int, int] = {}
-
-        def augment(i: int, seen: set[int], left=left, right=right, owner=owner) -> bool:
-            for j in range(len(right)):
-                if abs(left[i] - right[j]) <= 3 and j not in seen:
-                    seen.add(j)
-                    if j not in owner or augment(owner[j], seen):
-                        owner[j] = i
-                        return True
-            return False
-
-        assert matches(left, right, 3) == sum(augment(i, set()) for i in range(len(left)))
 
 
 def test_labels_are_the_three_letters() -> None:
