@@ -37,10 +37,11 @@ from sage_scale.corpora.folder import (
 )
 from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.corpora.roll_up import merge_roll_up
-from sage_scale.errors import ClipRejected
+from sage_scale.errors import ClipRejected, UsageError
+from sage_scale.storage import on_this_machine
 from sage_scale.text.languages import language_tag, primary_subtag, tag_distance
 from sage_scale.untrusted.display import shortened
-from sage_scale.untrusted.files import lines, read_text, text_fault
+from sage_scale.untrusted.files import expanded, lines, read_text, text_fault
 
 SPLITS = ("train", "dev", "test")
 UNLABELLED = "unlabelled"
@@ -76,6 +77,34 @@ def read_corpus(corpus: Corpus) -> Manifest:
         merged += found.merged
     clips = sorted(rows.clips.values(), key=lambda clip: (clip.video, clip.start_s, clip.id))
     return Manifest(tuple(clips), tuple(rows.rejected), ((MERGED, merged),) if merged else ())
+
+
+def whole_videos(root: str | Path) -> Manifest:
+    """Returns each video below a folder (or a single video) as one clip without a sentence, in the order of their
+    paths. A keypoint file without a video beside it counts as one.
+
+    A clip's id is the path below the folder without the ending, with it where another video has the same. Raises
+    UsageError where there is none.
+    """
+    path = expanded(on_this_machine(root, "a folder of videos"))
+    if not path.exists():
+        raise UsageError(f"there is no {path}")
+    base, walked = (path, walk(path)) if path.is_dir() else (path.parent, [(path.parent, [path.name])])
+    rows = Rows()
+    for folder, listed in walked:
+        media = [name for name in listed if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES]
+        for name in media:
+            if not is_text(f"{folder}{name}"):
+                rows.reject_name(base, folder / name)
+        found = _Folder(base, folder, [name for name in media if is_text(f"{folder}{name}")], Corpus())
+        for name in found.videos:
+            whole = found.video_id(name)
+            short = os.path.splitext(whole)[0]
+            given = whole if short in rows.clips else short
+            rows.add(Clip(id=given, video=f"{folder}/{name}", split=UNLABELLED))
+    if not rows.clips:
+        raise UsageError(f"no video and no keypoint file (.pose, .npz) in {path}")
+    return rows.manifest()
 
 
 class _Folder:
@@ -143,8 +172,12 @@ class _Folder:
         for video in self.videos:
             yield from tabled.get(video) or self._beside(video)
 
+    def video_id(self, name: str) -> str:
+        """Returns the path of a video below the root, names in NFC."""
+        return f"{self.inside}/{file_key(name)}" if self.inside else file_key(name)
+
     def _id(self, name: str, start_s: float = 0.0, end_s: float | None = None) -> str:
-        name = f"{self.inside}/{file_key(name)}" if self.inside else file_key(name)
+        name = self.video_id(name)
         if start_s == 0.0 and end_s is None:
             return name
         return f"{name}@{start_s:.3f}-{'' if end_s is None else f'{end_s:.3f}'}"
