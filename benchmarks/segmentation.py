@@ -111,7 +111,7 @@ def onset_scores(
 ) -> dict[str, np.ndarray]:
     """Scores of the onsets `starts` (the others need whole segments and mean nothing here)."""
     segments = [np.stack([frames, frames + 1], axis=1) for frames in starts]
-    return scores(sum(map(clip_counts, segments, gold, totals)), FPS)
+    return scores(np.sum([*map(clip_counts, segments, gold, totals)], axis=0), FPS)
 
 
 def main() -> None:

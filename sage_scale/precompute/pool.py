@@ -251,7 +251,7 @@ def new_actor(
     import ray
 
     settings = recipe.precompute
-    actor = ray.remote(worker).options(
+    actor: Any = ray.remote(worker).options(
         num_cpus=1,
         num_gpus=settings.gpus_per_actor,
         memory=memory_mb * 2**20,

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self
 from urllib.parse import quote
 
 from sage_scale.errors import UsageError
@@ -135,7 +135,7 @@ class JobProgress:
         self._display = display.Progress(stream=stream, every_s=every_s, quiet=quiet)
         self.say = self._display.say
 
-    def __enter__(self) -> JobProgress:
+    def __enter__(self) -> Self:
         self._display.__enter__()
         return self
 

@@ -7,7 +7,7 @@ annotation may overlap (two hands). Shape letters: C clips, N predicted and M an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -132,7 +132,7 @@ def matched_segments(overlaps_NM: np.ndarray, least: float) -> list[tuple[int, i
     return sorted(column_of.items())
 
 
-def matches(predicted: Sequence[float], gold: Sequence[float], tolerance: float) -> int:
+def matches(predicted: Iterable[float], gold: Iterable[float], tolerance: float) -> int:
     """Returns the largest number of pairs (predicted, gold) at most `tolerance` apart, each boundary used once.
 
     Both are on a line, so the earliest fit is always among the best choices.

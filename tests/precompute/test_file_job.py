@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import ray
 from factories.precompute import hashes
 
 from sage_scale.config import load_recipe
@@ -118,6 +120,7 @@ def test_whole_videos_are_named_by_their_paths(tmp_path):
 
 @pytest.mark.system
 def test_a_job_on_ray_is_continued_and_refuses_other_settings(tmp_path):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
     root, out = videos(tmp_path / "in"), tmp_path / "out"
     summary = job(root, out).execute()
     assert (summary.clips, summary.made, len(summary.rejects)) == (8, 8, 1) and "1 empty" in summary.line()
