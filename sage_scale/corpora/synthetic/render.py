@@ -16,17 +16,24 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sage_scale.corpora.synthetic.animation import Motion
-from sage_scale.corpora.synthetic.articulation import ANGLE, FLIP, LENGTH, SHAPE, U, Y, Z
+from sage_scale.corpora.synthetic.articulation import SHAPE, Z
 from sage_scale.corpora.synthetic.signers import Colour, Signer
+from sage_scale.corpora.synthetic.skeleton import (
+    DROP,
+    NECK_Y,
+    SIZE,
+    ZOOM,
+    arm_joints,
+    hand_joints,
+    head_place,
+    on_face,
+    palm_of,
+    picture_hand,
+    trunk_sway,
+)
 
-SIZE = 128
-"""Side of a frame, pixels."""
 _OVER = 2
 _PIXELS = SIZE * _OVER / 2
-_ZOOM, _DROP = 1.12, -0.06
-"""The signer fills the picture from the waist up."""
-_HAND = 1.2
-_NECK_Y = 0.30
 
 Part = tuple[np.ndarray, Colour]
 """A polygon in every frame, (T, P, 2) in picture coordinates (x right, y up, -1 to 1), and its colour."""
@@ -74,8 +81,8 @@ def write_h264(path: Path, frames: Iterable[np.ndarray], fps: int, size: int) ->
 
 def _to_pixels(points: np.ndarray) -> list[list[float]]:
     pixels = np.empty_like(points)
-    pixels[..., 0] = (_ZOOM * points[..., 0] + 1) * _PIXELS
-    pixels[..., 1] = (1 - _ZOOM * points[..., 1] - _DROP) * _PIXELS
+    pixels[..., 0] = (ZOOM * points[..., 0] + 1) * _PIXELS
+    pixels[..., 1] = (1 - ZOOM * points[..., 1] - DROP) * _PIXELS
     # Whole pixels of the large picture: the last bit of a sine, which differs between machines, rarely reaches them.
     return np.rint(pixels).reshape(len(points), -1).tolist()
 
@@ -95,26 +102,14 @@ def _background(signer: Signer) -> Image.Image:
 def _figure(motion: Motion, signer: Signer) -> list[Part]:
     """Returns all parts, back to front."""
     side = 1.0 if signer.left_handed else -1.0
-    body = np.zeros((motion.frames, 2))
-    # The trunk follows the hands a little.
-    body[:, 0] = signer.lean + 0.012 * side * (motion.strong[:, U] - motion.weak[:, U])
-    head = _head_place(motion, signer, body)
-    strong = _picture_hand(motion.strong, side, signer)
-    weak = _picture_hand(motion.weak, -side, signer)
+    body = trunk_sway(motion, signer, side)
+    head = head_place(motion, signer, body)
+    strong = picture_hand(motion.strong, side, signer)
+    weak = picture_hand(motion.weak, -side, signer)
     parts = _hair_behind(head, signer) + _trunk(body, signer) + _head(motion, head, signer)
     for hand, hand_side in ((weak, -side), (strong, side)):
         parts += _arm(hand, hand_side, body, signer) + _hand(hand, hand_side, signer)
     return parts
-
-
-def _picture_hand(hand: np.ndarray, side: float, signer: Signer) -> np.ndarray:
-    """Returns a hand with u and angle in picture coordinates."""
-    turned = hand.copy()
-    across = side * hand[:, U] * (signer.shoulders / 0.34) ** 0.5 + signer.lean
-    turned[:, U] = np.clip(across, -0.76, 0.76)  # hands stay in the picture
-    turned[:, Y] = np.minimum(hand[:, Y], 0.68)
-    turned[:, ANGLE] = hand[:, ANGLE] if side > 0 else 180.0 - hand[:, ANGLE]
-    return turned
 
 
 def _shade(colour: Colour, factor: float) -> Colour:
@@ -144,7 +139,7 @@ def _capsule(a: np.ndarray, b: np.ndarray, ra: np.ndarray | float, rb: np.ndarra
 
 
 def _trunk(body: np.ndarray, signer: Signer) -> list[Part]:
-    w, y = signer.shoulders, _NECK_Y
+    w, y = signer.shoulders, NECK_Y
     half = np.array([
         (0.08, y), (0.14, y - 0.02), (w - 0.1, y - 0.05), (w - 0.02, y - 0.07), (w + 0.05, y - 0.11),
         (w + 0.06, y - 0.2), (w + 0.0, y - 0.33), (w - 0.02, y - 0.5), (w - 0.045, y - 0.8),
@@ -159,15 +154,6 @@ def _trunk(body: np.ndarray, signer: Signer) -> list[Part]:
         return points[None] + body[:, None]
 
     return [(placed(outline), signer.clothes), (placed(neck), _shade(signer.skin, 0.8))]
-
-
-def _head_place(motion: Motion, signer: Signer, body: np.ndarray) -> np.ndarray:
-    """Returns (T, 5): centre of the head, its radii, and the turn."""
-    scale = 1.12 * signer.head * (1 + 0.07 * motion.head[:, 2])
-    centre = body + np.array([0.0, 0.575])
-    centre[:, 0] += 0.05 * motion.head[:, 0]
-    centre[:, 1] -= 0.05 * motion.head[:, 1] + 0.03 * motion.head[:, 2]
-    return np.column_stack([centre, 0.165 * scale, 0.222 * scale, motion.head[:, 0]])
 
 
 def _hair_behind(head: np.ndarray, signer: Signer) -> list[Part]:
@@ -189,9 +175,7 @@ def _head(motion: Motion, head: np.ndarray, signer: Signer) -> list[Part]:
     skin = signer.skin
 
     def at(x: float | np.ndarray, y: float | np.ndarray) -> np.ndarray:
-        """Returns a point of the face, given in radii; it moves as the head turns and nods."""
-        return np.column_stack([centre[:, 0] + rx * (np.asarray(x) * (1 - 0.18 * np.abs(turn)) + 0.42 * turn),
-                                centre[:, 1] + ry * (np.asarray(y) - 0.14 * nod)])  # fmt: skip
+        return on_face(head, nod, x, y)
 
     parts: list[Part] = []
     if signer.hair_style != "bald":
@@ -243,14 +227,7 @@ def _head(motion: Motion, head: np.ndarray, signer: Signer) -> list[Part]:
 
 def _arm(hand: np.ndarray, side: float, body: np.ndarray, signer: Signer) -> list[Part]:
     """Returns upper arm, forearm and cuff from the shoulder to the wrist of a hand."""
-    frames = len(hand)
-    shoulder = np.column_stack(
-        [body[:, 0] + side * (signer.shoulders - 0.01), np.full(frames, _NECK_Y - 0.16), np.zeros(frames)]
-    )
-    axis = np.deg2rad(hand[:, ANGLE])
-    back = 0.115 * _HAND * signer.hand * hand[:, LENGTH]
-    wrist = np.column_stack([hand[:, U] - back * np.cos(axis), hand[:, Y] - back * np.sin(axis), hand[:, Z]])
-    elbow = _elbow(shoulder, wrist, signer.arm, 0.95 * signer.arm, side)
+    shoulder, elbow, wrist = arm_joints(hand, side, body, signer)
     sleeve = signer.clothes
     bright = sum(sleeve) > 420
     light = _shade(sleeve, 1.14 if bright else 1.4)
@@ -271,73 +248,32 @@ def _arm(hand: np.ndarray, side: float, body: np.ndarray, signer: Signer) -> lis
     return parts
 
 
-def _elbow(shoulder: np.ndarray, wrist: np.ndarray, upper: float, fore: float, side: float) -> np.ndarray:
-    """Returns the elbow (T, 3) by two-bone inverse kinematics, bent down and outwards; moves `wrist` into reach."""
-    way = wrist - shoulder
-    distance = np.linalg.norm(way, axis=1, keepdims=True)
-    reach = np.clip(distance, 0.2, 0.995 * (upper + fore))
-    direction = way / np.maximum(distance, 1e-6)
-    wrist[:] = shoulder + direction * np.where(distance > reach, reach, distance)
-    along = (upper**2 - fore**2 + reach**2) / (2 * reach)
-    height = np.sqrt(np.maximum(upper**2 - along**2, 0.0))
-    pole = np.array([0.55 * side, -1.0, -0.35])
-    across = pole - (direction @ pole)[:, None] * direction
-    across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-6)
-    return shoulder + direction * along + across * height
-
-
-_KNUCKLES = (0.062, 0.021, -0.021, -0.060)
-_FINGERS = (0.168, 0.186, 0.172, 0.140)
-
-
 def _hand(hand: np.ndarray, side: float, signer: Signer) -> list[Part]:
     """Returns palm and fingers; every finger has a dark outline and its own shade."""
-    scale = _HAND * signer.hand * (0.94 + 0.22 * hand[:, Z])
-    axis = np.deg2rad(hand[:, ANGLE])
-    forward = np.column_stack([np.cos(axis), np.sin(axis)]) * scale[:, None]
-    # The thumb of a palm shown to the viewer points across the body: to the left of the fingers for the hand on
-    # the right of the picture.
-    flip = hand[:, FLIP]
-    flip = np.where(np.abs(flip) < 0.35, np.where(flip < 0, -0.35, 0.35), flip)
-    lateral = np.column_stack([-np.sin(axis), np.cos(axis)]) * (scale * flip * side)[:, None]
-    length = hand[:, LENGTH]
-    centre = hand[:, [U, Y]]
-    thumb, index, middle, ring, pinky, spread, curl, thumb_angle = hand[:, SHAPE].T
+    palm = palm_of(hand, side, signer)
+    joints = hand_joints(hand, side, signer)
+    scale = palm.scale
+    _, index, middle, ring, pinky, *_ = hand[:, SHAPE].T
     skin, shadow, edge = signer.skin, _shade(signer.skin, 0.88), _shade(signer.skin, 0.42)
 
-    def point(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
-        """Returns a point of the hand: a along the fingers, b towards the thumb."""
-        a = np.broadcast_to(np.asarray(a, dtype=float) * length, len(hand))[:, None]
-        return centre + forward * a + lateral * np.broadcast_to(b, len(hand))[:, None]
-
-    def finger(a: np.ndarray | float, b: float, extent: np.ndarray, angle: np.ndarray, bend: np.ndarray,
-               width: float, colour: Colour) -> list[Part]:  # fmt: skip
-        first = np.deg2rad(angle)
-        second = np.deg2rad(angle + bend)
-        base = point(a, b)
-        mid = point(a + 0.52 * extent * np.cos(first), b + 0.52 * extent * np.sin(first))
-        tip = point(a + 0.52 * extent * np.cos(first) + 0.48 * extent * np.cos(second),
-                    b + 0.52 * extent * np.sin(first) + 0.48 * extent * np.sin(second))  # fmt: skip
+    def finger(places: tuple[np.ndarray, np.ndarray, np.ndarray], width: float, colour: Colour) -> list[Part]:
         outer, inner = width * scale, (width - 0.011) * scale
-        return [(_bent(base, mid, tip, outer), edge), (_bent(base, mid, tip, inner), colour)]
+        return [(_bent(*places, outer), edge), (_bent(*places, inner), colour)]
 
     palm_shape = [(-0.105, -0.05), (-0.03, -0.083), (0.075, -0.085), (0.098, -0.06), (0.105, 0.0),
                   (0.098, 0.06), (0.075, 0.085), (-0.03, 0.083), (-0.105, 0.05)]  # fmt: skip
-    rim = np.stack([point(a * 1.08, b * 1.13) for a, b in palm_shape], 1)
-    palm = np.stack([point(a, b) for a, b in palm_shape], 1)
+    rim = np.stack([palm.point(a * 1.08, b * 1.13) for a, b in palm_shape], 1)
+    surface = np.stack([palm.point(a, b) for a, b in palm_shape], 1)
     fingers: list[Part] = []
-    rows = [(pinky, 3, 0.90), (ring, 2, 0.96), (middle, 1, 1.0), (index, 0, 1.05)]
-    for extent, number, tone in rows:
-        reach = np.maximum(extent * _FINGERS[number], 0.025)
-        angle = spread * (1.5 - number)
-        bend = curl * np.where(extent > 0.3, 1.0, 0.0)
-        fingers += finger(0.085, _KNUCKLES[number], reach, angle, bend, 0.029, _shade(skin, tone))
-    thumb_parts = finger(-0.035, 0.066, 0.15 * np.maximum(thumb, 0.3), thumb_angle, -0.35 * (thumb_angle - 20),
-                         0.033, _shade(skin, 1.08))  # fmt: skip
+    for number, tone in ((3, 0.90), (2, 0.96), (1, 1.0), (0, 1.05)):
+        fingers += finger(joints.fingers[number], 0.029, _shade(skin, tone))
+    thumb_parts = finger(joints.thumb, 0.033, _shade(skin, 1.08))
     # Knuckles of folded fingers: a dark fold over the palm where they lie.
     folded = np.clip(1 - 2.2 * (index + middle + ring + pinky) / 4, 0, 1)
-    fold = _capsule(point(0.035, -0.065), point(0.035, 0.06), 0.03 * scale * folded, 0.03 * scale * folded)
-    return [(rim, edge), (palm, shadow), *fingers, (fold, _shade(skin, 0.66)), *thumb_parts]
+    fold = _capsule(
+        palm.point(0.035, -0.065), palm.point(0.035, 0.06), 0.03 * scale * folded, 0.03 * scale * folded
+    )
+    return [(rim, edge), (surface, shadow), *fingers, (fold, _shade(skin, 0.66)), *thumb_parts]
 
 
 def _bent(base: np.ndarray, mid: np.ndarray, tip: np.ndarray, radius: np.ndarray) -> np.ndarray:
