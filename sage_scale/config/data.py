@@ -203,6 +203,8 @@ class Segmentation:
     segments at an overlap of .5 .254, less than uniform's .306. uniform: equal lengths, `uniform_frames`."""
     labels: str = ""
     """Folder or file of labels or segments, for `precomputed`."""
+    sign_tier: str = since("0.2.0", "SIGN")
+    """Tier of signs in ELAN files, for `precomputed`. Case does not count; SIGN also takes a tier Gloss or similar."""
     rule: Literal["sage", "plain"] = "sage"
     """sage: the released rule (cut at every B, halve long segments, drop short ones); plain: B to next B."""
     min_frames: int = 4

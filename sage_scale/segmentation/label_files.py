@@ -21,7 +21,8 @@ import numpy as np
 
 from sage_scale.corpora.adapters import SPLIT_NAMES
 from sage_scale.corpora.folder import VIDEO_SUFFIXES
-from sage_scale.errors import UsageError
+from sage_scale.errors import ClipRejected, UsageError
+from sage_scale.segmentation.intervals import SignIntervals, intervals_of_document
 from sage_scale.segmentation.rules import RULE_FPS, decode_oib, parse_letters
 from sage_scale.untrusted.display import message_line, printable, shortened
 from sage_scale.untrusted.files import lines, open_regular, read_text
@@ -31,7 +32,7 @@ MAX_FILE_BYTES = 2 << 30
 """Largest label file: 2 GB are labels of 24,000 hours in bytes."""
 MAX_NUMBERS = 1 << 24
 """Most numbers of one clip's labels."""
-_OPTIONS = {"labels", "segments", "fps"}
+_OPTIONS = {"labels", "segments", "signs", "sentences", "fps"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class Labels:
     """int8 (T,) of O = 0, I = 1, B = 2; or float64 (N, 2), sign intervals in frames."""
     fps: float
     """Their frame rate."""
+    of_video: bool = False
+    """Frame 0 is the video's first, not the clip's."""
 
 
 Entry = Labels | str
@@ -140,10 +143,18 @@ def read_clip_file(path: Path) -> Entry:
             return _line(error)
 
 
+def labels_of_intervals(intervals: SignIntervals) -> Labels:
+    """Returns the signs of a video as intervals in seconds."""
+    times_N2 = np.array([sign[:2] for sign in intervals.signs], np.float64).reshape(-1, 2)
+    return Labels(times_N2, 1.0, of_video=True)
+
+
 def entry_of(value: Any) -> Entry:
     """Returns one clip's labels, checked, or the reason why they cannot be used."""
     try:
         return _labels(value)
+    except ClipRejected as error:
+        return error.detail
     except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, RuntimeError) as error:
         return _line(error)
 
@@ -154,8 +165,10 @@ def _labels(value: Any) -> Labels:
         rate = value.get("fps", RULE_FPS)
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1000:
             raise ValueError(f"fps {shortened(rate)}")
+        if "signs" in value:
+            return labels_of_intervals(intervals_of_document(value))
         if not value.keys() & {"labels", "segments"}:
-            raise ValueError("neither labels nor segments")
+            raise ValueError("neither labels, segments nor signs")
         fps, segments = float(rate), "labels" not in value
         value = value["segments"] if segments else value["labels"]
     if isinstance(value, str):

@@ -1,16 +1,19 @@
 """The tagger `precomputed`: O/I/B labels or sign intervals from files beside a corpus.
 
 `segmentation.labels` is a folder or one file. A folder has one `.npy`, `.pt` or `.json` file per clip, named by the
-clip's key or id (with or without its split; / in an id becomes __ or a subfolder). A single file is `.pt` or `.json`, a
-mapping from clip id to labels or from split to such mappings, or `.csv` with the columns id and labels, or id, start
-and end (frames, one sign per row).
+clip's key or id (with or without its split; / in an id becomes __ or a subfolder), or one ELAN file (`.eaf`) per
+video, named by the clip or the video. A single file is `.pt` or `.json`, a mapping from clip id to labels or from split
+to such mappings (SAGE's release and the same lab's toolkit: .pt), or `.csv` with the columns id and labels, or id,
+start and end (frames, one sign per row), or the `.eaf` of the only video.
 
 Labels of a clip are an array, tensor or list (T,) of 0, 1, 2 (O, I, B), scores (T, 3) or intervals (N, 2) in frames, or
-a string of the letters O, I, B; or a mapping with `labels` or `segments`, and `fps` if the frame rate is not 25.
+a string of the letters O, I, B; or a mapping with `labels` or `segments`, and `fps` if the frame rate is not 25; or
+with `signs` (`segmentation/intervals.py`), whose times, like those of an ELAN file, are of the video and not the clip.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,29 +23,46 @@ import numpy as np
 from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import ClipRejected, StorageError, TooManyRejects, UsageError
-from sage_scale.segmentation.label_files import Entry, Labels, clip_names, read_clip_file, read_table
+from sage_scale.segmentation.elan import read_eaf
+from sage_scale.segmentation.intervals import SIGN_TIER
+from sage_scale.segmentation.label_files import (
+    Entry,
+    Labels,
+    clip_names,
+    labels_of_intervals,
+    read_clip_file,
+    read_table,
+)
 from sage_scale.segmentation.rules import resample_labels, segments_to_labels
 from sage_scale.storage.store import is_name
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import NotRegularFile
 from sage_scale.vision.decode import Source
 
-SUFFIXES = (".npy", ".pt", ".json")
-"""Endings of files with the labels of one clip."""
+SUFFIXES = (".npy", ".pt", ".json", ".eaf")
+"""Endings of files with the labels of one clip or video."""
 
 
-def precomputed_labels(labels: str, clip: Source, total: int, fps: float) -> np.ndarray:
+def precomputed_labels(
+    labels: str, clip: Source, total: int, fps: float, sign_tier: str = SIGN_TIER
+) -> np.ndarray:
     """Returns the labels of a clip of `total` frames at `fps`, int8 (total,), from the file or folder `labels`.
 
-    Raises ClipRejected `no-labels` or `bad-labels`; UsageError if `labels` is not a label file.
+    `sign_tier` names the tier of ELAN files. Raises ClipRejected `no-labels` or `bad-labels`; UsageError if `labels` is
+    not a label file.
     """
     path = _labels_path(labels)
-    entry = _from_folder(path, clip) if path.is_dir() else read_table(path).find(clip.id, clip.split)
+    file = _file_of(path, clip) if path.is_dir() else path
+    entry: Entry | None = None
+    if file is path and not _is_elan(path):
+        entry = read_table(path).find(clip.id, clip.split)
+    elif file is not None:
+        entry = _of_file(file, sign_tier, _video_name(clip))
     if entry is None:
         raise ClipRejected("no-labels", f"{path.name} has none for this clip")
     if isinstance(entry, str):
         raise ClipRejected("bad-labels", entry)
-    return _fitted(entry, total, fps)
+    return _fitted(entry, clip.start_s, total, fps)
 
 
 def has_labels(labels: str, clip: Source) -> bool:
@@ -50,7 +70,7 @@ def has_labels(labels: str, clip: Source) -> bool:
     path = _labels_path(labels)
     if path.is_dir():
         return _file_of(path, clip) is not None
-    return read_table(path).find(clip.id, clip.split) is not None
+    return _is_elan(path) or read_table(path).find(clip.id, clip.split) is not None
 
 
 def check_labels(recipe: Recipe, manifest: Manifest, exceeded: Callable[[int], bool]) -> None:
@@ -66,9 +86,13 @@ def check_labels(recipe: Recipe, manifest: Manifest, exceeded: Callable[[int], b
         return  # only the nodes can read the labels
     path = _labels_path(segmentation.labels)
     if path.is_dir():
-        there = _all_stems(path)
+        there = _all_files(path)
         example = next(iter(sorted(there)), "")
-        lacking = [clip.id for clip in manifest.clips if there.isdisjoint(_stems(clip))]
+        lacking = [clip.id for clip in manifest.clips if there.isdisjoint(_file_names(clip))]
+    elif _is_elan(path):
+        if isinstance(fault := _of_file(path, segmentation.sign_tier, ""), str):
+            raise UsageError(f"segmentation.labels: {path.name}: {fault}")
+        return
     else:
         table = read_table(path)
         example = table.first()
@@ -96,15 +120,26 @@ def _labels_path(labels: str) -> Path:
     return path
 
 
-def _stems(clip: Source) -> list[str]:
-    """Returns the names of a clip's file below the folder, without the ending, in the order to try them."""
+def _is_elan(path: Path) -> bool:
+    return path.suffix.lower() == ".eaf"
+
+
+def _video_name(clip: Source) -> str:
+    return clip.video.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def _file_names(clip: Source) -> list[str]:
+    """Returns the names that a clip's file may have below the folder, in the order to try them."""
     names = clip_names(clip.id, clip.split)
     flat = [name.replace("/", "__") for name in names]
-    return [*flat, clip.key, *(name for name in names if "/" in name and is_name(name))]
+    stems = [*flat, clip.key, *(name for name in names if "/" in name and is_name(name))]
+    video = _video_name(clip)
+    whole = [f"{name}.eaf" for name in (os.path.splitext(video)[0], video) if is_name(name)]
+    return [*(f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES), *whole]
 
 
-def _all_stems(folder: Path) -> set[str]:
-    """Returns the names of all label files below a folder, without the ending."""
+def _all_files(folder: Path) -> set[str]:
+    """Returns the names of all label files below a folder."""
 
     def refuse(error: OSError) -> None:
         raise StorageError(f"segmentation.labels: {folder} cannot be read: {error.strerror}") from None
@@ -112,20 +147,19 @@ def _all_stems(folder: Path) -> set[str]:
     found = set()
     for place, _, files in os.walk(folder, onerror=refuse):
         inside = "" if place == str(folder) else f"{os.path.relpath(place, folder)}/"
-        found |= {inside + stem for stem, suffix in map(os.path.splitext, files) if suffix in SUFFIXES}
+        found |= {inside + name for name in files if name.endswith(SUFFIXES)}
     return found
 
 
 def _file_of(folder: Path, clip: Source) -> Path | None:
-    files = (folder / f"{stem}{suffix}" for stem in _stems(clip) for suffix in SUFFIXES)
-    return next((file for file in files if os.path.lexists(file)), None)
+    return next((folder / name for name in _file_names(clip) if os.path.lexists(folder / name)), None)
 
 
-def _from_folder(folder: Path, clip: Source) -> Entry | None:
-    file = _file_of(folder, clip)
-    if file is None:
-        return None
+def _of_file(file: Path, sign_tier: str, video: str) -> Entry:
     try:
+        stamp = file.stat()
+        if _is_elan(file):
+            return _elan_labels(file, sign_tier, video, (stamp.st_mtime_ns, stamp.st_size))
         return read_clip_file(file)
     except (NotRegularFile, IsADirectoryError, FileNotFoundError) as error:
         return f"{shortened(file.name)}: {error.strerror}"
@@ -133,10 +167,25 @@ def _from_folder(folder: Path, clip: Source) -> Entry | None:
         raise StorageError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _fitted(labels: Labels, total: int, fps: float) -> np.ndarray:
-    """Returns the labels resampled to `total` frames at `fps`. Raises ClipRejected for another length."""
+@functools.lru_cache(maxsize=4)
+def _elan_labels(file: Path, sign_tier: str, video: str, stamp: tuple[int, int]) -> Entry:
+    """Returns the labels of a video, kept for the clips of one video that follow each other."""
+    try:
+        return labels_of_intervals(read_eaf(file, sign_tier, "", video=video))
+    except ClipRejected as error:
+        return error.detail
+
+
+def _fitted(labels: Labels, start_s: float, total: int, fps: float) -> np.ndarray:
+    """Returns the labels resampled to `total` frames at `fps` of a clip that starts at `start_s` of its video.
+
+    Raises ClipRejected for another length.
+    """
     needed = total / fps
     tolerance_s = max(0.5, 0.05 * needed)
+    if labels.of_video:
+        frames_N2 = np.floor((labels.values / labels.fps - start_s) * fps + 0.5)
+        return segments_to_labels(frames_N2.astype(int), total)
     if labels.values.ndim == 2:
         last = float(labels.values.max(initial=0)) / labels.fps
         if last > needed + tolerance_s:

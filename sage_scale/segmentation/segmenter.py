@@ -21,7 +21,7 @@ def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> np
     """Returns labels O = 0, I = 1, B = 2, int8 (T,), by the recipe's tagger."""
     total = decoded.total_frames
     if segmentation.tagger == "precomputed":
-        return precomputed_labels(segmentation.labels, decoded.clip, total, fps)
+        return precomputed_labels(segmentation.labels, decoded.clip, total, fps, segmentation.sign_tier)
     if segmentation.tagger == "uniform":
         return uniform_labels(total, segmentation.uniform_frames * fps / RULE_FPS)
     if decoded.keypoints_TKC is not None:

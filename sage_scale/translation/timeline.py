@@ -13,23 +13,13 @@ from PIL import Image
 
 from sage_scale.errors import UsageError
 from sage_scale.reporting.figures import letters
+from sage_scale.segmentation.segment_figure import COLOURS, installed_fonts
 from sage_scale.shards import Sample
 from sage_scale.translation.translate import Translation
 
 WIDTH, MARGIN, LEAST = 12.0, 0.3, 0.35
 """Of the figure, of its sides, and of the narrowest picture, inches."""
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
-FONTS = (
-    "DejaVu Sans",
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "WenQuanYi Micro Hei",
-    "PingFang SC",
-    "Microsoft YaHei",
-)
-"""Tried in this order for each letter, so that a Chinese title is drawn where such a font is installed."""
-COLOURS = ("#3b6fd4", "#d9822b", "#2e9e83", "#a94fb8", "#c8453c", "#7a8b2f")
-"""Told apart by neighbours also without red and green; adjacent segments never share one."""
 
 
 def write_timeline(translation: Translation, path: Path) -> None:
@@ -41,11 +31,9 @@ def write_timeline(translation: Translation, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import font_manager
     from matplotlib import pyplot as plt
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    plt.rcParams["font.family"] = [name for name in FONTS if name in installed] or ["sans-serif"]
+    plt.rcParams["font.family"] = installed_fonts()
     segments, fps = translation.segments, translation.fps
     pictures = segment_pictures(translation.sample)
     # 84 letters are the width of the figure; East Asian ones are twice as wide.

@@ -20,6 +20,8 @@ from sage_scale.config import from_mapping
 from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.errors import ClipRejected, TooManyRejects, UsageError
 from sage_scale.segmentation import label_files
+from sage_scale.segmentation.elan import eaf_bytes
+from sage_scale.segmentation.intervals import Interval, SignIntervals, interval_json
 from sage_scale.segmentation.precomputed import check_labels, has_labels, precomputed_labels
 
 LETTERS = [0, 0, 2, 1, 1, 1, 2, 1, 1, 1, 1, 1]
@@ -116,6 +118,35 @@ def test_a_folder_has_a_file_a_clip_under_any_of_its_names(tmp_path):
         assert not has_labels(str(tmp_path / "0"), clip(name))
 
 
+def test_elan_files_and_documents_of_intervals_have_the_times_of_the_video(tmp_path):
+    """A clip from 2 s on of a video; its signs are those of LETTERS, others lie before and after it."""
+    signs = [(0.5, 1.5), (2.08, 2.24), (2.24, 2.48), (3.0, 4.0)]
+    intervals = SignIntervals(signs=tuple(Interval(a, b, "X") for a, b in signs))
+    part = Clip(id="train/film-1", video="/videos/film.mp4", start_s=2.0, end_s=2.48)
+    wanted = LETTERS
+    for name, data in (
+        ("film.eaf", eaf_bytes(intervals)),
+        ("film.mp4.eaf", eaf_bytes(intervals)),
+        ("film-1.eaf", eaf_bytes(intervals)),
+        ("train__film-1.json", interval_json(intervals)),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(data)
+        assert labels_of(folder, part) == wanted and has_labels(str(folder), part)
+        check(folder, [part])
+    assert labels_of(tmp_path / "film.eaf" / "film.eaf", part) == wanted
+    check(tmp_path / "film.eaf" / "film.eaf", [part])
+    (tmp_path / "all.json").write_text(json.dumps({"train/film-1": json.loads(interval_json(intervals))}))
+    assert labels_of(tmp_path / "all.json", part) == wanted
+    other = tmp_path / "other.eaf"
+    other.write_bytes(eaf_bytes(intervals, sign_tier="Hand"))
+    assert "bad-labels: there is no tier SIGN; its tiers are Hand" in refused(other, part)
+    assert precomputed_labels(str(other), part, TOTAL, 25.0, "hand").tolist() == wanted
+    with pytest.raises(UsageError, match=r"segmentation.labels: other\.eaf: there is no tier SIGN"):
+        check(other, [part])
+
+
 def test_a_table_keeps_its_line_separators_and_byte_order_marks(tmp_path):
     rows = io.StringIO()
     csv.writer(rows).writerows([["id", "labels"], ["train/a\u2028b", "OOBIIIBIIIII"], ["x", "B"]])
@@ -144,7 +175,7 @@ def test_a_table_keeps_its_line_separators_and_byte_order_marks(tmp_path):
         ({"segments": [[1, 2, 3], [4, 5, 6]]}, "segments of shape"),
         ({"labels": [2, 1], "fps": "fast"}, "fps fast"),
         ({"labels": [2, 1], "fps": True}, "fps True"),
-        ({"fps": 25}, "neither labels nor segments"),
+        ({"fps": 25}, "neither labels, segments nor signs"),
         ({"labels": {"labels": [2]}}, "a dict, no labels"),
     ],
 )
