@@ -124,6 +124,14 @@ def register_objective(kind: type[Objective]) -> None:
     extension.register_choice("clcl.loss", kind.name)
 
 
+def register_tagger(name: str, load: Callable[[str], Any]) -> None:
+    """Makes `text.tagger=NAME` tag sentences by the tagger that `load` returns (`text.pseudogloss.TAGGERS`)."""
+    from sage_scale.text.pseudogloss import TAGGERS
+
+    TAGGERS[name] = load
+    extension.register_choice("text.tagger", name)
+
+
 def resolve(value: Any) -> Any:
     """Returns a Lazy's object."""
     return pkgutil.resolve_name(value) if isinstance(value, str) else value

@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 import psutil
 import typer
 
+from sage_scale.config.extension import import_plugins
+from sage_scale.errors import UsageError
 from sage_scale.untrusted.printer import echo, echo_coloured, echo_json
 
 State = Literal["ok", "note", "missing"]
@@ -152,6 +154,12 @@ def _packages() -> Iterator[Check]:
     yield _package(part, "pose-format", ".pose files are not read: pip install 'sage-scale[pose]'", "note")
     slower = "On a GPU CLCL is then computed by torch operations, slower: pip install 'sage-scale[triton]'"
     yield _package(part, "triton", slower, "note")
+    try:
+        yield Check(part, "plug-ins", "ok", ", ".join(import_plugins()) or "none")
+    except UsageError as error:
+        yield Check(
+            part, "plug-ins", "missing", str(error), "Correct SAGE_SCALE_PLUGINS, or install the package."
+        )
 
 
 def _text() -> Iterator[Check]:

@@ -27,15 +27,15 @@ from sage_scale.untrusted.files import text_fault
 from sage_scale.untrusted.printer import echo, tell
 
 VERBS = {
-    "demo": "sage_scale.cli.demo:demo",
+    "demo": "sage_scale.cli.results:demo",
     "corpus": "sage_scale.cli.corpus:app",
     "precompute": "sage_scale.cli.precompute:precompute",
     "shards": "sage_scale.cli.shards:app",
     "pretrain": "sage_scale.cli.train:pretrain",
     "finetune": "sage_scale.cli.train:finetune",
-    "evaluate": "sage_scale.cli.evaluate:evaluate",
+    "evaluate": "sage_scale.cli.results:evaluate",
     "translate": "sage_scale.cli.translate:translate",
-    "report": "sage_scale.cli.report:report",
+    "report": "sage_scale.cli.results:report",
     "recipe": "sage_scale.cli.recipe:app",
     "models": "sage_scale.cli.models:app",
     "plan": "sage_scale.cli.plan:plan",

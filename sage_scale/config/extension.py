@@ -65,13 +65,14 @@ def register_choice(key: str, name: str) -> None:
     _choices[key] = (*_choices.get(key, ()), name)
 
 
-def import_plugins() -> None:
-    """Imports, once, the modules that register models, objectives and choices: those of SAGE_SCALE_PLUGINS and those
-    of installed packages. Nothing else can name code: no recipe, dataset or exported folder.
+def import_plugins() -> list[str]:
+    """Imports, once, the modules that register models, objectives and choices, and returns their names: those of
+    SAGE_SCALE_PLUGINS and of installed packages. Nothing else can name code: no recipe, dataset or exported folder.
 
     Raises UsageError where one cannot be imported.
     """
-    for name in (*os.environ.get(PLUGINS, "").replace(",", " ").split(), *_installed()):
+    names = [*os.environ.get(PLUGINS, "").replace(",", " ").split(), *_installed()]
+    for name in names:
         if name in _imported:
             continue
         _imported.add(name)  # before the import, which may read a recipe
@@ -79,6 +80,7 @@ def import_plugins() -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise UsageError(f"the plug-in {name} ({PLUGINS}) cannot be imported: {error}") from None
+    return names
 
 
 @functools.cache

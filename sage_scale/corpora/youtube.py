@@ -4,11 +4,11 @@
     youtube_asl_video_ids.txt          one id a line; may be missing           (youtube_asl)
     <id>.mp4, <title> [<id>].webm, <id>.en.vtt, <id>.info.json ...             corpora/youtube_files.py
 
-A caption is a clip: its id is `<id>@<start>-<end>`. Of a video's caption files the one written in the language of
-the sign language's country is taken (corpora/sign_languages.py), English for youtube_asl; captions of a recogniser
-are told by their name or by their words' times and set aside, unless `captions.automatic=fallback`. The captions
-then pass the named filters (corpora/caption_filters.py). Videos of the list that are not there are `not-downloaded`:
-most are gone from the web. No split is published: the hash of the channel decides where it is known, else the video's.
+A caption is a clip, `<id>@<start>-<end>`. Read are captions in a language written where the sign language is used
+(`WRITTEN`; English for youtube_asl), not translations. A recogniser's captions, which their name or the words' times
+show, are rejected unless `captions.automatic=fallback`. Named filters follow (corpora/caption_filters.py). Videos of
+the list without a file are `not-downloaded`: most are gone from the web. No split is published: the hash of the channel
+decides where it is known, else the video's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from sage_scale.corpora.captions import BAD_CUE, CaptionFile, parse_captions
 from sage_scale.corpora.folder import CorpusFolder, table_text, unreadable_text, walk
 from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.corpora.roll_up import is_automatic, merge_roll_up
-from sage_scale.corpora.sign_languages import UNKNOWN, WRITTEN
 from sage_scale.corpora.videos import MERGED
 from sage_scale.corpora.youtube_files import (
     Downloads,
@@ -45,6 +44,56 @@ EXPECTED_SL25 = f"{SL25_LIST} and the videos with their captions (ID.mp4, ID.en.
 EXPECTED_ASL = (
     f"videos with their English captions (ID.mp4, ID.en.vtt), and {ASL_LIST} to tell what is missing"
 )
+
+UNKNOWN = "???"
+"""Code in the list of YouTube-SL-25 of an unknown sign language; others are ISO 639-3 codes, two of them countries."""
+_SIGN_LANGUAGES = {
+    "ar": "jos",  # Jordan
+    "ca es": "csc",  # Catalonia
+    "cs": "cse",
+    "da": "dsl",
+    "de": "asq gsg sgg",  # Austria, Germany, Switzerland
+    "el": "gss",
+    "en": "ase asf bfi ils nzs sls",  # America, Australia, Britain, International Sign, New Zealand, Singapore
+    "en ga": "isg",  # Ireland
+    "en hi": "ins",  # India
+    "es": "aed csg csn mfs prl ssp",  # Argentina, Chile, Colombia, Mexico, Peru, Spain
+    "et": "eso",
+    "fi": "fse",
+    "fil tl en": "psp",  # Philippines
+    "fr": "fcs fsl sfb ssr",  # Quebec, France, Belgium, Switzerland
+    "he": "isr",
+    "hr": "csq",
+    "hu": "hsh",
+    "id": "inl",
+    "is": "icl",
+    "it": "ise slf",  # Italy, Switzerland
+    "ja": "jsl",
+    "ko": "kvk",
+    "lt": "lls",
+    "lv": "lsl",
+    "nl": "dse vgt",  # Netherlands, Flanders
+    "no nb nn": "nsl",
+    "pl": "pso",
+    "pt": "bzs psr",  # Brazil, Portugal
+    "ro": "rms",
+    "ru": "rsl",
+    "sk": "svk",
+    "sl": "slovenia",
+    "sv": "swl",
+    "sv fi": "fss",  # Swedish speakers of Finland
+    "th": "tsq",
+    "tr": "tsm",
+    "uk": "ukl",
+    "ur en": "pks",  # Pakistan
+    "vi": "vietnam",
+    "zh": "csl tss",  # China, Taiwan
+    "zh yue en": "hks",  # Hong Kong
+}
+WRITTEN = {
+    code: tuple(written.split()) for written, codes in _SIGN_LANGUAGES.items() for code in codes.split()
+}
+"""Code of a sign language -> primary subtags of the languages written there, in order of preference."""
 
 
 def read_sl25(corpus: Corpus) -> Manifest:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
+from sage_scale.config.extension import import_plugins
 from sage_scale.corpora.manifest import Rejected
 from sage_scale.errors import ClipRejected, DatasetError, SageError, StorageError, UsageError
 from sage_scale.precompute.environment import Environment, environment_here
@@ -92,6 +93,7 @@ class UnitWorker:
             torch.set_num_threads(1)
         from sage_scale.precompute.sample_maker import SampleMaker
 
+        import_plugins()
         self.recipe = recipe
         self.store = open_store(url)
         self.give_up = give_up

@@ -34,6 +34,7 @@ FILES = ("visual.safetensors", "model/visual.safetensors", "pretrain/visual.safe
 """The visual side's file in a run or an export, the later stage first."""
 _PREFIX = "visual.backbone."
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_SETTINGS = ("config.json", "preprocessor_config.json")
 
 
 def check_backbone(recipe: Recipe) -> None:
@@ -76,9 +77,16 @@ def read_backbone_weights(vision: Vision) -> None:
 
 
 def weights_sha256(vision: Vision) -> str:
-    """Returns the hash of the backbone's weights, file by file in order of names; empty for random ones."""
-    if vision.backbone not in BACKBONES:
-        path = model_folder(vision.backbone) or run_weights(vision.backbone)
+    """Returns the hash of the backbone's weights, file by file in order of names; empty for random ones.
+
+    Of a transformers model its configuration counts too: layers, activations and the normalisation of pictures.
+    """
+    settings: list[Path] = []
+    if folder := model_folder(vision.backbone):
+        path = folder
+        settings = [folder / name for name in _SETTINGS if (folder / name).is_file()]
+    elif vision.backbone not in BACKBONES:
+        path = run_weights(vision.backbone)
     elif not vision.backbone_weights:
         return ""
     else:
@@ -87,7 +95,7 @@ def weights_sha256(vision: Vision) -> str:
     if not files or not all(file.is_file() for file in files):
         raise UsageError(f"vision.backbone_weights={path}: no weights there (safetensors or a state dict)")
     sha = hashlib.sha256()
-    for file in files:
+    for file in [*files, *settings]:
         with file.open("rb") as stream:
             sha.update(hashlib.file_digest(stream, "sha256").digest())
     return sha.hexdigest()

@@ -15,11 +15,17 @@ from markupsafe import Markup
 
 from sage_scale.errors import UsageError
 from sage_scale.reporting import figures
-from sage_scale.reporting.examples import best_to_worst, differences, spaced
 from sage_scale.reporting.figures import Line
 from sage_scale.reporting.page import Missing, document, html, readable, write_page
 from sage_scale.reporting.runlog import RunRecord, fixed, number, read_run
-from sage_scale.reporting.sections import EXAMPLES, best_control, clips
+from sage_scale.reporting.sections import (
+    EXAMPLES,
+    best_control,
+    best_to_worst,
+    clips,
+    differences,
+    spaced,
+)
 from sage_scale.untrusted.display import duration
 
 EQUAL = 0.05

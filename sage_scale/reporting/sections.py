@@ -4,16 +4,19 @@ where the run has none.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import Any
 
+from markupsafe import Markup
+
 from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError
-from sage_scale.reporting import examples as texts
 from sage_scale.reporting import figures
-from sage_scale.reporting.figures import brief
+from sage_scale.reporting.figures import brief, escape
 from sage_scale.reporting.runlog import RunRecord, StageLog, fixed, number
+from sage_scale.text.languages import normal_form, split_words, unspaced
 from sage_scale.untrusted.display import duration
 
 PAPER_TOKEN_RATIO = 0.129
@@ -155,7 +158,7 @@ def examples(record: RunRecord) -> dict[str, Any] | None:
     spoken = str(record.setting("corpus.language", ""))
     rows = [{"language": spoken, **row} for row in record.predictions.get(split, [])]  # 0.1.0 wrote none
     unlike = {(str(row["reference"]), str(row["hypothesis"])): row for row in reversed(rows)}
-    chosen = texts.best_to_worst(list(unlike.values()), EXAMPLES)
+    chosen = best_to_worst(list(unlike.values()), EXAMPLES)
     if not rows:
         return None
     return {
@@ -164,10 +167,8 @@ def examples(record: RunRecord) -> dict[str, Any] | None:
 
 
 def _example(row: Mapping[str, Any]) -> dict[str, Any]:
-    reference, hypothesis = texts.differences(
-        str(row["reference"]), str(row["hypothesis"]), texts.spaced(row)
-    )
-    notes = [f"{texts.in_common(row):.0%} in common"]
+    reference, hypothesis = differences(str(row["reference"]), str(row["hypothesis"]), spaced(row))
+    notes = [f"{in_common(row):.0%} in common"]
     if row.get("signer"):
         notes.append(f"signer {row['signer']}")
     if isinstance(row.get("segments"), list):
@@ -175,6 +176,53 @@ def _example(row: Mapping[str, Any]) -> dict[str, Any]:
     glosses = row.get("pseudo_glosses")
     return {"language": row["language"], "reference": reference, "hypothesis": hypothesis, "notes": notes,
             "glosses": glosses if isinstance(glosses, list) else []}  # fmt: skip
+
+
+def best_to_worst(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """Returns `count` clips at even steps from the best to the worst, by the share of common words."""
+    ranked = sorted(rows, key=in_common, reverse=True)
+    count = min(count, len(ranked))
+    return [ranked[round(place * (len(ranked) - 1) / max(count - 1, 1))] for place in range(count)]
+
+
+def in_common(row: Mapping[str, Any]) -> float:
+    """Returns `similarity` of a clip's hypothesis and reference."""
+    return similarity(str(row["hypothesis"]), str(row["reference"]), spaced(row))
+
+
+def spaced(row: Mapping[str, Any]) -> bool:
+    """Whether a clip's language has spaces between words, or its reference where no language is known."""
+    language = str(row.get("language", ""))
+    return not unspaced(language) if language else " " in str(row["reference"])
+
+
+def similarity(hypothesis: str, reference: str, spaced: bool = True) -> float:
+    """Share of words (characters where a language has no spaces) in common, in order: 2 M / (words of both)."""
+    a, b = _words(hypothesis, spaced), _words(reference, spaced)
+    return _matcher(a, b).ratio()
+
+
+def differences(reference: str, hypothesis: str, spaced: bool = True) -> tuple[Markup, Markup]:
+    """Both sentences as HTML, words that the other lacks in <mark>; compared in the normal form of the scores."""
+    a, b = _words(reference, spaced), _words(hypothesis, spaced)
+    left, right, glue = [], [], " " if spaced else ""
+    mark = Markup('<mark class="{}">{}</mark>')
+    for kind, a0, a1, b0, b1 in _matcher(a, b).get_opcodes():
+        gone, come = escape(glue.join(a[a0:a1])), escape(glue.join(b[b0:b1]))
+        if gone:
+            left.append(gone if kind == "equal" else mark.format("lost", gone))
+        if come:
+            right.append(come if kind == "equal" else mark.format("added", come))
+    return Markup(glue).join(left), Markup(glue).join(right)
+
+
+def _matcher(a: list[str], b: list[str]) -> difflib.SequenceMatcher[str]:
+    first, second = ([normal_form(word) or word for word in words] for words in (a, b))
+    return difflib.SequenceMatcher(None, first, second, autojunk=False)
+
+
+def _words(text: str, spaced: bool) -> list[str]:
+    return split_words(text, "" if spaced else "zh")
 
 
 def timelines(record: RunRecord) -> dict[str, Any] | None:

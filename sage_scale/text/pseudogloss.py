@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from sage_scale.errors import RecipeError
 from sage_scale.text.languages import primary_subtag, unspaced
@@ -26,6 +27,12 @@ class TextSettings(Protocol):
     def __hash__(self) -> int: ...
 
 
+Tagger = Callable[[str], Iterable[Any]]
+"""Sentence -> tokens with `text`, `lemma_`, `pos_` (universal) and `is_space`, as those of spaCy."""
+TAGGERS: dict[str, Callable[[str], tuple[Tagger, str] | None]] = {}
+"""Registered taggers (`registry.register_tagger`): language subtag -> the tagger and its name with version, or None."""
+
+
 class PseudoGlosser:
     """Returns, when called, the pseudo-glosses of a sentence: lemmas of the kept parts of speech, with repeats.
 
@@ -40,13 +47,11 @@ class PseudoGlosser:
         """Tagger and version, recorded in dataset.json."""
         self.reason = ""
         """Reason for the missing tagger; empty if there is a tagger."""
-        self._nlp = None
+        self._nlp: Tagger | None = None
         if settings.tagger == "none":
             self.reason = "text.tagger=none"
         else:
-            from sage_scale.text.taggers import load_pipeline  # spaCy takes seconds to import
-
-            found = load_pipeline(self.language, settings.tagger)
+            found = _load_tagger(self.language, settings.tagger)
             if found is None:
                 self.reason = f"no tagger for '{language}'"
             else:
@@ -61,7 +66,7 @@ class PseudoGlosser:
         sentence = sentence.strip()
         if self._nlp is None:
             return self._cased(words(sentence, self.language))
-        doc = self._nlp(sentence)
+        doc = list(self._nlp(sentence))
         lemmas = [
             token.lemma_.strip() or token.text
             for token in doc
@@ -88,10 +93,20 @@ def check_tagger(language: str, settings: TextSettings) -> None:
     if settings.tagger == "none":
         _check_target("text.tagger=none", language, settings)
         return
+    if settings.tagger in TAGGERS:
+        return
     from sage_scale.text.taggers import choose_tagger
 
     if not choose_tagger(primary_subtag(language), settings.tagger):
         _check_target(f"no tagger for '{language}'", language, settings)
+
+
+def _load_tagger(language: str, name: str) -> tuple[Tagger, str] | None:
+    if name in TAGGERS:
+        return TAGGERS[name](language)
+    from sage_scale.text.taggers import load_pipeline  # spaCy takes seconds to import
+
+    return load_pipeline(language, name)
 
 
 def _check_target(reason: str, language: str, settings: TextSettings) -> None:

@@ -68,6 +68,14 @@ def test_credentials_are_found_where_boto3_finds_them(tmp_path, environment, fil
     assert doctor.credentials_source(environment, tmp_path) == expected
 
 
+def test_plug_ins_are_named(monkeypatch):
+    monkeypatch.setenv("SAGE_SCALE_PLUGINS", "json")
+    assert found()["plug-ins"].found == "json"
+    monkeypatch.setenv("SAGE_SCALE_PLUGINS", "json,no_such_module")
+    check = found()["plug-ins"]
+    assert check.state == "missing" and "no_such_module" in check.found and "SAGE_SCALE_PLUGINS" in check.cost
+
+
 def test_a_broken_probe_becomes_a_line(monkeypatch):
     def _video():
         raise OSError("libavcodec.so: cannot open shared object file")

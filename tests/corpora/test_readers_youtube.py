@@ -12,7 +12,7 @@ from factories.videos import numbers
 from sage_scale.config import Captions, Corpus, Vision
 from sage_scale.corpora.manifest import Manifest
 from sage_scale.corpora.registry import read_corpus
-from sage_scale.corpora.sign_languages import WRITTEN
+from sage_scale.corpora.youtube import WRITTEN
 from sage_scale.corpora.youtube_files import automatic_by_name, language_of, order_tracks, video_id
 from sage_scale.vision.decode import decode_clip
 

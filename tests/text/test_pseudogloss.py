@@ -7,12 +7,14 @@ import gzip
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from sage_scale.config import Text
+from sage_scale.config import Text, extension, load_recipe
 from sage_scale.errors import RecipeError
-from sage_scale.text import PseudoGlosser, pseudo_glosses
+from sage_scale.registry import register_tagger
+from sage_scale.text import PseudoGlosser, pseudo_glosses, pseudogloss
 
 PHOENIX = Path(__file__).parents[3] / "shared" / "data" / "phoenix14t_text"
 HANTA = Text(tagger="hanta")
@@ -79,6 +81,22 @@ def test_an_installed_spacy_pipeline_is_used_as_it_is(tmp_path, monkeypatch):
     glosser = PseudoGlosser("de", Text())
     assert glosser("am montag regnet es") == ["regnen!"]
     assert glosser.name.startswith("spaCy de_core_news_sm")
+
+
+def test_a_registered_tagger_tags(monkeypatch):
+    def tag(sentence: str) -> list[SimpleNamespace]:
+        words = sentence.split()
+        return [SimpleNamespace(text=w, lemma_=w[:3], pos_="NOUN", is_space=False) for w in words]
+
+    monkeypatch.setattr(pseudogloss, "TAGGERS", {})
+    monkeypatch.setattr(extension, "_choices", dict(extension._choices))
+    register_tagger("mine", lambda language: (tag, "mine 1") if language == "fr" else None)
+    settings = load_recipe("demo", ["text.tagger=mine"]).text
+    assert pseudogloss.PseudoGlosser("fr-CA", settings)("il pleut") == ["il", "ple"]
+    assert pseudogloss.PseudoGlosser("fr", settings).name == "mine 1"
+    with pytest.raises(RecipeError, match="no tagger for 'de'"):
+        pseudogloss.PseudoGlosser("de", settings)
+    pseudogloss.check_tagger("fr", settings)
 
 
 def test_without_a_tagger_the_way_out_is_named():

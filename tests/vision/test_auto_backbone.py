@@ -66,3 +66,16 @@ def test_a_damaged_folder_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit", "hidden_size": 24}')
     with pytest.raises(CheckpointError, match=r"backbone .* cannot be loaded"):
         open_backbone(recipe(tmp_path, 24).vision)
+
+
+def test_the_hash_of_the_weights_covers_the_configuration(tmp_path):
+    MODELS["vit"][0]().save_pretrained(tmp_path)
+    chosen = recipe(tmp_path, 24).vision
+    hashes = [weights_sha256(chosen)]
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"gelu"', '"relu"'))
+    hashes.append(weights_sha256(chosen))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    hashes.append(weights_sha256(chosen))
+    (tmp_path / "README.md").write_text("no part of the model")
+    assert len(set(hashes)) == 3 and weights_sha256(chosen) == hashes[-1]

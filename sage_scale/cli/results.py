@@ -1,0 +1,92 @@
+"""`sage-scale demo`, `evaluate` and `report`: the whole main job on a synthetic corpus; a run's scores; its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sage_scale.errors import UsageError
+from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.printer import echo, tell
+
+
+def demo(
+    recipe: Annotated[str, typer.Option("--recipe", help="Recipe to follow.")] = "demo",
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Folder of the run; runs/RECIPE unless given.")
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="The same budget without stage 1, to compare.")
+    ] = False,
+    ranks: Annotated[
+        int, typer.Option("--ranks", min=0, help="Training processes; 0: one a core, at most two.")
+    ] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")
+    ] = None,
+) -> None:
+    """Make a corpus, precompute, pretrain, finetune, evaluate, translate and report. Repeat it to go on."""
+    from sage_scale.experiments import demo as experiment
+
+    experiment.run(recipe, run, control=control, overrides=overrides or [], ranks=ranks)
+
+
+def evaluate(
+    run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
+    data: Annotated[
+        list[str],
+        typer.Option("--data", help="Dataset: a folder, file:// or s3://bucket/prefix. Several: repeat it."),
+    ],
+    split: Annotated[
+        str, typer.Option("--split", help="Split to score: test, dev, or another name.")
+    ] = "test",
+    controls: Annotated[bool, typer.Option(help="Score what a translator must beat as well.")] = True,
+) -> None:
+    """Translate a split; write its entry of scores.json and predictions/SPLIT.jsonl into the run, print the scores."""
+    if not on_this_machine(run, "a run").is_dir():
+        raise UsageError(f"there is no run {run}")
+
+    from sage_scale.training import evaluate_run
+
+    scores = evaluate_run.run(run, data, split=split, controls=controls, say=tell)
+    figures = f"BLEU-4 {scores['bleu4']:.2f}  ROUGE-L {scores['rouge_l']:.2f}  ({scores['signature']})"
+    echo(f"{split}: {figures}, {scores['clips']} clips")
+    for tag, values in scores.get("languages", {}).items():
+        echo(
+            f"  {tag}: BLEU-4 {values['bleu4']:.2f}  ROUGE-L {values['rouge_l']:.2f}  ({values['signature']}), "
+            f"{values['clips']} clips"
+        )
+    if "heldout" in scores:
+        echo(f"{split}_heldout: BLEU-4 {scores['heldout']['bleu4']:.2f}, {scores['heldout']['clips']} clips")
+    for name, values in scores.get("controls", {}).items():
+        echo(f"  control {name.replace('_', ' ')}: BLEU-4 {values['bleu4']:.2f}")
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folder of a run, finished or not; several: side by side."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="File to write; RUN/report.html unless given (of several: comparison.html)."
+        ),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page: curves, scores, controls, examples, alignments, timelines, cost.
+
+    Of several runs, one page that compares them: corpus, token budget, parameters, time, scores, the same clips.
+    """
+    if out is not None:
+        on_this_machine(out, "a page")
+    if len(runs) > 1:
+        from sage_scale.reporting.comparison import write_comparison
+
+        echo(write_comparison(runs, out))
+    else:
+        from sage_scale.reporting.page import write_report
+
+        echo(write_report(runs[0], out))
