@@ -24,7 +24,7 @@ from sage_scale.config import Corpus, Segmentation, Vision
 from sage_scale.corpora.manifest import Clip, from_json_lines
 from sage_scale.segmentation.rules import B, apply_rule, segments_to_labels
 from sage_scale.segmentation.scores import clip_counts, scores
-from sage_scale.segmentation.segmenter import tag_clip
+from sage_scale.segmentation.tagger import tag_clip
 from sage_scale.vision.decode import GREY_SIZE, DecodedClip, decode_clip
 
 FPS = 25.0
@@ -86,7 +86,7 @@ def table(name: str, examples: list[Example]) -> list[str]:
     totals = [decoded.total_frames for decoded, _ in examples]
     gold = [signs for _, signs in examples]
     segmentation = Segmentation()
-    labels = [tag_clip(decoded, segmentation, FPS) for decoded, _ in examples]
+    labels = [tag_clip(decoded, segmentation, FPS).labels_T for decoded, _ in examples]
     human = [segments_to_labels(signs, decoded.total_frames) for decoded, signs in examples]
     rows = []
     for what, starts in (

@@ -25,9 +25,9 @@ _POSITIVE = {
     "start_timeout_s", "stop_notice_every_s", "temperature", "pretrain.lr", "finetune.lr",
 }  # fmt: skip
 _AT_MOST_ONE = {
-    "alpha", "beta", "colour_share", "dropout", "drop_path", "final_lr", "flip", "gloss_noise", "glosses", "grey",
-    "label_smoothing", "lora_dropout", "mask", "max_frequency", "max_reject_rate", "momentum", "recombined",
-    "rotation_share", "single", "warmup", "warn_wait",
+    "alpha", "beta", "colour_share", "decoding_threshold", "drop_path", "dropout", "final_lr", "flip",
+    "gloss_noise", "glosses", "grey", "label_smoothing", "lora_dropout", "mask", "max_frequency",
+    "max_reject_rate", "momentum", "recombined", "rotation_share", "single", "warmup", "warn_wait",
 }  # fmt: skip
 _BETWEEN = {"jpeg_quality": (1, 95), "zero_stage": (0, 3)}
 

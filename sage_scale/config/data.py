@@ -196,17 +196,37 @@ class Vision:
 class Segmentation:
     """Segmentation of a clip into signs (SAGE, section 3.1.1 and released code)."""
 
-    tagger: Literal["precomputed", "motion", "uniform"] = "motion"
-    """Source of the O/I/B labels. precomputed: label files of a segmenter, as in the paper; the best choice if you have
-    them. motion: hand movement, without training; it finds sign onsets and never marks the pauses between
-    signs. On 86 further real clips: F1 of onsets within one frame .326 (even spacing .222), F1 of
-    segments at an overlap of .5 .254, less than uniform's .306. uniform: equal lengths, `uniform_frames`."""
+    tagger: Literal["auto", "precomputed", "published", "trained", "hands-on", "motion", "uniform"] = "motion"
+    """Source of the O/I/B labels (docs/segmentation.md). precomputed: label files of a segmenter, as in the paper; the
+    best choice if you have them. published: the sign segmenters of 2023 and 2026 on keypoints. trained: a model of
+    `sage-scale segment train`, on keypoints. hands-on: the segmenter of the paper, on features of hands and
+    body. motion: hand movement, without training; it finds sign onsets and never marks the pauses between
+    signs. On 86 further real clips: F1 of onsets within one frame .326 (even spacing .222), F1 of segments at an
+    overlap of .5 .254, less than uniform's .306. uniform: equal lengths, `uniform_frames`. auto: precomputed where
+    `labels` is given, published where its weights and the clips' keypoints are at hand, else motion; decided once, when
+    a dataset is begun."""
     labels: str = ""
     """Folder or file of labels or segments, for `precomputed`."""
     sign_tier: str = since("0.2.0", "SIGN")
     """Tier of signs in ELAN files, for `precomputed`. Case does not count; SIGN also takes a tier Gloss or similar."""
-    rule: Literal["sage", "plain"] = "sage"
-    """sage: the released rule (cut at every B, halve long segments, drop short ones); plain: B to next B."""
+    weights: str = since("0.1.0", "")
+    """Folder (or file) of the weights for `published`, `trained` and `hands-on`; empty for published: the installed
+    package sign_language_segmentation."""
+    features: str = since("0.1.0", "")
+    """Folder with a features file per clip, for `hands-on`."""
+    decoding: Literal["own", "likeliest", "thresholds", "runs", "peaks", "hands-on"] = since("0.1.0", "own")
+    """Rule from probabilities to labels. own: the tagger's own; likeliest: the likeliest label of each frame;
+    thresholds: P(B) above .6 begins, P(O) above .5 ends a sign; runs: B or I is one sign until O; peaks: onsets at
+    local maxima of P(B); hands-on: likeliest, with its repairs."""
+    decoding_threshold: float = since("0.1.0", 0.4)
+    """Least P(B) of an onset, for `decoding=peaks`."""
+    decoding_gap_s: float = since("0.1.0", 0.16)
+    """Least time between onsets, for `decoding=peaks`, seconds."""
+    rule: Literal["sage", "sage-unhalved", "plain"] = "sage"
+    """sage: the released rule (cut at every B, halve long segments, drop short ones); sage-unhalved: without halving;
+    plain: B to next B."""
+    trim_rests: bool = since("0.1.0", False)
+    """Cut the frames outside signs (O) off both ends of each segment, after the rule."""
     min_frames: int = 4
     """Segments shorter than this many frames (25 fps) are dropped by the rule `sage`."""
     max_frames: int = 10

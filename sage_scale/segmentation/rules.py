@@ -46,6 +46,11 @@ def sage_rule(labels_T: np.ndarray, least: float, most: float) -> list[tuple[int
     one of O only; halves those above `most` until none is. A clip without any sign, or without a segment left, is
     halved as a whole.
     """
+    return split_long(sage_unhalved_rule(labels_T, least, most), most)
+
+
+def sage_unhalved_rule(labels_T: np.ndarray, least: float, most: float) -> list[tuple[int, int]]:
+    """Cuts and drops as `sage_rule`, without halving."""
     edges = sorted({0, len(labels_T), *np.flatnonzero(labels_T == B).tolist()})
     pieces = list(itertools.pairwise(edges))
     empty = [bool((labels_T[start:end] == O).all()) for start, end in pieces]
@@ -53,8 +58,7 @@ def sage_rule(labels_T: np.ndarray, least: float, most: float) -> list[tuple[int
         pieces, empty = pieces[1:], empty[1:]
     while pieces and empty[-1]:
         pieces, empty = pieces[:-1], empty[:-1]
-    pieces = [(start, end) for start, end in pieces if end - start >= least] or [(0, len(labels_T))]
-    return [half for start, end in pieces for half in halve(start, end, most)]
+    return minimum_length(pieces, least) or [(0, len(labels_T))]
 
 
 def plain_rule(labels_T: np.ndarray, least: float, most: float) -> list[tuple[int, int]]:
@@ -64,9 +68,10 @@ def plain_rule(labels_T: np.ndarray, least: float, most: float) -> list[tuple[in
     return list(zip(onsets.tolist(), ends)) or [(0, len(labels_T))]
 
 
-Rule = Callable[[np.ndarray, float, float], Sequence[tuple[int, int]]]
+Intervals = Sequence[tuple[int, int]]
+Rule = Callable[[np.ndarray, float, float], Intervals]
 """Labels int8 (T,), least and most frames of a segment -> segments [start, end), sorted and disjoint, at least one."""
-RULES: dict[str, Rule] = {"sage": sage_rule, "plain": plain_rule}
+RULES: dict[str, Rule] = {"sage": sage_rule, "sage-unhalved": sage_unhalved_rule, "plain": plain_rule}
 
 
 def register_rule(name: str, rule: Rule) -> None:
@@ -82,10 +87,11 @@ def labels_to_segments(
     fps: float = RULE_FPS,
     min_frames: int = 4,
     max_frames: int = 10,
+    rests: bool = True,
 ) -> np.ndarray:
     """Returns segments int32 (N, 2), N >= 1, of labels (T,) at `fps` (T >= 1); the limits are frames at 25 fps.
 
-    Raises ValueError for a clip without frames and an unknown rule.
+    Without `rests` they are trimmed (`trim_rests`). Raises ValueError for a clip without frames and an unknown rule.
     """
     labels_T = np.asarray(labels_T)
     if len(labels_T) == 0:
@@ -94,7 +100,26 @@ def labels_to_segments(
     if rule not in RULES:
         raise ValueError(f"no rule {rule!r}: {' or '.join(RULES)}")
     scale = fps / RULE_FPS
-    return np.array(RULES[rule](labels_T, min_frames * scale, max_frames * scale), dtype=np.int32)
+    segments = RULES[rule](labels_T, min_frames * scale, max_frames * scale)
+    return np.array(segments if rests else trim_rests(segments, labels_T), dtype=np.int32)
+
+
+def minimum_length(segments: Intervals, least: float) -> list[tuple[int, int]]:
+    """Returns the segments of at least `least` frames."""
+    return [(start, end) for start, end in segments if end - start >= least]
+
+
+def split_long(segments: Intervals, most: float) -> list[tuple[int, int]]:
+    """Returns the segments, those above `most` frames halved until none is."""
+    return [half for start, end in segments for half in halve(start, end, most)]
+
+
+def trim_rests(segments: Intervals, labels_T: np.ndarray) -> list[tuple[int, int]]:
+    """Returns the segments without the frames O at both ends of each; a segment of O only is dropped, unless all are:
+    then the segments stay as they were.
+    """
+    signed = (start + np.flatnonzero(np.asarray(labels_T[start:end]) != O) for start, end in segments)
+    return [(int(frames[0]), int(frames[-1]) + 1) for frames in signed if len(frames)] or list(segments)
 
 
 def halve(start: int, end: int, limit: float) -> list[tuple[int, int]]:
@@ -145,4 +170,4 @@ def parse_letters(text: str) -> np.ndarray:
 def apply_rule(labels_T: np.ndarray, recipe: Segmentation, fps: float) -> np.ndarray:
     """Returns `labels_to_segments` with the recipe's rule and limits."""
     limits = {"min_frames": recipe.min_frames, "max_frames": recipe.max_frames}
-    return labels_to_segments(labels_T, recipe.rule, fps=fps, **limits)
+    return labels_to_segments(labels_T, recipe.rule, fps=fps, **limits, rests=not recipe.trim_rests)

@@ -11,7 +11,7 @@ import segmentation as benchmark
 
 from sage_scale.config import Corpus, Segmentation
 from sage_scale.segmentation.rules import B, apply_rule, segments_to_labels
-from sage_scale.segmentation.segmenter import tag_clip
+from sage_scale.segmentation.tagger import tag_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 DGS = ROOT.parent / "shared" / "data" / "dgs_motion"
@@ -20,7 +20,7 @@ DGS = ROOT.parent / "shared" / "data" / "dgs_motion"
 def scores(examples, tolerance: int) -> tuple[float, float, float]:
     """F1 of the tagger's onsets, F1 of as many evenly spaced ones, and segments of the rule per frame."""
     totals = [clip.total_frames for clip, _ in examples]
-    labels = [tag_clip(clip, Segmentation(), 25.0) for clip, _ in examples]
+    labels = [tag_clip(clip, Segmentation(), 25.0).labels_T for clip, _ in examples]
     found = benchmark.onset_scores(
         [np.flatnonzero(label == B) for label in labels], [signs for _, signs in examples], totals
     )

@@ -16,7 +16,7 @@ from sage_scale.segmentation.label_files import _table
 from sage_scale.segmentation.motion import fall, grey_movement, motion_labels, peaks
 from sage_scale.segmentation.rules import B, I, O, parse_letters
 from sage_scale.segmentation.scores import matches
-from sage_scale.segmentation.segmenter import tag_clip
+from sage_scale.segmentation.tagger import tag_clip
 from sage_scale.vision.decode import DecodedClip
 
 
@@ -77,7 +77,7 @@ def test_the_frame_rate_changes_labels_little() -> None:
 
 def test_a_still_clip_has_no_sign_and_still_has_segments() -> None:
     still = decoded(40)
-    assert not tag_clip(still, Segmentation(), 25.0).any()
+    assert not tag_clip(still, Segmentation(), 25.0).labels_T.any()
     assert segment_clip(still, Segmentation()).tolist() == [[0, 10], [10, 20], [20, 30], [30, 40]]
     assert segment_clip(decoded(1), Segmentation()).tolist() == [[0, 1]]
 

@@ -1,0 +1,215 @@
+"""`tag_clip`: labels O/I/B of a decoded clip by the recipe's tagger; `open_tagger`: a segmentation model from a folder.
+
+A model turns a clip's keypoints into probabilities, a decoder (decoding.py) these into labels. The taggers without a
+model, `precomputed`, `motion` and `uniform`, give labels at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from sage_scale.config import Segmentation
+from sage_scale.config.extension import register_choice
+from sage_scale.errors import CheckpointError, ClipRejected, NoModel
+from sage_scale.keypoints.track import KeypointTrack
+from sage_scale.segmentation.decoding import DECODERS
+from sage_scale.segmentation.motion import grey_movement, keypoint_movement, motion_labels
+from sage_scale.segmentation.precomputed import precomputed_labels
+from sage_scale.segmentation.rules import RULE_FPS, B, I, resample_labels
+from sage_scale.untrusted.display import printable
+from sage_scale.untrusted.files import expanded, read_bytes
+from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
+from sage_scale.vision.decode import DecodedClip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PACKAGE = "sign_language_segmentation"
+"""Package of the published segmenters; it brings the weights of 2026 as data."""
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Probabilities:
+    """Probabilities of the labels in each frame of one clip."""
+
+    sign_T3: np.ndarray
+    """float32 (T, 3): P(O), P(I), P(B) of signs, rows of sum 1."""
+    sentence_T3: np.ndarray | None
+    """The same of sentences, where the model has them."""
+    fps: float
+    """Frame rate: the model's own, or the track's."""
+
+
+class KeypointTagger(Protocol):
+    """A segmentation model on keypoints; one instance a process, on the CPU."""
+
+    name: str
+    """For people: published-2023."""
+    fingerprint: str
+    """Hash of its weights and configuration."""
+    decoding: str
+    """Its own decoder, a name in decoding.DECODERS."""
+
+    def __call__(self, track: KeypointTrack) -> Probabilities: ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tagging:
+    """Result of a tagger on a decoded clip."""
+
+    labels_T: np.ndarray
+    """int8 (T,): O = 0, I = 1, B = 2."""
+    probabilities: Probabilities | None = None
+    """Of a model; at the model's rate."""
+
+
+def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> Tagging:
+    """Returns the labels of a clip at `fps`, by the recipe's tagger.
+
+    Raises ClipRejected for a clip without labels or keypoints, NoModel or CheckpointError for missing or wrong weights.
+    """
+    total = decoded.total_frames
+    if segmentation.tagger in MODELS:
+        tagger = cached_tagger(segmentation.tagger, segmentation.weights)
+        probabilities = tagger(_track(decoded, segmentation.tagger))
+        labels_S = decode(probabilities, segmentation, tagger.decoding)
+        labels_T = resample_labels(labels_S, probabilities.fps, total, fps)
+        return Tagging(labels_T=labels_T, probabilities=probabilities)
+    if segmentation.tagger == "precomputed":
+        labels, tier = segmentation.labels, segmentation.sign_tier
+        return Tagging(labels_T=precomputed_labels(labels, decoded.clip, total, fps, tier))
+    if segmentation.tagger == "uniform":
+        return Tagging(labels_T=uniform_labels(total, segmentation.uniform_frames * fps / RULE_FPS))
+    if decoded.keypoints_TKC is not None:
+        return Tagging(labels_T=motion_labels(keypoint_movement(decoded.keypoints_TKC, fps), fps))
+    assert decoded.grey_THW is not None, "a decoded clip has grey frames or keypoints"
+    return Tagging(labels_T=motion_labels(grey_movement(decoded.grey_THW, fps), fps))
+
+
+def decode(probabilities: Probabilities, segmentation: Segmentation, own: str) -> np.ndarray:
+    """Returns labels int8 (T,) at the probabilities' rate, by `segmentation.decoding`; `own` is the tagger's."""
+    decoder = DECODERS[own if segmentation.decoding == "own" else segmentation.decoding]
+    limits = segmentation.decoding_threshold, segmentation.decoding_gap_s
+    return decoder(probabilities.sign_T3, probabilities.fps, *limits)
+
+
+def uniform_labels(total: int, frames: float) -> np.ndarray:
+    """Returns labels int8 (total,) of signs of equal length, as near to `frames` as possible."""
+    count = max(1, round(total / frames))
+    labels_T = np.full(total, I, np.int8)
+    labels_T[np.arange(count) * total // count] = B
+    return labels_T
+
+
+def register_segmenter(name: str, opener: Callable[[Path], KeypointTagger]) -> None:
+    """Makes `segmentation.tagger=NAME` a choice: a model on keypoints that `opener` opens from `segmentation.weights`;
+    called by a plug-in (config/extension.py). `open_tagger` knows its folders by `"tagger": NAME` in config.json."""
+    MODELS[name] = opener
+    register_choice("segmentation.tagger", name)
+
+
+@functools.lru_cache(maxsize=2)
+def cached_tagger(name: str, weights: str) -> KeypointTagger:
+    """Returns the model of `segmentation.tagger` and `segmentation.weights`, opened once a process."""
+    if name == "published" and not weights:
+        return _open_published(package_folder())
+    if not weights:
+        raise NoModel(f"segmentation.tagger={name} needs segmentation.weights=FOLDER")
+    return MODELS[name](expanded(weights))
+
+
+def open_tagger(path_or_name: str | Path) -> KeypointTagger:
+    """Returns the segmentation model in a folder, told by its config.json or tensors; `published`: the one of the
+    installed package.
+
+    Raises NoModel where there is none, CheckpointError for wrong or damaged weights.
+    """
+    if path_or_name == "published":
+        return _open_published(package_folder())
+    path = expanded(str(path_or_name))
+    if not path.exists():
+        raise NoModel(f"there is no segmentation model {printable(str(path))}")
+    kind = read_config(path).get("tagger")
+    if kind is not None and kind not in MODELS:
+        raise CheckpointError(f"{path / CONFIG}: no tagger {printable(str(kind))}: {', '.join(MODELS)}")
+    return MODELS[str(kind or "published")](path)
+
+
+def package_folder() -> Path:
+    """Returns the folder of the 2026 weights in the installed package, which is not imported. Raises NoModel."""
+    spec = importlib.util.find_spec(PACKAGE)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(place) / "dist" / "2026"
+        if (folder / WEIGHTS).is_file():
+            return folder
+    raise NoModel(
+        f"segmentation.tagger=published: the package {PACKAGE} with its weights is not installed; give "
+        f"segmentation.weights=FOLDER with {WEIGHTS} (docs/segmentation.md)"
+    )
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """Returns config.json of a model's folder, empty where there is none. Raises CheckpointError."""
+    file = path / CONFIG
+    if not file.is_file():
+        return {}
+    try:
+        return dict(parse_json_object(read_bytes(file)))
+    except (OSError, InvalidJSON) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+
+
+def fingerprint(tensors: Mapping[str, Tensor], configuration: str) -> str:
+    """Returns a hash of tensors and of the configuration that decides what a model makes of them."""
+    digest = hashlib.sha256(configuration.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _open_published(path: Path) -> KeypointTagger:
+    from sage_scale.vision.pretrained_weights import read_state_dict
+
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() and not (path / WEIGHTS).is_file():
+        scripts = sorted(folder.glob("*.pth"))
+        if scripts:
+            raise CheckpointError(
+                f"{scripts[0]} is TorchScript, which is code and is not opened: give a folder with its tensors as "
+                f"{WEIGHTS} (docs/segmentation.md)"
+            )
+        raise NoModel(f"{printable(str(path))} holds no segmentation model: {WEIGHTS} is missing")
+    values = read_state_dict(path)
+    if "pose_projection.weight" in values:
+        from sage_scale.segmentation.models.published_2023 import Published2023
+
+        return Published2023(values, path)
+    if "frame_cnn.0.fc.weight" in values:
+        from sage_scale.segmentation.models.published_2026 import Published2026
+
+        return Published2026(read_config(folder), values, path)
+    raise CheckpointError(f"{printable(str(path))} holds no published segmenter: it has other tensors")
+
+
+MODELS: dict[str, Callable[[Path], KeypointTagger]] = {"published": _open_published}
+"""Taggers with a model on keypoints: `segmentation.tagger` -> function that opens a folder."""
+
+
+def _track(decoded: DecodedClip, name: str) -> KeypointTrack:
+    track = decoded.track
+    if track is None:
+        raise ClipRejected(
+            "no-keypoints", f"segmentation.tagger={name} needs a keypoint file beside the video"
+        )
+    if not len(track):
+        raise ClipRejected("bad-keypoints", "the keypoint file has no frame in the clip")
+    return track
