@@ -20,6 +20,7 @@ from PIL import Image
 
 from sage_scale.config import Vision
 from sage_scale.errors import ClipRejected, StorageError, or_rejected
+from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import is_file, is_folder
 from sage_scale.vision.frame_folders import read_folder
@@ -70,6 +71,8 @@ class DecodedClip:
     """uint8 (T, 48, 48): every frame, small and grey, for the motion tagger; None without it and for keypoint files."""
     keypoints_TKC: np.ndarray | None = field(default=None, repr=False)
     """float32 (T, 67, 2), layout of `vision.keypoints`, or None."""
+    track: KeypointTrack | None = field(default=None, repr=False)
+    """The clip's part of the keypoint track at the source's rate, for taggers with a model; None without keypoints."""
 
     @property
     def grid(self) -> np.ndarray:

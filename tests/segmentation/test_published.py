@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,13 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sage_scale.errors import CheckpointError, NoModel
+from sage_scale.config import Segmentation
+from sage_scale.corpora.manifest import Clip
+from sage_scale.errors import CheckpointError, ClipRejected, NoModel
 from sage_scale.keypoints.track import BODY_25, BODY_33, HOLISTIC_75, OPENPOSE_67, KeypointTrack, track_of
 from sage_scale.segmentation import tagger
 from sage_scale.segmentation.decoding import runs
 from sage_scale.segmentation.models import published_2023, published_2026
 from sage_scale.segmentation.models.holistic import holistic_75
-from sage_scale.segmentation.tagger import open_tagger
+from sage_scale.segmentation.rules import resample_labels
+from sage_scale.segmentation.tagger import open_tagger, tag_clip
+from sage_scale.vision.decode import DecodedClip
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 VECTORS = SHARED / "sign_segmenter"
@@ -337,3 +342,23 @@ def test_the_fingerprint_tells_weights_apart(tmp_path) -> None:
     two = [open_tagger(tmp_path / f"{name}.safetensors").fingerprint for name in "xy"]
     assert len({one, *two}) == 3
     assert tagger.cached_tagger("published", str(tmp_path / "a")).fingerprint == one
+
+
+def test_a_clip_is_tagged_at_its_own_rate(tmp_path) -> None:
+    """The model's labels, 25 frames a second, on a clip taken at 50; a clip without keypoints says so."""
+    save_file(small_2023(), tmp_path / "model.safetensors")
+    recipe = Segmentation(tagger="published", weights=str(tmp_path), decoding="runs")
+    of = random_track(80, fps=40.0)
+    clip = Clip(id="a", video="a.mp4")
+    frames = np.zeros((0, 8, 8, 3), np.uint8)
+    decoded = DecodedClip(
+        clip=clip, frames=frames, total_frames=100, fps=50.0, stride=2, source_fps=40.0, track=of
+    )
+    tagging = tag_clip(decoded, recipe, 50.0)
+    labels_S = runs(open_tagger(tmp_path)(of).sign_T3)
+    assert tagging.probabilities is not None and len(tagging.probabilities.sign_T3) == len(labels_S) == 50
+    assert tagging.labels_T.tolist() == resample_labels(labels_S, 25.0, 100, 50.0).tolist()
+    with pytest.raises(ClipRejected, match="no-keypoints"):
+        tag_clip(dataclasses.replace(decoded, track=None), recipe, 50.0)
+    with pytest.raises(ClipRejected, match="no frame in the clip"):
+        tag_clip(dataclasses.replace(decoded, track=of.part(9)), recipe, 50.0)
