@@ -126,7 +126,7 @@ def small_2026(folder: Path, pieces: int = 16) -> Path:
         head = published_2026.Head(16)
         values |= {f"{name}_bio_head.{key}": value for key, value in head.state_dict().items()}
     kept = {k: v.bfloat16() if v.is_floating_point() else v for k, v in values.items()}
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in kept.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -233,21 +233,21 @@ def test_the_2026_attention_written_out() -> None:
 
 
 def test_pieces_of_a_long_clip_see_the_convolutions_of_the_whole(tmp_path) -> None:
-    model = open_tagger(small_2026(tmp_path, pieces=40))
+    model = open_tagger(small_2026(tmp_path, pieces=300))
     x, times = (torch.from_numpy(part) for part in published_2026.network_input(random_track(905)))
     with torch.no_grad():
         whole = model.encode(x)
         expected = []
-        for start in range(0, 905, 40):
-            rows, at = whole[start : start + 40], times[start : start + 40]
-            short = 40 - len(rows)
+        for start in range(0, 905, 300):
+            rows, at = whole[start : start + 300], times[start : start + 300]
+            short = 300 - len(rows)
             rows, at = (
                 torch.nn.functional.pad(rows, (0, 0, 0, short)),
                 torch.nn.functional.pad(at, (0, short)),
             )
             for layer in model.encoder_attn:
                 rows = layer(rows, at)
-            expected.append(model.sign_bio_head(rows)[: 40 - short])
+            expected.append(model.sign_bio_head(rows)[: 300 - short])
     torch.testing.assert_close(model.forward(x, times)[0], torch.cat(expected), atol=1e-4, rtol=0)
 
 
@@ -295,8 +295,6 @@ def test_mediapipe_points_pass_through_and_openpose_ones_are_filled_in() -> None
 
 def test_the_installed_package_is_found_without_importing_it(tmp_path, monkeypatch) -> None:
     package = tmp_path / "site" / "sign_language_segmentation"
-    small_2026((package / "dist").parent)
-    (package / "dist").mkdir()
     small_2026(package / "dist" / "2026")
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
