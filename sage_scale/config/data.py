@@ -209,23 +209,23 @@ class Segmentation:
     """Folder or file of labels or segments, for `precomputed`."""
     sign_tier: str = since("0.2.0", "SIGN")
     """Tier of signs in ELAN files, for `precomputed`. Case does not count; SIGN also takes a tier Gloss or similar."""
-    weights: str = since("0.1.0", "")
+    weights: str = since("0.2.0", "")
     """Folder (or file) of the weights for `published`, `trained` and `hands-on`; empty for published: the installed
     package sign_language_segmentation."""
-    features: str = since("0.1.0", "")
+    features: str = since("0.2.0", "")
     """Folder with a features file per clip, for `hands-on`."""
-    decoding: Literal["own", "likeliest", "thresholds", "runs", "peaks", "hands-on"] = since("0.1.0", "own")
+    decoding: Literal["own", "likeliest", "thresholds", "runs", "peaks", "hands-on"] = since("0.2.0", "own")
     """Rule from probabilities to labels. own: the tagger's own; likeliest: the likeliest label of each frame;
     thresholds: P(B) above .6 begins, P(O) above .5 ends a sign; runs: B or I is one sign until O; peaks: onsets at
     local maxima of P(B); hands-on: likeliest, with its repairs."""
-    decoding_threshold: float = since("0.1.0", 0.4)
+    decoding_threshold: float = since("0.2.0", 0.4)
     """Least P(B) of an onset, for `decoding=peaks`."""
-    decoding_gap_s: float = since("0.1.0", 0.16)
+    decoding_gap_s: float = since("0.2.0", 0.16)
     """Least time between onsets, for `decoding=peaks`, seconds."""
     rule: Literal["sage", "sage-unhalved", "plain"] = "sage"
     """sage: the released rule (cut at every B, halve long segments, drop short ones); sage-unhalved: without halving;
     plain: B to next B."""
-    trim_rests: bool = since("0.1.0", False)
+    trim_rests: bool = since("0.2.0", False)
     """Cut the frames outside signs (O) off both ends of each segment, after the rule."""
     min_frames: int = 4
     """Segments shorter than this many frames (25 fps) are dropped by the rule `sage`."""

@@ -106,7 +106,7 @@ def test_rule_plain_cuts_at_every_b(labels) -> None:
 
 
 def test_unknown_rule_and_empty_clip() -> None:
-    with pytest.raises(ValueError, match="sage or plain"):
+    with pytest.raises(ValueError, match="sage or sage-unhalved or plain"):
         labels_to_segments(np.array([B, I]), "halves")
     with pytest.raises(ValueError, match="without frames"):
         labels_to_segments(np.zeros(0))

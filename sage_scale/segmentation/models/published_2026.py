@@ -35,6 +35,8 @@ _RADIUS = 176
 """Frames on either side that the convolutions see (168), up to a multiple of `_STRIDE`."""
 _STRIDE = 8
 """Product of the strides of a block's convolutions."""
+MOST = 65536
+"""Largest number that a configuration may hold."""
 _UNKNOWN, _O, _B, _I = range(4)
 """The model's classes."""
 
@@ -49,8 +51,8 @@ class Published2026(nn.Module):
         """Raises CheckpointError where the configuration or the weights (from `path`) do not fit."""
         super().__init__()
         names = ("hidden_dim", "encoder_depth", "attn_nhead", "attn_ff_mult", "num_frames")
-        sizes = [config.get(name) for name in names]
-        if not all(isinstance(size, int) and 0 < size <= 65536 for size in sizes):
+        sizes: list[int] = [size for name in names if isinstance(size := config.get(name), int)]
+        if len(sizes) < len(names) or not all(0 < size <= MOST for size in sizes):
             raise CheckpointError(f"{path}: config.json needs whole numbers above 0 for {', '.join(names)}")
         if config.get("pose_dims") != [50, 6] or config.get("num_classes") != 4 or sizes[0] % (2 * sizes[2]):
             raise CheckpointError(f"{path}: config.json describes another network than that of 2026")
@@ -143,6 +145,8 @@ class UBlock(nn.Module):
 
 class Layer(nn.Module):
     """A transformer layer with norms before and rotary positions by time."""
+
+    inv_freq: Tensor
 
     def __init__(self, width: int, heads: int, inner: int) -> None:
         super().__init__()
