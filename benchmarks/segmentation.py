@@ -69,7 +69,7 @@ def drawn(example: Example, size: int = GREY_SIZE, shoulders: float = 0.36) -> E
                 joints = [0, *range(4 * finger + 1, 4 * finger + 5)]
                 draw.line([tuple(body[hand + k]) for k in joints], fill=205, width=max(2, side // 80))
         pictures.append(np.asarray(picture.resize((size, size), Image.Resampling.BOX)))
-    return dataclasses.replace(decoded, keypoints_TKC=None, grey_THW=np.stack(pictures)), signs
+    return dataclasses.replace(decoded, keypoints=None, grey_THW=np.stack(pictures)), signs
 
 
 def synthetic_examples(root: Path) -> Iterator[Example]:

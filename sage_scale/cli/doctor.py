@@ -151,7 +151,6 @@ def _packages() -> Iterator[Check]:
     part = "Packages"
     for name, cost in PACKAGES.items():
         yield _package(part, name, f"Without it: {cost}. make setup installs it.")
-    yield _package(part, "pose-format", ".pose files are not read: pip install 'sage-scale[pose]'", "note")
     slower = "On a GPU CLCL is then computed by torch operations, slower: pip install 'sage-scale[triton]'"
     yield _package(part, "triton", slower, "note")
     try:

@@ -22,7 +22,7 @@ _AT_LEAST_ONE = {
 _MAY_BE_ZERO = {"pretrain.max_tokens", "finetune.max_tokens", "model.sign2gpt.window"}
 _POSITIVE = {
     "clcl.tau", "fps", "give_up_after_s", "hang_timeout_s", "long_timeout_s", "scale_init", "scale_max",
-    "start_timeout_s", "stop_notice_every_s", "temperature", "pretrain.lr", "finetune.lr",
+    "source_aspect", "start_timeout_s", "stop_notice_every_s", "temperature", "pretrain.lr", "finetune.lr",
 }  # fmt: skip
 _AT_MOST_ONE = {
     "alpha", "beta", "colour_share", "decoding_threshold", "drop_path", "dropout", "final_lr", "flip",

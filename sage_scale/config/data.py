@@ -159,16 +159,27 @@ class Vision:
     """median also stores the clip's median frame, and training subtracts it (for a static camera)."""
     fit: Literal["auto", "crop", "stretch", "signer"] = "auto"
     """Mapping of a picture to a square: crop the middle, or stretch. auto crops video files and stretches folders of
-    frames, as usual for PHOENIX14T's 210 x 260. signer crops the signing space given by a keypoint file beside the
-    video (talk.pose or talk.npz for talk.mp4), or the middle without one."""
+    frames, as usual for PHOENIX14T's 210 x 260. signer crops the signing space given by the video's keypoint file
+    (`keypoints`), or the middle without one."""
     source_fps: float = 25.0
     """Frame rate of sources that do not state one (folders of frames, keypoint files), frames per second."""
+    source_aspect: float = since("0.2.0", 1.0)
+    """Width by height of the picture behind keypoint files of shares that do not state it (.npz of 0.1.0)."""
+    keypoints: str = since("0.2.0", "")
+    """Folder of the videos' keypoint files, with the videos' names and subfolders; empty: beside each video (talk.pose
+    or talk.npz for talk.mp4)."""
+    keypoint_layout: Literal["openpose", "holistic"] = since("0.2.0", "openpose")
+    """Points of the backbone keypoints: openpose is 25 of the body, holistic MediaPipe's 33; both with 21 a hand."""
+    keypoint_z: bool = since("0.2.0", False)
+    """Add each point's depth to the features of the backbone keypoints, 0 where the file has none."""
+    keypoint_gap_s: float = since("0.2.0", 0.0)
+    """Longest gap of a point that the backbone keypoints interpolates, seconds."""
     keypoint_velocities: bool = False
     """Add each point's displacement from the previous frame to the features of the backbone keypoints."""
     backbone: str = "resnet34"
-    """Frozen backbone of `features`: resnet34, dinov2-vits14, keypoints, a folder of an image model (opened by
-    transformers' AutoModel or AutoBackbone), or the frame encoder of a trained run: its folder (runs/NAME), its export
-    (runs/NAME/model) or the visual.safetensors in either."""
+    """Frozen backbone of `features`: resnet34, dinov2-vits14, keypoints (the signer's points, in shoulder widths), a
+    folder of an image model (opened by transformers' AutoModel or AutoBackbone), or the frame encoder of a trained run:
+    its folder (runs/NAME), its export (runs/NAME/model) or the visual.safetensors in either."""
     backbone_weights: str = ""
     """File or folder with the backbone's weights (safetensors, or a torchvision state dict); empty is refused
     for a frozen backbone unless `allow_random_backbone` is set."""

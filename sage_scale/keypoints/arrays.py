@@ -19,15 +19,8 @@ from typing import IO, BinaryIO
 import numpy as np
 
 from sage_scale.errors import ClipRejected
-from sage_scale.keypoints.track import (
-    FACE_70,
-    LEFT_HAND,
-    OPENPOSE_67,
-    RIGHT_HAND,
-    KeypointTrack,
-    point_names,
-    track_of,
-)
+from sage_scale.keypoints.names import FACE_70, LEFT_HAND, OPENPOSE_67, RIGHT_HAND, point_names
+from sage_scale.keypoints.track import KeypointTrack, track_of
 
 UNKNOWN_SIDE = 1024.0
 """Height of a picture whose size nobody states, pixels. A power of two: shares keep all their bits."""

@@ -8,6 +8,7 @@ frame.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -19,16 +20,9 @@ import numpy as np
 
 from sage_scale.errors import ClipRejected, or_rejected
 from sage_scale.keypoints.arrays import UNKNOWN_SIDE, outermost
+from sage_scale.keypoints.names import BODY_25, FACE_70, LEFT_HAND, OPENPOSE_67, RIGHT_HAND
 from sage_scale.keypoints.people import main_person
-from sage_scale.keypoints.track import (
-    BODY_25,
-    FACE_70,
-    LEFT_HAND,
-    OPENPOSE_67,
-    RIGHT_HAND,
-    KeypointTrack,
-    track_of,
-)
+from sage_scale.keypoints.track import KeypointTrack, track_of
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json
@@ -49,9 +43,9 @@ _FRAME_FILE = re.compile(r"(.*?)_?([0-9]{1,12})_keypoints\.json", re.DOTALL)
 
 
 def is_openpose_folder(folder: Path) -> bool:
-    """Returns whether a folder holds files of OpenPose frames."""
+    """Returns whether a folder holds files of OpenPose frames; its first hundred entries are looked at."""
     with os.scandir(folder) as entries:
-        return any(_FRAME_FILE.fullmatch(entry.name) for entry in entries)
+        return any(_FRAME_FILE.fullmatch(entry.name) for entry in itertools.islice(entries, 100))
 
 
 def read_openpose_folder(

@@ -16,16 +16,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sage_scale.errors import ClipRejected
+from sage_scale.keypoints.names import BODY_25, BODY_33, FACE_70, LEFT_HAND, RIGHT_HAND
 from sage_scale.keypoints.people import main_person
-from sage_scale.keypoints.track import (
-    BODY_25,
-    BODY_33,
-    FACE_70,
-    LEFT_HAND,
-    RIGHT_HAND,
-    KeypointTrack,
-    track_of,
-)
+from sage_scale.keypoints.track import KeypointTrack, track_of
 
 MOST_POINTS = 4096
 WORLD = "POSE_WORLD_LANDMARKS"

@@ -17,6 +17,7 @@ from typing import Any
 from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import UsageError
+from sage_scale.keypoints.features import FEATURES_VERSION
 from sage_scale.precompute.frozen_backbone import weights_sha256
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards.layout import DATASET_JSON, DatasetInfo, PlannedUnit, parse_info
@@ -31,7 +32,8 @@ class Environment:
     """Properties of an actor's process that can change a byte."""
 
     versions: dict[str, str]
-    """Versions of the libraries that decode, encode and tag, and the hash of a frozen backbone's weights."""
+    """Versions of the libraries that decode, encode and tag, of the numbers made of keypoints, and the hash of a frozen
+    backbone's weights."""
     device: str
     """Kind of device."""
     tagger: str
@@ -103,7 +105,9 @@ def environment_here(recipe: Recipe, tagger: str) -> Environment:
     versions = {"sage_scale": _own_version(), "av": f"{av.__version__} ({', '.join(libraries)})"}
     versions |= {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
     device = f"cpu {platform.machine()}"
-    if vision.kind == "features" and vision.backbone != "keypoints":
+    if vision.kind == "features" and vision.backbone == "keypoints":
+        versions["keypoint_features"] = FEATURES_VERSION
+    elif vision.kind == "features":
         import torch
 
         versions["torch"] = torch.__version__

@@ -38,6 +38,7 @@ OVERRIDABLE: dict[str, Rule] = {
     "vision.crop": lambda made, features: not features,  # the part of a stored frame that the model sees
     "vision.backbone_weights": _always,  # files may have moved
     "vision.allow_random_backbone": _always,
+    "vision.keypoints": _always,
     "segmentation.labels": _always,
 }
 """Keys that the command line may set otherwise than the dataset has them; the dataset's value is the default."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from sage_scale.config import Recipe, Vision
 from sage_scale.errors import CheckpointError, NoModel, RecipeError
+from sage_scale.keypoints import names
 from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
-from sage_scale.vision.keypoints import POINTS
 
 WIDTHS = {"resnet34": 512, "dinov2-vits14": 384}
 """Numbers in a row of features, by network."""
@@ -23,7 +23,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def row_width(vision: Vision) -> int:
     """Numbers in a row of features of one of BACKBONES."""
     if vision.backbone == "keypoints":
-        return 2 * POINTS * (2 if vision.keypoint_velocities else 1)
+        return names.row_width(
+            vision.keypoint_layout, velocities=vision.keypoint_velocities, z=vision.keypoint_z
+        )
     return WIDTHS[vision.backbone]
 
 

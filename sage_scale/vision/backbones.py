@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from sage_scale.config import Vision
 from sage_scale.errors import CheckpointError, ClipRejected, RecipeError
+from sage_scale.keypoints.cleaning import interpolated
+from sage_scale.keypoints.features import keypoint_features
+from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.text.hub import loading
 from sage_scale.vision.augment import augment, centre_crop
 from sage_scale.vision.backbone_choice import (
@@ -31,7 +34,6 @@ from sage_scale.vision.backbone_choice import (
 )
 from sage_scale.vision.decode import DecodedClip
 from sage_scale.vision.dinov2_weights import read_dinov2_weights
-from sage_scale.vision.keypoints import keypoint_features
 from sage_scale.vision.pretrained_weights import load_exactly
 from sage_scale.vision.resnet_weights import read_resnet_weights
 from sage_scale.vision.sampling import median_frame
@@ -71,10 +73,9 @@ class FrozenBackbone:
         The first view is the plain one, and each of `seeds` decides another; keypoints have the plain one alone.
         """
         if self.network is None:
-            if decoded.keypoints_TKC is None:
+            if decoded.keypoints is None:
                 raise ClipRejected("no-keypoints", "the source is not a keypoint file (.npz, .pose)")
-            grid = decoded.keypoints_TKC[:: decoded.stride]
-            return keypoint_features(grid, velocities=self.vision.keypoint_velocities)[None]
+            return _keypoint_rows(decoded.keypoints, decoded.stride, self.vision)[None]
         if not len(decoded.frames):
             raise ClipRejected("no-pictures", "the source has no pictures for an image backbone")
         return self.pictures(decoded.frames, seeds)
@@ -279,6 +280,19 @@ class FeatureBatches(Generic[Tag]):
             again = self._rows_of(self._pixels[places], moved, self._seeds[places])
             self._mixes = np.array_equal(again, rows[places.numpy()])
         return self._mixes
+
+
+def _keypoint_rows(track_T: KeypointTrack, stride: int, vision: Vision) -> np.ndarray:
+    """float16 (n, C), a row for every `stride`-th frame."""
+    track_T = interpolated(track_T, vision.keypoint_gap_s)
+    grid = track_T.replace(
+        points_TKC=track_T.points_TKC[::stride],
+        confidence_TK=track_T.confidence_TK[::stride],
+        fps=track_T.fps / stride,
+    )
+    return keypoint_features(
+        grid, layout=vision.keypoint_layout, velocities=vision.keypoint_velocities, z=vision.keypoint_z
+    )
 
 
 def load_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenBackbone:

@@ -20,11 +20,13 @@ from PIL import Image
 
 from sage_scale.config import Vision
 from sage_scale.errors import ClipRejected, StorageError, or_rejected
+from sage_scale.keypoints.cleaning import completed
+from sage_scale.keypoints.names import OPENPOSE_67
 from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import is_file, is_folder
 from sage_scale.vision.frame_folders import read_folder
-from sage_scale.vision.keypoints import KEYPOINT_SUFFIXES, keypoints_beside, read_keypoints, signer_region
+from sage_scale.vision.keypoints import is_keypoint_file, keypoints_of, read_keypoints, signer_region
 from sage_scale.vision.sampling import check_interval, check_length, nearest_frames
 from sage_scale.vision.video_clips import ClipPictures, Interval, PictureSettings, read_clip, read_clips
 from sage_scale.vision.video_files import check_file
@@ -69,23 +71,35 @@ class DecodedClip:
     """The source's own (average) rate."""
     grey_THW: np.ndarray | None = field(default=None, repr=False)
     """uint8 (T, 48, 48): every frame, small and grey, for the motion tagger; None without it and for keypoint files."""
-    keypoints_TKC: np.ndarray | None = field(default=None, repr=False)
-    """float32 (T, 67, 2), layout of `vision.keypoints`, or None."""
     track: KeypointTrack | None = field(default=None, repr=False)
-    """The clip's part of the keypoint track at the source's rate, for taggers with a model; None without keypoints."""
+    """The clip's part of its keypoint file, body and hands, at the file's own rate; None where none was asked for, or
+    is there."""
+    keypoints: KeypointTrack | None = field(default=None, repr=False)
+    """Of `track` the frame nearest to each of the T frames; None where the source is no keypoint file."""
 
     @property
     def grid(self) -> np.ndarray:
         """int64 (n,): the frame numbers of the stride grid, also where `frames` is empty."""
         return np.arange(0, self.total_frames, self.stride)
 
+    @property
+    def keypoints_TKC(self) -> np.ndarray | None:
+        """float32 (T, 67, 2): x and y of `keypoints` in the order of OPENPOSE_67, (0, 0) where not seen; or None."""
+        return None if self.keypoints is None else completed(self.keypoints, OPENPOSE_67).points_TKC[..., :2]
+
 
 def decode_clip(
-    clip: Source, vision: Vision, stats: DecodeStats | None = None, *, grey: bool = True
+    clip: Source,
+    vision: Vision,
+    stats: DecodeStats | None = None,
+    *,
+    grey: bool = True,
+    keypoints: bool = False,
 ) -> DecodedClip:
     """Returns `clip`, decoded as `vision` says. Raises ClipRejected for its faults.
 
-    `stats` counts the work; without `grey` there are no grey pictures, which saves an eighth of it.
+    `stats` counts the work; without `grey` there are no grey pictures, which saves an eighth of it. With `keypoints` a
+    video or folder comes with the `track` of its keypoint file, if it has one.
     """
     path = local_path(clip.video)
     check_interval(clip.start_s, clip.end_s, None)
@@ -99,11 +113,16 @@ def decode_clip(
             read = read_folder(path, interval, settings, source_fps=vision.source_fps)
         else:
             read = read_clip(path, interval, settings, stats)
-        return _with_pictures(clip, vision, read)
+        return _with_pictures(clip, vision, read, _track(clip, path, vision) if keypoints else None)
 
 
 def decode_clips(
-    clips: Sequence[Source], vision: Vision, stats: DecodeStats | None = None, *, grey: bool = True
+    clips: Sequence[Source],
+    vision: Vision,
+    stats: DecodeStats | None = None,
+    *,
+    grey: bool = True,
+    keypoints: bool = False,
 ) -> Iterator[tuple[int, DecodedClip | ClipRejected]]:
     """Yields (number in `clips`, decoded clip or rejection) for clips of one video, in the order in which they become
     complete; each has the same bytes as from `decode_clip`.
@@ -118,7 +137,7 @@ def decode_clips(
         one_pass = False
     if not one_pass or len(clips) == 1:
         for number, clip in enumerate(clips):
-            yield number, or_rejected(decode_clip, clip, vision, stats, grey=grey)
+            yield number, or_rejected(decode_clip, clip, vision, stats, grey=grey, keypoints=keypoints)
         return
     numbers: list[int] = []
     intervals: list[Interval] = []
@@ -136,7 +155,12 @@ def decode_clips(
             if isinstance(outcome, ClipRejected):
                 yield number, outcome
             else:
-                yield number, _with_pictures(clips[number], vision, outcome)
+                clip = clips[number]
+                track = or_rejected(_track, clip, path, vision) if keypoints else None
+                if isinstance(track, ClipRejected):
+                    yield number, track
+                else:
+                    yield number, _with_pictures(clip, vision, outcome, track)
 
 
 def probe(video: str) -> VideoTrack | None:
@@ -147,7 +171,7 @@ def probe(video: str) -> VideoTrack | None:
     """
     path = local_path(video)
     with _storage_errors(path):
-        if is_folder(path) or _is_keypoint_file(path):
+        if is_folder(path) or is_keypoint_file(path):
             return None
         check_file(path)
         return read_track(path)
@@ -188,18 +212,15 @@ def _storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_keypoint_file(path: Path) -> bool:
-    return path.suffix.lower() in KEYPOINT_SUFFIXES and is_file(path)
-
-
 def _kind(path: Path, vision: Vision) -> Literal["video", "folder", "keypoints"]:
-    if _is_keypoint_file(path):
+    if is_keypoint_file(path):
         return "keypoints"
     if vision.kind == "features" and vision.backbone == "keypoints":
-        if keypoints_beside(path) is not None:
+        if keypoints_of(path, vision) is not None:
             return "keypoints"
+        where = f"in {vision.keypoints}" if vision.keypoints else "beside it"
         raise ClipRejected(
-            "no-keypoints", f"{shortened(path.name, 255)} is not a keypoint file (.npz, .pose)"
+            "no-keypoints", f"{shortened(path.name, 255)} has no keypoint file (.pose, .npz) {where}"
         )
     if is_folder(path):
         return "folder"
@@ -221,12 +242,14 @@ def _settings(vision: Vision, grey: bool, folder: bool = False) -> PictureSettin
 
 def _interval(clip: Source, path: Path, vision: Vision) -> Interval:
     region = None
-    if vision.fit == "signer" and keypoints_beside(path) is not None:
-        region = signer_region(path, *_since_first_picture(clip, path), vision)
+    if vision.fit == "signer" and (file := keypoints_of(path, vision)) is not None:
+        region = signer_region(file, *_since_first_picture(clip, path), vision)
     return Interval(clip.start_s, clip.end_s, region)
 
 
-def _with_pictures(clip: Source, vision: Vision, read: ClipPictures) -> DecodedClip:
+def _with_pictures(
+    clip: Source, vision: Vision, read: ClipPictures, track: KeypointTrack | None
+) -> DecodedClip:
     return DecodedClip(
         clip=clip,
         frames=read.frames,
@@ -235,7 +258,16 @@ def _with_pictures(clip: Source, vision: Vision, read: ClipPictures) -> DecodedC
         stride=vision.frame_stride,
         source_fps=read.source_fps,
         grey_THW=read.grey_THW if read.grey_THW.size else None,
+        track=track,
     )
+
+
+def _track(clip: Source, path: Path, vision: Vision) -> KeypointTrack | None:
+    """Returns the clip's part of the keypoint file of its video; None without one."""
+    file = keypoints_of(path, vision)
+    if file is None:
+        return None
+    return read_keypoints(file, vision).part(*_since_first_picture(clip, path))
 
 
 def _since_first_picture(clip: Source, path: Path) -> tuple[float, float | None]:
@@ -251,7 +283,7 @@ def _since_first_picture(clip: Source, path: Path) -> tuple[float, float | None]
 @functools.lru_cache(maxsize=4)
 def _first_picture_s(path: Path, *_changed: int) -> float:
     """Returns the time of a video's first picture; 0 for a file that is no video, which decoding will reject."""
-    if path.suffix.lower() in KEYPOINT_SUFFIXES:
+    if is_keypoint_file(path):
         return 0.0
     try:
         return read_track(path).first_s
@@ -260,15 +292,15 @@ def _first_picture_s(path: Path, *_changed: int) -> float:
 
 
 def _decode_keypoints(clip: Source, path: Path, vision: Vision) -> DecodedClip:
-    file = path if path.suffix.lower() in KEYPOINT_SUFFIXES else keypoints_beside(path)
+    file = path if is_keypoint_file(path) else keypoints_of(path, vision)
     assert file is not None, "a video or folder is of this kind only if a keypoint file lies beside it"
     if vision.kind != "features" or vision.backbone != "keypoints":
         raise ClipRejected(
             "no-pictures", f"{file.name} has keypoints only: vision.backbone=keypoints is needed"
         )
-    keypoints_SKC, source_fps = read_keypoints(file, vision.source_fps)
+    track = read_keypoints(file, vision)
     start_s, end_s = _since_first_picture(clip, path)
-    chosen_T = nearest_frames(len(keypoints_SKC), source_fps, vision.fps, start_s, end_s)
+    chosen_T = nearest_frames(len(track), track.fps, vision.fps, start_s, end_s)
     check_length(len(chosen_T), vision.min_frames, vision.max_frames)
     return DecodedClip(
         clip=clip,
@@ -276,6 +308,9 @@ def _decode_keypoints(clip: Source, path: Path, vision: Vision) -> DecodedClip:
         total_frames=len(chosen_T),
         fps=vision.fps,
         stride=vision.frame_stride,
-        source_fps=source_fps,
-        keypoints_TKC=keypoints_SKC[chosen_T],
+        source_fps=track.fps,
+        track=track.part(start_s, end_s),
+        keypoints=track.replace(
+            points_TKC=track.points_TKC[chosen_T], confidence_TK=track.confidence_TK[chosen_T], fps=vision.fps
+        ),
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_track import SIZES, some_track
 
-from sage_scale.keypoints import track as names
+from sage_scale.keypoints import names
 from sage_scale.keypoints.cleaning import (
     completed,
     confident,

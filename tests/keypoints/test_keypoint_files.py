@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from test_track import some_track
 
 from sage_scale.errors import ClipRejected
-from sage_scale.keypoints import files
-from sage_scale.keypoints import track as names
+from sage_scale.keypoints import files, names
 from sage_scale.keypoints.arrays import WHOLEBODY_133
 from sage_scale.keypoints.files import npz_bytes, pose_bytes, read_track, wholebody_array
 from sage_scale.keypoints.track import KeypointTrack

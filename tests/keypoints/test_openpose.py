@@ -14,8 +14,9 @@ from test_track import some_track
 
 from sage_scale.errors import ClipRejected
 from sage_scale.keypoints.files import openpose_frames, read_track
+from sage_scale.keypoints.names import BODY_25, OPENPOSE_67
 from sage_scale.keypoints.openpose import OPENPOSE_137
-from sage_scale.keypoints.track import BODY_25, OPENPOSE_67, KeypointTrack
+from sage_scale.keypoints.track import KeypointTrack
 
 PICTURE = (640.0, 360.0)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_scale.errors import ClipRejected
-from sage_scale.keypoints import track as names
+from sage_scale.keypoints import names
 from sage_scale.keypoints.track import KeypointTrack, track_of
 
 SIZES = {"fps": 25.0, "width": 640.0, "height": 360.0}

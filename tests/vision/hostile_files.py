@@ -252,11 +252,11 @@ CASES: list[Case] = [
     ("http:x y%20#?'\".mp4", lambda p: void(_good(p)), {READ}),
     ("l" * 240 + ".mp4", lambda p: void(_good(p)), {READ}),
     # keypoints
-    ("nothing.npz", _bytes(b""), {"unreadable", "no-pictures"}),
-    ("bomb.npz", lambda path: _zip(path, bomb=True), {"too-large", "no-pictures"}),
-    ("objects.npz", _npz(keypoints=np.array([{}], dtype=object)), {"unreadable", "no-pictures"}),
-    ("not a number.npz", _npz(keypoints=np.full((20, 134), np.nan)), {"unreadable", "no-pictures"}),
-    ("another shape.npz", _npz(keypoints=np.zeros((20, 7))), {"unreadable", "no-pictures"}),
+    ("nothing.npz", _bytes(b""), {"bad-keypoints", "no-pictures"}),
+    ("bomb.npz", lambda path: _zip(path, bomb=True), {"bad-keypoints", "no-pictures"}),
+    ("objects.npz", _npz(keypoints=np.array([{}], dtype=object)), {"bad-keypoints", "no-pictures"}),
+    ("not a number.npz", _npz(keypoints=np.full((20, 134), np.nan)), {READ, "no-pictures"}),
+    ("another shape.npz", _npz(keypoints=np.zeros((20, 7))), {"bad-keypoints", "no-pictures"}),
 ]  # fmt: skip
 """(name, maker, reasons it may be refused for, READ among them where it may be read)."""
 

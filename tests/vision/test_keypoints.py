@@ -8,15 +8,20 @@ import zipfile
 
 import numpy as np
 import pytest
+from factories.videos import write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage_scale.config import Vision
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
+from sage_scale.keypoints.features import keypoint_features
+from sage_scale.keypoints.files import openpose_frames, pose_bytes
+from sage_scale.keypoints.names import HOLISTIC_75, OPENPOSE_67, row_width
+from sage_scale.keypoints.track import KeypointTrack, track_of
 from sage_scale.vision.backbones import FrozenBackbone
-from sage_scale.vision.decode import decode_clip
-from sage_scale.vision.keypoints import keypoint_features, read_keypoints
+from sage_scale.vision.decode import decode_clip, decode_clips
+from sage_scale.vision.keypoints import read_keypoints
 
 KEYPOINTS = Vision(kind="features", backbone="keypoints", source_fps=50.0)
 
@@ -35,7 +40,8 @@ def test_npz_at_fifty_frames_a_second_is_halved(tmp_path) -> None:
     np.savez(tmp_path / "a.npz", keypoints=values)
     decoded = decode_clip(Clip(id="a", video=str(tmp_path / "a.npz")), KEYPOINTS)
     assert decoded.total_frames == 30 and decoded.source_fps == 50 and not len(decoded.frames)
-    assert np.array_equal(decoded.keypoints_TKC, values.reshape(61, 67, 2)[:60:2].astype(np.float32))
+    expected = 1024 * values.reshape(61, 67, 2)[:60:2].astype(np.float32)
+    assert np.array_equal(decoded.keypoints_TKC, expected) and len(decoded.track) == 61
     np.savez(tmp_path / "b.npz", keypoints=values, fps=25)
     assert decode_clip(Clip(id="b", video=str(tmp_path / "b.npz")), KEYPOINTS).total_frames == 61
     part = decode_clip(Clip(id="a", video=str(tmp_path / "a.npz"), start_s=0.2, end_s=0.8), KEYPOINTS)
@@ -44,10 +50,15 @@ def test_npz_at_fifty_frames_a_second_is_halved(tmp_path) -> None:
     assert rows.shape == (15, 134) and rows.dtype == np.float16  # every second frame
 
 
+def track_of_shares(points_TKC: np.ndarray, names: tuple[str, ...] = OPENPOSE_67) -> KeypointTrack:
+    seen = (points_TKC != 0).any(-1).astype(float)
+    return track_of(names, points_TKC * 1000, seen, fps=25, width=1000, height=1000)
+
+
 def test_place_and_size_of_the_signer_vanish() -> None:
     points = signer()
     moved = np.where((points != 0).any(-1, keepdims=True), points * 1.7 + [0.3, -0.2], 0)
-    expected, features = keypoint_features(points), keypoint_features(moved)
+    expected, features = (keypoint_features(track_of_shares(p)) for p in (points, moved))
     assert np.abs(expected.astype(float) - features).max() < 0.01
     shoulders = features.reshape(-1, 67, 2)[:, [2, 5]].astype(float)
     seen = (points[:, [2, 5]] != 0).any(-1).all(-1)
@@ -57,14 +68,86 @@ def test_place_and_size_of_the_signer_vanish() -> None:
 
 def test_points_not_seen_stay_zero_and_have_no_velocity() -> None:
     points = signer()
-    features = keypoint_features(points, velocities=True)
-    assert features.shape == (60, 268) and np.isfinite(features).all()
+    features = keypoint_features(track_of_shares(points), velocities=True)
+    assert features.shape == (60, 268)
+    places, steps = features[:, :134].reshape(-1, 67, 2), features[:, 134:].reshape(-1, 67, 2)
     missing = (points == 0).all(-1)
-    places, steps = features[:, :134].reshape(60, 67, 2), features[:, 134:].reshape(60, 67, 2)
-    assert not places[missing].any() and not steps[missing].any() and not steps[1:][missing[:-1]].any()
+    assert not places[missing].any() and not steps[missing].any() and not steps[0].any()
     both = ~missing[1:] & ~missing[:-1]
     difference = places[1:].astype(float) - places[:-1].astype(float)
     assert np.abs(difference[both] - steps[1:][both]).max() < 0.01
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("velocities", [False, True])
+def test_features_of_shares_are_those_of_version_0_1_0(tmp_path, seed, velocities) -> None:
+    """Datasets of 0.1.0 keep their bytes: the rows as it computed them, from shares of a picture's sides."""
+    shares = signer(40, seed).astype(np.float16)
+    if seed == 4:
+        shares[:, 5] = 0  # a shoulder is never seen
+    np.savez(tmp_path / "a.npz", keypoints=shares.reshape(40, 134), fps=25)
+    points = shares.astype(np.float32).astype(np.float64)
+    seen = (points != 0).any(-1)
+    known = np.flatnonzero(seen[:, 5] & seen[:, 2])
+    centre, width = np.broadcast_to(points[seen].mean(0), (40, 2)), 1.0
+    if len(known):
+        width = float(np.median(np.linalg.norm(points[known, 5] - points[known, 2], axis=1)))
+        nearest = known[np.abs(np.arange(40)[:, None] - known[None]).argmin(1)]
+        centre = (points[nearest, 5] + points[nearest, 2]) / 2
+    places = np.where(seen[..., None], (points - centre[:, None]) / width, 0)
+    steps = np.zeros_like(places)
+    steps[1:] = np.where((seen[1:] & seen[:-1])[..., None], places[1:] - places[:-1], 0)
+    expected = np.concatenate([part.reshape(40, 134) for part in (places, steps)[: 1 + velocities]], 1)
+    vision = Vision(kind="features", backbone="keypoints", frame_stride=1, keypoint_velocities=velocities)
+    (rows,) = FrozenBackbone(vision)(decode_clip(Clip(id="a", video=str(tmp_path / "a.npz")), vision))
+    assert np.array_equal(rows, np.clip(expected, -10, 10).astype(np.float16))
+
+
+def test_the_aspect_of_the_picture_counts(tmp_path) -> None:
+    """The same signer in a wide picture and in its left half: shares of the sides differ, features do not."""
+    points = signer()
+    wide = np.where(points == 0, 0, points * [0.5, 1])
+    for name, shares in (("half", points), ("wide", wide)):
+        np.savez(tmp_path / f"{name}.npz", keypoints=shares.reshape(60, 134), fps=25)
+
+    def rows(name: str, aspect: float) -> np.ndarray:
+        vision = Vision(kind="features", backbone="keypoints", source_aspect=aspect)
+        return FrozenBackbone(vision)(decode_clip(Clip(id="a", video=str(tmp_path / f"{name}.npz")), vision))
+
+    assert np.abs(rows("half", 0.8).astype(float) - rows("wide", 1.6)).max() < 0.01
+    assert np.abs(rows("half", 1.0).astype(float) - rows("wide", 1.0)).max() > 0.1
+
+
+def test_layouts_depth_and_gaps() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.uniform(100, 300, (20, 75, 3))
+    values[..., 2] /= 1000
+    values[:, 11], values[:, 12] = (300, 200, 0.1), (200, 200, 0.3)
+    track = track_of(HOLISTIC_75, values, np.ones((20, 75)), fps=25, width=640, height=360)
+    flat, deep = (keypoint_features(track, layout="holistic", z=z).astype(float) for z in (False, True))
+    assert flat.shape == (20, 150) == (20, row_width("holistic")) and deep.shape == (
+        20,
+        row_width("holistic", z=True),
+    )
+    deep = deep.reshape(20, 75, 3)
+    assert np.array_equal(deep[..., :2].reshape(20, 150), flat)
+    assert np.abs(deep[:, :33, 2] - (values[:, :33, 2] - 0.2) * 640 / 100).max() < 0.01
+    assert np.abs(deep[:, 33:, 2] - values[:, 33:, 2] * 640 / 100).max() < 0.01
+    # BODY_25's neck is the middle of the shoulders, so the origin.
+    assert not keypoint_features(track).reshape(20, 67, 2)[:, 1].any()
+    with pytest.raises(ClipRejected, match="none of its points is one of the layout openpose"):
+        keypoint_features(track.replace(names=tuple(map(str, range(75)))))
+
+
+def test_short_gaps_are_interpolated_where_the_recipe_says_so(tmp_path) -> None:
+    points = signer(40)
+    points[points == 0] = 0.5
+    points[10:12, 30] = 0
+    np.savez(tmp_path / "a.npz", keypoints=points.reshape(40, 134), fps=25)
+    for gap_s, missing in ((0.0, 2), (0.05, 2), (0.08, 0)):
+        vision = Vision(kind="features", backbone="keypoints", frame_stride=1, keypoint_gap_s=gap_s)
+        (rows,) = FrozenBackbone(vision)(decode_clip(Clip(id="a", video=str(tmp_path / "a.npz")), vision))
+        assert (rows.reshape(40, 67, 2)[:, 30] == 0).all(-1).sum() == missing
 
 
 def test_bad_keypoint_files(tmp_path) -> None:
@@ -76,14 +159,14 @@ def test_bad_keypoint_files(tmp_path) -> None:
         return caught.value.reason
 
     path.write_bytes(b"PK\3\4 no archive")
-    assert reason() == "unreadable"
-    for values in (np.zeros((40, 133)), np.full((40, 134), np.nan), np.zeros((0, 134)), np.zeros(134)):
+    assert reason() == "bad-keypoints"
+    for values in (np.zeros((40, 133)), np.zeros((0, 134)), np.zeros(134)):
         np.savez(path, keypoints=values)
-        assert reason() == "unreadable"
-    np.savez(path, points=np.zeros((40, 134)))
-    assert reason() == "unreadable"
+        assert reason() == "bad-keypoints"
+    np.savez(path, points=np.zeros((40, 134)), others=np.zeros(3))
+    assert reason() == "bad-keypoints"
     np.savez(path, keypoints=np.array([[{"an": "object"}]]))
-    assert reason() == "unreadable"
+    assert reason() == "bad-keypoints"
     np.savez(path, keypoints=np.ones((10, 134)))
     assert reason() == "too-short"
     np.savez(path, keypoints=np.ones((40, 134)))
@@ -119,7 +202,7 @@ def test_a_directory_that_names_a_place_outside_the_file_is_damage(tmp_path, off
     field = slice(len(data) - 6, len(data) - 2)  # where the directory begins; members' places follow from it
     data[field] = (int.from_bytes(data[field], "little") + offset).to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(ClipRejected, match="unreadable"):
+    with pytest.raises(ClipRejected, match="bad-keypoints"):
         decode_clip(Clip(id="x", video=str(path)), KEYPOINTS)
 
 
@@ -128,7 +211,7 @@ def test_an_array_that_claims_all_memory_is_refused(tmp_path) -> None:
     header += b" " * (117 - len(header)) + b"\n"
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as out:
         out.writestr("keypoints.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(ClipRejected, match="unreadable"):
+    with pytest.raises(ClipRejected, match="bad-keypoints"):
         decode_clip(Clip(id="x", video=str(tmp_path / "a.npz")), KEYPOINTS)
 
 
@@ -140,38 +223,92 @@ def test_what_is_no_file_is_no_keypoint_file(tmp_path) -> None:
         with pytest.raises(ClipRejected):
             decode_clip(Clip(id="x", video=str(tmp_path / name)), KEYPOINTS)
     with pytest.raises(ClipRejected, match="a FIFO"):
-        read_keypoints(tmp_path / "a.npz", 25.0)
+        read_keypoints(tmp_path / "a.npz", KEYPOINTS)
 
 
-def test_pose_files(tmp_path) -> None:
-    pose_format = pytest.importorskip("pose_format", reason="the extra sage-scale[pose] is not installed")
-    from pose_format.numpy import NumPyPoseBody
-    from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
-
-    body = ["NOSE", "LEFT_SHOULDER", "RIGHT_SHOULDER", "LEFT_WRIST", "RIGHT_WRIST"]
-    hand = [f"POINT_{k}" for k in range(21)]
-    components = [
-        PoseHeaderComponent(name, points, [], [(0, 0, 0)], "XYZC")
-        for name, points in (
-            ("POSE_LANDMARKS", body),
-            ("LEFT_HAND_LANDMARKS", hand),
-            ("RIGHT_HAND_LANDMARKS", hand),
-        )
-    ]
-    data = np.random.default_rng(0).uniform(10, 90, (30, 1, 47, 3)).astype(np.float32)
-    confidence = np.ones((30, 1, 47), np.float32)
-    confidence[:, :, 26:] = 0  # the right hand is never seen
-    header = PoseHeader(0.1, PoseHeaderDimensions(200, 100, 100), components)
-    pose = pose_format.Pose(header, NumPyPoseBody(50, data, confidence))
-    with (tmp_path / "a.pose").open("wb") as file:
-        pose.write(file)
+def test_a_pose_file_counts_in_pixels_of_its_picture(tmp_path) -> None:
+    """Through decoding: its own frame rate and sides, missing hands, a clip of it, and a damaged one."""
+    values = np.random.default_rng(0).uniform(10, 90, (30, 75, 3))
+    confidence = np.ones((30, 75))
+    confidence[:, 54:] = 0  # the right hand is never seen
+    track = track_of(HOLISTIC_75, values, confidence, fps=50, width=200, height=100)
+    (tmp_path / "a.pose").write_bytes(pose_bytes(track))
     decoded = decode_clip(Clip(id="a", video=str(tmp_path / "a.pose")), KEYPOINTS)
-    assert decoded.total_frames == 15 and decoded.source_fps == 50
-    expected = data[::2, 0, :, :2] / [200, 100]
-    points = decoded.keypoints_TKC
-    assert np.allclose(points[:, [0, 5, 2, 7, 4]], expected[:, :5], atol=1e-5)
-    assert np.allclose(points[:, 1], (expected[:, 1] + expected[:, 2]) / 2, atol=1e-5)
-    assert np.allclose(points[:, 25:46], expected[:, 5:26], atol=1e-5) and not points[:, 46:].any()
+    assert decoded.total_frames == 15 and decoded.source_fps == 50 and len(decoded.track) == 30
+    expected, points = values[::2, :, :2], decoded.keypoints_TKC
+    assert np.allclose(points[:, [0, 5, 2, 7, 4]], expected[:, [0, 11, 12, 15, 16]], atol=1e-4)
+    assert np.allclose(points[:, 1], (expected[:, 11] + expected[:, 12]) / 2, atol=1e-4)
+    assert np.allclose(points[:, 25:46], expected[:, 33:54], atol=1e-4) and not points[:, 46:].any()
+    part = decode_clip(Clip(id="a", video=str(tmp_path / "a.pose"), start_s=0.2, end_s=0.6), KEYPOINTS)
+    assert np.array_equal(part.track.points_TKC, track.points_TKC[10:30]) and part.total_frames == 10
     (tmp_path / "a.pose").write_bytes((tmp_path / "a.pose").read_bytes()[:100])
-    with pytest.raises(ClipRejected, match="unreadable"):
+    with pytest.raises(ClipRejected, match="bad-keypoints"):
         decode_clip(Clip(id="a", video=str(tmp_path / "a.pose")), KEYPOINTS)
+
+
+def test_a_frame_that_is_not_finite_is_one_without_points(tmp_path) -> None:
+    values = np.ones((40, 134))
+    values[7], values[9, 3] = np.nan, np.inf
+    np.savez(tmp_path / "a.npz", keypoints=values, fps=25)
+    vision = Vision(kind="features", backbone="keypoints", frame_stride=1)
+    decoded = decode_clip(Clip(id="x", video=str(tmp_path / "a.npz")), vision)
+    assert np.flatnonzero(~decoded.keypoints.seen_TK.any(1)).tolist() == [7, 9]
+    assert np.isfinite(FrozenBackbone(vision)(decoded)).all()
+
+
+def test_keypoint_files_of_a_folder_of_their_own(tmp_path) -> None:
+    """The folder has the videos' subfolders or none, and any format, also OpenPose's folders."""
+    track = track_of_shares(signer(20))
+    video = tmp_path / "videos" / "news" / "talk.v1.mp4"
+    video.parent.mkdir(parents=True)
+    video.write_bytes(b"a video")
+    out = tmp_path / "keypoints"
+    vision = Vision(kind="features", backbone="keypoints", keypoints=str(out))
+
+    def found() -> np.ndarray:
+        return decode_clip(Clip(id="x", video=str(video)), vision).keypoints_TKC
+
+    with pytest.raises(ClipRejected, match=f"no-keypoints: talk.v1.mp4 has no keypoint file .* in {out}"):
+        found()
+    folder = out / "talk.v1"
+    folder.mkdir(parents=True)
+    for name, content in openpose_frames(track, "talk"):
+        (folder / name).write_bytes(content)
+    assert np.abs(found() - track.points_TKC[..., :2]).max() < 0.1
+    (out / "talk.v1.npy").write_bytes(b"")
+    with pytest.raises(ClipRejected, match=r"bad-keypoints: talk\.v1\.npy"):
+        found()
+    (out / "news").mkdir()
+    moved = track.replace(points_TKC=track.points_TKC + track.seen_TK[..., None].astype(np.float32))
+    (out / "news" / "talk.v1.pose").write_bytes(pose_bytes(moved))  # the more of its folders, the nearer
+    assert np.array_equal(found(), moved.points_TKC[..., :2])
+    alone = Clip(id="x", video=str(folder))
+    assert decode_clip(alone, vision).total_frames == 20
+
+
+def test_a_video_comes_with_its_track_when_asked(tmp_path) -> None:
+    pictures = [np.full((48, 64, 3), 9 * k, np.uint8) for k in range(20)]
+    path = write_video(tmp_path / "talk.mp4", pictures)
+    track = track_of_shares(signer(40)).replace(fps=50.0)
+    clips = [Clip(id=str(k), video=str(path), start_s=0.4 * k, end_s=0.4 * (k + 1)) for k in range(2)]
+    vision = Vision(size=32, crop=32)
+    assert decode_clip(clips[0], vision, keypoints=True).track is None
+    (tmp_path / "talk.pose").write_bytes(pose_bytes(track))
+    assert decode_clip(clips[1], vision).track is None
+    for number, decoded in decode_clips(clips, vision, keypoints=True):
+        assert np.array_equal(decoded.track.points_TKC, track.points_TKC[20 * number : 20 * number + 20])
+        assert decoded.total_frames == 10 and decoded.track.fps == 50
+    (tmp_path / "talk.pose").write_bytes(b"damage")
+    outcomes = dict(decode_clips(clips, vision, keypoints=True))
+    assert [outcome.reason for outcome in outcomes.values()] == 2 * ["bad-keypoints"]
+
+
+def test_pixels_without_the_size_of_their_picture_give_no_square(tmp_path) -> None:
+    path = write_video(tmp_path / "talk.mp4", [np.zeros((48, 64, 3), np.uint8)] * 20)
+    (tmp_path / "k").mkdir()
+    for name, content in openpose_frames(track_of_shares(signer(20)), "talk"):
+        (tmp_path / "k" / "talk").mkdir(exist_ok=True)
+        (tmp_path / "k" / "talk" / name).write_bytes(content)
+    vision = Vision(size=32, crop=32, fit="signer", keypoints=str(tmp_path / "k"))
+    with pytest.raises(ClipRejected, match="bad-keypoints: talk: it does not state the size of its picture"):
+        decode_clip(Clip(id="x", video=str(path)), vision)

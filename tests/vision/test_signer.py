@@ -102,7 +102,7 @@ def test_a_folder_of_frames_has_its_keypoints_beside_it(tmp_path) -> None:
 def test_keypoints_that_are_no_shares_or_cannot_be_read_reject(tmp_path) -> None:
     path = write_video(tmp_path / "talk.mp4", signer_at(60, 70))
     keypoints_at(tmp_path / "talk.npz", (60, 70), width=1, height=1)
-    with pytest.raises(ClipRejected, match=r"bad-keypoints: talk.npz: points are no shares"):
+    with pytest.raises(ClipRejected, match=r"bad-keypoints: talk.npz: points lie far outside"):
         decode_clip(Clip(id="a", video=str(path)), SIGNER)
     (tmp_path / "talk.npz").write_bytes(b"no keypoints")
     with pytest.raises(ClipRejected, match="bad-keypoints"):

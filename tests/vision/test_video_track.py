@@ -273,7 +273,7 @@ def test_keypoints_beside_a_video_count_from_its_first_picture(tmp_path) -> None
     np.savez(tmp_path / "a.npz", keypoints=keypoints.reshape(50, -1), fps=25.0)
     vision = Vision(kind="features", backbone="keypoints", min_frames=1)
     got = decode_clip(clip(path, (2.4, 3.0)), vision).keypoints_TKC
-    assert got is not None and np.allclose(got, keypoints[10:25])
+    assert got is not None and np.allclose(got, 1024 * keypoints[10:25])
     sides = [signer_interval(path, interval).x for interval in ((2.0, 2.8), (3.2, 4.0))]
     assert sides == pytest.approx([0.2, 0.8], abs=0.01)
 
