@@ -14,7 +14,8 @@ import numpy as np
 from sage_scale.corpora.synthetic.animation import FPS, Motion
 from sage_scale.corpora.synthetic.articulation import ANGLE, FLIP, LENGTH, SHAPE, U, Y, Z
 from sage_scale.corpora.synthetic.signers import Signer
-from sage_scale.keypoints.track import HAND_POINTS, HOLISTIC_75, KeypointTrack
+from sage_scale.keypoints.names import HAND_POINTS, HOLISTIC_75
+from sage_scale.keypoints.track import KeypointTrack
 
 SIZE = 128
 """Side of a frame, pixels."""
