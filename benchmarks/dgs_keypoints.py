@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from common import parse
 
 from sage_scale.config import load_recipe
@@ -127,9 +126,9 @@ def write_manifest(clips: Path, path: Path) -> Path:
 
 def feature_width(work: Path, manifest: Path) -> int:
     """Width of the keypoint features."""
-    from sage_scale.vision.backbones import load_backbone
+    from sage_scale.vision.backbones import FrozenBackbone
 
-    return load_backbone(load_recipe("demo", OVERRIDES).vision, torch.device("cpu")).dim
+    return FrozenBackbone(load_recipe("demo", OVERRIDES).vision).dim
 
 
 def held_out_similarity(recipe, run_folder: Path, data: str):

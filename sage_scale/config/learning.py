@@ -23,6 +23,10 @@ class Backbone:
     """mean: global average (paper); flatten: all positions of the last map, projected to the last width."""
     weights: str = ""
     """Initial weights: a torchvision or transformers ResNet file or folder; empty: random."""
+    folder: str = extension.since("0.2.0", "")
+    """Folder of an image model that transformers' AutoModel or AutoBackbone opens (ViT, ConvNeXt, Swin, DINOv2). It is
+    trained in place of the ResNet, from its own weights; its configuration gives the width of the features,
+    `vision.crop` is the side of its pictures. The other keys of the section are not read then."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,24 @@ def keyed_dropout(x_ND: Tensor, seeds_N: Tensor | None, p: float, salt: int, tra
     return x_ND * keep_ND.div_(1 - p)
 
 
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set all rates of dropout and stochastic depth to 0, in modules and in the numbers that transformers' layers
+    keep."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in (
+            "dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "layerdrop",
+            "dropout_prob",
+            "drop_prob",
+        ):
+            if isinstance(getattr(module, name, None), int | float):
+                setattr(module, name, 0.0)
+
+
 class LanguageModelDropout:
     """mBART's own dropout, keyed: at the places and the rate of transformers' modules, whose own is switched off.
 

@@ -1,7 +1,8 @@
 """Memory and arithmetic of a run, before it is started.
 
-Memory is measured on fake tensors (`measure`), operations are counted by formulas, since training needs them at each
-step (`step`, `resnet`, and the models' own); `loss` has both of the contrastive loss. A model's plan is in its folder.
+Memory and the frame encoder's operations are measured (`measure`), other operations are counted by formulas, since
+training needs them at each step (`step`, and the models' own); `loss` has both of the contrastive loss. A model's plan
+is in its folder.
 """
 
 from sage_scale.planning.loss import LossSize, loss_bytes, loss_operations

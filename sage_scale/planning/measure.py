@@ -1,4 +1,6 @@
-"""Memory that a training step keeps for its backward pass, measured by its forward pass on fake tensors.
+"""Memory that a training step keeps for its backward pass, and operations of the frame encoder, both measured.
+
+Memory is measured by the forward pass on fake tensors, operations by torch's counter on the meta device.
 
 A fake tensor (torch's FakeTensorMode) has shape, type and device, and no memory: a model of any size is measured in
 seconds, and no weights are read. Whole numbers that decide shapes (lengths, segments) are real tensors.
@@ -16,8 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from sage_scale.config import Recipe
+from sage_scale.nn.frame_encoder import make_frame_encoder
 
 M = TypeVar("M", bound=nn.Module)
 _FAKE = FakeTensorMode(allow_non_fake_inputs=True)
@@ -103,6 +110,19 @@ def _named(parts: Mapping[str, Sequence[nn.Module | None]], inside: list[str]) -
     finally:
         for handle in handles:
             handle.remove()
+
+
+def frame_operations(recipe: Recipe) -> tuple[float, float]:
+    """Returns the operations of the trained frame encoder on one frame: of the forward pass, and with the backward pass
+    (pixels have no gradient)."""
+    side = recipe.vision.crop
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
+        encoder = make_frame_encoder(recipe).eval()
+        with FlopCounterMode(display=False) as counter:
+            rows = encoder(torch.zeros(1, 3, side, side))
+            forward = counter.get_total_flops()
+            rows.sum().backward()
+    return float(forward), float(counter.get_total_flops())
 
 
 class _RealPlaces(TorchDispatchMode):

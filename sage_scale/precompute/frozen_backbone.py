@@ -7,6 +7,7 @@ only where a backbone is read.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from sage_scale.vision.backbone_choice import (
     NETWORKS,
     check_weights,
     check_width,
+    encoder_beside,
+    encoder_width,
     model_folder,
     model_width,
 )
@@ -55,7 +58,7 @@ def check_backbone(recipe: Recipe) -> None:
         else:
             made = _recipe(run_weights(vision.backbone))
             _check_crop(made, vision)
-            width = made.model.backbone.widths[-1]
+            width = encoder_width(made.model.backbone)
         if width != recipe.model.feature_dim:
             raise RecipeError(
                 f"vision.backbone={vision.backbone} makes features of {width} numbers, model.feature_dim is "
@@ -106,14 +109,18 @@ def open_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenB
 
     Raises RecipeError for a run that is not there or was trained on other pictures, CheckpointError for wrong weights.
     """
-    from sage_scale.vision.backbones import AutoNetwork, FrozenBackbone
+    from sage_scale.vision.backbones import FrozenBackbone
+    from sage_scale.vision.image_models import ImageModel
 
     if vision.backbone in BACKBONES:
         return FrozenBackbone(vision, device)
     if folder := model_folder(vision.backbone):
-        return FrozenBackbone(vision, device, AutoNetwork(folder))
+        return FrozenBackbone(vision, device, ImageModel.open(folder))
     file = run_weights(vision.backbone)
-    return FrozenBackbone(vision, device, _RunNetwork(file, _recipe(file), vision))
+    recipe = _recipe(file)
+    _check_crop(recipe, vision)
+    background = recipe.vision.background == "median"
+    return FrozenBackbone(vision, device, _run_encoder(file, recipe), background)
 
 
 def run_weights(backbone: str) -> Path:
@@ -130,31 +137,20 @@ def run_weights(backbone: str) -> Path:
     )
 
 
-class _RunNetwork:
-    """A run's frame encoder, in evaluation mode."""
+def _run_encoder(file: Path, recipe: Recipe) -> nn.Module:
+    """Returns a run's frame encoder. Raises CheckpointError where the file holds none."""
+    from sage_scale.nn.frame_encoder import make_frame_encoder
+    from sage_scale.vision.pretrained_weights import load_exactly
 
-    def __init__(self, file: Path, recipe: Recipe, vision: Vision) -> None:
-        from sage_scale.nn.frame_encoder import FrameEncoder
-        from sage_scale.vision.pretrained_weights import load_exactly
-
-        _check_crop(recipe, vision)
-        self.background = recipe.vision.background == "median"
-        values = _read(file)
-        state = {name.removeprefix(_PREFIX): v for name, v in values.items() if name.startswith(_PREFIX)}
-        if not state:
-            raise CheckpointError(
-                f"{file} holds no frame encoder: the run was trained on features, or is none of SAGE's"
-            )
-        self._encoder = FrameEncoder(recipe.model.backbone, recipe.vision.crop, "frozen")
-        load_exactly(self._encoder, state, file)
-        self.width = self._encoder.width
-
-    @property
-    def module(self) -> nn.Module:
-        return self._encoder
-
-    def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
-        return self._encoder(x_BCHW, centred=centred)
+    state = {name.removeprefix(_PREFIX): v for name, v in _read(file).items() if name.startswith(_PREFIX)}
+    if not state:
+        raise CheckpointError(
+            f"{file} holds no frame encoder: the run was trained on features, or is none of SAGE's"
+        )
+    model = dataclasses.replace(recipe.model, batchnorm="frozen")
+    encoder = make_frame_encoder(dataclasses.replace(recipe, model=model))
+    load_exactly(encoder, state, file)
+    return encoder
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -175,5 +171,5 @@ def _check_crop(made: Recipe, vision: Vision) -> None:
 def _recipe(file: Path) -> Recipe:
     for folder in (file.parent, file.parent.parent):
         if (folder / "recipe.yaml").is_file():
-            return load_recipe(folder / "recipe.yaml")
+            return load_recipe(folder / "recipe.yaml", encoder_beside(file.parent))
     raise CheckpointError(f"{file}: no recipe.yaml beside it or in the folder above says how it is built")

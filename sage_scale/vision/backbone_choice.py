@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sage_scale.config import Recipe, Vision
+from sage_scale.config import Backbone, Recipe, Vision
 from sage_scale.errors import CheckpointError, NoModel, RecipeError
 from sage_scale.keypoints import names
 from sage_scale.untrusted.files import expanded, read_bytes
@@ -18,6 +18,10 @@ NETWORKS = tuple(WIDTHS)
 BACKBONES = (*NETWORKS, "keypoints")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PREPROCESSOR = "preprocessor_config.json"
+"""File of a model's folder with mean and deviation of its pictures."""
+ENCODER = "backbone"
+"""Folder beside a run's weights with the configuration of a trained image model."""
 
 
 def row_width(vision: Vision) -> int:
@@ -58,6 +62,17 @@ def check_weights(vision: Vision) -> Path | None:
     return None
 
 
+def encoder_width(backbone: Backbone) -> int:
+    """Returns the width of the trained frame encoder of `model.backbone`. Raises CheckpointError for a wrong folder."""
+    return model_width(expanded(backbone.folder)) if backbone.folder else backbone.widths[-1]
+
+
+def encoder_beside(folder: Path) -> list[str]:
+    """Returns overrides for a recipe that was moved with its weights: the configuration of its own image model."""
+    here = folder / ENCODER
+    return [f"model.backbone.folder={here}"] if (here / "config.json").is_file() else []
+
+
 def model_folder(backbone: str) -> Path | None:
     """Returns the folder of a transformers model that `vision.backbone` names, or None where it names none."""
     folder = expanded(backbone)
@@ -80,7 +95,7 @@ def model_width(folder: Path) -> int:
 
 def picture_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and deviation by which a model's pictures are normalised, for values from 0 to 1."""
-    path = folder / "preprocessor_config.json"
+    path = folder / PREPROCESSOR
     said = _json(path) if path.is_file() else {}
     mean, std = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
     for values in (mean, std):

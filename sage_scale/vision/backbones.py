@@ -9,33 +9,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sage_scale.config import Vision
-from sage_scale.errors import CheckpointError, ClipRejected, RecipeError
+from sage_scale.errors import ClipRejected, RecipeError
 from sage_scale.keypoints.cleaning import interpolated
 from sage_scale.keypoints.features import keypoint_features
 from sage_scale.keypoints.track import KeypointTrack
-from sage_scale.text.hub import loading
 from sage_scale.vision.augment import augment, centre_crop
-from sage_scale.vision.backbone_choice import (
-    BACKBONES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    check_weights,
-    model_width,
-    picture_statistics,
-    row_width,
-)
+from sage_scale.vision.backbone_choice import BACKBONES, check_weights, row_width
 from sage_scale.vision.decode import DecodedClip
-from sage_scale.vision.dinov2_weights import read_dinov2_weights
-from sage_scale.vision.pretrained_weights import load_exactly
-from sage_scale.vision.resnet_weights import read_resnet_weights
+from sage_scale.vision.image_models import ImageModel
+from sage_scale.vision.pretrained_weights import load_exactly, read_dinov2_weights, read_resnet_weights
 from sage_scale.vision.sampling import median_frame
 
 _RANDOM_SEED = 34
@@ -46,26 +35,28 @@ class FrozenBackbone:
     """Features of a frozen image backbone or of keypoints."""
 
     def __init__(
-        self, vision: Vision, device: str | torch.device = "cpu", network: Network | None = None
+        self,
+        vision: Vision,
+        device: str | torch.device = "cpu",
+        network: Any = None,
+        background: bool = False,
     ) -> None:
-        """`network` is used in place of the one that `vision.backbone` names.
+        """`network` (a frame encoder: `width`, and (F, width) of frames from 0 to 255) is used in place of the one that
+        `vision.backbone` names; `background` says whether each clip's median frame is subtracted first.
 
         Raises RecipeError for an unknown backbone or missing weights, CheckpointError for unfit ones.
         """
-        self.vision = vision
-        self.device = torch.device(device)
+        self.vision, self.device, self.background = vision, torch.device(device), background
         self.network = network
         if network is None and vision.backbone != "keypoints":
-            self.network = _ImageNetNetwork(vision)
+            self.network = _load(vision)
         if self.network is not None:
-            self.network.module.eval().requires_grad_(False).to(self.device)
+            self.network.eval().requires_grad_(False).to(self.device)
 
     @property
     def dim(self) -> int:
-        """C, the width of a row; `model.feature_dim` of the recipe must say the same."""
-        if self.network is None:
-            return row_width(self.vision)
-        return self.network.width
+        """Returns C, the width of a row; `model.feature_dim` of the recipe must say the same."""
+        return row_width(self.vision) if self.network is None else self.network.width
 
     def __call__(self, decoded: DecodedClip, seeds: Sequence[int] = ()) -> np.ndarray:
         """float16 (V, n, C) for the n frames of the clip's stride grid; row r belongs to frame r * stride.
@@ -118,87 +109,6 @@ class FrozenBackbone:
         return pixels_BHWC.to(self.device).permute(0, 3, 1, 2).float()
 
 
-class Network(Protocol):
-    """What makes rows of pictures."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Its weights."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """C."""
-        ...
-
-    @property
-    def background(self) -> bool:
-        """Whether it wants each clip's median frame taken off."""
-        ...
-
-    def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
-        """(B, C) of floats from 0 to 255, or, `centred`, of their difference to the clip's median frame."""
-        ...
-
-
-class _ImageNetNetwork:
-    """A ResNet-34 or DINOv2, on pictures normalised as those of ImageNet."""
-
-    background = False
-
-    def __init__(self, vision: Vision) -> None:
-        self.module = _load(vision)
-        self.width = row_width(vision)
-        self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-
-    def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
-        mean, std = self._mean.to(x_BCHW.device), self._std.to(x_BCHW.device)
-        x_BCHW = (x_BCHW / 255 - mean) / std
-        output = self.module(x_BCHW.contiguous(memory_format=torch.channels_last))
-        # ResNet: the mean of the last map; DINOv2: the class token after its norm.
-        return output.pooler_output.flatten(1)
-
-
-class AutoNetwork:
-    """Any image model of a folder that transformers' `AutoModel` or `AutoBackbone` opens, without code of the folder.
-
-    A row is the pooled output where the folder has its weights, else the class token, else the mean of the last map.
-    Pictures are normalised as preprocessor_config.json says, else as those of ImageNet.
-    """
-
-    background = False
-
-    def __init__(self, folder: Path) -> None:
-        """Raises CheckpointError where the folder cannot be opened or lacks weights."""
-        from transformers import AutoBackbone, AutoConfig, AutoModel
-        from transformers.models.auto.modeling_auto import MODEL_MAPPING
-
-        self.width = model_width(folder)
-        with loading(folder, "backbone"):
-            known = type(AutoConfig.from_pretrained(folder)) in MODEL_MAPPING
-            opened: Any = (AutoModel if known else AutoBackbone).from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-        model, report = opened
-        missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
-        if missing:
-            raise CheckpointError(f"backbone '{folder}' lacks {len(missing)} weights, such as {missing[0]}")
-        self.module: nn.Module = getattr(model, "vision_model", model)
-        self._pooled = not any("pooler" in name for name in report["missing_keys"])
-        self._mean, self._std = (torch.tensor(v)[:, None, None] for v in picture_statistics(folder))
-
-    def __call__(self, x_BCHW: Tensor, centred: bool) -> Tensor:
-        mean, std = self._mean.to(x_BCHW.device), self._std.to(x_BCHW.device)
-        output: Any = self.module((x_BCHW / 255 - mean) / std)
-        rows = getattr(output, "pooler_output", None) if self._pooled else None
-        if rows is None and (maps := getattr(output, "feature_maps", None)):
-            rows = maps[-1].mean((-2, -1))
-        if rows is None:
-            last = output.last_hidden_state
-            rows = last[:, 0] if last.dim() == 3 else last.mean((-2, -1))
-        return rows.flatten(1)
-
-
 class FeatureBatches(Generic[Tag]):
     """Takes the pictures of clips and yields their features, in the same order, as soon as their batches are full.
 
@@ -216,7 +126,7 @@ class FeatureBatches(Generic[Tag]):
         self._side = vision.size if vision.feature_views > 1 else vision.crop
         shape = (vision.backbone_batch, self._side, self._side, 3)
         self._pixels = torch.zeros(shape, dtype=torch.uint8)
-        self._background = torch.zeros(shape, dtype=torch.uint8) if backbone.network.background else None
+        self._background = torch.zeros(shape, dtype=torch.uint8) if backbone.background else None
         self._seeds = torch.full(shape[:1], -1, dtype=torch.int64)
         self._filled = 0
         self._rows: deque[np.ndarray] = deque()
@@ -295,12 +205,10 @@ def _keypoint_rows(track_T: KeypointTrack, stride: int, vision: Vision) -> np.nd
     )
 
 
-def load_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenBackbone:
-    """The frozen backbone of a recipe's `vision` on `device`."""
-    return FrozenBackbone(vision, device)
+def _load(vision: Vision) -> ImageModel:
+    """Returns the network of a name, on pictures normalised as those of ImageNet."""
+    from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
-
-def _load(vision: Vision) -> nn.Module:
     if vision.backbone not in BACKBONES:
         raise RecipeError(
             f"vision.backbone {vision.backbone!r}; known: {', '.join(BACKBONES)}, or a run's folder"
@@ -310,32 +218,19 @@ def _load(vision: Vision) -> nn.Module:
     path = check_weights(vision)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_RANDOM_SEED)  # so that random backbones (tests) agree between actors
-        model, read = _resnet34() if vision.backbone == "resnet34" else _dinov2(vision)
+        model: nn.Module
+        if vision.backbone == "resnet34":
+            config = ResNetConfig(
+                embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[3, 4, 6, 3], layer_type="basic"
+            )
+            model, read = ResNetModel(config), read_resnet_weights
+        elif vision.crop % 14:
+            raise RecipeError(f"vision.crop {vision.crop} is no multiple of 14, the patch of dinov2-vits14")
+        else:
+            vit = Dinov2Config(
+                hidden_size=384, num_hidden_layers=12, num_attention_heads=6, mlp_ratio=4, patch_size=14, image_size=518
+            )  # fmt: skip
+            model, read = Dinov2Model(vit), read_dinov2_weights
     if path is not None:
         load_exactly(model, read(path), path)
-    return model
-
-
-def _resnet34():
-    from transformers import ResNetConfig, ResNetModel
-
-    config = ResNetConfig(
-        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[3, 4, 6, 3], layer_type="basic"
-    )
-    return ResNetModel(config), read_resnet_weights
-
-
-def _dinov2(vision: Vision):
-    from transformers import Dinov2Config, Dinov2Model
-
-    if vision.crop % 14:
-        raise RecipeError(f"vision.crop {vision.crop} is no multiple of 14, the patch of dinov2-vits14")
-    config = Dinov2Config(
-        hidden_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        patch_size=14,
-        image_size=518,
-        mlp_ratio=4,
-    )
-    return Dinov2Model(config), read_dinov2_weights
+    return ImageModel(model, row_width(vision))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from sage_scale.models.sign2gpt.frames import clip_frames, drawn_frames
+from sage_scale.models.sign2gpt.spatial import clip_frames, drawn_frames
 from sage_scale.vision.packed import PackedVideo
 
 

@@ -12,8 +12,7 @@ from transformers import MBartForConditionalGeneration
 
 from sage_scale.config import Augment, Stage
 from sage_scale.models.sage.context import ContextEncoder
-from sage_scale.models.sage.mapper import Mapper
-from sage_scale.models.sage.visual import TemporalConv, VisualEncoder
+from sage_scale.models.sage.visual import Mapper, TemporalConv, VisualEncoder
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])

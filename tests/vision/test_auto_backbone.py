@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import ConvNextConfig, ConvNextModel, ViTConfig, ViTModel
+from transformers import (
+    ConvNextConfig,
+    ConvNextModel,
+    RTDetrResNetBackbone,
+    RTDetrResNetConfig,
+    ViTConfig,
+    ViTModel,
+)
 
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import CheckpointError, RecipeError
@@ -24,6 +31,13 @@ SMALL = {
 MODELS = {
     "vit": (lambda: ViTModel(ViTConfig(hidden_size=24, **SMALL), add_pooling_layer=False), 24),
     "convnext": (lambda: ConvNextModel(ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1] * 4)), 20),
+    # AutoModel does not know it, AutoBackbone does.
+    "rt_detr_resnet": (
+        lambda: RTDetrResNetBackbone(
+            RTDetrResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+        ),
+        12,
+    ),
 }
 
 
@@ -53,7 +67,12 @@ def test_rows_are_those_of_the_model(tmp_path, name):
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():
         output = model((pixels - mean) / std)
-    wanted = output.last_hidden_state[:, 0] if name == "vit" else output.pooler_output
+    if name == "vit":
+        wanted = output.last_hidden_state[:, 0]
+    elif name == "convnext":
+        wanted = output.pooler_output
+    else:
+        wanted = output.feature_maps[-1].mean((2, 3))
     assert np.abs(rows - wanted.numpy()).max() < 2e-3
     with pytest.raises(RecipeError, match=f"features of {width} numbers, .*set model.feature_dim={width}"):
         check_backbone(recipe(tmp_path, width + 1))

@@ -15,9 +15,12 @@ from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 from sage_scale.config import Vision
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.vision.backbones import FeatureBatches, FrozenBackbone
-from sage_scale.vision.dinov2_weights import read_dinov2_weights
-from sage_scale.vision.pretrained_weights import load_exactly, read_state_dict
-from sage_scale.vision.resnet_weights import read_resnet_weights, torchvision_to_transformers
+from sage_scale.vision.pretrained_weights import (
+    load_exactly,
+    read_dinov2_weights,
+    read_resnet_weights,
+    read_state_dict,
+)
 
 RANDOM = Vision(kind="features", size=40, crop=32, allow_random_backbone=True, backbone_batch=8)
 
@@ -86,14 +89,15 @@ def resnet_by_hand(x: torch.Tensor, w: dict[str, torch.Tensor], depths: tuple[in
 
 
 @pytest.mark.parametrize("depths", [(1, 1, 1, 1), (2, 2, 2, 2), (3, 4, 6, 3)], ids=["10", "18", "34"])
-def test_torchvision_weights_compute_the_same_network(depths) -> None:
+def test_torchvision_weights_compute_the_same_network(depths, tmp_path) -> None:
     widths = (8, 16, 24, 32)
     weights = torchvision_like(depths, widths)
     config = ResNetConfig(
         embedding_size=8, hidden_sizes=list(widths), depths=list(depths), layer_type="basic"
     )
     model = ResNetModel(config).eval()
-    load_exactly(model, torchvision_to_transformers(weights), Path("weights.pth"))
+    torch.save(weights, tmp_path / "weights.pth")
+    load_exactly(model, read_resnet_weights(tmp_path / "weights.pth"), tmp_path / "weights.pth")
     x = torch.randn(2, 3, 70, 54)
     with torch.no_grad():
         ours, expected = model(x).pooler_output.flatten(1), resnet_by_hand(x, weights, depths)

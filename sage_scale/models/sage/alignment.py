@@ -19,6 +19,7 @@ from sage_scale.models.sage.embedding_cache import EmbeddingCache, run_task
 from sage_scale.models.sage.mbart import TextEncoder, load_language_model
 from sage_scale.models.sage.model import SageAligner
 from sage_scale.models.sage.operations import StepOperations
+from sage_scale.nn.frame_encoder import check_frame_encoder
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.text.tokenizer import encode_texts
@@ -36,6 +37,7 @@ class AlignmentTask(Task):
 
     @staticmethod
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
+        check_frame_encoder(recipe)
         check_language_model(recipe, folder, datasets)
 
     def __init__(self, context: TaskContext) -> None:

@@ -11,8 +11,7 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sage.context import ContextEncoder
-from sage_scale.models.sage.mapper import Mapper
-from sage_scale.models.sage.visual import VisualEncoder
+from sage_scale.models.sage.visual import Mapper, VisualEncoder
 from sage_scale.registry import Part
 from sage_scale.text.hub import loading
 

@@ -4,6 +4,7 @@ model/recipe.yaml            the whole recipe
 model/language_model/        a Hugging Face folder (safetensors, config, tokenizer): `from_pretrained` opens it; of a
                              trimmed vocabulary, `vocabulary.json` gives the original id of each row (`kept_ids`)
 model/visual.safetensors     visual encoder and mapper, float32, by name (`visual.*`, `mapper.*`)
+model/backbone/              configuration of an image model that was trained in place of the ResNet
 model/hashes.json            size and xxh3-128 of each file, checked when the model is loaded
 """
 
@@ -14,21 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from sage_scale.config import Recipe, to_yaml
+from sage_scale.config import Recipe, override, to_yaml
 from sage_scale.models.sage.mbart import load_language_model
-from sage_scale.models.sage.model import SageTranslator
+from sage_scale.models.sage.model import SageAligner, SageTranslator
+from sage_scale.nn.frame_encoder import save_encoder_config
 from sage_scale.nn.weights import check_finite, put_weights
 from sage_scale.training.export import load_tensors, replace_folder, save_tensors
+from sage_scale.vision.backbone_choice import encoder_beside
 
 VOCABULARY = "vocabulary.json"
 VISUAL = ("visual.", "mapper.", "context.")
 EXPORT_FILE = "visual.safetensors"
 
 
-def save_visual(model: nn.Module, path: Path) -> None:
+def save_visual(model: SageAligner | SageTranslator, path: Path) -> None:
     """Write the visual side of SAGE (encoder, mapper, context encoder if any), atomically."""
+    save_encoder_config(model.visual.backbone, path.parent)
     save_tensors({n: value for n, value in model.state_dict().items() if n.startswith(VISUAL)}, path)
 
 
@@ -55,6 +58,7 @@ def load_translator(
 
     Raises CheckpointError naming what is missing or damaged.
     """
+    recipe = override(recipe, encoder_beside(path))
     language_model, tokenizer = load_language_model(path / "language_model")
     check_finite(language_model.state_dict(), path / "language_model")
     model = SageTranslator(recipe, language_model)

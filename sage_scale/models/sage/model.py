@@ -22,9 +22,8 @@ from sage_scale.errors import CheckpointError
 from sage_scale.losses.objectives import objective_of
 from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sage.context import ContextEncoder, position_mask
-from sage_scale.models.sage.mapper import Mapper
 from sage_scale.models.sage.mbart import TextTargets, language_first, language_id
-from sage_scale.models.sage.visual import VisualEncoder
+from sage_scale.models.sage.visual import Mapper, VisualEncoder
 from sage_scale.nn.dropout import LanguageModelDropout, token_seeds
 from sage_scale.nn.frame_encoder import load_backbone
 from sage_scale.nn.weights import FiniteScores, put_weights
@@ -44,7 +43,7 @@ class SageAligner(nn.Module):
         self.beta = recipe.clcl.beta
         self.objective = objective_of(recipe.clcl)
         self.visual = VisualEncoder(recipe, recipe.pretrain)
-        if self.visual.backbone is not None and recipe.model.backbone.weights:
+        if self.visual.backbone is not None:
             load_backbone(self.visual.backbone, recipe.model.backbone.weights)
         self.mapper = Mapper(recipe.model, language_model.config.d_model)
         self.context: ContextEncoder | None = None

@@ -12,8 +12,9 @@ from transformers import MBartConfig
 
 from sage_scale.config import Recipe
 from sage_scale.models.sage.describe import language_model_config
-from sage_scale.planning.resnet import resnet_operations
+from sage_scale.planning.measure import frame_operations
 from sage_scale.planning.step import PASSES, StepSize
+from sage_scale.vision.backbone_choice import encoder_width
 
 LOSS_OPERATIONS = 6
 """A pair of tokens in CLCL, forward and backward, for each dimension (docs/clcl.md, "Counts")."""
@@ -25,24 +26,26 @@ class VisualOperations:
 
     backbone: float
     """Of a frame through the frame encoder; 0 for stored features."""
+    backbone_trained: float
+    """Of a frame through the frame encoder, forward and backward."""
     frame: float
     """Of a frame through the temporal convolution."""
     token: float
     """Of a visual token through mapper and context encoder."""
     first: float
-    """Of a frame through the first product, whose input (pixels, stored features) has no gradient."""
+    """Of a frame through the first product behind stored features, which have no gradient; else 0."""
 
     @classmethod
     def of(cls, recipe: Recipe, language: MBartConfig) -> VisualOperations:
         """`language` is the language model's configuration."""
         model, D, feed = recipe.model, language.d_model, language.encoder_ffn_dim
         frames = recipe.vision.kind == "frames"
-        width = model.backbone.widths[-1] if frames else model.feature_dim
+        width = encoder_width(model.backbone) if frames else model.feature_dim
         token = 2 * D * (model.token_dim + (model.mapper_blocks - 1) * D) if model.mapper_blocks else 0
         token += model.context_layers * (8 * D * D + 4 * D * feed)
         frame = 2 * model.conv_kernel * width * model.token_dim
-        backbone, first = resnet_operations(recipe) if frames else (0.0, frame)
-        return cls(backbone, frame, token, first)
+        backbone = frame_operations(recipe) if frames else (0.0, 0.0)
+        return cls(*backbone, frame, token, 0.0 if frames else frame)
 
     def of_clips(self, frames: float, tokens: float) -> float:
         """Returns the operations of a forward pass of so many frames and visual tokens."""
@@ -50,7 +53,8 @@ class VisualOperations:
 
     def trained(self, frames: float, tokens: float) -> float:
         """Returns the operations of a forward and backward pass."""
-        return PASSES * self.of_clips(frames, tokens) - frames * self.first
+        per_frame = self.backbone_trained + PASSES * self.frame - self.first
+        return frames * per_frame + tokens * PASSES * self.token
 
 
 class StepOperations:
@@ -65,7 +69,7 @@ class StepOperations:
         if not self._first:
             recipe = replace(recipe, model=replace(recipe.model, context_layers=0))
         if self._frozen == "backbone" and recipe.vision.kind == "frames":
-            width = recipe.model.backbone.widths[-1]
+            width = encoder_width(recipe.model.backbone)
             recipe = replace(
                 recipe,
                 vision=replace(recipe.vision, kind="features"),

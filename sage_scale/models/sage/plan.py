@@ -28,6 +28,7 @@ from sage_scale.planning.step import (
     largest,
     weights_bytes,
 )
+from sage_scale.vision.backbone_choice import encoder_width
 from sage_scale.vision.packed import PackedVideo
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def clip_cost(
             return aligner.encode(video)
 
     kept = kept_per_clip(forward, aligner, {"frames": [aligner.visual.backbone]})
-    width = model.feature_dim if features else model.backbone.widths[-1]
+    width = model.feature_dim if features else encoder_width(model.backbone)
     counts = VisualOperations.of(plain, language)
     return ClipCost(
         frames=clip.frames,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from sage_scale.models.sage.mbart import LONGEST_TEXT, load_language_model, make
 from sage_scale.models.sage.model import SageTranslator, load_visual
 from sage_scale.models.sage.operations import StepOperations
 from sage_scale.nn.dropout import token_seeds
-from sage_scale.nn.frame_encoder import load_backbone
+from sage_scale.nn.frame_encoder import check_frame_encoder, load_backbone
 from sage_scale.nn.weights import put_weights
+from sage_scale.shards import Dataset
 from sage_scale.training.export import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
@@ -26,6 +28,11 @@ from sage_scale.vision.packed import PackedVideo
 
 class SageTranslation(TranslationTask):
     """Stage 2 of SAGE."""
+
+    @staticmethod
+    def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
+        check_frame_encoder(recipe)
+        TranslationTask.check(recipe, folder, datasets)
 
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
@@ -83,9 +90,8 @@ def take_over(model: SageTranslator, recipe: Recipe, run: Path) -> None:
     """Load what stage 1 gives: visual encoder and mapper, and the context encoder where the recipe says so."""
     init = recipe.finetune.init
     if init == "none":
-        weights = recipe.model.backbone.weights
-        if weights and model.visual.backbone is not None:
-            load_backbone(model.visual.backbone, weights)
+        if model.visual.backbone is not None:
+            load_backbone(model.visual.backbone, recipe.model.backbone.weights)
         return
     state = load_tensors(run / STAGE1)
     load_visual(model, state)

@@ -1,83 +1,42 @@
-"""The visual encoder: segments of frames to one token each (SAGE, section 3.1.3).
+"""The visual side: one token for each segment of frames, then the language model's space (SAGE, sections 3.1.3, 3.1.4).
 
-Each frame passes the ResNet once. A temporal convolution sees its neighbours inside its own segment, the edge frames
-repeated; BatchNorm, ReLU and the mean over the segment's frames follow. All of it is packed: no padding, no loop.
+Each frame passes the frame encoder once. A temporal convolution sees its neighbours inside its own segment, the edge
+frames repeated; BatchNorm, ReLU and the mean over the segment's frames follow. All is packed: no padding, no loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sage_scale.config import Recipe, Stage
+from sage_scale.config import Model, Recipe, Stage
 from sage_scale.nn.batchnorm import BatchNorm
-from sage_scale.nn.chunked import in_chunks
-from sage_scale.nn.frame_encoder import FrameEncoder, frame_pixels
+from sage_scale.nn.dropout import keyed_dropout
+from sage_scale.nn.frame_encoder import FrameFeatures, make_frame_encoder
 from sage_scale.vision.packed import PackedVideo
 
 
-class VisualEncoder(nn.Module):
+class VisualEncoder(FrameFeatures):
     """PackedVideo to tokens (N, token_dim)."""
 
     def __init__(self, recipe: Recipe, stage: Stage | None = None) -> None:
-        """`stage` is the one that is trained: its augmentation, chunks and compilation; none by default."""
-        super().__init__()
-        stage = stage or Stage()
-        self.settings, self.chunk_frames, self._compile = stage.augment, stage.chunk_frames, stage.compile
-        self._compiled: Callable[..., Tensor] | None = None
+        encoder = make_frame_encoder(recipe) if recipe.vision.kind == "frames" else None
+        super().__init__(recipe, stage, encoder)
         model = recipe.model
-        self.crop = recipe.vision.crop
-        self.backbone: FrameEncoder | None = None
-        width = model.feature_dim
-        if recipe.vision.kind == "frames":
-            self.backbone = FrameEncoder(model.backbone, recipe.vision.crop, model.batchnorm)
-            width = self.backbone.width
-        self.temporal = TemporalConv(width, model.token_dim, model.conv_kernel)
+        self.temporal = TemporalConv(
+            encoder.width if encoder else model.feature_dim, model.token_dim, model.conv_kernel
+        )
         self.norm = BatchNorm(model.token_dim, model.batchnorm)
 
     def forward(self, video: PackedVideo) -> Tensor:
-        """Tokens (N, token_dim). Raises ValueError where the recipe has stored features and the video has none."""
+        """Returns tokens (N, token_dim). Raises ValueError as `frame_features`."""
         return self.tokens(self.frame_features(video), video.segment_frames_N)
 
     def tokens(self, features_FC: Tensor, segment_frames_N: Tensor) -> Tensor:
-        """Tokens (N, token_dim) of frame features (F, C): temporal convolution, BatchNorm, ReLU, mean."""
+        """Returns tokens (N, token_dim) of frame features (F, C): temporal convolution, BatchNorm, ReLU, mean."""
         x_FD = torch.relu(self.norm(self.temporal(features_FC, segment_frames_N)))
         return torch.segment_reduce(x_FD, "mean", lengths=segment_frames_N, axis=0, unsafe=True)
-
-    def frame_features(self, video: PackedVideo, augmented: bool | None = None) -> Tensor:
-        """(F, C): the video's features where it has them (stored, or kept from a frozen backbone), else the backbone's
-        of its frames. Frames are augmented in training (or where `augmented` says so) where the video has seeds."""
-        if video.features_FC is not None:
-            return video.features_FC.to(self.norm.weight.dtype)
-        if self.backbone is None or video.frames_FCHW is None:
-            raise ValueError("the recipe has vision.kind=features, but the video holds frames")
-        wanted = self.training if augmented is None else augmented
-        active = wanted and video.clip_seeds_B is not None and self.settings.active
-        clip_F = video.frame_clip_F()
-
-        def some(rows: slice) -> Tensor:
-            kind = self.norm.weight.dtype
-            x_FCHW = frame_pixels(video, rows, clip_F[rows], self.settings, self.crop, active, kind)
-            return self._through_backbone(x_FCHW, centred=video.background_BCHW is not None)
-
-        frames = len(video.frames_FCHW)
-        if not self.chunk_frames:
-            return some(slice(0, frames))
-        return in_chunks(self.backbone, some, frames, self.chunk_frames)
-
-    def _through_backbone(self, x_FCHW: Tensor, centred: bool) -> Tensor:
-        assert self.backbone is not None
-        if not self._compile or not len(x_FCHW):
-            return self.backbone(x_FCHW, centred=centred)
-        if self._compiled is None:
-            self._compiled = torch.compile(self.backbone.forward, dynamic=not self.chunk_frames)
-        frames, short = len(x_FCHW), self.chunk_frames - len(x_FCHW)
-        statistics = self.training and self.norm.mode != "frozen"
-        if short > 0 and not statistics:  # one shape, one compilation; no frame is seen by another
-            x_FCHW = torch.cat([x_FCHW, x_FCHW.new_zeros(short, *x_FCHW.shape[1:])])
-        return self._compiled(x_FCHW, centred=centred)[:frames]
 
 
 class TemporalConv(nn.Conv1d):
@@ -103,3 +62,32 @@ def neighbour_frames(segment_frames_N: Tensor, kernel: int) -> Tensor:
     place_F = torch.arange(segment_F.numel(), device=segment_F.device)
     offsets_K = torch.arange(kernel, device=segment_F.device) - kernel // 2
     return (place_F[:, None] + offsets_K).clamp(min=first_F[:, None], max=last_F[:, None])
+
+
+class Mapper(nn.Module):
+    """Visual tokens (N, token_dim) into the language model's embedding space (N, d_model) (SAGE, section 3.1.4):
+    `mapper_blocks` times normalisation, Linear, GELU, dropout.
+
+    The released code's last block is the Linear alone (`mapper_last=linear`).
+    """
+
+    def __init__(self, model: Model, d_model: int) -> None:
+        super().__init__()
+        self.dropout = model.dropout
+        self.last_linear = model.mapper_last == "linear"
+        widths = [model.token_dim] + [d_model] * (model.mapper_blocks - 1)
+        self.linears = nn.ModuleList(nn.Linear(width, d_model) for width in widths)
+        normed = widths[:-1] if self.last_linear else widths
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(width) if model.mapper_norm == "layer" else BatchNorm(width, model.batchnorm)
+            for width in normed
+        )
+
+    def forward(self, x_ND: Tensor, seeds_N: Tensor | None = None) -> Tensor:
+        """`seeds_N` (int64), one a token, decide the dropout; needed in training where `dropout` is not 0."""
+        for block, linear in enumerate(self.linears):
+            if self.last_linear and block == len(self.linears) - 1:
+                return linear(x_ND)
+            x_ND = F.gelu(linear(self.norms[block](x_ND)))
+            x_ND = keyed_dropout(x_ND, seeds_N, self.dropout, salt=block, training=self.training)
+        return x_ND

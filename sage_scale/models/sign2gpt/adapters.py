@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from sage_scale.config import Sign2Gpt
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.lora import Lora, LoraLinear, RowSeeds
+from sage_scale.nn.dropout import switch_off_dropout
 
 LORA_STD = 0.2
 """Deviation of the pairs' first matrix in the language model (released code)."""
@@ -225,13 +226,3 @@ def _pairs(settings: Sign2Gpt, memory: SignMemory) -> Callable[[nn.Linear, int, 
         )
 
     return pair
-
-
-def switch_off_dropout(model: nn.Module) -> None:
-    """No dropout in training either, in modules and in the rates that transformers' layers keep as numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
-            if isinstance(getattr(module, name, None), int | float):
-                setattr(module, name, 0.0)

@@ -3,6 +3,7 @@
 model/recipe.yaml             the whole recipe
 model/adapters.safetensors    what was trained, with adapters.json (models.sign2gpt.checkpoint)
 model/language_model/         a language model that the run made itself, or prepared; else the recipe names it
+model/backbone/               configuration of an image model that was trained in place of the ResNet
 model/frozen.safetensors      a vision transformer that started at random, which is in no other file
 """
 
@@ -20,8 +21,10 @@ from sage_scale.models.sign2gpt.decoder import load_causal_model
 from sage_scale.models.sign2gpt.merge import vit_beside
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator
 from sage_scale.models.sign2gpt.visual import homeless_weights
+from sage_scale.nn.frame_encoder import save_encoder_config
 from sage_scale.nn.weights import check_finite, put_weights
 from sage_scale.training.export import load_tensors, replace_folder, save_tensors
+from sage_scale.vision.backbone_choice import encoder_beside
 
 ADAPTERS = TENSORS
 LANGUAGE, FROZEN = "language_model", "frozen.safetensors"
@@ -34,6 +37,7 @@ def save_translator(
     model came from: copied where it is the run's own, which lies beside the export."""
     with replace_folder(folder) as partial:
         save_adapters(model, recipe, partial)
+        save_encoder_config(model.spatial and model.spatial.backbone, partial)
         if isinstance(language, Path) and language.resolve().parent == folder.resolve().parent:
             shutil.copytree(language, partial / LANGUAGE)
         if homeless := homeless_weights(model, recipe):
@@ -48,7 +52,7 @@ def load_translator(
 
     Raises CheckpointError naming what is missing, or which frozen model is another than the adapters were trained on.
     """
-    recipe = override(recipe, vit_beside(path))
+    recipe = override(recipe, [*vit_beside(path), *encoder_beside(path)])
     own = path / LANGUAGE
     language = own if own.is_dir() else recipe.model.language_model
     language_model, tokenizer = load_causal_model(language, recipe.model.sign2gpt.language_dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sage_scale.models.sign2gpt.frames import clip_frames
+from sage_scale.models.sign2gpt.spatial import clip_frames
 from sage_scale.models.sign2gpt.vocabulary import target_glosses
 from sage_scale.streaming import open_evaluation
 from sage_scale.streaming.packing import grid_rows, run_indices

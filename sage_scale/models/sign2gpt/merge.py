@@ -29,6 +29,7 @@ from sage_scale.models.sign2gpt.checkpoint import adapter_state, plain_name, sav
 from sage_scale.models.sign2gpt.lora import Lora, LoraLinear
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator
 from sage_scale.models.sign2gpt.vit import AdaptedAttention, VisionTransformer
+from sage_scale.nn.frame_encoder import save_encoder_config
 from sage_scale.untrusted.hashes import write_hashes
 
 LANGUAGE_MODEL, VIT = "language_model", "vit"
@@ -58,6 +59,7 @@ def save_merged(model: Sign2GptTranslator, tokenizer: Any, recipe: Recipe, folde
     over = Sign2GptTranslator(merged, language_model)
     over.load_state_dict(_over_merged(model, over), strict=False)
     save_adapters(over, merged, folder)
+    save_encoder_config(over.spatial and over.spatial.backbone, folder)
     (folder / "recipe.yaml").write_text(to_yaml(merged), encoding="utf-8")
     write_hashes(folder)
     return merged

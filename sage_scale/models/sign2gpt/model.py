@@ -15,10 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sage_scale.config import Recipe, Stage
 from sage_scale.losses.prototypes import PrototypeScores, prototype_loss
 from sage_scale.models.sign2gpt.decoder import SignDecoder
-from sage_scale.models.sign2gpt.frames import clip_frames, drawn_frames
 from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
-from sage_scale.models.sign2gpt.spatial import SpatialModel
+from sage_scale.models.sign2gpt.spatial import SpatialModel, clip_frames, drawn_frames
 from sage_scale.nn.weights import put_weights
 from sage_scale.text.languages import restore_punctuation
 from sage_scale.vision.packed import PackedVideo

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.planning.resnet import resnet_operations
+from sage_scale.planning.measure import frame_operations
 from sage_scale.planning.step import StepSize
+from sage_scale.vision.backbone_choice import encoder_width
 
 FORWARD, FROZEN, TRAINED = 1, 2, 3
 """Factors on the forward FLOPs: forward only; frozen weights with a gradient of the input; trained weights."""
@@ -44,9 +45,8 @@ class Sign2GptOperations:
             return 2 * FROZEN * recipe.model.feature_dim * settings.width
         trained = self._frozen != "backbone"
         if settings.spatial == "resnet":
-            width = recipe.model.backbone.widths[-1]
-            total, first = resnet_operations(recipe)
-            below = TRAINED * total - first if trained else 0.0  # pixels have no gradient
+            width = encoder_width(recipe.model.backbone)
+            below = frame_operations(recipe)[1] if trained else 0.0
         else:
             width, below = settings.vit_width, self._vit() if trained else 0.0
         adapted = trained and (settings.spatial == "resnet" or settings.vit_adapted > 0)

@@ -16,6 +16,7 @@ from sage_scale.losses.prototypes import prototype_loss
 from sage_scale.models.sign2gpt.localisation import write_localisation
 from sage_scale.models.sign2gpt.model import Sign2GptPretrainer
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
+from sage_scale.models.sign2gpt.spatial import check_spatial
 from sage_scale.models.sign2gpt.visual import frozen_files, save_signs, sizes
 from sage_scale.models.sign2gpt.vocabulary import check_vectors, load_or_make_prototypes, target_glosses
 from sage_scale.shards import Dataset, read_metadata
@@ -35,6 +36,7 @@ class PrototypeTask(Task):
     @staticmethod
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
         check_vectors(recipe, folder)
+        check_spatial(recipe)
 
     def __init__(self, context: TaskContext) -> None:
         self.context, self.recipe, self.stage = context, context.recipe, context.recipe.pretrain

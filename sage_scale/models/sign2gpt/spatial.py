@@ -1,20 +1,25 @@
-"""The spatial model of Sign2GPT: one row of 512 a frame (section 3.1, "Spatial Backbone")."""
+"""The spatial model of Sign2GPT: one row of 512 a frame, of the frames that a training step draws (section 3.1)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
 from torch import Tensor, nn
 
 from sage_scale.config import Recipe, Stage
-from sage_scale.models.sign2gpt.frames import clip_frames
+from sage_scale.models.sign2gpt.positions import places
 from sage_scale.models.sign2gpt.vit import VisionTransformer
 from sage_scale.nn.batchnorm import BatchNorm
-from sage_scale.nn.chunked import in_chunks
 from sage_scale.nn.dropout import token_seeds
-from sage_scale.nn.frame_encoder import FrameEncoder, frame_pixels, load_backbone
-from sage_scale.vision.packed import PackedVideo
+from sage_scale.nn.frame_encoder import FrameFeatures, check_frame_encoder, load_backbone, make_frame_encoder
+from sage_scale.vision.packed import PackedVideo, mix, uniform
+
+_SALT = 60_000
 
 
-class SpatialModel(nn.Module):
+class SpatialModel(FrameFeatures):
     """PackedVideo to Z* (F, width): class token (or ResNet's mean, or stored features), Linear, BatchNorm.
 
     Only real frames are there, so only they reach the statistics. BatchNorm stands behind the chunks, so chunks of a
@@ -22,60 +27,71 @@ class SpatialModel(nn.Module):
     """
 
     def __init__(self, recipe: Recipe, stage: Stage | None = None) -> None:
-        """`stage` is the one that is trained: its augmentation and chunks; none by default."""
-        super().__init__()
-        stage = stage or Stage()
         settings = recipe.model.sign2gpt
-        self.settings, self.chunk_frames, self.crop = stage.augment, stage.chunk_frames, recipe.vision.crop
-        self.backbone: VisionTransformer | FrameEncoder | None = None
-        width = recipe.model.feature_dim
+        backbone = None
         if recipe.vision.kind == "frames":
-            if settings.spatial == "dinov2":
-                self.backbone = VisionTransformer(settings)
-            else:
-                self.backbone = FrameEncoder(recipe.model.backbone, self.crop, recipe.model.batchnorm)
-                if recipe.model.backbone.weights:
-                    load_backbone(self.backbone, recipe.model.backbone.weights)
-            width = self.backbone.width
-        self.project = nn.Linear(width, settings.width)
+            resnet = settings.spatial != "dinov2"
+            backbone = make_frame_encoder(recipe) if resnet else VisionTransformer(settings)
+            load_backbone(backbone, recipe.model.backbone.weights)
+        super().__init__(recipe, stage, backbone)
+        self.project = nn.Linear(backbone.width if backbone else recipe.model.feature_dim, settings.width)
         self.norm = BatchNorm(settings.width, recipe.model.batchnorm)
 
     def forward(self, video: PackedVideo) -> Tensor:
-        """Z* (F, width). Raises ValueError where the recipe has stored features and the video none."""
+        """Returns Z* (F, width). Raises ValueError as `frame_features`."""
         return self.rows(self.frame_features(video))
 
     def rows(self, features_FC: Tensor) -> Tensor:
-        """Z* (F, width) of what `frame_features` gave."""
+        """Returns Z* (F, width) of what `frame_features` gave."""
         return self.norm(self.project(features_FC))
 
-    def frame_features(self, video: PackedVideo, augmented: bool | None = None) -> Tensor:
-        """(F, C): stored features where the video has them, else the backbone's of its frames.
+    def encode_frames(
+        self, pixels: Callable[[slice], Tensor], video: PackedVideo, count: int, centred: bool
+    ) -> Tensor:
+        if not isinstance(self.backbone, VisionTransformer):
+            return super().encode_frames(pixels, video, count, centred)
+        seeds_B = video.clip_seeds_B
+        seeds_F = None if seeds_B is None else token_seeds(seeds_B, clip_frames(video))
+        return self.backbone(pixels, count, seeds_F, self.chunk_frames, centred)
 
-        Frames are augmented in training (or where `augmented` says so) where the video has seeds.
-        """
-        if video.features_FC is not None:
-            return video.features_FC.to(self.norm.weight.dtype)
-        if self.backbone is None or video.frames_FCHW is None:
-            raise ValueError("the recipe has vision.kind=features, but the video holds frames")
-        wanted = self.training if augmented is None else augmented
-        active = wanted and video.clip_seeds_B is not None and self.settings.active
-        clip_F = video.frame_clip_F()
-        count, centred = len(video.frames_FCHW), video.background_BCHW is not None
 
-        def pixels(rows: slice) -> Tensor:
-            kind = self.norm.weight.dtype
-            return frame_pixels(video, rows, clip_F[rows], self.settings, self.crop, active, kind)
+def check_spatial(recipe: Recipe) -> None:
+    """Raise CheckpointError where the folder of a trained frame encoder has no image model."""
+    if recipe.model.sign2gpt.spatial == "resnet":
+        check_frame_encoder(recipe)
 
-        if isinstance(self.backbone, VisionTransformer):
-            seeds_F = (
-                None if video.clip_seeds_B is None else token_seeds(video.clip_seeds_B, clip_frames(video))
-            )
-            return self.backbone(pixels, count, seeds_F, self.chunk_frames, centred)
-        backbone = self.backbone
 
-        def some(rows: slice) -> Tensor:
-            return backbone(pixels(rows), centred=centred)
+def clip_frames(video: PackedVideo) -> Tensor:
+    """int64 (B,): frames of each clip, all segments together."""
+    clip_N = torch.repeat_interleave(video.clip_segments_B)
+    frames_B = torch.zeros_like(video.clip_segments_B)
+    return frames_B.index_add(0, clip_N, video.segment_frames_N)
 
-        if not self.chunk_frames:
-            return some(slice(0, count))
-        return in_chunks(backbone, some, count, self.chunk_frames)
+
+def drawn_frames(video: PackedVideo, max_frames: int, start_jitter: int, stride: int) -> PackedVideo:
+    """The same clips with fewer frames, each one segment, as `clip_seeds_B` decide (released code).
+
+    The start moves by 0 to `start_jitter` frames of the video, of which every `stride`-th is stored; at least one frame
+    stays. Of a clip with more than `max_frames` a random subset of as many is taken, in order; 0 takes all.
+    """
+    if video.clip_seeds_B is None or not video.clips or not (max_frames or start_jitter):
+        return video
+    frames_B, clip_seeds_B = clip_frames(video), video.clip_seeds_B
+    clip_F, place_F = places(frames_B)
+    skipped_B = (uniform(clip_seeds_B, _SALT) * (start_jitter + 1)).long() // stride
+    kept_F = place_F >= torch.minimum(skipped_B, frames_B - 1)[clip_F]
+    if max_frames:
+        key_F = uniform(mix(clip_seeds_B, _SALT + 1)[clip_F], place_F)
+        key_F = torch.where(kept_F, key_F, 2.0)
+        # By clip, then by key: the place in this order says how many frames of the clip come before.
+        order_F = (clip_F + key_F.double() / 4).argsort()
+        kept_F = kept_F.clone()
+        kept_F[order_F[place_F >= max_frames]] = False
+    lengths_B = torch.zeros_like(frames_B).index_add(0, clip_F, kept_F.long())
+    return replace(
+        video,
+        segment_frames_N=lengths_B,
+        clip_segments_B=torch.ones_like(lengths_B),
+        frames_FCHW=None if video.frames_FCHW is None else video.frames_FCHW[kept_F],
+        features_FC=None if video.features_FC is None else video.features_FC[kept_F],
+    )

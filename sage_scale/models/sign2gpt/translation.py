@@ -12,9 +12,9 @@ from torch import Tensor
 from sage_scale.config import Recipe, Stage
 from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
 from sage_scale.models.sign2gpt.export import save_translator
-from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator, load_signs
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
+from sage_scale.models.sign2gpt.spatial import check_spatial, clip_frames
 from sage_scale.models.sign2gpt.visual import frozen_files, homeless_weights, sizes
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
@@ -34,6 +34,7 @@ class Sign2GptTranslation(TranslationTask):
         if recipe.model.sign2gpt.spatial == "signs":  # nothing is taken over from stage 1
             check_language_model(recipe, folder, datasets)
         else:
+            check_spatial(recipe)
             TranslationTask.check(recipe, folder, datasets)
 
     def __init__(self, context: TaskContext) -> None:

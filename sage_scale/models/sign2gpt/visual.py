@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sage_scale.config import Recipe
 from sage_scale.models.sign2gpt.checkpoint import adapter_state
-from sage_scale.models.sign2gpt.frames import clip_frames
 from sage_scale.models.sign2gpt.model import SignFeatures
+from sage_scale.models.sign2gpt.spatial import clip_frames
+from sage_scale.nn.frame_encoder import save_encoder_config
 from sage_scale.streaming import Batch
 from sage_scale.training.export import save_tensors
 from sage_scale.untrusted.files import expanded
@@ -36,6 +37,7 @@ def homeless_weights(model: SignFeatures, recipe: Recipe) -> dict[str, Tensor]:
 
 def save_signs(model: SignFeatures, recipe: Recipe, path: Path) -> None:
     """Write what stage 1 trained, its statistics, and frozen weights that no file holds."""
+    save_encoder_config(model.spatial and model.spatial.backbone, path.parent)
     save_tensors(adapter_state(model) | homeless_weights(model, recipe), path)
 
 

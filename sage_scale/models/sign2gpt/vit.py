@@ -17,12 +17,10 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
 from sage_scale.config import Sign2Gpt
 from sage_scale.models.sign2gpt.lora import Lora, LoraLinear, RowSeeds
-from sage_scale.nn.chunked import in_chunks
-from sage_scale.nn.frame_encoder import IMAGENET_MEAN, IMAGENET_STD
+from sage_scale.nn.frame_encoder import IMAGENET_MEAN, IMAGENET_STD, in_chunks
 from sage_scale.untrusted.files import expanded
-from sage_scale.vision.dinov2_weights import read_dinov2_weights
 from sage_scale.vision.packed import mix
-from sage_scale.vision.pretrained_weights import load_exactly
+from sage_scale.vision.pretrained_weights import load_exactly, read_dinov2_weights
 
 LORA_STD = 0.02
 """Deviation of the pairs' first matrix in the spatial model (released code)."""
