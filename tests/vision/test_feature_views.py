@@ -39,7 +39,7 @@ def test_the_others_are_features_of_the_changed_frames() -> None:
     for view, drawn in enumerate(SEEDS, start=1):
         changed = augment(x, torch.zeros(11, dtype=torch.int64), torch.tensor([drawn]), STRONG, 32)
         with torch.no_grad():
-            wanted = backbone.network.module((changed / 255 - mean) / std).pooler_output.flatten(1).numpy()
+            wanted = backbone.network.model((changed / 255 - mean) / std).pooler_output.flatten(1).numpy()
         assert np.abs(views[view] - wanted).max() < 2e-3 * np.abs(wanted).max()
         assert np.abs(views[view] - views[0]).max() > 0.05 * np.abs(wanted).max()
     assert not np.array_equal(views[1], views[2])
