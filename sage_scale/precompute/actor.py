@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.config.extension import import_plugins
 from sage_scale.corpora.manifest import Rejected
 from sage_scale.errors import ClipRejected, DatasetError, SageError, StorageError, UsageError
 from sage_scale.precompute.environment import Environment, environment_here
@@ -93,7 +92,6 @@ class UnitWorker:
             torch.set_num_threads(1)
         from sage_scale.precompute.sample_maker import SampleMaker
 
-        import_plugins()
         self.recipe = recipe
         self.store = open_store(url)
         self.give_up = give_up
@@ -105,13 +103,17 @@ class UnitWorker:
 
     def environment(self) -> Environment:
         """Returns versions and device of this actor. Raises SageError where it cannot work on this machine."""
+        self.check_root()
+        self.maker.load()
+        return environment_here(self.recipe, self.maker.tagger)
+
+    def check_root(self) -> None:
+        """Raises UsageError where this machine does not see the corpus."""
         root = self.recipe.corpus.root
         if root and "://" not in root and not expanded(root).exists():
             raise UsageError(
                 f"{root} is not to be seen from {os.uname().nodename}: mount the corpus on every node"
             )
-        self.maker.load()
-        return environment_here(self.recipe, self.maker.tagger)
 
     def work(self, unit: Unit, digest: str, tar_stored: bool = False, alone: bool = False) -> Iterator[Event]:
         """Make and commit `unit`'s shard, yielding its events; the last one is UnitDone or UnitFailed.
@@ -162,20 +164,7 @@ class UnitWorker:
     ) -> Event:
         kind: Failure
         try:
-            with contextlib.ExitStack() as draft:
-                tar = index = None
-                if not tar_stored:
-                    scratch = self.scratch / f"{os.getpid()}-{unit.name}.tar"
-                    tar = draft.enter_context(self.store.draft(scratch))
-                    rejects = [self._rejected(row.id, row.reason, row.detail) for row in unit.rejected]
-                    samples = self._samples(unit, rejects, current, report, alone)
-                    index = write_indexed(
-                        tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest
-                    )
-                    current.clear()
-                begun = time.perf_counter()
-                marker = commit_unit(self.store, unit.number, digest, tar, index)
-                return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})
+            return self.make(unit, digest, tar_stored, alone, report, current)
         except UsageError as error:
             kind, message = "usage", str(error)
         except MemoryError:
@@ -188,6 +177,31 @@ class UnitWorker:
         except Exception as error:  # a defect, ours or a library's: the unit stays open and names the clip
             kind, message = "error", f"{type(error).__name__}: {error}"
         return UnitFailed(kind=kind, message=message, clip=current.id)
+
+    def make(
+        self,
+        unit: Unit,
+        digest: str,
+        tar_stored: bool,
+        alone: bool,
+        report: Callable[[Event], None],
+        current: CurrentClip,
+    ) -> UnitDone:
+        """Makes and commits a unit as `work` says; `report` takes its clips' events. Raises errors of the machine."""
+        with contextlib.ExitStack() as draft:
+            tar = index = None
+            if not tar_stored:
+                scratch = self.scratch / f"{os.getpid()}-{unit.name}.tar"
+                tar = draft.enter_context(self.store.draft(scratch))
+                rejects = [self.rejected(row.id, row.reason, row.detail) for row in unit.rejected]
+                samples = self._samples(unit, rejects, current, report, alone)
+                index = write_indexed(
+                    tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest
+                )
+                current.clear()
+            begun = time.perf_counter()
+            marker = commit_unit(self.store, unit.number, digest, tar, index)
+            return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})
 
     def _samples(
         self,
@@ -218,7 +232,7 @@ class UnitWorker:
                     except OSError as error:  # the shard writer would take it for one of its own
                         raise StorageError(f"clip '{current.id}' cannot be read: {error}") from error
                 if isinstance(outcome, ClipRejected):
-                    reject = self._rejected(clip.id, outcome.reason, outcome.detail)
+                    reject = self.rejected(clip.id, outcome.reason, outcome.detail)
                     rejects.append(reject)
                     of_outcome: dict[str, Any] = {"reason": reject.reason, "detail": reject.detail}
                     stages = self.maker.take_stages()
@@ -230,7 +244,7 @@ class UnitWorker:
                     stages = {**self.maker.take_stages(), "write": time.perf_counter() - begun}
                 report(ClipDone(clip=clip.id, stages=stages, notes=self.stats.take_notes(), **of_outcome))
 
-    def _rejected(self, clip: str, reason: str, detail: str) -> Rejected:
+    def rejected(self, clip: str, reason: str, detail: str) -> Rejected:
         """Returns a reject without the corpus' folder, which would make the shard depend on the machine."""
         root = self.recipe.corpus.root.rstrip("/")
         return Rejected(

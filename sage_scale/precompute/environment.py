@@ -122,9 +122,9 @@ def environment_here(recipe: Recipe, tagger: str) -> Environment:
 def check_same_recipe(url: str, stored: DatasetInfo, recipe: Recipe) -> None:
     """Raises UsageError where the output belongs to another recipe, naming the keys that differ."""
     if stored.recipe != recipe.dataset_fingerprint():
-        changes = list(_differences(stored.recipe_part, recipe.dataset_part(), ""))
+        changes = list(differences(stored.recipe_part, recipe.dataset_part(), ""))
         raise UsageError(
-            f"{url} holds a dataset of another recipe: {_shown(changes)}. Use those values, another --out, or "
+            f"{url} holds a dataset of another recipe: {shown_changes(changes)}. Use those values, another --out, or "
             "--overwrite to start again"
         )
 
@@ -135,8 +135,8 @@ def check_same_manifest(url: str, stored: DatasetInfo, recipe: Recipe, manifest:
         return
     if changes := _other_choice(stored, recipe):
         raise UsageError(
-            f"{url} holds a dataset whose clips were chosen otherwise: {_shown(changes)}. Use those values, another "
-            "--out, or --overwrite to start again"
+            f"{url} holds a dataset whose clips were chosen otherwise: {shown_changes(changes)}. Use those values, "
+            "another --out, or --overwrite to start again"
         )
     there = sum(unit.clips for unit in stored.units)
     raise UsageError(
@@ -152,17 +152,17 @@ def check_same_choice(url: str, stored: DatasetInfo, recipe: Recipe) -> None:
     ]
     if changes:
         raise UsageError(
-            f"{url} cannot be extended with clips that are chosen otherwise: {_shown(changes)}. Use those values, or "
-            "another --out"
+            f"{url} cannot be extended with clips that are chosen otherwise: {shown_changes(changes)}. Use those "
+            "values, or another --out"
         )
 
 
 def check_same_environment(stored: DatasetInfo, ours: Environment, allow_mixed: bool) -> str:
     """Returns a line on versions or devices that differ, else "". Raises UsageError unless they may be mixed."""
     changes = [
-        *_differences(dict(stored.versions), ours.versions, "versions"),
-        *_differences(stored.device, ours.device, "device"),
-        *_differences(stored.notes.get("tagger"), ours.tagger, "tagger"),
+        *differences(dict(stored.versions), ours.versions, "versions"),
+        *differences(stored.device, ours.device, "device"),
+        *differences(stored.notes.get("tagger"), ours.tagger, "tagger"),
     ]
     if not changes:
         return ""
@@ -177,18 +177,18 @@ def check_same_environment(stored: DatasetInfo, ours: Environment, allow_mixed: 
 
 def _other_choice(stored: DatasetInfo, recipe: Recipe) -> list[tuple[str, Any, Any]]:
     there = stored.notes.get("corpus")  # absent where the dataset is older than this note
-    return list(_differences(there, recipe.corpus_part(), "corpus")) if there is not None else []
+    return list(differences(there, recipe.corpus_part(), "corpus")) if there is not None else []
 
 
-def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new:
         yield path, old, new
 
 
-def _shown(changes: Sequence[tuple[str, Any, Any]]) -> str:
+def shown_changes(changes: Sequence[tuple[str, Any, Any]]) -> str:
     shown = "; ".join(f"{key} is {_show(old)} there, {_show(new)} here" for key, old, new in changes[:6])
     return shown + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
 

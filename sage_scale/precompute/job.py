@@ -8,7 +8,6 @@ failures of machine and storage are retried or leave units open (schedule.py).
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,9 +36,8 @@ from sage_scale.precompute.plan import (
     units_of,
     without_repeats,
 )
-from sage_scale.precompute.pool import ActorPool
+from sage_scale.precompute.pool import new_actor, ray_actors
 from sage_scale.precompute.progress import JobProgress, RayMetrics, Summary
-from sage_scale.precompute.ray_session import ray_session, sigterm_as_interrupt
 from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
 from sage_scale.segmentation.precomputed import check_labels
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
@@ -319,12 +317,7 @@ class PrecomputeJob:
     @contextlib.contextmanager
     def pool(self, units: int, check: Callable[[Environment], str]) -> Iterator[Actors]:
         """Yields Ray actors for at most `units` units at once; `check` takes each one's environment."""
-        # The handler comes after Ray's start, which sets one of its own.
-        with (
-            ray_session(self.recipe),
-            sigterm_as_interrupt(),
-            ActorPool(self.recipe, self.actor, units, check) as pool,
-        ):
+        with ray_actors(self.recipe, self.actor, units, check) as pool:
             yield pool
 
     def metrics(self) -> RayMetrics | None:
@@ -333,24 +326,7 @@ class PrecomputeJob:
 
     def actor(self, memory_mb: int) -> Any:
         """Returns a handle to a new Ray actor with that memory budget."""
-        import ray
-
-        settings = self.recipe.precompute
-        actor = ray.remote(self.worker).options(
-            num_cpus=1,
-            num_gpus=settings.gpus_per_actor,
-            memory=memory_mb * 2**20,
-            max_restarts=settings.max_restarts,
-            max_task_retries=0,
-        )
-        # Handed over as an argument rather than as Ray's runtime environment, which Ray writes to its logs.
-        cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        folder = ""
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # Ray removed a submitted job's: then all paths are absolute
-            folder = os.getcwd()
-        return actor.remote(self.recipe, self.store.url, self.give_up, folder, cloud, memory_mb)
+        return new_actor(self.worker, self.recipe, self.store.url, self.give_up, memory_mb)
 
 
 def erase(store: Store) -> UnitListing:

@@ -7,6 +7,7 @@ replaced by a new one after that; its unit comes back as `UnitFailed`, and the s
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from sage_scale.precompute.environment import Environment
 from sage_scale.precompute.memory import memory_budget_mb, room_for_actors
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import ClipDone, Event, Failure, UnitDone, UnitFailed
-from sage_scale.precompute.ray_session import ENDED, ray_ended
+from sage_scale.precompute.ray_session import ENDED, ray_ended, ray_session, sigterm_as_interrupt
 
 LOOK_EVERY_S = 10.0
 """Seconds between two looks at the cluster for room for more actors."""
@@ -231,6 +232,38 @@ class ActorPool:
         if isinstance(error, ray.exceptions.ActorDiedError):
             worker.handle = self._make(self.memory_mb)
         worker.environment = worker.handle.environment.remote()
+
+
+@contextlib.contextmanager
+def ray_actors(
+    recipe: Recipe, make: Callable[[int], Any], most: int, check: Callable[[Environment], str]
+) -> Iterator[ActorPool]:
+    """Yields a pool in a Ray session of its own, or the one that is there; SIGTERM ends it as Ctrl-C does."""
+    # The handler comes after Ray's start, which sets one of its own.
+    with ray_session(recipe), sigterm_as_interrupt(), ActorPool(recipe, make, most, check) as pool:
+        yield pool
+
+
+def new_actor(
+    worker: type, recipe: Recipe, url: str, give_up: frozenset[str], memory_mb: int, **more: Any
+) -> Any:
+    """Returns a handle to a new Ray actor of the class `worker` (actor.UnitWorker) with that memory budget."""
+    import ray
+
+    settings = recipe.precompute
+    actor: Any = ray.remote(worker).options(
+        num_cpus=1,
+        num_gpus=settings.gpus_per_actor,
+        memory=memory_mb * 2**20,
+        max_restarts=settings.max_restarts,
+        max_task_retries=0,
+    )
+    # Handed over as an argument rather than as Ray's runtime environment, which Ray writes to its logs.
+    cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    folder = ""
+    with contextlib.suppress(FileNotFoundError):  # Ray removed a submitted job's: then all paths are absolute
+        folder = os.getcwd()
+    return actor.remote(recipe, url, give_up, folder, cloud, memory_mb, **more)
 
 
 def _kill(worker: _Worker, no_restart: bool = False) -> None:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self
 from urllib.parse import quote
 
 from sage_scale.errors import UsageError
@@ -48,10 +48,23 @@ class ClipDone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitDone:
-    """The unit's tar, index and marker are stored."""
+class FileCounts:
+    """Contents of a unit whose clips have files of their own instead of a shard."""
 
-    marker: Marker
+    unit: int
+    samples: int
+    """Clips whose files are stored."""
+    rejects: int
+    frames: int
+    segments: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitDone:
+    """The unit's tar, index and marker are stored, or the files of its clips."""
+
+    marker: Marker | FileCounts
     """The marker, as stored."""
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds spent in stages that belong to no single clip."""
@@ -92,12 +105,14 @@ class JobProgress:
         every_s: float = 5.0,
         quiet: bool = False,
         price_per_cpu_hour: float = 0.0,
+        unit_name: str = "shards",
     ) -> None:
         """`clips` and `units` count the whole plan, `..._before` those committed by earlier runs of the command.
 
-        `events` is a file to append JSON lines to. Raises UsageError where it cannot be opened.
+        `unit_name` is the plural shown of units. `events` is a file to append JSON lines to. Raises UsageError where it
+        cannot be opened.
         """
-        self.clips, self.units = clips, units
+        self.clips, self.units, self._unit_name = clips, units, unit_name
         self.clips_before, self.units_before = clips_before, units_before
         self.units_done = self.clips_committed = self.frames = 0
         self.clips_in_flight: Counter[int] = Counter()
@@ -120,7 +135,7 @@ class JobProgress:
         self._display = display.Progress(stream=stream, every_s=every_s, quiet=quiet)
         self.say = self._display.say
 
-    def __enter__(self) -> JobProgress:
+    def __enter__(self) -> Self:
         self._display.__enter__()
         return self
 
@@ -239,7 +254,7 @@ class JobProgress:
             f"{self.clips_done:,} of {self.clips:,} clips",
             f"{self.seconds / 3600:.2f} h of video",
             rate,
-            f"{self.units_before + self.units_done} of {self.units} shards",
+            f"{self.units_before + self.units_done} of {self.units} {self._unit_name}",
             f"{self.rejects.total()} rejects" + (" in this run" if self.clips_before else ""),
         ]
         if self.left_s:

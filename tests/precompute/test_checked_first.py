@@ -10,7 +10,7 @@ from factories.precompute import CLIPS, manifest_of, recipe_for, run_here
 
 from sage_scale.config.data import Text
 from sage_scale.errors import SageError, UsageError
-from sage_scale.precompute import job
+from sage_scale.precompute import pool
 from sage_scale.storage import open_store
 from sage_scale.text.pseudogloss import PseudoGlosser, check_tagger
 
@@ -22,7 +22,7 @@ def no_ray(monkeypatch):
     def start(recipe):
         raise AssertionError("Ray is started")
 
-    monkeypatch.setattr(job, "ray_session", start)
+    monkeypatch.setattr(pool, "ray_session", start)
 
 
 @pytest.mark.parametrize(
