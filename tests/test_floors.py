@@ -18,7 +18,7 @@ FLOORS = (
     ("storage", "config"),
     ("registry",),
     ("shards", "corpora", "vision"),
-    ("streaming", "nn", "segmentation"),
+    ("streaming", "nn", "segmentation", "extraction"),
     ("evaluation", "precompute", "planning"),
     ("training", "reporting"),
     ("models",),

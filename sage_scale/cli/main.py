@@ -29,6 +29,7 @@ from sage_scale.untrusted.printer import echo, tell
 VERBS = {
     "demo": "sage_scale.cli.results:demo",
     "corpus": "sage_scale.cli.corpus:app",
+    "keypoints": "sage_scale.cli.keypoints:keypoints",
     "precompute": "sage_scale.cli.precompute:precompute",
     "shards": "sage_scale.cli.shards:app",
     "pretrain": "sage_scale.cli.train:pretrain",

@@ -29,7 +29,7 @@ _AT_MOST_ONE = {
     "gloss_noise", "glosses", "grey", "label_smoothing", "lora_dropout", "mask", "max_frequency",
     "max_reject_rate", "momentum", "recombined", "rotation_share", "single", "warmup", "warn_wait",
 }  # fmt: skip
-_BETWEEN = {"jpeg_quality": (1, 95), "zero_stage": (0, 3)}
+_BETWEEN = {"jpeg_quality": (1, 95), "zero_stage": (0, 3), "extractor_complexity": (0, 2)}
 
 
 def check(recipe: Recipe) -> None:

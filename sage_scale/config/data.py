@@ -197,6 +197,13 @@ class Vision:
         default_factory=lambda: Augment(rotation=10.0, brightness=0.2, contrast=0.2, saturation=0.2)
     )
     """Augmentation of views 1 and up (SAGE, section 4.2), drawn by clip and view."""
+    extractor: Literal["none", "mediapipe", "rtmlib"] = since("0.2.0", "none")
+    """Extraction of keypoints for videos without a keypoint file (`keypoints`), before samples are made. mediapipe:
+    MediaPipe Holistic (`sage-scale keypoints --setup`); rtmlib: RTMPose or RTMW with `extractor_weights`."""
+    extractor_complexity: int = since("0.2.0", 1)
+    """Body model of mediapipe: 0 lite, 1 full, 2 heavy; the files of 0 and 2 are given to the set-up."""
+    extractor_weights: str = since("0.2.0", "")
+    """Folder with the two ONNX files of rtmlib: a detector, yolox*.onnx, and a model of 133 points."""
     max_frames: int = 3000
     """Longest clip, frames at `fps`; longer ones are rejected."""
     min_frames: int = 8

@@ -47,7 +47,7 @@ def precompute_corpus(
         corpus=dataclasses.replace(chosen.corpus, name=corpus, root=folder),
         precompute=dataclasses.replace(chosen.precompute, address=chosen.precompute.address or address),
     )
-    return PrecomputeJob(
+    job = PrecomputeJob(
         recipe=chosen,
         manifest=read_corpus(chosen.corpus),
         url=str(out),
@@ -57,4 +57,9 @@ def precompute_corpus(
         extend=extend,
         events=events,
         quiet=quiet,
-    ).execute()
+    )
+    if chosen.vision.extractor != "none":
+        from sage_scale.precompute.keypoint_job import extract_missing
+
+        extract_missing(chosen, job.manifest, events=events, quiet=quiet)
+    return job.execute()

@@ -31,7 +31,7 @@ from sage_scale.errors import ClipRejected, DatasetError, SageError, StorageErro
 from sage_scale.precompute.environment import Environment, environment_here
 from sage_scale.precompute.memory import MemoryGuard
 from sage_scale.precompute.plan import Unit
-from sage_scale.precompute.progress import ClipDone, Event, Failure, UnitDone, UnitFailed
+from sage_scale.precompute.progress import ClipDone, Event, Failure, FramesDone, UnitDone, UnitFailed
 from sage_scale.precompute.unit_clips import Outcome, UnitClips
 from sage_scale.shards import Sample, publish_shard, restore_marker
 from sage_scale.shards.index import ShardIndex
@@ -146,7 +146,7 @@ class UnitWorker:
             event = events.get()
             yield event
             events.task_done()
-            if not isinstance(event, ClipDone):
+            if not isinstance(event, ClipDone | FramesDone):
                 break
         self.guard.on_excess(None)
         if isinstance(event, UnitFailed) and event.ends_actor:

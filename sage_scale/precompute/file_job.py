@@ -9,7 +9,9 @@ tried again each time, and stand in `_rejects.jsonl` once the job has ended.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ from sage_scale.precompute.actor import GIVEN_UP, CurrentClip, UnitWorker
 from sage_scale.precompute.environment import Environment, differences, shown_changes
 from sage_scale.precompute.plan import Unit, without_repeats
 from sage_scale.precompute.pool import new_actor, ray_actors
-from sage_scale.precompute.progress import ClipDone, Event, FileCounts, JobProgress, UnitDone
+from sage_scale.precompute.progress import ClipDone, Event, FileCounts, FramesDone, JobProgress, UnitDone
 from sage_scale.precompute.schedule import RejectLimit, Schedule
 from sage_scale.storage import NotFound, Store, open_to_write
 from sage_scale.storage.store import is_name
@@ -56,12 +58,17 @@ class FileMaker(Protocol):
 
     suffixes: tuple[str, ...]
     """Suffixes of every clip's files."""
+    stage: str
+    """Name of the work in progress, one of `progress.STAGES`."""
 
     def load(self) -> Mapping[str, str]:
         """Loads models. Returns versions and hashes that decide the bytes. Raises SageError where it cannot."""
 
     def make(self, clip: Clip, stats: DecodeStats) -> ClipFiles:
-        """Returns the files of a clip. Raises ClipRejected for its faults, other errors for the machine's."""
+        """Returns the files of a clip. Raises ClipRejected for its faults, other errors for the machine's.
+
+        In a long clip it calls `stats.part` every few seconds.
+        """
 
 
 def file_name(clip: Clip) -> str:
@@ -93,14 +100,22 @@ class FileWorker(UnitWorker):
     ) -> UnitDone:
         """Makes the files of a unit; `report` takes its clips' events. Raises any error of the machine."""
         counts: Counter[str] = Counter()
+        in_parts = 0
+
+        def part(frames: int, share: float) -> None:
+            nonlocal in_parts
+            in_parts += frames
+            report(FramesDone(clip=current.next_id, frames=frames, share=share))
+
+        self.stats.part = part
         for clip in unit.clips:
-            current.next_id = clip.id
+            current.next_id, in_parts = clip.id, 0
             begun = time.perf_counter()
             try:
                 made = or_rejected(self._made, clip)
             except OSError as error:
                 raise StorageError(f"clip '{clip.id}' cannot be read: {error}") from error
-            spent = {"segment": time.perf_counter() - begun}
+            spent = {self.files.stage: time.perf_counter() - begun}
             if isinstance(made, ClipRejected):
                 reject = self.rejected(clip.id, made.reason, made.detail)
                 counts["rejects"] += 1
@@ -114,7 +129,13 @@ class FileWorker(UnitWorker):
             spent["write"] = time.perf_counter() - begun
             notes = self.stats.take_notes()
             report(
-                ClipDone(clip=clip.id, frames=made.frames, seconds=made.seconds, stages=spent, notes=notes)
+                ClipDone(
+                    clip=clip.id,
+                    frames=made.frames - in_parts,
+                    seconds=made.seconds,
+                    stages=spent,
+                    notes=notes,
+                )
             )
         current.clear()
         names = ("samples", "rejects", "frames", "segments", "bytes")
@@ -156,16 +177,28 @@ class FileSummary:
 
 
 class _Progress(JobProgress):
-    """Also keeps each clip's reject."""
+    """Also keeps each clip's reject. The time left follows bytes: lengths of videos differ by a thousand times."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, sizes: Mapping[str, float], **settings: Any) -> None:
+        """`sizes` are the bytes of the clips to work on, by id."""
         super().__init__(**settings)
         self.rejected: dict[str, ClipDone] = {}
+        self._sizes, self._shares = sizes, dict[str, float]()
 
     def clip(self, unit: Unit, event: ClipDone) -> None:
         if event.reason:
             self.rejected[event.clip] = event
+        self._shares[event.clip] = 1.0
         super().clip(unit, event)
+
+    def part(self, event: FramesDone) -> None:
+        self._shares[event.clip] = event.share
+        super().part(event)
+
+    @property
+    def left_s(self) -> float | None:
+        done = sum(share * self._sizes[clip] for clip, share in self._shares.items())
+        return self._working_s * (sum(self._sizes.values()) / done - 1) if done > 0 else None
 
 
 @dataclass(kw_only=True)
@@ -232,6 +265,7 @@ class FileJob:
         units = _units(left)
         with (
             _Progress(
+                _sizes(left),
                 clips=len(self.manifest.clips),
                 units=len(units),
                 clips_before=done,
@@ -283,6 +317,18 @@ class FileJob:
         if not self.store.put_if_absent(SETTINGS, text.encode()):
             self._check_settings(environment.versions)
         return ""
+
+
+def _sizes(clips: Sequence[Clip]) -> dict[str, float]:
+    """Returns the bytes of each clip's video, shared among its clips; of a folder, its files as a stand-in."""
+    shared = Counter(clip.video for clip in clips)
+    found: dict[str, float] = {}
+    for video in shared:
+        found[video] = 1.0
+        with contextlib.suppress(OSError, ValueError):
+            size = len(os.listdir(video)) * 100_000 if os.path.isdir(video) else os.path.getsize(video)
+            found[video] = max(1.0, size)
+    return {clip.id: found[clip.video] / shared[clip.video] for clip in clips}
 
 
 def _units(clips: Sequence[Clip]) -> list[Unit]:

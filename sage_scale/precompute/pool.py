@@ -18,9 +18,11 @@ from sage_scale.errors import SageError, UnitsOpen
 from sage_scale.precompute.environment import Environment
 from sage_scale.precompute.memory import memory_budget_mb, room_for_actors
 from sage_scale.precompute.plan import Unit
-from sage_scale.precompute.progress import ClipDone, Event, Failure, UnitDone, UnitFailed
+from sage_scale.precompute.progress import ClipDone, Event, Failure, FramesDone, UnitDone, UnitFailed
 from sage_scale.precompute.ray_session import ENDED, ray_ended, ray_session, sigterm_as_interrupt
 
+PASSED_ON = ("AWS_", "SAGE_SCALE_", "XDG_DATA_HOME")
+"""Variables of the driver that its actors get, by their beginning; a node of a cluster may lack them."""
 LOOK_EVERY_S = 10.0
 """Seconds between two looks at the cluster for room for more actors."""
 LOST_IN_A_ROW = 20
@@ -155,6 +157,8 @@ class ActorPool:
         if isinstance(event, ClipDone):
             worker.clips_done += 1
             self._lost_in_a_row = 0
+        elif isinstance(event, FramesDone):
+            worker.started = time.monotonic()  # `unit_timeout_s` counts from the last sign of life
         elif isinstance(event, UnitFailed) and event.ends_actor:
             worker.unit, worker.ending = None, True
             _kill(worker)
@@ -259,11 +263,11 @@ def new_actor(
         max_task_retries=0,
     )
     # Handed over as an argument rather than as Ray's runtime environment, which Ray writes to its logs.
-    cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     folder = ""
     with contextlib.suppress(FileNotFoundError):  # Ray removed a submitted job's: then all paths are absolute
         folder = os.getcwd()
-    return actor.remote(recipe, url, give_up, folder, cloud, memory_mb, **more)
+    return actor.remote(recipe, url, give_up, folder, variables, memory_mb, **more)
 
 
 def _kill(worker: _Worker, no_restart: bool = False) -> None:

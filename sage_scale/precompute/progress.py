@@ -48,6 +48,17 @@ class ClipDone:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FramesDone:
+    """A part of a long clip is done; also a sign of life."""
+
+    clip: str
+    frames: int
+    """Frames since the last such event of the clip."""
+    share: float = 0.0
+    """Share of the clip that is done; 0 where unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileCounts:
     """Contents of a unit whose clips have files of their own instead of a shard."""
 
@@ -87,7 +98,7 @@ class UnitFailed:
     """The actor cannot go on and waits to be killed."""
 
 
-Event = ClipDone | UnitDone | UnitFailed
+Event = ClipDone | FramesDone | UnitDone | UnitFailed
 
 
 class JobProgress:
@@ -179,6 +190,13 @@ class JobProgress:
                     self.say(f"note on {note}")
                 elif len(self.notes) == _NOTES_SHOWN + 1:
                     self.say("more notes on videos are left out here; --events FILE keeps all")
+        self.refresh()
+
+    def part(self, event: FramesDone) -> None:
+        """Count frames of a clip that is not done yet."""
+        if self._working_since is None:
+            self._working_since = time.monotonic()
+        self.frames += event.frames
         self.refresh()
 
     def unit(self, unit: Unit, event: UnitDone) -> None:

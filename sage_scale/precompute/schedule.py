@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sage_scale.errors import TooManyRejects, UnitsOpen, UsageError
 from sage_scale.precompute.plan import Unit
-from sage_scale.precompute.progress import ClipDone, Event, JobProgress, UnitDone, UnitFailed
+from sage_scale.precompute.progress import ClipDone, Event, FramesDone, JobProgress, UnitDone, UnitFailed
 from sage_scale.shards.layout import REMOVED
 
 NAMED = 5
@@ -121,6 +121,9 @@ class Schedule:
             pool.start(unit, unit.number in self._unmarked, alone=True)
 
     def _take(self, unit: Unit, event: Event) -> None:
+        if isinstance(event, FramesDone):
+            self._progress.part(event)
+            return
         if isinstance(event, ClipDone):
             self._progress.clip(unit, event)
             if event.reason and event.reason != REMOVED:

@@ -120,7 +120,7 @@ def plan_square(width: int, height: int, size: int, *, stretch: bool, pixel_rati
     check_picture(width, height)
     if stretch:
         return SquarePlan(size, size, size)
-    shown = width * _plausible(pixel_ratio)
+    shown = width * plausible(pixel_ratio)
     scale = size / min(shown, height)
     # An even margin, so that the cut is exactly the middle.
     margins = [round((side * scale - size) / 2) for side in (shown, height)]
@@ -136,7 +136,7 @@ def plan_cut(
 ) -> Box:
     """Returns the part of a stored picture of `width` x `height` pixels that is shown as the square `region`, or its
     middle."""
-    ratio = _plausible(pixel_ratio)
+    ratio = plausible(pixel_ratio)
     wide, high = width * ratio, float(height)
     side = min(wide, high)
     x, y = 0.5, 0.5
@@ -150,5 +150,6 @@ def plan_cut(
     return Box(min(round(left), width - columns), min(round(top), height - rows), columns, rows)
 
 
-def _plausible(pixel_ratio: float) -> float:
+def plausible(pixel_ratio: float) -> float:
+    """Returns a pixel's ratio of width to height, 1 where a header claims an absurd one."""
     return pixel_ratio if 1 / LARGEST_RATIO <= pixel_ratio <= LARGEST_RATIO else 1.0

@@ -51,7 +51,7 @@ def read_folder(
     frames: list[np.ndarray] = []
     greys: list[np.ndarray] = []
     for k, index in enumerate(chosen_T):
-        picture = _open(files[index])
+        picture = open_picture(files[index])
         if k % settings.stride == 0:
             frames.append(_square(picture, settings.size, settings.stretch, interval.region))
         if settings.grey_size:
@@ -60,7 +60,7 @@ def read_folder(
     return ClipPictures(np.stack(frames), grey_THW, source_fps)
 
 
-def _open(path: Path) -> Image.Image:
+def open_picture(path: Path) -> Image.Image:
     """Returns the first picture of a file in RGB as viewers show it: turned by its EXIF orientation, in 8 bits a
     colour, on black where it is transparent."""
     try:

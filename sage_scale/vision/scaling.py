@@ -17,7 +17,16 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from sage_scale.vision.crop import UPRIGHT, Box, Orientation, Region, check_picture, plan_cut, plan_square
+from sage_scale.vision.crop import (
+    UPRIGHT,
+    Box,
+    Orientation,
+    Region,
+    check_picture,
+    plan_cut,
+    plan_square,
+    plausible,
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,36 @@ class SquareScaler:
             self._middle = plan.middle
         self._filter = _filter(shape, box)
         self._shape = shape
+
+
+class WholeScaler:
+    """Turns decoded frames of one video into whole upright pictures with square pixels, all of the first one's size."""
+
+    def __init__(self, pixel_ratio: float = 1.0) -> None:
+        """`pixel_ratio` is a pixel's width by its height."""
+        self._ratio = plausible(pixel_ratio)
+        self._reformatter = VideoReformatter()
+        self._upper_field: tuple[_Shape, av.filter.Graph | None] | None = None
+        self._size: tuple[int, int] | None = None
+
+    def __call__(self, frame: VideoFrame, orientation: Orientation = UPRIGHT) -> np.ndarray:
+        """Returns uint8 (H, W, 3) RGB; a view of ffmpeg's memory."""
+        check_picture(frame.width, frame.height)
+        crossed = orientation.turns % 2
+        if self._size is None:
+            shown = max(1, round(frame.width * self._ratio)), frame.height
+            self._size = shown[::-1] if crossed else shown
+        width, height = self._size[::-1] if crossed else self._size
+        if frame.interlaced_frame:
+            shape = _Shape(frame.width, frame.height, frame.format.name, True, UPRIGHT, 1.0, None)
+            if self._upper_field is None or self._upper_field[0] != shape:
+                self._upper_field = shape, _filter(shape, None)
+            graph = self._upper_field[1]
+            assert graph is not None
+            graph.push(frame)
+            frame = graph.pull()  # type: ignore[assignment]
+        scaled = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+        return orientation(_pixels(scaled))
 
 
 def _filter(shape: _Shape, box: Box | None) -> av.filter.Graph | None:

@@ -107,6 +107,18 @@ def read_clips(
             yield number, or_rejected(file.one, intervals[number])
 
 
+def check_end(last_end_s: float, stop_s: float | None, end_s: float | None) -> None:
+    """Raises ClipRejected where pictures are missing: the last one decoded ends at `last_end_s`, long before `stop_s`,
+    of a video whose header promises `end_s` (None if unknown). A file cut short decodes without an error up to its end.
+    """
+    if last_end_s == 0:
+        raise ClipRejected("empty", "no frame could be decoded")
+    if end_s is not None and stop_s is not None:
+        missing_s = stop_s - last_end_s
+        if missing_s > _TRUNCATED_S and missing_s > 0.1 * end_s:
+            raise ClipRejected("truncated", f"ends at {last_end_s:.2f} s of {end_s:.2f} s")
+
+
 class _VideoFile:
     """A video file, with the facts that earlier readings of it have found."""
 
@@ -366,15 +378,9 @@ class _OpenVideo:
         return min(interval.end_s or self.end_s, self.end_s)
 
     def _complete(self, clip: _OpenClip) -> ClipPictures:
-        """Returns the pictures if none are missing: a file cut short decodes without an error up to its end, so the
-        length that its header promises is compared."""
+        """Returns the pictures if none are missing."""
         last_end_s, stop_s = self.reader.last_end_s, self._stop_s(clip.interval)
-        if last_end_s == 0:
-            raise ClipRejected("empty", "no frame could be decoded")
-        if self.end_s is not None and stop_s is not None:
-            missing_s = stop_s - last_end_s
-            if missing_s > _TRUNCATED_S and missing_s > 0.1 * self.end_s:
-                raise ClipRejected("truncated", f"ends at {last_end_s:.2f} s of {self.end_s:.2f} s")
+        check_end(last_end_s, stop_s, self.end_s)
         check_length(clip.greys.count, self.settings.min_frames, self.settings.max_frames)
         if not clip.greys.count:  # a recipe may permit clips of no frames, but nothing can be made of them
             raise ClipRejected("too-short", "0 frames")

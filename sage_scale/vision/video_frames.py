@@ -44,6 +44,9 @@ class DecodeStats:
     """Times the file was opened."""
     notes: list[str] = field(default_factory=list)
     """Notes to the user, not yet shown, one line each."""
+    part: Callable[[int, float], None] = lambda frames, share: None
+    """Called in the course of a long clip with frames since the last call, and the clip's share that is done (0 where
+    unknown)."""
 
     def take_notes(self) -> tuple[str, ...]:
         """Removes and returns the notes, without repeats."""

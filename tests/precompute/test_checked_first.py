@@ -10,7 +10,7 @@ from factories.precompute import CLIPS, manifest_of, recipe_for, run_here
 
 from sage_scale.config.data import Text
 from sage_scale.errors import SageError, UsageError
-from sage_scale.precompute import pool
+from sage_scale.precompute import job, pool
 from sage_scale.storage import open_store
 from sage_scale.text.pseudogloss import PseudoGlosser, check_tagger
 

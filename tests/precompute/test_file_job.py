@@ -26,6 +26,7 @@ class Sizes:
 
     version: str = "1"
     suffixes: tuple[str, ...] = (".size", ".json")
+    stage: str = "segment"
 
     def load(self) -> dict[str, str]:
         return {"sizes": self.version}
