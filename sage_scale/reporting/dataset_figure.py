@@ -1,25 +1,33 @@
-"""One figure of a dataset of shards: lengths of clips, segments, hours, languages and signers.
+"""One figure of a dataset of shards: lengths of clips, segments, hours, languages, signers, and some clips' segments.
 
 An SVG file of its own, in the colours of the report, light or dark by the reader's setting.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
-from sage_scale.reporting.figures import SEGMENT_COLOURS, clipped, escape, short, ticks
+from sage_scale.errors import DatasetError
+from sage_scale.reporting.figures import SEGMENT_COLOURS, clipped, escape, seconds_axis, short, ticks
 from sage_scale.reporting.page import CSS
 from sage_scale.reporting.sections import PAPER_TOKEN_RATIO
-from sage_scale.shards import Dataset
+from sage_scale.shards import Dataset, Sample
 from sage_scale.shards.statistics import SplitStatistics
 
 WIDTH, PANEL, GAP, MARGIN = 960.0, 284.0, 30.0, 24.0
 PLOT_HEIGHT, TOP, ROW = 150.0, 92.0, 228.0
+STRIP, STRIP_HEIGHT, PICTURE = 134.0, 56.0, 56
+"""Height of a clip's row, of its pictures, and of a stored picture, pixels."""
+CLIPS = 3
+"""Clips whose segments are drawn."""
 BARS = 7
 """Languages or signers drawn; the others are one bar."""
 STYLE = """
@@ -28,7 +36,8 @@ text { fill: var(--muted); font-variant-numeric: tabular-nums; }
 text.name { fill: var(--ink); }
 text.title { fill: var(--ink); font-weight: 600; font-size: 13px; }
 text.head { fill: var(--ink); font-weight: 650; font-size: 19px; }
-.grid { stroke: var(--line); } .base { stroke: var(--muted); } .mark { stroke: var(--ink); stroke-dasharray: 3 3; }
+.grid { stroke: var(--line); } .rule { stroke: var(--muted); }
+.base { stroke: var(--muted); } .mark { stroke: var(--ink); stroke-dasharray: 3 3; }
 """
 
 
@@ -47,11 +56,15 @@ def dataset_figure(dataset: Dataset, parts: Sequence[SplitStatistics]) -> str:
         _bars("Clips by language", _top([part.languages for part in parts])),
         _bars("Clips by signer", _top([part.signers for part in parts])),
     ]
-    height = TOP + 2 * ROW + 8
+    clips = _some_clips(dataset)
+    height = TOP + 2 * ROW + 8 + STRIP * len(clips)
     body = [_head(dataset, parts)]
     for number, panel in enumerate(panels):
         x, y = MARGIN + number % 3 * (PANEL + GAP), TOP + number // 3 * ROW
         body.append(f'<g transform="translate({x:.0f} {y:.0f})">{panel}</g>')
+    for number, sample in enumerate(clips):
+        y = TOP + 2 * ROW + 8 + STRIP * number
+        body.append(f'<g class="clip" transform="translate({MARGIN:.0f} {y:.0f})">{_clip(sample)}</g>')
     label = f"{sum(part.clips for part in parts):,} clips in {len(parts)} splits: lengths, segments, token ratio, "
     label += "hours, languages and signers"
     return (
@@ -162,6 +175,57 @@ def _bars(title: str, rows: Sequence[tuple[str, float, str]], coloured: bool = F
             f'<text x="{left + width + 7:.1f}" y="{y + 11}">{escape(words)}</text>'
         )
     return "".join(drawn)
+
+
+def _some_clips(dataset: Dataset) -> list[Sample]:
+    """Returns clips at even distances in the dataset; damaged ones are passed over."""
+    table = dataset.samples()
+    found = []
+    for number in range(min(CLIPS, len(table))):
+        try:
+            sample = dataset.read(table, (2 * number + 1) * len(table) // (2 * min(CLIPS, len(table))))
+        except DatasetError:
+            continue
+        if sample.meta["frames"] > 0 and sample.meta["fps"] > 0:
+            found.append(sample)
+    return found
+
+
+def _clip(sample: Sample) -> str:
+    """A clip's segments over time, each with its middle frame above it where frames are stored and there is room."""
+    frames, fps = int(sample.meta["frames"]), float(sample.meta["fps"])
+    scale, width = (WIDTH - 2 * MARGIN) / frames, WIDTH - 2 * MARGIN
+    title = f"{clipped(str(sample.meta['id']), 40)}: {clipped(str(sample.meta['sentence']), 90)}"
+    drawn = [f'<text class="title" x="0" y="0">{escape(title)}</text>']
+    stored, free = sorted(sample.frames or ()), 0.0
+    bars = 8 + (STRIP_HEIGHT + 4 if stored else 0)
+    for number, (start, end) in enumerate(sample.segments.tolist()):
+        x, w = start * scale, max((end - start) * scale, 1.0)
+        drawn.append(
+            f'<rect x="{x:.1f}" y="{bars}" width="{max(w - 1, 1):.1f}" height="16" rx="2" fill="{_colour(number)}">'
+            f"<title>segment {number + 1}: {start / fps:.2f} to {end / fps:.2f} s</title></rect>"
+            f'<line class="base" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{bars + 16}" opacity="0.5"/>'
+        )
+        shown = min(max(w - 2, 24.0), STRIP_HEIGHT)
+        left = min(max(x + w / 2 - shown / 2, 0.0), width - shown)
+        if stored and left >= free:
+            free = left + shown
+            nearest = min(stored, key=lambda frame: abs(frame - (start + end) / 2))
+            drawn.append(_picture(sample.frames[nearest], left, shown))  # type: ignore[index]
+    return "".join([*drawn, *seconds_axis(frames, fps, 0.0, width, bars + 20)])
+
+
+def _picture(jpeg: bytes, left: float, width: float) -> str:
+    """A stored frame, STRIP_HEIGHT high, cut at its sides to `width`."""
+    with Image.open(io.BytesIO(jpeg)) as picture:
+        small = ImageOps.fit(picture.convert("RGB"), (max(1, round(PICTURE * width / STRIP_HEIGHT)), PICTURE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<image x="{left:.1f}" y="8" width="{width:.1f}" height="{STRIP_HEIGHT:.0f}" preserveAspectRatio="none" '
+        f'href="data:image/jpeg;base64,{data}"/>'
+    )
 
 
 def _top(counts: Sequence[dict[str, int]]) -> list[tuple[str, float, str]]:

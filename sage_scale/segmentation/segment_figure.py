@@ -15,7 +15,7 @@ from sage_scale.segmentation.rules import B, I, O
 from sage_scale.untrusted.display import printable
 from sage_scale.vision.decode import decode_clip
 
-WIDTH, MARGIN, LEAST = 12.0, 0.65, 0.35
+WIDTH, MARGIN, LEAST = 12.0, 0.8, 0.35
 """Of the figure, of its sides, and of the narrowest picture, inches."""
 EXCERPT_S = 10.0
 """Seconds of a longer video that are drawn."""
@@ -68,7 +68,7 @@ def segment_figure(
         made.set_xlim(start_s, end_s)
         for side in ("left", "right", "top", "bottom"):
             made.spines[side].set_visible(False)
-        made.tick_params(bottom=False, labelbottom=False)
+        made.tick_params(bottom=False, labelbottom=False, labelsize=8)
         return made
 
     shown = [(n, sign) for n, sign in enumerate(signs) if sign.end_s > start_s and sign.start_s < end_s]
@@ -150,7 +150,7 @@ def _draw_bars(axes: Any, signs: Sequence[tuple[int, Interval]], name: str) -> N
         middle = (left + right) / 2
         axes.text(middle, 0, words, ha="center", va="center", color="white", fontsize=7, parse_math=False)
     axes.set(ylim=(-0.5, 0.5), yticks=[0], yticklabels=[name])
-    axes.tick_params(left=False, labelsize=8)
+    axes.tick_params(left=False)
 
 
 def _draw_pictures(

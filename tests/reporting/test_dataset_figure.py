@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from factories.datasets import make_dataset, make_sample, write_dataset
 
@@ -41,7 +43,7 @@ def test_stats_count_words_where_they_are_spaced_and_characters_elsewhere(tmp_pa
 def test_it_is_sound_and_everything_is_inside(dataset: Dataset) -> None:
     root = ElementTree.fromstring(dataset_figure(dataset, statistics(dataset)))
     _, _, width, height = map(float, root.attrib["viewBox"].split())
-    panels = root.findall(f"{SVG}g")
+    panels = [panel for panel in root.findall(f"{SVG}g") if panel.get("class") != "clip"]
     assert len(panels) == 6
     for panel in panels:
         x, y = map(float, re.findall(r"[-\d.]+", panel.attrib["transform"]))
@@ -79,6 +81,28 @@ def test_each_histogram_holds_all_clips_of_a_split(dataset: Dataset) -> None:
         points = [tuple(map(float, pair.split())) for pair in path.attrib["d"].strip("MZ").split("L")]
         heights = [points[i][1] for i in range(1, len(points) - 1, 2)]
         assert sum((base - y) * per_pixel for y in heights) == pytest.approx(1, abs=0.05)
+
+
+def test_some_clips_have_pictures_over_their_segments(tmp_path: Path) -> None:
+    """Bars lie at the dataset's own segments; each picture stands over the bar of its segment, none over another."""
+    dataset = make_dataset(open_store(tmp_path / "data"), "frames", clips=30)
+    table = dataset.samples()
+    root = ElementTree.fromstring(dataset_figure(dataset, statistics(dataset)))
+    height = float(root.attrib["viewBox"].split()[3])
+    rows = [group for group in root.findall(f"{SVG}g") if group.get("class") == "clip"]
+    assert len(rows) == 3
+    for number, row in enumerate(rows):
+        sample = dataset.read(table, (2 * number + 1) * len(table) // 6)
+        assert (row.findtext(f"{SVG}text") or "").startswith(str(sample.meta["id"]))
+        scale = (960 - 2 * 24) / sample.meta["frames"]
+        bars = [(float(bar.attrib["x"]), float(bar.attrib["width"]) + 1) for bar in row.iter(f"{SVG}rect")]
+        wanted = [(a * scale, (b - a) * scale) for a, b in sample.segments.tolist()]
+        assert np.allclose(bars, wanted, atol=0.11)
+        middles = [x + width / 2 for x, width in bars]
+        pictures = [(float(p.attrib["x"]), float(p.attrib["width"])) for p in row.iter(f"{SVG}image")]
+        assert pictures and all(min(abs(x + w / 2 - m) for m in middles) < 12.1 for x, w in pictures)
+        assert all(a + w <= b + 0.11 for (a, w), (b, _) in itertools.pairwise(pictures))
+        assert float(re.findall(r"[-\d.]+", row.attrib["transform"])[1]) + 120 <= height
 
 
 def test_names_are_text_never_markup(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from sage_scale.segmentation.intervals import (
     read_video_file,
 )
 from sage_scale.segmentation.rules import segments_to_labels
-from sage_scale.segmentation.segment_figure import excerpt, segment_figure, segment_pictures
+from sage_scale.segmentation.segment_figure import MARGIN, WIDTH, excerpt, segment_figure, segment_pictures
 
 SIGNS = (Interval(0.2, 0.6, "HAUS"), Interval(0.6, 1.0, ""), Interval(1.4, 2.0, "<b> & -->"))
 times = st.lists(
@@ -140,8 +140,8 @@ def test_the_figure_shows_pictures_over_their_segments(tmp_path):
     tree = ET.fromstring(data)
     images = [i for i in tree.iter("{http://www.w3.org/2000/svg}image")]
     centres = [float(i.get("x", 0)) + float(i.get("width")) / 2 for i in images]
-    span = 72 * (12 - 2 * 0.65) / 2.4
-    wanted = [72 * 0.65 + span * (sign.start_s + sign.end_s) / 2 for sign in SIGNS]
+    span = 72 * (WIDTH - 2 * MARGIN) / 2.4
+    wanted = [72 * MARGIN + span * (sign.start_s + sign.end_s) / 2 for sign in SIGNS]
     assert len(images) == 3 and np.allclose(centres, wanted, atol=3.0)
 
 
