@@ -89,8 +89,8 @@ class Asked:
         assert self.process.wait() == 0
 
 
-def peers_python(folder: Path) -> str:
-    """The interpreter of the peers' environment in `folder`, which is made where it is missing (several GB, minutes).
+def peers_python(folder: Path, *packages: str) -> str:
+    """The interpreter of an environment of `packages` (default: PEERS) in `folder`, made where it is missing.
 
     It is an environment of its own: the peers want an older transformers than ours. Raises SystemExit with pip's last
     line where they cannot be installed.
@@ -99,13 +99,14 @@ def peers_python(folder: Path) -> str:
     unfinished = folder / "unfinished"
     if python.exists() and not unfinished.exists():
         return str(python)
-    print(f"installing the peers of {PEERS.name} into {folder}, once", flush=True)
+    wanted = packages or ("-r", str(PEERS))
+    print(f"installing {wanted[-1]} into {folder}, once", flush=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     folder.mkdir(parents=True, exist_ok=True)
     unfinished.touch()
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, env=environment)
     quiet = ["--quiet", "--disable-pip-version-check"]
-    command = [str(python), "-m", "pip", "install", *quiet, "-r", str(PEERS)]
+    command = [str(python), "-m", "pip", "install", *quiet, *wanted]
     run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     if run.returncode:
         raise SystemExit(f"pip cannot install the peers: {(run.stderr.strip().splitlines() or ['?'])[-1]}")
