@@ -38,6 +38,10 @@ Found = tuple[np.ndarray, float]
 """Segments in frames at 25 fps, (N, 2), and the seconds of CPU that they took, decoding included."""
 
 
+Video = tuple[str, int, np.ndarray | None]
+"""Path, frames at 25 fps, and true segments where there are some."""
+
+
 def ours(video: str, segmentation: Segmentation) -> Found:
     began = time.process_time()
     decoded = decode_clip(Clip(id="x", video=video), Vision(size=64, max_frames=10**6))
@@ -50,21 +54,22 @@ def theirs(video: str, process: Asked) -> Found:
     return np.rint(np.array(pairs).reshape(-1, 2) * FPS).astype(int), seconds
 
 
-def row(name: str, tagger: Callable[[str], Found], videos: list[tuple[str, int, np.ndarray | None]]) -> str:
-    """A Markdown row; `videos` are path, frames at 25 fps and true segments."""
+def row(name: str, tagger: Callable[[str], Found], videos: list[Video]) -> str:
+    """A Markdown row."""
     found = [tagger(video) for video, _, _ in videos]
     total = sum(frames for _, frames, _ in videos)
     inside = sum(int(np.diff(segments).sum()) for segments, _ in found)
     cells = [name, f"{sum(len(segments) for segments, _ in found) / total:.3f}", f"{inside / total:.2f}"]
     if videos[0][2] is not None:
-        counts = [clip_counts(s, gold, frames) for (s, _), (_, frames, gold) in zip(found, videos)]
+        pairs = [(s, gold, frames) for (s, _), (_, frames, gold) in zip(found, videos) if gold is not None]
+        counts = [clip_counts(*pair) for pair in pairs]
         score = scores(np.sum(counts, axis=0), FPS)
         cells += [f"{score[f'onset_f1_{n}']:.3f} ({score[f'even_onset_f1_{n}']:.3f})" for n in (1, 2, 3)]
         cells += [f"{score['segment_f1_50']:.3f}", f"{score['frame_macro_f1']:.3f}"]
     return f"| {' | '.join([*cells, f'{1000 * sum(seconds for _, seconds in found) / total:.1f}'])} |"
 
 
-def table(videos: list[tuple[str, int, np.ndarray | None]], process: Asked | None) -> None:
+def table(videos: list[Video], process: Asked | None) -> None:
     scored = (
         ["onset F1 within 1 (even)", "2", "3 frames", "segment F1", "frame macro F1"]
         if videos[0][2] is not None
@@ -94,7 +99,8 @@ def main() -> None:
             options.synthetic = Path(folder)
             make_corpus(Corpus(train_clips=2, dev_clips=1, test_clips=1, heldout_clips=1), options.synthetic)
         if options.synthetic:
-            root, videos = options.synthetic, []
+            root: Path = options.synthetic
+            videos: list[Video] = []
             for clip in from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8")).clips:
                 signs = [[sign["start"], sign["end"]] for sign in load_gold(root, clip.id)["signs"]]
                 videos.append((str(root / clip.video), clip.frames, np.array(signs)))
