@@ -173,20 +173,21 @@ def measure_gallery(run: str, shards: str) -> None:
     from contextlib import nullcontext
 
     from sage_scale.config import load_recipe
-    from sage_scale.evaluation.retrieval import retrieval
+    from sage_scale.evaluation.stage1_scores import retrieval
     from sage_scale.losses import objective_of
     from sage_scale.models.sage import alignment
     from sage_scale.models.sage.mbart import TextEncoder, load_language_model
     from sage_scale.models.sage.model import SageAligner
     from sage_scale.streaming import open_datasets
-    from sage_scale.training import distributed, pretrain
+    from sage_scale.training import distributed
     from sage_scale.training.export import load_tensors
+    from sage_scale.training.stage import STAGE1
 
     folder = Path(run)
     recipe = load_recipe(folder / "recipe.yaml")
     language_model, tokenizer = load_language_model(recipe.model.language_model)
     model = SageAligner(recipe, language_model)
-    model.load_state_dict(load_tensors(folder / pretrain.STAGE1), strict=False)
+    model.load_state_dict(load_tensors(folder / STAGE1), strict=False)
     trained: Any = SimpleNamespace(
         evaluation_model=model.eval(), ranks=distributed.initialise(), precision=nullcontext
     )

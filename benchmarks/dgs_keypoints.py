@@ -21,12 +21,13 @@ from common import parse
 
 from sage_scale.config import load_recipe
 from sage_scale.corpora.manifest import Clip, to_json_lines
-from sage_scale.evaluation.retrieval import permutation_p_value, retrieval
+from sage_scale.evaluation.stage1_scores import retrieval
 from sage_scale.losses import objective_of
 from sage_scale.models.sage import alignment
 from sage_scale.precompute import precompute_corpus
-from sage_scale.training import distributed, pretrain
+from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
+from sage_scale.training.stage import STAGE1, run_stage
 
 OVERRIDES = [
     "name=dgs-keypoints",
@@ -87,7 +88,7 @@ def run(clips: Path, work: Path, steps: int, changes: Sequence[str] = ()) -> dic
     summary = precompute_corpus(
         corpus="manifest", root=str(manifest), out=data, recipe="demo", overrides=overrides, quiet=True
     )
-    pretrain.run(recipe, work / "run", data)
+    run_stage("pretrain", recipe, work / "run", data)
     rows = [json.loads(line) for line in (work / "run" / "pretrain" / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["event"] == "step"]
     similarity = held_out_similarity(recipe, work / "run", data)
@@ -124,6 +125,15 @@ def write_manifest(clips: Path, path: Path) -> Path:
     return path
 
 
+def permutation_p_value(similarity_VT: np.ndarray, draws: int = 2000, seed: int = 0) -> float:
+    """Chance of a mean diagonal at least as high when texts are assigned to videos at random."""
+    generator = np.random.default_rng(seed)
+    own = similarity_VT.trace()
+    rows = np.arange(len(similarity_VT))
+    hits = sum(similarity_VT[rows, generator.permutation(len(rows))].sum() >= own for _ in range(draws))
+    return (hits + 1) / (draws + 1)
+
+
 def feature_width(work: Path, manifest: Path) -> int:
     """Width of the keypoint features."""
     from sage_scale.vision.backbones import FrozenBackbone
@@ -140,7 +150,7 @@ def held_out_similarity(recipe, run_folder: Path, data: str):
 
     model, tokenizer = load_language_model(run_folder / "language_model")
     aligner = SageAligner(recipe, model)
-    aligner.load_state_dict(load_tensors(run_folder / pretrain.STAGE1), strict=False)
+    aligner.load_state_dict(load_tensors(run_folder / STAGE1), strict=False)
     ranks = distributed.initialise()
     engine = Engine(aligner.eval(), recipe.pretrain, ranks)
     aligner.eval()

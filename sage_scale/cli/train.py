@@ -14,7 +14,6 @@ Under `torchrun` or `deepspeed`, start `launch/pretrain.py` with the same option
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -101,7 +100,9 @@ def _command(stage: str, summary: str) -> Callable[..., None]:
         elif world > 1:  # a rank of srun or mpirun
             raise typer.Exit(entry.main(stage, arguments))
         else:
-            importlib.import_module(f"sage_scale.training.{stage}").run(chosen, run, data)
+            from sage_scale.training.stage import run_stage  # with torch
+
+            run_stage(stage, chosen, run, data)
 
     command.__doc__ = f"{summary} Repeat the command to resume; Ctrl-C saves and stops."
     return command

@@ -7,10 +7,14 @@ embedding cache) does not count twice, and a backward pass is two forward passes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sage_scale.config import Recipe, Stage
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PASSES = 3
 """Forward, and backward with twice its work."""
@@ -111,6 +115,17 @@ def largest(fits: Callable[[int], bool], limit: int = 1 << 30) -> int:
     return low
 
 
+WEIGHT_ROWS = {
+    "weights, float32": "weights",
+    "gradients": "gradients",
+    "optimizer states": "states",
+    "own part of the weights (ZeRO-1, 2)": "flat",
+    "frozen weights": "frozen",
+    "bfloat16 copies of a step": "rounded",
+}
+"""Rows of `step_table` for the fields of WeightsMemory."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightsMemory:
     """Bytes on one rank."""
@@ -131,6 +146,47 @@ class WeightsMemory:
     def total(self) -> float:
         """All of it."""
         return self.weights + self.gradients + self.states + self.flat + self.frozen + self.rounded
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step of a stage on one rank."""
+
+    batch: int
+    """Clips of the global batch."""
+    weights: WeightsMemory
+    parts: Mapping[str, float]
+    """Bytes of activations by part, in the order of the forward pass, 0 for parts that are not there."""
+    peak_bytes: float
+    """Most bytes of activations that are there at the same time."""
+    operations: float
+    """FLOPs of the step."""
+
+    @property
+    def device_bytes(self) -> float:
+        """Returns the peak, with weights, gradients and optimizer states."""
+        return self.weights.total + self.peak_bytes
+
+
+def step_table(title: str, steps: Mapping[str, StepPlan]) -> Table:
+    """Returns a table of the memory of steps by part, a column for each step; rows without memory are left out."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("part")
+    for heading in steps:
+        table.add_column(heading, justify="right")
+    rows: dict[str, list[float]] = {}
+    for name, field in WEIGHT_ROWS.items():
+        rows[name] = [getattr(step.weights, field) for step in steps.values()]
+    for name in dict.fromkeys(name for step in steps.values() for name in step.parts):
+        rows[name] = [step.parts.get(name, 0.0) for step in steps.values()]
+    for name, values in rows.items():
+        if any(values):
+            table.add_row(name, *map(gb, values))
+    table.add_section()
+    table.add_row("peak", *(gb(step.device_bytes) for step in steps.values()))
+    return table
 
 
 def weights_bytes(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import dataclasses
-import importlib
 import os
 import sys
 import traceback
@@ -44,7 +43,9 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
             launcher.recipe_of_run(options.run, options.recipe), [*options.overrides, *traced]
         )
         rank_status.set_limits(run=options.run, **dataclasses.asdict(recipe.watch))
-        importlib.import_module(f"sage_scale.training.{stage}").run(recipe, options.run, options.data)
+        from sage_scale.training.stage import run_stage  # with torch
+
+        run_stage(stage, recipe, options.run, options.data)
     except SageError as error:
         if error.exit_code == 130:  # saved, as asked, on every rank
             return _leave(130, f"sage-scale {stage}: {error}")

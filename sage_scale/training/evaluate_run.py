@@ -6,6 +6,8 @@ other splits keep theirs), `predictions/<split>.jsonl` and, for the report, `tim
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from sage_scale.config import Recipe
 from sage_scale.config.recipe import values_of
@@ -29,7 +32,6 @@ from sage_scale.training.decode import blank, has_split, score_arguments, transl
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import load_translator
 from sage_scale.training.inherited import contradictions, described
-from sage_scale.training.pictures import thumbnail
 from sage_scale.training.stage_log import record_timing
 from sage_scale.training.throughput import memory_mb
 
@@ -186,3 +188,12 @@ def write_timelines(
         break
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(timelines, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def thumbnail(frame_CHW: torch.Tensor, width: int) -> str:
+    """Returns a uint8 frame as a base64 JPEG at most `width` pixels wide."""
+    image = Image.fromarray(frame_CHW.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((width, width))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -33,7 +33,7 @@ from sage_scale.storage import on_this_machine
 from sage_scale.training.monitor.heartbeat import request_stop
 from sage_scale.training.monitor.rank_monitor import ENDED_FILE
 from sage_scale.training.monitor.rank_process import LAUNCHER_PID, end_with_parent
-from sage_scale.training.stopping import SAME_S
+from sage_scale.training.monitor.stop_requests import SAME_S
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json_object
 

@@ -26,8 +26,8 @@ from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.engine import Engine
 from sage_scale.training.loss_guard import LossGuard
 from sage_scale.training.monitor import rank_status
+from sage_scale.training.monitor.stop_requests import Interrupted, StopRequest
 from sage_scale.training.stage_log import StageLog, clock
-from sage_scale.training.stopping import Interrupted, StopRequest
 from sage_scale.training.throughput import StepMetrics, StepTrace, Throughput, memory_now, reduce_metrics
 from sage_scale.untrusted.printer import tell
 

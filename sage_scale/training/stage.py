@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from torch import nn
 from sage_scale.config import Recipe, Stage, to_yaml
 from sage_scale.errors import UsageError
 from sage_scale.planning.step import StepSize
+from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset
 from sage_scale.storage import on_this_machine
 from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, open_stream
@@ -64,6 +65,10 @@ class Task(ABC):
     stream_seed: int = 0
     """Seed of augmentation and dropout draws in the stream."""
 
+    @abstractmethod
+    def __init__(self, context: TaskContext) -> None:
+        """Make the model and load its first weights (a collective)."""
+
     @staticmethod
     @abstractmethod
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
@@ -90,23 +95,12 @@ class Task(ABC):
         """Write the stage's outputs from its best weights; returns the figures for the caller (a collective)."""
 
 
-class TaskKind(Protocol):
-    """A task class, the argument of `run_stage`."""
-
-    def __call__(self, context: TaskContext) -> Task:
-        """Construct a task (a collective)."""
-
-    def check(self, recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
-        """Call `Task.check`."""
-
-
-def run_stage(
-    name: str, kind: TaskKind, recipe: Recipe, run_folder: str | Path, data: Data
-) -> dict[str, Any]:
-    """Train or resume the stage `name` in `run_folder`; called by every rank.
+def run_stage(name: str, recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
+    """Train or resume a stage, `pretrain` or `finetune`, of a run on the datasets at `data`; called by every rank.
 
     The keys of `recipe` that describe datasets are inherited from these (`inherit`); the result is the run's recipe.
-    Writes `NAME/log.jsonl`, checkpoints and the task's outputs; returns steps, seconds and the task's own scores.
+    Writes `NAME/log.jsonl`, checkpoints and the task's outputs (`pretrain/visual.safetensors`; the export `model/`).
+    Returns steps, seconds and the dev scores of the best weights.
     """
     folder = on_this_machine(run_folder, "a run")
     if folder.exists() and not folder.is_dir():
@@ -114,10 +108,11 @@ def run_stage(
     # Before the process group forms: a command typed twice is refused in a moment.
     first = int(os.environ.get("RANK", "0")) == 0
     with lock_run(folder) if first else contextlib.nullcontext():
-        return _run_stage(name, kind, recipe, folder, data)
+        return _run_stage(name, recipe, folder, data)
 
 
-def _run_stage(name: str, kind: TaskKind, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
+def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
+    kind: type[Task] = model_spec(recipe.model.kind).part(name)
     ranks = distributed.initialise()
     stage: Stage = getattr(recipe, name)
     torch.manual_seed(stage.seed)

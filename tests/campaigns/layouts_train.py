@@ -57,7 +57,8 @@ from factories.training import (
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from sage_scale.config import load_recipe, override, to_yaml
-from sage_scale.training import distributed, finetune, pretrain
+from sage_scale.training import distributed
+from sage_scale.training.stage import run_stage
 
 STAGES, NORMS, ZEROS, RANKS = ("pretrain", "finetune"), ("sync", "frozen"), (0, 1, 2, 3), (1, 2, 3, 4)
 RESUMED_BY = {1: 2, 2: 3, 3: 4, 4: 1}
@@ -201,9 +202,10 @@ class Grid:
         }  # fmt: skip
         changes += [*layout.kept, *(f"{layout.stage}.{key}={value}" for key, value in settings.items())]
         recipe = override(load_recipe(str(self.folder / f"{layout.model}.yaml")), changes)
-        trainer = pretrain if layout.stage == "pretrain" else finetune
         began = time.monotonic()
-        seen = fork_ranks(layout.ranks, lambda: trainer.run(recipe, run, str(self.folder / "shards")))
+        seen = fork_ranks(
+            layout.ranks, lambda: run_stage(layout.stage, recipe, run, str(self.folder / "shards"))
+        )
         rows = map(json.loads, (run / layout.stage / "log.jsonl").read_text().splitlines())
         losses = {row["step"]: row["loss"] for row in rows if row["event"] == "step"}
         offset = self.saved if after is not None else 0

@@ -167,7 +167,8 @@ def test_stage_2_learns_and_translates():
 
 def test_frozen_signs_leave_the_decoders_adapters_alone():
     model = translator()
-    model.freeze_signs()
+    for part in (model.spatial, model.sign_encoder):  # as with stored sign features (Sign(Z)2GPT, Table 2)
+        part.requires_grad_(False)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained and all(name.startswith("decoder.") for name in trained)
 

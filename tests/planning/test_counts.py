@@ -20,7 +20,7 @@ from sage_scale.errors import UsageError
 from sage_scale.losses import clcl_loss, objective_of, reference_similarity, tiled_clcl_similarity
 from sage_scale.models.sage import plan as planned
 from sage_scale.models.sage.model import SageTranslator
-from sage_scale.models.sage.plan import Stage1, Stage2, clip_cost
+from sage_scale.models.sage.plan import ENCODER, TOKENS, Stage1, Stage2, clip_cost
 from sage_scale.planning import LossSize, loss_bytes, loss_operations
 from sage_scale.planning.loss import WAYS
 from sage_scale.planning.measure import autocast
@@ -180,13 +180,13 @@ def test_chunks_of_frames_bound_what_the_encoder_holds():
     short, long = (Stage1(recipe, ClipSize(n, 16, 12), ranks=1, bf16=True).plan(16) for n in (58, 580))
     frames = 16 * (580 - 58)
     assert (
-        long.encoder_bytes - short.encoder_bytes
+        long.parts[ENCODER] - short.parts[ENCODER]
         < 0.01 * frames * Stage1(recipe, ClipSize(58, 16, 12), ranks=1, bf16=True).cost.frame_bytes
     )
     assert long.device_bytes < 24e9
     direct = Stage1(load_recipe("sage-phoenix14t"), ClipSize(580, 16, 12), ranks=1, bf16=True).plan(16)
     assert direct.device_bytes > 10 * long.device_bytes
-    assert long.encoder_operations == pytest.approx(direct.encoder_operations * 4 / 3, rel=0.05)
+    assert long.operations == pytest.approx(direct.operations * 4 / 3, rel=0.05)
 
 
 def test_cached_steps_hold_a_chunk_and_the_tokens():
@@ -195,9 +195,9 @@ def test_cached_steps_hold_a_chunk_and_the_tokens():
 
     stage = Stage1(load_recipe("sage-phoenix14t"), ClipSize(58, 16, 12), ranks=8, bf16=True)
     small, large = (stage.plan(batch, micro_batch=16) for batch in (1024, 16384))
-    assert large.encoder_bytes == small.encoder_bytes == 16 * stage.cost.activation_bytes
-    assert large.tokens_bytes == 16 * small.tokens_bytes
-    assert stage.plan(1024).encoder_bytes == 8 * small.encoder_bytes
+    assert large.parts[ENCODER] == small.parts[ENCODER] == 16 * stage.cost.activation_bytes
+    assert large.parts[TOKENS] == 16 * small.parts[TOKENS]
+    assert stage.plan(1024).parts[ENCODER] == 8 * small.parts[ENCODER]
     room = 80e9
     found = stage.largest_batch(room, "ring", micro_batch=16)
     assert stage.plan(found, micro_batch=16).device_bytes <= room

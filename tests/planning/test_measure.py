@@ -62,4 +62,4 @@ def test_a_language_model_of_1_7_billion_is_planned_in_seconds_without_weights(t
     # 1.73 billion in bfloat16 and DINOv2's 22 million in float32.
     assert step.weights.frozen == pytest.approx(2 * 1.7329e9 + 4 * 22e6, rel=0.01)
     # 24 layers of 13 subwords: some 60 values of 2,048 and four of 8,192, in two bytes or four.
-    assert 8 * 24 * 13 * 2048 * 2 * 30 < step.language_bytes < 8 * 24 * 13 * 2048 * 4 * 60
+    assert 8 * 24 * 13 * 2048 * 2 * 30 < step.parts["language model's layers"] < 8 * 24 * 13 * 2048 * 4 * 60

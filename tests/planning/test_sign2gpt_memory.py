@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from sage_scale.cli.main import app
 from sage_scale.models.sign2gpt.model import Sign2GptPretrainer, Sign2GptTranslator
-from sage_scale.models.sign2gpt.plan import Sign2GptPlan
+from sage_scale.models.sign2gpt.plan import SPATIAL, Sign2GptPlan
 from sage_scale.planning.measure import autocast
 from sage_scale.planning.step import ClipSize
 from sage_scale.vision.packed import PackedVideo
@@ -95,7 +95,7 @@ def test_the_published_recipe_and_what_makes_it_small(tmp_path):
     chunked = replace(made, pretrain=replace(made.pretrain, chunk_frames=8))
     clip = ClipSize(200, 1, WORDS)
     whole, chunks = (Sign2GptPlan(one, clip, ranks=1) for one in (made, chunked))
-    assert chunks.plan("pretrain", 16).spatial_bytes < 0.1 * whole.plan("pretrain", 16).spatial_bytes
+    assert chunks.plan("pretrain", 16).parts[SPATIAL] < 0.1 * whole.plan("pretrain", 16).parts[SPATIAL]
     largest = whole.largest_batch("pretrain", 2e8)
     assert (
         whole.plan("pretrain", largest).device_bytes

@@ -13,7 +13,7 @@ from pathlib import Path
 from sage_scale.errors import DatasetError
 from sage_scale.training.monitor import rank_status
 from sage_scale.training.monitor.rank_monitor import start_rank_monitor
-from sage_scale.training.stopping import StopRequest
+from sage_scale.training.monitor.stop_requests import StopRequest
 
 run, steps = Path(sys.argv[1]), int(sys.argv[2])
 start_rank_monitor("pretrain")

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from sage_scale.config import Recipe, override
 from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.errors import CheckpointError
-from sage_scale.training import pretrain
 from sage_scale.training.checkpoint.checkpoints import Checkpoints
 from sage_scale.training.checkpoint.compatibility import RunIdentity
 from sage_scale.training.engine import Engine
+from sage_scale.training.stage import run_stage
 
 PLAN = [("train", 12), ("dev", 4)]
 
@@ -102,9 +102,9 @@ def test_a_run_refuses_the_checkpoint_of_another_model(tmp_path):
     language = make_language_folder(tmp_path / "language")
     recipe = tiny_recipe("features", f"model.language_model={language}", "pretrain.max_steps=2")
     data = make_shards(tmp_path / "shards", recipe, PLAN)
-    pretrain.run(recipe, tmp_path / "run", data)
+    run_stage("pretrain", recipe, tmp_path / "run", data)
     with pytest.raises(CheckpointError, match=r"model\.token_dim=48 \(there: 24\)"):
-        pretrain.run(override(recipe, ["model.token_dim=48"]), tmp_path / "run", data)
+        run_stage("pretrain", override(recipe, ["model.token_dim=48"]), tmp_path / "run", data)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_version_0_1_0_is_converted(tmp_path, capsys, zero, opti
         f"pretrain.zero_stage={zero}", f"pretrain.optimizer={optimizer}", "pretrain.save_every=1",
     )  # fmt: skip
     data = make_shards(tmp_path / "shards", recipe, PLAN)
-    pretrain.run(recipe, tmp_path / "run", data)
+    run_stage("pretrain", recipe, tmp_path / "run", data)
     checkpoints = Checkpoints(tmp_path / "run" / "pretrain" / "checkpoints")
     for step in checkpoints.steps():
         as_version_0_1_0(checkpoints, step, scale)
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_version_0_1_0_is_converted(tmp_path, capsys, zero, opti
 
         patch.setattr(Checkpoints, "load", seen)
         capsys.readouterr()
-        pretrain.run(override(recipe, ["pretrain.max_steps=4"]), tmp_path / "run", data)
+        run_stage("pretrain", override(recipe, ["pretrain.max_steps=4"]), tmp_path / "run", data)
     assert engines
     said = [line for line in capsys.readouterr().err.splitlines() if "0.1.0" in line]
     assert len(said) == 1 and "logarithms" in said[0] and "moments" in said[0]

@@ -12,7 +12,7 @@ from sage_scale.errors import RecipeError
 from sage_scale.models.sage import alignment
 from sage_scale.reporting.page import render
 from sage_scale.reporting.runlog import read_run
-from sage_scale.training import pretrain
+from sage_scale.training.stage import run_stage
 
 
 def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeypatch):
@@ -25,7 +25,7 @@ def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeyp
     )  # fmt: skip
     data = make_shards(tmp_path / "shards", recipe, [("train", 20), ("dev", 4)])
     run = tmp_path / "run"
-    assert pretrain.run(recipe, run, data)["steps"] == 8  # best at 4, none better at 6 and 8
+    assert run_stage("pretrain", recipe, run, data)["steps"] == 8  # best at 4, none better at 6 and 8
     rows = [json.loads(line) for line in (run / "pretrain" / "log.jsonl").read_text().splitlines()]
     early = [row for row in rows if row["event"] == "early_stop"]
     assert len(early) == 1 and (early[0]["step"], early[0]["best_step"]) == (8, 4)
@@ -34,7 +34,7 @@ def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeyp
     trace = json.loads((run / "pretrain" / "profile" / "trace.json").read_text())
     assert any("addmm" in str(event.get("name")) for event in trace["traceEvents"])
     monkeypatch.setattr(alignment, "dev_figures", lambda *_: ({"loss": 1.0}, 0.0))
-    assert pretrain.run(recipe, run, data)["steps"] == 8
+    assert run_stage("pretrain", recipe, run, data)["steps"] == 8
 
 
 @pytest.mark.parametrize("limit, steps", [(0, 6), (60, 6), (1e-6, 1)])
@@ -44,7 +44,7 @@ def test_a_limit_that_ends_a_stage_before_its_steps_is_told_in_log_and_report(tm
         "features", f"model.language_model={language}", "pretrain.max_steps=6", f"pretrain.max_minutes={limit:f}",
     )  # fmt: skip
     data = make_shards(tmp_path / "shards", recipe, [("train", 20), ("dev", 4)])
-    assert pretrain.run(recipe, tmp_path / "run", data)["steps"] == steps
+    assert run_stage("pretrain", recipe, tmp_path / "run", data)["steps"] == steps
     told = "1 of 6 steps: max_minutes=1e-06 ended it"
     assert (told in "".join(capfd.readouterr())) == (steps < 6)
     assert (told in render(read_run(tmp_path / "run"))) == (steps < 6)

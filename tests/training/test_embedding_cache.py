@@ -18,8 +18,9 @@ from sage_scale.config import override
 from sage_scale.errors import RecipeError
 from sage_scale.models.sage import alignment
 from sage_scale.models.sage.embedding_cache import EmbeddingCache, even_slices, run_task
-from sage_scale.training import distributed, pretrain
+from sage_scale.training import distributed
 from sage_scale.training.engine import Engine
+from sage_scale.training.stage import run_stage
 
 WORST = 3e-5
 """A single weight's gradient against float64: small groups make float32 itself lose a digit in BatchNorm."""
@@ -90,7 +91,7 @@ def test_a_run_in_chunks_is_the_run_without(tmp_path):
     rows = {}
     for micro in (0, 2):
         changed = override(recipe, [f"pretrain.micro_batch={micro}"])
-        pretrain.run(changed, tmp_path / str(micro), data)
+        run_stage("pretrain", changed, tmp_path / str(micro), data)
         log = (tmp_path / str(micro) / "pretrain" / "log.jsonl").read_text().splitlines()
         rows[micro] = [row for row in map(json.loads, log) if row["event"] == "step"]
     assert len(rows[0]) == 20

@@ -15,7 +15,8 @@ from sage_scale.evaluation import score
 from sage_scale.evaluation.stored import read_scores
 from sage_scale.reporting.page import write_report
 from sage_scale.reporting.runlog import read_run
-from sage_scale.training import evaluate_run, finetune, pretrain
+from sage_scale.training import evaluate_run
+from sage_scale.training.stage import run_stage
 
 PLAN = [("train", 12), ("dev", 4), ("test", 6), ("test_heldout", 2)]
 
@@ -44,7 +45,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         made_with(monkeypatch, chinese_of_odd_numbers)
         data = make_shards(root / "shards", recipe, PLAN)
-    finetune.run(recipe, root / "run", data)
+    run_stage("finetune", recipe, root / "run", data)
     return root / "run", data
 
 
@@ -124,10 +125,10 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused(tmp_path, monkeypatc
         "features", f"model.language_model={language}", "finetune.init=none", "text.target=sentence"
     )
     data = make_shards(tmp_path / "shards", recipe, PLAN)
-    for stage in (pretrain, finetune):
+    for stage in ("pretrain", "finetune"):
         for trim in ("true", "false"):
             with pytest.raises(RecipeError, match="of the tokens of the training sentences are unknown"):
-                stage.run(override(recipe, [f"text.trim_vocabulary={trim}"]), tmp_path / "run", data)
+                run_stage(stage, override(recipe, [f"text.trim_vocabulary={trim}"]), tmp_path / "run", data)
             assert not (tmp_path / "run").exists()
 
 
@@ -140,7 +141,7 @@ def test_some_unknown_tokens_are_told_and_trained_with(tmp_path, monkeypatch, ca
         "features", f"model.language_model={language}", "finetune.init=none", "finetune.max_steps=1"
     )
     data = make_shards(tmp_path / "shards", recipe, PLAN)
-    finetune.run(recipe, tmp_path / "run", data)
+    run_stage("finetune", recipe, tmp_path / "run", data)
     [line] = [line for line in capsys.readouterr().err.splitlines() if "unknown to the tokenizer" in line]
     assert "warning" in line and "training sentences" in line
 
@@ -151,5 +152,5 @@ def test_pseudo_glosses_count_as_well(tmp_path, monkeypatch):
     recipe = tiny_recipe("features", f"model.language_model={language}")
     data = make_shards(tmp_path / "shards", recipe, PLAN)
     with pytest.raises(RecipeError, match="of the training pseudo-glosses are unknown"):
-        pretrain.run(recipe, tmp_path / "run", data)
+        run_stage("pretrain", recipe, tmp_path / "run", data)
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ PLAN = [("train", 20), ("train", 9), ("dev", 6)]
 @pytest.mark.parametrize("server", ["s3", "ceph"])
 @pytest.mark.parametrize("kind", ["frames", "features"])
 def test_training_from_s3_equals_training_from_a_folder(server, kind, request, tmp_path):
-    from sage_scale.training import pretrain
+    from sage_scale.training.stage import run_stage
 
     bucket = request.getfixturevalue(server)
     language = make_language_folder(tmp_path / "language")
@@ -27,7 +27,7 @@ def test_training_from_s3_equals_training_from_a_folder(server, kind, request, t
     for place in (str(tmp_path / "shards"), f"{bucket.url}/shards"):
         data = make_shards(place, recipe, PLAN)
         run = tmp_path / f"run-{len(losses)}"
-        pretrain.run(recipe, run, data)
+        run_stage("pretrain", recipe, run, data)
         rows = map(json.loads, (run / "pretrain" / "log.jsonl").read_text().splitlines())
         losses[place] = [row["loss"] for row in rows if row["event"] == "step"]
     folder, remote = losses.values()
@@ -37,7 +37,7 @@ def test_training_from_s3_equals_training_from_a_folder(server, kind, request, t
 
 def test_a_place_that_takes_no_checkpoint_is_told_before_the_run_begins(s3, behind_proxy, tmp_path):
     from sage_scale.errors import StorageError
-    from sage_scale.training import pretrain
+    from sage_scale.training.stage import run_stage
 
     language = make_language_folder(tmp_path / "language")
     recipe = tiny_recipe("features", f"model.language_model={language}", "pretrain.max_steps=1")
@@ -47,8 +47,8 @@ def test_a_place_that_takes_no_checkpoint_is_told_before_the_run_begins(s3, behi
     )
     for place, code in (("s3://no-such-bucket-here/x", 2), (s3.url, 1)):
         with pytest.raises(StorageError, match=r"does not exist|refuses") as told:
-            pretrain.run(override(recipe, [f"pretrain.checkpoints={place}"]), tmp_path / "run", data)
+            run_stage("pretrain", override(recipe, [f"pretrain.checkpoints={place}"]), tmp_path / "run", data)
         assert told.value.exit_code == code and not (tmp_path / "run").exists()
     refusing.times = 0
-    pretrain.run(override(recipe, [f"pretrain.checkpoints={s3.url}"]), tmp_path / "run", data)
+    run_stage("pretrain", override(recipe, [f"pretrain.checkpoints={s3.url}"]), tmp_path / "run", data)
     assert {entry.name.split("/")[2] for entry in open_store(s3.url).list()} == {"step-00000001"}

@@ -16,8 +16,8 @@ from sage_scale.errors import CheckpointError
 from sage_scale.precompute.frozen_backbone import open_backbone
 from sage_scale.registry import model_spec
 from sage_scale.streaming import open_datasets, open_evaluation
-from sage_scale.training import finetune, pretrain
 from sage_scale.training.export import load_tensors, load_translator
+from sage_scale.training.stage import run_stage
 from sage_scale.vision.image_models import ImageModel
 
 
@@ -49,8 +49,8 @@ def trained(request, tmp_path_factory) -> tuple[Path, Recipe]:
         "finetune.max_steps=3", "model.batchnorm=group", "pretrain.micro_batch=4", "pretrain.chunk_frames=16",
     )  # fmt: skip
     make_shards(root / "shards", recipe, [("train", 14), ("dev", 4)])
-    pretrain.run(recipe, root / "run", str(root / "shards"))
-    finetune.run(recipe, root / "run", str(root / "shards"))
+    run_stage("pretrain", recipe, root / "run", str(root / "shards"))
+    run_stage("finetune", recipe, root / "run", str(root / "shards"))
     (root / "image").rename(root / "moved")
     return root, recipe
 
@@ -104,5 +104,5 @@ def test_a_folder_that_does_not_fit_is_one_line(tmp_path):
         (["vision.crop=15"], r"no pictures of vision\.crop=15"),
     ):
         with pytest.raises(CheckpointError, match=told) as caught:
-            pretrain.run(override(recipe, changes), tmp_path / "run", str(tmp_path / "shards"))
+            run_stage("pretrain", override(recipe, changes), tmp_path / "run", str(tmp_path / "shards"))
         assert "\n" not in str(caught.value)

@@ -18,11 +18,12 @@ from toy_stage import Toy
 
 from sage_scale.config import Stage
 from sage_scale.errors import SageError
-from sage_scale.training import distributed, pretrain
+from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress
 from sage_scale.training.engine import Engine
 from sage_scale.training.export import load_tensors
 from sage_scale.training.loss_guard import FEWEST, LossGuard, judge_loss
+from sage_scale.training.stage import STAGE1, run_stage
 
 BAD_CLIP = 3
 
@@ -129,7 +130,7 @@ def train(world, run: Path, *overrides: str) -> list[dict]:
 
     root, recipe = world
     try:
-        pretrain.run(override(recipe, overrides), run, str(root / "shards"))
+        run_stage("pretrain", override(recipe, overrides), run, str(root / "shards"))
     finally:
         rows = [json.loads(line) for line in (run / "pretrain" / "log.jsonl").read_text().splitlines()]
     return rows
@@ -144,7 +145,7 @@ def test_a_run_survives_a_clip_that_gives_no_numbers(world, tmp_path, action):
     assert [row["step"] for row in steps if row["loss"] is None] == [row["step"] for row in bad]
     assert sum(row["clips"] for row in steps) == 3 * 20
     assert {row["action"] for row in bad} <= {action, "skip"} and bad[-1]["action"] == action
-    for name, value in load_tensors(tmp_path / pretrain.STAGE1).items():
+    for name, value in load_tensors(tmp_path / STAGE1).items():
         assert torch.isfinite(value).all(), name
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from sage_scale.errors import CheckpointError
 from sage_scale.nn.weights import read_weights, write_weights
-from sage_scale.training import evaluate_run, export, finetune
+from sage_scale.training import evaluate_run, export
+from sage_scale.training.stage import run_stage
 from sage_scale.untrusted.hashes import HASHES, check_hashes, write_hashes
 
 LANGUAGE = "language_model/model.safetensors"
@@ -33,7 +34,7 @@ def trained(tmp_path_factory):
     make_shards(root / "shards", recipe, [("train", 8), ("dev", 2), ("test", 2)])
     before = os.umask(0o027)
     try:
-        finetune.run(recipe, root / "run", str(root / "shards"))
+        run_stage("finetune", recipe, root / "run", str(root / "shards"))
     finally:
         os.umask(before)
     return root

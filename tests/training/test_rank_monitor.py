@@ -13,7 +13,7 @@ from sage_scale.training.monitor import rank_status
 from sage_scale.training.monitor.diagnosis import FaultReport, RankRegistry
 from sage_scale.training.monitor.heartbeat import HeartbeatClient, HeartbeatServer, run_token
 from sage_scale.training.monitor.rank_process import innermost_frame
-from sage_scale.training.stopping import SAME_S, StopRequest
+from sage_scale.training.monitor.stop_requests import SAME_S, StopRequest
 
 STEP = 0.1
 GLOO = "failed: RuntimeError: [gloo] Connection closed"

@@ -14,7 +14,7 @@ from factories.ranks import free_port
 from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
-from sage_scale.training import pretrain
+from sage_scale.training.stage import run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -87,7 +87,7 @@ def test_a_launched_run_prints_its_own_lines_and_learns_as_one_process(tmp_path)
         if line.strip() and not any(re.fullmatch(own, line) for own in OWN_LINES)
     ]
     assert not strange
-    pretrain.run(recipe, tmp_path / "one", data)
+    run_stage("pretrain", recipe, tmp_path / "one", data)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 

@@ -23,8 +23,8 @@ from sage_scale.precompute.environment import environment_here
 from sage_scale.precompute.frozen_backbone import open_backbone, run_weights
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import UnitDone
-from sage_scale.training import pretrain
 from sage_scale.training.export import load_tensors
+from sage_scale.training.stage import run_stage
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -35,7 +35,7 @@ def trained(tmp_path_factory) -> tuple[Path, Recipe]:
     language = make_language_folder(root / "language")
     recipe = tiny_recipe("frames", f"model.language_model={language}", "pretrain.max_steps=4")
     make_shards(root / "shards", recipe, [("train", 14), ("dev", 4)])
-    pretrain.run(recipe, root / "run", str(root / "shards"))
+    run_stage("pretrain", recipe, root / "run", str(root / "shards"))
     return root / "run", recipe
 
 

@@ -17,8 +17,9 @@ from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.models.sign2gpt.sign_features import SignWriter, overrides_of, write_sign_features
 from sage_scale.shards import open_dataset, verify_dataset
 from sage_scale.streaming import open_datasets, open_evaluation
-from sage_scale.training import evaluate_run, export, finetune, pretrain
-from sage_scale.training.stopping import Interrupted, StopRequest
+from sage_scale.training import evaluate_run, export
+from sage_scale.training.monitor.stop_requests import Interrupted, StopRequest
+from sage_scale.training.stage import STAGE1, run_stage
 
 PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
 
@@ -34,8 +35,8 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(world):
     root, recipe = world
-    pretrain.run(recipe, root / "run", str(root / "shards"))
-    finetune.run(recipe, root / "run", str(root / "shards"))
+    run_stage("pretrain", recipe, root / "run", str(root / "shards"))
+    run_stage("finetune", recipe, root / "run", str(root / "shards"))
     return root / "run"
 
 
@@ -91,10 +92,9 @@ def test_stage_1_says_how_well_pseudo_glosses_are_found_and_where(trained):
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_interrupted_stage_resumes_to_the_same_losses(world, trained, tmp_path, monkeypatch, stage):
     root, recipe = world
-    run = {"pretrain": pretrain.run, "finetune": finetune.run}[stage]
     if stage == "finetune":
         (tmp_path / "pretrain").mkdir()
-        (tmp_path / pretrain.STAGE1).write_bytes((trained / pretrain.STAGE1).read_bytes())
+        (tmp_path / STAGE1).write_bytes((trained / STAGE1).read_bytes())
     asked = iter([False] * 6 + [True])
 
     def asked_after_six_steps(self):
@@ -104,9 +104,9 @@ def test_interrupted_stage_resumes_to_the_same_losses(world, trained, tmp_path, 
         StopRequest, "asked", property(asked_after_six_steps, lambda self, value: None), raising=False
     )
     with pytest.raises(Interrupted):
-        run(recipe, tmp_path, str(root / "shards"))
+        run_stage(stage, recipe, tmp_path, str(root / "shards"))
     monkeypatch.undo()
-    run(recipe, tmp_path, str(root / "shards"))
+    run_stage(stage, recipe, tmp_path, str(root / "shards"))
     assert losses(tmp_path, stage) == pytest.approx(losses(trained, stage), rel=1e-5)
 
 
@@ -115,8 +115,8 @@ def test_micro_batches_are_the_batch(world, trained, tmp_path):
     root, recipe = world
     whole = override(recipe, ["model.batchnorm=frozen", "pretrain.max_steps=6"])
     parts = override(whole, ["pretrain.micro_batch=2"])
-    pretrain.run(whole, tmp_path / "whole", str(root / "shards"))
-    pretrain.run(parts, tmp_path / "parts", str(root / "shards"))
+    run_stage("pretrain", whole, tmp_path / "whole", str(root / "shards"))
+    run_stage("pretrain", parts, tmp_path / "parts", str(root / "shards"))
     assert losses(tmp_path / "parts", "pretrain") == pytest.approx(
         losses(tmp_path / "whole", "pretrain"), rel=1e-4
     )
@@ -125,10 +125,10 @@ def test_micro_batches_are_the_batch(world, trained, tmp_path):
 def test_with_the_visual_side_frozen_only_adapters_train(world, trained, tmp_path):
     root, recipe = world
     (tmp_path / "pretrain").mkdir()
-    (tmp_path / pretrain.STAGE1).write_bytes((trained / pretrain.STAGE1).read_bytes())
+    (tmp_path / STAGE1).write_bytes((trained / STAGE1).read_bytes())
     changed = override(recipe, ["finetune.freeze=visual", "finetune.frozen_views=2", "finetune.max_steps=12"])
-    finetune.run(changed, tmp_path, str(root / "shards"))
-    before = load_file(tmp_path / pretrain.STAGE1)
+    run_stage("finetune", changed, tmp_path, str(root / "shards"))
+    before = load_file(tmp_path / STAGE1)
     after = load_file(tmp_path / "model" / "adapters.safetensors")
     visual = [name for name in after if name.startswith(("spatial.", "sign_encoder."))]
     assert visual
@@ -144,7 +144,7 @@ def test_all_words_of_the_sentence_may_be_prototypes(world, tmp_path):
     changed = override(
         recipe, ["text.target=sentence", "pretrain.max_steps=1", "prototypes.vectors=cooccurrence"]
     )
-    pretrain.run(changed, tmp_path, str(root / "shards"))
+    run_stage("pretrain", changed, tmp_path, str(root / "shards"))
     said = json.loads((tmp_path / "pretrain" / "prototypes" / "prototypes.json").read_text())
     assert said["glosses"] == sorted(["rot", "blau", "grau", "weiss", "gold", "lila"])
     assert (tmp_path / "pretrain" / "prototypes" / "cooccurrence.vec").read_text().startswith("6 12\n")
@@ -153,16 +153,16 @@ def test_all_words_of_the_sentence_may_be_prototypes(world, tmp_path):
 def test_a_budget_of_tokens_ends_a_stage_and_is_kept_over_a_resume(world, tmp_path):
     root, recipe = world
     data = str(root / "shards")
-    pretrain.run(override(recipe, ["pretrain.max_steps=6"]), tmp_path / "whole", data)
+    run_stage("pretrain", override(recipe, ["pretrain.max_steps=6"]), tmp_path / "whole", data)
     rows = [
         json.loads(line) for line in (tmp_path / "whole" / "pretrain" / "log.jsonl").read_text().splitlines()
     ]
     sums = np.cumsum([row["visual_tokens"] + row["text_tokens"] for row in rows if row["event"] == "step"])
     budget = override(recipe, [f"pretrain.max_tokens={int(sums[3]) - 1}"])
-    assert pretrain.run(budget, tmp_path / "budget", data)["steps"] == 4
-    assert pretrain.run(budget, tmp_path / "budget", data)["steps"] == 4
+    assert run_stage("pretrain", budget, tmp_path / "budget", data)["steps"] == 4
+    assert run_stage("pretrain", budget, tmp_path / "budget", data)["steps"] == 4
     more = override(recipe, [f"pretrain.max_tokens={int(sums[5]) - 1}"])
-    assert pretrain.run(more, tmp_path / "budget", data)["steps"] == 6
+    assert run_stage("pretrain", more, tmp_path / "budget", data)["steps"] == 6
 
 
 def test_sign_features_written_once_are_what_the_frozen_stage_1_gives(world, trained, tmp_path):
@@ -188,7 +188,7 @@ def test_sign_features_written_once_are_what_the_frozen_stage_1_gives(world, tra
             assert frames.keys == features.keys
             assert lengths.tolist() == features.video.segment_frames_N.tolist()
             torch.testing.assert_close(features.video.features_FC.float(), expected, rtol=2e-3, atol=2e-3)
-    finetune.run(stored, tmp_path / "stored", signs)
+    run_stage("finetune", stored, tmp_path / "stored", signs)
     model, _, _ = export.load_translator(tmp_path / "stored")
     assert model.spatial is None and model.sign_encoder is None
 
@@ -197,20 +197,20 @@ def test_mistakes_are_named(world, trained, tmp_path):
     root, recipe = world
     run, data = tmp_path / "run", str(root / "shards")
     with pytest.raises(RecipeError, match="cooccurrence"):
-        pretrain.run(override(recipe, ["prototypes.vectors=fasttext"]), run, data)
+        run_stage("pretrain", override(recipe, ["prototypes.vectors=fasttext"]), run, data)
     with pytest.raises(CheckpointError, match=r"cc\.xx\.bin: there is no such file"):
         vectors = ["prototypes.vectors=fasttext", "prototypes.fasttext=cc.xx.bin"]
-        pretrain.run(override(recipe, vectors), run, data)
+        run_stage("pretrain", override(recipe, vectors), run, data)
     with pytest.raises(RecipeError, match=r"model\.language_model is empty.*XGLM"):
-        finetune.run(override(recipe, ["model.language_model="]), run, data)
+        run_stage("finetune", override(recipe, ["model.language_model="]), run, data)
     with pytest.raises(
         RecipeError, match=r"model\.language_model=.*would not be used.*denoise\.enabled=false"
     ):
-        finetune.run(override(recipe, ["denoise.enabled=true"]), run, data)
+        run_stage("finetune", override(recipe, ["denoise.enabled=true"]), run, data)
     assert not run.exists()  # nothing half-made is left behind
     with pytest.raises(CheckpointError, match=r"model\.sign2gpt\.window"):
-        pretrain.run(override(recipe, ["model.sign2gpt.window=5"]), trained, str(root / "shards"))
+        run_stage("pretrain", override(recipe, ["model.sign2gpt.window=5"]), trained, str(root / "shards"))
     with pytest.raises(RecipeError, match="visual_context"):
         override(recipe, ["finetune.init=visual_context"])
     with pytest.raises(CheckpointError, match="pretrain"):
-        finetune.run(recipe, tmp_path, str(root / "shards"))
+        run_stage("finetune", recipe, tmp_path, str(root / "shards"))

@@ -11,7 +11,7 @@ from factories.training import make_language_folder, make_shards, tiny_recipe
 from sage_scale.errors import DatasetError
 from sage_scale.reporting.page import write_report
 from sage_scale.shards import open_dataset
-from sage_scale.training import pretrain
+from sage_scale.training.stage import run_stage
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_skip_is_counted_logged_and_shown(
     changes = ("stream.on_corrupt=skip", "pretrain.epochs=2", f"model.language_model={language}")
     recipe = tiny_recipe("features", *changes)
     run = tmp_path / "run"
-    pretrain.run(recipe, run, url)
+    run_stage("pretrain", recipe, run, url)
     rows = [json.loads(line) for line in (run / "pretrain" / "log.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row["event"] == "step"]
     assert sum(row["skipped"] for row in steps) == 2  # once an epoch
@@ -49,4 +49,6 @@ def test_a_skip_is_counted_logged_and_shown(
 def test_the_default_ends_the_run_with_one_line(damaged, tmp_path: Path) -> None:
     url, language = damaged
     with pytest.raises(DatasetError, match=r"sample [0-9a-f]{16} of .*000000\.tar"):
-        pretrain.run(tiny_recipe("features", f"model.language_model={language}"), tmp_path / "run", url)
+        run_stage(
+            "pretrain", tiny_recipe("features", f"model.language_model={language}"), tmp_path / "run", url
+        )

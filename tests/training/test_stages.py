@@ -17,12 +17,13 @@ from factories.training import make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageError
 from sage_scale.models.sage.alignment import AlignmentTask
-from sage_scale.training import evaluate_run, export, finetune, pretrain
+from sage_scale.training import evaluate_run, export
 from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.evaluate_run import derangement
 from sage_scale.training.export import load_tensors
+from sage_scale.training.monitor.stop_requests import Interrupted, StopRequest
 from sage_scale.training.optimizer import learning_rate_factor
-from sage_scale.training.stopping import Interrupted, StopRequest
+from sage_scale.training.stage import STAGE1, run_stage
 
 PLAN = [("train", 20), ("train", 9), ("dev", 6), ("test", 5)]
 
@@ -50,7 +51,7 @@ def test_interrupted_stage_resumes_to_the_same_losses(world, tmp_path, monkeypat
     """A stop request mid-epoch saves; the repeated command goes on as if nothing had happened, evaluations included."""
     root, recipe = world
     recipe = override(recipe, ["pretrain.evaluate_every=7"])
-    pretrain.run(recipe, tmp_path / "whole", str(root / "shards"))
+    run_stage("pretrain", recipe, tmp_path / "whole", str(root / "shards"))
     whole = losses(tmp_path / "whole", "pretrain")
 
     asked = iter([False] * 6 + [True])
@@ -62,10 +63,10 @@ def test_interrupted_stage_resumes_to_the_same_losses(world, tmp_path, monkeypat
         StopRequest, "asked", property(asked_after_six_steps, lambda self, value: None), raising=False
     )
     with pytest.raises(Interrupted):
-        pretrain.run(recipe, tmp_path / "parts", str(root / "shards"))
+        run_stage("pretrain", recipe, tmp_path / "parts", str(root / "shards"))
     monkeypatch.undo()
     assert len(losses(tmp_path / "parts", "pretrain")) == 7
-    pretrain.run(recipe, tmp_path / "parts", str(root / "shards"))
+    run_stage("pretrain", recipe, tmp_path / "parts", str(root / "shards"))
     assert losses(tmp_path / "parts", "pretrain") == pytest.approx(whole, rel=1e-5)
     one, other = (dev_losses(tmp_path / run) for run in ("whole", "parts"))
     assert list(one) == list(other) == [7, 14, 20]
@@ -86,20 +87,20 @@ def test_a_stop_within_the_last_evaluation_or_save_loses_no_step(world, tmp_path
 
     monkeypatch.setattr(*place, with_signal)
     with pytest.raises(Interrupted, match="stopped at step 3 and saved"):
-        pretrain.run(recipe, tmp_path, str(root / "shards"))
+        run_stage("pretrain", recipe, tmp_path, str(root / "shards"))
     monkeypatch.undo()
     assert (tmp_path / "pretrain" / "checkpoints" / "step-00000003" / "state.json").is_file()
-    assert pretrain.run(recipe, tmp_path, str(root / "shards"))["steps"] == 3
-    assert len(losses(tmp_path, "pretrain")) == 3 and (tmp_path / pretrain.STAGE1).is_file()
+    assert run_stage("pretrain", recipe, tmp_path, str(root / "shards"))["steps"] == 3
+    assert len(losses(tmp_path, "pretrain")) == 3 and (tmp_path / STAGE1).is_file()
 
 
 def test_export_opens_and_translates_as_the_trained_model(world, tmp_path):
     """The export holds what was trained: `from_pretrained` opens it, and its weights are the run's."""
     root, recipe = world
     data = str(root / "shards")
-    pretrain.run(recipe, tmp_path, data)
-    before = load_tensors(tmp_path / pretrain.STAGE1)
-    finetune.run(recipe, tmp_path, data)
+    run_stage("pretrain", recipe, tmp_path, data)
+    before = load_tensors(tmp_path / STAGE1)
+    run_stage("finetune", recipe, tmp_path, data)
     model, tokenizer, loaded = export.load_translator(tmp_path)
     assert loaded.fingerprint() == recipe.fingerprint()
     exported = load_tensors(tmp_path / "model" / "visual.safetensors")
@@ -123,7 +124,7 @@ def test_export_of_a_trimmed_vocabulary_says_which_rows_it_kept(tmp_path):
         "finetune.max_steps=1",
     )  # fmt: skip
     data = make_shards(tmp_path / "shards", recipe, [("train", 3), ("dev", 2)])
-    finetune.run(recipe, tmp_path / "run", data)
+    run_stage("finetune", recipe, tmp_path / "run", data)
     folder = tmp_path / "run" / "model" / "language_model"
     from transformers import AutoTokenizer, MBartForConditionalGeneration
 
@@ -145,9 +146,9 @@ def test_frozen_backbone_is_untouched_byte_for_byte(tmp_path):
         "pretrain.max_steps=3",
     )
     data = make_shards(tmp_path / "shards", recipe, PLAN)
-    pretrain.run(recipe, tmp_path / "run", data)
-    finetune.run(recipe, tmp_path / "run", data)
-    before = load_tensors(tmp_path / "run" / pretrain.STAGE1)
+    run_stage("pretrain", recipe, tmp_path / "run", data)
+    run_stage("finetune", recipe, tmp_path / "run", data)
+    before = load_tensors(tmp_path / "run" / STAGE1)
     after = load_tensors(tmp_path / "run" / "model" / "visual.safetensors")
     frozen = [name for name in after if name.startswith("visual.backbone.")]
     assert frozen
@@ -159,14 +160,14 @@ def test_frozen_backbone_is_untouched_byte_for_byte(tmp_path):
 
 def test_damaged_checkpoint_is_named_and_an_unfinished_one_is_none(world, tmp_path):
     root, recipe = world
-    pretrain.run(recipe, tmp_path, str(root / "shards"))
+    run_stage("pretrain", recipe, tmp_path, str(root / "shards"))
     newest = sorted((tmp_path / "pretrain" / "checkpoints").glob("step-*"))[-1]
     path = next(newest.glob("tensors-*"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=path.name):
-        pretrain.run(recipe, tmp_path, str(root / "shards"))
+        run_stage("pretrain", recipe, tmp_path, str(root / "shards"))
     (newest / "state.json").unlink()
     from sage_scale.training.checkpoint.checkpoints import Checkpoints
 
@@ -176,26 +177,26 @@ def test_damaged_checkpoint_is_named_and_an_unfinished_one_is_none(world, tmp_pa
 def test_mistakes_leave_nothing_behind(world, tmp_path):
     root, recipe = world
     with pytest.raises(DatasetError, match="nowhere"):
-        pretrain.run(recipe, tmp_path / "run", str(tmp_path / "nowhere"))
+        run_stage("pretrain", recipe, tmp_path / "run", str(tmp_path / "nowhere"))
     assert not (tmp_path / "run").exists()
     for change, says in (
         ("vision.frame_stride=4", "vision.frame_stride=2"),
         ("vision.feature_views=2", "holds 1 views"),
     ):
         with pytest.raises(DatasetError, match=says):
-            pretrain.run(override(recipe, [change]), tmp_path / "run", str(root / "shards"))
+            run_stage("pretrain", override(recipe, [change]), tmp_path / "run", str(root / "shards"))
         assert not (tmp_path / "run").exists()  # told before the language model is made
     for change, error in (
         ("model.language_model=", RecipeError),
         (f"model.language_model={tmp_path}/nothing", CheckpointError),
         (f"model.language_model={root}", CheckpointError),  # a folder without a model
     ):
-        for stage in (pretrain, finetune):
+        for stage in ("pretrain", "finetune"):
             with pytest.raises(error, match=r"language.model"):
-                stage.run(override(recipe, [change]), tmp_path / "run", str(root / "shards"))
+                run_stage(stage, override(recipe, [change]), tmp_path / "run", str(root / "shards"))
             assert not (tmp_path / "run").exists()
     with pytest.raises(CheckpointError, match="pretrain"):
-        finetune.run(recipe, tmp_path / "other", str(root / "shards"))
+        run_stage("finetune", recipe, tmp_path / "other", str(root / "shards"))
     with pytest.raises(RecipeError, match="freeze"):
         tiny_recipe("frames", "finetune.freeze=backbone", "finetune.init=none")
 
@@ -216,9 +217,9 @@ def test_a_language_without_a_code_is_refused_before_the_run_is_there(world, tmp
 
     monkeypatch.setattr(factory, "make_sample", one_foreign)
     make_shards(tmp_path / "shards", recipe, PLAN)
-    for stage in (pretrain, finetune):
+    for stage in ("pretrain", "finetune"):
         with pytest.raises(DatasetError, match="1 sentences in 'xx'"):
-            stage.run(recipe, tmp_path / "run", str(tmp_path / "shards"))
+            run_stage(stage, recipe, tmp_path / "run", str(tmp_path / "shards"))
     assert not (tmp_path / "run").exists()
 
 
@@ -236,7 +237,7 @@ def test_a_sentence_longer_than_the_language_model_is_cut(tmp_path, monkeypatch)
     recipe = tiny_recipe("features", f"model.language_model={language}", "finetune.init=none",
                          "finetune.max_steps=2", "evaluation.max_tokens=100")  # fmt: skip
     make_shards(tmp_path / "shards", recipe, PLAN[:3])
-    finetune.run(recipe, tmp_path / "run", str(tmp_path / "shards"))
+    run_stage("finetune", recipe, tmp_path / "run", str(tmp_path / "shards"))
     assert len(losses(tmp_path / "run", "finetune")) == 2
 
 

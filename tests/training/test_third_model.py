@@ -18,7 +18,7 @@ from sage_scale.cli import main
 from sage_scale.config import Recipe, extension, load_recipe, override, to_yaml
 from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.losses.objectives import OBJECTIVES
-from sage_scale.training import finetune, pretrain
+from sage_scale.training.stage import run_stage
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 PLAN = [("train", 18), ("dev", 6), ("test", 5)]
@@ -71,13 +71,13 @@ def steps(run: Path, stage: str) -> list[dict]:
 def test_every_verb_knows_the_model(tmp_path, capsys):
     data, run = make_shards(tmp_path / "shards", toy_recipe(), PLAN), tmp_path / "run"
     settings = ["pretrain.save_every=2", "model.toy.width=12", "pretrain.epochs=100"]
-    pretrain.run(toy_recipe(*settings, "pretrain.max_steps=4"), run, data)
+    run_stage("pretrain", toy_recipe(*settings, "pretrain.max_steps=4"), run, data)
     with pytest.raises(CheckpointError, match=r"model\.toy\.width=16 \(there: 12\)"):
-        pretrain.run(toy_recipe(*settings, "model.toy.width=16", "pretrain.max_steps=8"), run, data)
-    pretrain.run(toy_recipe(*settings, "pretrain.max_steps=40", "pretrain.zero_stage=2"), run, data)
+        run_stage("pretrain", toy_recipe(*settings, "model.toy.width=16", "pretrain.max_steps=8"), run, data)
+    run_stage("pretrain", toy_recipe(*settings, "pretrain.max_steps=40", "pretrain.zero_stage=2"), run, data)
     log = steps(run, "pretrain")
     assert [row["step"] for row in log] == list(range(1, 41)) and log[-1]["loss"] < log[0]["loss"] - 0.1
-    finetune.run(toy_recipe(*settings, "finetune.max_steps=60", "finetune.epochs=100"), run, data)
+    run_stage("finetune", toy_recipe(*settings, "finetune.max_steps=60", "finetune.epochs=100"), run, data)
     assert steps(run, "finetune")[-1]["loss"] < steps(run, "finetune")[0]["loss"] - 0.3
     assert load_recipe(run / "recipe.yaml").model.toy.width == 12
 

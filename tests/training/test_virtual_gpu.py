@@ -20,10 +20,11 @@ from virtual_gpu import CUDA, VirtualGpu
 
 from sage_scale.config import Recipe, override
 from sage_scale.streaming import open_evaluation
-from sage_scale.training import distributed, evaluate_run, export, finetune, pretrain
+from sage_scale.training import distributed, evaluate_run, export
 from sage_scale.training.distributed import Ranks
+from sage_scale.training.stage import run_stage
 
-STAGES = {"pretrain": pretrain, "finetune": finetune}
+STAGES = ("pretrain", "finetune")
 ONE_RANK = [
     "clcl.implementation=tiled",
     *(f"{name}.{key}" for name in STAGES for key in ("precision=fp32", "clip=0", "zero_stage=0", "epochs=1")),
@@ -82,9 +83,9 @@ def losses(run: Path, stage: str) -> list[float]:
 
 def train(recipe: Recipe, run: Path, data: str) -> None:
     """Stage 1 in two parts, of which the second resumes, and stage 2."""
-    pretrain.run(override(recipe, ["pretrain.max_steps=1"]), run, data)
-    pretrain.run(recipe, run, data)
-    finetune.run(recipe, run, data)
+    run_stage("pretrain", override(recipe, ["pretrain.max_steps=1"]), run, data)
+    run_stage("pretrain", recipe, run, data)
+    run_stage("finetune", recipe, run, data)
 
 
 @pytest.mark.parametrize(

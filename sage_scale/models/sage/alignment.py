@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sage_scale.config import Recipe
-from sage_scale.evaluation.retrieval import retrieval
+from sage_scale.evaluation.stage1_scores import retrieval
 from sage_scale.losses import Objective, objective_of
 from sage_scale.losses.collectives import gather_counts, gather_rows
 from sage_scale.models.sage import export

@@ -14,7 +14,6 @@ decoder starts with </s>, and generation is forced to begin with the language co
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,18 +25,17 @@ from torch.nn import functional as F
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 from sage_scale.config import Denoise, Recipe
-from sage_scale.errors import RecipeError
 from sage_scale.evaluation import score
 from sage_scale.models.sage.mbart import language_id
 from sage_scale.text.tokenizer import encode_texts, train_sentencepiece
-from sage_scale.training.language.fitting import fit
+from sage_scale.training.language.fitting import fit_new, training_rows
 from sage_scale.training.language.noise import Example, Noise, padded, units
 from sage_scale.training.language.prepare import LanguageModelKind, Meta
 from sage_scale.training.language.recombine import recombine
-from sage_scale.untrusted.hashes import apply_umask
 
 POSITIONS = 320
 """Longest input and output, subwords; more than `evaluation.max_tokens`, and than the segments of a demo clip."""
+REPORT = "denoise.json"
 _SMOOTHING = 0.1
 
 
@@ -52,76 +50,56 @@ def make_language_model(
     dev: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
     dev_language: str | Sequence[str] | None = None,
 ) -> Path:
-    """Train a SentencePiece model and a small mBART on `sentences` and their pseudo-glosses; gives `folder`.
+    """Train a SentencePiece model and a small mBART on `sentences` and their pseudo-glosses; returns `folder`.
 
     `language` (BCP 47) is that of all sentences, or one of each; `dev_language` the same of those of `dev`.
     The folder holds model, tokenizer and `denoise.json`: steps, seconds, final loss and, where `dev` (sentences,
-    glosses) is given, the BLEU-4 of its sentences made from their glosses. The same text and seed give the same
-    weights on the same machine, unless `max_minutes` ended the training early, which the report says. Raises
-    RecipeError where there is nothing to train on.
+    glosses) is given, the BLEU-4 of its sentences made from their glosses. Raises RecipeError where there is nothing to
+    train on.
     """
-    spoken = [language] * len(sentences) if isinstance(language, str) else list(language)
-    rows = [
-        (sentence.strip(), list(row), tag)
-        for sentence, row, tag in zip(sentences, glosses, spoken, strict=True)
-        if sentence.strip()
-    ]
+    tags = [language] * len(sentences) if isinstance(language, str) else language
+    rows = training_rows(sentences, glosses, tags)
     pairs, spoken = [(sentence, row) for sentence, row, _ in rows], [tag for _, _, tag in rows]
-    if not pairs:
-        raise RecipeError("denoise.enabled needs training sentences, and there are none")
     say = progress or (lambda line: None)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
     lemmas = sorted({lemma for _, row in pairs for lemma in row})
     tokenizer = train_sentencepiece(
         [*(sentence for sentence, _ in pairs), *lemmas], denoise.vocabulary, spoken[0]
     )
     codes = {tag: language_id(tokenizer, tag) for tag in spoken}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MBartForConditionalGeneration(_config(denoise, tokenizer))
-        # On a CPU the backward of torch's fused attention takes longer than all matrix products of this model.
-        model.set_attn_implementation("eager")
-        say(f"{model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
-        new, new_spoken = [], []
-        for tag in dict.fromkeys(spoken):  # words are exchanged within a language
-            some = [pair for pair, other in zip(pairs, spoken) if other == tag]
-            made = recombine([s for s, _ in some], [g for _, g in some], count=20 * len(some), seed=seed)
-            new += made
-            new_spoken += [tag] * len(made)
-        say(f"{len(pairs):,} sentences, {len(new):,} recombined ones")
-        noise = Noise(
-            _examples(tokenizer, pairs),
-            _examples(tokenizer, new),
-            codes[spoken[0]],
-            tokenizer,
-            denoise,
-            seed,
-            POSITIONS,
-            ([codes[tag] for tag in spoken], [codes[tag] for tag in new_spoken]),
-        )
-        report = fit(model, noise.batch, _loss, denoise, say)
-    model.eval()
-    model.generation_config.forced_bos_token_id = codes[spoken[0]]
-    if dev is not None and len(dev[0]):
+    new, new_spoken = [], []
+    for tag in dict.fromkeys(spoken):  # words are exchanged within a language
+        some = [pair for pair, other in zip(pairs, spoken) if other == tag]
+        made = recombine([s for s, _ in some], [g for _, g in some], count=20 * len(some), seed=seed)
+        new += made
+        new_spoken += [tag] * len(made)
+    say(f"{len(pairs):,} sentences, {len(new):,} recombined ones")
+    noise = Noise(
+        _examples(tokenizer, pairs), _examples(tokenizer, new), codes[spoken[0]], tokenizer, denoise, seed, POSITIONS,
+        ([codes[tag] for tag in spoken], [codes[tag] for tag in new_spoken]),
+    )  # fmt: skip
+
+    def measure(model: Any) -> dict[str, float]:
+        model.generation_config.forced_bos_token_id = codes[spoken[0]]
+        if dev is None or not len(dev[0]):
+            return {}
         asked = dev_language or spoken[0]
         tags = [asked] * len(dev[0]) if isinstance(asked, str) else list(asked)
         hypotheses = [""] * len(tags)
         for tag in dict.fromkeys(tags):
-            places = [place for place, other in enumerate(tags) if other == tag]
-            made_of = sentences_from_glosses(
-                model, tokenizer, [dev[1][place] for place in places], language_id(tokenizer, tag)
-            )
-            for place, sentence in zip(places, made_of, strict=True):
-                hypotheses[place] = sentence
-        report["dev_gloss_to_text_bleu4"] = round(score(hypotheses, list(dev[0]), tags)["bleu4"], 2)
-        say(f"BLEU-4 {report['dev_gloss_to_text_bleu4']} from the pseudo-glosses of dev")
-    report["seconds"] = round(time.monotonic() - started, 1)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    apply_umask(folder)
-    (folder / "denoise.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            rows = [row for row, other in enumerate(tags) if other == tag]
+            code = language_id(tokenizer, tag)
+            written = sentences_from_glosses(model, tokenizer, [dev[1][row] for row in rows], code)
+            for row, sentence in zip(rows, written, strict=True):
+                hypotheses[row] = sentence
+        bleu4 = round(score(hypotheses, list(dev[0]), tags)["bleu4"], 2)
+        say(f"BLEU-4 {bleu4} from the pseudo-glosses of dev")
+        return {"dev_gloss_to_text_bleu4": bleu4}
+
+    folder = Path(folder)
+    fit_new(
+        lambda: MBartForConditionalGeneration(_config(denoise, tokenizer)), tokenizer, noise.batch, _loss, measure,
+        denoise, folder, REPORT, seed, say, "denoising",
+    )  # fmt: skip
     return folder
 
 
@@ -204,7 +182,7 @@ def _make(texts: list[Meta], recipe: Recipe, folder: Path, say: Callable[[str], 
         dev=([meta["sentence"] for meta in dev], [meta["pseudo_glosses"] for meta in dev]) if dev else None,
         dev_language=[meta["language"] or recipe.corpus.language for meta in dev],
     )
-    report = json.loads((folder / "denoise.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     return {"made": "denoising of the training sentences", **report}
 
 

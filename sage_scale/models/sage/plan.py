@@ -22,10 +22,11 @@ from sage_scale.planning.step import (
     RESERVED,
     ClipSize,
     PlanRequest,
+    StepPlan,
     StepSize,
-    WeightsMemory,
     gb,
     largest,
+    step_table,
     weights_bytes,
 )
 from sage_scale.vision.backbone_choice import encoder_width
@@ -133,42 +134,11 @@ def clip_cost(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """One step of stage 1 on one rank; bytes and operations."""
-
-    batch: int
-    memory: WeightsMemory
-    """Weights, gradients and optimizer states, as ZeRO spreads them."""
-    encoder_bytes: float
-    """Activations of the clips that are in the encoder at once."""
-    tokens_bytes: float
-    """Tokens, hidden states and their gradients, of all own clips."""
-    loss_bytes: float
-    """One level at its peak, and the other's normalised tokens, which wait for their backward pass."""
-    host_bytes: float
-    """The rank's clips in host memory, once."""
-    encoder_operations: float
-    loss_operations: float
-    """Both levels."""
-    cached: bool
-    """Whether clips pass in chunks, twice."""
-
-    @property
-    def weights_bytes(self) -> float:
-        """Weights, gradients and optimizer states together."""
-        return self.memory.total
-
-    @property
-    def device_bytes(self) -> float:
-        """Peak: the loss runs between the passes of a cached step, and beside the activations of a direct one."""
-        parts = self.encoder_bytes, self.loss_bytes
-        return self.weights_bytes + self.tokens_bytes + (max(parts) if self.cached else sum(parts))
-
-    @property
-    def operations(self) -> float:
-        """Of a whole step on this rank."""
-        return self.encoder_operations + self.loss_operations
+ENCODER, LANGUAGE, TOKENS, LOSS = (
+    "frame encoder to tokens", "language model's layers", "tokens of all clips", "loss",
+)  # fmt: skip
+"""Parts of a plan. The loss of stage 1 is one level at its peak, with the other's normalised tokens, which wait for
+their backward pass; that of stage 2 logits, their probabilities and gradients."""
 
 
 class Stage1:
@@ -185,53 +155,44 @@ class Stage1:
         # The frozen text side is about half of the language model, whole on every rank.
         frozen = next(part.parameters for part in parts if part.name == "language model") / 2
         trained = sum(part.stage1 for part in parts)
-        self._memory = {
+        self._weights = {
             cached: weights_bytes(recipe.pretrain, trained, frozen, ranks, bf16, cached)
             for cached in (False, True)
         }
 
-    def plan(self, batch: int, way: Way = "ring", micro_batch: int = 0) -> StagePlan:
-        """A step at a global batch; `micro_batch` clips pass the encoder at once (0: direct, all of the rank's)."""
+    def plan(self, batch: int, way: Way = "ring", micro_batch: int = 0) -> StepPlan:
+        """Returns a step at a global batch; `micro_batch` clips pass the encoder at once (0: all of the rank's).
+
+        The loss runs between the passes of a step in chunks, and beside the activations of a direct one.
+        """
         own = -(-batch // self.ranks)
         cached = 0 < micro_batch < own
         size = LossSize(batch, self.clip.visual_tokens, self.clip.text_tokens, self.width, self.ranks)
         waiting = 4 * self.width * own * (self.clip.visual_tokens + self.clip.text_tokens)
-        return StagePlan(
+        encoder = self.cost.held_bytes(micro_batch if cached else own, self._chunk_frames)
+        tokens, loss = own * self.cost.token_bytes, loss_bytes(size, way) + (self.levels - 1) * waiting
+        return StepPlan(
             batch=batch,
-            memory=self._memory[cached],
-            encoder_bytes=self.cost.held_bytes(micro_batch if cached else own, self._chunk_frames),
-            tokens_bytes=own * self.cost.token_bytes,
-            loss_bytes=loss_bytes(size, way) + (self.levels - 1) * waiting,
-            host_bytes=own * self.cost.input_bytes,
-            encoder_operations=self.cost.step_operations(own, 2 if cached else 1, self._chunk_frames),
-            loss_operations=self.levels * loss_operations(size, way),
-            cached=cached,
+            weights=self._weights[cached],
+            parts={ENCODER: encoder, LANGUAGE: 0.0, TOKENS: tokens, LOSS: loss},
+            peak_bytes=tokens + (max(encoder, loss) if cached else encoder + loss),
+            operations=self.encoder_operations(batch, cached) + self.loss_operations(batch, way),
         )
+
+    def encoder_operations(self, batch: int, cached: bool) -> float:
+        """Returns the FLOPs of a rank's clips in the encoder; `cached`: they pass in chunks, twice."""
+        own = -(-batch // self.ranks)
+        return self.cost.step_operations(own, 2 if cached else 1, self._chunk_frames)
+
+    def loss_operations(self, batch: int, way: Way = "ring") -> float:
+        """Returns the FLOPs of a rank's part of the loss, both levels."""
+        size = LossSize(batch, self.clip.visual_tokens, self.clip.text_tokens, self.width, self.ranks)
+        return self.levels * loss_operations(size, way)
 
     def largest_batch(self, memory_bytes: float, way: Way = "ring", micro_batch: int = 0) -> int:
         """The largest global batch whose step fits into a rank's memory, to within one clip; 0 where none does."""
         room = (1 - RESERVED) * memory_bytes
         return largest(lambda batch: self.plan(batch, way, micro_batch).device_bytes <= room)
-
-
-@dataclass(frozen=True, slots=True)
-class Stage2Plan:
-    """One step of stage 2 on one rank; bytes and operations."""
-
-    batch: int
-    weights: WeightsMemory
-    visual_bytes: float
-    """Activations of frame encoder, temporal convolution and mapper."""
-    language_bytes: float
-    """Activations of the language model's layers."""
-    logits_bytes: float
-    """Logits, their probabilities and gradients."""
-    operations: float
-
-    @property
-    def device_bytes(self) -> float:
-        """Peak, where the backward pass begins."""
-        return self.weights.total + self.visual_bytes + self.language_bytes + self.logits_bytes
 
 
 class Stage2:
@@ -255,7 +216,7 @@ class Stage2:
         self._value = 2 if bf16 else 4
         self._language = _kept_by_language_model(recipe, clip, config, bf16)
 
-    def plan(self, batch: int) -> Stage2Plan:
+    def plan(self, batch: int) -> StepPlan:
         """A step at a global batch; with `finetune.micro_batch` fewer clips are held at once."""
         own = -(-batch // self.ranks)
         held = min(own, self._stage.micro_batch) if self._stage.micro_batch else own
@@ -267,14 +228,9 @@ class Stage2:
             visual = cost.held_bytes(held, self._stage.chunk_frames)
         operations = cost.step_operations(own, 1, self._stage.chunk_frames) if frozen == "none" else 0.0
         operations += own * PASSES * translation_operations(self._config, StepSize(1, 0, N, M))
-        return Stage2Plan(
-            batch=batch,
-            weights=self._weights,
-            visual_bytes=visual,
-            language_bytes=held * self._language,
-            logits_bytes=held * M * self.vocabulary * LOGIT_BYTES[self._value],
-            operations=operations,
-        )
+        logits = held * M * self.vocabulary * LOGIT_BYTES[self._value]
+        parts = {ENCODER: visual, LANGUAGE: held * self._language, TOKENS: 0.0, LOSS: logits}
+        return StepPlan(batch, self._weights, parts, sum(parts.values()), operations)
 
 
 def _kept_by_language_model(recipe: Recipe, clip: ClipSize, config: MBartConfig, bf16: bool) -> float:
@@ -316,7 +272,12 @@ def show_plan(request: PlanRequest) -> Iterator[str | Table]:
         f"a clip: {clip.frames:.0f} stored frames, {tokens:g} visual and {words:g} text tokens of width {width}\n"
     )
     second = Stage2(chosen, clip, ranks, chosen.finetune.precision != "fp32", request.vocabulary)
-    yield (_by_part(chosen, stage, second))
+    first = stage.plan(chosen.pretrain.batch_size, micro_batch=chosen.pretrain.micro_batch)
+    steps = (first, second.plan(chosen.finetune.batch_size))
+    yield step_table(
+        "the recipe's own steps, one rank, GB by part",
+        {f"stage {number}, batch {step.batch}": step for number, step in enumerate(steps, start=1)},
+    )
     table = Table(title="stage 1 on one rank, GB", title_justify="left")
     for name in ("batch", "loss naive", "tiled", "ring", "weights", "direct step", f"cached by {micro}",
                  "host", "PFLOP encoder", "loss", "seconds a step"):  # fmt: skip
@@ -324,49 +285,22 @@ def show_plan(request: PlanRequest) -> Iterator[str | Table]:
     for size in request.batches or (16, 256, 4096, 65536):
         losses = [loss_bytes(LossSize(size, tokens, words, width, ranks), way) for way in WAYS]
         direct, cached = stage.plan(size), stage.plan(size, micro_batch=micro)
+        host = -(-size // ranks) * stage.cost.input_bytes
+        encoder, loss = stage.encoder_operations(size, micro < -(-size // ranks)), stage.loss_operations(size)
         table.add_row(
-            f"{size:,}", *map(gb, losses), gb(direct.weights_bytes), gb(direct.device_bytes),
-            gb(cached.device_bytes), gb(cached.host_bytes), f"{cached.encoder_operations / 1e15:.3g}",
-            f"{cached.loss_operations / 1e15:.3g}",
+            f"{size:,}", *map(gb, losses), gb(direct.weights.total), gb(direct.device_bytes),
+            gb(cached.device_bytes), gb(host), f"{encoder / 1e15:.3g}", f"{loss / 1e15:.3g}",
             f"{cached.operations / (share * device.bf16_tflops * 1e12):.3g}",
         )  # fmt: skip
-    yield (table)
+    yield table
     largest = Table(title=f"largest batch in {device.memory_gb:g} GB a rank", title_justify="left")
     for name in ("encoder", *(f"loss {way}" for way in WAYS)):
         largest.add_column(name, justify="right")
     for name, held in (("direct", 0), (f"cached by {micro}", micro)):
         found = [stage.largest_batch(device.memory_gb * 1e9, way, held) for way in WAYS]
         largest.add_row(name, *(f"{size:,}" for size in found))
-    yield (largest)
+    yield largest
     yield (
         f"seconds: the cached step at {100 * share:g}% of {device.bf16_tflops:g} TFLOP/s, without loading and "
         "traffic; host: the rank's clips before decoding is repeated"
     )
-
-
-def _by_part(recipe: Recipe, stage1: Stage1, stage2: Stage2) -> Table:
-    """Memory of a step of each stage at the recipe's own batch."""
-    from rich.table import Table
-
-    first = stage1.plan(recipe.pretrain.batch_size, micro_batch=recipe.pretrain.micro_batch)
-    second = stage2.plan(recipe.finetune.batch_size)
-    table = Table(title="the recipe's own steps, one rank, GB by part", title_justify="left")
-    table.add_column("part")
-    table.add_column(f"stage 1, batch {first.batch}", justify="right")
-    table.add_column(f"stage 2, batch {second.batch}", justify="right")
-    for name, part in (
-        ("weights, float32", "weights"),
-        ("gradients", "gradients"),
-        ("optimizer states", "states"),
-        ("own part of the weights (ZeRO-1, 2)", "flat"),
-        ("frozen weights", "frozen"),
-        ("bfloat16 copies of a step", "rounded"),
-    ):
-        table.add_row(name, gb(getattr(first.memory, part)), gb(getattr(second.weights, part)))
-    table.add_row("frame encoder to tokens", gb(first.encoder_bytes), gb(second.visual_bytes))
-    table.add_row("language model's layers", "", gb(second.language_bytes))
-    table.add_row("tokens of all clips", gb(first.tokens_bytes), "")
-    table.add_row("loss", gb(first.loss_bytes), gb(second.logits_bytes))
-    table.add_section()
-    table.add_row("peak", gb(first.device_bytes), gb(second.device_bytes))
-    return table

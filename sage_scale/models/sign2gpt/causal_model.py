@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,16 @@ from torch.nn import functional as F
 from transformers import XGLMConfig, XGLMForCausalLM
 
 from sage_scale.config import Denoise, Recipe
-from sage_scale.errors import RecipeError
 from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
 from sage_scale.text.tokenizer import train_xglm_tokenizer
 from sage_scale.text.vocabulary import expand_vocabulary
-from sage_scale.training.language.fitting import fit
+from sage_scale.training.language.fitting import fit_new, training_rows
 from sage_scale.training.language.prepare import LanguageModelKind, Meta
 from sage_scale.training.language.recombine import recombine
-from sage_scale.untrusted.hashes import apply_umask
 
 POSITIONS = 160
 """Longest text, subwords."""
+REPORT = "language.json"
 _SMOOTHING = 0.1
 """Stage 2 smooths its labels as much: adapters of a model that is surer of itself would first learn to doubt."""
 
@@ -45,44 +43,33 @@ def make_causal_model(
     progress: Callable[[str], None] | None = None,
     dev: Sequence[str] = (),
 ) -> Path:
-    """Train a SentencePiece model and a small XGLM on `sentences`; gives `folder`.
+    """Train a SentencePiece model and a small XGLM on `sentences`; returns `folder`.
 
     The pseudo-glosses of each sentence say which of its words may be exchanged. The folder holds model, tokenizer and
-    `language.json`: steps, seconds, final loss and, of `dev` sentences, the perplexity of a subword. The same text and
-    seed give the same weights on the same machine, unless `max_minutes` ended the training. Raises RecipeError where
-    there is nothing to train on.
+    `language.json`: steps, seconds, final loss and, of `dev` sentences, the perplexity of a subword. Raises RecipeError
+    where there is nothing to train on.
     """
-    rows = [(s.strip(), list(g)) for s, g in zip(sentences, glosses, strict=True) if s.strip()]
-    if not rows:
-        raise RecipeError("denoise.enabled needs training sentences, and there are none")
+    rows = training_rows(sentences, glosses, [""] * len(sentences))
     say = progress or (lambda line: None)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    tokenizer = train_xglm_tokenizer([sentence for sentence, _ in rows], denoise.vocabulary)
-    true = [sentence for sentence, _ in rows]
-    new = [s for s, _ in recombine(true, [g for _, g in rows], count=20 * len(rows), seed=seed)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = XGLMForCausalLM(_config(denoise, tokenizer))
-        # On a CPU the backward of torch's fused attention takes longer than all matrix products of this model.
-        model.set_attn_implementation("eager")
-        say(f"{model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
-        say(f"{len(true):,} sentences, {len(new):,} recombined ones")
-        report = fit(
-            model, _Texts(tokenizer, true, new, denoise, seed).batch, _loss, denoise, say, "language"
-        )
-    model.eval()
-    if dev:
+    true = [sentence for sentence, _, _ in rows]
+    tokenizer = train_xglm_tokenizer(true, denoise.vocabulary)
+    new = [s for s, _ in recombine(true, [g for _, g, _ in rows], count=20 * len(rows), seed=seed)]
+    say(f"{len(true):,} sentences, {len(new):,} recombined ones")
+
+    def measure(model: Any) -> dict[str, float]:
+        if not dev:
+            return {}
         with torch.no_grad():
-            loss = _loss(model, _batch(tokenizer, list(dev)))
-        report["dev_perplexity"] = round(math.exp(float(loss)), 3)
-        say(f"perplexity {report['dev_perplexity']:.2f} of a subword of dev")
-    report["seconds"] = round(time.monotonic() - started, 1)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    apply_umask(folder)
-    (folder / "language.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            perplexity = round(math.exp(float(_loss(model, _batch(tokenizer, list(dev))))), 3)
+        say(f"perplexity {perplexity:.2f} of a subword of dev")
+        return {"dev_perplexity": perplexity}
+
+    folder = Path(folder)
+    batch_of = _Texts(tokenizer, true, new, denoise, seed).batch
+    fit_new(
+        lambda: XGLMForCausalLM(_config(denoise, tokenizer)), tokenizer, batch_of, _loss, measure, denoise, folder,
+        REPORT, seed, say, "language",
+    )  # fmt: skip
     return folder
 
 
@@ -143,7 +130,7 @@ def _make(texts: list[Meta], recipe: Recipe, folder: Path, say: Callable[[str], 
         progress=say,
         dev=[meta["sentence"] for meta in texts if meta["split"] == "dev"],
     )
-    report = json.loads((folder / "language.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     return {"made": "next-subword prediction of the training sentences", **report}
 
 

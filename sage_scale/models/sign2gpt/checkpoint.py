@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.model import SignFeatures
+from sage_scale.nn.frame_encoder import save_encoder_config
 from sage_scale.nn.weights import read_weights, write_weights
+from sage_scale.training.export import save_tensors
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json
 
@@ -28,13 +30,15 @@ TENSORS, DESCRIPTION = "adapters.safetensors", "adapters.json"
 FORMAT = 1
 _TRAINED = ("lora", "cross")
 """Parts of a frozen model's names that are ours."""
+VIT = "spatial.backbone.dino."
+"""Names of the vision transformer, frozen but for its adapters."""
 
 
 def frozen_models(model: nn.Module) -> dict[str, str]:
     """Prefix of each frozen model's names in `model`, by what the recipe calls it."""
-    places = {"language_model": "decoder.language_model.", "vit_weights": "spatial.backbone.dino."}
+    prefixes = {"language_model": "decoder.language_model.", "vit_weights": VIT}
     names = [name for name, _ in model.named_parameters()]
-    return {key: prefix for key, prefix in places.items() if any(name.startswith(prefix) for name in names)}
+    return {key: prefix for key, prefix in prefixes.items() if any(name.startswith(prefix) for name in names)}
 
 
 def plain_name(name: str) -> str | None:
@@ -54,6 +58,21 @@ def adapter_state(model: SignFeatures) -> dict[str, Tensor]:
         if prefix is None or plain_name(name.removeprefix(prefix)) is None:
             state[name] = value
     return state
+
+
+def unsaved_frozen_weights(model: SignFeatures, recipe: Recipe) -> dict[str, Tensor]:
+    """Returns the frozen weights that no file holds: those of a vision transformer that started at random."""
+    if recipe.model.sign2gpt.vit_weights:
+        return {}
+    own = adapter_state(model)
+    state = model.state_dict()
+    return {name: value for name, value in state.items() if name.startswith(VIT) and name not in own}
+
+
+def save_signs(model: SignFeatures, recipe: Recipe, path: Path) -> None:
+    """Write what stage 1 trained, its statistics, and frozen weights that no file holds."""
+    save_encoder_config(model.spatial and model.spatial.backbone, path.parent)
+    save_tensors(adapter_state(model) | unsaved_frozen_weights(model, recipe), path)
 
 
 def frozen_hash(model: nn.Module, prefix: str) -> str:

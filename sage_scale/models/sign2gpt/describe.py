@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, XGL
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.decoder import SignDecoder
-from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
+from sage_scale.models.sign2gpt.prototypes import PrototypeHead
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel
 from sage_scale.registry import Part

@@ -16,11 +16,15 @@ from typing import Any
 import torch
 
 from sage_scale.config import Recipe, override, to_yaml
-from sage_scale.models.sign2gpt.checkpoint import TENSORS, load_adapters, save_adapters
+from sage_scale.models.sign2gpt.checkpoint import (
+    TENSORS,
+    load_adapters,
+    save_adapters,
+    unsaved_frozen_weights,
+)
 from sage_scale.models.sign2gpt.decoder import load_causal_model
 from sage_scale.models.sign2gpt.merge import vit_beside
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator
-from sage_scale.models.sign2gpt.visual import homeless_weights
 from sage_scale.nn.frame_encoder import save_encoder_config
 from sage_scale.nn.weights import check_finite, put_weights
 from sage_scale.training.export import load_tensors, replace_folder, save_tensors
@@ -40,8 +44,8 @@ def save_translator(
         save_encoder_config(model.spatial and model.spatial.backbone, partial)
         if isinstance(language, Path) and language.resolve().parent == folder.resolve().parent:
             shutil.copytree(language, partial / LANGUAGE)
-        if homeless := homeless_weights(model, recipe):
-            save_tensors(homeless, partial / FROZEN)
+        if unsaved := unsaved_frozen_weights(model, recipe):
+            save_tensors(unsaved, partial / FROZEN)
         (partial / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from sage_scale.models.sign2gpt.run_prototypes import target_glosses
 from sage_scale.models.sign2gpt.spatial import clip_frames
-from sage_scale.models.sign2gpt.vocabulary import target_glosses
 from sage_scale.streaming import open_evaluation
 from sage_scale.streaming.packing import grid_rows, run_indices
 from sage_scale.training.decode import has_split
 from sage_scale.training.engine import Engine
-from sage_scale.training.pictures import thumbnail
+from sage_scale.training.evaluate_run import thumbnail
 from sage_scale.training.stage import TaskContext
 
 CLIPS = 6

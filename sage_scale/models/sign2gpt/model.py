@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sage_scale.config import Recipe, Stage
-from sage_scale.losses.prototypes import PrototypeScores, prototype_loss
 from sage_scale.models.sign2gpt.decoder import SignDecoder
-from sage_scale.models.sign2gpt.prototype_head import PrototypeHead
+from sage_scale.models.sign2gpt.prototypes import PrototypeHead, PrototypeScores, prototype_loss
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel, clip_frames, drawn_frames
 from sage_scale.nn.weights import put_weights
@@ -53,12 +52,6 @@ class SignFeatures(nn.Module):
             g = self.settings
             video = drawn_frames(video, g.max_frames, g.start_jitter, self.stride)
         return self.sign_encoder(self.spatial(video), clip_frames(video), video.clip_seeds_B)
-
-    def freeze_signs(self) -> None:
-        """Leave the spatial model and the sign encoder as they are (Sign(Z)2GPT, Table 2)."""
-        for part in (self.spatial, self.sign_encoder):
-            if part is not None:
-                part.requires_grad_(False)
 
 
 class Sign2GptPretrainer(SignFeatures):

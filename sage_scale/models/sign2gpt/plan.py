@@ -7,7 +7,7 @@ below the adapters are counted.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,10 +24,11 @@ from sage_scale.planning.step import (
     RESERVED,
     ClipSize,
     PlanRequest,
+    StepPlan,
     StepSize,
     WeightsMemory,
-    gb,
     largest,
+    step_table,
     weights_bytes,
 )
 from sage_scale.vision.packed import PackedVideo
@@ -35,34 +36,13 @@ from sage_scale.vision.packed import PackedVideo
 if TYPE_CHECKING:
     from rich.table import Table
 
+STORED, BELOW, SPATIAL, SIGNS, LANGUAGE, LOGITS = (
+    "stored frames or features", "below the adapters (then free)", "spatial model", "sign encoder and prototypes",
+    "language model's layers", "logits",
+)  # fmt: skip
+"""Parts of a plan. The peak is where the backward pass begins, or, with few adapted blocks, below them."""
 BELOW_FP32, BELOW_BF16 = 3 * 4 + 8 * 4, 3 * 4 + 8 * 2
 """Bytes for each number of a row that a frozen block holds at once: in, normed, residual, feed-forward part twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sign2GptStep:
-    """One step of a stage on one rank, bytes and operations."""
-
-    batch: int
-    weights: WeightsMemory
-    pixels_bytes: float
-    """Frames as they are stored, or features."""
-    below_bytes: float
-    """Held at most while frames pass what is below the adapters; gone before anything behind it is there."""
-    spatial_bytes: float
-    """Kept by the spatial model."""
-    signs_bytes: float
-    """Kept by the sign encoder, and the comparison with prototypes."""
-    language_bytes: float
-    """Kept by the language model's layers."""
-    logits_bytes: float
-    operations: float
-
-    @property
-    def device_bytes(self) -> float:
-        """Peak, where the backward pass begins, or, with few adapted blocks, below them."""
-        behind = self.spatial_bytes + self.signs_bytes + self.language_bytes + self.logits_bytes
-        return self.weights.total + self.pixels_bytes + max(self.below_bytes, behind)
 
 
 class Sign2GptPlan:
@@ -85,8 +65,8 @@ class Sign2GptPlan:
         self._kept = {precision: self._measure_signs(precision) for precision in precisions} if signs else {}
         self._language = self._measure_decoder()
 
-    def plan(self, stage: str, batch: int) -> Sign2GptStep:
-        """A step of `pretrain` or `finetune` at a global batch; with `micro_batch` fewer clips are held at once."""
+    def plan(self, stage: str, batch: int) -> StepPlan:
+        """Returns a step of `pretrain` or `finetune` at a global batch; `micro_batch` holds fewer clips at once."""
         settings: Stage = getattr(self.recipe, stage)
         own = -(-batch // self.ranks)
         held = min(own, settings.micro_batch) if settings.micro_batch else own
@@ -102,15 +82,13 @@ class Sign2GptPlan:
             language = language / layers + held * M * H * layers * value
         count = Sign2GptOperations(self.recipe, stage, self._config, self._prototypes)
         size = StepSize(own, own * self.clip.frames, own * N, own * M)
-        return Sign2GptStep(
+        logits = 0.0 if first else held * M * self._config.vocab_size * LOGIT_BYTES[value]
+        behind = {SPATIAL: spatial, SIGNS: signs + head, LANGUAGE: language, LOGITS: logits}
+        return StepPlan(
             batch=batch,
             weights=self._weights(stage),
-            pixels_bytes=pixels,
-            below_bytes=below,
-            spatial_bytes=spatial,
-            signs_bytes=signs + head,
-            language_bytes=language,
-            logits_bytes=0.0 if first else held * M * self._config.vocab_size * LOGIT_BYTES[value],
+            parts={STORED: pixels, BELOW: below, **behind},
+            peak_bytes=pixels + max(below, sum(behind.values())),
             operations=count(size),
         )
 
@@ -203,8 +181,6 @@ class Sign2GptPlan:
 
 def show_plan(request: PlanRequest) -> Iterator[str | Table]:
     """Both stages' steps by part, at the recipe's batch and others."""
-    from rich.table import Table
-
     plan = Sign2GptPlan(request.recipe, request.clip, request.ranks, request.prototypes)
     gpu, device, batches, share = request.gpu, request.device, request.batches, request.share
     recipe, clip = plan.recipe, plan.clip
@@ -212,27 +188,9 @@ def show_plan(request: PlanRequest) -> Iterator[str | Table]:
     yield f"recipe {recipe.name}: {plan.ranks} x {gpu} with {device.memory_gb:g} GB\na clip: {sizes}\n"
     for stage, number in (("pretrain", 1), ("finetune", 2)):
         steps = [plan.plan(stage, size) for size in (getattr(recipe, stage).batch_size, *batches)]
-        table = Table(title=f"stage {number} on one rank, GB by part", title_justify="left")
-        table.add_column("part")
-        for step in steps:
-            table.add_column(f"batch {step.batch:,}", justify="right")
-        for name, of in (
-            ("frozen weights", lambda step: step.weights.frozen),
-            ("trained weights, gradients, optimizer", lambda step: step.weights.total - step.weights.frozen),
-            (
-                "stored frames" if recipe.vision.kind == "frames" else "features",
-                lambda step: step.pixels_bytes,
-            ),
-            ("below the adapters (then free)", lambda step: step.below_bytes),
-            ("spatial model", lambda step: step.spatial_bytes),
-            ("sign encoder" + (" and prototypes" if number == 1 else ""), lambda step: step.signs_bytes),
-            ("language model's layers", lambda step: step.language_bytes),
-            ("logits", lambda step: step.logits_bytes),
-        ):
-            if any(of(step) for step in steps):
-                table.add_row(name, *(gb(of(step)) for step in steps))
-        table.add_section()
-        table.add_row("peak", *(gb(step.device_bytes) for step in steps))
+        table = step_table(
+            f"stage {number} on one rank, GB by part", {f"batch {step.batch:,}": step for step in steps}
+        )
         rate = share * device.bf16_tflops * 1e12
         table.add_row("seconds a step", *(f"{step.operations / rate:.3g}" for step in steps))
         yield table

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from sage_scale.config import Recipe
-from sage_scale.evaluation.prototype_scores import PresenceCounts, frequency_control
-from sage_scale.losses.prototypes import prototype_loss
+from sage_scale.evaluation.stage1_scores import PresenceCounts, frequency_control
+from sage_scale.models.sign2gpt.checkpoint import save_signs
 from sage_scale.models.sign2gpt.localisation import write_localisation
 from sage_scale.models.sign2gpt.model import Sign2GptPretrainer
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
-from sage_scale.models.sign2gpt.spatial import check_spatial
-from sage_scale.models.sign2gpt.visual import frozen_files, save_signs, sizes
-from sage_scale.models.sign2gpt.vocabulary import check_vectors, load_or_make_prototypes, target_glosses
+from sage_scale.models.sign2gpt.prototypes import prototype_loss
+from sage_scale.models.sign2gpt.run_prototypes import check_vectors, load_or_make_prototypes, target_glosses
+from sage_scale.models.sign2gpt.spatial import check_spatial, frozen_files, sizes
 from sage_scale.shards import Dataset, read_metadata
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed

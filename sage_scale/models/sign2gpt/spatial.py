@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from sage_scale.models.sign2gpt.vit import VisionTransformer
 from sage_scale.nn.batchnorm import BatchNorm
 from sage_scale.nn.dropout import token_seeds
 from sage_scale.nn.frame_encoder import FrameFeatures, check_frame_encoder, load_backbone, make_frame_encoder
+from sage_scale.streaming import Batch
+from sage_scale.untrusted.files import expanded
 from sage_scale.vision.packed import PackedVideo, mix, uniform
 
 _SALT = 60_000
@@ -59,6 +62,22 @@ def check_spatial(recipe: Recipe) -> None:
     """Raise CheckpointError where the folder of a trained frame encoder has no image model."""
     if recipe.model.sign2gpt.spatial == "resnet":
         check_frame_encoder(recipe)
+
+
+def frozen_files(recipe: Recipe) -> list[Path]:
+    """Returns the files that the frozen part of the spatial model comes from."""
+    weights = recipe.model.sign2gpt.vit_weights
+    frames = recipe.vision.kind == "frames" and recipe.model.sign2gpt.spatial == "dinov2"
+    return [expanded(weights)] if weights and frames else []
+
+
+def sizes(recipe: Recipe, batch: Batch) -> dict[str, float]:
+    """Returns the numbers of frames and tokens (of the sign encoder) in a rank's part of a batch."""
+    frames_B = clip_frames(batch.video)
+    settings = recipe.model.sign2gpt
+    halved = settings.spatial != "signs" and settings.downsample_after > 0
+    tokens_B = (frames_B + 1) // 2 if halved else frames_B
+    return {"frames": float(frames_B.sum()), "visual_tokens": float(tokens_B.sum())}
 
 
 def clip_frames(video: PackedVideo) -> Tensor:

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from sage_scale.config import Recipe, Stage
+from sage_scale.models.sign2gpt.checkpoint import unsaved_frozen_weights
 from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
 from sage_scale.models.sign2gpt.export import save_translator
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator, load_signs
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
-from sage_scale.models.sign2gpt.spatial import check_spatial, clip_frames
-from sage_scale.models.sign2gpt.visual import frozen_files, homeless_weights, sizes
+from sage_scale.models.sign2gpt.spatial import check_spatial, clip_frames, frozen_files, sizes
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
 from sage_scale.training.export import load_tensors
@@ -47,7 +47,7 @@ class Sign2GptTranslation(TranslationTask):
         taken = []
         if self.stage.init != "none" and self.model.spatial is not None:
             load_signs(self.model, load_tensors(context.folder / STAGE1))
-            if self.stage.freeze != "none" or homeless_weights(self.model, recipe):
+            if self.stage.freeze != "none" or unsaved_frozen_weights(self.model, recipe):
                 taken = [context.folder / STAGE1]
         self.outputs = Sign2GptOutputs(self.model, self.stage)
         self.forward = self.outputs.forward

@@ -1,10 +1,15 @@
-"""Trains a small language model in this process, for some steps or minutes, without ranks or checkpoints."""
+"""Trains a small language model in this process, for some steps or minutes, without ranks or checkpoints.
+
+The result is a Hugging Face folder with the model, its tokenizer and a report.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +18,64 @@ from torch import Tensor
 from sage_scale.config import Denoise
 from sage_scale.errors import RecipeError
 from sage_scale.training.engine import has_fast_bf16
+from sage_scale.training.stage_log import clock
+from sage_scale.untrusted.hashes import apply_umask
 
 _WARMUP = 0.06
 _TRIAL_STEPS = 30
+_TELL_EVERY_S = 5.0
+Say = Callable[[str], None]
+"""Called with a line for the user."""
+
+
+def training_rows(
+    sentences: Sequence[str], glosses: Sequence[Sequence[str]], languages: Sequence[str]
+) -> list[tuple[str, list[str], str]]:
+    """Returns (sentence, pseudo-glosses, language) of the sentences with text. Raises RecipeError if there are none."""
+    rows = [
+        (sentence.strip(), list(row), tag)
+        for sentence, row, tag in zip(sentences, glosses, languages, strict=True)
+        if sentence.strip()
+    ]
+    if not rows:
+        raise RecipeError("denoise.enabled needs training sentences, and there are none")
+    return rows
+
+
+def fit_new(
+    make: Callable[[], Any],
+    tokenizer: Any,
+    batch_of: Callable[[int], dict[str, Tensor]],
+    loss_of: Callable[[Any, dict[str, Tensor]], Tensor],
+    measure: Callable[[Any], Mapping[str, Any]],
+    denoise: Denoise,
+    folder: Path,
+    report_name: str,
+    seed: int,
+    say: Say,
+    name: str,
+) -> None:
+    """Make a model and `fit` it; write it to `folder` with its tokenizer and, as `report_name`, the figures of `fit`
+    and `measure`.
+
+    The same text and seed give the same weights on the same machine, unless `max_minutes` ended the training early,
+    which the report says.
+    """
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+        # On a CPU the backward of torch's fused attention takes longer than all matrix products of this model.
+        model.set_attn_implementation("eager")
+        say(f"{model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
+        report = fit(model, batch_of, loss_of, denoise, say, name)
+    model.eval()
+    report |= {**measure(model), "seconds": round(time.monotonic() - started, 1)}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    apply_umask(folder)
+    (folder / report_name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def fit(
@@ -23,8 +83,8 @@ def fit(
     batch_of: Callable[[int], dict[str, Tensor]],
     loss_of: Callable[[Any, dict[str, Tensor]], Tensor],
     denoise: Denoise,
-    say: Callable[[str], None],
-    name: str = "denoising",
+    say: Say,
+    name: str,
 ) -> dict[str, Any]:
     """Train `model` on the batch of each step and return the report's figures; `name` names the loss.
 
@@ -68,21 +128,18 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         recent = [*recent[-49:], loss.item()]
         step += 1
-        if time.monotonic() - last_word > 5:
+        if time.monotonic() - last_word > _TELL_EVERY_S:
             last_word = time.monotonic()
             spent = last_word - started
             by_steps, by_budget = spent / step * (denoise.steps - step), max(budget - spent, 0)
-            # Where the minutes end it, how many steps it would have is of no use to anybody.
+            # Where the minutes end it, the number of steps it would have says nothing.
             asked = f" of {denoise.steps}" if by_steps <= by_budget else ""
-            say(f"step {step}{asked}, loss {_mean(recent):.3f}, {min(by_steps, by_budget):.0f} s left")
+            say(f"step {step}{asked}, loss {_mean(recent):.3f}, {clock(min(by_steps, by_budget))} left")
     if not math.isfinite(_mean(recent)):
         raise RecipeError(f"the {name} loss is not finite: lower denoise.lr={denoise.lr}")
-    ended = (
-        ""
-        if step == denoise.steps
-        else f"{step:,} of {denoise.steps:,} steps: max_minutes={denoise.max_minutes:g} ended it"
-    )
-    if ended:
+    ended = ""
+    if step < denoise.steps:
+        ended = f"{step:,} of {denoise.steps:,} steps: max_minutes={denoise.max_minutes:g} ended it"
         say(ended)
     say(f"{step} steps in {time.monotonic() - started:.0f} s, {name} loss {_mean(recent):.3f}")
     return {

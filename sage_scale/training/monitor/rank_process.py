@@ -18,7 +18,7 @@ from typing import IO, Any
 import psutil
 
 from sage_scale.training.monitor.diagnosis import FaultReport
-from sage_scale.training.monitor.preemption import watch_for_notice
+from sage_scale.training.monitor.stop_requests import watch_for_notice
 from sage_scale.untrusted.json_values import parse_json_object
 
 LAUNCHER_PID = "SAGE_LAUNCHER_PID"

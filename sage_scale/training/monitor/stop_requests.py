@@ -1,5 +1,6 @@
-"""Preemption notices for this machine: AWS spot instances, Google Cloud, a file or a URL.
+"""Requests to stop: signals to a rank, and preemption notices for this machine (AWS, Google Cloud, a file or a URL).
 
+At a signal the current step is finished and saved first.
 AWS gives two minutes (instance metadata service, version 2: `spot/instance-action` answers 404 until then), Google
 thirty seconds (`instance/preempted` says TRUE). Polling sends one link-local request every
 few seconds; no answer means no notice.
@@ -9,12 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sage_scale.errors import SageError
 
 AWS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 """Environment variable, as in AWS's own tools."""
@@ -117,3 +123,41 @@ def _get(url: str, headers: dict[str, str] | None = None, method: str = "GET") -
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=_TIMEOUT_S) as answer:
         return answer.read(65536).decode("utf-8", "replace")
+
+
+class Interrupted(SageError):
+    """The stage was asked to stop, saved, and can be resumed by the same command."""
+
+    exit_code = 130
+
+
+SAME_S = 5.0
+"""Signals within this time are one request: a Ctrl-C comes from the terminal, from DeepSpeed's launcher and from the
+rank monitor, within a second, seconds."""
+
+
+class StopRequest:
+    """Records SIGINT and SIGTERM; a repeated signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Outside of the main thread there are no signals: the caller has its own way to stop.
+            with contextlib.suppress(ValueError):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.asked and time.monotonic() - self._since > SAME_S:
+            raise KeyboardInterrupt
+        if not self.asked:
+            self._since = time.monotonic()
+        self.asked = True

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sage_scale.losses.prototypes import prototype_loss, prototype_scores
+from sage_scale.models.sign2gpt.prototypes import prototype_loss, prototype_scores
 
 LENGTHS = [5, 1, 8]
 WANTED = [[0, 2, 2], [3], []]

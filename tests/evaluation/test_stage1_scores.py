@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sage_scale.evaluation.prototype_scores import PresenceCounts, frequency_control
+from sage_scale.evaluation.stage1_scores import PresenceCounts, frequency_control
 
 
 def by_hand(found: list[set[int]], there: list[set[int]], glosses: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sage_scale.training.monitor import preemption
+from sage_scale.training.monitor import stop_requests
 
 
 class _Quiet(BaseHTTPRequestHandler):
@@ -63,9 +63,9 @@ def serve(monkeypatch):
         servers.append(server)
         address = f"127.0.0.1:{server.server_port}"
         if handler is Google:
-            monkeypatch.setenv(preemption.GOOGLE_HOST, address)
+            monkeypatch.setenv(stop_requests.GOOGLE_HOST, address)
         else:
-            monkeypatch.setenv(preemption.AWS_ENDPOINT, f"http://{address}")
+            monkeypatch.setenv(stop_requests.AWS_ENDPOINT, f"http://{address}")
         return server
 
     yield start
@@ -77,14 +77,14 @@ def serve(monkeypatch):
 @pytest.fixture(autouse=True)
 def nobody_there(monkeypatch):
     """Ports at which nobody listens, so that no test asks the machine it runs on."""
-    monkeypatch.setenv(preemption.GOOGLE_HOST, "127.0.0.1:9")
-    monkeypatch.setenv(preemption.AWS_ENDPOINT, "http://127.0.0.1:9")
+    monkeypatch.setenv(stop_requests.GOOGLE_HOST, "127.0.0.1:9")
+    monkeypatch.setenv(stop_requests.AWS_ENDPOINT, "http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize("source", ["gcp", "auto"])
 def test_google_preempts(source, serve):
     server = serve(Google, preempted="FALSE\n")
-    ask = preemption.asker(source)
+    ask = stop_requests.asker(source)
     assert ask is not None and ask() == ""
     server.preempted = "TRUE\n"
     assert "Google Cloud preempts" in ask()
@@ -93,7 +93,7 @@ def test_google_preempts(source, serve):
 @pytest.mark.parametrize("source", ["aws", "auto"])
 def test_aws_takes_an_instance_back_and_a_token_that_ran_out_is_renewed(source, serve):
     server = serve(Amazon, tokens=["none"], action="")
-    ask = preemption.asker(source)
+    ask = stop_requests.asker(source)
     assert ask is not None and ask() == ""
     server.tokens.append("another")  # the service no longer knows ours
     assert ask() == ""
@@ -102,13 +102,13 @@ def test_aws_takes_an_instance_back_and_a_token_that_ran_out_is_renewed(source, 
 
 
 def test_a_machine_of_neither_is_not_asked_again():
-    assert preemption.asker("auto") is None
-    assert preemption.asker("none") is None
+    assert stop_requests.asker("auto") is None
+    assert stop_requests.asker("none") is None
 
 
 def test_a_service_that_falls_silent_is_no_notice_and_is_asked_on(serve):
     told, until = [], threading.Event()
-    thread = preemption.watch_for_notice("gcp", 0.01, told.append, until)
+    thread = stop_requests.watch_for_notice("gcp", 0.01, told.append, until)
     server = serve(Google, preempted="TRUE")  # nobody answered before
     thread.join(10)
     assert not thread.is_alive() and len(told) == 1 and "preempts" in told[0]
@@ -116,7 +116,7 @@ def test_a_service_that_falls_silent_is_no_notice_and_is_asked_on(serve):
 
 
 def test_a_file_is_a_notice_once_it_is_there(tmp_path):
-    ask = preemption.asker(str(tmp_path / "going"))
+    ask = stop_requests.asker(str(tmp_path / "going"))
     assert ask is not None and ask() == ""
     (tmp_path / "going").touch()
     assert "going" in ask()

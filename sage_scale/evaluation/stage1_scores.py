@@ -84,3 +84,25 @@ def _scores(both: np.ndarray, found: np.ndarray, there: np.ndarray) -> dict[str,
         "recall": 100 * both / np.maximum(there, 1),
         "f1": 200 * both / np.maximum(found + there, 1),
     }
+
+
+def retrieval(similarity_VT: np.ndarray) -> dict[str, float]:
+    """Video-sentence retrieval, scored with (Zv + Zt) / 2 as in CiCo.
+
+    Returns recall at 1, 5 and 10 (percent) and the median rank of the correct match, in both directions.
+
+    `similarity_VT` is (B, B), videos by texts, partners on the diagonal. Ties count against us: the rank is one
+    plus the number of others that are at least as similar.
+    """
+    if similarity_VT.ndim != 2 or similarity_VT.shape[0] != similarity_VT.shape[1]:
+        raise ValueError(f"similarity must be square, got {similarity_VT.shape}")
+    figures: dict[str, float] = {}
+    if not len(similarity_VT):
+        return figures
+    for name, matrix in (("v2t", similarity_VT), ("t2v", similarity_VT.T)):
+        own = np.diagonal(matrix)[:, None]
+        ranks = (matrix >= own).sum(axis=1)
+        for k in (1, 5, 10):
+            figures[f"r{k}_{name}"] = float((ranks <= k).mean() * 100)
+        figures[f"median_rank_{name}"] = float(np.median(ranks))
+    return figures
