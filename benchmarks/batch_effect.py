@@ -175,7 +175,7 @@ def measure_gallery(run: str, shards: str) -> None:
     from sage_scale.config import load_recipe
     from sage_scale.evaluation.stage1_scores import retrieval
     from sage_scale.losses import objective_of
-    from sage_scale.models.sage import alignment
+    from sage_scale.models.sage import pretraining as alignment
     from sage_scale.models.sage.mbart import TextEncoder, load_language_model
     from sage_scale.models.sage.model import SageAligner
     from sage_scale.streaming import open_datasets

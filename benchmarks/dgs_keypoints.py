@@ -23,7 +23,7 @@ from sage_scale.config import load_recipe
 from sage_scale.corpora.manifest import Clip, to_json_lines
 from sage_scale.evaluation.stage1_scores import retrieval
 from sage_scale.losses import objective_of
-from sage_scale.models.sage import alignment
+from sage_scale.models.sage import pretraining as alignment
 from sage_scale.precompute import precompute_corpus
 from sage_scale.training import distributed
 from sage_scale.training.engine import Engine

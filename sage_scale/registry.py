@@ -60,7 +60,7 @@ class ModelSpec:
     pretrain: Lazy
     """Stage 1: a `training.stage.Task`."""
     finetune: Lazy
-    """Stage 2: a `training.stage.Task`, usually a `training.translation.TranslationTask`."""
+    """Stage 2: a `training.stage.Task`, usually a `training.translation_task.TranslationTask`."""
     language: Lazy | None = None
     """How its language model is prepared: a `training.language.prepare.LanguageModelKind`."""
     language_codes: bool = False

@@ -33,7 +33,7 @@ from sage_scale.losses.clcl_tiled import Sweep
 from sage_scale.losses.collectives import group_rank
 from sage_scale.losses.products import Precision, precision_of_products
 from sage_scale.losses.ring import LogSum, Ring, sum_over_ranks
-from sage_scale.losses.tokens import Block, place_order
+from sage_scale.losses.tokens import Block, length_order
 
 KEEP_BYTES = 256 << 20
 """Zv and Zt of this rank's rows are kept for the backward pass up to this size, by tiles that gain from it."""
@@ -112,17 +112,17 @@ class _Pass:
             [sum(lengths) for lengths in batch.text_lengths], batch.group, self.sweep.granule - 1
         )
         self.starts = [0]
-        """Place of each rank's first text among all."""
+        """Index of each rank's first text among all."""
         for lengths in batch.text_lengths:
             self.starts.append(self.starts[-1] + len(lengths))
 
     def rounds(self) -> Iterator[tuple[int, Tensor]]:
         """Yields (owner rank, its normalised texts as matrix factors) in ring order."""
-        return self.ring.rounds(self.text.whole(self.sweep.travels))
+        return self.ring.rounds(self.text.normalised(self.sweep.travels))
 
     def tiles(self, owner: int, text_MD: Tensor) -> Iterator[_Pairs]:
         """Yields the tiles of own clips and the texts of rank `owner`."""
-        order = place_order(self.batch.text_lengths[owner])
+        order = length_order(self.batch.text_lengths[owner])
         lengths = [self.batch.text_lengths[owner][clip] for clip in order]
         order_B = torch.tensor(order, device=text_MD.device)
         own_order_B = torch.tensor(self.visual.order, device=text_MD.device)
@@ -134,8 +134,10 @@ class _Pass:
             if ids is not None:
                 same_ab = ids[self.rank][row_clips][:, None] == ids[owner][column_clips]
                 same_ab = same_ab if own_ab is None else same_ab & ~own_ab
-            places = slice(self.starts[owner] + columns.clips.start, self.starts[owner] + columns.clips.stop)
-            yield _Pairs(rows, columns, rows_RD, columns_CD, u_RC, places, own_ab, same_ab)
+            text_indices = slice(
+                self.starts[owner] + columns.clips.start, self.starts[owner] + columns.clips.stop
+            )
+            yield _Pairs(rows, columns, rows_RD, columns_CD, u_RC, text_indices, own_ab, same_ab)
 
 
 @dataclass(slots=True)
@@ -147,8 +149,8 @@ class _Pairs:
     rows_RD: Tensor
     columns_CD: Tensor
     u_RC: Tensor
-    places: slice
-    """Of the texts among all ranks'."""
+    text_indices: slice
+    """Indices of the texts among those of all ranks."""
     own_ab: Tensor | None
     """Pairs of a clip with its own text; None where there is none."""
     same_ab: Tensor | None
@@ -186,10 +188,10 @@ class _RingLoss(torch.autograd.Function):
                 for pairs in run.tiles(owner, tokens_MD):
                     Z_2ab = torch.stack(run.tile.measure(pairs.u_RC, pairs.rows, pairs.columns)[:2])
                     if ctx.kept is not None:
-                        ctx.kept[pairs.rows.clip, pairs.places.start] = Z_2ab
+                        ctx.kept[pairs.rows.clip, pairs.text_indices.start] = Z_2ab
                     logits_2ab = pairs.logits(Z_2ab, factor)
                     by_row.add(pairs.rows.clips, logits_2ab, 2)
-                    by_column.add(pairs.places, logits_2ab, 1)
+                    by_column.add(pairs.text_indices, logits_2ab, 1)
                     if pairs.own_ab is not None:
                         diagonal_2 += torch.where(pairs.own_ab, logits_2ab, 0).sum((1, 2))
         by_column.merge(batch.group)
@@ -222,7 +224,7 @@ class _RingLoss(torch.autograd.Function):
         with precision_of_products(sweep.products, sweep.device):
             for step, (owner, tokens_MD) in enumerate(run.rounds()):
                 coming = (
-                    ring.pass_on(travelled, (owner + 1) % ring.world)
+                    ring.send_gradient(travelled, (owner + 1) % ring.world)
                     if travelled is not None and step
                     else None
                 )
@@ -230,7 +232,7 @@ class _RingLoss(torch.autograd.Function):
                 for pairs in run.tiles(owner, tokens_MD):
                     rows, columns, kept = pairs.rows, pairs.columns, None
                     if ctx.kept is not None:
-                        Z_2ab = ctx.kept[rows.clip, pairs.places.start]
+                        Z_2ab = ctx.kept[rows.clip, pairs.text_indices.start]
                     else:
                         Zv_ab, Zt_ab, kept = run.tile.measure(pairs.u_RC, rows, columns)
                         Z_2ab = torch.stack((Zv_ab, Zt_ab))
@@ -240,7 +242,7 @@ class _RingLoss(torch.autograd.Function):
                         .exp_()
                         .mul_(row_211 * asked_W[run.rank])
                     )
-                    logits_2ab -= ctx.column_sums[:, None, pairs.places]
+                    logits_2ab -= ctx.column_sums[:, None, pairs.text_indices]
                     G_2ab.addcmul_(logits_2ab.exp_(), column_211 * asked_W[owner])
                     if pairs.own_ab is not None:
                         G_2ab -= pairs.own_ab * ((row_211 + column_211) * asked_W[run.rank])
@@ -249,7 +251,7 @@ class _RingLoss(torch.autograd.Function):
                         continue
                     Gv_ab, Gt_ab = G_2ab.mul_(factor)
                     W_RC = run.tile.gradient(pairs.u_RC, kept, Gv_ab, Gt_ab, rows, columns)
-                    W_RC = sweep.whole(W_RC, rows, columns)
+                    W_RC = sweep.padded(W_RC, rows, columns)
                     if visual_grad_ND is not None:
                         sweep.add(visual_grad_ND, rows, W_RC, pairs.columns_CD)
                     if text_grad_MD is not None:
@@ -257,7 +259,7 @@ class _RingLoss(torch.autograd.Function):
                 if text_grad_MD is not None:
                     travelled = text_grad_MD if coming is None else text_grad_MD.add_(coming.wait())
             if travelled is not None and ring.world > 1:
-                travelled = ring.pass_on(travelled, (run.rank + 1) % ring.world).wait()
+                travelled = ring.send_gradient(travelled, (run.rank + 1) % ring.world).wait()
         return (
             None if visual_grad_ND is None else run.visual.gradient(visual_grad_ND),
             None if travelled is None else run.text.gradient(travelled),

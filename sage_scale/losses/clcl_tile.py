@@ -104,7 +104,7 @@ class TorchTile:
             A_ib, B_aj = G_ib / R_ib, H_aj / C_aj
             self._rows_part(x_RC, u_RC, A_ib, r_ib, columns)
             for run in rows.runs:
-                B_k1C, c_k1C = B_aj[run.places, None], c_aj[run.places, None]
+                B_k1C, c_k1C = B_aj[run.clip_slice, None], c_aj[run.clip_slice, None]
                 by_video(x_RC, run).addcmul_(by_video(u_RC, run), B_k1C).add_(
                     torch.addcmul(B_k1C, B_k1C, c_k1C, value=-1)
                 )
@@ -115,7 +115,7 @@ class TorchTile:
         x_RC.mul_(self._exponential_by_text(u_RC, maximum_ib, columns))
         e_RC = self._exponential_by_video(u_RC, maximum_aj, rows)
         for run in rows.runs:
-            by_video(u_RC, run).add_((1 - c_aj)[run.places, None]).mul_(B_aj[run.places, None])
+            by_video(u_RC, run).add_((1 - c_aj)[run.clip_slice, None]).mul_(B_aj[run.clip_slice, None])
         return x_RC.addcmul_(u_RC, e_RC)
 
     @staticmethod
@@ -123,8 +123,8 @@ class TorchTile:
         """x = A (1 + u - r): two passes with a factor and a term that stand still inside a text."""
         offset_ib = torch.addcmul(A_ib, A_ib, r_ib, value=-1)
         for run in columns.runs:
-            torch.mul(by_text(u_RC, run), A_ib[:, run.places, None], out=by_text(x_RC, run))
-            by_text(x_RC, run).add_(offset_ib[:, run.places, None])
+            torch.mul(by_text(u_RC, run), A_ib[:, run.clip_slice, None], out=by_text(x_RC, run))
+            by_text(x_RC, run).add_(offset_ib[:, run.clip_slice, None])
 
     def _with_one_exponential(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, ...]:
         e_RC, x_RC = self._like(u_RC, 0), self._like(u_RC, 1)
@@ -144,13 +144,13 @@ class TorchTile:
     def _exponential_by_text(self, u_RC: Tensor, maximum_ib: Tensor, columns: Block) -> Tensor:
         e_RC = self._like(u_RC, 0)
         for run in columns.runs:
-            torch.sub(by_text(u_RC, run), maximum_ib[:, run.places, None], out=by_text(e_RC, run))
+            torch.sub(by_text(u_RC, run), maximum_ib[:, run.clip_slice, None], out=by_text(e_RC, run))
         return self._powers(e_RC)
 
     def _exponential_by_video(self, u_RC: Tensor, maximum_aj: Tensor, rows: Block) -> Tensor:
         e_RC = self._like(u_RC, 0)
         for run in rows.runs:
-            torch.sub(by_video(u_RC, run), maximum_aj[run.places, None], out=by_video(e_RC, run))
+            torch.sub(by_video(u_RC, run), maximum_aj[run.clip_slice, None], out=by_video(e_RC, run))
         return self._powers(e_RC)
 
     def _powers(self, below_RC: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class TorchTile:
 
 def counts(block: Block, like: Tensor) -> Tensor:
     """Returns the number of tokens of each clip of the block, in the dtype and on the device of `like`."""
-    return block.places(like.device, like.dtype)[1]
+    return block.starts_and_lengths(like.device, like.dtype)[1]
 
 
 def by_text(x_RC: Tensor, run: LengthRun) -> Tensor:
@@ -185,7 +185,7 @@ def row_sums(x_RC: Tensor, columns: Block) -> Tensor:
     """(R, texts): each row's sum over the tokens of each text."""
     out_ib = x_RC.new_empty(x_RC.shape[0], len(columns.lengths))
     for run in columns.runs:
-        torch.sum(by_text(x_RC, run), dim=2, out=out_ib[:, run.places])
+        torch.sum(by_text(x_RC, run), dim=2, out=out_ib[:, run.clip_slice])
     return out_ib
 
 
@@ -193,7 +193,7 @@ def column_sums(x_RC: Tensor, rows: Block) -> Tensor:
     """(videos, C): each column's sum over the tokens of each video."""
     out_aj = x_RC.new_empty(len(rows.lengths), x_RC.shape[1])
     for run in rows.runs:
-        torch.sum(by_video(x_RC, run), dim=1, out=out_aj[run.places])
+        torch.sum(by_video(x_RC, run), dim=1, out=out_aj[run.clip_slice])
     return out_aj
 
 
@@ -201,7 +201,7 @@ def row_maxima(x_RC: Tensor, columns: Block) -> Tensor:
     """(R, texts): each row's maximum over the tokens of each text."""
     out_ib = x_RC.new_empty(x_RC.shape[0], len(columns.lengths))
     for run in columns.runs:
-        torch.amax(by_text(x_RC, run), dim=2, out=out_ib[:, run.places])
+        torch.amax(by_text(x_RC, run), dim=2, out=out_ib[:, run.clip_slice])
     return out_ib
 
 
@@ -209,7 +209,7 @@ def column_maxima(x_RC: Tensor, rows: Block) -> Tensor:
     """(videos, C): each column's maximum over the tokens of each video."""
     out_aj = x_RC.new_empty(len(rows.lengths), x_RC.shape[1])
     for run in rows.runs:
-        torch.amax(by_video(x_RC, run), dim=1, out=out_aj[run.places])
+        torch.amax(by_video(x_RC, run), dim=1, out=out_aj[run.clip_slice])
     return out_aj
 
 
@@ -227,7 +227,7 @@ def spread_rows(G_ab: Tensor, rows: Block) -> Tensor:
     """(R, texts): each video's row once for each of its tokens."""
     out_ib = G_ab.new_empty(rows.size, G_ab.shape[1])
     for run in rows.runs:
-        by_video(out_ib, run).copy_(G_ab[run.places, None])
+        by_video(out_ib, run).copy_(G_ab[run.clip_slice, None])
     return out_ib
 
 
@@ -235,5 +235,5 @@ def spread_columns(H_ab: Tensor, columns: Block) -> Tensor:
     """(videos, C): each text's column once for each of its tokens."""
     out_aj = H_ab.new_empty(H_ab.shape[0], columns.size)
     for run in columns.runs:
-        by_text(out_aj, run).copy_(H_ab[:, run.places, None])
+        by_text(out_aj, run).copy_(H_ab[:, run.clip_slice, None])
     return out_aj

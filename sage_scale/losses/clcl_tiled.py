@@ -25,7 +25,7 @@ from sage_scale.losses.products import (
     multiply,
     precision_of_products,
 )
-from sage_scale.losses.tokens import Block, Side, cut
+from sage_scale.losses.tokens import Block, Side, blocks_of
 
 SHARP = 0.05
 """Below this tau products of bfloat16 take the similarities themselves in float32: the rounding of s, over tau, would
@@ -82,7 +82,7 @@ class Sweep:
         return Side(tokens_ND, lengths, self.compute, spare=self.granule - 1)
 
     def blocks(self, lengths: list[int], columns: bool = False) -> tuple[Block, ...]:
-        return cut(lengths, self.tile_size[columns])
+        return blocks_of(lengths, self.tile_size[columns])
 
     def tile(self, rows_RD: Tensor, columns_CD: Tensor, rows: Block, columns: Block) -> Tensor:
         """Returns the product of two blocks' factors, in a buffer that the next call overwrites."""
@@ -110,7 +110,7 @@ class Sweep:
                 u_RC = self.tile(scaled_RD, columns_CD, rows, columns)
                 yield rows, columns, rows_RD, columns_CD.to(self.factors), u_RC
 
-    def whole(self, tile_RC: Tensor, rows: Block, columns: Block) -> Tensor:
+    def padded(self, tile_RC: Tensor, rows: Block, columns: Block) -> Tensor:
         """Returns a tile (u or a scratch tile) with zeros in its spare rows and columns, as a matrix factor."""
         R, C = self._filled(rows), self._filled(columns)
         whole_RC = torch.as_strided(tile_RC, (R, C), (C, 1))
@@ -156,7 +156,9 @@ class _Similarity(torch.autograd.Function):
         Zt_ab = torch.empty_like(Zv_ab)
         tile = ctx.make()
         with precision_of_products(products, sweep.device):
-            for rows, columns, _, _, u_RC in sweep.tiles(visual, text.whole(sweep.travels), text.lengths):
+            for rows, columns, _, _, u_RC in sweep.tiles(
+                visual, text.normalised(sweep.travels), text.lengths
+            ):
                 Zv, Zt, _ = tile.measure(u_RC, rows, columns)
                 Zv_ab[rows.clips, columns.clips] = Zv
                 Zt_ab[rows.clips, columns.clips] = Zt
@@ -174,10 +176,10 @@ class _Similarity(torch.autograd.Function):
         tile = ctx.make()
         with precision_of_products(sweep.products, sweep.device):
             for rows, columns, rows_RD, columns_CD, u_RC in sweep.tiles(
-                visual, text.whole(sweep.travels), text.lengths
+                visual, text.normalised(sweep.travels), text.lengths
             ):
                 G, H = G_ab[rows.clips, columns.clips], H_ab[rows.clips, columns.clips]
-                W_RC = sweep.whole(tile.gradient(u_RC, None, G, H, rows, columns), rows, columns)
+                W_RC = sweep.padded(tile.gradient(u_RC, None, G, H, rows, columns), rows, columns)
                 if visual_grad_ND is not None:
                     sweep.add(visual_grad_ND, rows, W_RC, columns_CD)
                 if text_grad_MD is not None:

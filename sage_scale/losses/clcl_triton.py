@@ -77,8 +77,8 @@ class TritonTile:
             grid=(len(rows.lengths), triton.cdiv(len(columns.lengths), texts)),
             pointers=(
                 u_RC,
-                *rows.places(u_RC.device, torch.int32),
-                *columns.places(u_RC.device, torch.int32),
+                *rows.starts_and_lengths(u_RC.device, torch.int32),
+                *columns.starts_and_lengths(u_RC.device, torch.int32),
             ),
             sizes=(u_RC.stride(0), len(columns.lengths)),
             constants={

@@ -39,7 +39,7 @@ class Ring:
             yield owner, held_ND
             held_ND = coming.wait()
 
-    def pass_on(self, block_ND: Tensor, owner: int) -> Exchange:
+    def send_gradient(self, block_ND: Tensor, owner: int) -> Exchange:
         """Send the gradient of `owner`'s block to the next rank; receive that of `owner` - 1 from the previous one."""
         return Exchange(self, block_ND, owner, GRADIENTS)
 
@@ -92,15 +92,15 @@ class LogSum:
         self.maximum = like.new_full(shape, -torch.inf)
         self.sum = like.new_zeros(shape)
 
-    def add(self, places: slice, terms: Tensor, dim: int) -> None:
-        """Add the exponentials of `terms`, summed over `dim`, to the sums at `places` (of the last dimension)."""
-        before = self.maximum[..., places]
+    def add(self, where: slice, terms: Tensor, dim: int) -> None:
+        """Add the exponentials of `terms`, summed over `dim`, to the sums at `where` (of the last dimension)."""
+        before = self.maximum[..., where]
         after = torch.maximum(before, terms.amax(dim))
         # Where all terms are -inf so far, any finite number may stand for the maximum.
         safe = after.masked_fill(after == -torch.inf, 0)
         sums = (terms - safe.unsqueeze(dim)).exp_().sum(dim)
-        self.sum[..., places] = self.sum[..., places] * (before - safe).exp_() + sums
-        self.maximum[..., places] = after
+        self.sum[..., where] = self.sum[..., where] * (before - safe).exp_() + sums
+        self.maximum[..., where] = after
 
     def merge(self, group: dist.ProcessGroup | None) -> None:
         """Add the sums of all other ranks (a collective)."""

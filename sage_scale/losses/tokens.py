@@ -35,7 +35,7 @@ class LengthRun:
         return slice(self.token, self.token + self.clips * self.length)
 
     @property
-    def places(self) -> slice:
+    def clip_slice(self) -> slice:
         """Returns the run's clips as a slice of its block."""
         return slice(self.clip, self.clip + self.clips)
 
@@ -45,9 +45,9 @@ class Block:
     """Consecutive clips of one side, with their tokens."""
 
     clip: int
-    """Place of the first clip on the side."""
+    """Index of the first clip on the side."""
     token: int
-    """Place of the first token on the side."""
+    """Index of the first token on the side."""
     lengths: tuple[int, ...]
     """Tokens of each clip, ascending."""
     runs: tuple[LengthRun, ...]
@@ -55,7 +55,7 @@ class Block:
         default_factory=dict, compare=False, repr=False
     )
 
-    def places(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def starts_and_lengths(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Returns each clip's first token in the block and its number of tokens; cached per device and dtype."""
         if (device, dtype) not in self._held:
             starts = [0, *accumulate(self.lengths)][:-1]
@@ -74,7 +74,7 @@ class Block:
         return sum(self.lengths)
 
 
-def cut(lengths: Sequence[int], tokens: int) -> tuple[Block, ...]:
+def blocks_of(lengths: Sequence[int], tokens: int) -> tuple[Block, ...]:
     """Returns blocks of consecutive clips with at most `tokens` tokens each (or one longer clip)."""
     blocks: list[Block] = []
     held: list[int] = []
@@ -87,7 +87,7 @@ def cut(lengths: Sequence[int], tokens: int) -> tuple[Block, ...]:
     return (*blocks, _block(clip, token, held)) if held else tuple(blocks)
 
 
-def place_order(lengths: Sequence[int]) -> list[int]:
+def length_order(lengths: Sequence[int]) -> list[int]:
     """Returns the permutation that sorts clips by length (stable, ascending)."""
     return sorted(range(len(lengths)), key=lengths.__getitem__)
 
@@ -116,12 +116,12 @@ class Side:
             raise ValueError(f"lengths sum to {sum(lengths)}, but there are {tokens_ND.shape[0]} rows")
         if any(length < 1 for length in lengths):
             raise ValueError(f"clip {next(b for b, n in enumerate(lengths) if n < 1)} has no tokens")
-        self.order = place_order(lengths)
-        """Clip given at each place."""
+        self.order = length_order(lengths)
+        """Original index of each sorted clip."""
         self.lengths = [lengths[clip] for clip in self.order]
-        """Tokens of the clip at each place, ascending."""
+        """Tokens of each sorted clip, ascending."""
         self.index_N = None if self.order == list(range(len(lengths))) else _token_index(lengths, self.order)
-        """Row given of each token in its new place; None where nothing moved."""
+        """Original row of each sorted token; None if the clips were sorted already."""
         if self.index_N is not None:
             self.index_N = self.index_N.to(tokens_ND.device)
         self.compute, self.spare = compute, spare
@@ -129,20 +129,20 @@ class Side:
         """The tokens as they were given. Normalised ones are made where they are needed: a copy of all would take as
         much memory as they do, and making one takes no time beside its products."""
         self.norm_N = torch.empty(tokens_ND.shape[0], dtype=compute, device=tokens_ND.device)
-        """Length of each token, in the order of places, at least EPSILON."""
+        """Length of each token, in sorted order, at least EPSILON."""
         for part in self._parts():
             self.norm_N[part] = torch.linalg.vector_norm(self._given(part), dim=1).clamp_min(EPSILON)
 
-    def unit(self, places: slice) -> Tensor:
+    def unit(self, rows: slice) -> Tensor:
         """Returns the normalised tokens at these positions, in the dtype `compute`; zeros for spare rows."""
         count = self.norm_N.shape[0]
-        real = slice(places.start, min(places.stop, count))
+        real = slice(rows.start, min(rows.stop, count))
         unit_RD = self._given(real) / self.norm_N[real, None]
-        if places.stop > count:
-            unit_RD = torch.cat([unit_RD, unit_RD.new_zeros(places.stop - count, unit_RD.shape[1])])
+        if rows.stop > count:
+            unit_RD = torch.cat([unit_RD, unit_RD.new_zeros(rows.stop - count, unit_RD.shape[1])])
         return unit_RD
 
-    def whole(self, dtype: torch.dtype) -> Tensor:
+    def normalised(self, dtype: torch.dtype) -> Tensor:
         """Returns all normalised tokens in sorted order, then the spare rows, in `dtype`."""
         unit_ND = self.zeros(dtype)
         for part in self._parts():
@@ -172,9 +172,9 @@ class Side:
             given_ND[self.index_N[part]] = grad_ND[part].to(dtype)
         return given_ND
 
-    def _given(self, places: slice) -> Tensor:
-        rows = self.tokens_ND[places] if self.index_N is None else self.tokens_ND[self.index_N[places]]
-        return rows.to(self.compute)
+    def _given(self, rows: slice) -> Tensor:
+        given_RD = self.tokens_ND[rows] if self.index_N is None else self.tokens_ND[self.index_N[rows]]
+        return given_RD.to(self.compute)
 
     def _parts(self) -> Iterator[slice]:
         count = self.norm_N.shape[0]

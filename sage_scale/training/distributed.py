@@ -35,7 +35,7 @@ class Ranks:
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Returns whether this is rank 0, which writes logs and messages."""
         return self.rank == 0
 
@@ -117,30 +117,25 @@ def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[A
     return gathered
 
 
-def from_first(value: Any, group: dist.ProcessGroup | None = None) -> Any:
-    """Returns rank 0's value, on every rank."""
-    return from_rank(0, value, group)
-
-
-def from_rank(rank: int, value: Any, group: dist.ProcessGroup | None = None) -> Any:
-    """Returns `rank`'s value, on every rank."""
+def broadcast_object(value: Any, group: dist.ProcessGroup | None = None, src: int = 0) -> Any:
+    """Returns the value of rank `src`, on every rank."""
     if _alone():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=rank, group=group)
+    dist.broadcast_object_list(box, src=src, group=group)
     return box[0]
 
 
-def on_first(work: Callable[[], Any], first: bool) -> Any:
+def run_on_rank0(work: Callable[[], Any]) -> Any:
     """Run `work` on rank 0 and return its result on every rank; its error is raised on all (a collective)."""
-    value, failure = _tried(work) if first else (None, None)
-    value, failure = from_first((value, failure))
+    value, failure = _tried(work) if _alone() or dist.get_rank() == 0 else (None, None)
+    value, failure = broadcast_object((value, failure))
     if failure is not None:
         raise failure
     return value
 
 
-def on_all(work: Callable[[], str | None]) -> str | None:
+def run_on_all_ranks(work: Callable[[], str | None]) -> str | None:
     """Run `work` on every rank and return the first non-empty line; an error is raised on all (a collective)."""
     gathered = gather_objects(_tried(work))
     for _, failure in gathered:

@@ -79,17 +79,17 @@ def run(
         segments, frames = sum(len(row["segments"]) for row in rows), sum(row["frames"] for row in rows)
         result["token_ratio"] = segments / max(frames, 1)
         result["taggers"] = values_of(map(described, datasets)).get("segmentation.tagger", [])
-    if ranks.first:
+    if ranks.is_main:
         write_rows(folder / "predictions" / f"{split}.jsonl", rows)
     heldout = translate(f"{split}_heldout")
     if heldout:
         result["heldout"] = score(*score_arguments(heldout))
-        if ranks.first:
+        if ranks.is_main:
             write_rows(folder / "predictions" / f"{split}_heldout.jsonl", heldout)
     if controls:
         say("scoring the controls")
         result["controls"] = _controls(recipe, datasets, rows, translate(split, blank))
-    if ranks.first:
+    if ranks.is_main:
         if lost := write_scores(folder, split, result):
             say(lost)
         write_timelines(recipe, datasets, split, rows, folder / "timelines" / f"{split}.json")

@@ -71,10 +71,10 @@ class Loop:
         self.stalls = DataStallMonitor(
             recipe.stream.warn_wait, remote=stream.dataset.remote, workers=stream.workers
         )
-        self.log = StageLog(self.folder, name, ranks.first, self.stage.wandb, run.absolute().name)
+        self.log = StageLog(self.folder, name, ranks.is_main, self.stage.wandb, run.absolute().name)
         self.throughput = Throughput(engine, operations)
-        self.trace = StepTrace(self.folder, self.stage.profile_steps if ranks.first else 0)
-        identity = distributed.on_first(lambda: RunIdentity.of(name, recipe, frozen), ranks.first)
+        self.trace = StepTrace(self.folder, self.stage.profile_steps if ranks.is_main else 0)
+        identity = distributed.run_on_rank0(lambda: RunIdentity.of(name, recipe, frozen))
         self.checkpoints = Checkpoints(
             checkpoint_location(self.stage, run, name), self.stage.keep_checkpoints, identity
         )
@@ -224,11 +224,7 @@ class Loop:
         progress.bad_steps += 1
         if progress.bad_steps > self.stage.max_bad_steps:
             action = "stop"
-        known = (
-            distributed.on_first(self.checkpoints.steps, self.engine.ranks.first)
-            if action == "roll_back"
-            else []
-        )
+        known = distributed.run_on_rank0(self.checkpoints.steps) if action == "roll_back" else []
         if action == "roll_back" and not known:
             action = "skip"
         self.log.event("bad_step", progress.step, reason=reason, action=action, bad_steps=progress.bad_steps)
@@ -304,7 +300,7 @@ class Loop:
         started = time.monotonic()
         with rank_status.phase("evaluation on dev"), self.engine.evaluating():
             figures, score = evaluate(progress.step)
-        score, seconds = distributed.from_first((score, time.monotonic() - started))
+        score, seconds = distributed.broadcast_object((score, time.monotonic() - started))
         progress.seconds += seconds
         self.log.event("dev", progress.step, **figures, seconds=seconds, time_s=progress.seconds)
         shown = (f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, int | float))
@@ -320,7 +316,7 @@ class Loop:
         best, ranks = self.progress.best_step, self.engine.ranks
         if best == self.progress.step:
             return
-        damage = distributed.on_all(lambda: self.checkpoints.damage(best, ranks.rank, ranks.world))
+        damage = distributed.run_on_all_ranks(lambda: self.checkpoints.damage(best, ranks.rank, ranks.world))
         if damage is not None:
             self._say_once(f"{damage}: the weights of the last step are kept, not the best of step {best}")
             return
@@ -329,7 +325,7 @@ class Loop:
 
     def _say(self, line: str) -> None:
         """Print a line from this rank alone; the saving thread calls it, too."""
-        if self.engine.ranks.first:
+        if self.engine.ranks.is_main:
             self.log.line(line, now=True)
         else:
             tell(f"{self.name}: rank {self.engine.ranks.rank}: {line}")

@@ -18,10 +18,10 @@ from sage_scale.untrusted.json_values import parse_json
 from sage_scale.untrusted.printer import tell
 
 LOG = "restarts.jsonl"
-UNCHANGING = (2, 3, 4, 130)
+PERMANENT_CODES = (2, 3, 4, 130)
 """Exit codes without restart: a restart would end with the same code, or the user requested the stop."""
-FUTILE = 2
-"""Starts in a row that get no further, after which no more are tried."""
+MAX_STARTS_WITHOUT_PROGRESS = 2
+"""Starts in a row without a further step, after which the stage is not started again."""
 _TAIL = 1 << 18
 
 
@@ -43,7 +43,7 @@ def run_with_restarts(
     failed and is not restarted.
     """
     say = say or (lambda line: tell(f"sage-scale {stage}: {line}"))
-    furthest, futile, started = reached(run, stage), 0, 0
+    furthest, stalled, started = reached(run, stage), 0, 0
     while True:
         ended = attempt()
         if ended.asked:
@@ -51,15 +51,15 @@ def run_with_restarts(
         if ended.code == 0:
             return
         now = reached(run, stage)
-        futile = 0 if now > furthest else futile + 1
+        stalled = 0 if now > furthest else stalled + 1
         furthest = max(furthest, now)
         # The line of a diagnosis stands on the terminal already.
         unsaid = "" if ended.why else f"{ended.line}; "
-        if ended.code in UNCHANGING or ended.why.get("permanent") or restarts == 0:
+        if ended.code in PERMANENT_CODES or ended.why.get("permanent") or restarts == 0:
             raise _error(ended, unsaid.removesuffix("; "))
-        if futile >= FUTILE:
+        if stalled >= MAX_STARTS_WITHOUT_PROGRESS:
             raise _error(
-                ended, f"{unsaid}{futile} starts in a row got no further, so it is not started again"
+                ended, f"{unsaid}{stalled} starts in a row got no further, so it is not started again"
             )
         if started >= restarts:
             raise _error(ended, f"{unsaid}all {restarts} restarts are used up")

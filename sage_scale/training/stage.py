@@ -36,7 +36,7 @@ from sage_scale.training.throughput import memory_mb
 from sage_scale.untrusted.printer import tell
 
 STAGE1 = "pretrain/visual.safetensors"
-"""What stage 1 leaves to stage 2, of either model."""
+"""File of the weights that stage 2 takes from stage 1."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Task(ABC):
     engine: Engine
     """Set before the first step."""
     forward: Callable | None = None
-    """What the engine runs in place of the model's own forward pass."""
+    """Replaces the model's forward pass in the engine."""
     frozen: Sequence[Path] = ()
     """Files or folders of weights that are used and not trained: their hashes stand in each checkpoint."""
     operations: Callable[[StepSize], float] | None = None
-    """Those that a step of the whole batch asks for, where they can be counted (MFU)."""
+    """FLOPs of one global step, for MFU; None where they are not known."""
     stream_seed: int = 0
     """Seed of augmentation and dropout draws in the stream."""
 
@@ -91,8 +91,8 @@ class Task(ABC):
         """Returns (scores, selection score) of `engine.evaluation_model` on dev; higher is better (a collective)."""
 
     @abstractmethod
-    def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
-        """Write the stage's outputs from its best weights; returns the figures for the caller (a collective)."""
+    def finish(self, model: Any, progress: TrainingProgress) -> dict[str, Any]:
+        """Write the stage's outputs from `model`, unsharded with its best weights; returns figures (a collective)."""
 
 
 def run_stage(name: str, recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
@@ -119,14 +119,14 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
     datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
     inherited = inherit(recipe, datasets, folder)
     recipe = inherited.recipe
-    if ranks.first:
+    if ranks.is_main:
         for line in inherited.lines:
             tell(f"sage-scale {name}: {line}")
     check_datasets(datasets, recipe)
     kind.check(recipe, folder, datasets)
     if stage.checkpoints:
-        distributed.on_first(lambda: check_writable(checkpoint_location(stage, folder, name)), ranks.first)
-    if ranks.first:
+        distributed.run_on_rank0(lambda: check_writable(checkpoint_location(stage, folder, name)))
+    if ranks.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "recipe.yaml.partial"
         partial.write_text(to_yaml(recipe), encoding="utf-8")
@@ -147,9 +147,9 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
     loop.differing = inherited.differing
     loop.resume()
     progress = loop.train(task.compute, task.evaluate)
-    with engine.evaluating() as whole:
-        figures = task.finish(whole, progress)
-    if ranks.first:
+    with engine.evaluating() as model:
+        figures = task.finish(model, progress)
+    if ranks.is_main:
         record_timing(folder, name, progress.seconds, memory_mb(ranks.device), loop.cut_short)
     distributed.barrier()
     return {"steps": progress.step, "seconds": progress.seconds, **figures}

@@ -90,7 +90,7 @@ def reduce_metrics(
     local = [shares[name] for name in names]
     local += [float(getattr(spent, name)) for name in READING]
     local += [float(len(spent.skipped)), float(asked)]
-    local += [waited, time.monotonic() - started] if ranks.first else [0.0, 0.0]
+    local += [waited, time.monotonic() - started] if ranks.is_main else [0.0, 0.0]
     summed = distributed.sum_over_ranks(local, ranks.device)
     reading = dict(zip(READING, summed[len(names) :]))
     clips = reading.pop("samples")

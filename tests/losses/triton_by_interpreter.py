@@ -15,7 +15,7 @@ from sage_scale.losses import clcl_tiled as tiled_module
 from sage_scale.losses import objective_of, reference_similarity, tiled_clcl_similarity
 from sage_scale.losses.clcl_tile import Softmax, TorchTile
 from sage_scale.losses.clcl_triton import TritonTile
-from sage_scale.losses.tokens import cut
+from sage_scale.losses.tokens import blocks_of
 
 TAUS = (0, 0.01, 0.07, 1.0)
 
@@ -71,7 +71,7 @@ def loss_error(device: str, options: Options) -> float:
 
 def narrow_error(device: str) -> float:
     """Of a tile's gradient that is written as a factor of products of bfloat16, against torch operations."""
-    rows, columns = cut([2, 3, 3, 7], 99)[0], cut([1, 4, 4], 99)[0]
+    rows, columns = blocks_of([2, 3, 3, 7], 99)[0], blocks_of([1, 4, 4], 99)[0]
     generator = torch.Generator().manual_seed(6)
     u, G, H = (torch.randn(*size, generator=generator).to(device) for size in ((15, 9), (4, 3), (4, 3)))
     softmax = Softmax(0.07)

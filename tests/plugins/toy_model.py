@@ -29,7 +29,7 @@ from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training.export import load_tensors, replace_folder, save_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.stage import STAGE1, Task, TaskContext
-from sage_scale.training.translation import TranslationTask
+from sage_scale.training.translation_task import TranslationTask
 from sage_scale.vision.packed import PackedVideo
 
 TEXTS, LONGEST, END = 64, 6, "."
@@ -122,10 +122,10 @@ class ToyAlignment(Task):
         loss = sum(losses) / max(len(losses), 1)
         return {"loss": loss}, -loss
 
-    def finish(self, whole: Any, progress: Any) -> dict[str, Any]:
+    def finish(self, model: Any, progress: Any) -> dict[str, Any]:
         figures, _ = self.evaluate(progress.step)
-        if self.context.ranks.first:
-            state = {name: value for name, value in whole.state_dict().items() if name.startswith("visual.")}
+        if self.context.ranks.is_main:
+            state = {name: value for name, value in model.state_dict().items() if name.startswith("visual.")}
             save_tensors(state, self.context.folder / STAGE1)
             (self.context.folder / "toy.json").write_text(json.dumps({"loss": figures["loss"]}))
         return figures
@@ -180,9 +180,9 @@ class ToyTranslation(TranslationTask):
             labels_BL[row, : len(words)] = torch.tensor([self.tokenizer.index(word) for word in words])
         return labels_BL, labels_BL
 
-    def save(self, whole: Any, folder: Path) -> None:
+    def save(self, model: Any, folder: Path) -> None:
         with replace_folder(folder) as partial:
-            save_tensors(whole.state_dict(), partial / "toy.safetensors")
+            save_tensors(model.state_dict(), partial / "toy.safetensors")
             (partial / "words.json").write_text(json.dumps(self.tokenizer))
             (partial / "recipe.yaml").write_text(to_yaml(self.recipe))
 

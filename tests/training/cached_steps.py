@@ -273,7 +273,7 @@ def compare(kind: str, folder: Path) -> None:
                     "direct_calls": direct["calls"], "direct_bytes": direct["bytes"],
                     "weights": distance(cached["weights"], direct["weights"]),
                 }  # fmt: skip
-            if ranks.first:
+            if ranks.is_main:
                 print("RESULT " + json.dumps(row), flush=True)
     distributed.close()
 

@@ -24,9 +24,9 @@ def slow_first() -> None:
     """Rank 0 takes longer than the run's time-out to prepare something; the others wait for it."""
     ranks = distributed.initialise(timeout_s=3)
     waiting = distributed.long_timeout_group()
-    if ranks.first:
+    if ranks.is_main:
         time.sleep(8)
-    print("got", distributed.from_first("it" if ranks.first else None, waiting))
+    print("got", distributed.broadcast_object("it" if ranks.is_main else None, waiting))
 
 
 def one_bad(zero: str) -> None:
@@ -80,7 +80,7 @@ def unshared_folders(folder: str) -> None:
     ranks = distributed.initialise()
     torch.manual_seed(0)
     engine = Engine(Toy(), Stage(zero_stage=1), ranks)
-    saver = Saver(Checkpoints(Path(folder) / f"host-{ranks.rank}"), ranks, patience_s=1.0)
+    saver = Saver(Checkpoints(Path(folder) / f"host-{ranks.rank}"), ranks, give_up_after_s=1.0)
     saver.save(engine, TrainingProgress(step=1))
     try:
         saver.finish()

@@ -110,6 +110,6 @@ if __name__ == "__main__":
     for case in CASES:
         for number in (1, 2, 3):
             found = steps(*case, number)
-            if distributed.initialise().first:
+            if distributed.initialise().is_main:
                 print(json.dumps({"case": case, "zero": number, **found}), flush=True)
     leave()

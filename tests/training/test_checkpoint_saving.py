@@ -206,7 +206,7 @@ def test_storage_that_comes_back_is_sat_out_and_told(ranks, tmp_path):
 
 
 def test_storage_that_stays_away_ends_the_next_save_with_one_line(ranks, tmp_path):
-    engine, checkpoints, store, saver = make(ranks, tmp_path, patience_s=0.2)
+    engine, checkpoints, store, saver = make(ranks, tmp_path, give_up_after_s=0.2)
     progress = TrainingProgress()
     train(engine, progress, 1)
     saver.save(engine, progress)

@@ -9,7 +9,7 @@ import pytest
 from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import RecipeError
-from sage_scale.models.sage import alignment
+from sage_scale.models.sage import pretraining as alignment
 from sage_scale.reporting.page import render
 from sage_scale.reporting.runlog import read_run
 from sage_scale.training.stage import run_stage

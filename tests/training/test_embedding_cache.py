@@ -16,7 +16,7 @@ from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import RecipeError
-from sage_scale.models.sage import alignment
+from sage_scale.models.sage import pretraining as alignment
 from sage_scale.models.sage.embedding_cache import EmbeddingCache, even_slices, run_task
 from sage_scale.training import distributed
 from sage_scale.training.engine import Engine

@@ -31,7 +31,7 @@ def registry_of(world: int, **more: float) -> RankRegistry:
 
 
 def run(
-    registry: RankRegistry, until: float, silent: set[int] = frozenset(), patient: set[int] = frozenset(), since=0.0
+    registry: RankRegistry, until: float, silent: set[int] = frozenset(), in_long_phase: set[int] = frozenset(), since=0.0
 ):  # fmt: skip
     """(time, diagnosis) of the first diagnosis while all but `silent` are heard of every second; (until, None) else."""
     now = since
@@ -39,7 +39,7 @@ def run(
         now += STEP
         for rank, state in registry.ranks.items():
             if rank not in silent and state.over is None and round(now * 10) % 10 == 0:
-                registry.heard(now, rank, state.host, at=state.at, step=state.step, patient=rank in patient)
+                registry.heard(now, rank, state.host, at=state.at, step=state.step, in_long_phase=rank in in_long_phase)
         diagnosis = registry.tick(now)
         if diagnosis is not None:
             return now, diagnosis
@@ -101,7 +101,7 @@ def test_a_monitor_that_slept_takes_nobody_for_lost():
 def test_a_stalled_rank_is_no_hang_while_another_saves():
     registry = registry_of(3)
     registry.report(1.0, fault("stalled", 1, waiting=True))
-    assert run(registry, 30, patient={2}, since=1.0)[1] is None
+    assert run(registry, 30, in_long_phase={2}, since=1.0)[1] is None
     assert run(registry, 33, since=30.0)[1] is None
     registry.report(33.0, fault("stalled", 1, waiting=True))
     registry.report(33.5, fault("stalled", 2, waiting=False))

@@ -16,7 +16,7 @@ from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageError
-from sage_scale.models.sage.alignment import AlignmentTask
+from sage_scale.models.sage.pretraining import AlignmentTask
 from sage_scale.training import evaluate_run, export
 from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.evaluate_run import derangement

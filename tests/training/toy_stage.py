@@ -52,7 +52,7 @@ def main(folder: str, zero: str, optimizer: str, first: str, last: str) -> None:
         engine.backward(share)
         engine.step(step / 12)
         loss = distributed.sum_over_ranks([float(share.detach())], ranks.device)[0]
-        if ranks.first:
+        if ranks.is_main:
             print(json.dumps({"step": step, "loss": loss}), flush=True)
         progress.step = step + 1
     progress.updates = progress.step

@@ -34,8 +34,8 @@ from sage_scale.vision.packed import PackedVideo
 class SageAligner(nn.Module):
     """Stage 1. The frozen text side is outside of it (`TextEncoder`)."""
 
-    logarithms: ClassVar = {"scale_embedding": "log_scale_embedding", "scale_hidden": "log_scale_hidden"}
-    """Version 0.1.0 trained the scales themselves."""
+    old_scale_names: ClassVar = {"scale_embedding": "log_scale_embedding", "scale_hidden": "log_scale_hidden"}
+    """Version 0.1.0's scales, by name, and the parameters that now hold their logarithms."""
 
     def __init__(self, recipe: Recipe, language_model: MBartForConditionalGeneration) -> None:
         """`language_model` gives the width and, for `context_init=language_model`, the context encoder's start."""

@@ -14,7 +14,7 @@ SPEC = ModelSpec(
     name="sign2gpt",
     title="Sign2GPT",
     pretrain=f"{_HERE}.pretraining:PrototypeTask",
-    finetune=f"{_HERE}.translation:Sign2GptTranslation",
+    finetune=f"{_HERE}.finetuning:Sign2GptTranslation",
     language=f"{_HERE}.causal_model:XGLM",
     breaking_keys=(
         *(

@@ -71,7 +71,7 @@ class PrototypeTask(Task):
             share += float(summed.detach()) / summands
         glosses = float(self.targets(batch.metas)[1].sum())
         # Temperatures are the same on every rank and are counted once.
-        first = float(engine.ranks.first)
+        first = float(engine.ranks.is_main)
         head = self.model.head
         taus = {name: first * float(engine.weight(getattr(head, name))) for name in ("tau_time", "tau_class")}
         return {"loss": share, **taus, **sizes(self.recipe, batch), "text_tokens": glosses}
@@ -80,19 +80,19 @@ class PrototypeTask(Task):
         figures = self.split_figures("dev")
         return (figures, -figures["loss"]) if figures else ({"clips": 0}, 0.0)
 
-    def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
+    def finish(self, model: Any, progress: TrainingProgress) -> dict[str, Any]:
         """`pretrain/visual.safetensors`, `prototypes.json` and `localisation.json`."""
         figures = {split: self.split_figures(split) for split in ("dev", "test")}
-        if self.context.ranks.first:
-            save_signs(whole, self.recipe, self.context.folder / STAGE1)
+        if self.context.ranks.is_main:
+            save_signs(model, self.recipe, self.context.folder / STAGE1)
             self._write_scores(figures, self.context.folder / SCORES)
             glosses, path = self.vocabulary.glosses, self.context.folder / "localisation.json"
-            write_localisation(self.context, self.engine, glosses, whole, path)
+            write_localisation(self.context, self.engine, glosses, model, path)
         return figures["dev"]
 
     @torch.no_grad()
     def split_figures(self, split: str) -> dict[str, float]:
-        """Loss and scores of a split with the engine's whole model; nothing where there is none (a collective)."""
+        """Loss and scores of a split with the engine's evaluation model; empty where there is none (a collective)."""
         datasets, ranks, recipe = self.context.datasets, self.context.ranks, self.recipe
         if not has_split(datasets, split):
             return {}

@@ -29,7 +29,7 @@ from sage_scale.text.prototype_vocabulary import (
     random_prototypes,
     select_prototypes,
 )
-from sage_scale.training.distributed import on_first
+from sage_scale.training.distributed import run_on_rank0
 from sage_scale.training.stage import TaskContext
 from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
@@ -75,7 +75,7 @@ def load_or_make_prototypes(context: TaskContext) -> RunPrototypes:
     Raises CheckpointError if the file of word vectors is invalid.
     """
     folder = context.folder / FOLDER
-    on_first(lambda: _make_prototypes(context, folder), context.ranks.first)
+    run_on_rank0(lambda: _make_prototypes(context, folder))
     description = _description(folder)
     file = folder / "prototypes.safetensors"
     vocabulary = PrototypeVocabulary(tuple(description["glosses"]), tuple(description["frequent"]))

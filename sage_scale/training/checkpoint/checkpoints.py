@@ -39,8 +39,8 @@ from torch import Tensor
 from sage_scale.errors import CheckpointError, SageError
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.training.checkpoint.compatibility import RunIdentity
-from sage_scale.training.checkpoint.snapshot import Restore, renamed, shapes
-from sage_scale.training.distributed import Ranks, from_rank, on_all, on_first
+from sage_scale.training.checkpoint.snapshot import Restore, shapes, with_present_names
+from sage_scale.training.distributed import Ranks, broadcast_object, run_on_all_ranks, run_on_rank0
 from sage_scale.training.engine import Engine
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
@@ -253,8 +253,8 @@ class Checkpoints:
         """
         ranks = engine.ranks
         damaged: list[str] = []
-        for step in reversed(on_first(self.steps, ranks.first)):
-            found = on_all(partial(self.damage, step, ranks.rank, ranks.world))
+        for step in reversed(run_on_rank0(self.steps)):
+            found = run_on_all_ranks(partial(self.damage, step, ranks.rank, ranks.world))
             if found is None:
                 for line in damaged:
                     say(f"{line}; resuming from the checkpoint of step {step} instead")
@@ -272,7 +272,7 @@ class Checkpoints:
         state = self.state(step)
         where = f"{self.store.url}/{folder_of(step)}"
         self.identity.compare(state, where, say)
-        stored = renamed(engine, state["shapes"])
+        stored = with_present_names(engine, state["shapes"])
         for name, shape in shapes(engine).items():
             if name not in stored:
                 raise CheckpointError(
@@ -327,7 +327,7 @@ def read_together(read: Callable[[str], bytes], names: Sequence[str], ranks: Ran
                     failure = error
                 if number + ranks.world < len(names):
                     ahead = thread.submit(read, names[number + ranks.world])
-            size, failure = from_rank(owner, (len(data), failure), group)
+            size, failure = broadcast_object((len(data), failure), group, src=owner)
             if failure is not None:
                 raise failure
             if size:

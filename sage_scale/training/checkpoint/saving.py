@@ -6,7 +6,7 @@ coordinate through files alone, since their collectives would interfere with tho
 active. The next save and the end of the stage wait for it, and then all ranks agree whether it succeeded.
 
 Storage that does not answer, is full or refuses is reported at once and retried, while training continues. Only if
-training waits for the save, it fails after `patience_s` seconds without success.
+training waits for the save, it fails after `give_up_after_s` seconds without success.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sage_scale.errors import StorageError
 from sage_scale.retry import retry
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import Checkpoints, Say, TrainingProgress, folder_of
-from sage_scale.training.checkpoint.snapshot import HostCopies, in_files, shapes, take
+from sage_scale.training.checkpoint.snapshot import HostCopies, shapes, split_by_size, take
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
 from sage_scale.untrusted.json_values import parse_json_object
@@ -66,14 +66,14 @@ class Saver:
         checkpoints: Checkpoints,
         ranks: Ranks,
         background: bool = True,
-        patience_s: float = 300.0,
+        give_up_after_s: float = 300.0,
         say: Say = lambda line: None,
     ) -> None:
         """`say` must be thread-safe: the saving thread calls it, too."""
         self.checkpoints = checkpoints
         self.ranks = ranks
         self.background = background
-        self.patience_s = patience_s
+        self.give_up_after_s = give_up_after_s
         self.say = say
         self._copies = HostCopies()
         self._group = distributed.long_timeout_group()
@@ -84,7 +84,7 @@ class Saver:
         """Begin a checkpoint of the current state (a collective); without `background`, also wait for it."""
         self.finish()
         started = time.monotonic()
-        token = distributed.from_first(secrets.token_hex(4), self._group)
+        token = distributed.broadcast_object(secrets.token_hex(4), self._group)
         tensors = take(engine, self._copies)
         values = {**dataclasses.asdict(progress), "engine": engine.loss_scale.state_dict()}
         self._save = _Save(self, token, tensors, values, shapes(engine))
@@ -170,7 +170,7 @@ class _Save(threading.Thread):
         try:
             self._write_part(ranks.rank)
             self.part_done.set()
-            if ranks.first:
+            if ranks.is_main:
                 files: dict[str, Any] = {}
                 for rank in range(ranks.world):
                     files |= self._part_of(rank)
@@ -188,7 +188,7 @@ class _Save(threading.Thread):
 
     def _write_part(self, rank: int) -> None:
         files = {}
-        for number, group in enumerate(in_files(self._tensors, FILE_BYTES)):
+        for number, group in enumerate(split_by_size(self._tensors, FILE_BYTES)):
             name = f"tensors-{rank:05d}-{number:03d}-{self.token}.safetensors"
             files[name] = self._retry(partial(self.checkpoints.write_file, self.step, name, group))
             self.bytes += files[name]["bytes"]
@@ -201,7 +201,7 @@ class _Save(threading.Thread):
         while not self._retry(lambda: store.exists(self._marker(rank))):
             if self.parts_written.is_set():  # the rank says so itself; a network's file system may be late
                 hidden_since = hidden_since or time.monotonic()
-                if time.monotonic() - hidden_since > self.saver.patience_s:
+                if time.monotonic() - hidden_since > self.saver.give_up_after_s:
                     raise StorageError(
                         f"what rank {rank} wrote to {store.url} is not seen here: the hosts share no "
                         "such folder; set the stage's key checkpoints to a shared one or to s3://bucket/prefix"
@@ -223,7 +223,7 @@ class _Save(threading.Thread):
             now = time.monotonic()
             failing_since = failing_since or now
             self.in_trouble = True
-            patience = self.saver.patience_s
+            patience = self.saver.give_up_after_s
             if self.awaited.is_set() and now - failing_since > patience:
                 raise StorageError(f"{error}, and so for {now - failing_since:.0f} s") from None
             if now - told > TELL_EVERY_S:

@@ -45,7 +45,7 @@ def take(engine: Engine, copies: HostCopies) -> dict[str, Tensor]:
             value = engine.weight(parameter) if kind == "weight" else engine.optimizer_state(parameter, kind)
             if owner == ranks.rank:
                 tensors[f"{kind}/{name}"] = copies.copy(f"{kind}/{name}", value)
-    if ranks.first:
+    if ranks.is_main:
         for name, buffer in stored_buffers(engine):
             tensors[f"buffer/{name}"] = copies.copy(f"buffer/{name}", buffer)
     if ranks.device.type == "cuda":
@@ -65,14 +65,14 @@ def shapes(engine: Engine) -> dict[str, list[int]]:
     return {name: list(engine.full_shape(parameter)) for name, parameter in engine.trainable_parameters()}
 
 
-def logarithms(model: nn.Module) -> dict[str, str]:
+def old_scale_names(model: nn.Module) -> dict[str, str]:
     """Returns version 0.1.0's name of each scale parameter -> the parameter that now holds its logarithm."""
-    return getattr(model, "logarithms", {})
+    return getattr(model, "old_scale_names", {})
 
 
-def renamed(engine: Engine, shaped: dict[str, list[int]]) -> dict[str, list[int]]:
+def with_present_names(engine: Engine, shaped: dict[str, list[int]]) -> dict[str, list[int]]:
     """Returns a checkpoint's shapes, with version 0.1.0's parameter names replaced by the present ones."""
-    return {logarithms(engine.model).get(name, name): shape for name, shape in shaped.items()}
+    return {old_scale_names(engine.model).get(name, name): shape for name, shape in shaped.items()}
 
 
 class Restore:
@@ -85,7 +85,7 @@ class Restore:
         self._parameters = dict(engine.trainable_parameters())
         self._buffers = dict(stored_buffers(engine))
         self._bounds = bounds_of(engine.model)
-        self._logarithms = logarithms(engine.model)
+        self._old_scales = old_scale_names(engine.model)
         self._kinds = state_names(engine.stage)
 
     @torch.no_grad()
@@ -95,8 +95,8 @@ class Restore:
         A scale of version 0.1.0 is converted to its logarithm, whose optimizer tensors are set to zero.
         """
         kind, _, rest = name.partition("/")
-        if rest in self._logarithms:
-            rest = self._logarithms[rest]
+        if rest in self._old_scales:
+            rest = self._old_scales[rest]
             # Nothing held a scale of 0.1.0 above 0; one that is not begins at 1.
             value = torch.where(value > 0, value, 1.0).log() if kind == "weight" else torch.zeros_like(value)
         if kind == "buffer" and rest in self._buffers:
@@ -108,7 +108,7 @@ class Restore:
             self._engine.set_optimizer_state(self._parameters[rest], kind, value)
 
 
-def in_files(tensors: dict[str, Tensor], most_bytes: int) -> Iterator[dict[str, Tensor]]:
+def split_by_size(tensors: dict[str, Tensor], most_bytes: int) -> Iterator[dict[str, Tensor]]:
     """Yields the tensors in groups of at most `most_bytes`; a larger tensor is a group of its own."""
     group: dict[str, Tensor] = {}
     size = 0

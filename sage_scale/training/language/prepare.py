@@ -21,7 +21,7 @@ from sage_scale.shards import HAS_SENTENCE, Dataset, read_metadata
 from sage_scale.text.hub import model_place
 from sage_scale.text.languages import has_mbart50_code
 from sage_scale.training import distributed
-from sage_scale.training.distributed import Ranks, on_first
+from sage_scale.training.distributed import Ranks, run_on_rank0
 from sage_scale.training.stage_log import record_timing
 from sage_scale.training.throughput import memory_mb
 from sage_scale.untrusted.files import expanded
@@ -75,7 +75,7 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
     prepared = run / "language_model"
     if (prepared / DONE).is_file():
         place: str | Path = prepared if (prepared / "config.json").is_file() else recipe.model.language_model
-        on_first(lambda: _check_unknown(recipe, place, datasets), distributed.initialise().first)
+        run_on_rank0(lambda: _check_unknown(recipe, place, datasets))
         return
     if recipe.denoise.enabled:
         if recipe.model.language_model:
@@ -94,7 +94,7 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
         raise NoModel(
             f"model.language_model={place} has no config.json: give a Hugging Face folder with {kind}"
         )
-    on_first(lambda: _check_unknown(recipe, place, datasets), distributed.initialise().first)
+    run_on_rank0(lambda: _check_unknown(recipe, place, datasets))
 
 
 def _check_unknown(recipe: Recipe, place: str | Path, datasets: Sequence[Dataset]) -> None:
@@ -158,7 +158,7 @@ def prepare_language_model(
     folder = run / "language_model"
     failure: Exception | None = None
     waiting = distributed.long_timeout_group()
-    if ranks.first and not (folder / DONE).is_file():
+    if ranks.is_main and not (folder / DONE).is_file():
         threads = torch.get_num_threads()
         torch.set_num_threads(os.cpu_count() or 1)  # the other ranks wait meanwhile
         try:
@@ -167,7 +167,7 @@ def prepare_language_model(
             failure = error
         finally:
             torch.set_num_threads(threads)
-    failed = distributed.from_first(str(failure) if failure else None, waiting)
+    failed = distributed.broadcast_object(str(failure) if failure else None, waiting)
     if failure is not None:
         raise failure
     if failed is not None:

@@ -73,7 +73,7 @@ class RankState:
     """Time of the heartbeat, seconds."""
     at: str = "starting"
     step: int = -1
-    patient: bool = False
+    in_long_phase: bool = False
     """Whether it is in an announced long phase, within its limit."""
     over: int | None = None
     """Exit code of a rank that has ended normally."""
@@ -98,7 +98,7 @@ class RankRegistry:
         """Record a heartbeat with the rank's state (fields of RankState)."""
         state = self.ranks.setdefault(rank, RankState(rank, host, now))
         state.heard = now
-        for name in status.keys() & {"at", "step", "patient", "over"}:
+        for name in status.keys() & {"at", "step", "in_long_phase", "over"}:
             setattr(state, name, status[name])
 
     def forgive(self, slept: float) -> None:
@@ -139,7 +139,7 @@ class RankRegistry:
             return diagnose(self.reports, self.world)
         if "stalled" not in waited:
             return None
-        if any(state.patient for state in self.ranks.values()):
+        if any(state.in_long_phase for state in self.ranks.values()):
             # One rank saves or evaluates, and the others wait for it.
             self.reports = [r for r in self.reports if r.kind != "stalled"]
             del self._first["stalled"]

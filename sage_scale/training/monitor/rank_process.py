@@ -79,8 +79,8 @@ class RankProcess:
 
     def status(self, now: float) -> dict[str, Any]:
         """Returns the rank's part of a heartbeat (fields of RankState)."""
-        patient = self.in_phase and self.alive and now - self.progressed < self._limit()
-        return {"at": self.at, "step": self.step, "patient": patient, "over": self.over}
+        in_long_phase = self.in_phase and self.alive and now - self.progressed < self._limit()
+        return {"at": self.at, "step": self.step, "in_long_phase": in_long_phase, "over": self.over}
 
     def signal(self, number: int) -> None:
         """Send a signal to the rank while it runs; SIGTERM and SIGINT ask it to save and stop."""

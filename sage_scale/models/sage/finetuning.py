@@ -22,7 +22,7 @@ from sage_scale.training.export import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import prepare_language_model
 from sage_scale.training.stage import STAGE1, TaskContext
-from sage_scale.training.translation import TranslationTask, choose_attention
+from sage_scale.training.translation_task import TranslationTask, choose_attention
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -43,7 +43,7 @@ class SageTranslation(TranslationTask):
         # A label has two positions more than subwords: the language code and the end mark.
         self.longest_text = min(LONGEST_TEXT, language_model.config.max_position_embeddings - 2)
         self.model: SageTranslator = SageTranslator(recipe, language_model)
-        take_over(self.model, recipe, context.folder)
+        load_stage1(self.model, recipe, context.folder)
         self.outputs = SageOutputs(self.model, self.stage)
         self.forward = self.outputs.forward
         self.frozen = [context.folder / STAGE1] if self.stage.freeze != "none" else []
@@ -57,8 +57,8 @@ class SageTranslation(TranslationTask):
         languages = [meta["language"] for meta in metas]
         return make_labels(self.tokenizer, sentences, languages, self.longest_text)
 
-    def save(self, whole: Any, folder: Path) -> None:
-        export.save_translator(whole, self.tokenizer, self.recipe, folder, Path(self.language_folder))
+    def save(self, model: Any, folder: Path) -> None:
+        export.save_translator(model, self.tokenizer, self.recipe, folder, Path(self.language_folder))
 
 
 class SageOutputs(FrozenOutputs):
@@ -86,7 +86,7 @@ class SageOutputs(FrozenOutputs):
         return values, [int(part.sum()) for part in segments]
 
 
-def take_over(model: SageTranslator, recipe: Recipe, run: Path) -> None:
+def load_stage1(model: SageTranslator, recipe: Recipe, run: Path) -> None:
     """Load what stage 1 gives: visual encoder and mapper, and the context encoder where the recipe says so."""
     init = recipe.finetune.init
     if init == "none":

@@ -46,7 +46,7 @@ class TranslationTask(Task):
         """Returns labels (-100 on padding) and decoder input ids, both int64 (B, L)."""
 
     @abstractmethod
-    def save(self, whole: Any, folder: Path) -> None:
+    def save(self, model: Any, folder: Path) -> None:
         """Write the export folder."""
 
     def sizes(self, batch: Batch) -> dict[str, float]:
@@ -92,10 +92,10 @@ class TranslationTask(Task):
         shown = {name: scores[name] for name in ("bleu4", "bleu1", "rouge_l")}
         return {"clips": len(rows), **shown}, float(scores["bleu4"])
 
-    def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
+    def finish(self, model: Any, progress: TrainingProgress) -> dict[str, Any]:
         """Write the export `model/`."""
-        if self.engine.ranks.first:
-            self.save(whole, self.context.folder / "model")
+        if self.engine.ranks.is_main:
+            self.save(model, self.context.folder / "model")
         return {"dev_bleu4": progress.best_score}
 
 

@@ -22,7 +22,7 @@ from sage_scale.training.export import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import check_language_model, prepare_language_model
 from sage_scale.training.stage import STAGE1, TaskContext
-from sage_scale.training.translation import TranslationTask, choose_attention
+from sage_scale.training.translation_task import TranslationTask, choose_attention
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -71,8 +71,8 @@ class Sign2GptTranslation(TranslationTask):
     def sizes(self, batch: Batch) -> dict[str, float]:
         return sizes(self.recipe, batch)
 
-    def save(self, whole: Any, folder: Path) -> None:
-        save_translator(whole, self.tokenizer, self.recipe, folder, self.language_folder)
+    def save(self, model: Any, folder: Path) -> None:
+        save_translator(model, self.tokenizer, self.recipe, folder, self.language_folder)
 
 
 class Sign2GptOutputs(FrozenOutputs):

@@ -76,7 +76,7 @@ class AlignmentTask(Task):
         else:
             share, parts = self.engine.forward(self.model, batch.video.to(device), targets, ids)
             self.engine.backward(share)
-        first = float(self.engine.ranks.first)
+        first = float(self.engine.ranks.is_main)
         figures = {"loss": float(share.detach()), "same_text_share": repeated / max(sum(clips), 1)}
         figures |= video_sizes(batch) | {"text_tokens": float(targets.lengths_B.sum())}
         for name, value in parts.items():
@@ -87,11 +87,11 @@ class AlignmentTask(Task):
     def evaluate(self, step: int) -> tuple[dict[str, float], float]:
         return dev_figures(self.recipe, self.engine, self.text, self.datasets, "dev")
 
-    def finish(self, whole: Any, progress: TrainingProgress) -> dict[str, Any]:
+    def finish(self, model: Any, progress: TrainingProgress) -> dict[str, Any]:
         """`pretrain/visual.safetensors` and `alignment.json`."""
         figures, _ = dev_figures(self.recipe, self.engine, self.text, self.datasets, "dev")
-        if self.engine.ranks.first:
-            export.save_visual(whole, self.folder / STAGE1)
+        if self.engine.ranks.is_main:
+            export.save_visual(model, self.folder / STAGE1)
             path = self.folder / "alignment.json"
             write_alignment(self.recipe, self.engine, self.text, self.tokenizer, self.datasets, path)
         return figures
