@@ -45,7 +45,7 @@ class Augment:
 
     @property
     def active(self) -> bool:
-        """True if any augmentation is on."""
+        """Returns whether any augmentation is on."""
         return any(value > 0 for name, value in vars(self).items() if not name.endswith("_share"))
 
 

@@ -95,7 +95,7 @@ def choices(key: str, hint: Any) -> list[str]:
 
 
 def check_chunks_of_frames(recipe: Any, need: Need) -> None:
-    """For models with BatchNorm in the frame encoder: no statistics over all frames where they pass in chunks."""
+    """Check models with BatchNorm in the frame encoder: no statistics over all frames where they pass in chunks."""
     for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         trained = name == "pretrain" or stage.freeze == "none"
         need(not (stage.chunk_frames and trained and recipe.model.batchnorm == "sync"), f"{name}.chunk_frames passes "

@@ -65,7 +65,7 @@ class Model:
     """Statistics of the whole global batch, of one fixed chunk, or the running ones."""
 
     def __reduce__(self) -> Any:
-        """Pickles by value: the class that has the sections of registered models is made anew where it is read."""
+        """Returns a pickle by value: the class with the sections of registered models is made anew where it is read."""
         return _restore_model, (vars(self),)
 
 

@@ -109,7 +109,7 @@ class Prototypes:
 
 
 def check_sign2gpt(recipe: Recipe, need: Need) -> None:
-    """Checks the keys of Sign2GPT: calls need(condition, message) for each rule."""
+    """Check the keys of Sign2GPT: calls need(condition, message) for each rule."""
     g, p, where, crop = recipe.model.sign2gpt, recipe.prototypes, "model.sign2gpt", recipe.vision.crop
     if g.spatial == "dinov2" and recipe.vision.kind == "frames":
         whole = crop % g.vit_patch == 0

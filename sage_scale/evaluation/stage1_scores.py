@@ -87,9 +87,8 @@ def _scores(both: np.ndarray, found: np.ndarray, there: np.ndarray) -> dict[str,
 
 
 def retrieval(similarity_VT: np.ndarray) -> dict[str, float]:
-    """Video-sentence retrieval, scored with (Zv + Zt) / 2 as in CiCo.
-
-    Returns recall at 1, 5 and 10 (percent) and the median rank of the correct match, in both directions.
+    """Returns recall at 1, 5 and 10 (percent) and the median rank of the correct match in video-sentence retrieval, in
+    both directions, scored with (Zv + Zt) / 2 as in CiCo.
 
     `similarity_VT` is (B, B), videos by texts, partners on the diagonal. Ties count against us: the rank is one
     plus the number of others that are at least as similar.

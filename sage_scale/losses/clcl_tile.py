@@ -120,7 +120,7 @@ class TorchTile:
 
     @staticmethod
     def _rows_part(x_RC: Tensor, u_RC: Tensor, A_ib: Tensor, r_ib: Tensor, columns: Block) -> None:
-        """x = A (1 + u - r): two passes with a factor and a term that stand still inside a text."""
+        """Compute x = A (1 + u - r): two passes with a factor and a term that are constant inside a text."""
         offset_ib = torch.addcmul(A_ib, A_ib, r_ib, value=-1)
         for run in columns.runs:
             torch.mul(by_text(u_RC, run), A_ib[:, run.clip_slice, None], out=by_text(x_RC, run))
@@ -172,17 +172,17 @@ def counts(block: Block, like: Tensor) -> Tensor:
 
 
 def by_text(x_RC: Tensor, run: LengthRun) -> Tensor:
-    """(R, texts, m): the run's columns, text by text."""
+    """Returns (R, texts, m): the run's columns, text by text."""
     return x_RC[:, run.tokens].unflatten(1, (run.clips, run.length))
 
 
 def by_video(x_RC: Tensor, run: LengthRun) -> Tensor:
-    """(videos, n, C): the run's rows, video by video."""
+    """Returns (videos, n, C): the run's rows, video by video."""
     return x_RC[run.tokens].unflatten(0, (run.clips, run.length))
 
 
 def row_sums(x_RC: Tensor, columns: Block) -> Tensor:
-    """(R, texts): each row's sum over the tokens of each text."""
+    """Returns (R, texts): each row's sum over the tokens of each text."""
     out_ib = x_RC.new_empty(x_RC.shape[0], len(columns.lengths))
     for run in columns.runs:
         torch.sum(by_text(x_RC, run), dim=2, out=out_ib[:, run.clip_slice])
@@ -190,7 +190,7 @@ def row_sums(x_RC: Tensor, columns: Block) -> Tensor:
 
 
 def column_sums(x_RC: Tensor, rows: Block) -> Tensor:
-    """(videos, C): each column's sum over the tokens of each video."""
+    """Returns (videos, C): each column's sum over the tokens of each video."""
     out_aj = x_RC.new_empty(len(rows.lengths), x_RC.shape[1])
     for run in rows.runs:
         torch.sum(by_video(x_RC, run), dim=1, out=out_aj[run.clip_slice])
@@ -198,7 +198,7 @@ def column_sums(x_RC: Tensor, rows: Block) -> Tensor:
 
 
 def row_maxima(x_RC: Tensor, columns: Block) -> Tensor:
-    """(R, texts): each row's maximum over the tokens of each text."""
+    """Returns (R, texts): each row's maximum over the tokens of each text."""
     out_ib = x_RC.new_empty(x_RC.shape[0], len(columns.lengths))
     for run in columns.runs:
         torch.amax(by_text(x_RC, run), dim=2, out=out_ib[:, run.clip_slice])
@@ -206,7 +206,7 @@ def row_maxima(x_RC: Tensor, columns: Block) -> Tensor:
 
 
 def column_maxima(x_RC: Tensor, rows: Block) -> Tensor:
-    """(videos, C): each column's maximum over the tokens of each video."""
+    """Returns (videos, C): each column's maximum over the tokens of each video."""
     out_aj = x_RC.new_empty(len(rows.lengths), x_RC.shape[1])
     for run in rows.runs:
         torch.amax(by_video(x_RC, run), dim=1, out=out_aj[run.clip_slice])
@@ -214,17 +214,17 @@ def column_maxima(x_RC: Tensor, rows: Block) -> Tensor:
 
 
 def row_means(r_ib: Tensor, rows: Block) -> Tensor:
-    """(videos, texts): mean over each video's tokens."""
+    """Returns (videos, texts): mean over each video's tokens."""
     return column_sums(r_ib, rows) / counts(rows, r_ib)[:, None]
 
 
 def column_means(c_aj: Tensor, columns: Block) -> Tensor:
-    """(videos, texts): mean over each text's tokens."""
+    """Returns (videos, texts): mean over each text's tokens."""
     return row_sums(c_aj, columns) / counts(columns, c_aj)[None, :]
 
 
 def spread_rows(G_ab: Tensor, rows: Block) -> Tensor:
-    """(R, texts): each video's row once for each of its tokens."""
+    """Returns (R, texts): each video's row once for each of its tokens."""
     out_ib = G_ab.new_empty(rows.size, G_ab.shape[1])
     for run in rows.runs:
         by_video(out_ib, run).copy_(G_ab[run.clip_slice, None])
@@ -232,7 +232,7 @@ def spread_rows(G_ab: Tensor, rows: Block) -> Tensor:
 
 
 def spread_columns(H_ab: Tensor, columns: Block) -> Tensor:
-    """(videos, C): each text's column once for each of its tokens."""
+    """Returns (videos, C): each text's column once for each of its tokens."""
     out_aj = H_ab.new_empty(H_ab.shape[0], columns.size)
     for run in columns.runs:
         by_text(out_aj, run).copy_(H_ab[:, run.clip_slice, None])

@@ -123,7 +123,7 @@ class Sweep:
         accumulate(grad_ND[block.token : block.token + tile_RC.shape[0]], tile_RC, other_CD)
 
     def _tokens(self, block: Block) -> slice:
-        """The block's tokens on its side, filled up to the granule by those that follow."""
+        """Returns the block's tokens on its side, filled up to the granule by those that follow."""
         return slice(block.token, block.token + self._filled(block))
 
     def _filled(self, block: Block) -> int:

@@ -40,7 +40,7 @@ class TritonTile:
         self._torch = TorchTile(softmax)
 
     def measure(self, u_RC: Tensor, rows: Block, columns: Block) -> tuple[Tensor, Tensor, Any]:
-        """As `clcl_tile.Tile.measure`; returns no values for reuse."""
+        """Returns `clcl_tile.Tile.measure`, without values for reuse."""
         if self._too_large(rows, columns):
             return self._torch.measure(u_RC, rows, columns)
         Z_2ab = u_RC.new_empty(2, len(rows.lengths), len(columns.lengths))
@@ -52,7 +52,7 @@ class TritonTile:
     def gradient(
         self, u_RC: Tensor, kept: Any, G_ab: Tensor, H_ab: Tensor, rows: Block, columns: Block
     ) -> Tensor:
-        """As `clcl_tile.Tile.gradient`: in place, or in a scratch of the products' type, which saves a pass."""
+        """Returns `clcl_tile.Tile.gradient`: in place, or in a scratch of the products' type, which saves a pass."""
         if self._too_large(rows, columns):
             return self._torch.gradient(u_RC, kept, G_ab, H_ab, rows, columns)
         launch = self._launch(u_RC, rows, columns)
@@ -108,7 +108,7 @@ def _softmaxes(
     u_ptr, row_start, n, column_start_K, m_K, stride,
     n_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr,
 ):  # fmt: skip
-    """u and, of both softmaxes, the powers, their sums and the weighted means; 0 outside of the clips."""
+    """Returns u and, of both softmaxes, the powers, their sums and the weighted means; 0 outside of the clips."""
     i = tl.arange(0, n_block)[:, None, None]
     j = tl.arange(0, m_block)[None, None, :]
     real_ikj = (i < n) & (j < m_K[None, :, None])
@@ -148,7 +148,7 @@ def _measure(
     stride, texts,
     n_block: tl.constexpr, texts_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr,
 ):  # fmt: skip
-    """Means over i of r and over j of c, for video program_id(0) and the texts of program_id(1)."""
+    """Write the means over i of r and over j of c, for video program_id(0) and the texts of program_id(1)."""
     a = tl.program_id(0)
     b_K = tl.program_id(1) * texts_block + tl.arange(0, texts_block)
     n = tl.load(n_ptr + a)
@@ -169,7 +169,7 @@ def _gradient(
     stride, texts,
     n_block: tl.constexpr, texts_block: tl.constexpr, m_block: tl.constexpr, mode: tl.constexpr,
 ):  # fmt: skip
-    """W = e A (1 + u - r) + f B (1 + u - c) in W (which may be u), with A = G / (n R) and B = H / (m C)."""
+    """Write W = e A (1 + u - r) + f B (1 + u - c) to W (which may be u), with A = G / (n R) and B = H / (m C)."""
     a = tl.program_id(0)
     b_K = tl.program_id(1) * texts_block + tl.arange(0, texts_block)
     n = tl.load(n_ptr + a)

@@ -17,7 +17,7 @@ import shutil
 import sysconfig
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -192,18 +192,13 @@ class Clip(Clcl):
         return Z, Z
 
     def share(
-        self,
-        visual_ND: Tensor,
-        text_MD: Tensor,
-        visual_lengths_B: Tensor,
-        text_lengths_B: Tensor,
-        scale: Tensor,
-        text_ids_B: Tensor | None = None,
-        group: dist.ProcessGroup | None = None,
-    ) -> Tensor:
+        self, visual_ND: Tensor, text_MD: Tensor, visual_lengths_B: Tensor, text_lengths_B: Tensor, *rest: Any,
+        **options: Any,
+    ) -> Tensor:  # fmt: skip
+        """Returns `Clcl.share` of one token a clip."""
         visual_BD, text_BD = mean_tokens(visual_ND, visual_lengths_B), mean_tokens(text_MD, text_lengths_B)
         ones_B = torch.ones_like(visual_lengths_B)
-        return super().share(visual_BD, text_BD, ones_B, ones_B, scale, text_ids_B, group)
+        return super().share(visual_BD, text_BD, ones_B, ones_B, *rest, **options)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (Clcl, MaxSim, Clip)}

@@ -43,7 +43,7 @@ class BatchNorm(nn.Module):
         self._kept = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised rows, in the type of `x`. In `sync` and `group` training every rank must call it."""
+        """Returns normalised rows, in the type of `x`. In `sync` and `group` training every rank must call it."""
         if not self.training or self.mode == "frozen":
             if self.training and not x.numel():
                 # torch takes another way for no rows, whose gradients of weight and bias come in another order than the
@@ -83,7 +83,7 @@ class BatchNorm(nn.Module):
 
 
 def convert_batchnorm(module: nn.Module, mode: Mode) -> nn.Module:
-    """The module with each torch BatchNorm1d or 2d inside it replaced, in place, weights kept."""
+    """Replace each torch BatchNorm1d and 2d inside the module, in place, and return it; weights are kept."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             own = BatchNorm(child.num_features, mode, child.eps, child.momentum or 0.1)
@@ -97,7 +97,7 @@ def convert_batchnorm(module: nn.Module, mode: Mode) -> nn.Module:
 
 
 def _local_statistics(x: Tensor) -> Statistics:
-    """Statistics of these rows, in float32 or float64."""
+    """Returns statistics of these rows, in float32 or float64."""
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     count = x.numel() // x.shape[1]
     if count == 0:
@@ -112,7 +112,7 @@ def _local_statistics(x: Tensor) -> Statistics:
 
 
 def _blocks(x: Tensor, values: int = 1 << 17) -> Iterator[slice]:
-    """Runs of rows of about so many values on the CPU; all of them at once elsewhere."""
+    """Yields runs of rows of about so many values on the CPU; all of them at once elsewhere."""
     rows = max(1, values // max(1, x[:1].numel())) if x.device.type == "cpu" else max(1, len(x))
     for start in range(0, len(x), rows):
         yield slice(start, start + rows)
@@ -120,7 +120,7 @@ def _blocks(x: Tensor, values: int = 1 << 17) -> Iterator[slice]:
 
 @contextmanager
 def statistics_of_chunks(module: nn.Module) -> Iterator[None]:
-    """Within it, each training pass is a group of its own; at its end running statistics move, once, by the rows of
+    """Make each training pass within it a group of its own; at its end running statistics move, once, by the rows of
     all passes and ranks. A collective at the end, unless every BatchNorm of the module is frozen."""
     norms = [norm for norm in _moving(module) if norm._chunks is None and not norm._kept]
     for norm in norms:
@@ -139,7 +139,7 @@ def statistics_of_chunks(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Within it, each training pass is a group of its own and running statistics stay."""
+    """Make each training pass within it a group of its own; running statistics stay."""
     norms = [norm for norm in _moving(module) if not norm._kept]
     for norm in norms:
         norm._kept = True
@@ -155,7 +155,7 @@ def _moving(module: nn.Module) -> list[BatchNorm]:
 
 
 def _over_ranks(parts: list[Statistics]) -> list[Statistics]:
-    """Each of these statistics, taken over the rows of all ranks: one collective for all of them."""
+    """Returns each of these statistics over the rows of all ranks: one collective for all of them."""
     if world_size() == 1:
         return parts
     own = torch.cat([torch.cat([mean.new_tensor([count]), mean, var]) for count, mean, var in parts])
@@ -172,7 +172,8 @@ def _split(row: Tensor) -> Statistics:
 
 
 def _pool(parts: list[Statistics]) -> Statistics:
-    """The statistics of all rows from those of parts of them, without the cancellation of sums of squares (Chan)."""
+    """Returns the statistics of all rows from those of parts of them, without the cancellation of sums of squares
+    (Chan)."""
     counts_P1 = torch.tensor([[count] for count, _, _ in parts], dtype=torch.float64)
     means_PC = torch.stack([mean for _, mean, _ in parts])
     counts_P1 = counts_P1.to(means_PC.device)

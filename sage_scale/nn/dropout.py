@@ -16,8 +16,10 @@ VALUES_AT_ONCE = (1 << 15, 1 << 24)
 """Hashed together on a CPU, where they stay in its cache, and on a GPU."""
 
 
-def token_seeds(clip_seeds_B: Tensor, clip_segments_B: Tensor) -> Tensor:
-    """int64 (N,): a seed for each token, from its clip's seed and its place in the clip."""
+def token_seeds(clip_seeds_B: Tensor | None, clip_segments_B: Tensor) -> Tensor | None:
+    """Returns int64 (N,): a seed for each token, from its clip's seed and its position in the clip; None without."""
+    if clip_seeds_B is None:
+        return None
     starts_B = clip_segments_B.cumsum(0) - clip_segments_B
     clip_N = torch.repeat_interleave(clip_segments_B)
     place_N = torch.arange(clip_N.numel(), device=clip_N.device) - starts_B[clip_N]
@@ -25,7 +27,8 @@ def token_seeds(clip_seeds_B: Tensor, clip_segments_B: Tensor) -> Tensor:
 
 
 def keyed_dropout(x_ND: Tensor, seeds_N: Tensor | None, p: float, salt: int, training: bool = True) -> Tensor:
-    """Each value is 0 with probability `p`, else divided by 1 - p; a row's pattern follows from its seed and `salt`.
+    """Returns the values, each 0 with probability `p`, else divided by 1 - p; a row's pattern follows from its seed and
+    `salt`.
 
     Any number of dimensions may stand for N. Outside training, or with p = 0, the input itself. Raises ValueError in
     training without seeds.
@@ -93,14 +96,14 @@ class LanguageModelDropout:
 
     @classmethod
     def of(cls, language_model: MBartForConditionalGeneration) -> LanguageModelDropout:
-        """The one of this model, made at the first call."""
+        """Returns the one of this model, made at the first call."""
         holder: Any = language_model
         if not hasattr(holder, "keyed_dropout"):
             holder.keyed_dropout = cls(language_model)
         return holder.keyed_dropout
 
     def set_keys(self, clip_seeds_B: Tensor | None, encoder: int, decoder: int) -> None:
-        """From now on the clips' numbers decide, over so many positions; None leaves it to torch's generator.
+        """Let the clips' seeds decide from now on, over so many positions; None leaves it to torch's generator.
 
         They stay after the forward pass, for a backward pass that recomputes it.
         """

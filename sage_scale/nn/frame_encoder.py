@@ -64,7 +64,8 @@ class FrameEncoder(nn.Module):
         self.register_buffer("shift", -mean / std, persistent=False)
 
     def forward(self, frames_FCHW: Tensor, centred: bool = False) -> Tensor:
-        """`frames_FCHW` are floats from 0 to 255, or, `centred`, their difference to a background."""
+        """Returns (F, width). `frames_FCHW` are floats from 0 to 255, or, `centred`, their difference to a
+        background."""
         x = frames_FCHW * self.scale if centred else torch.addcmul(self.shift, frames_FCHW, self.scale)
         x = x.contiguous(memory_format=torch.channels_last)
         stem = self.resnet.embedder
@@ -87,8 +88,8 @@ def frame_pixels(
     active: bool,
     kind: torch.dtype,
 ) -> Tensor:
-    """Float frames (F, 3, crop, crop) of these rows, of clips `clip_F`: the background taken off, and, `active`,
-    augmented."""
+    """Returns float frames (F, 3, crop, crop) of these rows, of clips `clip_F`: the background subtracted, and,
+    `active`, augmented."""
     assert video.frames_FCHW is not None
     frames_FCHW = video.frames_FCHW[rows]
     frames_FCHW = frames_FCHW if active else centre_crop(frames_FCHW, crop)
@@ -115,7 +116,7 @@ class PickedConv(nn.Conv2d):
 
 
 def narrow(convolution: nn.Conv2d) -> bool:
-    """Whether the weight gradient of a 1 x 1 convolution with strides writes past its memory on a CPU.
+    """Returns whether the weight gradient of a 1 x 1 convolution with strides writes past its memory on a CPU.
 
     Seen with torch 2.13 (oneDNN, AVX-512) in channels_last for fewer than 16 channels to at most 16, on maps of 56 x 56
     and more: the process ends by SIGSEGV.
@@ -134,7 +135,8 @@ def load_backbone(encoder: nn.Module, path: str) -> None:
 
 
 def last_map_side(crop: int, stages: int) -> int:
-    """Side of the last feature map: the stem, its pooling and every stage but the first halve it, rounding up."""
+    """Returns side of the last feature map: the stem, its pooling and every stage but the first halve it, rounding
+    up."""
     side = crop
     for _ in range(stages + 1):
         side = (side + 1) // 2

@@ -52,7 +52,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """xxh3-128 over names, types, shapes and bytes."""
+    """Returns xxh3-128 over names, types, shapes and bytes."""
     digest = xxhash.xxh3_128()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -43,12 +43,12 @@ class LossSize:
 
     @property
     def pairs(self) -> float:
-        """E, pairs of tokens that one rank computes."""
+        """Returns E, pairs of tokens that one rank computes."""
         return self.clips / self.ranks * self.visual_tokens * self.clips * self.text_tokens
 
 
 def loss_operations(size: LossSize, way: Way, text_trained: bool = False) -> float:
-    """Floating-point operations of the matrix products on one rank, forward and backward, for one level.
+    """Returns floating-point operations of the matrix products on one rank, forward and backward, for one level.
 
     2 E D each: similarities, the gradient of the visual tokens, that of the text tokens where they are trained, and,
     but for the naive way, the similarities again.
@@ -58,7 +58,7 @@ def loss_operations(size: LossSize, way: Way, text_trained: bool = False) -> flo
 
 
 def loss_bytes(size: LossSize, way: Way, device: str = "cuda", text_trained: bool = False) -> float:
-    """Peak bytes on one rank beside the input tokens, for one level.
+    """Returns peak bytes on one rank beside the input tokens, for one level.
 
     naive   7 E, and the whole batch in one process: at W > 1 every rank has all texts and its own rows
     tiled   normalised tokens of the texts, the gradient and (where lengths differ) its copy in the order given,

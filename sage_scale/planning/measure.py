@@ -48,7 +48,7 @@ def blank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @contextmanager
 def autocast(precision: str) -> Iterator[None]:
-    """Arithmetic of a stage's `precision` with the types that a GPU has: its autocast normalises in float32."""
+    """Set a stage's `precision` with the types that a GPU has: its autocast normalises in float32."""
     if precision == "fp32":
         yield
     else:
@@ -99,7 +99,7 @@ def kept_bytes(
 
 @contextmanager
 def _named(parts: Mapping[str, Sequence[nn.Module | None]], inside: list[str]) -> Iterator[None]:
-    """Keeps the name of the part that runs at the end of `inside`."""
+    """Keep the name of the part that runs at the end of `inside`."""
     handles = []
     for name, modules in parts.items():
         for module in filter(None, modules):

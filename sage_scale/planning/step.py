@@ -47,7 +47,7 @@ GPUS: dict[str, Gpu] = {
 
 
 def gpu_named(name: str) -> Gpu | None:
-    """The data sheet of a device by the name its driver gives it ("NVIDIA H100 80GB HBM3"), or None."""
+    """Returns the data sheet of a device by the name its driver gives it ("NVIDIA H100 80GB HBM3"), or None."""
     plain = name.lower().replace(" ", "").replace("-", "")
     found = [key for key in GPUS if key.replace("-", "") in plain]
     return GPUS[max(found, key=len)] if found else None
@@ -100,12 +100,13 @@ class PlanRequest:
 
 
 def gb(size: float) -> str:
-    """Bytes as GB (10^9), three digits."""
+    """Returns bytes as GB (10^9), three digits."""
     return f"{size / 1e9:.3g}" if size < 1e12 else f"{size / 1e9:,.0f}"
 
 
 def largest(fits: Callable[[int], bool], limit: int = 1 << 30) -> int:
-    """The largest number up to `limit` for which `fits` holds, where it holds for all smaller ones; 0 for none."""
+    """Returns the largest number up to `limit` for which `fits` holds, where it holds for all smaller ones; 0 for
+    none."""
     low, high = 0, 1
     while high <= limit and fits(high):
         low, high = high, 2 * high
@@ -144,7 +145,7 @@ class WeightsMemory:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Returns the sum."""
         return self.weights + self.gradients + self.states + self.flat + self.frozen + self.rounded
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -40,13 +40,7 @@ def translate_split(
     model.eval()
     evaluation = recipe.evaluation
     rows: list[dict[str, Any]] = []
-    if not has_split(data, split):
-        return rows
-    for batch in open_evaluation(
-        data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=evaluation.batch_size
-    ):
-        if not batch.keys:
-            continue
+    for batch in split_batches(recipe, data, split, ranks):
         video = change(batch.video) if change else batch.video
         languages = [meta["language"] or recipe.corpus.language for meta in batch.metas]
         with precision():
@@ -61,13 +55,31 @@ def translate_split(
         rows += _rows(batch, languages, hypotheses)
         if progress:
             progress(len(rows))
-    # Rank r has every W-th clip: restore the dataset's order.
-    rows = sorted(
-        (row for part in distributed.gather_objects(rows) for row in part), key=lambda row: row["place"]
-    )
-    for row in rows:
-        del row["place"]
-    return rows
+    return gather_clips(rows)
+
+
+def split_batches(recipe: Recipe, data: Sequence[Dataset], split: str, ranks: Ranks) -> Iterator[Batch]:
+    """Yields this rank's batches of a split for evaluation, none of them empty; nothing where no dataset has it."""
+    if has_split(data, split):
+        size = recipe.evaluation.batch_size
+        batches = open_evaluation(data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=size)
+        yield from (batch for batch in batches if batch.keys)
+
+
+def first_batch(recipe: Recipe, data: Sequence[Dataset], split: str, clips: int) -> Batch:
+    """Returns the first clips of a split, or of `train` where no dataset has it, for the report."""
+    split = split if has_split(data, split) else "train"
+    return next(iter(open_evaluation(data, recipe, split, rank=0, world=1, batch_size=clips)))
+
+
+def gather_clips(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of all ranks in dataset order, which their entry `position` gives (a collective).
+
+    Rank r has every W-th clip.
+    """
+    every = [row for part in distributed.gather_objects(rows) for row in part]
+    every.sort(key=lambda row: row["position"])
+    return [{key: value for key, value in row.items() if key != "position"} for row in every]
 
 
 def score_arguments(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str], list[str]]:
@@ -96,7 +108,7 @@ def blank(video: PackedVideo) -> PackedVideo:
 def _rows(batch: Batch, languages: list[str], hypotheses: list[str]) -> list[dict[str, Any]]:
     return [
         {
-            "place": int(place),
+            "position": int(position),
             "key": key,
             "id": meta["id"],
             "language": language,
@@ -107,7 +119,7 @@ def _rows(batch: Batch, languages: list[str], hypotheses: list[str]) -> list[dic
             "frames": meta["frames"],
             "signer": meta["signer"],
         }
-        for place, key, meta, language, hypothesis, segments in zip(
+        for position, key, meta, language, hypothesis, segments in zip(
             batch.positions_B, batch.keys, batch.metas, languages, hypotheses, batch.segments
         )
     ]

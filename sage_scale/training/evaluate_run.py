@@ -26,9 +26,9 @@ from sage_scale.evaluation.metrics import content_f1, score
 from sage_scale.evaluation.stored import write_scores
 from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset, read_metadata
-from sage_scale.streaming import Data, open_datasets, open_evaluation
+from sage_scale.streaming import Data, open_datasets
 from sage_scale.training import distributed
-from sage_scale.training.decode import blank, has_split, score_arguments, translate_split
+from sage_scale.training.decode import blank, first_batch, has_split, score_arguments, translate_split
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import load_translator
 from sage_scale.training.inherited import contradictions, described
@@ -159,33 +159,32 @@ def write_timelines(
     """Write a few clips with their segments and a thumbnail per segment, for the report."""
     by_key = {row["key"]: row for row in rows}
     timelines = []
-    for batch in open_evaluation(data, recipe, split, rank=0, world=1, batch_size=clips):
-        if batch.video.frames_FCHW is None:
-            break
-        firsts = np.concatenate([[0], np.cumsum(batch.video.segment_frames_N.numpy())])
-        position = 0
-        for key, meta, segments in zip(batch.keys, batch.metas, batch.segments):
-            thumbnails = []
-            for start, end in segments.tolist():
-                middle = int((firsts[position] + firsts[position + 1]) // 2)
-                thumbnails.append(
-                    {"frame": (start + end) // 2, "jpeg": thumbnail(batch.video.frames_FCHW[middle], width)}
-                )
-                position += 1
-            timelines.append(
-                {
-                    "key": key,
-                    "id": meta["id"],
-                    "sentence": meta["sentence"],
-                    "hypothesis": by_key[key]["hypothesis"],
-                    "language": by_key[key]["language"],
-                    "fps": meta["fps"],
-                    "frames": meta["frames"],
-                    "segments": segments.tolist(),
-                    "thumbnails": thumbnails,
-                }
-            )
-        break
+    batch = first_batch(recipe, data, split, clips)
+    frames_FCHW = batch.video.frames_FCHW
+    firsts = np.concatenate([[0], np.cumsum(batch.video.segment_frames_N.numpy())])
+    position = 0
+    # A dataset of features has no pictures.
+    for key, meta, segments in (
+        zip(batch.keys, batch.metas, batch.segments) if frames_FCHW is not None else ()
+    ):
+        thumbnails = []
+        for start, end in segments.tolist():
+            middle = int((firsts[position] + firsts[position + 1]) // 2)
+            thumbnails.append({"frame": (start + end) // 2, "jpeg": thumbnail(frames_FCHW[middle], width)})
+            position += 1
+        timelines.append(
+            {
+                "key": key,
+                "id": meta["id"],
+                "sentence": meta["sentence"],
+                "hypothesis": by_key[key]["hypothesis"],
+                "language": by_key[key]["language"],
+                "fps": meta["fps"],
+                "frames": meta["frames"],
+                "segments": segments.tolist(),
+                "thumbnails": thumbnails,
+            }
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(timelines, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sage_scale.config import Recipe, Stage, to_yaml
 from sage_scale.errors import UsageError
@@ -153,6 +153,21 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
         record_timing(folder, name, progress.seconds, memory_mb(ranks.device), loop.cut_short)
     distributed.barrier()
     return {"steps": progress.step, "seconds": progress.seconds, **figures}
+
+
+def accumulate(
+    engine: Engine, batch: Batch, chunks: int, summed_loss: Callable[[Batch, slice], Tensor], summands: int
+) -> float:
+    """Run forward and backward of a batch in `chunks` micro-batches; returns this rank's share of the loss.
+
+    `summed_loss` gives the loss of a micro-batch (and its rows), summed; `summands` is their number over all ranks.
+    """
+    total = 0.0
+    for number, rows in enumerate(even_slices(len(batch.keys), chunks)):
+        summed = summed_loss(batch.select(rows) if chunks > 1 else batch, rows)
+        engine.backward(summed / summands, last=number == chunks - 1)
+        total += float(summed.detach())
+    return total / summands
 
 
 def even_slices(clips: int, parts: int) -> Iterator[slice]:

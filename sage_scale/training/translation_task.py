@@ -20,7 +20,7 @@ from sage_scale.training.decode import score_arguments, translate_split
 from sage_scale.training.export import need_tensors
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.language.prepare import check_language_model
-from sage_scale.training.stage import STAGE1, Task, TaskContext, even_slices, global_batch_counts
+from sage_scale.training.stage import STAGE1, Task, TaskContext, accumulate, global_batch_counts
 from sage_scale.training.throughput import video_sizes
 
 
@@ -63,17 +63,14 @@ class TranslationTask(Task):
         # Over ranks and accumulation alike: the loss is a mean over the tokens of the whole global batch.
         tokens = int((labels != -100).sum())
         total_tokens, chunks = global_batch_counts(tokens, len(batch.keys), stage.micro_batch)
-        loss_sum = 0.0
-        for number, rows in enumerate(even_slices(len(batch.keys), chunks)):
-            part = batch.select(rows) if chunks > 1 else batch
-            video, kept = self.outputs.inputs(part, engine)
-            summed, _ = engine.forward(
-                video, kept, labels[rows].to(device), inputs[rows].to(device), stage.label_smoothing
-            )
-            engine.backward(summed / max(total_tokens, 1), last=number == chunks - 1)
-            loss_sum += float(summed.detach())
+
+        def summed(part: Batch, rows: slice) -> Tensor:
+            texts = labels[rows].to(device), inputs[rows].to(device)
+            return engine.forward(*self.outputs.inputs(part, engine), *texts, stage.label_smoothing)[0]
+
+        share = accumulate(engine, batch, chunks, summed, max(total_tokens, 1))
         sizes = self.sizes(batch) | {"text_tokens": float(tokens)}
-        return {"loss": loss_sum / max(total_tokens, 1), **sizes}
+        return {"loss": share, **sizes}
 
     def evaluate(self, step: int) -> tuple[dict[str, float], float]:
         engine, recipe = self.engine, self.recipe

@@ -25,7 +25,7 @@ ENCODER = "backbone"
 
 
 def row_width(vision: Vision) -> int:
-    """Numbers in a row of features of one of BACKBONES."""
+    """Returns numbers in a row of features of one of BACKBONES."""
     if vision.backbone == "keypoints":
         return names.row_width(
             vision.keypoint_layout, velocities=vision.keypoint_velocities, z=vision.keypoint_z
@@ -44,7 +44,7 @@ def check_width(recipe: Recipe) -> None:
 
 
 def check_weights(vision: Vision) -> Path | None:
-    """The file or folder of the weights of a network; None where weights are random.
+    """Returns the file or folder of the weights of a network; None where weights are random.
 
     Raises RecipeError where the recipe has neither weights nor the permission to do without, NoModel where they
     are not there.

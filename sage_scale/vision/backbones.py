@@ -59,7 +59,7 @@ class FrozenBackbone:
         return row_width(self.vision) if self.network is None else self.network.width
 
     def __call__(self, decoded: DecodedClip, seeds: Sequence[int] = ()) -> np.ndarray:
-        """float16 (V, n, C) for the n frames of the clip's stride grid; row r belongs to frame r * stride.
+        """Returns float16 (V, n, C) for the n frames of the clip's stride grid; row r belongs to frame r * stride.
 
         The first view is the plain one, and each of `seeds` decides another; keypoints have the plain one alone.
         """
@@ -72,8 +72,8 @@ class FrozenBackbone:
         return self.pictures(decoded.frames, seeds)
 
     def pictures(self, frames_nHWC: np.ndarray, seeds: Sequence[int] = ()) -> np.ndarray:
-        """float16 (V, n, C) of the uint8 pictures (n, S, S, 3) of one clip; `vision.crop` pixels of them are seen, in
-        the plain view the middle ones."""
+        """Returns float16 (V, n, C) of the uint8 pictures (n, S, S, 3) of one clip; `vision.crop` pixels of them are
+        seen, in the plain view the middle ones."""
         if not len(frames_nHWC):
             return np.zeros((1 + len(seeds), 0, self.dim), np.float16)
         alone: FeatureBatches[int] = FeatureBatches(self)
@@ -84,7 +84,7 @@ class FrozenBackbone:
     def rows(
         self, pixels_BHWC: Tensor, background_BHWC: Tensor | None, clip_seeds_B: Tensor | None = None
     ) -> np.ndarray:
-        """float16 (B, C) of one whole batch of uint8 pictures (B, S, S, 3), S at least `vision.crop`.
+        """Returns float16 (B, C) of one whole batch of uint8 pictures (B, S, S, 3), S at least `vision.crop`.
 
         A picture whose seed is -1 is seen as it is, its middle `vision.crop` pixels; the others are changed as
         `vision.view_augment` says. Row b depends on picture b alone, bit for bit: the batch always has the same shape,

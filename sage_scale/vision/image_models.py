@@ -85,7 +85,8 @@ class ImageModel(nn.Module):
         (folder / PREPROCESSOR).write_text(json.dumps(statistics) + "\n", encoding="utf-8")
 
     def forward(self, frames_FCHW: Tensor, centred: bool = False) -> Tensor:
-        """`frames_FCHW` are floats from 0 to 255, or, `centred`, their difference to a background."""
+        """Returns (F, width). `frames_FCHW` are floats from 0 to 255, or, `centred`, their difference to a
+        background."""
         if not len(frames_FCHW):
             # A rank without frames passes the same modules, whose weights ZeRO-3 gathers in step with the others.
             return self(frames_FCHW.new_zeros(1, *frames_FCHW.shape[1:]), centred)[:0]

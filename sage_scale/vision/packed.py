@@ -38,16 +38,16 @@ class PackedVideo:
 
     @property
     def clips(self) -> int:
-        """B."""
+        """Returns B."""
         return int(self.clip_segments_B.numel())
 
     def frame_clip_F(self) -> Tensor:
-        """int64 (F,): the clip that each frame belongs to."""
+        """Returns int64 (F,): the clip that each frame belongs to."""
         segment_clip_N = torch.repeat_interleave(self.clip_segments_B)
         return torch.repeat_interleave(segment_clip_N, self.segment_frames_N)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> PackedVideo:
-        """The same video on another device."""
+        """Returns the same video on another device."""
         moved = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in vars(self).items()
@@ -57,7 +57,7 @@ class PackedVideo:
 
 
 def mix(key: Tensor, counter: Tensor | int) -> Tensor:
-    """int64 hash of two int64 tensors (or a tensor and a number), elementwise with broadcasting."""
+    """Returns int64 hash of two int64 tensors (or a tensor and a number), elementwise with broadcasting."""
     if isinstance(counter, Tensor):
         z = key + counter * _GOLDEN + _GOLDEN
     else:
@@ -68,7 +68,7 @@ def mix(key: Tensor, counter: Tensor | int) -> Tensor:
 
 
 def uniform(key: Tensor, counter: Tensor | int) -> Tensor:
-    """float32 in [0, 1), of 24 bits, with the shape of `mix(key, counter)`."""
+    """Returns float32 in [0, 1), of 24 bits, with the shape of `mix(key, counter)`."""
     return _shift(mix(key, counter), 40).to(torch.float32) / 2**24
 
 

@@ -31,7 +31,8 @@ def registry_of(world: int, **more: float) -> RankRegistry:
 
 
 def run(
-    registry: RankRegistry, until: float, silent: set[int] = frozenset(), in_long_phase: set[int] = frozenset(), since=0.0
+    registry: RankRegistry, until: float, silent: set[int] = frozenset(),
+    in_long_phase: set[int] = frozenset(), since=0.0,
 ):  # fmt: skip
     """(time, diagnosis) of the first diagnosis while all but `silent` are heard of every second; (until, None) else."""
     now = since
@@ -39,7 +40,9 @@ def run(
         now += STEP
         for rank, state in registry.ranks.items():
             if rank not in silent and state.over is None and round(now * 10) % 10 == 0:
-                registry.heard(now, rank, state.host, at=state.at, step=state.step, in_long_phase=rank in in_long_phase)
+                registry.heard(
+                    now, rank, state.host, at=state.at, step=state.step, in_long_phase=rank in in_long_phase
+                )
         diagnosis = registry.tick(now)
         if diagnosis is not None:
             return now, diagnosis

@@ -94,7 +94,7 @@ class ContextEncoder(nn.Module):
 
 
 def position_mask(lengths_B: Tensor, longest: int) -> Tensor:
-    """bool (B, L), true on tokens; ValueError where a clip has more than `longest` of them."""
+    """Returns a bool mask (B, L), true on tokens. Raises ValueError where a clip has more than `longest` of them."""
     width = int(lengths_B.max()) if lengths_B.numel() else 0
     if width > longest:
         raise ValueError(f"a clip has {width} visual tokens, the language model only {longest} positions")

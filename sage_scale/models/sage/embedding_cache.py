@@ -29,7 +29,7 @@ from sage_scale.vision.packed import PackedVideo
 
 
 def run_task(task: Callable, *arguments: Any) -> Any:
-    """The engine's forward pass where a step has several kinds of them: `engine.forward(task, *arguments)`."""
+    """Returns `task(*arguments)`; the engine's forward pass where a step has several kinds of them."""
     return task(*arguments)
 
 
@@ -43,9 +43,8 @@ class EmbeddingCache:
     def backward(
         self, batch: Batch, text: TextTargets, text_ids_B: Tensor | None, chunks: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """This rank's share of the loss and its parts, as `SageAligner.forward` gives them, detached, with the
-        gradients in the engine, reduced over ranks once. A collective: `chunks` must be the same on every rank.
-        """
+        """Returns this rank's share of the loss and its parts, as `SageAligner.forward` gives them, detached, with the
+        gradients in the engine, reduced over ranks once. A collective: `chunks` must be the same on every rank."""
         device = self.engine.ranks.device
         slices = list(even_slices(len(batch.keys), chunks))
         with torch.no_grad(), statistics_of_chunks(self.model):
@@ -95,7 +94,7 @@ class EmbeddingCache:
         )
 
     def _pull(self, video: PackedVideo, of_scales: list[Tensor], of_outputs: list[Tensor]) -> Tensor:
-        """A number whose gradient is the share's: the outputs weighted with the share's gradient of them."""
+        """Returns a number whose gradient is the share's: the outputs weighted with the share's gradient of them."""
         outputs = [output for output in self.model.encode(video) if output is not None]
         outputs += [self.model.log_scale_embedding, self.model.log_scale_hidden]
         products = [

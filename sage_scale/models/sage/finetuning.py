@@ -71,9 +71,7 @@ class SageOutputs(FrozenOutputs):
         model = self.model
         tokens_ND = kept
         if self.kind == "backbone":
-            seeds_N = (
-                None if video.clip_seeds_B is None else token_seeds(video.clip_seeds_B, video.clip_segments_B)
-            )
+            seeds_N = token_seeds(video.clip_seeds_B, video.clip_segments_B)
             tokens_ND = model.mapper(model.visual.tokens(kept, video.segment_frames_N), seeds_N)
         return model.forward_tokens(tokens_ND, video.clip_segments_B, *text, video.clip_seeds_B)
 

@@ -34,14 +34,15 @@ class TextTargets:
     """int64 (B,): text tokens of each clip, at least 1."""
 
     def to(self, device: torch.device | str) -> TextTargets:
-        """The same targets on another device."""
+        """Returns the same targets on another device."""
         return TextTargets(
             **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
         )
 
 
 def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGeneration, PreTrainedTokenizerBase]:
-    """An mBART model in float32 and its tokenizer, from a Hugging Face folder, or a name in the local cache or hub.
+    """Returns an mBART model in float32 and its tokenizer, from a Hugging Face folder, or a name in the local cache or
+    hub.
 
     Raises CheckpointError, with one line, where it is missing, incomplete or no mBART.
     """
@@ -63,7 +64,7 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
 
 
 def language_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
-    """Token id of a language, given as mBART's code (de_DE) or as BCP 47 (de)."""
+    """Returns token id of a language, given as mBART's code (de_DE) or as BCP 47 (de)."""
     # Never the tag itself: "de" and "en" are ordinary subwords as well.
     found = tokenizer.convert_tokens_to_ids(mbart50_code(language))
     if found is None or found == tokenizer.unk_token_id:
@@ -73,7 +74,7 @@ def language_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:
 
 
 def language_first(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True for mBART-50's form "lang X </s>", false for cc25's "X </s> lang"."""
+    """Returns True for mBART-50's form "lang X </s>", False for cc25's "X </s> lang"."""
     return tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
 
 
@@ -83,7 +84,8 @@ def make_labels(
     languages: Sequence[str],
     max_tokens: int = LONGEST_TEXT,
 ) -> tuple[Tensor, Tensor]:
-    """Labels, -100 on padding, and decoder inputs, both int64 (B, L); sentences are cut after `max_tokens` subwords.
+    """Returns labels, -100 on padding, and decoder inputs, both int64 (B, L); sentences are cut after `max_tokens`
+    subwords.
 
     mBART-50: labels "lang X </s>", the decoder starts with </s>; cc25: "X </s> lang", it starts with lang. The language
     code is a target in both. Inputs are made here since mBART's own shift wraps a label's last token round.
@@ -146,7 +148,7 @@ class TextEncoder:
     def encode(
         self, texts: Sequence[str], languages: Sequence[str], device: torch.device | str = "cpu"
     ) -> TextTargets:
-        """Targets of each text in order; language code and end of sentence took part and are stripped."""
+        """Returns the targets of each text in order; language code and end of sentence took part and are stripped."""
         keys = list(zip(texts, languages, strict=True))
         known = {key: self._kept[key] for key in keys if key in self._kept}
         missing = sorted({key for key in keys if key not in known}, key=lambda key: (len(key[0]), key))

@@ -69,10 +69,8 @@ class SageAligner(nn.Module):
         self.bounds = dict.fromkeys(("log_scale_embedding", "log_scale_hidden"), (-math.inf, greatest))
 
     def encode(self, video: PackedVideo) -> tuple[Tensor, Tensor | None]:
-        """L (N, d_model), and the context encoder's hidden states (N, d_model) or None without one."""
-        seeds_N = (
-            None if video.clip_seeds_B is None else token_seeds(video.clip_seeds_B, video.clip_segments_B)
-        )
+        """Returns L (N, d_model), and the context encoder's hidden states (N, d_model) or None without one."""
+        seeds_N = token_seeds(video.clip_seeds_B, video.clip_segments_B)
         tokens_ND = self.mapper(self.visual(video), seeds_N)
         hidden_ND = None if self.context is None else self.context(tokens_ND, video.clip_segments_B, seeds_N)
         return tokens_ND, hidden_ND
@@ -84,7 +82,7 @@ class SageAligner(nn.Module):
         text_ids_B: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """This rank's share of beta CE + (1 - beta) HS (equation 5), and its parts, detached.
+        """Returns this rank's share of beta CE + (1 - beta) HS (equation 5), and its parts, detached.
 
         Shares sum to the loss of the whole batch over the ranks of `group`; so do `loss_embedding` and `loss_hidden`.
         """
@@ -101,7 +99,7 @@ class SageAligner(nn.Module):
         group: dist.ProcessGroup | None = None,
         log_scales: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `forward`, from what `encode` gave; `log_scales`, each (1,), stand in for the model's own two."""
+        """Returns `forward` from the outputs of `encode`; `log_scales`, each (1,), replace the model's own two."""
         beta = self.beta
         own = (self.log_scale_embedding, self.log_scale_hidden) if log_scales is None else log_scales
         scale_embedding, scale_hidden = (log_scale.exp() for log_scale in own)
@@ -139,10 +137,8 @@ class SageTranslator(nn.Module):
         self._dropout = LanguageModelDropout.of(language_model)
 
     def encode_tokens(self, video: PackedVideo) -> Tensor:
-        """L (N, d_model): what enters the language model; may be kept where the visual side is frozen."""
-        seeds_N = (
-            None if video.clip_seeds_B is None else token_seeds(video.clip_seeds_B, video.clip_segments_B)
-        )
+        """Returns L (N, d_model), the input of the language model; it may be kept where the visual side is frozen."""
+        seeds_N = token_seeds(video.clip_seeds_B, video.clip_segments_B)
         return self.mapper(self.visual(video), seeds_N)
 
     def forward(
@@ -152,7 +148,7 @@ class SageTranslator(nn.Module):
         decoder_input_ids_BL: Tensor,
         label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64).
+        """Returns label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64).
 
         No clips give 0, still connected to every parameter.
         """
@@ -174,7 +170,7 @@ class SageTranslator(nn.Module):
         label_smoothing: float = 0.0,
         clip_seeds_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, from the tokens; `clip_seeds_B` (int64) decide the language model's dropout."""
+        """Returns `forward` from the tokens; `clip_seeds_B` (int64) decide the language model's dropout."""
         count = (labels_BL != -100).sum()
         if clip_segments_B.numel() == 0:
             # One clip of one token of zeros without a target: finite, no loss, and a zero gradient everywhere.
@@ -216,7 +212,8 @@ class SageTranslator(nn.Module):
         max_tokens: int = 150,
         length_penalty: float = 1.0,
     ) -> list[str]:
-        """A sentence for each clip, in its language (an mBART code or BCP 47) and its punctuation, by beam search."""
+        """Returns a sentence for each clip, in its language (an mBART code or BCP 47) and its punctuation, by beam
+        search."""
         return self.generate_tokens(
             self.encode_tokens(video),
             video.clip_segments_B,
@@ -238,7 +235,7 @@ class SageTranslator(nn.Module):
         max_tokens: int = 150,
         length_penalty: float = 1.0,
     ) -> list[str]:
-        """As `generate`, from the tokens."""
+        """Returns `generate` from the tokens."""
         if len(languages) != clip_segments_B.numel():
             raise ValueError(f"{len(languages)} languages for {clip_segments_B.numel()} clips")
         if not languages:

@@ -37,7 +37,7 @@ class VisualOperations:
 
     @classmethod
     def of(cls, recipe: Recipe, language: MBartConfig) -> VisualOperations:
-        """`language` is the language model's configuration."""
+        """Returns the operations of a recipe; `language` is the language model's configuration."""
         model, D, feed = recipe.model, language.d_model, language.encoder_ffn_dim
         frames = recipe.vision.kind == "frames"
         width = encoder_width(model.backbone) if frames else model.feature_dim
@@ -78,7 +78,7 @@ class StepOperations:
         self._recipe, self._visual = recipe, VisualOperations.of(recipe, self._language)
 
     def __call__(self, size: StepSize) -> float:
-        """Of forward and backward of the whole batch, over all ranks."""
+        """Returns the operations of forward and backward of the global batch, over all ranks."""
         visual = self._visual.trained(size.frames, size.visual_tokens)
         if self._first:
             levels = 1 + (self._recipe.model.context_layers > 0 and self._beta < 1)
@@ -90,7 +90,8 @@ class StepOperations:
 
 
 def translation_operations(language: MBartConfig, size: StepSize) -> float:
-    """A forward pass of the language model: its encoder on visual tokens, its decoder on the labels, the vocabulary."""
+    """Returns the operations of a forward pass of the language model: encoder on visual tokens, decoder on labels,
+    vocabulary."""
     D, clips = language.d_model, max(size.clips, 1.0)
     N, M = size.visual_tokens, size.text_tokens
     fed_in, fed_out = language.encoder_ffn_dim, language.decoder_ffn_dim

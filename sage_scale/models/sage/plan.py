@@ -61,18 +61,19 @@ class ClipCost:
 
     @property
     def activation_bytes(self) -> float:
-        """Kept between the clip's forward and backward pass, all its frames at once."""
+        """Returns the bytes kept between the clip's forward and backward pass, all its frames at once."""
         return self.frames * self.frame_bytes + self.after_bytes
 
     def held_bytes(self, clips: float, chunk_frames: int) -> float:
-        """Kept for so many clips whose frames pass the frame encoder in chunks (0: at once)."""
+        """Returns the bytes kept for so many clips whose frames pass the frame encoder in chunks (0: at once)."""
         frames = clips * self.frames
         if not chunk_frames or frames <= chunk_frames:
             return clips * self.activation_bytes
         return chunk_frames * self.frame_bytes + frames * self.frame_output_bytes + clips * self.after_bytes
 
     def step_operations(self, clips: float, passes: int, chunk_frames: int) -> float:
-        """Of a step with so many forward passes of each clip, and one backward; chunks pass once more."""
+        """Returns the operations of a step with so many forward passes of each clip, and one backward; chunks pass once
+        more."""
         again = bool(chunk_frames) and clips * self.frames > chunk_frames
         more = (passes - 1) * self.operations + again * self.frames * self.frame_operations
         return clips * (self.trained_operations + more)
@@ -190,7 +191,8 @@ class Stage1:
         return self.levels * loss_operations(size, way)
 
     def largest_batch(self, memory_bytes: float, way: Way = "ring", micro_batch: int = 0) -> int:
-        """The largest global batch whose step fits into a rank's memory, to within one clip; 0 where none does."""
+        """Returns the largest global batch whose step fits into a rank's memory, to within one clip; 0 where none
+        does."""
         room = (1 - RESERVED) * memory_bytes
         return largest(lambda batch: self.plan(batch, way, micro_batch).device_bytes <= room)
 
@@ -217,7 +219,7 @@ class Stage2:
         self._language = _kept_by_language_model(recipe, clip, config, bf16)
 
     def plan(self, batch: int) -> StepPlan:
-        """A step at a global batch; with `finetune.micro_batch` fewer clips are held at once."""
+        """Returns a step at a global batch; with `finetune.micro_batch` fewer clips are held at once."""
         own = -(-batch // self.ranks)
         held = min(own, self._stage.micro_batch) if self._stage.micro_batch else own
         N, M = self.clip.visual_tokens, self.clip.text_tokens + 2  # language code and end of sentence
@@ -234,7 +236,7 @@ class Stage2:
 
 
 def _kept_by_language_model(recipe: Recipe, clip: ClipSize, config: MBartConfig, bf16: bool) -> float:
-    """Bytes that all layers of mBART keep for a clip."""
+    """Returns bytes that all layers of mBART keep for a clip."""
     plain = replace(
         recipe,
         vision=replace(recipe.vision, kind="features"),
@@ -254,7 +256,7 @@ def _kept_by_language_model(recipe: Recipe, clip: ClipSize, config: MBartConfig,
 
 
 def show_plan(request: PlanRequest) -> Iterator[str | Table]:
-    """Memory of both stages by part at the recipe's batch; stage 1 at others, and the largest that fits."""
+    """Yields the memory of both stages by part at the recipe's batch; stage 1 at others, and the largest that fits."""
     from rich.table import Table
 
     chosen, clip, ranks, device, share = (

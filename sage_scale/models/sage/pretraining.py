@@ -21,11 +21,10 @@ from sage_scale.models.sage.model import SageAligner
 from sage_scale.models.sage.operations import StepOperations
 from sage_scale.nn.frame_encoder import check_frame_encoder
 from sage_scale.shards import Dataset
-from sage_scale.streaming import Batch, open_evaluation
+from sage_scale.streaming import Batch
 from sage_scale.text.tokenizer import encode_texts
-from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
-from sage_scale.training.decode import has_split
+from sage_scale.training.decode import first_batch, gather_clips, split_batches
 from sage_scale.training.engine import Engine
 from sage_scale.training.language.prepare import check_language_model, prepare_language_model
 from sage_scale.training.stage import STAGE1, Task, TaskContext
@@ -88,7 +87,7 @@ class AlignmentTask(Task):
         return dev_figures(self.recipe, self.engine, self.text, self.datasets, "dev")
 
     def finish(self, model: Any, progress: TrainingProgress) -> dict[str, Any]:
-        """`pretrain/visual.safetensors` and `alignment.json`."""
+        """Write `pretrain/visual.safetensors` and `alignment.json`."""
         figures, _ = dev_figures(self.recipe, self.engine, self.text, self.datasets, "dev")
         if self.engine.ranks.is_main:
             export.save_visual(model, self.folder / STAGE1)
@@ -98,14 +97,15 @@ class AlignmentTask(Task):
 
 
 def alignment_texts(recipe: Recipe, metas: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """What each clip is aligned with (the string of its pseudo-glosses, or its sentence), and the languages."""
+    """Returns the text that each clip is aligned with (its pseudo-glosses in one string, or its sentence), and the
+    languages."""
     glosses = recipe.text.target == "pseudo_gloss"
     texts = [" ".join(meta["pseudo_glosses"]) if glosses else meta["sentence"] for meta in metas]
     return texts, [meta["language"] for meta in metas]
 
 
 def text_ids(texts: list[str], device: torch.device) -> torch.Tensor:
-    """int64 (B,): equal texts have equal ids, on every rank."""
+    """Returns int64 (B,): equal texts have equal ids, on every rank."""
     import xxhash
 
     ids = [xxhash.xxh3_64_intdigest(text.encode()) >> 1 for text in texts]
@@ -113,7 +113,8 @@ def text_ids(texts: list[str], device: torch.device) -> torch.Tensor:
 
 
 def repeated_texts(ids_B: torch.Tensor) -> tuple[list[int], int]:
-    """Clips of every rank, and how many of this rank's have the text of another clip of the global batch."""
+    """Returns the clips of every rank, and how many of this rank's have the text of another clip of the global
+    batch."""
     clips = [counts[0] for counts in gather_counts([ids_B.numel()], device=ids_B.device)]
     all_ids = gather_rows(ids_B, clips)
     texts, times = torch.unique(all_ids, return_counts=True)
@@ -124,17 +125,10 @@ def repeated_texts(ids_B: torch.Tensor) -> tuple[list[int], int]:
 def embed_split(
     recipe: Recipe, engine: Engine, text: TextEncoder, data: Sequence[Dataset], split: str
 ) -> list[dict[str, Any]]:
-    """Tokens of every clip of a split, in dataset order, on every rank: key, meta, visual and text tokens."""
+    """Returns tokens of every clip of a split, in dataset order, on every rank: key, meta, visual and text tokens."""
     ranks = engine.ranks
     rows: list[dict[str, Any]] = []
-    if not has_split(data, split):
-        return rows
-    batch_size = recipe.evaluation.batch_size
-    for batch in open_evaluation(
-        data, recipe, split, rank=ranks.rank, world=ranks.world, batch_size=batch_size
-    ):
-        if not batch.keys:
-            continue
+    for batch in split_batches(recipe, data, split, ranks):
         texts, languages = alignment_texts(recipe, batch.metas)
         with engine.precision():
             tokens, hidden = engine.evaluation_model.encode(batch.video.to(ranks.device))
@@ -142,27 +136,31 @@ def embed_split(
         segments = batch.video.clip_segments_B.tolist()
         words = targets.lengths_B.tolist()
         visual = [part.float().cpu() for part in tokens.split(segments)]
-        contexts = (
-            [part.float().cpu() for part in hidden.split(segments)]
-            if hidden is not None
-            else [None] * len(visual)
-        )
+        contexts: list[Any] = [None] * len(visual)
+        if hidden is not None:
+            contexts = [part.float().cpu() for part in hidden.split(segments)]
         lexical = [part.float().cpu() for part in targets.embeddings_MD.split(words)]
         contextual = [part.float().cpu() for part in targets.hidden_MD.split(words)]
-        names = ("place", "key", "meta", "text", "visual", "hidden", "embeddings", "states")
-        places = batch.positions_B.tolist()
-        for values in zip(places, batch.keys, batch.metas, texts, visual, contexts, lexical, contextual):
-            rows.append(dict(zip(names, values)))
-    # Ranks take every W-th clip; the dataset's order is put back.
-    return sorted(
-        (row for part in distributed.gather_objects(rows) for row in part), key=lambda row: row["place"]
-    )
+        names = ("position", "key", "meta", "text", "visual", "hidden", "embeddings", "states")
+        columns = (
+            batch.positions_B.tolist(),
+            batch.keys,
+            batch.metas,
+            texts,
+            visual,
+            contexts,
+            lexical,
+            contextual,
+        )
+        rows += [dict(zip(names, values)) for values in zip(*columns)]
+    return gather_clips(rows)
 
 
 def dev_figures(
     recipe: Recipe, engine: Engine, text: TextEncoder, data: Sequence[Dataset], split: str
 ) -> tuple[dict[str, float], float]:
-    """Loss over the whole split as one batch and retrieval in both directions; the score is minus the loss."""
+    """Returns the loss over the whole split as one batch with retrieval in both directions, and the score, minus the
+    loss."""
     rows = embed_split(recipe, engine, text, data, split)
     if not rows:
         return {"clips": 0}, 0.0
@@ -186,7 +184,7 @@ def dev_figures(
 def similarity_matrices(
     objective: Objective, rows: list[dict[str, Any]], visual_key: str, text_key: str, block: int = 32
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Zv, Zt) of all clips against all texts, in blocks of videos so that memory stays small."""
+    """Returns (Zv, Zt) of all clips against all texts, in blocks of videos so that memory stays small."""
     text = torch.cat([row[text_key] for row in rows])
     text_lengths = torch.tensor([len(row[text_key]) for row in rows])
     parts = []
@@ -207,28 +205,26 @@ def write_alignment(
     path: Path,
     clips: int = 6,
 ) -> None:
-    """Token similarities of a few dev clips, as in the paper's Figure 4, for the report (rank 0 only)."""
-    rows: list[dict[str, Any]] = []
-    split = "dev" if has_split(data, "dev") else "train"
-    for batch in open_evaluation(data, recipe, split, rank=0, world=1, batch_size=clips):
-        texts, languages = alignment_texts(recipe, batch.metas)
-        with engine.precision():
-            tokens, _ = engine.evaluation_model.encode(batch.video.to(engine.ranks.device))
-        targets = text.encode(texts, languages, engine.ranks.device)
-        visual = torch.nn.functional.normalize(tokens.float(), dim=-1).cpu()
-        lexical = torch.nn.functional.normalize(targets.embeddings_MD.float(), dim=-1).cpu()
-        visual_parts = visual.split(batch.video.clip_segments_B.tolist())
-        lexical_parts = lexical.split(targets.lengths_B.tolist())
-        for key, meta, line, v, t in zip(batch.keys, batch.metas, texts, visual_parts, lexical_parts):
-            pieces = tokenizer.convert_ids_to_tokens(encode_texts(tokenizer, [line])[0])
-            rows.append(
-                {
-                    "key": key,
-                    "sentence": meta["sentence"],
-                    "tokens": [piece.replace("\u2581", "") or piece for piece in pieces][: len(t)],
-                    "similarity": np.round((v @ t.T).numpy(), 3).tolist(),
-                    "segments": batch.segments[len(rows)].tolist() if batch.segments else [],
-                }
-            )
-        break
+    """Write token similarities of a few dev clips, as in the paper's Figure 4, for the report (rank 0 only)."""
+    batch = first_batch(recipe, data, "dev", clips)
+    texts, languages = alignment_texts(recipe, batch.metas)
+    with engine.precision():
+        tokens, _ = engine.evaluation_model.encode(batch.video.to(engine.ranks.device))
+    targets = text.encode(texts, languages, engine.ranks.device)
+    visual = torch.nn.functional.normalize(tokens.float(), dim=-1).cpu()
+    lexical = torch.nn.functional.normalize(targets.embeddings_MD.float(), dim=-1).cpu()
+    visual_parts = visual.split(batch.video.clip_segments_B.tolist())
+    lexical_parts = lexical.split(targets.lengths_B.tolist())
+    rows = []
+    for number, (v, t) in enumerate(zip(visual_parts, lexical_parts, strict=True)):
+        pieces = tokenizer.convert_ids_to_tokens(encode_texts(tokenizer, [texts[number]])[0])
+        rows.append(
+            {
+                "key": batch.keys[number],
+                "sentence": batch.metas[number]["sentence"],
+                "tokens": [piece.replace("\u2581", "") or piece for piece in pieces][: len(t)],
+                "similarity": np.round((v @ t.T).numpy(), 3).tolist(),
+                "segments": batch.segments[number].tolist() if batch.segments else [],
+            }
+        )
     path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from sage_scale.reporting.sections import BROKEN
 
 
 def alignments(record: RunRecord) -> Markup:
-    """The token similarity matrices (SAGE, Fig. 4)."""
+    """Returns the token similarity matrices (SAGE, Fig. 4)."""
     fps = float(record.setting("vision.fps", 25.0))
     found = []
     for row in record.own.get("alignment.json", []):

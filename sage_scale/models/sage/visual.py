@@ -54,7 +54,7 @@ class TemporalConv(nn.Conv1d):
 
 
 def neighbour_frames(segment_frames_N: Tensor, kernel: int) -> Tensor:
-    """int64 (F, kernel): the frames that each frame's window covers, clamped to the frame's own segment."""
+    """Returns int64 (F, kernel): the frames that each frame's window covers, clamped to the frame's own segment."""
     first_N = segment_frames_N.cumsum(0) - segment_frames_N
     segment_F = torch.repeat_interleave(segment_frames_N)
     first_F = first_N[segment_F]

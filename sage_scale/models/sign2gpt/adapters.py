@@ -76,11 +76,11 @@ class SignMemory:
         self.text, self.signs = RowSeeds(), RowSeeds()
 
     def show(self, features_BSD: Tensor, mask_BS: Tensor, keep: bool = False) -> None:
-        """From now on these; with `keep`, keys and values are made once, however often layers are passed."""
+        """Set the features; with `keep`, keys and values are made once, however often layers are passed."""
         self.features_BSD, self.mask_BS, self.kept = features_BSD, mask_BS, {} if keep else None
 
     def clear(self) -> None:
-        """Nothing to look at."""
+        """Remove the features."""
         self.features_BSD = self.mask_BS = self.kept = None
 
 
@@ -146,7 +146,7 @@ class GatedCrossAttention(nn.Module):
         self._memory = memory
 
     def forward(self) -> Tensor | None:
-        """(B, L, heads * head) for the pass that the input projections have just seen; None without signs."""
+        """Returns (B, L, heads * head) for the pass that the input projections have just seen; None without signs."""
         attention, _, form = self._shared
         first = getattr(attention, form.inputs[0])
         if self._memory.features_BSD is None or first.seen is None:
@@ -181,7 +181,8 @@ class GatedCrossAttention(nn.Module):
         return made[0], made[1]
 
     def part(self, given_BLD: Tensor, place: int) -> Tensor:
-        """Queries (0), keys (1) or values (2) of what a projection gave: all of it, unless it joins the three."""
+        """Returns the queries (0), keys (1) or values (2) of a projection's output: all of it, unless it joins the
+        three."""
         if len(self._shared[2].inputs) == 3:
             return given_BLD
         return given_BLD.unflatten(-1, (-1, 3, self.head))[..., place, :].flatten(-2)

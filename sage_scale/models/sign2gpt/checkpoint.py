@@ -35,14 +35,14 @@ VIT = "spatial.backbone.dino."
 
 
 def frozen_models(model: nn.Module) -> dict[str, str]:
-    """Prefix of each frozen model's names in `model`, by what the recipe calls it."""
+    """Returns the prefix of each frozen model's names in `model`, by the recipe's name of it."""
     prefixes = {"language_model": "decoder.language_model.", "vit_weights": VIT}
     names = [name for name, _ in model.named_parameters()]
     return {key: prefix for key, prefix in prefixes.items() if any(name.startswith(prefix) for name in names)}
 
 
 def plain_name(name: str) -> str | None:
-    """transformers' own name of a frozen model's tensor; None where the tensor is one of ours."""
+    """Returns transformers' own name of a frozen model's tensor; None where the tensor is one of ours."""
     parts = name.split(".")
     if any(part in _TRAINED or part.endswith("_lora") for part in parts):
         return None
@@ -50,7 +50,7 @@ def plain_name(name: str) -> str | None:
 
 
 def adapter_state(model: SignFeatures) -> dict[str, Tensor]:
-    """Every tensor of the model that is not a frozen model's own, by name."""
+    """Returns every tensor of the model that is not a frozen model's own, by name."""
     prefixes = tuple(frozen_models(model).values())
     state = {}
     for name, value in model.state_dict().items():
@@ -76,7 +76,7 @@ def save_signs(model: SignFeatures, recipe: Recipe, path: Path) -> None:
 
 
 def frozen_hash(model: nn.Module, prefix: str) -> str:
-    """sha256 over names, shapes and values of a frozen model, rounded to bfloat16.
+    """Returns sha256 over names, shapes and values of a frozen model, rounded to bfloat16.
 
     Rounded, because the same model may be held in float32 or bfloat16; its adapters do not matter.
     """
@@ -159,7 +159,7 @@ def load_adapters(model: SignFeatures, folder: str | Path) -> None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """adapters.json, checked; raises CheckpointError in one line."""
+    """Returns adapters.json, checked. Raises CheckpointError in one line."""
     if not (folder / DESCRIPTION).is_file():
         raise CheckpointError(f"{folder} holds no adapters ({DESCRIPTION})")
     try:

@@ -44,7 +44,7 @@ class SignDecoder(nn.Module):
         label_smoothing: float = 0.0,
         clip_seeds_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64).
+        """Returns label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64).
 
         No clips give 0, still connected to every trained parameter. `clip_seeds_B` (int64) decide the dropout of LoRA.
         """
@@ -68,7 +68,7 @@ class SignDecoder(nn.Module):
     def hidden(
         self, tokens_ND: Tensor, lengths_B: Tensor, input_ids_BL: Tensor, clip_seeds_B: Tensor | None = None
     ) -> Tensor:
-        """(B, L, hidden): the language model's last states of a text, teacher-forced.
+        """Returns (B, L, hidden): the language model's last states of a text, teacher-forced.
 
         Texts are padded at their ends, which a causal model does not see.
         """
@@ -106,7 +106,7 @@ class SignDecoder(nn.Module):
         max_tokens: int = 64,
         length_penalty: float = 1.0,
     ) -> list[str]:
-        """A sentence for each clip, by beam search (section 4.2) from "</s>" on.
+        """Returns a sentence for each clip, by beam search (section 4.2) from "</s>" on.
 
         The keys and values of text and of signs are kept, those of signs once for all beams of a clip.
         """
@@ -134,7 +134,7 @@ class SignDecoder(nn.Module):
 def make_texts(
     tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], max_tokens: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """Labels "X </s>", -100 on padding, and inputs "</s> X", both int64 (B, L).
+    """Returns labels "X </s>", -100 on padding, and inputs "</s> X", both int64 (B, L).
 
     The whole, "</s> X </s>", has at most `max_tokens` subwords: a longer sentence is cut, its end mark kept.
     """
@@ -150,14 +150,15 @@ def make_texts(
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The padding token, or the end mark where a model has none."""
+    """Returns the padding token, or the end mark where a model has none."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def load_causal_model(
     folder: str | Path, dtype: str = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, from a Hugging Face folder, or a name in the local cache or hub.
+    """Returns a causal language model and its tokenizer, from a Hugging Face folder, or a name in the local cache or
+    hub.
 
     Raises CheckpointError, with one line, where it is missing, incomplete or of a family that cannot be adapted.
     """

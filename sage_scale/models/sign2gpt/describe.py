@@ -28,7 +28,7 @@ _XGLM = {
 
 
 def sign2gpt_modules(recipe: Recipe) -> dict[str, nn.Module]:
-    """The parts of Table 1b by name, without values."""
+    """Returns the parts of Table 1b by name, without values."""
     settings = replace(recipe.model.sign2gpt, vit_weights="")
     recipe = replace(recipe, model=replace(recipe.model, sign2gpt=settings))
     with torch.device("meta"):
@@ -59,7 +59,7 @@ def note(recipe: Recipe) -> str:
 
 
 def prototype_head_parameters(recipe: Recipe) -> int:
-    """Trained parameters of stage 1's head."""
+    """Returns trained parameters of stage 1's head."""
     with torch.device("meta"):
         head = PrototypeHead(
             recipe.model.sign2gpt.width, recipe.prototypes, torch.zeros(0, recipe.prototypes.dim)
@@ -68,7 +68,7 @@ def prototype_head_parameters(recipe: Recipe) -> int:
 
 
 def causal_model_config(recipe: Recipe) -> PreTrainedConfig:
-    """The configuration of the recipe's language model, without a download.
+    """Returns the configuration of the recipe's language model, without a download.
 
     Raises CheckpointError where `model.language_model` is neither a known name nor a folder with a config.json.
     """

@@ -33,7 +33,7 @@ class Windows:
         self.mask_N1QK = ((query_NQ[:, :, None] == key_NK[:, None, :]) & band_QK)[:, None]
 
     def attend(self, q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor) -> Tensor:
-        """(N, heads, D): softmax of scaled products inside each row's window, times the values."""
+        """Returns (N, heads, D): softmax of scaled products inside each row's window, times the values."""
         if not self.blocks:
             return q_NHD + 0 * (k_NHD + v_NHD)
         queries = F.pad(q_NHD, (0, 0, 0, 0, 0, self.spare)).unflatten(0, (self.blocks, BLOCK)).transpose(1, 2)
@@ -42,7 +42,7 @@ class Windows:
         return out.transpose(1, 2).flatten(0, 1)[: q_NHD.shape[0]]
 
     def _windows(self, rows: Tensor, value: int = 0) -> Tensor:
-        """Each block's rows with those in reach, along a new last dimension: a view, not a copy."""
+        """Returns each block's rows with those in reach, along a new last dimension: a view, not a copy."""
         if not self.blocks:
             return rows.new_zeros(0, BLOCK + 2 * self.reach)
         sides = (0, 0) * (rows.ndim - 1) + (self.reach, self.reach + self.spare)
@@ -66,7 +66,7 @@ class DenseMask:
         self.mask_B1LL = (mask_BLL | torch.eye(width, dtype=torch.bool, device=lengths_B.device))[:, None]
 
     def attend(self, q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor) -> Tensor:
-        """As `Windows.attend`; memory grows with the square of the longest clip where torch has no fused way."""
+        """Returns `Windows.attend`; memory grows with the square of the longest clip where torch has no fused way."""
         if not q_NHD.shape[0]:
             return q_NHD + 0 * (k_NHD + v_NHD)
         q, k, v = (self._padded(x_NHD) for x_NHD in (q_NHD, k_NHD, v_NHD))

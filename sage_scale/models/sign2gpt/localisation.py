@@ -12,9 +12,8 @@ import torch
 
 from sage_scale.models.sign2gpt.run_prototypes import target_glosses
 from sage_scale.models.sign2gpt.spatial import clip_frames
-from sage_scale.streaming import open_evaluation
 from sage_scale.streaming.packing import grid_rows, run_indices
-from sage_scale.training.decode import has_split
+from sage_scale.training.decode import first_batch
 from sage_scale.training.engine import Engine
 from sage_scale.training.evaluate_run import thumbnail
 from sage_scale.training.stage import TaskContext
@@ -35,58 +34,56 @@ def write_localisation(
     `there`, `presence`, `values` (S)) in the order of their strongest token, and `pictures` (`frame`, `jpeg`).
     """
     recipe, datasets = context.recipe, context.datasets
-    split = "dev" if has_split(datasets, "dev") else "train"
+    batch = first_batch(recipe, datasets, "dev", CLIPS)
     clip_rows: list[dict[str, Any]] = []
-    for batch in open_evaluation(datasets, recipe, split, rank=0, world=1, batch_size=CLIPS):
-        with engine.precision():
-            scores = model.scores(batch.video.to(engine.ranks.device))
-            lengths_B = model.sign_encoder.token_lengths(clip_frames(batch.video))
-        presence_BU = scores.presence_BU.float().cpu()
-        packed = 0
-        maps = scores.localisation_NU.float().cpu().split(lengths_B.tolist())
-        for row, (meta, localised_SU) in enumerate(zip(batch.metas, maps, strict=True)):
-            grid = _stored_frames(batch.segments[row], meta)
-            there = set(target_glosses(recipe, meta))
-            shown = [
-                number
-                for number, gloss in enumerate(vocabulary)
-                if gloss in there or presence_BU[row, number] > recipe.prototypes.threshold
-            ]
-            shown.sort(key=lambda number: int(localised_SU[:, number].argmax()))
-            step = max(1, len(grid) // PICTURES)
-            frames = batch.video.frames_FCHW
-            clip_rows.append(
-                {
-                    "key": batch.keys[row],
-                    "sentence": meta["sentence"],
-                    "fps": meta["fps"],
-                    "frames": meta["frames"],
-                    "threshold": recipe.prototypes.threshold,
-                    "times": grid[:: 2 if len(localised_SU) < len(grid) else 1],
-                    "rows": [
-                        {
-                            "gloss": vocabulary[number],
-                            "there": vocabulary[number] in there,
-                            "presence": round(float(presence_BU[row, number]), 3),
-                            "values": np.round(localised_SU[:, number].numpy(), 4).tolist(),
-                        }
-                        for number in shown
-                    ],
-                    "pictures": []
-                    if frames is None
-                    else [
-                        {"frame": grid[place], "jpeg": thumbnail(frames[packed + place], width)}
-                        for place in range(step // 2, len(grid), step)
-                    ],
-                }
-            )
-            packed += len(grid)
-        break
+    with engine.precision():
+        scores = model.scores(batch.video.to(engine.ranks.device))
+        lengths_B = model.sign_encoder.token_lengths(clip_frames(batch.video))
+    presence_BU = scores.presence_BU.float().cpu()
+    packed = 0
+    maps = scores.localisation_NU.float().cpu().split(lengths_B.tolist())
+    for row, (meta, localised_SU) in enumerate(zip(batch.metas, maps, strict=True)):
+        grid = _stored_frames(batch.segments[row], meta)
+        there = set(target_glosses(recipe, meta))
+        shown = [
+            number
+            for number, gloss in enumerate(vocabulary)
+            if gloss in there or presence_BU[row, number] > recipe.prototypes.threshold
+        ]
+        shown.sort(key=lambda number: int(localised_SU[:, number].argmax()))
+        step = max(1, len(grid) // PICTURES)
+        frames = batch.video.frames_FCHW
+        clip_rows.append(
+            {
+                "key": batch.keys[row],
+                "sentence": meta["sentence"],
+                "fps": meta["fps"],
+                "frames": meta["frames"],
+                "threshold": recipe.prototypes.threshold,
+                "times": grid[:: 2 if len(localised_SU) < len(grid) else 1],
+                "rows": [
+                    {
+                        "gloss": vocabulary[number],
+                        "there": vocabulary[number] in there,
+                        "presence": round(float(presence_BU[row, number]), 3),
+                        "values": np.round(localised_SU[:, number].numpy(), 4).tolist(),
+                    }
+                    for number in shown
+                ],
+                "pictures": []
+                if frames is None
+                else [
+                    {"frame": grid[place], "jpeg": thumbnail(frames[packed + place], width)}
+                    for place in range(step // 2, len(grid), step)
+                ],
+            }
+        )
+        packed += len(grid)
     path.write_text(json.dumps(clip_rows, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _stored_frames(segments_N2: np.ndarray, meta: dict[str, Any]) -> list[int]:
-    """The frame numbers of the packed frames of a clip."""
+    """Returns the frame numbers of the packed frames of a clip."""
     stride = int(meta["frame_stride"])
     rows = np.array([-(-int(meta["frames"]) // stride)])
     runs = grid_rows(segments_N2, np.array([len(segments_N2)]), stride, rows)

@@ -41,7 +41,7 @@ class Lora(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, width_out), in the type of `x_BLD` (or of the autocast that is on)."""
+        """Returns (B, L, width_out), in the type of `x_BLD` (or of the autocast that is on)."""
         kind, autocast = x_BLD.dtype, torch.is_autocast_enabled(x_BLD.device.type)
         if not autocast:  # frozen layers may be held in less precision than these
             x_BLD = x_BLD.to(self.down.weight.dtype)
@@ -56,7 +56,7 @@ class Lora(nn.Module):
 
     @torch.no_grad()
     def product(self) -> Tensor:
-        """(width_out, width_in): what it adds to the frozen weight in eval mode."""
+        """Returns (width_out, width_in): what it adds to the frozen weight in eval mode."""
         return self.scale * (self.up.weight @ self.down.weight)
 
 

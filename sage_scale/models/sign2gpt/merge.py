@@ -75,13 +75,15 @@ def merge_export(model: Sign2GptTranslator, tokenizer: Any, recipe: Recipe, fold
 
 
 def vit_beside(folder: Path) -> list[str]:
-    """Overrides for the recipe of a merged folder, which may have been moved since: its own vision transformer."""
+    """Returns overrides for the recipe of a merged folder, which may have been moved since: its own vision
+    transformer."""
     return [f"model.sign2gpt.vit_weights={folder / VIT}"] if (folder / VIT).is_dir() else []
 
 
 @torch.no_grad()
 def plain_model(adapted: Any) -> Any:
-    """A model of transformers' class with each pair added to its frozen weight, float32; the adapted one stays."""
+    """Returns a model of transformers' class with each pair added to its frozen weight, float32; the adapted one
+    stays."""
     state = {}
     for name, value in adapted.state_dict().items():
         plain = plain_name(name)
@@ -102,7 +104,7 @@ def plain_model(adapted: Any) -> Any:
 
 
 def _products(adapted: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """transformers' name of each weight that has a pair, and what the pair adds."""
+    """Yields transformers' name of each weight that has a pair, and the product that the pair adds."""
     for name, module in adapted.named_modules():
         if isinstance(module, LoraLinear):
             yield f"{plain_name(name)}.weight", module.lora.product()
@@ -112,8 +114,8 @@ def _products(adapted: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _over_merged(model: Sign2GptTranslator, over: Sign2GptTranslator) -> dict[str, Tensor]:
-    """The tensors of `over`, the same model over merged weights: pairs of self-attention and DINOv2 are zero, those of
-    cross-attention of twice the rank."""
+    """Returns the tensors of `over`, the same model over merged weights: pairs of self-attention and DINOv2 are zero,
+    those of cross-attention of twice the rank."""
     old = adapter_state(model)
     state = {}
     for name, value in adapter_state(over).items():

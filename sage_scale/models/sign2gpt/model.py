@@ -38,7 +38,7 @@ class SignFeatures(nn.Module):
             self.sign_encoder = SignEncoder(recipe.model.sign2gpt)
 
     def encode(self, video: PackedVideo) -> tuple[Tensor, Tensor]:
-        """Z (N, width) and the tokens of each clip, int64 (B,); in training, of the frames that are drawn.
+        """Returns Z (N, width) and the tokens of each clip, int64 (B,); in training, of the frames that are drawn.
 
         With `spatial=signs` the video's features are Z. Raises ValueError where it has none.
         """
@@ -62,7 +62,7 @@ class Sign2GptPretrainer(SignFeatures):
         self.head = PrototypeHead(recipe.model.sign2gpt.width, recipe.prototypes, prototypes_UD)
 
     def forward(self, video: PackedVideo, classes_G: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss summed over clips and prototypes, times `prototypes.weight`, and the number of summands (int64).
+        """Returns loss summed over clips and prototypes, times `prototypes.weight`, and the number of summands (int64).
 
         `classes_G` and `counts_B` are the clips' pseudo-glosses, as `prototype_loss` takes them. No clips give 0, still
         connected to every trained parameter.
@@ -71,7 +71,7 @@ class Sign2GptPretrainer(SignFeatures):
         return self.head.settings.weight * loss, count
 
     def scores(self, video: PackedVideo) -> PrototypeScores:
-        """Presence and localisation of every prototype in every clip."""
+        """Returns presence and localisation of every prototype in every clip."""
         tokens_ND, lengths_B = self.encode(video)
         return PrototypeScores(*self.head(tokens_ND, lengths_B, video.clip_seeds_B))
 
@@ -95,7 +95,7 @@ class Sign2GptTranslator(SignFeatures):
         input_ids_BL: Tensor,
         label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64)."""
+        """Returns label-smoothed cross-entropy summed over the labels that are not -100, and their number (int64)."""
         tokens_ND, lengths_B = self.encode(video)
         return self.decoder(
             tokens_ND, lengths_B, labels_BL, input_ids_BL, label_smoothing, video.clip_seeds_B
@@ -111,8 +111,8 @@ class Sign2GptTranslator(SignFeatures):
         max_tokens: int = 64,
         length_penalty: float = 1.0,
     ) -> list[str]:
-        """A sentence for each clip by beam search, in the language that was trained; `languages` (BCP 47, one a clip)
-        say whose punctuation to bring back."""
+        """Returns a sentence for each clip by beam search, in the language that was trained; `languages` (BCP 47, one a
+        clip) say whose punctuation to bring back."""
         tokens_ND, lengths_B = self.encode(video)
         sentences = self.decoder.generate(tokens_ND, lengths_B, tokenizer, beams, max_tokens, length_penalty)
         if not languages:

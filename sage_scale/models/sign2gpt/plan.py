@@ -93,7 +93,7 @@ class Sign2GptPlan:
         )
 
     def largest_batch(self, stage: str, memory_bytes: float) -> int:
-        """The largest global batch whose step fits into a rank's memory; 0 where none does."""
+        """Returns the largest global batch whose step fits into a rank's memory; 0 where none does."""
         room = (1 - RESERVED) * memory_bytes
         return largest(lambda batch: self.plan(stage, batch).device_bytes <= room, limit=1 << 20)
 
@@ -117,7 +117,8 @@ class Sign2GptPlan:
         return replace(found, frozen=frozen, rounded=found.rounded + rounded)
 
     def _visual(self, stage: str, clips: float) -> tuple[float, float, float, float]:
-        """(stored frames, held below the adapters, kept by the spatial model and by the sign encoder) of clips."""
+        """Returns (stored frames, held below the adapters, kept by the spatial model and by the sign encoder) of
+        clips."""
         recipe, g = self.recipe, self._settings
         settings: Stage = getattr(recipe, stage)
         frames = clips * self.clip.frames
@@ -137,7 +138,8 @@ class Sign2GptPlan:
         return pixels, below + waiting, waiting + at_once * per_frame, signs
 
     def _measure_signs(self, precision: str) -> dict[str, float]:
-        """Bytes that the spatial model, the sign encoder and, behind them, stage 1's head and loss keep for a clip."""
+        """Returns bytes that the spatial model, the sign encoder and, behind them, stage 1's head and loss keep for a
+        clip."""
         recipe, frames = self.recipe, round(self.clip.frames)
         plain = replace(
             recipe,
@@ -163,7 +165,7 @@ class Sign2GptPlan:
         return kept_per_clip(forward, model, {"spatial": [model.spatial], "signs": [model.sign_encoder]})
 
     def _measure_decoder(self) -> float:
-        """Bytes that all layers of the language model keep for a clip."""
+        """Returns bytes that all layers of the language model keep for a clip."""
         config, settings = self._config, self._settings
         decoder = without_memory(
             lambda: SignDecoder(settings, AutoModelForCausalLM.from_config(config)).train()
@@ -180,7 +182,7 @@ class Sign2GptPlan:
 
 
 def show_plan(request: PlanRequest) -> Iterator[str | Table]:
-    """Both stages' steps by part, at the recipe's batch and others."""
+    """Yields both stages' steps by part, at the recipe's batch and others."""
     plan = Sign2GptPlan(request.recipe, request.clip, request.ranks, request.prototypes)
     gpu, device, batches, share = request.gpu, request.device, request.batches, request.share
     recipe, clip = plan.recipe, plan.clip

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 def places(lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-    """int64 (N,) each: the clip of every packed row, and its place in that clip."""
+    """Returns int64 (N,) each: the clip of every packed row, and its place in that clip."""
     clip_N = torch.repeat_interleave(lengths_B)
     starts_B = lengths_B.cumsum(0) - lengths_B
     return clip_N, torch.arange(clip_N.numel(), device=clip_N.device) - starts_B[clip_N]
 
 
 def sine_positions(place_N: Tensor, width: int) -> Tensor:
-    """float32 (N, width): sine in even columns, cosine in odd ones (Vaswani et al. 2017, section 3.5)."""
+    """Returns float32 (N, width): sine in even columns, cosine in odd ones (Vaswani et al. 2017, section 3.5)."""
     column_D = torch.arange(width, device=place_N.device)
     rate_D = torch.exp(-math.log(10_000) * (2 * (column_D // 2) / width))
     angle_ND = place_N[:, None].float() * rate_D
@@ -24,14 +24,15 @@ def sine_positions(place_N: Tensor, width: int) -> Tensor:
 
 
 def rotations(place_N: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """float32 cosine and sine, each (N, width), that `rotate` takes for heads of this width."""
+    """Returns float32 cosine and sine, each (N, width), that `rotate` takes for heads of this width."""
     rate = 10_000 ** (-torch.arange(0, width, 2, device=place_N.device).float() / width)
     angle = (place_N[:, None].float() * rate).repeat(1, 2)
     return angle.cos(), angle.sin()
 
 
 def rotate(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    """Rows turned by their place: products of queries and keys then depend on distances (RoFormer, Su et al. 2021).
+    """Returns the rows rotated by their position: products of queries and keys then depend on distances (RoFormer, Su
+    et al. 2021).
 
     A column is paired with the one half the width away, as in GPT-NeoX.
     """
@@ -58,7 +59,7 @@ class TokenPositions(nn.Module):
                 nn.init.normal_(self.table, std=0.02)
 
     def forward(self, tokens_ND: Tensor, place_N: Tensor) -> Tensor:
-        """The tokens, (N, D), with their places added."""
+        """Returns the tokens, (N, D), with their places added."""
         if self.kind == "none":
             return tokens_ND
         if self.kind == "sine":

@@ -20,11 +20,11 @@ from sage_scale.models.sign2gpt.prototypes import prototype_loss
 from sage_scale.models.sign2gpt.run_prototypes import check_vectors, load_or_make_prototypes, target_glosses
 from sage_scale.models.sign2gpt.spatial import check_spatial, frozen_files, sizes
 from sage_scale.shards import Dataset, read_metadata
-from sage_scale.streaming import Batch, open_evaluation
+from sage_scale.streaming import Batch
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
-from sage_scale.training.decode import has_split
-from sage_scale.training.stage import STAGE1, Task, TaskContext, even_slices, global_batch_counts
+from sage_scale.training.decode import has_split, split_batches
+from sage_scale.training.stage import STAGE1, Task, TaskContext, accumulate, global_batch_counts
 
 SCORES = "prototypes.json"
 """Precision, recall and F1 of each split, in the run's folder."""
@@ -51,7 +51,7 @@ class PrototypeTask(Task):
         return Sign2GptPretrainer(self.recipe, self.prototypes_UD)
 
     def targets(self, metas: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """What `prototype_loss` takes, on the engine's device."""
+        """Returns the arguments of `prototype_loss`, on the engine's device."""
         classes_G, counts_B = self.vocabulary.targets(target_glosses(self.recipe, meta) for meta in metas)
         device = self.context.ranks.device
         return classes_G.to(device), counts_B.to(device)
@@ -63,12 +63,11 @@ class PrototypeTask(Task):
         # No clip is another's negative: micro-batches add up to the batch, and are no approximation.
         clips, chunks = global_batch_counts(len(batch.keys), len(batch.keys), self.stage.micro_batch)
         summands = max(clips * len(self.vocabulary.glosses), 1)
-        share = 0.0
-        for number, rows in enumerate(even_slices(len(batch.keys), chunks)):
-            part = batch.select(rows) if chunks > 1 else batch
-            summed, _ = engine.forward(part.video.to(engine.ranks.device), *self.targets(part.metas))
-            engine.backward(summed / summands, last=number == chunks - 1)
-            share += float(summed.detach()) / summands
+
+        def summed(part: Batch, rows: slice) -> Tensor:
+            return engine.forward(part.video.to(engine.ranks.device), *self.targets(part.metas))[0]
+
+        share = accumulate(engine, batch, chunks, summed, summands)
         glosses = float(self.targets(batch.metas)[1].sum())
         # Temperatures are the same on every rank and are counted once.
         first = float(engine.ranks.is_main)
@@ -81,7 +80,7 @@ class PrototypeTask(Task):
         return (figures, -figures["loss"]) if figures else ({"clips": 0}, 0.0)
 
     def finish(self, model: Any, progress: TrainingProgress) -> dict[str, Any]:
-        """`pretrain/visual.safetensors`, `prototypes.json` and `localisation.json`."""
+        """Write `pretrain/visual.safetensors`, `prototypes.json` and `localisation.json`."""
         figures = {split: self.split_figures(split) for split in ("dev", "test")}
         if self.context.ranks.is_main:
             save_signs(model, self.recipe, self.context.folder / STAGE1)
@@ -92,22 +91,14 @@ class PrototypeTask(Task):
 
     @torch.no_grad()
     def split_figures(self, split: str) -> dict[str, float]:
-        """Loss and scores of a split with the engine's evaluation model; empty where there is none (a collective)."""
+        """Returns loss and scores of a split with the engine's evaluation model; empty where there is none (a
+        collective)."""
         datasets, ranks, recipe = self.context.datasets, self.context.ranks, self.recipe
         if not has_split(datasets, split):
             return {}
         counted = PresenceCounts.none(len(self.vocabulary.glosses))
         loss = 0.0
-        for batch in open_evaluation(
-            datasets,
-            recipe,
-            split,
-            rank=ranks.rank,
-            world=ranks.world,
-            batch_size=recipe.evaluation.batch_size,
-        ):
-            if not batch.keys:
-                continue
+        for batch in split_batches(recipe, datasets, split, ranks):
             classes_G, counts_B = self.targets(batch.metas)
             with self.engine.precision():
                 presence_BU = self.engine.evaluation_model.scores(batch.video.to(ranks.device)).presence_BU
@@ -123,7 +114,7 @@ class PrototypeTask(Task):
         return {"loss": sum(part[1] for part in parts) / summands, **every.scores()}
 
     def _write_scores(self, figures: dict[str, dict[str, float]], path: Path) -> None:
-        """What the report shows: scores of each split beside what guessing by frequency gives."""
+        """Write the scores of each split, and those of guessing by frequency, for the report."""
         metas = [meta for dataset in self.context.datasets for meta in read_metadata(dataset)]
 
         def classes(split: str) -> list[list[int]]:

@@ -99,10 +99,10 @@ class PrototypeHead(nn.Module):
     def forward(
         self, tokens_ND: Tensor, lengths_B: Tensor, clip_seeds_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Localisation (N, U) and presence (B, U) of every prototype; `clip_seeds_B` decide the dropout, and are
-        needed in training. A tuple: ZeRO-3 finds no tensors in other things, and then loses the temperatures'
+        """Returns localisation (N, U) and presence (B, U) of every prototype; `clip_seeds_B` decide the dropout, and
+        are needed in training. A tuple: ZeRO-3 finds no tensors in other things, and then loses the temperatures'
         gradients."""
-        seeds_N = None if clip_seeds_B is None else token_seeds(clip_seeds_B, lengths_B)
+        seeds_N = token_seeds(clip_seeds_B, lengths_B)
         dropped_ND = keyed_dropout(tokens_ND, seeds_N, self.settings.dropout, _SALT, self.training)
         low, high = self.settings.tau_min, self.settings.tau_max
         scores = prototype_scores(

@@ -25,7 +25,7 @@ VECTORS = {
 
 
 def prototype_scores(record: RunRecord) -> Markup:
-    """Precision, recall and F1 of each split, micro and macro, above what guessing by frequency gives."""
+    """Returns precision, recall and F1 of each split, micro and macro, above what guessing by frequency gives."""
     said = record.own.get("prototypes.json", {})
     splits, rows = said.get("splits"), []
     for split, values in splits.items() if isinstance(splits, Mapping) else ():
@@ -43,7 +43,7 @@ def _figures(values: Mapping[str, Any]) -> list[str]:
 
 
 def localisation_maps(record: RunRecord) -> Markup:
-    """A map for each clip, frames beneath it."""
+    """Returns a map for each clip, with frames beneath it."""
     found = []
     for clip in record.own.get("localisation.json", []):
         try:
@@ -56,7 +56,8 @@ def localisation_maps(record: RunRecord) -> Markup:
 
 
 def localisation_map(clip: Mapping[str, Any]) -> str:
-    """Rows of cells over time, 960 wide: opacity is the localisation over the clip's largest; frames beneath."""
+    """Returns rows of cells over time, 960 wide: opacity is the localisation over the clip's largest; frames
+    beneath."""
     rows, times = clip["rows"], [float(time) for time in clip["times"]]
     frames, fps, threshold = int(clip["frames"]), float(clip["fps"]), float(clip["threshold"])
     if not rows or not times or frames <= 0 or fps <= 0:
@@ -123,7 +124,7 @@ def _typical(times: Sequence[float]) -> float:
 def _apart(
     pictures: Sequence[Mapping[str, Any]], left: float, right: float, scale: float
 ) -> list[tuple[Mapping[str, Any], float]]:
-    """Pictures with their places, centred on their frames; those that would overlap are left out."""
+    """Returns pictures with their places, centred on their frames; those that would overlap are left out."""
     placed: list[tuple[Mapping[str, Any], float]] = []
     for picture in pictures:
         x = left + float(picture["frame"]) * scale - PICTURE / 2

@@ -34,12 +34,12 @@ class Rows:
 
     @property
     def clip_N(self) -> Tensor:
-        """int64 (N,): the clip of each row."""
+        """Returns int64 (N,): the clip of each row."""
         return self._places[0]
 
     @property
     def place_N(self) -> Tensor:
-        """int64 (N,): the place of each row in its clip."""
+        """Returns int64 (N,): the place of each row in its clip."""
         return self._places[1]
 
     @cached_property
@@ -48,13 +48,14 @@ class Rows:
 
     @cached_property
     def attention(self) -> Windows | DenseMask:
-        """What attends, made once for all layers on these rows."""
+        """Returns the attention of these rows, made once for all layers."""
         if self.window and not self.padded:
             return Windows(self.clip_N, self.window)
         return DenseMask(self.lengths_B, self.real_B, self.window)
 
     def halved(self) -> Rows:
-        """ceil(n / 2) rows a clip. With padding, an even clip's last frame makes a token with padding as well."""
+        """Returns ceil(n / 2) rows a clip. With padding, an even clip's last frame makes a token with padding as
+        well."""
         lengths_B = (self.lengths_B + 1) // 2
         real_B = torch.minimum(self.real_B // 2 + 1, lengths_B) if self.padded else lengths_B
         return Rows(lengths_B, real_B, self.window, self.padded)
@@ -73,13 +74,13 @@ class SignEncoder(nn.Module):
         )
 
     def token_lengths(self, frames_B: Tensor) -> Tensor:
-        """int64 (B,): tokens that clips of so many frames have."""
+        """Returns int64 (B,): tokens that clips of so many frames have."""
         return self._through(self._rows(frames_B)).real_B
 
     def forward(
         self, x_FD: Tensor, frames_B: Tensor, clip_seeds_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (N, width) and how many each clip has, int64 (B,): half as many as frames, rounded up.
+        """Returns tokens (N, width) and how many each clip has, int64 (B,): half as many as frames, rounded up.
 
         `clip_seeds_B` (int64) decide dropout and depth in training, where they are needed.
         """
@@ -89,13 +90,13 @@ class SignEncoder(nn.Module):
         if rows.padded:
             x_FD = _with_padding(x_FD, rows)
         x_FD = x_FD + sine_positions(rows.place_N, x_FD.shape[1]).to(x_FD.dtype)
-        seeds_N = None if clip_seeds_B is None else token_seeds(clip_seeds_B, rows.lengths_B)
+        seeds_N = token_seeds(clip_seeds_B, rows.lengths_B)
         for number, layer in enumerate(self.layers, start=1):
             x_FD = layer(x_FD, rows, clip_seeds_B, seeds_N)
             if number == self.settings.downsample_after:
                 x_FD = average_strided(x_FD, rows)
                 rows = rows.halved()
-                seeds_N = None if clip_seeds_B is None else token_seeds(clip_seeds_B, rows.lengths_B)
+                seeds_N = token_seeds(clip_seeds_B, rows.lengths_B)
         return (x_FD[rows.place_N < rows.real_B[rows.clip_N]] if rows.padded else x_FD), rows.real_B
 
     def _rows(self, frames_B: Tensor) -> Rows:
@@ -149,7 +150,8 @@ class EncoderLayer(nn.Module):
         return keyed_dropout(x_ND, seeds_N, self.dropout, self.salt + place, self.training)
 
     def _kept(self, x_ND: Tensor, rows: Rows, clip_seeds_B: Tensor | None, place: int) -> Tensor:
-        """Stochastic depth: a clip's whole branch is left out with probability `drop_path` (Huang et al. 2016)."""
+        """Apply stochastic depth: a clip's whole branch is left out with probability `drop_path` (Huang et al.
+        2016)."""
         if not self.training or not self.drop_path:
             return x_ND
         if clip_seeds_B is None:
@@ -159,7 +161,7 @@ class EncoderLayer(nn.Module):
 
 
 def average_strided(x_ND: Tensor, rows: Rows) -> Tensor:
-    """The mean of rows 2j - 1, 2j, 2j + 1 of each clip, for every j: kernel 3, stride 2 (section 3.1).
+    """Returns the mean of rows 2j - 1, 2j, 2j + 1 of each clip, for every j: kernel 3, stride 2 (section 3.1).
 
     A neighbour beyond the clip's ends is a zero, and the sum is divided by 3 all the same.
     """
@@ -173,6 +175,6 @@ def average_strided(x_ND: Tensor, rows: Rows) -> Tensor:
 
 
 def _with_padding(x_FD: Tensor, rows: Rows) -> Tensor:
-    """Rows of zeros behind each clip's real ones, up to its length."""
+    """Returns rows of zeros behind each clip's real ones, up to its length."""
     real_N = rows.place_N < rows.real_B[rows.clip_N]
     return x_FD.new_zeros(real_N.numel(), x_FD.shape[1]).masked_scatter(real_N[:, None], x_FD)

@@ -69,7 +69,8 @@ class SignWriter:
 
     @torch.no_grad()
     def sample(self, sample: Sample) -> Sample:
-        """The clip with Z in place of its frames or features. One clip at a time: results depend on a batch's shape."""
+        """Returns the clip with Z in place of its frames or features. One clip at a time: results depend on a batch's
+        shape."""
         batch = pack_sample(sample, self._shape)
         z_NC, _ = self.model.encode(replace(batch.video, clip_seeds_B=None).to(self.device))
         frames, stride = int(sample.meta["frames"]), int(sample.meta["frame_stride"]) * self.factor
@@ -133,7 +134,7 @@ def write_sign_features(
 
 
 def overrides_of(writer_recipe: Recipe) -> list[str]:
-    """What a recipe must say to train stage 2 on the sign features."""
+    """Returns the overrides of a recipe that trains stage 2 on the sign features."""
     settings = writer_recipe.model.sign2gpt
     factor = 2 if settings.downsample_after else 1
     return [

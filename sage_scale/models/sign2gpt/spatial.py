@@ -53,8 +53,7 @@ class SpatialModel(FrameFeatures):
     ) -> Tensor:
         if not isinstance(self.backbone, VisionTransformer):
             return super().encode_frames(pixels, video, count, centred)
-        seeds_B = video.clip_seeds_B
-        seeds_F = None if seeds_B is None else token_seeds(seeds_B, clip_frames(video))
+        seeds_F = token_seeds(video.clip_seeds_B, clip_frames(video))
         return self.backbone(pixels, count, seeds_F, self.chunk_frames, centred)
 
 
@@ -81,14 +80,14 @@ def sizes(recipe: Recipe, batch: Batch) -> dict[str, float]:
 
 
 def clip_frames(video: PackedVideo) -> Tensor:
-    """int64 (B,): frames of each clip, all segments together."""
+    """Returns int64 (B,): frames of each clip, all segments together."""
     clip_N = torch.repeat_interleave(video.clip_segments_B)
     frames_B = torch.zeros_like(video.clip_segments_B)
     return frames_B.index_add(0, clip_N, video.segment_frames_N)
 
 
 def drawn_frames(video: PackedVideo, max_frames: int, start_jitter: int, stride: int) -> PackedVideo:
-    """The same clips with fewer frames, each one segment, as `clip_seeds_B` decide (released code).
+    """Returns the same clips with fewer frames, each one segment, as `clip_seeds_B` decide (released code).
 
     The start moves by 0 to `start_jitter` frames of the video, of which every `stride`-th is stored; at least one frame
     stays. Of a clip with more than `max_frames` a random subset of as many is taken, in order; 0 takes all.

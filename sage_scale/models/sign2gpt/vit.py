@@ -73,7 +73,7 @@ class VisionTransformer(nn.Module):
             setattr(block.mlp, name, LoraLinear(base, lora))
 
     def below(self, x_FCHW: Tensor, centred: bool = False) -> Tensor:
-        """(F, patches + 1, width): what enters the first adapted block; no gradient.
+        """Returns (F, patches + 1, width), the input of the first adapted block; no gradient.
 
         Frames are floats from 0 to 255, or, `centred`, their difference to a background.
         """
@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
         return hidden_FPD
 
     def above(self, hidden_FPD: Tensor, seeds_F: Tensor | None = None) -> Tensor:
-        """(F, width): the class token behind the adapted blocks and the final norm."""
+        """Returns (F, width): the class token behind the adapted blocks and the final norm."""
         self._seeds.seeds_BL = None
         if seeds_F is not None:
             place_P = torch.arange(hidden_FPD.shape[1], device=hidden_FPD.device)
@@ -102,7 +102,7 @@ class VisionTransformer(nn.Module):
         return self.dino.layernorm(hidden_FPD[:, 0])
 
     def forward(self, frames: Any, count: int, seeds_F: Tensor | None, chunk: int, centred: bool) -> Tensor:
-        """Class tokens of `count` frames, which `frames(slice)` gives; `chunk` at once, 0 for all.
+        """Returns class tokens of `count` frames, which `frames(slice)` gives; `chunk` at once, 0 for all.
 
         In training with chunks every rank must call it, one without frames too.
         """
@@ -153,7 +153,7 @@ class AdaptedAttention(nn.Module):
         self.o_proj = LoraLinear(attention.o_proj, Lora(width, width, settings, LORA_STD, seeds, salt + 1))
 
     def forward(self, x_FPD: Tensor, queries: int) -> Tensor:
-        """(F, queries, D): of the first so many rows."""
+        """Returns (F, queries, D): of the first so many rows."""
         added_q, added_k, added_v = self.qkv_lora(x_FPD).chunk(3, dim=-1)
         q = self.q_proj(x_FPD[:, :queries]) + added_q[:, :queries]
         k, v = self.k_proj(x_FPD) + added_k, self.v_proj(x_FPD) + added_v

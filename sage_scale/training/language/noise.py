@@ -38,7 +38,7 @@ def units(tokenizer: Any, text: str) -> Units:
 
 
 def infill(sentence: Units, share: float, mask_id: int, rng: random.Random) -> Units:
-    """Text infilling: spans of Poisson length are replaced by one mask each; at most `share` of the words are removed.
+    """Replace spans of Poisson length by one mask each (text infilling); at most `share` of the words are removed.
 
     A span of length 0 only inserts a mask, as in mBART.
     """
