@@ -18,12 +18,12 @@ from torch import Tensor
 from sage_scale.config import Denoise
 from sage_scale.errors import RecipeError
 from sage_scale.training.engine import has_fast_bf16
-from sage_scale.training.stage_log import clock
+from sage_scale.untrusted.display import duration
 from sage_scale.untrusted.hashes import apply_umask
+from sage_scale.untrusted.progress import Progress
 
 _WARMUP = 0.06
 _TRIAL_STEPS = 30
-_TELL_EVERY_S = 5.0
 Say = Callable[[str], None]
 """Called with a line for the user."""
 
@@ -102,39 +102,40 @@ def fit(
     )
     model.train()
     budget = 60 * denoise.max_minutes if denoise.max_minutes > 0 else math.inf
-    started = last_word = time.monotonic()
+    started = time.monotonic()
     recent: list[float] = []
     shortened = False
     step = 0
-    while step < denoise.steps:
-        elapsed = time.monotonic() - started
-        done = step / denoise.steps
-        # The schedule counts steps, so that a run repeats exactly. Only where the machine is too slow for all of
-        # them does it follow the clock, so that the rate still comes down to zero before the budget ends.
-        if step >= _TRIAL_STEPS and (shortened or elapsed / step * denoise.steps > budget):
-            shortened = True
-            done = max(done, elapsed / budget)
-            if done >= 1:
-                break
-        rate = denoise.lr * _schedule(done)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = batch_of(step)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss = loss_of(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        recent = [*recent[-49:], loss.item()]
-        step += 1
-        if time.monotonic() - last_word > _TELL_EVERY_S:
-            last_word = time.monotonic()
-            spent = last_word - started
-            by_steps, by_budget = spent / step * (denoise.steps - step), max(budget - spent, 0)
-            # Where the minutes end it, the number of steps it would have says nothing.
-            asked = f" of {denoise.steps}" if by_steps <= by_budget else ""
-            say(f"step {step}{asked}, loss {_mean(recent):.3f}, {clock(min(by_steps, by_budget))} left")
+
+    def state() -> str:
+        spent = time.monotonic() - started
+        by_steps, by_budget = spent / step * (denoise.steps - step), max(budget - spent, 0)
+        # Where the minutes end it, the number of steps it would have says nothing.
+        of = f" of {denoise.steps}" if by_steps <= by_budget else ""
+        return f"language model: step {step}{of}, loss {_mean(recent):.3f}, {duration(min(by_steps, by_budget))} left"
+
+    with Progress() as progress:
+        while step < denoise.steps:
+            elapsed = time.monotonic() - started
+            done = step / denoise.steps
+            # The schedule counts steps, so that a run repeats exactly. Only where the machine is too slow for all of
+            # them does it follow the clock, so that the rate still comes down to zero before the budget ends.
+            if step >= _TRIAL_STEPS and (shortened or elapsed / step * denoise.steps > budget):
+                shortened = True
+                done = max(done, elapsed / budget)
+                if done >= 1:
+                    break
+            for group in optimizer.param_groups:
+                group["lr"] = denoise.lr * _schedule(done)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                loss = loss_of(model, batch_of(step))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            recent = [*recent[-49:], loss.item()]
+            step += 1
+            progress.update(step, denoise.steps, state)
     if not math.isfinite(_mean(recent)):
         raise RecipeError(f"the {name} loss is not finite: lower denoise.lr={denoise.lr}")
     ended = ""
