@@ -86,15 +86,15 @@ def text_controls(
     trained = _each(language if training_language is None else training_language, len(training))
     answers: dict[str, list[str]] = {"prior": [""] * len(lengths), "nearest_length": [""] * len(lengths)}
     for tag in sorted(set(spoken)):
-        places = [place for place, other in enumerate(spoken) if other == tag]
+        clips = [clip for clip, other in enumerate(spoken) if other == tag]
         rows = [row for row, other in enumerate(trained) if other == tag] or range(len(training))
         texts = [training[row] for row in rows]
         prior = prior_sentence(texts, tag)
         nearest = nearest_in_length(
-            texts, [training_lengths[row] for row in rows], [lengths[place] for place in places]
+            texts, [training_lengths[row] for row in rows], [lengths[clip] for clip in clips]
         )
-        for place, answer in zip(places, nearest, strict=True):
-            answers["prior"][place], answers["nearest_length"][place] = prior, answer
+        for clip, answer in zip(clips, nearest, strict=True):
+            answers["prior"][clip], answers["nearest_length"][clip] = prior, answer
     return answers
 
 

@@ -79,8 +79,8 @@ def score(hypotheses: Sequence[str], references: Sequence[str], language: Langua
     scores["clips"] = len(references)
     if len(groups := _by_language(language)) > 1:
         scores["languages"] = {
-            tag: score([hypotheses[i] for i in places], [references[i] for i in places], tag)
-            for tag, places in groups.items()
+            tag: score([hypotheses[i] for i in rows], [references[i] for i in rows], tag)
+            for tag, rows in groups.items()
         }
     return scores
 
@@ -117,7 +117,7 @@ def rouge_l(
     """Returns ROUGE-L in percent: the mean over sentences of F_beta of the longest common subsequence of words.
 
     F = (1 + beta^2) P R / (R + beta^2 P) (Lin 2004, equation 4); beta 1.2 is the MS COCO caption scorer's,
-    which sign language translation took over. Characters take the place of words in unspaced languages.
+    which sign language translation took over. Characters stand for words in unspaced languages.
     """
     return _rouge_l(_pairs(hypotheses, references, language), beta)
 
@@ -164,10 +164,10 @@ def _pairs(hypotheses: Sequence[str], references: Sequence[str], language: Langu
 
 def _by_language(language: Languages) -> dict[str, list[int]]:
     """Returns the indices of the sentences of each language, the most frequent language first."""
-    places: dict[str, list[int]] = {}
-    for place, tag in enumerate([] if isinstance(language, str) else language):
-        places.setdefault(tag, []).append(place)
-    return dict(sorted(places.items(), key=lambda item: (-len(item[1]), item[0])))
+    rows: dict[str, list[int]] = {}
+    for row, tag in enumerate([] if isinstance(language, str) else language):
+        rows.setdefault(tag, []).append(row)
+    return dict(sorted(rows.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
 def _named(scores: dict[str, Any], form: str) -> dict[str, Any]:

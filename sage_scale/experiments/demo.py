@@ -43,8 +43,8 @@ def run(
     run_path = (
         Path(run_folder) if run_folder else (home.with_name(f"{home.name}-control") if control else home)
     )
-    place = home_of_data(recipe, home)
-    corpus, shards = place / "corpus", place / "shards"
+    data_home = home_of_data(recipe, home)
+    corpus, shards = data_home / "corpus", data_home / "shards"
     changes = list(overrides) + (control_overrides(recipe) if control else [])
     ranks = ranks or min(os.cpu_count() or 1, 2)
     on_this_machine(run_path, "a run")

@@ -108,23 +108,23 @@ def info_nce(
     are no negatives off the diagonal. Without clips it is 0.
     """
     B = logits_BB.shape[0]
-    place_B = torch.arange(B, device=logits_BB.device)
+    index_B = torch.arange(B, device=logits_BB.device)
     parts = []
     if direction != "columns":
-        parts.append(diagonal_losses(logits_BB, place_B, same_text_BB).sum())
+        parts.append(diagonal_losses(logits_BB, index_B, same_text_BB).sum())
     if direction != "rows":
         parts.append(
-            diagonal_losses(logits_BB.T, place_B, None if same_text_BB is None else same_text_BB.T).sum()
+            diagonal_losses(logits_BB.T, index_B, None if same_text_BB is None else same_text_BB.T).sum()
         )
     return torch.stack(parts).sum() / max(B * len(parts), 1)
 
 
-def diagonal_losses(logits_RB: Tensor, place_R: Tensor, same_text_RB: Tensor | None = None) -> Tensor:
-    """Returns per row, (R,), the log-sum-exp minus the logit of the row's own clip, in column `place_R`."""
-    own_RB = place_R[:, None] == torch.arange(logits_RB.shape[1], device=logits_RB.device)
+def diagonal_losses(logits_RB: Tensor, index_R: Tensor, same_text_RB: Tensor | None = None) -> Tensor:
+    """Returns per row, (R,), the log-sum-exp minus the logit of the row's own clip, in column `index_R`."""
+    own_RB = index_R[:, None] == torch.arange(logits_RB.shape[1], device=logits_RB.device)
     if same_text_RB is not None:
         logits_RB = logits_RB.masked_fill(same_text_RB & ~own_RB, -torch.inf)
-    return torch.logsumexp(logits_RB, dim=1) - logits_RB.gather(1, place_R[:, None]).squeeze(1)
+    return torch.logsumexp(logits_RB, dim=1) - logits_RB.gather(1, index_R[:, None]).squeeze(1)
 
 
 def matches(left_ids_R: Tensor, right_ids_B: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ and alike for c. With G = dL/dZv, H = dL/dZt, A = G / (n R), B = H / (m C), and 
 a few passes over the tile, since A depends on (i, b) and B on (a, j) only. Then dL/dV = W T and dL/dT = W^T V. Nothing
 of a tile is kept: u, e and the sums are computed again in the backward pass.
 
-No maximum need be taken off u as long as exp(2 / tau) stays inside float32; below tau .025 rows and columns have
+No maximum is subtracted from u as long as exp(2 / tau) stays inside float32; below tau .025 rows and columns have
 their own maxima and so their own exponentials. tau = 0 stands for the limit, MaxSim: u = s, and e is 1 at a maximum
 and 0 elsewhere, so that r = max_j s, c = max_i s, and equal maxima share the gradient.
 """

@@ -272,8 +272,8 @@ def triton_lacks(device: torch.device | str) -> str:
     compilers = [os.environ.get("CC", ""), "gcc", "clang", "cc"]
     if not any(name and shutil.which(name) for name in compilers):
         return "triton needs a C compiler (gcc)"
-    places = {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}
-    if not any((Path(place) / "Python.h").is_file() for place in places):
+    folders = {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}
+    if not any((Path(folder) / "Python.h").is_file() for folder in folders):
         return "triton needs Python's headers (Debian and Ubuntu: python3-dev)"
     return ""
 

@@ -4,7 +4,7 @@ Rows are packed, so padding reaches no statistic; torch's SyncBatchNorm refuses 
 (`model.batchnorm`): `sync`, statistics of the rows of all ranks, with exact gradients; `group`, of this process's
 rows alone; `frozen`, the running ones, also in training. Running statistics are those of all ranks' rows in every mode.
 
-A step that passes its clips or frames in chunks, twice (the embedding cache; `chunked.py`), opens
+A step that passes its clips or frames in chunks, twice (the embedding cache; `frame_encoder.in_chunks`), opens
 `statistics_of_chunks` around the first pass and `statistics_kept` around the second: a group is then a chunk, and
 running statistics move once a step. Both may lie inside of either, which then decides.
 """
@@ -112,7 +112,7 @@ def _local_statistics(x: Tensor) -> Statistics:
 
 
 def _blocks(x: Tensor, values: int = 1 << 17) -> Iterator[slice]:
-    """Yields runs of rows of about so many values on the CPU; all of them at once elsewhere."""
+    """Yields slices of rows with about `values` values on the CPU; all of them at once elsewhere."""
     rows = max(1, values // max(1, x[:1].numel())) if x.device.type == "cpu" else max(1, len(x))
     for start in range(0, len(x), rows):
         yield slice(start, start + rows)
@@ -188,7 +188,7 @@ class _Normalise(torch.autograd.Function):
     """y = (x - mean) / sqrt(var + eps) * weight + bias, where mean and var depend on the x of all ranks.
 
     Backward: dx = weight / std * (dy - mean(dy) - xhat * mean(dy * xhat)), the means over the rows that the
-    statistics were taken of. Weight and bias get this rank's part; whoever sums gradients over ranks sums them.
+    statistics were taken of. Weight and bias get this rank's part; the engine sums them over ranks.
     """
 
     @staticmethod

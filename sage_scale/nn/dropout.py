@@ -22,8 +22,8 @@ def token_seeds(clip_seeds_B: Tensor | None, clip_segments_B: Tensor) -> Tensor 
         return None
     starts_B = clip_segments_B.cumsum(0) - clip_segments_B
     clip_N = torch.repeat_interleave(clip_segments_B)
-    place_N = torch.arange(clip_N.numel(), device=clip_N.device) - starts_B[clip_N]
-    return mix(clip_seeds_B[clip_N], place_N)
+    position_N = torch.arange(clip_N.numel(), device=clip_N.device) - starts_B[clip_N]
+    return mix(clip_seeds_B[clip_N], position_N)
 
 
 def keyed_dropout(x_ND: Tensor, seeds_N: Tensor | None, p: float, salt: int, training: bool = True) -> Tensor:
@@ -72,7 +72,7 @@ def switch_off_dropout(model: nn.Module) -> None:
 
 
 class LanguageModelDropout:
-    """mBART's own dropout, keyed: at the places and the rate of transformers' modules, whose own is switched off.
+    """mBART's own dropout, keyed: where and at the rate that transformers' modules have it, whose own is switched off.
 
     Weights and configuration stay as they are, and so does dropout of attention weights, which mBART has none of. After
     `set_keys`, a value's fate follows from its clip's number, layer, position and column.
@@ -103,15 +103,15 @@ class LanguageModelDropout:
         return holder.keyed_dropout
 
     def set_keys(self, clip_seeds_B: Tensor | None, encoder: int, decoder: int) -> None:
-        """Let the clips' seeds decide from now on, over so many positions; None leaves it to torch's generator.
+        """Let the clips' seeds decide from now on, over these numbers of positions; None: torch's generator does.
 
         They stay after the forward pass, for a backward pass that recomputes it.
         """
         self._seeds = {}
         if clip_seeds_B is not None:
             for number, (side, length) in enumerate((("encoder", encoder), ("decoder", decoder)), start=1):
-                place_L = torch.arange(length, device=clip_seeds_B.device)
-                self._seeds[side] = mix(mix(clip_seeds_B, number)[:, None], place_L)
+                position_L = torch.arange(length, device=clip_seeds_B.device)
+                self._seeds[side] = mix(mix(clip_seeds_B, number)[:, None], position_L)
 
     def _hook(self, side: str, salt: int) -> Any:
         def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -87,11 +87,11 @@ def kept_bytes(
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in known and storage._cdata not in held:
-            held[storage._cdata] = storage  # held, so that no other gets its place meanwhile
+            held[storage._cdata] = storage  # held, so that no other gets its address meanwhile
             found[inside[-1]] += storage.nbytes()
         return tensor
 
-    with _named(parts, inside), saved_tensors_hooks(pack, lambda tensor: tensor), _RealPlaces():
+    with _named(parts, inside), saved_tensors_hooks(pack, lambda tensor: tensor), _RealIndices():
         result = forward()
     del result
     return found
@@ -125,15 +125,15 @@ def frame_operations(recipe: Recipe) -> tuple[float, float]:
     return float(forward), float(counter.get_total_flops())
 
 
-class _RealPlaces(TorchDispatchMode):
+class _RealIndices(TorchDispatchMode):
     """Turns a real mask into whole numbers before it selects from a fake tensor, whose shape would not be known."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten = torch.ops.aten
         if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_):
-            places: list[Any] = []
+            indices: list[Any] = []
             for index in args[1]:
                 mask = index is not None and index.dtype is torch.bool
-                places += index.nonzero().unbind(1) if mask else [index]
-            args = (args[0], places, *args[2:])
+                indices += index.nonzero().unbind(1) if mask else [index]
+            args = (args[0], indices, *args[2:])
         return func(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
 """Sizes of clips and steps, accelerators, and weights and optimizer states of a rank under ZeRO.
 
 Operations of a step are those of MFU (Chowdhery et al. 2022, appendix B): forward and backward once, each
-multiplication and addition of a matrix product as one operation. What is computed twice (recomputed layers, the
+multiplication and addition of a matrix product as one operation. Work that is computed twice (recomputed layers, the
 embedding cache) does not count twice, and a backward pass is two forward passes.
 """
 

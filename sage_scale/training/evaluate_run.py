@@ -120,9 +120,9 @@ def _controls(
     # hypotheses.
     exchanged = list(hypotheses)
     for tag in set(languages):
-        places = [place for place, other in enumerate(languages) if other == tag]
-        for place, other in zip(places, derangement(len(places), seed=recipe.finetune.seed)):
-            exchanged[place] = hypotheses[places[other]]
+        own = [row for row, other in enumerate(languages) if other == tag]
+        for row, other in zip(own, derangement(len(own), seed=recipe.finetune.seed)):
+            exchanged[row] = hypotheses[own[other]]
     controls = {
         "exchanged_videos": exchanged,
         "blank_videos": [row["hypothesis"] for row in blind],

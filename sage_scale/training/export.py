@@ -52,9 +52,9 @@ def export_folder(folder: str | Path) -> Path:
     if not path.exists():
         raise NoModel(f"there is no run {path}; give a run (runs/NAME) or an export (runs/NAME/model)")
     files = sorted({model_spec(name).export_file for name in model_names()}, reverse=True)
-    for place in (path, path / "model"):
-        if any((place / file).is_file() for file in files):
-            return place
+    for candidate in (path, path / "model"):
+        if any((candidate / file).is_file() for file in files):
+            return candidate
     raise NoModel(
         f"{folder} holds no trained translator ({' or '.join(f'model/{file}' for file in files)}); run "
         "`sage-scale finetune`"

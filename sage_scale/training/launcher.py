@@ -213,9 +213,9 @@ def _environment_file(folder: Path, given: dict[str, str]) -> Path:
     """Writes DeepSpeed's file of variables for other hosts: those set here, then the user's own."""
     lines = [f"{name}={given[name]}" for name in FORWARDED if given.get(name)]
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
-    for place in (Path.home(), Path()):  # where DeepSpeed looks
+    for home in (Path.home(), Path()):  # where DeepSpeed looks
         with contextlib.suppress(OSError):
-            lines += [line for line in (place / name).read_text(encoding="utf-8").splitlines() if "=" in line]
+            lines += [line for line in (home / name).read_text(encoding="utf-8").splitlines() if "=" in line]
     path = folder / "environment"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     path.chmod(0o600)

@@ -116,7 +116,7 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
     ranks = distributed.initialise()
     stage: Stage = getattr(recipe, name)
     torch.manual_seed(stage.seed)
-    datasets = open_datasets(data)  # before anything is written: a wrong place leaves nothing behind
+    datasets = open_datasets(data)  # before anything is written: a wrong URL leaves no files
     inherited = inherit(recipe, datasets, folder)
     recipe = inherited.recipe
     if ranks.is_main:

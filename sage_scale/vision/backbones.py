@@ -84,7 +84,7 @@ class FrozenBackbone:
     def rows(
         self, pixels_BHWC: Tensor, background_BHWC: Tensor | None, clip_seeds_B: Tensor | None = None
     ) -> np.ndarray:
-        """Returns float16 (B, C) of one whole batch of uint8 pictures (B, S, S, 3), S at least `vision.crop`.
+        """Returns float16 (B, C) of one full batch of uint8 pictures (B, S, S, 3), S at least `vision.crop`.
 
         A picture whose seed is -1 is seen as it is, its middle `vision.crop` pixels; the others are changed as
         `vision.view_augment` says. Row b depends on picture b alone, bit for bit: the batch always has the same shape,
@@ -93,14 +93,14 @@ class FrozenBackbone:
         """
         assert self.network is not None, "a keypoint backbone sees no pictures"
         dtype = torch.bfloat16 if self.vision.backbone_dtype == "bfloat16" else torch.float32
-        whole = self._floats(pixels_BHWC)
+        full = self._floats(pixels_BHWC)
         if background_BHWC is not None:
-            whole = whole - self._floats(background_BHWC)
-        x = centre_crop(whole, self.vision.crop)
+            full = full - self._floats(background_BHWC)
+        x = centre_crop(full, self.vision.crop)
         if clip_seeds_B is not None:
             clip_seeds_B = clip_seeds_B.to(self.device)
-            place_B = torch.arange(len(clip_seeds_B), device=self.device)
-            changed = augment(whole, place_B, clip_seeds_B, self.vision.view_augment, self.vision.crop)
+            clip_B = torch.arange(len(clip_seeds_B), device=self.device)
+            changed = augment(full, clip_B, clip_seeds_B, self.vision.view_augment, self.vision.crop)
             x = torch.where((clip_seeds_B < 0)[:, None, None, None], x, changed)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return self.network(x, centred=background_BHWC is not None).half().cpu().numpy()
@@ -184,11 +184,11 @@ class FeatureBatches(Generic[Tag]):
     def _may_mix(self) -> bool:
         """Returns whether rows are the same at another position of a batch; tested once, with these pictures."""
         if self._mixes is None:
-            places = torch.arange(len(self._pixels)).roll(len(self._pixels) // 3 + 1)
-            moved = None if self._background is None else self._background[places]
+            order = torch.arange(len(self._pixels)).roll(len(self._pixels) // 3 + 1)
+            moved = None if self._background is None else self._background[order]
             rows = self._rows_of(self._pixels, self._background, self._seeds)
-            again = self._rows_of(self._pixels[places], moved, self._seeds[places])
-            self._mixes = np.array_equal(again, rows[places.numpy()])
+            again = self._rows_of(self._pixels[order], moved, self._seeds[order])
+            self._mixes = np.array_equal(again, rows[order.numpy()])
         return self._mixes
 
 

@@ -1,7 +1,7 @@
 """The context encoder of stage 1: mBART encoder layers over the mapped tokens (SAGE, section 3.1.3 and Table 5).
 
 Weights and names are those of transformers' MBartEncoder (without its token embeddings), so that they may come from a
-language model and go back into one. Dropout stands where mBART has it, except on attention weights, and is keyed.
+language model and go back into one. Dropout is where mBART has it, except on attention weights, and is keyed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ContextEncoder(nn.Module):
 
     @torch.no_grad()
     def copy_from(self, language_model: MBartForConditionalGeneration) -> None:
-        """Take over positions, norms and the first layers of the language model's encoder."""
+        """Copy positions, norms and the first layers of the language model's encoder."""
         wanted = set(self.state_dict())
         state = language_model.model.encoder.state_dict()
         self.load_state_dict({name: value for name, value in state.items() if name in wanted})
@@ -53,8 +53,8 @@ class ContextEncoder(nn.Module):
     def forward(self, x_ND: Tensor, lengths_B: Tensor, seeds_N: Tensor | None = None) -> Tensor:
         """Raises ValueError for a clip with more tokens than the language model has positions."""
         mask_BL = position_mask(lengths_B, self.longest)
-        place_N = mask_BL.nonzero()[:, 1]
-        x_ND = x_ND + self.embed_positions(place_N, position_ids=place_N)[0]
+        position_N = mask_BL.nonzero()[:, 1]
+        x_ND = x_ND + self.embed_positions(position_N, position_ids=position_N)[0]
         x_ND = self._drop(self.layernorm_embedding(x_ND), seeds_N, 0)
         for number in range(1, len(self.layers) + 1):
             given = (number, x_ND, lengths_B, mask_BL, seeds_N)

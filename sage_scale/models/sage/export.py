@@ -38,7 +38,7 @@ def save_visual(model: SageAligner | SageTranslator, path: Path) -> None:
 def save_translator(
     model: SageTranslator, tokenizer: Any, recipe: Recipe, folder: Path, language_folder: Path | None = None
 ) -> None:
-    """Write the export folder; it replaces an older one only when it is whole.
+    """Write the export folder; it replaces an older one only when it is complete.
 
     `language_folder` is where the language model came from; its vocabulary map goes along.
     """

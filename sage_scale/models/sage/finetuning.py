@@ -85,7 +85,7 @@ class SageOutputs(FrozenOutputs):
 
 
 def load_stage1(model: SageTranslator, recipe: Recipe, run: Path) -> None:
-    """Load what stage 1 gives: visual encoder and mapper, and the context encoder where the recipe says so."""
+    """Load the weights of stage 1: visual encoder and mapper, and the context encoder where the recipe says so."""
     init = recipe.finetune.init
     if init == "none":
         if model.visual.backbone is not None:

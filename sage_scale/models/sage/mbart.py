@@ -24,7 +24,7 @@ LONGEST_TEXT = 512
 
 @dataclass(frozen=True, kw_only=True)
 class TextTargets:
-    """What the visual tokens of B clips are aligned with, packed; M text tokens of all clips."""
+    """Targets of the visual tokens of B clips, packed; M text tokens of all clips."""
 
     embeddings_MD: Tensor
     """(M, d_model): input embeddings E[t] (equation 1), unscaled."""
@@ -46,15 +46,15 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
 
     Raises CheckpointError, with one line, where it is missing, incomplete or no mBART.
     """
-    place = model_place(folder)
-    if isinstance(place, Path) and not (place / "config.json").is_file():
-        raise CheckpointError(f"'{place}' has no config.json: it is no Hugging Face model folder")
-    with loading(place):
+    source = model_place(folder)
+    if isinstance(source, Path) and not (source / "config.json").is_file():
+        raise CheckpointError(f"'{source}' has no config.json: it is no Hugging Face model folder")
+    with loading(source):
         loaded: Any = MBartForConditionalGeneration.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True
+            source, dtype=torch.float32, output_loading_info=True
         )
         model, report = loaded
-        tokenizer = load_tokenizer(place)
+        tokenizer = load_tokenizer(source)
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise CheckpointError(

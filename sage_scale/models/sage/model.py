@@ -122,7 +122,7 @@ class SageAligner(nn.Module):
 
 
 class SageTranslator(nn.Module):
-    """Stage 2, and what is used afterwards: a video in, a sentence out."""
+    """Stage 2 and inference: a video in, a sentence out."""
 
     def __init__(self, recipe: Recipe, language_model: MBartForConditionalGeneration) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class SageTranslator(nn.Module):
 
 
 def load_visual(module: SageTranslator | SageAligner, state: Mapping[str, Tensor]) -> None:
-    """Take visual encoder and mapper over from a state dict of stage 1; the rest of it is left aside.
+    """Load visual encoder and mapper from a state dict of stage 1.
 
     Raises CheckpointError where a weight is missing or of another shape.
     """

@@ -48,7 +48,7 @@ class VisualOperations:
         return cls(*backbone, frame, token, 0.0 if frames else frame)
 
     def of_clips(self, frames: float, tokens: float) -> float:
-        """Returns the operations of a forward pass of so many frames and visual tokens."""
+        """Returns the operations of a forward pass of these numbers of frames and visual tokens."""
         return frames * (self.backbone + self.frame) + tokens * self.token
 
     def trained(self, frames: float, tokens: float) -> float:

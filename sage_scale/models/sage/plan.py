@@ -65,7 +65,7 @@ class ClipCost:
         return self.frames * self.frame_bytes + self.after_bytes
 
     def held_bytes(self, clips: float, chunk_frames: int) -> float:
-        """Returns the bytes kept for so many clips whose frames pass the frame encoder in chunks (0: at once)."""
+        """Returns the bytes kept for a number of clips whose frames pass the frame encoder in chunks (0: at once)."""
         frames = clips * self.frames
         if not chunk_frames or frames <= chunk_frames:
             return clips * self.activation_bytes
@@ -143,7 +143,7 @@ their backward pass; that of stage 2 logits, their probabilities and gradients."
 
 
 class Stage1:
-    """Stage 1 of a recipe on so many ranks, for any batch."""
+    """Stage 1 of a recipe on a number of ranks, for any batch."""
 
     def __init__(self, recipe: Recipe, clip: ClipSize, ranks: int, bf16: bool) -> None:
         """Raises CheckpointError where the recipe's language model is unknown."""
@@ -198,7 +198,7 @@ class Stage1:
 
 
 class Stage2:
-    """Stage 2 of a recipe on so many ranks, for any batch."""
+    """Stage 2 of a recipe on a number of ranks, for any batch."""
 
     def __init__(self, recipe: Recipe, clip: ClipSize, ranks: int, bf16: bool, vocabulary: int = 0) -> None:
         """`vocabulary`: subwords that trimming leaves (0: the language model's own). Raises CheckpointError where the

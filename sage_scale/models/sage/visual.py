@@ -59,9 +59,9 @@ def neighbour_frames(segment_frames_N: Tensor, kernel: int) -> Tensor:
     segment_F = torch.repeat_interleave(segment_frames_N)
     first_F = first_N[segment_F]
     last_F = first_F + segment_frames_N[segment_F] - 1
-    place_F = torch.arange(segment_F.numel(), device=segment_F.device)
+    position_F = torch.arange(segment_F.numel(), device=segment_F.device)
     offsets_K = torch.arange(kernel, device=segment_F.device) - kernel // 2
-    return (place_F[:, None] + offsets_K).clamp(min=first_F[:, None], max=last_F[:, None])
+    return (position_F[:, None] + offsets_K).clamp(min=first_F[:, None], max=last_F[:, None])
 
 
 class Mapper(nn.Module):

@@ -1,7 +1,7 @@
 """Zero-gated cross-attention and LoRA in a frozen causal language model (Sign2GPT, section 3.1, equation 1, Figure 2).
 
 Each self-attention of the model gets a second one, over the sign features: the same frozen projections and the same
-norm, with LoRA pairs of its own and a gate for each head. What it gives is added before the output projection, which
+norm, with LoRA pairs of its own and a gate for each head. Its output is added before the output projection, which
 the two share:
 
     out(self-attention(x) + g * softmax(q(x) k(norm(s))^T / sqrt(d)) v(norm(s)))
@@ -33,7 +33,7 @@ _SALT = 40_000
 
 @dataclass(frozen=True)
 class Form:
-    """Where a family of transformers' models keeps what is adapted."""
+    """Names of the adapted parts in a family of transformers' models."""
 
     layers: str
     """Path from the model to its list of layers."""
@@ -61,7 +61,7 @@ for _family in ("qwen2", "llama", "mistral"):
 
 
 class SignMemory:
-    """The sign features that a language model's layers look at, put there by the decoder before each pass.
+    """The sign features that a language model's layers attend to; the decoder sets them before each pass.
 
     They stay until the next pass, for a backward pass that computes layers again.
     """
@@ -172,24 +172,24 @@ class GatedCrossAttention(nn.Module):
         signs_BSD = norm(memory.features_BSD)
         given = [getattr(attention, name).base(signs_BSD) for name in form.inputs[-2:]]
         made = []
-        for place, lora in ((1, self.key), (2, self.value)):
-            x_BSD = self.part(given[place - 1 if len(given) == 2 else 0], place) + lora(signs_BSD)
+        for index, lora in ((1, self.key), (2, self.value)):
+            x_BSD = self.part(given[index - 1 if len(given) == 2 else 0], index) + lora(signs_BSD)
             x_BSHD = x_BSD.unflatten(-1, (-1, self.head))
             made.append(x_BSHD.repeat_interleave(self.groups, dim=2).transpose(1, 2))
         if memory.kept is not None:
             memory.kept[self.layer] = (made[0], made[1])
         return made[0], made[1]
 
-    def part(self, given_BLD: Tensor, place: int) -> Tensor:
+    def part(self, given_BLD: Tensor, index: int) -> Tensor:
         """Returns the queries (0), keys (1) or values (2) of a projection's output: all of it, unless it joins the
         three."""
         if len(self._shared[2].inputs) == 3:
             return given_BLD
-        return given_BLD.unflatten(-1, (-1, 3, self.head))[..., place, :].flatten(-2)
+        return given_BLD.unflatten(-1, (-1, 3, self.head))[..., index, :].flatten(-2)
 
 
 def adapt(language_model: PreTrainedModel, settings: Sign2Gpt, dropout: bool) -> SignMemory:
-    """Freeze the model and put adapters into all its layers, in place; gives the memory that they look at.
+    """Freeze the model and put adapters into all its layers, in place; returns the memory of the sign features.
 
     Its own dropout is switched off unless `dropout`. Raises CheckpointError for a family that FORMS does not know.
     """
@@ -210,10 +210,10 @@ def adapt(language_model: PreTrainedModel, settings: Sign2Gpt, dropout: bool) ->
             attention, getattr(layer, form.norm), form, config, settings, memory, number
         )
         pair = _pairs(settings, memory)
-        for place, name in enumerate(form.inputs):
+        for index, name in enumerate(form.inputs):
             base = getattr(attention, name)
-            given = pair(base, salt + place, True)
-            adapted = LoraLinear(base, given) if place else InputProjection(base, given, memory)
+            given = pair(base, salt + index, True)
+            adapted = LoraLinear(base, given) if index else InputProjection(base, given, memory)
             setattr(attention, name, adapted)
         base = getattr(attention, form.output)
         setattr(attention, form.output, OutputProjection(base, pair(base, salt + 3, False), cross))

@@ -15,7 +15,7 @@ from sage_scale.config import Sign2Gpt
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
-from sage_scale.models.sign2gpt.positions import TokenPositions, places
+from sage_scale.models.sign2gpt.positions import TokenPositions, packed_positions
 from sage_scale.nn.weights import FiniteScores
 from sage_scale.text.hub import loading, model_place
 from sage_scale.text.tokenizer import truncated_ids
@@ -26,7 +26,7 @@ class SignDecoder(nn.Module):
     """Tokens Z of the sign encoder to text."""
 
     def __init__(self, settings: Sign2Gpt, language_model: PreTrainedModel) -> None:
-        """The language model is frozen, held in `language_dtype`, and gets its adapters in place."""
+        """The language model is frozen, held in `language_dtype`, and gets its adapters in source."""
         super().__init__()
         language_model.to(getattr(torch, settings.language_dtype))  # type: ignore[arg-type]
         hidden = language_model.config.hidden_size
@@ -83,7 +83,7 @@ class SignDecoder(nn.Module):
         length: int,
         keep: bool = False,
     ) -> None:
-        projected_ND = self.project(self.positions(tokens_ND, places(lengths_B)[1]))
+        projected_ND = self.project(self.positions(tokens_ND, packed_positions(lengths_B)[1]))
         features_BSD, mask_BS = pad_packed(projected_ND, lengths_B)
         self.memory.show(features_BSD.to(self.language_model.dtype), mask_BS, keep)
         for salt, seeds, rows in (
@@ -136,7 +136,7 @@ def make_texts(
 ) -> tuple[Tensor, Tensor]:
     """Returns labels "X </s>", -100 on padding, and inputs "</s> X", both int64 (B, L).
 
-    The whole, "</s> X </s>", has at most `max_tokens` subwords: a longer sentence is cut, its end mark kept.
+    "</s> X </s>" has at most `max_tokens` subwords: a longer sentence is truncated before its end mark.
     """
     end: Any = tokenizer.eos_token_id
     rows = truncated_ids(tokenizer, sentences, max_tokens - 2)
@@ -162,15 +162,15 @@ def load_causal_model(
 
     Raises CheckpointError, with one line, where it is missing, incomplete or of a family that cannot be adapted.
     """
-    place = model_place(folder)
-    if isinstance(place, Path) and not (place / "config.json").is_file():
+    source = model_place(folder)
+    if isinstance(source, Path) and not (source / "config.json").is_file():
         raise CheckpointError(f"no language model at '{folder}': give a Hugging Face folder with an XGLM")
-    with loading(place):
+    with loading(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=getattr(torch, dtype), output_loading_info=True
+            source, dtype=getattr(torch, dtype), output_loading_info=True
         )
         model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(str(place))
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
     if model.config.model_type not in FORMS:
         raise CheckpointError(
             f"language model '{folder}' is of type '{model.config.model_type}', which has no adapters; known are "

@@ -1,4 +1,4 @@
-"""What leaves Sign2GPT's training: adapters, and the frozen model where the run made it.
+"""The export of Sign2GPT: adapters, and the frozen models that no other file holds.
 
 model/recipe.yaml             the whole recipe
 model/adapters.safetensors    what was trained, with adapters.json (models.sign2gpt.checkpoint)
@@ -37,8 +37,10 @@ LANGUAGE, FROZEN = "language_model", "frozen.safetensors"
 def save_translator(
     model: Sign2GptTranslator, tokenizer: Any, recipe: Recipe, folder: Path, language: Path | str
 ) -> None:
-    """Write the export folder; it replaces an older one only when it is whole. `language` is where the frozen language
-    model came from: copied where it is the run's own, which lies beside the export."""
+    """Write the export folder; it replaces an older one only when it is complete.
+
+    `language` is the source of the frozen language model: copied where it is the run's own, beside the export.
+    """
     with replace_folder(folder) as partial:
         save_adapters(model, recipe, partial)
         save_encoder_config(model.spatial and model.spatial.backbone, partial)

@@ -31,7 +31,7 @@ class Sign2GptTranslation(TranslationTask):
 
     @staticmethod
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
-        if recipe.model.sign2gpt.spatial == "signs":  # nothing is taken over from stage 1
+        if recipe.model.sign2gpt.spatial == "signs":  # stage 1 gives nothing
             check_language_model(recipe, folder, datasets)
         else:
             check_spatial(recipe)
@@ -41,7 +41,7 @@ class Sign2GptTranslation(TranslationTask):
         super().__init__(context)
         recipe = context.recipe
         prepared = prepare_language_model(recipe, context.folder, context.datasets, context.ranks)
-        # What is no folder is a name in the local cache or hub.
+        # A path that is no folder is a name in the local cache or hub.
         self.language_folder = prepared if prepared.is_dir() else str(prepared)
         self.model, self.tokenizer = self._make()
         taken = []

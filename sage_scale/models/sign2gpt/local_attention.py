@@ -58,11 +58,11 @@ class DenseMask:
         A row sees the real rows of its clip inside the window (0: all of them), and itself.
         """
         width = int(lengths_B.max()) if lengths_B.numel() else 0
-        place_L = torch.arange(width, device=lengths_B.device)
-        self.there_BL = place_L < lengths_B[:, None]
-        mask_BLL = (place_L < (lengths_B if real_B is None else real_B)[:, None])[:, None]
+        position_L = torch.arange(width, device=lengths_B.device)
+        self.there_BL = position_L < lengths_B[:, None]
+        mask_BLL = (position_L < (lengths_B if real_B is None else real_B)[:, None])[:, None]
         if window:
-            mask_BLL = mask_BLL & ((place_L[:, None] - place_L).abs() <= window // 2)
+            mask_BLL = mask_BLL & ((position_L[:, None] - position_L).abs() <= window // 2)
         self.mask_B1LL = (mask_BLL | torch.eye(width, dtype=torch.bool, device=lengths_B.device))[:, None]
 
     def attend(self, q_NHD: Tensor, k_NHD: Tensor, v_NHD: Tensor) -> Tensor:

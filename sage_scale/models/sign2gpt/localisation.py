@@ -73,8 +73,8 @@ def write_localisation(
                 "pictures": []
                 if frames is None
                 else [
-                    {"frame": grid[place], "jpeg": thumbnail(frames[packed + place], width)}
-                    for place in range(step // 2, len(grid), step)
+                    {"frame": grid[index], "jpeg": thumbnail(frames[packed + index], width)}
+                    for index in range(step // 2, len(grid), step)
                 ],
             }
         )

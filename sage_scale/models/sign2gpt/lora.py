@@ -16,7 +16,7 @@ from sage_scale.nn.dropout import keyed_dropout
 class RowSeeds:
     """The random numbers of the rows that LoRA pairs see, shared by all pairs that see the same rows.
 
-    Whoever calls the network sets them first, and they stay for a backward pass that computes it again.
+    The caller of the network sets them first; they stay for a backward pass that computes it again.
     """
 
     def __init__(self) -> None:

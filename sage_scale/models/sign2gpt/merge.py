@@ -1,12 +1,12 @@
 """Adapters merged into plain models that transformers' `from_pretrained` opens.
 
-What can be merged is: a frozen weight W and its own LoRA pair are one weight, W + s B A. So the language model becomes
+Mergeable: a frozen weight W and its own LoRA pair are one weight, W + s B A. So the language model becomes
 a plain one of its class (it writes as the adapted one does when it is shown no signs), DINOv2 a plain `Dinov2Model`,
 which interpolates its positions in its own way (see `vit.PublishedPositions`).
 
-What cannot be: the gated cross-attention, since no causal language model of transformers has one, nor the sign encoder.
+Not mergeable: the gated cross-attention, since no causal language model of transformers has one, nor the sign encoder.
 They stay beside the models as an adapter checkpoint over the *merged* ones. Cross-attention shares the projections, but
-not the pair of the self-attention, which is now inside of them; it is taken out again by a pair of twice the rank,
+not the pair of the self-attention, which is now inside of them; a pair of twice the rank subtracts it again,
 
     W + s B' A' = (W + s B A) + s [B' | -B] [A' ; A]
 
@@ -93,7 +93,7 @@ def plain_model(adapted: Any) -> Any:
         state[name] = state[name] + product.to(state[name])
     with torch.device("meta"):
         plain_one = type(adapted)(adapted.config)
-    # Buffers that no file holds (positions) are made anew, off the meta device.
+    # Buffers that no file holds (positions) are made again, off the meta device.
     made = plain_one.to_empty(device="cpu").float()
     made.load_state_dict({name: value.cpu() for name, value in state.items()}, strict=False)
     fresh = dict(adapted.named_buffers())
@@ -129,9 +129,9 @@ def _over_merged(model: Sign2GptTranslator, over: Sign2GptTranslator) -> dict[st
         attention = getattr(layer, form.attention)
         cross = getattr(attention, form.output).cross
         inputs = [getattr(attention, name).lora for name in form.inputs]
-        for place, kind in enumerate(("query", "key", "value")):
-            own: Lora = inputs[place] if len(inputs) == 3 else inputs[0]
-            rows = cross.part(torch.arange(own.up.out_features), place)
+        for index, kind in enumerate(("query", "key", "value")):
+            own: Lora = inputs[index] if len(inputs) == 3 else inputs[0]
+            rows = cross.part(torch.arange(own.up.out_features), index)
             pair: Lora = getattr(cross, kind)
             stem = f"{path}.{number}.{form.attention}.{form.output}.cross.{kind}"
             state[f"{stem}.down.weight"] = torch.cat([pair.down.weight, own.down.weight])

@@ -22,11 +22,11 @@ from sage_scale.text.languages import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
 
 SIGNS = ("spatial.", "sign_encoder.")
-"""Prefixes of what stage 2 takes over from stage 1."""
+"""Prefixes of the weights that stage 2 loads from stage 1."""
 
 
 class SignFeatures(nn.Module):
-    """What both stages share: a video to sign features Z. Segments do not matter, only their frames."""
+    """Common part of both stages: a video to sign features Z. Segments do not matter, only their frames."""
 
     def __init__(self, recipe: Recipe, stage: Stage) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Sign2GptPretrainer(SignFeatures):
 
 
 class Sign2GptTranslator(SignFeatures):
-    """Stage 2, and what is used afterwards: a video in, a sentence out. Called as `SageTranslator` is."""
+    """Stage 2 and inference: a video in, a sentence out. Called as `SageTranslator` is."""
 
     def __init__(self, recipe: Recipe, language_model: PreTrainedModel) -> None:
         """The language model is frozen and gets its adapters in place."""
@@ -123,7 +123,7 @@ class Sign2GptTranslator(SignFeatures):
 
 
 def load_signs(module: SignFeatures, state: Mapping[str, Tensor]) -> None:
-    """Take spatial model and sign encoder over from tensors of stage 1; frozen weights may be left out of them.
+    """Load spatial model and sign encoder from tensors of stage 1, which may lack frozen weights.
 
     Raises CheckpointError where a trained weight or a running statistic is missing or of another shape.
     """

@@ -46,7 +46,7 @@ BELOW_FP32, BELOW_BF16 = 3 * 4 + 8 * 4, 3 * 4 + 8 * 2
 
 
 class Sign2GptPlan:
-    """Both stages of a recipe on so many ranks, for any batch. Takes seconds: the model is run on fake tensors."""
+    """Both stages of a recipe on a number of ranks, for any batch. Takes seconds: the model is run on fake tensors."""
 
     def __init__(self, recipe: Recipe, clip: ClipSize, ranks: int, prototypes: int = 2500) -> None:
         """`clip` has frames and text tokens of a mean clip (visual tokens follow from the frames); `prototypes` is how

@@ -67,8 +67,8 @@ def localisation_map(clip: Mapping[str, Any]) -> str:
     scale = (right - left) / frames
     most = max(max(map(float, row["values"])) for row in rows) or 1.0
     parts = []
-    for place, row in enumerate(rows):
-        parts += _cells(row, place * ROW, left, right, scale, times, frames, most, threshold)
+    for line, row in enumerate(rows):
+        parts += _cells(row, line * ROW, left, right, scale, times, frames, most, threshold)
     base = len(rows) * ROW + 6
     parts += figures.seconds_axis(frames, fps, left, right, base)
     pictures = [p for p in clip.get("pictures") or [] if figures.is_jpeg(p.get("jpeg"))]
@@ -124,7 +124,7 @@ def _typical(times: Sequence[float]) -> float:
 def _apart(
     pictures: Sequence[Mapping[str, Any]], left: float, right: float, scale: float
 ) -> list[tuple[Mapping[str, Any], float]]:
-    """Returns pictures with their places, centred on their frames; those that would overlap are left out."""
+    """Returns pictures with their positions, centred on their frames; those that would overlap are left out."""
     placed: list[tuple[Mapping[str, Any], float]] = []
     for picture in pictures:
         x = left + float(picture["frame"]) * scale - PICTURE / 2

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sage_scale.config import Sign2Gpt
 from sage_scale.models.sign2gpt.local_attention import DenseMask, Windows
-from sage_scale.models.sign2gpt.positions import places, rotate, rotations, sine_positions
+from sage_scale.models.sign2gpt.positions import packed_positions, rotate, rotations, sine_positions
 from sage_scale.nn.dropout import keyed_dropout, token_seeds
 from sage_scale.vision.packed import uniform
 
@@ -30,21 +30,21 @@ class Rows:
     real_B: Tensor
     window: int
     padded: bool
-    """Whether padding is computed as the released code does it."""
+    """Whether padding takes part as in the released code."""
 
     @property
     def clip_N(self) -> Tensor:
         """Returns int64 (N,): the clip of each row."""
-        return self._places[0]
+        return self._positions[0]
 
     @property
-    def place_N(self) -> Tensor:
-        """Returns int64 (N,): the place of each row in its clip."""
-        return self._places[1]
+    def position_N(self) -> Tensor:
+        """Returns int64 (N,): the position of each row in its clip."""
+        return self._positions[1]
 
     @cached_property
-    def _places(self) -> tuple[Tensor, Tensor]:
-        return places(self.lengths_B)
+    def _positions(self) -> tuple[Tensor, Tensor]:
+        return packed_positions(self.lengths_B)
 
     @cached_property
     def attention(self) -> Windows | DenseMask:
@@ -89,7 +89,7 @@ class SignEncoder(nn.Module):
         rows = self._rows(frames_B)
         if rows.padded:
             x_FD = _with_padding(x_FD, rows)
-        x_FD = x_FD + sine_positions(rows.place_N, x_FD.shape[1]).to(x_FD.dtype)
+        x_FD = x_FD + sine_positions(rows.position_N, x_FD.shape[1]).to(x_FD.dtype)
         seeds_N = token_seeds(clip_seeds_B, rows.lengths_B)
         for number, layer in enumerate(self.layers, start=1):
             x_FD = layer(x_FD, rows, clip_seeds_B, seeds_N)
@@ -97,7 +97,7 @@ class SignEncoder(nn.Module):
                 x_FD = average_strided(x_FD, rows)
                 rows = rows.halved()
                 seeds_N = token_seeds(clip_seeds_B, rows.lengths_B)
-        return (x_FD[rows.place_N < rows.real_B[rows.clip_N]] if rows.padded else x_FD), rows.real_B
+        return (x_FD[rows.position_N < rows.real_B[rows.clip_N]] if rows.padded else x_FD), rows.real_B
 
     def _rows(self, frames_B: Tensor) -> Rows:
         if self.settings.padding == "released" and frames_B.numel():
@@ -143,20 +143,20 @@ class EncoderLayer(nn.Module):
         q, k, v = (
             linear(x_ND).unflatten(1, (self.heads, -1)) for linear in (self.query, self.key, self.value)
         )
-        cos, sin = rotations(rows.place_N, q.shape[-1])
+        cos, sin = rotations(rows.position_N, q.shape[-1])
         return rows.attention.attend(rotate(q, cos, sin), rotate(k, cos, sin), v).flatten(1)
 
-    def _drop(self, x_ND: Tensor, seeds_N: Tensor | None, place: int) -> Tensor:
-        return keyed_dropout(x_ND, seeds_N, self.dropout, self.salt + place, self.training)
+    def _drop(self, x_ND: Tensor, seeds_N: Tensor | None, site: int) -> Tensor:
+        return keyed_dropout(x_ND, seeds_N, self.dropout, self.salt + site, self.training)
 
-    def _kept(self, x_ND: Tensor, rows: Rows, clip_seeds_B: Tensor | None, place: int) -> Tensor:
+    def _kept(self, x_ND: Tensor, rows: Rows, clip_seeds_B: Tensor | None, site: int) -> Tensor:
         """Apply stochastic depth: a clip's whole branch is left out with probability `drop_path` (Huang et al.
         2016)."""
         if not self.training or not self.drop_path:
             return x_ND
         if clip_seeds_B is None:
             raise ValueError("stochastic depth in training needs the clips' random numbers, clip_seeds_B")
-        keep_B = (uniform(clip_seeds_B, self.salt + place) >= self.drop_path).to(x_ND.dtype)
+        keep_B = (uniform(clip_seeds_B, self.salt + site) >= self.drop_path).to(x_ND.dtype)
         return x_ND * (keep_B / (1 - self.drop_path))[rows.clip_N][:, None]
 
 
@@ -168,13 +168,13 @@ def average_strided(x_ND: Tensor, rows: Rows) -> Tensor:
     halved = rows.halved()
     starts_B = rows.lengths_B.cumsum(0) - rows.lengths_B
     offsets_3 = torch.arange(-1, 2, device=x_ND.device)
-    place_M3 = 2 * halved.place_N[:, None] + offsets_3
-    inside_M3 = (place_M3 >= 0) & (place_M3 < rows.lengths_B[halved.clip_N][:, None])
-    row_M3 = (starts_B[halved.clip_N][:, None] + place_M3).clamp(0, max(x_ND.shape[0] - 1, 0))
+    position_M3 = 2 * halved.position_N[:, None] + offsets_3
+    inside_M3 = (position_M3 >= 0) & (position_M3 < rows.lengths_B[halved.clip_N][:, None])
+    row_M3 = (starts_B[halved.clip_N][:, None] + position_M3).clamp(0, max(x_ND.shape[0] - 1, 0))
     return (x_ND[row_M3] * inside_M3[..., None].to(x_ND.dtype)).sum(1) / 3
 
 
 def _with_padding(x_FD: Tensor, rows: Rows) -> Tensor:
     """Returns rows of zeros behind each clip's real ones, up to its length."""
-    real_N = rows.place_N < rows.real_B[rows.clip_N]
+    real_N = rows.position_N < rows.real_B[rows.clip_N]
     return x_FD.new_zeros(real_N.numel(), x_FD.shape[1]).masked_scatter(real_N[:, None], x_FD)

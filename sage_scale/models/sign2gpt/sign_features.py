@@ -4,7 +4,7 @@ The result is a dataset of features, which `model.sign2gpt.spatial=signs` transl
 
 A clip's Z has a row for every second of its stored frames, so the new dataset's stride is twice the old one's. Z is of
 the frames inside the segments, as the model sees them; where those are not all, rows of zeros fill the clip up behind
-the one segment that Z is. What is made follows from dataset and weights; run it again to go on where it was cut off.
+the one segment that Z is. The result follows from dataset and weights; running it again resumes an interrupted one.
 """
 
 from __future__ import annotations

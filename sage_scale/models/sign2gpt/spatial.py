@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sage_scale.config import Recipe, Stage
-from sage_scale.models.sign2gpt.positions import places
+from sage_scale.models.sign2gpt.positions import packed_positions
 from sage_scale.models.sign2gpt.vit import VisionTransformer
 from sage_scale.nn.batchnorm import BatchNorm
 from sage_scale.nn.dropout import token_seeds
@@ -95,16 +95,16 @@ def drawn_frames(video: PackedVideo, max_frames: int, start_jitter: int, stride:
     if video.clip_seeds_B is None or not video.clips or not (max_frames or start_jitter):
         return video
     frames_B, clip_seeds_B = clip_frames(video), video.clip_seeds_B
-    clip_F, place_F = places(frames_B)
+    clip_F, position_F = packed_positions(frames_B)
     skipped_B = (uniform(clip_seeds_B, _SALT) * (start_jitter + 1)).long() // stride
-    kept_F = place_F >= torch.minimum(skipped_B, frames_B - 1)[clip_F]
+    kept_F = position_F >= torch.minimum(skipped_B, frames_B - 1)[clip_F]
     if max_frames:
-        key_F = uniform(mix(clip_seeds_B, _SALT + 1)[clip_F], place_F)
+        key_F = uniform(mix(clip_seeds_B, _SALT + 1)[clip_F], position_F)
         key_F = torch.where(kept_F, key_F, 2.0)
-        # By clip, then by key: the place in this order says how many frames of the clip come before.
+        # Ordered by clip, then by key: the position in this order is the number of frames of the clip before.
         order_F = (clip_F + key_F.double() / 4).argsort()
         kept_F = kept_F.clone()
-        kept_F[order_F[place_F >= max_frames]] = False
+        kept_F[order_F[position_F >= max_frames]] = False
     lengths_B = torch.zeros_like(frames_B).index_add(0, clip_F, kept_F.long())
     return replace(
         video,

@@ -65,10 +65,10 @@ class VisionTransformer(nn.Module):
 
     def _adapt(self, block: Any, settings: Sign2Gpt, salt: int) -> None:
         block.attention = AdaptedAttention(block.attention, settings, self._seeds, salt)
-        for place, name in enumerate(("fc1", "fc2")):
+        for index, name in enumerate(("fc1", "fc2")):
             base = getattr(block.mlp, name)
             lora = Lora(
-                base.in_features, base.out_features, settings, LORA_STD, self._seeds, salt + 2 + place
+                base.in_features, base.out_features, settings, LORA_STD, self._seeds, salt + 2 + index
             )
             setattr(block.mlp, name, LoraLinear(base, lora))
 
@@ -91,8 +91,8 @@ class VisionTransformer(nn.Module):
         """Returns (F, width): the class token behind the adapted blocks and the final norm."""
         self._seeds.seeds_BL = None
         if seeds_F is not None:
-            place_P = torch.arange(hidden_FPD.shape[1], device=hidden_FPD.device)
-            self._seeds.seeds_BL = mix(seeds_F[:, None], place_P)
+            position_P = torch.arange(hidden_FPD.shape[1], device=hidden_FPD.device)
+            self._seeds.seeds_BL = mix(seeds_F[:, None], position_P)
         blocks: Any = list(self.dino.encoder.layer[self.frozen :])
         for number, block in enumerate(blocks, start=1):
             queries = 1 if number == len(blocks) else hidden_FPD.shape[1]
@@ -122,7 +122,7 @@ class VisionTransformer(nn.Module):
 class PublishedPositions(Dinov2Embeddings):
     """Embeddings whose positions are interpolated as the published DINOv2 does it, to other sizes than `vit_image`.
 
-    It scales by (patches + 0.1) / positions, which moves each place by up to 0.6% of the side; transformers scales to
+    It scales by (patches + 0.1) / positions, which moves positions by up to 0.6% of the side; transformers scales to
     the number of patches.
     """
 
@@ -153,7 +153,7 @@ class AdaptedAttention(nn.Module):
         self.o_proj = LoraLinear(attention.o_proj, Lora(width, width, settings, LORA_STD, seeds, salt + 1))
 
     def forward(self, x_FPD: Tensor, queries: int) -> Tensor:
-        """Returns (F, queries, D): of the first so many rows."""
+        """Returns (F, queries, D): of the first `queries` rows."""
         added_q, added_k, added_v = self.qkv_lora(x_FPD).chunk(3, dim=-1)
         q = self.q_proj(x_FPD[:, :queries]) + added_q[:, :queries]
         k, v = self.k_proj(x_FPD) + added_k, self.v_proj(x_FPD) + added_v

@@ -57,8 +57,8 @@ def infill(sentence: Units, share: float, mask_id: int, rng: random.Random) -> U
 
 def shuffle_lightly(items: list[Any], reach: float, rng: random.Random) -> list[Any]:
     """Returns the items permuted so that items `reach` or more positions apart keep their order."""
-    places = [place + rng.uniform(0, reach) for place in range(len(items))]
-    return [items[place] for place in sorted(range(len(items)), key=places.__getitem__)]
+    keys = [index + rng.uniform(0, reach) for index in range(len(items))]
+    return [items[index] for index in sorted(range(len(items)), key=keys.__getitem__)]
 
 
 class Noise:
@@ -98,9 +98,9 @@ class Noise:
         chance = self.denoise.recombined * max(0.0, 1 - step / self.denoise.steps)
         sources, targets = [], []
         for position in range(step * B, (step + 1) * B):
-            epoch, place = divmod(position, len(self.examples))
+            epoch, index = divmod(position, len(self.examples))
             rng = random.Random(f"{self.seed}/{position}")
-            number = self._order(epoch)[place]
+            number = self._order(epoch)[index]
             example, language = self.examples[number], self.languages[0][number]
             if self.recombined and rng.random() < chance:
                 number = rng.choice(range(len(self.recombined)))

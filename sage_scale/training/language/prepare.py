@@ -74,8 +74,8 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
             _check_languages(dataset)
     prepared = run / "language_model"
     if (prepared / DONE).is_file():
-        place: str | Path = prepared if (prepared / "config.json").is_file() else recipe.model.language_model
-        run_on_rank0(lambda: _check_unknown(recipe, place, datasets))
+        source: str | Path = prepared if (prepared / "config.json").is_file() else recipe.model.language_model
+        run_on_rank0(lambda: _check_unknown(recipe, source, datasets))
         return
     if recipe.denoise.enabled:
         if recipe.model.language_model:
@@ -89,15 +89,15 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
         raise RecipeError(
             f"model.language_model is empty: give a folder with {kind}, or set denoise.enabled=true"
         )
-    place = model_place(recipe.model.language_model)
-    if isinstance(place, Path) and not (place / "config.json").is_file():
+    source = model_place(recipe.model.language_model)
+    if isinstance(source, Path) and not (source / "config.json").is_file():
         raise NoModel(
-            f"model.language_model={place} has no config.json: give a Hugging Face folder with {kind}"
+            f"model.language_model={source} has no config.json: give a Hugging Face folder with {kind}"
         )
-    run_on_rank0(lambda: _check_unknown(recipe, place, datasets))
+    run_on_rank0(lambda: _check_unknown(recipe, source, datasets))
 
 
-def _check_unknown(recipe: Recipe, place: str | Path, datasets: Sequence[Dataset]) -> None:
+def _check_unknown(recipe: Recipe, source: str | Path, datasets: Sequence[Dataset]) -> None:
     """Warn where many tokens of the training sentences, or of their pseudo-glosses, are unknown to the tokenizer that
     the language model has; raise RecipeError where most of the text would be lost."""
     from sage_scale.text.tokenizer import load_tokenizer, unknown_share
@@ -108,7 +108,7 @@ def _check_unknown(recipe: Recipe, place: str | Path, datasets: Sequence[Dataset
         for meta in read_metadata(dataset, "train", most=-(-SAMPLE // len(datasets)))
         if meta["sentence"]
     ]
-    tokenizer = load_tokenizer(place)
+    tokenizer = load_tokenizer(source)
     shares = {"sentences": unknown_share(tokenizer, (meta["sentence"] for meta in texts))}
     if language_kind(recipe).reads_glosses and recipe.text.target == "pseudo_gloss":
         shares["pseudo-glosses"] = unknown_share(
@@ -117,7 +117,7 @@ def _check_unknown(recipe: Recipe, place: str | Path, datasets: Sequence[Dataset
     what, share = max(shares.items(), key=lambda item: item[1])
     if share <= WARN_UNKNOWN:
         return
-    line = f"{share:.1%} of the tokens of the training {what} are unknown to the tokenizer of language model '{place}'"
+    line = f"{share:.1%} of the tokens of the training {what} are unknown to the tokenizer of language model '{source}'"
     if share > MOST_UNKNOWN:
         raise RecipeError(
             f"{line} ({len(texts):,} clips read): it is of another language or script; give another "
@@ -135,8 +135,8 @@ def _check_languages(dataset: Dataset) -> None:
     table = dataset.samples(*splits)
     written = table.language[table.flags & HAS_SENTENCE != 0]
     counts = {
-        dataset.languages[place]: int(number)
-        for place, number in zip(*np.unique(written, return_counts=True))
+        dataset.languages[source]: int(number)
+        for source, number in zip(*np.unique(written, return_counts=True))
     }
     found = sorted(unknown & counts.keys())
     if found:

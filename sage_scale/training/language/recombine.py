@@ -29,10 +29,10 @@ def align(words: Sequence[str], glosses: Sequence[str]) -> dict[int, int]:
     start = 0
     for number, gloss in enumerate(glosses):
         beginning = gloss[: max(3, len(gloss) - 3)].lower()
-        for place in range(start, len(words)):
-            if words[place].lower().startswith(beginning):
-                found[place] = number
-                start = place + 1
+        for index in range(start, len(words)):
+            if words[index].lower().startswith(beginning):
+                found[index] = number
+                start = index + 1
                 break
     return found
 
@@ -46,19 +46,19 @@ def recombine(
     input and seed, same output. Words must be separated by spaces; fewer come back where little is exchangeable.
     """
     rows = [(sentence.split(), list(row)) for sentence, row in zip(sentences, glosses, strict=True)]
-    places: defaultdict[tuple[str, str], set[_Unit]] = defaultdict(set)
+    contexts: defaultdict[tuple[str, str], set[_Unit]] = defaultdict(set)
     slots: list[list[tuple[int, int]]] = []
     for words, row in rows:
         aligned = align(words, row)
         slots.append(list(aligned.items()))
         framed = [_EDGE, *words, _EDGE]
         for word, gloss in aligned.items():
-            places[framed[word], framed[word + 2]].add((words[word], row[gloss]))
+            contexts[framed[word], framed[word + 2]].add((words[word], row[gloss]))
     shared: defaultdict[_Unit, Counter[_Unit]] = defaultdict(Counter)
-    for alike in places.values():
+    for alike in contexts.values():
         for unit in alike:
             shared[unit].update(alike - {unit})
-    # Words that share many places are rather of one kind than words that share a single one.
+    # Words that share many contexts are more likely of one kind than words that share a single one.
     choices = {unit: (sorted(alike), [alike[u] for u in sorted(alike)]) for unit, alike in shared.items()}
 
     rng = random.Random(f"recombine/{seed}")
