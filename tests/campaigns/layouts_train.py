@@ -26,14 +26,11 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import socket
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,11 +39,10 @@ os.environ.setdefault("DS_LOG_LEVEL", "error")
 
 import deepspeed
 import deepspeed.runtime.zero.muon.original_muon
-import torch
-import torch.utils.tensorboard
 
 sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import parse
+from factories.forks import fork_ranks, in_fork
 from factories.training import (
     make_causal_folder,
     make_language_folder,
@@ -57,7 +53,6 @@ from factories.training import (
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from sage_scale.config import load_recipe, override, to_yaml
-from sage_scale.training import distributed
 from sage_scale.training.stage import run_stage
 
 STAGES, NORMS, ZEROS, RANKS = ("pretrain", "finetune"), ("sync", "frozen"), (0, 1, 2, 3), (1, 2, 3, 4)
@@ -70,7 +65,6 @@ TOLERANCE = 1e-4
 """Of a loss, relative."""
 LR = {"pretrain": 3e-4, "finetune": 3e-3}
 """At 3e-3 stage 1 is chaotic: a sum in another order flips a ReLU, and 45 steps later losses are 4e-4 off."""
-TIME_OUT_S = 1200.0
 get_checkpoint_conversion_mapping("mbart")  # what a first model is loaded with, kept for the forks
 deepspeed.ops.__compatible_ops__  # noqa: B018  (what this machine can compile, found out once)
 
@@ -203,9 +197,14 @@ class Grid:
         changes += [*layout.kept, *(f"{layout.stage}.{key}={value}" for key, value in settings.items())]
         recipe = override(load_recipe(str(self.folder / f"{layout.model}.yaml")), changes)
         began = time.monotonic()
-        seen = fork_ranks(
-            layout.ranks, lambda: run_stage(layout.stage, recipe, run, str(self.folder / "shards"))
-        )
+
+        def train() -> list[tuple[int, list[str]]]:
+            seen: list[tuple[int, list[str]]] = []
+            with noting(seen):
+                run_stage(layout.stage, recipe, run, str(self.folder / "shards"))
+            return seen
+
+        seen = fork_ranks(layout.ranks, train)
         rows = map(json.loads, (run / layout.stage / "log.jsonl").read_text().splitlines())
         losses = {row["step"]: row["loss"] for row in rows if row["event"] == "step"}
         offset = self.saved if after is not None else 0
@@ -225,38 +224,6 @@ class Grid:
         return self.known[name]
 
 
-def fork_ranks(world: int, work: Callable[[], object]) -> list[list[tuple[int, list[str]]]]:
-    """Run `work` in `world` forked ranks; for each rank, (epoch, clips) of each step. SystemExit where one fails."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-
-        def rank_of(rank: int) -> None:
-            place: dict[str, object] = {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": world,
-                "LOCAL_WORLD_SIZE": world,
-            }
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            os.environ.update({name: str(value) for name, value in place.items()})
-            seen: list[tuple[int, list[str]]] = []
-            with noting(seen), (Path(folder) / f"{rank}.err").open("w") as quiet:
-                os.dup2(quiet.fileno(), 1)
-                os.dup2(quiet.fileno(), 2)
-                work()
-            (Path(folder) / f"{rank}.json").write_text(json.dumps(seen))
-            distributed.close()
-
-        children = {start(lambda rank=rank: rank_of(rank)): rank for rank in range(world)}
-        failed = wait_for(set(children))
-        if failed is not None:
-            rank = children[failed]
-            sys.exit(f"rank {rank} of {world} failed:\n" + (Path(folder) / f"{rank}.err").read_text()[-4000:])
-        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
-
-
 @contextlib.contextmanager
 def noting(seen: list[tuple[int, list[str]]]) -> Iterator[None]:
     """Within it every training batch that is taken from a stream is noted."""
@@ -272,49 +239,6 @@ def noting(seen: list[tuple[int, list[str]]]) -> Iterator[None]:
 
     stage.Loop = Noted  # type: ignore[misc]
     yield
-
-
-def in_fork(work: Callable[[], object]) -> None:
-    """Run `work` in a forked process, so that its threads are not this one's. SystemExit where it fails."""
-    if wait_for({start(work)}) is not None:
-        sys.exit("preparing failed")
-
-
-def start(work: Callable[[], object]) -> int:
-    """Fork; the child does `work` and ends. Its process id."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        torch.set_num_threads(1)
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def wait_for(children: set[int]) -> int | None:
-    """Wait for all of them; the first that failed, or None. Where one fails, or time is out, the others are ended."""
-    until = time.monotonic() + TIME_OUT_S
-    left, failed = set(children), None
-    while left:
-        for child in sorted(left):
-            found, status = os.waitpid(child, os.WNOHANG)
-            if found:
-                left.discard(child)
-                if status and failed is None:
-                    failed, until = child, min(until, time.monotonic() + 2)
-        if left and time.monotonic() > until:
-            failed = failed or min(left)
-            for child in left:
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.01)
-    return failed
 
 
 def pairwise() -> list[tuple[Layout, Layout]]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
+from factories.resnets import torchvision_forward, torchvision_state
 from safetensors.torch import save_file
 from torch import nn
 
@@ -26,75 +26,13 @@ from sage_scale.nn.frame_encoder import (
 SMALL = Backbone(depths=(2, 1, 2), widths=(8, 12, 16))
 
 
-def torchvision_state(backbone: Backbone) -> dict[str, torch.Tensor]:
-    """Random weights under the names that `torchvision.models.resnet` gives a ResNet of basic blocks."""
-    generator = torch.Generator().manual_seed(0)
-    state: dict[str, torch.Tensor] = {}
-
-    def conv(name: str, out: int, into: int, kernel: int) -> None:
-        state[f"{name}.weight"] = (
-            torch.randn(out, into, kernel, kernel, generator=generator) * (2 / into) ** 0.5 / kernel
-        )
-
-    def norm(name: str, width: int) -> None:
-        for leaf, low, high in (
-            ("weight", 0.5, 1.5),
-            ("bias", -1, 1),
-            ("running_mean", -1, 1),
-            ("running_var", 0.5, 2),
-        ):
-            state[f"{name}.{leaf}"] = torch.rand(width, generator=generator) * (high - low) + low
-        state[f"{name}.num_batches_tracked"] = torch.tensor(7)
-
-    conv("conv1", backbone.widths[0], 3, 7)
-    norm("bn1", backbone.widths[0])
-    into = backbone.widths[0]
-    for stage, (depth, width) in enumerate(zip(backbone.depths, backbone.widths), start=1):
-        for block in range(depth):
-            name = f"layer{stage}.{block}"
-            conv(f"{name}.conv1", width, into, 3)
-            norm(f"{name}.bn1", width)
-            conv(f"{name}.conv2", width, width, 3)
-            norm(f"{name}.bn2", width)
-            if block == 0 and stage > 1:
-                conv(f"{name}.downsample.0", width, into, 1)
-                norm(f"{name}.downsample.1", width)
-            into = width
-    state["fc.weight"], state["fc.bias"] = torch.randn(10, into, generator=generator), torch.zeros(10)
-    return state
-
-
-def torchvision_forward(state: dict[str, torch.Tensor], backbone: Backbone, x: torch.Tensor) -> torch.Tensor:
-    """The last map of that ResNet in eval mode, as torchvision's `_forward_impl` has it."""
-
-    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
-        s = {
-            leaf: state[f"{name}.{leaf}"].to(x) for leaf in ("running_mean", "running_var", "weight", "bias")
-        }
-        return F.batch_norm(x, **s)
-
-    def conv(name: str, x: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
-        return F.conv2d(x, state[f"{name}.weight"].to(x), stride=stride, padding=padding)
-
-    x = F.max_pool2d(F.relu(norm("bn1", conv("conv1", x, 2, 3))), 3, 2, 1)
-    for stage, depth in enumerate(backbone.depths, start=1):
-        for block in range(depth):
-            name, stride = f"layer{stage}.{block}", 2 if block == 0 and stage > 1 else 1
-            out = F.relu(norm(f"{name}.bn1", conv(f"{name}.conv1", x, stride, 1)))
-            out = norm(f"{name}.bn2", conv(f"{name}.conv2", out, 1, 1))
-            if f"{name}.downsample.0.weight" in state:
-                x = norm(f"{name}.downsample.1", conv(f"{name}.downsample.0", x, stride, 0))
-            x = F.relu(out + x)
-    return x
-
-
 def pictures(count: int, side: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(1)).double()
 
 
 @pytest.mark.parametrize("form", ["pth", "safetensors", "transformers", "lightning"])
 def test_weights_in_each_form_give_the_published_forward_pass(form, tmp_path):
-    state = torchvision_state(SMALL)
+    state = torchvision_state(SMALL.depths, SMALL.widths)
     path = tmp_path / "weights.pth"
     if form == "pth":
         torch.save(state, path)
@@ -118,7 +56,7 @@ def test_weights_in_each_form_give_the_published_forward_pass(form, tmp_path):
     normed = (x / 255 - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[
         :, None, None
     ]
-    wanted = torchvision_forward(state, SMALL, normed).mean((2, 3))
+    wanted = torchvision_forward(state, SMALL.depths, normed).mean((2, 3))
     torch.testing.assert_close(encoder(x), wanted, rtol=1e-5, atol=1e-6)
     centred = torchvision_forward(
         state, SMALL, (x - 90) / 255 / torch.tensor(IMAGENET_STD)[:, None, None]
@@ -184,7 +122,7 @@ def test_resnet34_has_the_published_size():
 
 def test_wrong_weights_are_refused_in_one_line(tmp_path):
     encoder = FrameEncoder(SMALL, 32)
-    state = torchvision_state(SMALL)
+    state = torchvision_state(SMALL.depths, SMALL.widths)
     path = tmp_path / "weights.pth"
 
     def refused(words: str, file=path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories.resnets import torchvision_forward, torchvision_state
 from safetensors.torch import save_file
-from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 from sage_scale.config import Vision
@@ -25,73 +25,10 @@ from sage_scale.vision.pretrained_weights import (
 RANDOM = Vision(kind="features", size=40, crop=32, allow_random_backbone=True, backbone_batch=8)
 
 
-def torchvision_like(
-    depths: tuple[int, ...], widths: tuple[int, ...], seed: int = 0
-) -> dict[str, torch.Tensor]:
-    """Random weights under the names that torchvision gives a ResNet of basic blocks."""
-    generator = torch.Generator().manual_seed(seed)
-    weights: dict[str, torch.Tensor] = {}
-
-    def conv(name: str, out: int, into: int, kernel: int) -> None:
-        scale = (2 / (into * kernel * kernel)) ** 0.5
-        weights[f"{name}.weight"] = torch.randn(out, into, kernel, kernel, generator=generator) * scale
-
-    def norm(name: str, width: int) -> None:
-        weights[f"{name}.weight"] = torch.rand(width, generator=generator) + 0.5
-        weights[f"{name}.bias"] = torch.randn(width, generator=generator) * 0.1
-        weights[f"{name}.running_mean"] = torch.randn(width, generator=generator) * 0.1
-        weights[f"{name}.running_var"] = torch.rand(width, generator=generator) + 0.5
-        weights[f"{name}.num_batches_tracked"] = torch.tensor(7)
-
-    conv("conv1", widths[0], 3, 7)
-    norm("bn1", widths[0])
-    before = widths[0]
-    for stage, (depth, width) in enumerate(zip(depths, widths), start=1):
-        for block in range(depth):
-            place = f"layer{stage}.{block}"
-            conv(f"{place}.conv1", width, before, 3)
-            norm(f"{place}.bn1", width)
-            conv(f"{place}.conv2", width, width, 3)
-            norm(f"{place}.bn2", width)
-            if block == 0 and stage > 1:
-                conv(f"{place}.downsample.0", width, before, 1)
-                norm(f"{place}.downsample.1", width)
-            before = width
-    weights["fc.weight"] = torch.zeros(1000, widths[-1])
-    weights["fc.bias"] = torch.zeros(1000)
-    return weights
-
-
-def resnet_by_hand(x: torch.Tensor, w: dict[str, torch.Tensor], depths: tuple[int, ...]) -> torch.Tensor:
-    """He et al., 2016, from the weights alone: 7x7 stem, pooling, basic blocks, mean over the last map."""
-
-    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        mean, var, weight, bias = (
-            w[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
-        )
-        shape = (1, -1, 1, 1)
-        return (x - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt() * weight.view(shape) + bias.view(
-            shape
-        )
-
-    x = norm(F.conv2d(x, w["conv1.weight"], stride=2, padding=3), "bn1").relu()
-    x = F.max_pool2d(x, 3, 2, 1)
-    for stage, depth in enumerate(depths, start=1):
-        for block in range(depth):
-            place = f"layer{stage}.{block}"
-            stride = 2 if stage > 1 and block == 0 else 1
-            y = norm(F.conv2d(x, w[f"{place}.conv1.weight"], stride=stride, padding=1), f"{place}.bn1").relu()
-            y = norm(F.conv2d(y, w[f"{place}.conv2.weight"], padding=1), f"{place}.bn2")
-            if stride == 2:
-                x = norm(F.conv2d(x, w[f"{place}.downsample.0.weight"], stride=2), f"{place}.downsample.1")
-            x = (x + y).relu()
-    return x.mean((2, 3))
-
-
 @pytest.mark.parametrize("depths", [(1, 1, 1, 1), (2, 2, 2, 2), (3, 4, 6, 3)], ids=["10", "18", "34"])
 def test_torchvision_weights_compute_the_same_network(depths, tmp_path) -> None:
     widths = (8, 16, 24, 32)
-    weights = torchvision_like(depths, widths)
+    weights = torchvision_state(depths, widths)
     config = ResNetConfig(
         embedding_size=8, hidden_sizes=list(widths), depths=list(depths), layer_type="basic"
     )
@@ -100,20 +37,23 @@ def test_torchvision_weights_compute_the_same_network(depths, tmp_path) -> None:
     load_exactly(model, read_resnet_weights(tmp_path / "weights.pth"), tmp_path / "weights.pth")
     x = torch.randn(2, 3, 70, 54)
     with torch.no_grad():
-        ours, expected = model(x).pooler_output.flatten(1), resnet_by_hand(x, weights, depths)
+        ours, expected = (
+            model(x).pooler_output.flatten(1),
+            torchvision_forward(weights, depths, x).mean((2, 3)),
+        )
     assert torch.allclose(ours, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_frozen_resnet34_from_a_torchvision_file(tmp_path) -> None:
     depths, widths = (3, 4, 6, 3), (64, 128, 256, 512)
-    weights = torchvision_like(depths, widths)
+    weights = torchvision_state(depths, widths)
     torch.save(weights, tmp_path / "resnet34.pth")
     vision = Vision(kind="features", size=48, crop=40, backbone_weights=str(tmp_path / "resnet34.pth"))
     frames = np.random.default_rng(0).integers(0, 255, (3, 48, 48, 3), dtype=np.uint8)
     features = FrozenBackbone(vision).pictures(frames)[0]
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = ((torch.from_numpy(frames[:, 4:44, 4:44]).float() / 255 - mean) / std).permute(0, 3, 1, 2)
-    expected = resnet_by_hand(x, weights, depths)
+    expected = torchvision_forward(weights, depths, x).mean((2, 3))
     assert features.shape == (3, 512) and features.dtype == np.float16
     assert np.abs(features - expected.numpy()).max() < 4e-3 * expected.abs().max()
 
@@ -167,7 +107,7 @@ def test_unfit_weights_are_named_in_one_line(tmp_path) -> None:
             load_exactly(ResNetModel(config), read_resnet_weights(path), path)
         assert "\n" not in str(caught.value)
 
-    good = torchvision_like((1, 1, 1, 1), (8, 8, 8, 8))
+    good = torchvision_state((1, 1, 1, 1), (8, 8, 8, 8))
     fails(
         {name: value for name, value in good.items() if name != "layer4.0.bn2.bias"},
         "lacks .*layers.0.layer.1",
