@@ -216,7 +216,7 @@ def stage1(bench: Bench, recipe: Recipe, name: str, layout: bool = False) -> tup
 
     plan = Stage1(recipe, clip, 1, bench.half(recipe.pretrain)).plan(clips)
     # The text side is outside of a step here.
-    return bench.line(name, clips, step, plan.device_bytes - plan.memory.frozen, plan.operations)
+    return bench.line(name, clips, step, plan.device_bytes - plan.weights.frozen, plan.operations)
 
 
 def stage2(bench: Bench, recipe: Recipe, name: str) -> tuple[float, float]:
@@ -262,7 +262,7 @@ def features(bench: Bench, recipe: Recipe) -> None:
 
     plan = Stage1(recipe, clip, 1, bench.half(recipe.pretrain)).plan(clips, "tiled", chunk)
     bench.line(
-        "features, embedding cache", clips, step, plan.device_bytes - plan.memory.frozen, plan.operations
+        "features, embedding cache", clips, step, plan.device_bytes - plan.weights.frozen, plan.operations
     )
 
 

@@ -36,6 +36,8 @@ from sage_scale.training.stage_log import record_timing
 from sage_scale.training.throughput import memory_mb
 
 Say = Callable[[str], None]
+TIMELINES, THUMBNAIL = 6, 72
+"""Clips of `timelines/<split>.json`, and the width of their thumbnails, pixels."""
 
 
 def run(
@@ -148,39 +150,28 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_timelines(
-    recipe: Recipe,
-    data: Sequence[Dataset],
-    split: str,
-    rows: list[dict[str, Any]],
-    path: Path,
-    clips: int = 6,
-    width: int = 72,
+    recipe: Recipe, data: Sequence[Dataset], split: str, rows: list[dict[str, Any]], path: Path
 ) -> None:
-    """Write a few clips with their segments and a thumbnail per segment, for the report."""
+    """Write a few clips with their segments and a thumbnail per segment, for the report; of features, no clips."""
     by_key = {row["key"]: row for row in rows}
     timelines = []
-    batch = first_batch(recipe, data, split, clips)
+    batch = first_batch(recipe, data, split, TIMELINES)
     frames_FCHW = batch.video.frames_FCHW
     firsts = np.concatenate([[0], np.cumsum(batch.video.segment_frames_N.numpy())])
-    position = 0
-    # A dataset of features has no pictures.
-    for key, meta, segments in (
-        zip(batch.keys, batch.metas, batch.segments) if frames_FCHW is not None else ()
-    ):
-        thumbnails = []
-        for start, end in segments.tolist():
-            middle = int((firsts[position] + firsts[position + 1]) // 2)
-            thumbnails.append({"frame": (start + end) // 2, "jpeg": thumbnail(frames_FCHW[middle], width)})
-            position += 1
+    middles = iter((firsts[:-1] + firsts[1:]) // 2)
+    for key, meta, segments in zip(batch.keys, batch.metas, batch.segments):
+        if frames_FCHW is None:
+            break
+        thumbnails = [
+            {"frame": (start + end) // 2, "jpeg": thumbnail(frames_FCHW[int(next(middles))], THUMBNAIL)}
+            for start, end in segments.tolist()
+        ]
+        row = by_key[key]
         timelines.append(
             {
                 "key": key,
-                "id": meta["id"],
-                "sentence": meta["sentence"],
-                "hypothesis": by_key[key]["hypothesis"],
-                "language": by_key[key]["language"],
-                "fps": meta["fps"],
-                "frames": meta["frames"],
+                **{name: meta[name] for name in ("id", "sentence", "fps", "frames")},
+                **{name: row[name] for name in ("hypothesis", "language")},
                 "segments": segments.tolist(),
                 "thumbnails": thumbnails,
             }

@@ -59,7 +59,7 @@ def test_weights_in_each_form_give_the_published_forward_pass(form, tmp_path):
     wanted = torchvision_forward(state, SMALL.depths, normed).mean((2, 3))
     torch.testing.assert_close(encoder(x), wanted, rtol=1e-5, atol=1e-6)
     centred = torchvision_forward(
-        state, SMALL, (x - 90) / 255 / torch.tensor(IMAGENET_STD)[:, None, None]
+        state, SMALL.depths, (x - 90) / 255 / torch.tensor(IMAGENET_STD)[:, None, None]
     ).mean((2, 3))
     torch.testing.assert_close(encoder(x - 90, centred=True), centred, rtol=1e-5, atol=1e-6)
 
@@ -140,7 +140,7 @@ def test_wrong_weights_are_refused_in_one_line(tmp_path):
     refused("from names to tensors")
     torch.save({name: value for name, value in state.items() if name != "layer2.0.conv1.weight"}, path)
     refused(r"lacks encoder\.stages\.1\.layers\.0\.layer\.0\.convolution\.weight")
-    torch.save(torchvision_state(Backbone(depths=(2, 1, 2), widths=(8, 12, 20))), path)
+    torch.save(torchvision_state((2, 1, 2), (8, 12, 20)), path)
     refused(r"another shape of encoder\.stages\.2\.")
-    torch.save(torchvision_state(Backbone(depths=(3, 1, 2), widths=(8, 12, 16))), path)
+    torch.save(torchvision_state((3, 1, 2), (8, 12, 16)), path)
     refused(r"strange encoder\.stages\.0\.layers\.2\.")

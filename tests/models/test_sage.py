@@ -26,6 +26,7 @@ from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sage.describe import describe
 from sage_scale.models.sage.mbart import TextEncoder, make_labels
 from sage_scale.models.sage.model import SageAligner, SageTranslator, load_visual
+from sage_scale.vision.packed import PackedVideo
 
 TOKENS = [len(clip) for clip in CLIPS]
 
@@ -177,7 +178,7 @@ def test_no_clips_cost_nothing_and_leave_zero_gradients():
 
 
 @pytest.mark.parametrize("form", ["mbart50", "cc25"])
-def test_generation_is_transformers_own(form):
+def test_generation_is_transformers_own(form, monkeypatch):
     """Visual tokens that equal a text's scaled embeddings give what `generate` gives for the text's ids."""
     tokenizer, model = small_tokenizer(form), translator()
     mbart = model.language_model
@@ -187,9 +188,9 @@ def test_generation_is_transformers_own(form):
     tokens = torch.cat(
         [mbart.get_input_embeddings()(row) for row in ids]
     )  # with mBART's own scale, sqrt(d_model)
-    found = model.generate_tokens(
-        tokens, lengths, tokenizer, ["de"] * 5, beams=4, max_tokens=12, length_penalty=0.7
-    )
+    monkeypatch.setattr(model, "encode_tokens", lambda _: tokens)
+    clips = PackedVideo(segment_frames_N=torch.ones(len(tokens), dtype=torch.int64), clip_segments_B=lengths)
+    found = model.generate(clips, tokenizer, ["de"] * 5, beams=4, max_tokens=12, length_penalty=0.7)
     code = tokenizer.convert_tokens_to_ids("de_DE")
     start = (
         {"decoder_start_token_id": tokenizer.eos_token_id, "forced_bos_token_id": code}

@@ -214,28 +214,7 @@ class SageTranslator(nn.Module):
     ) -> list[str]:
         """Returns a sentence for each clip, in its language (an mBART code or BCP 47) and its punctuation, by beam
         search."""
-        return self.generate_tokens(
-            self.encode_tokens(video),
-            video.clip_segments_B,
-            tokenizer,
-            languages,
-            beams,
-            max_tokens,
-            length_penalty,
-        )
-
-    @torch.no_grad()
-    def generate_tokens(
-        self,
-        tokens_ND: Tensor,
-        clip_segments_B: Tensor,
-        tokenizer: PreTrainedTokenizerBase,
-        languages: Sequence[str],
-        beams: int = 4,
-        max_tokens: int = 150,
-        length_penalty: float = 1.0,
-    ) -> list[str]:
-        """Returns `generate` from the tokens."""
+        tokens_ND, clip_segments_B = self.encode_tokens(video), video.clip_segments_B
         if len(languages) != clip_segments_B.numel():
             raise ValueError(f"{len(languages)} languages for {clip_segments_B.numel()} clips")
         if not languages:
