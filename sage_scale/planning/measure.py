@@ -40,7 +40,7 @@ def without_memory(make: Callable[[], M]) -> M:
         return module.to_empty(device="cpu")
 
 
-def blank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def fake_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Returns a fake tensor."""
     with _FAKE:
         return torch.empty(shape, dtype=dtype)

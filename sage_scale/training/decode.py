@@ -95,7 +95,7 @@ def has_split(data: Sequence[Dataset], split: str) -> bool:
     return any(split in dataset.splits for dataset in data)
 
 
-def blank(video: PackedVideo) -> PackedVideo:
+def blank_video(video: PackedVideo) -> PackedVideo:
     """Returns clips of the same lengths without signing: frames show their background or grey, features are zero."""
     if video.features_FC is not None:
         return replace(video, features_FC=torch.zeros_like(video.features_FC))

@@ -28,10 +28,10 @@ from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset, read_metadata
 from sage_scale.streaming import Data, open_datasets
 from sage_scale.training import distributed
-from sage_scale.training.decode import blank, first_batch, has_split, score_arguments, translate_split
+from sage_scale.training.decode import blank_video, first_batch, has_split, score_arguments, translate_split
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import load_translator
-from sage_scale.training.inherited import contradictions, described
+from sage_scale.training.inherited import contradictions, recorded_keys
 from sage_scale.training.stage_log import record_timing
 from sage_scale.training.throughput import memory_mb
 
@@ -80,7 +80,7 @@ def run(
     if model_spec(recipe.model.kind).tokens_are_segments:
         segments, frames = sum(len(row["segments"]) for row in rows), sum(row["frames"] for row in rows)
         result["token_ratio"] = segments / max(frames, 1)
-        result["taggers"] = values_of(map(described, datasets)).get("segmentation.tagger", [])
+        result["taggers"] = values_of(map(recorded_keys, datasets)).get("segmentation.tagger", [])
     if ranks.is_main:
         write_rows(folder / "predictions" / f"{split}.jsonl", rows)
     heldout = translate(f"{split}_heldout")
@@ -90,7 +90,7 @@ def run(
             write_rows(folder / "predictions" / f"{split}_heldout.jsonl", heldout)
     if controls:
         say("scoring the controls")
-        result["controls"] = _controls(recipe, datasets, rows, translate(split, blank))
+        result["controls"] = _controls(recipe, datasets, rows, translate(split, blank_video))
     if ranks.is_main:
         if lost := write_scores(folder, split, result):
             say(lost)

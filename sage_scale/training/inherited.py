@@ -67,7 +67,7 @@ def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritan
 
     Raises OtherDataset where `recipe.given` contradicts a dataset or the datasets cannot be trained on together.
     """
-    made = [described(dataset) for dataset in datasets]
+    made = [recorded_keys(dataset) for dataset in datasets]
     _check_alike(datasets, made)
     ours, begun, url = flat(to_mapping(recipe)), _begun(run), datasets[0].url
     features = made[0].get("vision.kind") == "features"
@@ -92,7 +92,7 @@ def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritan
             taken, source = begun[key], "as this run was begun"
         if taken != mine:
             changed[key] = taken
-            if is_told(key):
+            if is_reported(key):
                 told.setdefault(source, []).append(f"{key}={_shown(taken)} (the recipe: {_shown(mine)})")
     differing = {key: values for key, values in recorded.items() if len(values) > 1}
     # A dataset records these keys unless its parts, before they were merged, differed in them.
@@ -100,7 +100,9 @@ def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritan
     lost = [key for part in made if "vision.kind" in part for key in always if key not in part]
     differing |= {key: [UNRECORDED] for key in lost if key not in recorded}
     lines = [f"{source}: {_some(parts)}" for source, parts in told.items()]
-    apart = [f"{key} ({', '.join(map(_shown, values))})" for key, values in differing.items() if is_told(key)]
+    apart = [
+        f"{key} ({', '.join(map(_shown, values))})" for key, values in differing.items() if is_reported(key)
+    ]
     if apart:
         what = "the datasets differ" if len(datasets) > 1 else f"the parts of {url} differ"
         lines.append(f"{what} in {_some(apart)}; the run's recipe can hold one value")
@@ -117,18 +119,18 @@ def contradictions(recipe: Recipe, datasets: Sequence[Dataset]) -> list[str]:
     ours = flat(to_mapping(recipe))
     lines = []
     for dataset in datasets:
-        theirs = described(dataset)
+        theirs = recorded_keys(dataset)
         apart = [
             f"{key}={_shown(theirs[key])} (the run: {_shown(ours[key])})"
             for key in ours.keys() & theirs.keys()
-            if decides_a_sample(key) and theirs[key] != ours[key]
+            if changes_samples(key) and theirs[key] != ours[key]
         ]
         if apart:
             lines.append(f"{dataset.url} was made otherwise than the run was trained: {_some(sorted(apart))}")
     return lines
 
 
-def described(dataset: Dataset) -> dict[str, Any]:
+def recorded_keys(dataset: Dataset) -> dict[str, Any]:
     """Returns the recipe keys that a dataset records, `section.key`, as plain values."""
     known = flat(to_mapping(Recipe()))
     part = dict(dataset.info.recipe_part)
@@ -146,16 +148,16 @@ def described(dataset: Dataset) -> dict[str, Any]:
     return found
 
 
-def is_told(key: str) -> bool:
+def is_reported(key: str) -> bool:
     """Returns whether a change of the key is reported."""
     return key in REPORTED or not key.startswith(UNREPORTED)
 
 
-def decides_a_sample(key: str) -> bool:
+def changes_samples(key: str) -> bool:
     """Returns whether the key changes how a video is segmented or stored."""
     limits = ("vision.min_frames", "vision.max_frames")
     cut = key.startswith(("vision.", "segmentation."))
-    return cut and is_told(key) and key not in limits and (key not in OVERRIDABLE or key == "vision.crop")
+    return cut and is_reported(key) and key not in limits and (key not in OVERRIDABLE or key == "vision.crop")
 
 
 def _overridable(key: str, made: Any, features: bool) -> bool:

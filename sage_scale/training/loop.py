@@ -124,7 +124,7 @@ class Loop:
         try:
             return self._train(compute, evaluate)
         except BaseException:
-            self.saver.leave()
+            self.saver.wait_briefly()
             raise
 
     def _train(self, compute: Compute, evaluate: Evaluate) -> TrainingProgress:
@@ -211,9 +211,9 @@ class Loop:
         self.engine.model.train()
         self.guard.begin()
         shares = compute(batch)
-        bad = self.guard.judge(shares.get("loss", 0.0), self.progress)
+        bad = self.guard.check_loss(shares.get("loss", 0.0), self.progress)
         rate = self.engine.step(self.fraction, skip_update=bool(bad))
-        bad = bad or self.guard.judge_gradient()
+        bad = bad or self.guard.check_gradient()
         self.progress.step += 1
         self.progress.updates += self.engine.updated
         return bad, shares, rate
@@ -235,7 +235,7 @@ class Loop:
                 f"{self.name}.lr, set {self.name}.precision=fp32 or {self.name}.on_bad_loss=skip, then run the same "
                 "command to resume from the last checkpoint"
             )
-        self.guard.undo_forward()
+        self.guard.restore_buffers()
         if action == "skip":
             self._say_once(f"{reason} at step {progress.step}: its update is left out")
             return
@@ -261,7 +261,7 @@ class Loop:
         self._log_saves()
 
     def _log_saves(self) -> None:
-        for saved in self.saver.news():
+        for saved in self.saver.finished_saves():
             self.log.event(
                 "save", saved.step, blocked_s=saved.blocked_s, background_s=saved.seconds, bytes=saved.bytes
             )

@@ -42,28 +42,28 @@ class LossGuard:
         for kept, buffer in zip(self._before, self._buffers):
             kept.copy_(buffer)
 
-    def judge(self, share: float, progress: TrainingProgress) -> str:
+    def check_loss(self, share: float, progress: TrainingProgress) -> str:
         """Call after the backward pass: returns the reason to skip this step's update, or "" (a collective)."""
         loss = distributed.sum_over_ranks([share], self._engine.ranks.device)[0]
-        reason = judge_loss(loss, progress.recent_losses, self._stage.spike_factor)
+        reason = fault_of_loss(loss, progress.recent_losses, self._stage.spike_factor)
         if not reason:
             progress.recent_losses = [*progress.recent_losses[1 - WINDOW :], loss]
         return reason
 
-    def judge_gradient(self) -> str:
+    def check_gradient(self) -> str:
         """Call after the optimizer step, which skips non-finite gradients: returns a line on them, or ""."""
         norm = self._engine.gradient_norm()
         if math.isfinite(norm) or self._engine.loss_scale.enabled:
             return ""  # with a scaled loss an overflow is how its scale is found
         return f"the gradient norm is {norm}"
 
-    def undo_forward(self) -> None:
+    def restore_buffers(self) -> None:
         """Restore the buffers (running statistics) from before the forward pass."""
         for kept, buffer in zip(self._before, self._buffers):
             buffer.copy_(kept)
 
 
-def judge_loss(loss: float, recent: list[float], spike_factor: float) -> str:
+def fault_of_loss(loss: float, recent: list[float], spike_factor: float) -> str:
     """Returns why a loss is bad, or "". `recent` are the last good losses; `spike_factor` 0 disables spikes."""
     if not math.isfinite(loss):
         return f"the loss is {loss}"

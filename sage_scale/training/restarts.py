@@ -43,14 +43,14 @@ def run_with_restarts(
     failed and is not restarted.
     """
     say = say or (lambda line: tell(f"sage-scale {stage}: {line}"))
-    furthest, stalled, started = reached(run, stage), 0, 0
+    furthest, stalled, started = last_step(run, stage), 0, 0
     while True:
         ended = attempt()
         if ended.asked:
             raise KeyboardInterrupt
         if ended.code == 0:
             return
-        now = reached(run, stage)
+        now = last_step(run, stage)
         stalled = 0 if now > furthest else stalled + 1
         furthest = max(furthest, now)
         # The line of a diagnosis stands on the terminal already.
@@ -83,7 +83,7 @@ def run_with_restarts(
         sleep(pause)
 
 
-def reached(run: Path, stage: str) -> int:
+def last_step(run: Path, stage: str) -> int:
     """Returns the highest step in the latest part of the stage's log; -1 if there is none."""
     try:
         with (run / stage / "log.jsonl").open("rb") as log:

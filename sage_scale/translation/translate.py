@@ -27,7 +27,7 @@ from sage_scale.shards import Sample
 from sage_scale.streaming import SampleShape, pack_sample
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import load_translator
-from sage_scale.training.inherited import decides_a_sample
+from sage_scale.training.inherited import changes_samples
 from sage_scale.vision.packed import PackedVideo
 
 WITHOUT_LABELS = "motion"
@@ -164,7 +164,7 @@ def labelled(clip: Clip, labels: str) -> Clip | None:
 def _other_than_trained(trained: Recipe, wanted: Recipe) -> list[str]:
     before, now = flat(to_mapping(trained)), flat(to_mapping(wanted))
     apart = [f"{key}={now[key]} (trained on: {before[key]})" for key in sorted(wanted.given)
-             if decides_a_sample(key) and now[key] != before[key]]  # fmt: skip
+             if changes_samples(key) and now[key] != before[key]]  # fmt: skip
     return [f"cut or stored otherwise than the model was trained on: {', '.join(apart)}"] if apart else []
 
 

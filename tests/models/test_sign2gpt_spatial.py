@@ -32,8 +32,10 @@ def test_at_the_start_it_is_transformers_dinov2():
         [0.229, 0.224, 0.225]
     )[:, None, None]
     wanted = model.dino(x).pooler_output
-    torch.testing.assert_close(vit().eval().above(vit().eval().below(pictures())), wanted, atol=1e-5, rtol=0)
-    assert model.above(model.below(pictures())).shape == wanted.shape
+    torch.testing.assert_close(
+        vit().eval().adapted_blocks(vit().eval().frozen_blocks(pictures())), wanted, atol=1e-5, rtol=0
+    )
+    assert model.adapted_blocks(model.frozen_blocks(pictures())).shape == wanted.shape
 
 
 def cubic(x: float) -> float:
@@ -72,7 +74,7 @@ def test_positions_are_interpolated_as_the_published_model_does(stored, height, 
     )
     assert (theirs[0] - found).abs().max() > 0.01
     if height == width:
-        below = model.below(torch.zeros(1, 3, height * patch, width * patch))
+        below = model.frozen_blocks(torch.zeros(1, 3, height * patch, width * patch))
         assert below.shape == (1, height * width + 1, table.shape[1])
 
 
@@ -90,14 +92,14 @@ def test_joined_pair_equals_its_product_added_to_the_frozen_weights():
         merged.mlp.fc2.weight += block.mlp.fc2.lora.product()
     x = pictures() * plain.scale + plain.shift
     wanted = plain.dino(x).pooler_output
-    got = adapted.above(adapted.below(pictures()))
+    got = adapted.adapted_blocks(adapted.frozen_blocks(pictures()))
     torch.testing.assert_close(got, wanted, atol=2e-5, rtol=0)
     assert (wanted - vit(vit_adapted=0).eval().dino(x).pooler_output).abs().max() > 0.01
 
 
 def test_only_adapters_projection_and_norm_train_and_frozen_blocks_have_no_graph():
     model = SpatialModel(recipe()).eval()
-    below = model.backbone.below(pictures())
+    below = model.backbone.frozen_blocks(pictures())
     assert not below.requires_grad
     model(video()).square().sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -180,8 +182,8 @@ def test_weights_come_from_the_published_file(tmp_path):
     torch.save(state, tmp_path / "dinov2.pth")
     loaded = vit(seed=8, vit_weights=str(tmp_path / "dinov2.pth")).eval()
     with torch.no_grad():
-        wanted = source.eval().above(source.below(pictures()))
-        torch.testing.assert_close(loaded.above(loaded.below(pictures())), wanted)
+        wanted = source.eval().adapted_blocks(source.frozen_blocks(pictures()))
+        torch.testing.assert_close(loaded.adapted_blocks(loaded.frozen_blocks(pictures())), wanted)
     with pytest.raises(CheckpointError, match=r"dinov2\.pth"):
         vit(vit_weights=str(tmp_path / "dinov2.pth"), vit_width=32)
 

@@ -12,7 +12,7 @@ from transformers import XGLMConfig
 
 from sage_scale.config import load_recipe
 from sage_scale.models.sign2gpt.plan import Sign2GptPlan
-from sage_scale.planning.measure import REST, autocast, blank, kept_bytes, kept_per_clip, without_memory
+from sage_scale.planning.measure import REST, autocast, fake_tensor, kept_bytes, kept_per_clip, without_memory
 from sage_scale.planning.step import ClipSize
 
 
@@ -40,7 +40,7 @@ def test_fake_tensors_keep_what_real_ones_do(precision):
         ).train()
 
     found = []
-    for model, input_of in ((make(), torch.randn), (without_memory(make), blank)):
+    for model, input_of in ((make(), torch.randn), (without_memory(make), fake_tensor)):
 
         def forward(clips: int, model=model, input_of=input_of):
             with autocast(precision):

@@ -44,7 +44,7 @@ def one_bad(zero: str) -> None:
         if step == 3 and ranks.rank == 1:
             share = share * math.nan
         engine.backward(share)
-        engine.step(0.0, skip_update=bool(guard.judge(float(share.detach()), progress)))
+        engine.step(0.0, skip_update=bool(guard.check_loss(float(share.detach()), progress)))
         updated.append(engine.updated)
     head = next(
         engine.weight(parameter)

@@ -136,7 +136,7 @@ def test_training_goes_on_while_the_state_of_the_save_is_written(ranks, tmp_path
     assert len(checkpoints.state(3)["files"]) > 2
     assert checkpoints.load(engine, 3).step == 3
     assert same(values(engine), then)
-    assert [saved.step for saved in saver.news()] == [3] and saver.news() == []
+    assert [saved.step for saved in saver.finished_saves()] == [3] and saver.finished_saves() == []
 
 
 def test_a_save_killed_at_any_moment_harms_nothing_and_is_swept(ranks, tmp_path):
@@ -214,9 +214,9 @@ def test_storage_that_stays_away_ends_the_next_save_with_one_line(ranks, tmp_pat
     store.failures = 10**9
     train(engine, progress, 1)
     saver.save(engine, progress)  # not yet: training goes on
-    assert saver.news() != []
+    assert saver.finished_saves() != []
     train(engine, progress, 1)
-    assert saver.news() == []
+    assert saver.finished_saves() == []
     with pytest.raises(StorageError, match=r"step 2 could not be written \(rank 0: the store is away"):
         saver.save(engine, progress)
     assert checkpoints.steps() == [1] and checkpoints.damage(1) is None

@@ -16,7 +16,7 @@ from sage_scale.shards import Dataset, DatasetInfo
 from sage_scale.shards.index import RECORD
 from sage_scale.shards.merge import notes_of, shared_info
 from sage_scale.storage import open_store
-from sage_scale.training.inherited import UNRECORDED, contradictions, described, inherit
+from sage_scale.training.inherited import UNRECORDED, contradictions, inherit, recorded_keys
 
 MINE = from_mapping({"name": "mine"})
 
@@ -247,7 +247,7 @@ def test_values_of_another_version_are_one_line():
         "x": [],
     }
     made = dataset(recipe_part=part, notes={"corpus": "not a mapping", "differing": [1]})
-    assert "vision.gone" not in described(made) and "segmentation.tagger" in described(made)
+    assert "vision.gone" not in recorded_keys(made) and "segmentation.tagger" in recorded_keys(made)
     with pytest.raises(RecipeError, match=r"psychic.*/nowhere/shards"):
         of(MINE, made)
 

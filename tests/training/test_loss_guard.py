@@ -22,7 +22,7 @@ from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress
 from sage_scale.training.engine import Engine
 from sage_scale.training.export import load_tensors
-from sage_scale.training.loss_guard import FEWEST, LossGuard, judge_loss
+from sage_scale.training.loss_guard import FEWEST, LossGuard, fault_of_loss
 from sage_scale.training.stage import STAGE1, run_stage
 
 BAD_CLIP = 3
@@ -37,7 +37,7 @@ def test_a_loss_is_bad_where_it_is_no_number_or_a_multiple_of_the_median(recent,
     bad = not np.isfinite(loss)
     if not bad and factor and len(recent) >= FEWEST:
         bad = loss > factor * np.sort(recent)[[(len(recent) - 1) // 2, len(recent) // 2]].mean()
-    assert bool(judge_loss(loss, recent, factor)) == bad
+    assert bool(fault_of_loss(loss, recent, factor)) == bad
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -65,11 +65,11 @@ def test_a_skipped_step_never_was(zero, bad):
         if step == 8 and bad == "gradient":
             share = share + NoNumbers.apply(share)
         engine.backward(share)
-        reason = guard.judge(float(share.detach()), progress)
+        reason = guard.check_loss(float(share.detach()), progress)
         engine.step(0.0, skip_update=bool(reason))
-        reason = reason or guard.judge_gradient()
+        reason = reason or guard.check_gradient()
         if reason:
-            guard.undo_forward()
+            guard.restore_buffers()
             reasons.append((step, reason))
         assert engine.updated == (not reason)
         if step != 8:

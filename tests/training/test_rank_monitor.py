@@ -26,7 +26,7 @@ def fault(kind: str, rank: int, text: str = "has made no progress", **more: bool
 def registry_of(world: int, **more: float) -> RankRegistry:
     registry = RankRegistry(world, started=0.0, **more)
     for rank in range(world):
-        registry.heard(0.0, rank, f"host-{rank // 2}", at="step 57", step=56)
+        registry.record_heartbeat(0.0, rank, f"host-{rank // 2}", at="step 57", step=56)
     return registry
 
 
@@ -40,7 +40,7 @@ def run(
         now += STEP
         for rank, state in registry.ranks.items():
             if rank not in silent and state.over is None and round(now * 10) % 10 == 0:
-                registry.heard(
+                registry.record_heartbeat(
                     now, rank, state.host, at=state.at, step=state.step, in_long_phase=rank in in_long_phase
                 )
         diagnosis = registry.tick(now)
@@ -54,7 +54,7 @@ def test_nothing_wrong_is_never_a_diagnosis_and_the_end_is_the_worst_good_code()
     assert run(registry, 100)[1] is None
     assert registry.code is None
     for rank in range(4):
-        registry.heard(100, rank, "h", over=130 if rank == 2 else 0)
+        registry.record_heartbeat(100, rank, "h", over=130 if rank == 2 else 0)
     assert registry.code == 130
     assert run(registry, 200, since=100)[1] is None, "those that are over need not be heard of"
 
@@ -94,7 +94,7 @@ def test_a_silent_host_explains_a_failed_collective_and_is_named_with_all_its_ra
 
 def test_a_monitor_that_slept_takes_nobody_for_lost():
     registry = registry_of(3, contact_timeout_s=10)
-    registry.forgive(60.0)
+    registry.extend_timeouts(60.0)
     assert registry.tick(60.1) is None
     assert run(registry, 69, silent={1}, since=60.1)[1] is None
     now, diagnosis = run(registry, 90, silent={1}, since=69.0)
@@ -117,7 +117,7 @@ def test_a_stalled_rank_is_no_hang_while_another_saves():
 def test_ranks_that_never_come_are_counted_and_named():
     registry = RankRegistry(5, started=0.0, start_timeout_s=20)
     for rank in (0, 1, 4):
-        registry.heard(0.0, rank, "host-a")
+        registry.record_heartbeat(0.0, rank, "host-a")
     now, diagnosis = run(registry, 60)
     assert diagnosis is not None and 20 < now < 22
     missing = "ranks 2 and 3 of 5 did not start within 20 s (there are ranks 0, 1 and 4 on host-a)"

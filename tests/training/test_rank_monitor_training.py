@@ -16,7 +16,7 @@ import pytest
 from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
-from sage_scale.training.restarts import reached
+from sage_scale.training.restarts import last_step
 
 SAVE_EVERY = 5
 
@@ -51,7 +51,7 @@ class Training:
             time.sleep(0.1)
 
     def step(self) -> int:
-        return reached(self.run, "pretrain")
+        return last_step(self.run, "pretrain")
 
     def below(self, name: str) -> list[psutil.Process]:
         """Processes of this run whose command line has `name`."""

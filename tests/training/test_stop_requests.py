@@ -84,7 +84,7 @@ def nobody_there(monkeypatch):
 @pytest.mark.parametrize("source", ["gcp", "auto"])
 def test_google_preempts(source, serve):
     server = serve(Google, preempted="FALSE\n")
-    ask = stop_requests.asker(source)
+    ask = stop_requests.notice_source(source)
     assert ask is not None and ask() == ""
     server.preempted = "TRUE\n"
     assert "Google Cloud preempts" in ask()
@@ -93,7 +93,7 @@ def test_google_preempts(source, serve):
 @pytest.mark.parametrize("source", ["aws", "auto"])
 def test_aws_takes_an_instance_back_and_a_token_that_ran_out_is_renewed(source, serve):
     server = serve(Amazon, tokens=["none"], action="")
-    ask = stop_requests.asker(source)
+    ask = stop_requests.notice_source(source)
     assert ask is not None and ask() == ""
     server.tokens.append("another")  # the service no longer knows ours
     assert ask() == ""
@@ -102,8 +102,8 @@ def test_aws_takes_an_instance_back_and_a_token_that_ran_out_is_renewed(source, 
 
 
 def test_a_machine_of_neither_is_not_asked_again():
-    assert stop_requests.asker("auto") is None
-    assert stop_requests.asker("none") is None
+    assert stop_requests.notice_source("auto") is None
+    assert stop_requests.notice_source("none") is None
 
 
 def test_a_service_that_falls_silent_is_no_notice_and_is_asked_on(serve):
@@ -116,7 +116,7 @@ def test_a_service_that_falls_silent_is_no_notice_and_is_asked_on(serve):
 
 
 def test_a_file_is_a_notice_once_it_is_there(tmp_path):
-    ask = stop_requests.asker(str(tmp_path / "going"))
+    ask = stop_requests.notice_source(str(tmp_path / "going"))
     assert ask is not None and ask() == ""
     (tmp_path / "going").touch()
     assert "going" in ask()

@@ -15,7 +15,7 @@ from sage_scale.models.sage.describe import describe, language_model_config
 from sage_scale.models.sage.model import SageAligner, SageTranslator
 from sage_scale.models.sage.operations import VisualOperations, translation_operations
 from sage_scale.planning.loss import WAYS, LossSize, Way, loss_bytes, loss_operations
-from sage_scale.planning.measure import REST, autocast, blank, kept_per_clip, without_memory
+from sage_scale.planning.measure import REST, autocast, fake_tensor, kept_per_clip, without_memory
 from sage_scale.planning.step import (
     LOGIT_BYTES,
     PASSES,
@@ -104,9 +104,9 @@ def clip_cost(
     side = recipe.vision.size
 
     def forward(clips: int) -> Any:
-        pixels = None if features else blank(clips * frames, 3, side, side, dtype=torch.uint8)
+        pixels = None if features else fake_tensor(clips * frames, 3, side, side, dtype=torch.uint8)
         # Features that a frame encoder gives have a gradient; stored ones are kept as well, as the products' factors.
-        stored = blank(clips * frames, model.feature_dim) if features else None
+        stored = fake_tensor(clips * frames, model.feature_dim) if features else None
         lengths_N = torch.full((tokens,), frames // tokens)
         lengths_N[: frames % tokens] += 1
         video = PackedVideo(
@@ -246,7 +246,7 @@ def _kept_by_language_model(recipe: Recipe, clip: ClipSize, config: MBartConfig,
     tokens, words = max(1, round(clip.visual_tokens)), round(clip.text_tokens) + 2
 
     def forward(clips: int) -> Any:
-        shown = blank(clips * tokens, config.d_model).requires_grad_()
+        shown = fake_tensor(clips * tokens, config.d_model).requires_grad_()
         labels_BL = torch.full((clips, words), 5)
         segments_B = torch.full((clips,), tokens)
         with autocast("bf16" if bf16 else "fp32"):

@@ -75,7 +75,7 @@ class SignMemory:
         """In generation: each layer's keys and values of the sign features, made at its first step."""
         self.text, self.signs = RowSeeds(), RowSeeds()
 
-    def show(self, features_BSD: Tensor, mask_BS: Tensor, keep: bool = False) -> None:
+    def set_features(self, features_BSD: Tensor, mask_BS: Tensor, keep: bool = False) -> None:
         """Set the features; with `keep`, keys and values are made once, however often layers are passed."""
         self.features_BSD, self.mask_BS, self.kept = features_BSD, mask_BS, {} if keep else None
 

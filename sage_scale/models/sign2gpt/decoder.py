@@ -72,10 +72,10 @@ class SignDecoder(nn.Module):
 
         Texts are padded at their ends, which a causal model does not see.
         """
-        self._show(tokens_ND, lengths_B, clip_seeds_B, input_ids_BL.shape[1])
+        self._set_features(tokens_ND, lengths_B, clip_seeds_B, input_ids_BL.shape[1])
         return self.language_model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
 
-    def _show(
+    def _set_features(
         self,
         tokens_ND: Tensor,
         lengths_B: Tensor,
@@ -85,7 +85,7 @@ class SignDecoder(nn.Module):
     ) -> None:
         projected_ND = self.project(self.positions(tokens_ND, packed_positions(lengths_B)[1]))
         features_BSD, mask_BS = pad_packed(projected_ND, lengths_B)
-        self.memory.show(features_BSD.to(self.language_model.dtype), mask_BS, keep)
+        self.memory.set_features(features_BSD.to(self.language_model.dtype), mask_BS, keep)
         for salt, seeds, rows in (
             (1, self.memory.text, length),
             (2, self.memory.signs, features_BSD.shape[1]),
@@ -113,7 +113,7 @@ class SignDecoder(nn.Module):
         if not lengths_B.numel():
             return []
         start = torch.full((lengths_B.numel(), 1), int(tokenizer.eos_token_id), device=tokens_ND.device)
-        self._show(tokens_ND, lengths_B, None, 1, keep=True)
+        self._set_features(tokens_ND, lengths_B, None, 1, keep=True)
         try:
             ids = self.language_model.generate(
                 input_ids=start,

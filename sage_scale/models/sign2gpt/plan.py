@@ -18,7 +18,7 @@ from sage_scale.models.sign2gpt.decoder import SignDecoder
 from sage_scale.models.sign2gpt.describe import causal_model_config, describe
 from sage_scale.models.sign2gpt.model import Sign2GptPretrainer
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
-from sage_scale.planning.measure import REST, autocast, blank, kept_per_clip, without_memory
+from sage_scale.planning.measure import REST, autocast, fake_tensor, kept_per_clip, without_memory
 from sage_scale.planning.step import (
     LOGIT_BYTES,
     RESERVED,
@@ -155,8 +155,8 @@ class Sign2GptPlan:
             video = PackedVideo(
                 segment_frames_N=torch.full((clips,), frames),
                 clip_segments_B=torch.ones(clips, dtype=torch.int64),
-                frames_FCHW=None if features else blank(count, 3, side, side, dtype=torch.uint8),
-                features_FC=blank(count, recipe.model.feature_dim) if features else None,
+                frames_FCHW=None if features else fake_tensor(count, 3, side, side, dtype=torch.uint8),
+                features_FC=fake_tensor(count, recipe.model.feature_dim) if features else None,
                 clip_seeds_B=torch.arange(clips),
             )
             with autocast(precision):
@@ -173,7 +173,7 @@ class Sign2GptPlan:
         tokens, words = round(self.clip.visual_tokens), round(self.clip.text_tokens) + 1
 
         def forward(clips: int) -> Any:
-            shown = blank(clips * tokens, settings.width).requires_grad_()
+            shown = fake_tensor(clips * tokens, settings.width).requires_grad_()
             texts_BL = torch.ones(clips, words, dtype=torch.int64)
             with autocast(self.recipe.finetune.precision):
                 return decoder.hidden(shown, torch.full((clips,), tokens), texts_BL, torch.arange(clips))

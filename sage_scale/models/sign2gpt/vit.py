@@ -72,14 +72,14 @@ class VisionTransformer(nn.Module):
             )
             setattr(block.mlp, name, LoraLinear(base, lora))
 
-    def below(self, x_FCHW: Tensor, centred: bool = False) -> Tensor:
+    def frozen_blocks(self, x_FCHW: Tensor, centred: bool = False) -> Tensor:
         """Returns (F, patches + 1, width), the input of the first adapted block; no gradient.
 
         Frames are floats from 0 to 255, or, `centred`, their difference to a background.
         """
         if not x_FCHW.shape[0]:
             # A rank without frames goes through the same blocks, whose weights ZeRO-3 gathers in step with the others.
-            return self.below(x_FCHW.new_zeros(1, *x_FCHW.shape[1:]), centred)[:0]
+            return self.frozen_blocks(x_FCHW.new_zeros(1, *x_FCHW.shape[1:]), centred)[:0]
         with torch.no_grad():
             x = x_FCHW * self.scale if centred else torch.addcmul(self.shift, x_FCHW, self.scale)
             hidden_FPD = self.dino.embeddings(x)
@@ -87,7 +87,7 @@ class VisionTransformer(nn.Module):
                 hidden_FPD = block(hidden_FPD)
         return hidden_FPD
 
-    def above(self, hidden_FPD: Tensor, seeds_F: Tensor | None = None) -> Tensor:
+    def adapted_blocks(self, hidden_FPD: Tensor, seeds_F: Tensor | None = None) -> Tensor:
         """Returns (F, width): the class token behind the adapted blocks and the final norm."""
         self._seeds.seeds_BL = None
         if seeds_F is not None:
@@ -107,14 +107,14 @@ class VisionTransformer(nn.Module):
         In training with chunks every rank must call it, one without frames too.
         """
         if not chunk:
-            return self.above(self.below(frames(slice(0, count)), centred), seeds_F)
+            return self.adapted_blocks(self.frozen_blocks(frames(slice(0, count)), centred), seeds_F)
         if self.training and seeds_F is None:
             raise ValueError("chunks are computed twice, so their dropout needs PackedVideo.clip_seeds_B")
         with torch.no_grad():
-            below_FPD = in_chunks(self, lambda rows: self.below(frames(rows), centred), count, chunk)
+            below_FPD = in_chunks(self, lambda rows: self.frozen_blocks(frames(rows), centred), count, chunk)
 
         def some(rows: slice) -> Tensor:
-            return self.above(below_FPD[rows], None if seeds_F is None else seeds_F[rows])
+            return self.adapted_blocks(below_FPD[rows], None if seeds_F is None else seeds_F[rows])
 
         return in_chunks(self, some, count, chunk)
 

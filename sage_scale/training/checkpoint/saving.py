@@ -29,7 +29,7 @@ from sage_scale.errors import StorageError
 from sage_scale.retry import retry
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import Checkpoints, Say, TrainingProgress, folder_of
-from sage_scale.training.checkpoint.snapshot import HostCopies, shapes, split_by_size, take
+from sage_scale.training.checkpoint.snapshot import HostCopies, shapes, split_by_size, take_snapshot
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
 from sage_scale.untrusted.json_values import parse_json_object
@@ -85,7 +85,7 @@ class Saver:
         self.finish()
         started = time.monotonic()
         token = distributed.broadcast_object(secrets.token_hex(4), self._group)
-        tensors = take(engine, self._copies)
+        tensors = take_snapshot(engine, self._copies)
         values = {**dataclasses.asdict(progress), "engine": engine.loss_scale.state_dict()}
         self._save = _Save(self, token, tensors, values, shapes(engine))
         self._save.blocked_s = time.monotonic() - started
@@ -106,7 +106,7 @@ class Saver:
         self._agree(save, save.error)
         self._saved.append(Saved(save.step, save.blocked_s, save.seconds, save.bytes))
 
-    def news(self) -> list[Saved]:
+    def finished_saves(self) -> list[Saved]:
         """Returns the saves that have finished since the last call, without waiting.
 
         Raises the active save's error, unless it is a storage error, which is retried.
@@ -117,7 +117,7 @@ class Saver:
         saved, self._saved = self._saved, []
         return saved
 
-    def leave(self) -> None:
+    def wait_briefly(self) -> None:
         """Wait for an active save without storage errors; call it before this rank exits by an error."""
         if self._save is not None and not self._save.in_trouble:
             self._save.join(LEAVE_S)

@@ -33,7 +33,7 @@ class HostCopies:
         return kept.copy_(value.detach(), non_blocking=True)
 
 
-def take(engine: Engine, copies: HostCopies) -> dict[str, Tensor]:
+def take_snapshot(engine: Engine, copies: HostCopies) -> dict[str, Tensor]:
     """Returns copies of this rank's part of the tensors (a collective: every rank takes part in each gather)."""
     ranks = engine.ranks
     tensors: dict[str, Tensor] = {}

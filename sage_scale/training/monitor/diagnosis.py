@@ -94,14 +94,14 @@ class RankRegistry:
     _first: dict[str, float] = field(default_factory=dict)
     """Time of the first report, by kind ("first hand" for all of FIRST_HAND)."""
 
-    def heard(self, now: float, rank: int, host: str, **status: Any) -> None:
+    def record_heartbeat(self, now: float, rank: int, host: str, **status: Any) -> None:
         """Record a heartbeat with the rank's state (fields of RankState)."""
         state = self.ranks.setdefault(rank, RankState(rank, host, now))
         state.heard = now
         for name in status.keys() & {"at", "step", "in_long_phase", "over"}:
             setattr(state, name, status[name])
 
-    def forgive(self, slept: float) -> None:
+    def extend_timeouts(self, slept: float) -> None:
         """Extend all time-outs by `slept` seconds in which this process itself was suspended."""
         for state in self.ranks.values():
             state.heard += slept
@@ -112,7 +112,7 @@ class RankRegistry:
         self.reports = [*(r for r in self.reports if (r.rank, r.kind) != same), report]
         self._first.setdefault("first hand" if report.kind in FIRST_HAND else report.kind, now)
 
-    def gone(self, now: float, rank: int) -> None:
+    def record_disconnect(self, now: float, rank: int) -> None:
         """Record the end of a monitor's connection; without a farewell message, the monitor and its rank have died."""
         state = self.ranks.get(rank)
         if state is None or state.over is not None or any(report.rank == rank for report in self.reports):

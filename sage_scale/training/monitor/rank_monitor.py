@@ -63,7 +63,7 @@ def start_rank_monitor(stage: str) -> None:
     os.close(write_end)
     code = 1
     try:
-        kind = FirstMonitor if int(os.environ.get("RANK", 0)) == 0 else OtherMonitor
+        kind = Rank0Monitor if int(os.environ.get("RANK", 0)) == 0 else FollowerMonitor
         code = kind(stage, child, read_end, stacks).run()
     except BaseException as error:  # an error of the monitor must not leave a rank unmonitored
         with contextlib.suppress(OSError):
@@ -112,7 +112,7 @@ class RankMonitor(ABC):
         """
 
     @abstractmethod
-    def speaks(self, diagnosis: Diagnosis) -> bool:
+    def announce(self, diagnosis: Diagnosis) -> bool:
         """Pass the diagnosis on; returns whether this monitor prints and records it."""
 
     @abstractmethod
@@ -129,12 +129,12 @@ class RankMonitor(ABC):
         return True
 
     def _end(self, diagnosis: Diagnosis) -> int:
-        speaks = self.speaks(diagnosis)
+        announces = self.announce(diagnosis)
         if diagnosis.kind != OVER:
             self.process.signal(signal.SIGKILL)
-            if speaks:
+            if announces:
                 self._say(diagnosis.line)
-        if speaks:
+        if announces:
             self._record(diagnosis)
         self.close()
         self.process.reap()
@@ -158,7 +158,7 @@ class RankMonitor(ABC):
                 partial.replace(path)
 
 
-class FirstMonitor(RankMonitor):
+class Rank0Monitor(RankMonitor):
     """Rank 0's monitor: collects all heartbeats and decides how the run ends."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -171,10 +171,10 @@ class FirstMonitor(RankMonitor):
         registry = self.registry
         registry.contact_timeout_s = self._limit("contact_timeout_s", registry.contact_timeout_s)
         registry.start_timeout_s = self._limit("start_timeout_s", registry.start_timeout_s)
-        registry.forgive(suspended)
+        registry.extend_timeouts(suspended)
         for fault in faults:
             registry.report(now, fault)
-        registry.heard(now, self.rank, self.host, **self.process.status(now))
+        registry.record_heartbeat(now, self.rank, self.host, **self.process.status(now))
         if self.server is not None:
             self._receive(now, self.server)
         if self._due(now):
@@ -194,11 +194,11 @@ class FirstMonitor(RankMonitor):
         for rank, message in messages:
             known = self.registry.ranks.get(rank)
             host = str(message.get("host") or (known.host if known else "?"))
-            self.registry.heard(now, rank, host, **(message.get("status") or {}))
+            self.registry.record_heartbeat(now, rank, host, **(message.get("status") or {}))
             if "report" in message:
                 self.registry.report(now, FaultReport(**message["report"]))
         for rank in gone:
-            self.registry.gone(now, rank)
+            self.registry.record_disconnect(now, rank)
         if stop:
             self.process.signal(signal.SIGTERM)
 
@@ -206,7 +206,7 @@ class FirstMonitor(RankMonitor):
         if self.server is not None:
             self.server.send(message)
 
-    def speaks(self, diagnosis: Diagnosis) -> bool:
+    def announce(self, diagnosis: Diagnosis) -> bool:
         if diagnosis.kind != OVER:
             self._send({"verdict": asdict(diagnosis)})
         return True
@@ -216,7 +216,7 @@ class FirstMonitor(RankMonitor):
             self.server.close()
 
 
-class OtherMonitor(RankMonitor):
+class FollowerMonitor(RankMonitor):
     """The monitor of any other rank: sends heartbeats to rank 0's monitor, and ends its rank at its request."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -282,7 +282,7 @@ class OtherMonitor(RankMonitor):
         lost = FaultReport("lost", 0, self.first_host, "", text, known=True)
         return diagnose([*(fault for fault in faults if fault.kind == "failed"), lost], self.world)
 
-    def speaks(self, diagnosis: Diagnosis) -> bool:
+    def announce(self, diagnosis: Diagnosis) -> bool:
         if diagnosis.rank == self.rank and diagnosis.kind == "absent":
             return True
         # The first rank of each other host speaks where rank 0's monitor cannot.

@@ -40,7 +40,7 @@ def watch_for_notice(
     stop = until or threading.Event()
 
     def watch() -> None:
-        ask = asker(source)
+        ask = notice_source(source)
         while ask is not None:
             with contextlib.suppress(OSError, ValueError):
                 if notice := ask():
@@ -54,7 +54,7 @@ def watch_for_notice(
     return thread
 
 
-def asker(source: str) -> Ask | None:
+def notice_source(source: str) -> Ask | None:
     """Returns the function that polls `source`; None for `none`, and for `auto` outside AWS and Google Cloud."""
     if source == "none":
         return None
