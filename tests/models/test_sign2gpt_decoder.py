@@ -187,7 +187,7 @@ def test_beam_search_with_its_caches_equals_one_without(kind):
     assert model.memory.features_BSD is None
     again = []
     for b, part in enumerate(tokens().split(LENGTHS.tolist())):
-        model._show(part.repeat(4, 1), LENGTHS[[b]].repeat(4), None, 1)  # a row for each beam, nothing kept
+        model._set_features(part.repeat(4, 1), LENGTHS[[b]].repeat(4), None, 1)  # a row for each beam, nothing kept
         ids = model.language_model.generate(
             input_ids=torch.tensor([[2]]), attention_mask=torch.tensor([[1]]), num_beams=4, max_new_tokens=11,
             do_sample=False, use_cache=False, eos_token_id=2, pad_token_id=1,
@@ -248,7 +248,7 @@ def test_no_clips_give_no_loss_and_reach_every_trained_parameter():
 def test_positions_before_the_linear_layer(positions):
     model = moved(decoder(positions=positions))
     x = tokens()[:1].expand(4, 16)
-    model._show(x, torch.tensor([4]), None, 1)
+    model._set_features(x, torch.tensor([4]), None, 1)
     rows = model.memory.features_BSD[0]
     assert torch.allclose(rows[0], rows[3]) == (positions == "none")
 
