@@ -187,7 +187,8 @@ def test_beam_search_with_its_caches_equals_one_without(kind):
     assert model.memory.features_BSD is None
     again = []
     for b, part in enumerate(tokens().split(LENGTHS.tolist())):
-        model._set_features(part.repeat(4, 1), LENGTHS[[b]].repeat(4), None, 1)  # a row for each beam, nothing kept
+        # A row for each beam, nothing kept.
+        model._set_features(part.repeat(4, 1), LENGTHS[[b]].repeat(4), None, 1)
         ids = model.language_model.generate(
             input_ids=torch.tensor([[2]]), attention_mask=torch.tensor([[1]]), num_beams=4, max_new_tokens=11,
             do_sample=False, use_cache=False, eos_token_id=2, pad_token_id=1,
