@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sage_scale.config.extension import since
+from sage_scale.keypoints.names import row_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +209,17 @@ class Vision:
     """Longest clip, frames at `fps`; longer ones are rejected."""
     min_frames: int = 8
     """Shortest clip, frames at `fps`; shorter ones are rejected."""
+
+
+NETWORK_WIDTHS = {"resnet34": 512, "dinov2-vits14": 384}
+"""Numbers in a row of features of a network, by its name."""
+
+
+def feature_width(vision: Vision) -> int | None:
+    """Returns the numbers in a row of features of a backbone with a name; None for a folder."""
+    if vision.backbone == "keypoints":
+        return row_width(vision.keypoint_layout, velocities=vision.keypoint_velocities, z=vision.keypoint_z)
+    return NETWORK_WIDTHS.get(vision.backbone)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class Model:
     backbone: Backbone = field(default_factory=Backbone)
     """The frame encoder."""
     feature_dim: int = 512
-    """Width of stored features, for vision.kind=features."""
+    """Width of stored features, for vision.kind=features; unless it is given, that of vision.backbone."""
     conv_kernel: int = 5
     """Kernel of the temporal convolution, frames (SAGE, section 3.1.3)."""
     token_dim: int = 1024

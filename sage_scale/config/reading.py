@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from sage_scale.config.checks import check
+from sage_scale.config.data import feature_width
 from sage_scale.config.extension import choices
+from sage_scale.config.learning import Model
 from sage_scale.config.recipe import Recipe, flat, to_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.untrusted.display import MAX_SHOWN, shortened
@@ -34,12 +36,29 @@ _RENAMED = {("clcl.variant", "released"): "one_direction"}
 
 
 def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
-    """Returns `base` (by default Recipe()) with the values of nested dictionaries. Raises RecipeError with the key."""
+    """Returns `base` (by default Recipe()) with the values of nested dictionaries. `model.feature_dim`, unless stated,
+    is the width of the features of `vision.backbone`. Raises RecipeError with the key."""
     base = base or Recipe()
-    recipe = _build(base, values, "")
+    recipe = _with_feature_width(_build(base, values, ""), base, values)
     check(recipe)
     object.__setattr__(recipe, "given", base.given)
     return recipe
+
+
+def _with_feature_width(recipe: Recipe, base: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe with the width that its backbone's features have, where nobody has stated another one."""
+    stated = values.get("model")
+    width, usual = (
+        feature_width(one.vision) if one.vision.kind == "features" else None for one in (recipe, base)
+    )
+    if (
+        width is None
+        or (isinstance(stated, Mapping) and "feature_dim" in stated)
+        or "model.feature_dim" in base.given
+        or base.model.feature_dim != (usual or Model.feature_dim)
+    ):
+        return recipe
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, feature_dim=width))
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -91,6 +91,7 @@ def describe(
             "tagger": environment.tagger,
             "rows_rejected": len(manifest.rejected),
             "corpus": recipe.corpus_part(),
+            **({"feature_dim": recipe.model.feature_dim} if recipe.vision.kind == "features" else {}),
         },
     )
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sage_scale.config import Recipe, Vision, load_recipe
+from sage_scale.config.data import feature_width
+from sage_scale.config.learning import Model
 from sage_scale.errors import CheckpointError, RecipeError, UsageError
 from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.hashes import check_hashes
@@ -20,7 +22,6 @@ from sage_scale.vision.backbone_choice import (
     BACKBONES,
     NETWORKS,
     check_weights,
-    check_width,
     encoder_beside,
     encoder_width,
     model_folder,
@@ -40,30 +41,40 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _SETTINGS = ("config.json", "preprocessor_config.json")
 
 
-def check_backbone(recipe: Recipe) -> None:
-    """Raises RecipeError for features of another width or crop than the recipe trains on, NoModel for missing weights.
+def check_backbone(recipe: Recipe) -> Recipe:
+    """Returns the recipe with the width of its backbone's features, where `model.feature_dim` is at its default.
 
-    With a cluster's address only widths are checked, since a node has its own file system.
+    Raises RecipeError for features of another width or crop than the recipe trains on, NoModel for missing weights.
+    With a cluster's address a folder is not looked at, since a node has its own file system.
     """
     vision, here = recipe.vision, not recipe.precompute.address
     if vision.kind != "features":
-        return
-    if vision.backbone in BACKBONES:
-        check_width(recipe)
-        if here and vision.backbone in NETWORKS:
-            check_weights(vision)
-    elif here:
+        return recipe
+    width = feature_width(vision)
+    if here and vision.backbone in NETWORKS:
+        check_weights(vision)
+    elif here and vision.backbone not in BACKBONES:
         if folder := model_folder(vision.backbone):
             width = model_width(folder)
         else:
             made = _recipe(run_weights(vision.backbone))
             _check_crop(made, vision)
             width = encoder_width(made.model.backbone)
-        if width != recipe.model.feature_dim:
-            raise RecipeError(
-                f"vision.backbone={vision.backbone} makes features of {width} numbers, model.feature_dim is "
-                f"{recipe.model.feature_dim}: set model.feature_dim={width}"
-            )
+        if recipe.model.feature_dim == Model.feature_dim and "model.feature_dim" not in recipe.given:
+            return with_width(recipe, width)
+    if width not in (None, recipe.model.feature_dim):
+        raise RecipeError(
+            f"vision.backbone={vision.backbone} makes features of {width} numbers, model.feature_dim is "
+            f"{recipe.model.feature_dim}: set model.feature_dim={width}"
+        )
+    return recipe
+
+
+def with_width(recipe: Recipe, width: int) -> Recipe:
+    """Returns the recipe with features of another width; what was given stays known."""
+    changed = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, feature_dim=width))
+    object.__setattr__(changed, "given", recipe.given)
+    return changed
 
 
 def read_backbone_weights(vision: Vision) -> None:

@@ -89,7 +89,7 @@ class PrecomputeJob:
         if self.overwrite and (self.extend or self.retry_rejects):
             added = "--extend" if self.extend else "--retry-rejects"
             raise UsageError(f"--overwrite deletes the output that {added} would add to: give one of the two")
-        check_backbone(self.recipe)
+        self.recipe = check_backbone(self.recipe)
         self.store: Store = open_store(self.url)
         self.limits = Limits(
             clips=shards.clips_per_unit, frames=shards.frames_per_unit, fps=self.recipe.vision.fps

@@ -73,6 +73,8 @@ def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritan
     features = made[0].get("vision.kind") == "features"
     recorded = values_of(made, [dataset.info.notes.get("differing") for dataset in datasets])
     recorded = {key: values for key, values in recorded.items() if key in ours}
+    if isinstance(width := datasets[0].info.notes.get("feature_dim"), int):
+        recorded["model.feature_dim"] = [width]
     changed: dict[str, Any] = {}
     told: dict[str, list[str]] = {}
     for key, values in recorded.items():
@@ -100,6 +102,14 @@ def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritan
     lost = [key for part in made if "vision.kind" in part for key in always if key not in part]
     differing |= {key: [UNRECORDED] for key in lost if key not in recorded}
     lines = [f"{source}: {_some(parts)}" for source, parts in told.items()]
+    lines += [
+        f"{dataset.url} was made from keypoints by 0.1.0, which read .pose files without the aspect of their picture: "
+        "a translated .pose file has other features now, an .npz file the same"
+        for dataset in datasets
+        if dataset.info.recipe_part.get("vision", {}).get("backbone") == "keypoints"
+        and features
+        and "keypoint_features" not in dataset.info.versions
+    ]
     apart = [
         f"{key} ({', '.join(map(_shown, values))})" for key, values in differing.items() if is_reported(key)
     ]

@@ -26,8 +26,9 @@ from sage_scale.segmentation.precomputed import has_labels
 from sage_scale.shards import Sample
 from sage_scale.streaming import SampleShape, pack_sample
 from sage_scale.training.engine import has_fast_bf16
-from sage_scale.training.export import load_translator
+from sage_scale.training.export import export_folder, load_translator
 from sage_scale.training.inherited import changes_samples
+from sage_scale.untrusted.files import read_text
 from sage_scale.vision.packed import PackedVideo
 
 WITHOUT_LABELS = "motion"
@@ -84,7 +85,7 @@ class VideoTranslator:
         self.recipe = override(trained, overrides)
         if "segmentation.labels" in self.recipe.given and not Path(self.recipe.segmentation.labels).exists():
             raise UsageError(f"segmentation.labels: there is no {self.recipe.segmentation.labels}")
-        self.warnings = _other_than_trained(trained, self.recipe)
+        self.warnings = [*_other_than_trained(trained, self.recipe), *_older_keypoints(run, trained)]
         """Lines on the differences between the overrides and the training recipe."""
         on_gpu = dataclasses.replace(self.recipe.precompute, gpus_per_actor=float(self.device.type == "cuda"))
         plain = dataclasses.replace(self.recipe.vision, feature_views=1)
@@ -166,6 +167,18 @@ def _other_than_trained(trained: Recipe, wanted: Recipe) -> list[str]:
     apart = [f"{key}={now[key]} (trained on: {before[key]})" for key in sorted(wanted.given)
              if changes_samples(key) and now[key] != before[key]]  # fmt: skip
     return [f"cut or stored otherwise than the model was trained on: {', '.join(apart)}"] if apart else []
+
+
+def _older_keypoints(run: str | Path, trained: Recipe) -> list[str]:
+    """Returns a line where a run of 0.1.0, whose recipe has no later key, was trained on keypoints."""
+    if trained.vision.kind != "features" or trained.vision.backbone != "keypoints":
+        return []
+    if "source_aspect:" in read_text(export_folder(run) / "recipe.yaml"):
+        return []
+    return [
+        "trained by 0.1.0, which read .pose files without the aspect of their picture: their features are others now, "
+        "those of .npz files are the same; precompute and train again (docs/keypoints.md)"
+    ]
 
 
 def choose_device(name: str = "") -> torch.device:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sage_scale.config import Backbone, Recipe, Vision
+from sage_scale.config import Backbone, Vision
+from sage_scale.config.data import NETWORK_WIDTHS
 from sage_scale.errors import CheckpointError, NoModel, RecipeError
-from sage_scale.keypoints import names
 from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 
-WIDTHS = {"resnet34": 512, "dinov2-vits14": 384}
-"""Numbers in a row of features, by network."""
-NETWORKS = tuple(WIDTHS)
+NETWORKS = tuple(NETWORK_WIDTHS)
 """Networks that want weights."""
 BACKBONES = (*NETWORKS, "keypoints")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -22,25 +20,6 @@ PREPROCESSOR = "preprocessor_config.json"
 """File of a model's folder with mean and deviation of its pictures."""
 ENCODER = "backbone"
 """Folder beside a run's weights with the configuration of a trained image model."""
-
-
-def row_width(vision: Vision) -> int:
-    """Returns numbers in a row of features of one of BACKBONES."""
-    if vision.backbone == "keypoints":
-        return names.row_width(
-            vision.keypoint_layout, velocities=vision.keypoint_velocities, z=vision.keypoint_z
-        )
-    return WIDTHS[vision.backbone]
-
-
-def check_width(recipe: Recipe) -> None:
-    """Raise RecipeError where one of BACKBONES makes rows of another width than the model is to read."""
-    vision, width = recipe.vision, row_width(recipe.vision)
-    if width != recipe.model.feature_dim:
-        raise RecipeError(
-            f"vision.backbone={vision.backbone} makes features of {width} numbers, model.feature_dim is "
-            f"{recipe.model.feature_dim}: set model.feature_dim={width}"
-        )
 
 
 def check_weights(vision: Vision) -> Path | None:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from sage_scale.config import Vision
+from sage_scale.config.data import NETWORK_WIDTHS, feature_width
 from sage_scale.errors import ClipRejected, RecipeError
 from sage_scale.keypoints.cleaning import interpolated
 from sage_scale.keypoints.features import keypoint_features
 from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.vision.augment import augment, centre_crop
-from sage_scale.vision.backbone_choice import BACKBONES, check_weights, row_width
+from sage_scale.vision.backbone_choice import BACKBONES, check_weights
 from sage_scale.vision.decode import DecodedClip
 from sage_scale.vision.image_models import ImageModel
 from sage_scale.vision.pretrained_weights import load_exactly, read_dinov2_weights, read_resnet_weights
@@ -56,7 +57,7 @@ class FrozenBackbone:
     @property
     def dim(self) -> int:
         """Returns C, the width of a row; `model.feature_dim` of the recipe must say the same."""
-        return row_width(self.vision) if self.network is None else self.network.width
+        return (feature_width(self.vision) or 0) if self.network is None else self.network.width
 
     def __call__(self, decoded: DecodedClip, seeds: Sequence[int] = ()) -> np.ndarray:
         """Returns float16 (V, n, C) for the n frames of the clip's stride grid; row r belongs to frame r * stride.
@@ -233,4 +234,4 @@ def _load(vision: Vision) -> ImageModel:
             model, read = Dinov2Model(vit), read_dinov2_weights
     if path is not None:
         load_exactly(model, read(path), path)
-    return ImageModel(model, row_width(vision))
+    return ImageModel(model, NETWORK_WIDTHS[vision.backbone])
