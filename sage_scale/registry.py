@@ -83,6 +83,9 @@ class ModelSpec:
     """(translator, tokenizer, recipe, folder) -> lines: writes a trained model as plain models of transformers."""
     write_features: Lazy | None = None
     """(run, dataset, output, device, progress) -> (Dataset, overrides that train on it): writes stage 1's features."""
+    captions: Lazy | None = None
+    """(run, recipe, device) -> similarity of captions and segments by stage 1, for `corpus align --model`: `visual` and
+    `texts` as in `models.sage.caption_similarity`."""
     # Before a run
     describe: Lazy | None = None
     """Recipe -> the model's `Part`s in the order of the data, without weights or a download."""

@@ -1,7 +1,8 @@
-"""`sage-scale corpus`: make the synthetic corpus, and look at any corpus before work begins.
+"""`sage-scale corpus`: make the synthetic corpus, look at any corpus before work begins, align its captions.
 
 sage-scale corpus make --root data/made
 sage-scale corpus inspect --corpus how2sign --root data/How2Sign --recipe sage-how2sign --probe
+sage-scale corpus align --corpus videos --root my_videos --out aligned.jsonl      (corpus_align.py)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sage_scale import config
+from sage_scale.cli import corpus_align
 from sage_scale.errors import ClipRejected, StorageError, UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import json_text, shortened
@@ -23,7 +25,8 @@ from sage_scale.untrusted.progress import Progress
 if TYPE_CHECKING:
     from sage_scale.corpora.corpus_statistics import ClipCounts, CorpusStatistics
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make or inspect a corpus.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make, inspect or align a corpus.")
+app.command("align")(corpus_align.align)
 
 Name = Annotated[str, typer.Option("--corpus", help="Corpus reader; else the recipe's (corpus.name).")]
 Root = Annotated[str, typer.Option("--root", help="The corpus' folder; else the recipe's (corpus.root).")]

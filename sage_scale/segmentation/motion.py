@@ -44,6 +44,9 @@ REST = 0.1
 LEAST_REST_S = 0.2
 """A shorter standstill at the clip's start or end is part of a sign, seconds."""
 
+LEAST_PAUSE_S = 0.3
+"""A shorter standstill between two signs is no pause between sentences, seconds."""
+
 
 @dataclass(frozen=True)
 class Movement:
@@ -70,6 +73,21 @@ def motion_labels(movement: Movement, fps: float) -> np.ndarray:
     labels_T[onsets[(onsets >= first + gap) & (onsets < last)]] = B
     labels_T[first] = B
     return labels_T
+
+
+def resting(movement: Movement, fps: float) -> np.ndarray:
+    """Returns bool (T,): frames of rests of at least LEAST_PAUSE_S within the clip and at its ends.
+
+    `motion_labels` marks the rests at the ends only, since a short standstill is often part of a sign.
+    """
+    level = smooth(movement.speed_T, SMOOTH_S * fps)
+    typical = float(np.percentile(level, 75)) if len(level) else 0.0
+    still_T = np.concatenate([[False], level <= REST * typical, [False]])
+    edges = np.flatnonzero(still_T[1:] != still_T[:-1]).reshape(-1, 2)
+    rest_T = np.zeros(len(level), bool)
+    for first, after in edges[np.diff(edges)[:, 0] >= LEAST_PAUSE_S * fps].tolist():
+        rest_T[first:after] = True
+    return rest_T
 
 
 def keypoint_movement(keypoints_TKC: np.ndarray, fps: float) -> Movement:

@@ -22,6 +22,7 @@ SPEC = ModelSpec(
     load=f"{_HERE}.export:load_translator",
     export_file="visual.safetensors",
     frame_encoder="visual.backbone.",
+    captions=f"{_HERE}.caption_similarity:CaptionSimilarity",
     describe=f"{_HERE}.describe:describe",
     plan=f"{_HERE}.plan:show_plan",
     stage_titles=("alignment", "translation"),
