@@ -40,7 +40,7 @@ def translate(
     from transformers.utils import logging
 
     from sage_scale.translation.timeline import check_target, write_timeline
-    from sage_scale.translation.translate import VideoTranslator
+    from sage_scale.translation.translate import NEEDS, NEEDS_KEYPOINTS, VideoTranslator
 
     if figure:
         check_target(figure)
@@ -57,9 +57,10 @@ def translate(
             failed += 1
             continue
         if translator.recipe.segmentation.tagger != translation.tagger:
+            trained_on = translator.recipe.segmentation.tagger
             tell(
-                f"sage-scale: {video} is cut by {translation.tagger}: the model was trained on precomputed segments, "
-                "and there are no labels of this video (--set segmentation.labels=FILE_OR_FOLDER)"
+                f"sage-scale: {video} is cut by {translation.tagger}: the model was trained on {trained_on} segments, "
+                f"and {NEEDS.get(trained_on, NEEDS_KEYPOINTS)}"
             )
         if as_json:
             echo_json(translation.as_mapping())

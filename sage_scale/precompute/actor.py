@@ -7,8 +7,8 @@ index and marker are stored; a tar without them is finished by reading it. So a 
 either nothing or a state that the next run completes, and one listing shows which. No step renames, waits for another
 writer or depends on a clock.
 
-Torch and the backbone are imported only where the recipe asks for features, with one thread, so that an actor starts
-fast and its results do not depend on the machine's cores.
+Torch is imported only where the recipe has a backbone or a tagger with a model, with one thread, so that an actor
+starts fast and its results do not depend on the machine's cores.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
+from sage_scale.config.extension import import_plugins
 from sage_scale.corpora.manifest import Rejected
 from sage_scale.errors import ClipRejected, DatasetError, SageError, StorageError, UsageError
 from sage_scale.precompute.environment import Environment, environment_here
@@ -33,6 +34,7 @@ from sage_scale.precompute.memory import MemoryGuard
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import ClipDone, Event, Failure, FramesDone, UnitDone, UnitFailed
 from sage_scale.precompute.unit_clips import Outcome, UnitClips
+from sage_scale.segmentation.tagger import has_model
 from sage_scale.shards import Sample, publish_shard, restore_marker
 from sage_scale.shards.index import ShardIndex
 from sage_scale.shards.layout import REMOVED, Marker, tar_name
@@ -86,12 +88,14 @@ class UnitWorker:
             with contextlib.suppress(OSError):  # another machine may lack it; then all paths must be absolute
                 os.chdir(folder)
         os.environ["OMP_NUM_THREADS"] = "1"
-        if recipe.vision.kind == "features" and recipe.vision.backbone != "keypoints":
+        from sage_scale.precompute.sample_maker import SampleMaker
+
+        import_plugins()
+        backbone = recipe.vision.kind == "features" and recipe.vision.backbone != "keypoints"
+        if backbone or has_model(recipe.segmentation):
             import torch
 
             torch.set_num_threads(1)
-        from sage_scale.precompute.sample_maker import SampleMaker
-
         self.recipe = recipe
         self.store = open_store(url)
         self.give_up = give_up

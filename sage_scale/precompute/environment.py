@@ -20,6 +20,7 @@ from sage_scale.errors import UsageError
 from sage_scale.keypoints.features import FEATURES_VERSION
 from sage_scale.precompute.frozen_backbone import weights_sha256
 from sage_scale.precompute.plan import Unit
+from sage_scale.segmentation.tagger import has_model, segmenter_fingerprint
 from sage_scale.shards.layout import DATASET_JSON, DatasetInfo, PlannedUnit, parse_info
 from sage_scale.storage import Store
 
@@ -32,8 +33,8 @@ class Environment:
     """Properties of an actor's process that can change a byte."""
 
     versions: dict[str, str]
-    """Versions of the libraries that decode, encode and tag, of the numbers made of keypoints, and the hash of a frozen
-    backbone's weights."""
+    """Versions of the libraries that decode, encode and tag, of the numbers made of keypoints, and hashes of the
+    weights of a frozen backbone and a tagger."""
     device: str
     """Kind of device."""
     tagger: str
@@ -106,14 +107,18 @@ def environment_here(recipe: Recipe, tagger: str) -> Environment:
     versions = {"sage_scale": _own_version(), "av": f"{av.__version__} ({', '.join(libraries)})"}
     versions |= {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
     device = f"cpu {platform.machine()}"
+    backbone = vision.kind == "features" and vision.backbone != "keypoints"
     if vision.kind == "features" and vision.backbone == "keypoints":
         versions["keypoint_features"] = FEATURES_VERSION
-    elif vision.kind == "features":
+    if backbone:
+        versions["backbone_sha256"] = weights_sha256(vision)
+    if has_model(recipe.segmentation):
+        versions["segmenter_sha256"] = segmenter_fingerprint(recipe.segmentation)
+    if backbone or has_model(recipe.segmentation):
         import torch
 
         versions["torch"] = torch.__version__
-        versions["backbone_sha256"] = weights_sha256(vision)
-        if recipe.precompute.gpus_per_actor > 0 and torch.cuda.is_available():
+        if backbone and recipe.precompute.gpus_per_actor > 0 and torch.cuda.is_available():
             device = torch.cuda.get_device_name()
         else:
             device += f" {torch.backends.cpu.get_cpu_capability().lower()}"

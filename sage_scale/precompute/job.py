@@ -39,7 +39,8 @@ from sage_scale.precompute.plan import (
 from sage_scale.precompute.pool import new_actor, ray_actors
 from sage_scale.precompute.progress import JobProgress, RayMetrics, Summary
 from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
-from sage_scale.segmentation.precomputed import check_labels
+from sage_scale.segmentation.choice import check_segmenter, decide, with_tagger
+from sage_scale.segmentation.tagger import segmenter_fingerprint
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
 from sage_scale.shards.addition_plan import AdditionPlan, load_additions
 from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished
@@ -98,10 +99,32 @@ class PrecomputeJob:
         expected = sum(row.expected for row in self.manifest.rejected)
         rows = len(self.manifest.clips) + len(self.manifest.rejected) - expected
         self.limit = RejectLimit(shards.max_reject_rate, rows, expected)
-        check_labels(self.recipe, self.manifest, self.limit.exceeded)
+        self._decide_tagger()
+        check_segmenter(self.recipe, self.manifest, self.limit.exceeded)
         unknown = sorted(self.give_up - {clip.id for clip in self.manifest.clips})
         if unknown:
             raise UsageError(f"--give-up {unknown[0]}: no clip of that id in the manifest")
+
+    def _decide_tagger(self) -> None:
+        """Set `segmentation.tagger=auto` to the tagger of the output, or decide it for a new one, with a line."""
+        if self.recipe.segmentation.tagger != "auto":
+            return
+        reason = f"as {self.store.url} was begun"
+        tagger = "" if self.overwrite else self._stored_tagger()
+        if not tagger:
+            tagger, reason = decide(self.recipe, self.manifest, self.limit.exceeded)
+        self.recipe = with_tagger(self.recipe, tagger)
+        if not self.quiet:
+            tell(f"segmentation.tagger=auto is {tagger}: {reason}")
+
+    def _stored_tagger(self) -> str:
+        """Returns the tagger that the output was begun with; empty for a new output."""
+        try:
+            info = parse_info(self.store.get(DATASET_JSON), f"{self.store.url}/{DATASET_JSON}")
+        except NotFound:
+            return ""
+        segmentation = info.recipe_part.get("segmentation", {})
+        return str(segmentation.get("tagger", ""))
 
     def execute(self) -> Summary:
         """Make what is not there yet. Raises UsageError for another recipe or manifest, UnitsOpen, TooManyRejects."""
@@ -309,6 +332,7 @@ class PrecomputeJob:
         if not self.recipe.precompute.address:
             check_tagger(self.recipe.corpus.language, text)
             read_backbone_weights(self.recipe.vision)
+            segmenter_fingerprint(self.recipe.segmentation)
 
     def environment_check(self, info: DatasetInfo | None) -> EnvironmentCheck:
         """Returns the check of each actor's environment; `info` is dataset.json, None where it is yet to be written."""

@@ -15,12 +15,13 @@ from typing import Any
 
 from sage_scale.config import Recipe
 from sage_scale.errors import UsageError
+from sage_scale.segmentation.tagger import has_model
 
 MB = 2**20
 FLOOR_MB = 1024
-"""Least budget that is chosen for an actor without a neural backbone."""
+"""Least budget that is chosen for an actor without a neural network."""
 FLOOR_BACKBONE_MB = 3072
-"""Least budget that is chosen for one with torch and a backbone's weights."""
+"""Least budget that is chosen for one with torch and the weights of a backbone or a tagger."""
 CEILING_MB = 8192
 """Most that is chosen; a recipe may give more."""
 LOOK_EVERY_S = 0.05
@@ -39,7 +40,7 @@ def memory_budget_mb(recipe: Recipe, nodes: Iterable[Mapping[str, Any]]) -> int:
     if settings.actor_memory_mb:
         return settings.actor_memory_mb
     backbone = recipe.vision.kind == "features" and recipe.vision.backbone != "keypoints"
-    floor = FLOOR_BACKBONE_MB if backbone else FLOOR_MB
+    floor = FLOOR_BACKBONE_MB if backbone or has_model(recipe.segmentation) else FLOOR_MB
     shares = []
     for resources in _working(nodes):
         if actors := _by_processors(resources, settings.gpus_per_actor):

@@ -18,6 +18,7 @@ from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.precompute.frozen_backbone import open_backbone
 from sage_scale.segmentation import segment_clip
+from sage_scale.segmentation.tagger import segmenter_fingerprint, wants_keypoints
 from sage_scale.shards import Sample
 from sage_scale.text.pseudogloss import cached_glosser
 from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg
@@ -43,12 +44,21 @@ class SampleMaker:
         return self.recipe.segmentation.tagger == "motion"
 
     @property
+    def wants_keypoints(self) -> bool:
+        """Whether the tagger is a model on keypoints."""
+        return wants_keypoints(self.recipe.segmentation)
+
+    @property
     def tagger(self) -> str:
         """Name and version of the tagger of the corpus' language. Raises RecipeError where none is there."""
         return cached_glosser(self.recipe.corpus.language, self.recipe.text).name
 
     def load(self) -> None:
-        """Load the frozen backbone, if the recipe has one. Raises RecipeError or CheckpointError for wrong weights."""
+        """Load the tagger's model and the frozen backbone, where the recipe has them.
+
+        Raises RecipeError, NoModel or CheckpointError for wrong weights.
+        """
+        segmenter_fingerprint(self.recipe.segmentation)
         if self._backbone is None and self.recipe.vision.kind == "features":
             device = "cuda" if self.recipe.precompute.gpus_per_actor > 0 else "cpu"
             self._backbone = open_backbone(self.recipe.vision, device)
@@ -70,7 +80,8 @@ class SampleMaker:
     def make(self, clip: Clip, stats: DecodeStats | None = None) -> Sample:
         """Returns the sample of `clip`. Raises ClipRejected for faults of its bytes, other errors for the machine's."""
         with self.stage("decode"):
-            decoded = decode_clip(clip, self.recipe.vision, stats, grey=self.wants_grey)
+            wanted = {"grey": self.wants_grey, "keypoints": self.wants_keypoints}
+            decoded = decode_clip(clip, self.recipe.vision, stats, **wanted)
         return self.finish(clip, decoded)
 
     def batches(self) -> FeatureBatches[Any] | None:

@@ -103,9 +103,10 @@ class UnitClips:
         for number, clip in enumerate(self.clips):
             by_video.setdefault(clip.video, []).append(number)
         vision = self.maker.recipe.vision
+        wanted = {"grey": self.maker.wants_grey, "keypoints": self.maker.wants_keypoints}
         for numbers in by_video.values():
             clips = [self.clips[number] for number in numbers]
-            for position, decoded in decode_clips(clips, vision, self.stats, grey=self.maker.wants_grey):
+            for position, decoded in decode_clips(clips, vision, self.stats, **wanted):
                 yield numbers[position], decoded
 
 

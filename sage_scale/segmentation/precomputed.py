@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def precomputed_labels(
     not a label file.
     """
     path = _labels_path(labels)
-    file = _file_of(path, clip) if path.is_dir() else path
+    file = file_of(path, clip) if path.is_dir() else path
     entry: Entry | None = None
     if file is path and not _is_elan(path):
         entry = read_table(path).find(clip.id, clip.split)
@@ -62,14 +62,14 @@ def precomputed_labels(
         raise ClipRejected("no-labels", f"{path.name} has none for this clip")
     if isinstance(entry, str):
         raise ClipRejected("bad-labels", entry)
-    return _fitted(entry, clip.start_s, total, fps)
+    return fitted(entry, clip.start_s, total, fps)
 
 
 def has_labels(labels: str, clip: Source) -> bool:
     """Returns whether the file or folder has labels of the clip. Raises UsageError if it is not a label file."""
     path = _labels_path(labels)
     if path.is_dir():
-        return _file_of(path, clip) is not None
+        return file_of(path, clip) is not None
     return _is_elan(path) or read_table(path).find(clip.id, clip.split) is not None
 
 
@@ -86,9 +86,7 @@ def check_labels(recipe: Recipe, manifest: Manifest, exceeded: Callable[[int], b
         return  # only the nodes can read the labels
     path = _labels_path(segmentation.labels)
     if path.is_dir():
-        there = _all_files(path)
-        example = next(iter(sorted(there)), "")
-        lacking = [clip.id for clip in manifest.clips if there.isdisjoint(_file_names(clip))]
+        lacking, example = lacking_files(path, manifest.clips)
     elif _is_elan(path):
         if isinstance(fault := _of_file(path, segmentation.sign_tier, ""), str):
             raise UsageError(f"segmentation.labels: {path.name}: {fault}")
@@ -128,31 +126,43 @@ def _video_name(clip: Source) -> str:
     return clip.video.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-def _file_names(clip: Source) -> list[str]:
+def _file_names(clip: Source, suffixes: Sequence[str]) -> list[str]:
     """Returns the names that a clip's file may have below the folder, in the order to try them."""
     names = clip_names(clip.id, clip.split)
     flat = [name.replace("/", "__") for name in names]
     stems = [*flat, clip.key, *(name for name in names if "/" in name and is_name(name))]
     video = _video_name(clip)
     whole = [f"{name}.eaf" for name in (os.path.splitext(video)[0], video) if is_name(name)]
-    return [*(f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES), *whole]
+    own = [f"{stem}{suffix}" for stem in stems for suffix in suffixes]
+    return [*own, *whole] if ".eaf" in suffixes else own
 
 
-def _all_files(folder: Path) -> set[str]:
-    """Returns the names of all label files below a folder."""
+def lacking_files(
+    folder: Path, clips: Sequence[Source], suffixes: tuple[str, ...] = SUFFIXES
+) -> tuple[list[str], str]:
+    """Returns the ids of the clips without a file in the folder, and the first name there; only names are read."""
+    there = _all_files(folder, suffixes)
+    example = next(iter(sorted(there)), "")
+    return [clip.id for clip in clips if there.isdisjoint(_file_names(clip, suffixes))], example
+
+
+def _all_files(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
+    """Returns the names of all files below a folder with one of the endings."""
 
     def refuse(error: OSError) -> None:
-        raise StorageError(f"segmentation.labels: {folder} cannot be read: {error.strerror}") from None
+        raise StorageError(f"{folder} cannot be read: {error.strerror}") from None
 
     found = set()
     for place, _, files in os.walk(folder, onerror=refuse):
         inside = "" if place == str(folder) else f"{os.path.relpath(place, folder)}/"
-        found |= {inside + name for name in files if name.endswith(SUFFIXES)}
+        found |= {inside + name for name in files if name.endswith(suffixes)}
     return found
 
 
-def _file_of(folder: Path, clip: Source) -> Path | None:
-    return next((folder / name for name in _file_names(clip) if os.path.lexists(folder / name)), None)
+def file_of(folder: Path, clip: Source, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
+    """Returns the file of a clip (of labels, or with other `suffixes`) in a folder, None where there is none."""
+    files = (folder / name for name in _file_names(clip, suffixes))
+    return next((file for file in files if os.path.lexists(file)), None)
 
 
 def _of_file(file: Path, sign_tier: str, video: str) -> Entry:
@@ -176,7 +186,7 @@ def _elan_labels(file: Path, sign_tier: str, video: str, stamp: tuple[int, int])
         return error.detail
 
 
-def _fitted(labels: Labels, start_s: float, total: int, fps: float) -> np.ndarray:
+def fitted(labels: Labels, start_s: float, total: int, fps: float) -> np.ndarray:
     """Returns the labels resampled to `total` frames at `fps` of a clip that starts at `start_s` of its video.
 
     Raises ClipRejected for another length.

@@ -17,24 +17,31 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from sage_scale.config import Segmentation
-from sage_scale.config.extension import register_choice
-from sage_scale.errors import CheckpointError, ClipRejected, NoModel
+from sage_scale.config.extension import import_plugins, register_choice
+from sage_scale.errors import CheckpointError, ClipRejected, NoModel, StorageError, UsageError
 from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.segmentation.decoding import DECODERS
+from sage_scale.segmentation.label_files import Labels
 from sage_scale.segmentation.motion import grey_movement, keypoint_movement, motion_labels
-from sage_scale.segmentation.precomputed import precomputed_labels
+from sage_scale.segmentation.precomputed import file_of, fitted, precomputed_labels
 from sage_scale.segmentation.rules import RULE_FPS, B, I, resample_labels
 from sage_scale.untrusted.display import printable
 from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
-from sage_scale.vision.decode import DecodedClip
+from sage_scale.vision.decode import DecodedClip, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sage_scale.segmentation.models.hands_on import HandsOn
+
 PACKAGE = "sign_language_segmentation"
 """Package of the published segmenters; it brings the weights of 2026 as data."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HANDS_ON = "hands-on"
+"""The tagger with a model on features instead of keypoints."""
+FEATURES_SUFFIXES = (".npz", ".npy")
+"""Endings of its features files."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,15 +85,23 @@ def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> Ta
     Raises ClipRejected for a clip without labels or keypoints, NoModel or CheckpointError for missing or wrong weights.
     """
     total = decoded.total_frames
-    if segmentation.tagger in MODELS:
+    if wants_keypoints(segmentation):
         tagger = cached_tagger(segmentation.tagger, segmentation.weights)
         probabilities = tagger(_track(decoded, segmentation.tagger))
         labels_S = decode(probabilities, segmentation, tagger.decoding)
         labels_T = resample_labels(labels_S, probabilities.fps, total, fps)
         return Tagging(labels_T=labels_T, probabilities=probabilities)
+    if segmentation.tagger == HANDS_ON:
+        model = cached_hands_on(segmentation.weights)
+        probabilities = model(_features(decoded, segmentation.features))
+        labels = Labels(decode(probabilities, segmentation, model.decoding), probabilities.fps)
+        labels_T = fitted(labels, decoded.clip.start_s, total, fps)
+        return Tagging(labels_T=labels_T, probabilities=probabilities)
+    if segmentation.tagger == "auto":
+        raise UsageError("segmentation.tagger=auto is decided when a dataset is begun: name a tagger here")
     if segmentation.tagger == "precomputed":
-        labels, tier = segmentation.labels, segmentation.sign_tier
-        return Tagging(labels_T=precomputed_labels(labels, decoded.clip, total, fps, tier))
+        known = precomputed_labels(segmentation.labels, decoded.clip, total, fps, segmentation.sign_tier)
+        return Tagging(labels_T=known)
     if segmentation.tagger == "uniform":
         return Tagging(labels_T=uniform_labels(total, segmentation.uniform_frames * fps / RULE_FPS))
     if decoded.keypoints_TKC is not None:
@@ -117,14 +132,52 @@ def register_segmenter(name: str, opener: Callable[[Path], KeypointTagger]) -> N
     register_choice("segmentation.tagger", name)
 
 
+def wants_keypoints(segmentation: Segmentation) -> bool:
+    """Returns whether the recipe's tagger is a model on keypoints."""
+    import_plugins()
+    return segmentation.tagger in MODELS
+
+
+def has_model(segmentation: Segmentation) -> bool:
+    """Returns whether the recipe's tagger is a model, which needs torch and weights."""
+    return segmentation.tagger == HANDS_ON or wants_keypoints(segmentation)
+
+
 @functools.lru_cache(maxsize=2)
 def cached_tagger(name: str, weights: str) -> KeypointTagger:
     """Returns the model of `segmentation.tagger` and `segmentation.weights`, opened once a process."""
     if name == "published" and not weights:
         return _open_published(package_folder())
+    return MODELS[name](_given(name, weights))
+
+
+@functools.lru_cache(maxsize=2)
+def cached_hands_on(weights: str) -> HandsOn:
+    """Returns the model of `segmentation.tagger=hands-on`, opened once a process."""
+    from sage_scale.segmentation.models.hands_on import open_hands_on
+
+    return open_hands_on(_given(HANDS_ON, weights))
+
+
+def segmenter_fingerprint(segmentation: Segmentation) -> str:
+    """Returns the hash of the model of the recipe's tagger, which it opens; empty for a tagger without one.
+
+    Raises NoModel or CheckpointError.
+    """
+    if segmentation.tagger == HANDS_ON:
+        return cached_hands_on(segmentation.weights).fingerprint
+    if wants_keypoints(segmentation):
+        return cached_tagger(segmentation.tagger, segmentation.weights).fingerprint
+    return ""
+
+
+def _given(name: str, weights: str) -> Path:
     if not weights:
         raise NoModel(f"segmentation.tagger={name} needs segmentation.weights=FOLDER")
-    return MODELS[name](expanded(weights))
+    path = expanded(weights)
+    if not path.exists():
+        raise NoModel(f"segmentation.weights: there is no {printable(weights)}")
+    return path
 
 
 def open_tagger(path_or_name: str | Path) -> KeypointTagger:
@@ -138,10 +191,23 @@ def open_tagger(path_or_name: str | Path) -> KeypointTagger:
     path = expanded(str(path_or_name))
     if not path.exists():
         raise NoModel(f"there is no segmentation model {printable(str(path))}")
-    kind = read_config(path).get("tagger")
-    if kind is not None and kind not in MODELS:
-        raise CheckpointError(f"{path / CONFIG}: no tagger {printable(str(kind))}: {', '.join(MODELS)}")
-    return MODELS[str(kind or "published")](path)
+    return MODELS[model_kind(path)](path)
+
+
+def model_kind(path: str | Path) -> str:
+    """Returns the tagger, a name in MODELS, of the model in a folder, by its config.json; `published` where that names
+    none. An empty path is the installed package.
+
+    Raises NoModel where there is none, CheckpointError for an unknown name.
+    """
+    if not path:
+        package_folder()
+        return "published"
+    kind = read_config(_given("auto", str(path))).get("tagger", "published")
+    import_plugins()
+    if kind not in MODELS:
+        raise CheckpointError(f"{Path(path) / CONFIG}: no tagger {printable(str(kind))}: {', '.join(MODELS)}")
+    return str(kind)
 
 
 def package_folder() -> Path:
@@ -213,3 +279,30 @@ def _track(decoded: DecodedClip, name: str) -> KeypointTrack:
     if not len(track):
         raise ClipRejected("bad-keypoints", "the keypoint file has no frame in the clip")
     return track
+
+
+def _features(decoded: DecodedClip, features: str) -> np.ndarray:
+    from sage_scale.segmentation.models.hands_on import read_features
+
+    folder = features_folder(features)
+    file = features_file(folder, decoded.clip)
+    if file is None:
+        raise ClipRejected("no-features", f"{folder.name} has none for this clip")
+    try:
+        return read_features(file)
+    except OSError as error:
+        raise StorageError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def features_file(folder: Path, clip: Source) -> Path | None:
+    """Returns the features file of a clip in a folder, named as label files are, None where there is none."""
+    return file_of(folder, clip, FEATURES_SUFFIXES)
+
+
+def features_folder(features: str) -> Path:
+    """Returns the folder of `segmentation.features`. Raises UsageError where there is none."""
+    folder = expanded(features)
+    if not features or not folder.is_dir():
+        told = f"there is no folder {printable(features)}" if features else "it is not given"
+        raise UsageError(f"segmentation.tagger={HANDS_ON} needs segmentation.features=FOLDER: {told}")
+    return folder

@@ -40,6 +40,8 @@ OVERRIDABLE: dict[str, Rule] = {
     "vision.allow_random_backbone": _always,
     "vision.keypoints": _always,
     "segmentation.labels": _always,
+    "segmentation.weights": _always,
+    "segmentation.features": _always,
 }
 """Keys that the command line may set otherwise than the dataset has them; the dataset's value is the default."""
 UNREPORTED = ("shards.", "corpus.", "vision.jpeg_quality", "vision.view_augment.")
@@ -79,7 +81,8 @@ def inherit(recipe: Recipe, datasets: Sequence[Dataset], run: Path) -> Inheritan
     told: dict[str, list[str]] = {}
     for key, values in recorded.items():
         mine, theirs = ours[key], values[0]
-        if key in recipe.given:
+        undecided = key == "segmentation.tagger" and mine == "auto"  # which stands for the datasets' own
+        if key in recipe.given and not undecided:
             if mine in values:
                 continue
             if not _overridable(key, theirs, features):

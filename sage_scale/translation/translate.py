@@ -22,17 +22,25 @@ from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
 from sage_scale.precompute.sample_maker import SampleMaker
+from sage_scale.segmentation.choice import has_keypoints, with_tagger
 from sage_scale.segmentation.precomputed import has_labels
+from sage_scale.segmentation.tagger import HANDS_ON, features_file, wants_keypoints
 from sage_scale.shards import Sample
 from sage_scale.streaming import SampleShape, pack_sample
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import export_folder, load_translator
 from sage_scale.training.inherited import changes_samples
-from sage_scale.untrusted.files import read_text
+from sage_scale.untrusted.files import expanded, read_text
 from sage_scale.vision.packed import PackedVideo
 
-WITHOUT_LABELS = "motion"
-"""Tagger of a video without labels, for a model that was trained on precomputed ones."""
+FALLBACK = "motion"
+"""Tagger of a video without what the tagger of the training data needs."""
+NEEDS = {
+    "precomputed": "there are no labels of this video (--set segmentation.labels=FILE_OR_FOLDER)",
+    "hands-on": "there are no features of this video (--set segmentation.features=FOLDER)",
+}
+"""Tagger -> words for a video without its labels or features."""
+NEEDS_KEYPOINTS = "there is no keypoint file of this video (`sage-scale keypoints` makes it)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,8 @@ class VideoTranslator:
         self.device = choose_device(device)
         self.model, self.tokenizer, trained = load_translator(run, self.device)
         self.recipe = override(trained, overrides)
+        if self.recipe.segmentation.tagger == "auto":
+            self.recipe = with_tagger(self.recipe, trained.segmentation.tagger)
         if "segmentation.labels" in self.recipe.given and not Path(self.recipe.segmentation.labels).exists():
             raise UsageError(f"segmentation.labels: there is no {self.recipe.segmentation.labels}")
         self.warnings = [*_other_than_trained(trained, self.recipe), *_older_keypoints(run, trained)]
@@ -97,13 +107,17 @@ class VideoTranslator:
     def named(self, clip: Clip) -> tuple[Clip, str]:
         """Returns the clip with the id that its labels have, and the tagger that segments it.
 
-        The tagger is `motion` if the recipe's is `precomputed` and this video has no labels.
+        The tagger is `motion` if this video has no labels, keypoints or features, which the recipe's needs.
         """
         segmentation = self.recipe.segmentation
-        if segmentation.tagger != "precomputed":
-            return clip, segmentation.tagger
-        found = labelled(clip, segmentation.labels)
-        return (found, segmentation.tagger) if found else (clip, WITHOUT_LABELS)
+        found: Clip | None = clip
+        if segmentation.tagger == "precomputed":
+            found = labelled(clip, segmentation.labels)
+        elif segmentation.tagger == HANDS_ON:
+            found = with_features(clip, segmentation.features)
+        elif wants_keypoints(segmentation) and not has_keypoints(clip.video, self.recipe.vision):
+            found = None
+        return (found, segmentation.tagger) if found else (clip, FALLBACK)
 
     def prepare(self, clip: Clip) -> tuple[Sample, PackedVideo]:
         """Returns the sample that precompute would store of `clip`, and the model's input from it (B = 1)."""
@@ -152,14 +166,20 @@ def labelled(clip: Clip, labels: str) -> Clip | None:
 
     Returns None if `labels` has none of these or does not exist. Raises UsageError if `labels` is not a label file.
     """
+    there = labels and Path(labels).exists()
+    return next((named for named in _names(clip) if has_labels(labels, named)), None) if there else None
+
+
+def with_features(clip: Clip, features: str) -> Clip | None:
+    """Returns the clip with the id that its features file has, as `labelled` does."""
+    folder = expanded(features)
+    there = features and folder.is_dir()
+    return next((named for named in _names(clip) if features_file(folder, named)), None) if there else None
+
+
+def _names(clip: Clip) -> list[Clip]:
     video = Path(clip.video)
-    if not labels or not Path(labels).exists():
-        return None
-    for name in (clip.id, video.name, video.stem):
-        named = dataclasses.replace(clip, id=name)
-        if has_labels(labels, named):
-            return named
-    return None
+    return [dataclasses.replace(clip, id=name) for name in (clip.id, video.name, video.stem)]
 
 
 def _other_than_trained(trained: Recipe, wanted: Recipe) -> list[str]:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage_scale.config import from_mapping
@@ -47,6 +47,7 @@ def signs(labels: np.ndarray) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", DECODERS)
+@settings(deadline=None)
 @given(p=probabilities(), fps=st.sampled_from([25.0, 29.97, 50.0]))
 def test_labels_of_any_decoder_are_signs_that_begin_with_b(name, p, fps) -> None:
     labels = DECODERS[name](p, fps, 0.4, 0.16)
@@ -77,6 +78,7 @@ def published_2023(p: np.ndarray, begin: float, outside: float) -> list[tuple[in
     return [*found, (start, len(p))] if start >= 0 else found
 
 
+@settings(deadline=None)
 @given(p=probabilities(), begin=st.sampled_from([0.35, 0.5, 0.6]))
 def test_thresholds_are_the_published_state_machine(p, begin) -> None:
     labels = thresholds(p, begin)
@@ -87,6 +89,7 @@ def test_thresholds_are_the_published_state_machine(p, begin) -> None:
         assert ((labels != O) == inside).all()
 
 
+@settings(deadline=None)
 @given(p=probabilities())
 def test_runs_merge_touching_signs_and_drop_those_under_three_frames(p) -> None:
     inside = "".join("x" if row.argmax() != O else "." for row in p)
@@ -99,6 +102,7 @@ def test_runs_merge_touching_signs_and_drop_those_under_three_frames(p) -> None:
     assert ((runs(p, least=1) != O) == (p.argmax(1) != O)).all()
 
 
+@settings(deadline=None)
 @given(p=probabilities())
 def test_likeliest_loses_only_an_i_without_b_before_it(p) -> None:
     labels, best = likeliest(p), p.argmax(1)
@@ -112,6 +116,7 @@ def test_likeliest_loses_only_an_i_without_b_before_it(p) -> None:
         assert label == expected
 
 
+@settings(deadline=None)
 @given(p=probabilities(), gap_s=st.sampled_from([0.0, 0.16, 0.5]), threshold=st.sampled_from([0.3, 0.4, 0.6]))
 def test_peaks_begin_signs_and_nothing_else_is_lost(p, gap_s, threshold) -> None:
     fps = 25.0
@@ -151,6 +156,7 @@ def test_peaks_lie_on_the_top_of_a_broad_bump() -> None:
 LETTERS = st.text("OIB", min_size=1, max_size=80)
 
 
+@settings(deadline=None)
 @given(text=LETTERS)
 def test_sage_unhalved_only_leaves_the_halving_out(text) -> None:
     labels = parse_letters(text)
@@ -159,6 +165,7 @@ def test_sage_unhalved_only_leaves_the_halving_out(text) -> None:
     assert (whole[1:, 0] >= whole[:-1, 1]).all()
 
 
+@settings(deadline=None)
 @given(text=LETTERS, rule=st.sampled_from(["sage", "sage-unhalved", "plain"]))
 def test_trimmed_rests_are_all_that_goes(text, rule) -> None:
     labels = parse_letters(text)
@@ -184,6 +191,7 @@ def test_segments_by_length() -> None:
     assert plain_rule(parse_letters("BIOBII"), 4, 10) == [(0, 3), (3, 6)]
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 300), window=st.integers(8, 64), shift=st.floats(-1, 1))
 def test_windows_of_one_function_average_to_it(total, window, shift) -> None:
     """What does not depend on the window comes out as it was; what does is a mean with most weight in the middle."""

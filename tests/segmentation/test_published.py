@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories.segmenters import random_track, small_2023, track, write_2023, write_2026
 from safetensors.torch import save_file
 
 from sage_scale.config import Segmentation
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import CheckpointError, ClipRejected, NoModel
-from sage_scale.keypoints.track import BODY_25, BODY_33, HOLISTIC_75, OPENPOSE_67, KeypointTrack, track_of
+from sage_scale.keypoints.names import BODY_25, BODY_33, HOLISTIC_75, OPENPOSE_67
 from sage_scale.segmentation import tagger
 from sage_scale.segmentation.decoding import runs
 from sage_scale.segmentation.models import published_2023, published_2026
@@ -29,18 +30,6 @@ VECTORS = SHARED / "sign_segmenter"
 with_vectors = pytest.mark.skipif(
     not VECTORS.is_dir(), reason="the reference's vectors (../shared/data/sign_segmenter) are not here"
 )
-
-
-def track(points: np.ndarray, confidence: np.ndarray, fps: float, names=HOLISTIC_75) -> KeypointTrack:
-    return track_of(names, points, confidence, fps=fps, width=1280, height=720)
-
-
-def random_track(frames: int, seed: int = 0, fps: float = 30.0) -> KeypointTrack:
-    rng = np.random.default_rng(seed)
-    points = rng.normal([640, 360, 0], [80, 60, 0.2], (frames, 75, 3))
-    points[:, 11] = rng.normal([760, 300, -0.2], 2, (frames, 3))
-    points[:, 12] = rng.normal([520, 310, -0.2], 2, (frames, 3))
-    return track(points, (rng.random((frames, 75)) > 0.15).astype(np.float32), fps)
 
 
 def segments(labels: np.ndarray) -> list[list[int]]:
@@ -94,47 +83,9 @@ def test_the_2023_case_from_openpose_points() -> None:
         )
 
 
-def small_2023() -> dict[str, torch.Tensor]:
-    torch.manual_seed(2023)
-    network = {
-        "pose_projection": torch.nn.Linear(225, 256),
-        "encoder": torch.nn.LSTM(256, 128, bidirectional=True, batch_first=True),
-        "sign_bio_head": torch.nn.Linear(256, 3),
-        "sentence_bio_head": torch.nn.Linear(256, 3),
-    }
-    values = {f"{part}.{name}": v for part, one in network.items() for name, v in one.state_dict().items()}
-    return values | {"sign_loss_function.weight": torch.ones(3)}
-
-
-def small_2026(folder: Path, pieces: int = 16) -> Path:
-    """A small instance with random weights, as published: bfloat16 and a configuration."""
-    config = {"pose_dims": [50, 6], "hidden_dim": 16, "encoder_depth": 2, "num_classes": 4, "attn_nhead": 2}
-    config |= {"attn_ff_mult": 2, "num_frames": pieces, "learning_rate": 1e-3}
-    torch.manual_seed(2026)
-    blocks = [
-        published_2026.UBlock((6, 16, 32, 64), (5, 11, 21), (1, 1, 2), 50, 16),
-        published_2026.UBlock((1, 16, 32, 64, 128), (5, 11, 21, 21), (1, 2, 2, 2), 16, 16),
-    ]
-    values = {"input_norm.weight": torch.rand(16) + 0.5}
-    for number, block in zip((0, 2), blocks):
-        values |= {f"frame_cnn.{number}.{name}": value for name, value in block.state_dict().items()}
-    for number in range(2):
-        layer = published_2026.Layer(16, 2, 32)
-        layer.inv_freq.copy_(10000 ** (-torch.arange(4) / 4))
-        values |= {f"encoder_attn.{number}.{name}": value for name, value in layer.state_dict().items()}
-    for name in ("sign", "sentence"):
-        head = published_2026.Head(16)
-        values |= {f"{name}_bio_head.{key}": value for key, value in head.state_dict().items()}
-    kept = {k: v.bfloat16() if v.is_floating_point() else v for k, v in values.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in kept.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def test_the_2023_network_written_out(tmp_path) -> None:
     """One direction of the LSTM and the heads, step by step."""
-    save_file(small_2023(), tmp_path / "model.safetensors")
+    write_2023(tmp_path)
     model = open_tagger(tmp_path)
     assert model.name == "published-2023" and model.decoding == "peaks"
     of = random_track(12, fps=25.0)
@@ -233,7 +184,7 @@ def test_the_2026_attention_written_out() -> None:
 
 
 def test_pieces_of_a_long_clip_see_the_convolutions_of_the_whole(tmp_path) -> None:
-    model = open_tagger(small_2026(tmp_path, pieces=300))
+    model = open_tagger(write_2026(tmp_path, pieces=300))
     x, times = (torch.from_numpy(part) for part in published_2026.network_input(random_track(905)))
     with torch.no_grad():
         whole = model.encode(x)
@@ -269,8 +220,8 @@ def test_missing_points_hips_and_wrists_of_the_2026_input() -> None:
 
 @pytest.mark.parametrize("frames", [1, 2, 50])
 def test_any_track_has_probabilities(tmp_path, frames) -> None:
-    save_file(small_2023(), tmp_path / "model.safetensors")
-    for model in (open_tagger(tmp_path), open_tagger(small_2026(tmp_path / "2026"))):
+    write_2023(tmp_path)
+    for model in (open_tagger(tmp_path), open_tagger(write_2026(tmp_path / "2026"))):
         found = model(random_track(frames, fps=120.0))
         assert np.isfinite(found.sign_T3).all() and found.sentence_T3.shape == found.sign_T3.shape
         np.testing.assert_allclose(found.sign_T3.sum(1), 1, atol=1e-5)
@@ -295,7 +246,7 @@ def test_mediapipe_points_pass_through_and_openpose_ones_are_filled_in() -> None
 
 def test_the_installed_package_is_found_without_importing_it(tmp_path, monkeypatch) -> None:
     package = tmp_path / "site" / "sign_language_segmentation"
-    small_2026(package / "dist" / "2026")
+    write_2026(package / "dist" / "2026")
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert open_tagger("published").name == "published-2026"
@@ -319,7 +270,7 @@ def test_folders_that_hold_no_segmenter(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="no tagger") as caught:
         open_tagger(tmp_path)
     assert "\n" not in str(caught.value)
-    folder = small_2026(tmp_path / "2026")
+    folder = write_2026(tmp_path / "2026")
     config = json.loads((folder / "config.json").read_text())
     for wrong in ({"hidden_dim": 32}, {"hidden_dim": "x"}, {"hidden_dim": 10**9}, {"pose_dims": [75, 3]}):
         (folder / "config.json").write_text(json.dumps(config | wrong))
@@ -331,9 +282,9 @@ def test_folders_that_hold_no_segmenter(tmp_path) -> None:
 
 
 def test_the_fingerprint_tells_weights_apart(tmp_path) -> None:
-    one = open_tagger(small_2026(tmp_path / "a")).fingerprint
-    assert one == open_tagger(small_2026(tmp_path / "b")).fingerprint
-    assert one != open_tagger(small_2026(tmp_path / "c", pieces=8)).fingerprint
+    one = open_tagger(write_2026(tmp_path / "a")).fingerprint
+    assert one == open_tagger(write_2026(tmp_path / "b")).fingerprint
+    assert one != open_tagger(write_2026(tmp_path / "c", pieces=8)).fingerprint
     weights = small_2023()
     save_file(weights, tmp_path / "x.safetensors")
     save_file(weights | {"sign_bio_head.bias": torch.ones(3)}, tmp_path / "y.safetensors")
@@ -344,7 +295,7 @@ def test_the_fingerprint_tells_weights_apart(tmp_path) -> None:
 
 def test_a_clip_is_tagged_at_its_own_rate(tmp_path) -> None:
     """The model's labels, 25 frames a second, on a clip taken at 50; a clip without keypoints says so."""
-    save_file(small_2023(), tmp_path / "model.safetensors")
+    write_2023(tmp_path)
     recipe = Segmentation(tagger="published", weights=str(tmp_path), decoding="runs")
     of = random_track(80, fps=40.0)
     clip = Clip(id="a", video="a.mp4")

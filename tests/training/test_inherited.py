@@ -114,6 +114,13 @@ def test_a_given_key_that_contradicts_is_refused(given, made):
     of(override(MINE, [made, *base]), dataset(made, *base))  # given as it is
 
 
+@pytest.mark.parametrize("made", ["motion", "uniform", "published"])
+def test_auto_on_the_command_line_stands_for_the_datasets_tagger(made):
+    run = of(override(MINE, ["segmentation.tagger=auto"]), dataset(f"segmentation.tagger={made}"))
+    assert run.recipe.segmentation.tagger == made
+    assert run.lines == [f"taken from /nowhere/shards: segmentation.tagger={made} (the recipe: auto)"]
+
+
 @pytest.mark.parametrize(
     ("given", "made"),
     [

@@ -8,20 +8,29 @@ from pathlib import Path
 import pytest
 import torch
 from factories.precompute import run_here
+from factories.segmenters import random_track, write_2023
 from factories.training import COLOURS, make_language_folder, tiny_recipe
 from factories.videos import write_square
 
 from sage_scale.cli.main import run
 from sage_scale.config import load_recipe, override, to_yaml
 from sage_scale.evaluation.stored import read_scores
+from sage_scale.keypoints.files import npz_bytes
 from sage_scale.shards import open_dataset
 
 pytestmark = pytest.mark.system
-TAGGERS = ("motion", "uniform", "precomputed")
+TAGGERS = ("motion", "uniform", "precomputed", "published")
 CHANGES = {
     "motion": ["segmentation.rule=plain"],
     "uniform": ["segmentation.tagger=uniform", "segmentation.uniform_frames=6", "vision.fit=stretch"],
     "precomputed": ["segmentation.tagger=precomputed", "segmentation.labels=labels.pt"],
+    # Decided when the dataset is made; everything after it knows the decision.
+    "published": [
+        "segmentation.tagger=auto",
+        "segmentation.weights=weights",
+        "segmentation.decoding=runs",
+        "vision.keypoints=keypoints",
+    ],
 }
 
 
@@ -38,10 +47,14 @@ def world(tmp_path_factory) -> Path:
             video.with_suffix(".txt").write_text(
                 f"{words[number % 6]} {words[(number + 1) % 6]}", encoding="utf-8"
             )
+            track = root / "keypoints" / split / f"{video.stem}.npz"
+            track.parent.mkdir(parents=True, exist_ok=True)
+            track.write_bytes(npz_bytes(random_track(24 + 4 * number, seed=number, fps=25.0)))
             marks = torch.ones(24 + 4 * number, dtype=torch.int64)
             marks[::7] = 2
             labels.setdefault(split, {})[video.stem] = marks
     torch.save(labels, root / "labels.pt")
+    write_2023(root / "weights")
     recipe = tiny_recipe("frames", f"model.language_model={make_language_folder(root / 'language')}")
     small = ["pretrain.max_steps=2", "finetune.max_steps=2", "text.tagger=none", "text.target=sentence"]
     recipe = override(recipe, [*small, "corpus.name=videos", f"corpus.root={root / 'corpus'}"])
@@ -118,6 +131,31 @@ def test_a_video_without_labels_is_cut_otherwise_and_said(world: Path, tmp_path:
     assert "segmentation.tagger=uniform (trained on: precomputed)" in printed.err
     assert run([*translate, "--set", "segmentation.labels=none.json"]) == 2
     assert "there is no none.json" in capsys.readouterr().err
+
+
+def test_a_video_without_keypoints_is_cut_otherwise_and_said(world: Path, tmp_path: Path, capsys) -> None:
+    """`auto` on the command line stands for the dataset's tagger, in training and translation."""
+    folder = world / "run-published"
+    if not (folder / "model").is_dir():
+        begin = ["--run", str(folder), "--data", str(world / "published")]
+        begin += ["--recipe", str(world / "recipe.yaml"), "segmentation.tagger=auto"]
+        assert run(["pretrain", *begin]) == 0 and run(["finetune", *begin[:4]]) == 0
+    write_square(tmp_path / "new.mp4", frames=40, seed=9)
+    translate = ["translate", str(tmp_path / "new.mp4"), "--model", str(folder), "--device", "cpu", "--json"]
+    translate += ["--set", "segmentation.tagger=auto"]
+    capsys.readouterr()
+    assert run(translate) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["tagger"] == "motion"
+    assert "new.mp4 is cut by motion: the model was trained on published segments" in printed.err
+    assert "no keypoint file of this video" in printed.err
+    (tmp_path / "new.npz").write_bytes(npz_bytes(random_track(40, fps=25.0)))
+    assert run([*translate, "--set", "vision.keypoints="]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["tagger"] == "published" and "cut by" not in printed.err
+    away = ["--set", "vision.keypoints=", "--set", "segmentation.weights=none"]
+    assert run([*translate, *away]) == 2
+    assert "segmentation.weights: there is no none" in capsys.readouterr().err
 
 
 def test_evaluation_on_a_dataset_that_was_cut_otherwise_says_so(world: Path, capsys) -> None:

@@ -10,7 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from sage_scale.keypoints.track import BODY_33, HOLISTIC_75, LEFT_HAND, RIGHT_HAND, KeypointTrack
+from sage_scale.keypoints.names import BODY_33, HOLISTIC_75, LEFT_HAND, RIGHT_HAND
+from sage_scale.keypoints.track import KeypointTrack
 
 SHOULDERS = (BODY_33.index("body.left_shoulder"), BODY_33.index("body.right_shoulder"))
 _PICTURE = {

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sage_scale.keypoints.cleaning import resampled
-from sage_scale.keypoints.track import BODY_33, KeypointTrack
+from sage_scale.keypoints.names import BODY_33
+from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.segmentation.models.holistic import by_shoulders
 from sage_scale.segmentation.tagger import Probabilities, fingerprint
 from sage_scale.vision.pretrained_weights import load_exactly

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sage_scale.errors import CheckpointError
-from sage_scale.keypoints.track import BODY_33, HOLISTIC_75, KeypointTrack
+from sage_scale.keypoints.names import BODY_33, HOLISTIC_75
+from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.segmentation.models.holistic import by_shoulders
 from sage_scale.segmentation.tagger import Probabilities, fingerprint
 from sage_scale.vision.pretrained_weights import load_exactly
