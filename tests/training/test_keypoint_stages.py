@@ -18,7 +18,7 @@ from sage_scale.corpora.synthetic.skeleton import skeleton_track
 from sage_scale.errors import OtherDataset
 from sage_scale.keypoints.files import pose_bytes
 from sage_scale.precompute.environment import environment_here
-from sage_scale.training import finetune, pretrain
+from sage_scale.training.stage import run_stage
 from sage_scale.translation.translate import VideoTranslator
 
 SMALL = [
@@ -52,15 +52,15 @@ def test_from_pose_files_to_a_translation(tmp_path) -> None:
     assert recipe.model.feature_dim == 300  # 75 points, x and y, velocities
     made = run_here(recipe, tmp_path / "shards").execute()
     assert made.clips == 18
-    pretrain.run(recipe, tmp_path / "run", str(tmp_path / "shards"))
+    run_stage("pretrain", recipe, tmp_path / "run", str(tmp_path / "shards"))
     # Another recipe takes layout and width from the dataset.
     frames = load_recipe("sage-phoenix14t", changes)
-    pretrain.run(frames, tmp_path / "other", str(tmp_path / "shards"))
+    run_stage("pretrain", frames, tmp_path / "other", str(tmp_path / "shards"))
     assert load_recipe(tmp_path / "other" / "recipe.yaml").model.feature_dim == 300
     given = override(frames, ["model.feature_dim=150"])
     with pytest.raises(OtherDataset, match=r"model\.feature_dim=150 is given"):
-        pretrain.run(given, tmp_path / "third", str(tmp_path / "shards"))
-    finetune.run(recipe, tmp_path / "run", str(tmp_path / "shards"))
+        run_stage("pretrain", given, tmp_path / "third", str(tmp_path / "shards"))
+    run_stage("finetune", recipe, tmp_path / "run", str(tmp_path / "shards"))
     translator = VideoTranslator(tmp_path / "run")
     translation = translator.translate(root / "dev" / "0.pose", start_s=0.5, end_s=2.5)
     assert translation.frames == 50 and len(translation.segments) and not translator.warnings
