@@ -44,12 +44,14 @@ sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] /
 from common import parse
 from factories.forks import fork_ranks, in_fork
 from factories.training import (
+    SIZE,
     make_causal_folder,
     make_language_folder,
     make_shards,
     sign2gpt_recipe,
     tiny_recipe,
 )
+from transformers import ViTConfig, ViTModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from sage_scale.config import load_recipe, override, to_yaml
@@ -63,6 +65,8 @@ BATCH = 5
 """Odd: two, three and four ranks never get equal parts; 29 clips are six steps, the last of four clips."""
 TOLERANCE = 1e-4
 """Of a loss, relative."""
+IMAGE = ("model.backbone.folder={folder}/image",)
+"""A vision transformer in place of the ResNet."""
 LR = {"pretrain": 3e-4, "finetune": 3e-3}
 """At 3e-3 stage 1 is chaotic: a sum in another order flips a ReLU, and 45 steps later losses are 4e-4 off."""
 get_checkpoint_conversion_mapping("mbart")  # what a first model is loaded with, kept for the forks
@@ -86,7 +90,8 @@ class Layout:
 
     @property
     def name(self) -> str:
-        options = f"b{self.batch}-m{self.micro}-c{self.chunk_frames}{'-augmented' if self.kept else ''}"
+        kept = "-image" if self.kept == IMAGE else "-augmented" if self.kept else ""
+        options = f"b{self.batch}-m{self.micro}-c{self.chunk_frames}{kept}"
         return f"{self.model}-{self.stage}-{self.norm}-{self.ranks}x{self.zero}-{options}"
 
     def reference(self) -> Layout:
@@ -117,6 +122,9 @@ class Grid:
     def _make_world(self) -> None:
         language = make_language_folder(self.folder / "language")
         causal = make_causal_folder(self.folder / "causal")
+        sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+        image = ViTModel(ViTConfig(hidden_size=8, image_size=SIZE, patch_size=8, **sizes))
+        image.save_pretrained(self.folder / "image")
         recipe = tiny_recipe("frames", f"model.language_model={language}")
         make_shards(self.folder / "shards", recipe, PLAN)
         (self.folder / "sage.yaml").write_text(to_yaml(recipe))
@@ -194,7 +202,8 @@ class Grid:
             "chunk_frames": layout.chunk_frames, "max_steps": self.steps, "save_every": self.saved,
             "keep_checkpoints": 9, "lr": LR[layout.stage],
         }  # fmt: skip
-        changes += [*layout.kept, *(f"{layout.stage}.{key}={value}" for key, value in settings.items())]
+        changes += [change.format(folder=self.folder) for change in layout.kept]
+        changes += [f"{layout.stage}.{key}={value}" for key, value in settings.items()]
         recipe = override(load_recipe(str(self.folder / f"{layout.model}.yaml")), changes)
         began = time.monotonic()
 
@@ -275,13 +284,17 @@ def further(some: bool) -> list[Layout]:
 
 
 def of_models() -> list[tuple[Layout, Layout]]:
-    """Sign2GPT's stages on two ranks, resumed by one, and SAGE's frames in chunks: layouts and what resumes each."""
+    """Sign2GPT's stages on two ranks, resumed by one, a trained image model, and SAGE's frames in chunks."""
     rows = []
     for stage, ends in (("pretrain", {2: 3}), ("finetune", {3: 1, 1: 0})):
         for zero in (1, 2, 3):
             layout = Layout(stage, "sync", 2, zero, model="sign2gpt")
             ended = dataclasses.replace(layout, ranks=1, zero=ends.get(zero, zero))
             rows.append((layout, ended if zero in ends else layout))
+    # The second one leaves ranks without a clip.
+    for ranks, zero, batch in ((2, 3, BATCH), (4, 2, 3)):
+        image = Layout("pretrain", "frozen", ranks, zero, batch=batch, kept=IMAGE)
+        rows.append((image, image))
     augmented = ("pretrain.augment.rotation=15", "pretrain.augment.brightness=0.2")
     for ranks, zero, micro in ((2, 1, 0), (2, 3, 0), (1, 2, 2)):  # chunks of frames within those of the cache
         chunked = Layout("pretrain", "frozen", ranks, zero, micro=micro, chunk_frames=7, kept=augmented)
