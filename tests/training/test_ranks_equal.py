@@ -30,7 +30,7 @@ OWN_LINES = (
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("part", "runs"), [("--pairwise", 35), ("--models", 14)])
 def test_losses_clips_and_frozen_weights_are_those_of_one_rank(part: str, runs: int):
-    """Two parts of the matrix: every pair of settings of SAGE; Sign2GPT, a trained image model, and frames in chunks."""
+    """Two parts of the matrix: every pair of settings of SAGE; Sign2GPT, an image model, and frames in chunks."""
     script = ROOT / "tests" / "campaigns" / "layouts_train.py"
     run = subprocess.run(
         [sys.executable, script, part, "--steps", "8"],
