@@ -87,8 +87,11 @@ class ImageModel(nn.Module):
     def forward(self, frames_FCHW: Tensor, centred: bool = False) -> Tensor:
         """Returns (F, width). `frames_FCHW` are floats from 0 to 255, or, `centred`, their difference to a
         background."""
-        if not len(frames_FCHW):
-            # A rank without frames passes the same modules, whose weights ZeRO-3 gathers in step with the others.
+        if not len(frames_FCHW) and not any(
+            name.endswith("running_mean") for name, _ in self.named_buffers()
+        ):
+            # Attention cannot run without rows. A rank without frames passes the same modules as the others, whose
+            # weights ZeRO-3 gathers in step. A model with BatchNorm runs without rows: none is in its statistics.
             return self(frames_FCHW.new_zeros(1, *frames_FCHW.shape[1:]), centred)[:0]
         x_FCHW = frames_FCHW / 255
         x_FCHW = ((x_FCHW if centred else x_FCHW - self.mean) / self.std).contiguous(

@@ -13,6 +13,7 @@ from transformers import RTDetrResNetBackbone, RTDetrResNetConfig, ViTConfig, Vi
 
 from sage_scale.config import Recipe, override
 from sage_scale.errors import CheckpointError
+from sage_scale.nn.frame_encoder import make_frame_encoder
 from sage_scale.precompute.frozen_backbone import open_backbone
 from sage_scale.registry import model_spec
 from sage_scale.streaming import open_datasets, open_evaluation
@@ -90,6 +91,19 @@ def test_a_run_with_it_is_a_frozen_backbone(trained):
     with torch.no_grad():
         expected = model.visual.backbone(torch.from_numpy(frames).permute(0, 3, 1, 2).float())
     assert rows.shape == (5, 8) and np.abs(rows - expected.numpy()).max() < 2e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("make", [vit, resnet])
+def test_no_frames_give_no_rows_zero_gradients_and_no_statistics(make, tmp_path):
+    make().save_pretrained(tmp_path)
+    encoder = make_frame_encoder(tiny_recipe("frames", f"model.backbone.folder={tmp_path}"))
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
+    rows = encoder(torch.zeros(0, 3, SIZE, SIZE))
+    rows.sum().backward()
+    assert rows.shape == (0, 8)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+    trained = [value for value in encoder.parameters() if value.requires_grad]
+    assert trained and all(value.grad is not None and value.grad.abs().sum() == 0 for value in trained)
 
 
 def test_a_folder_that_does_not_fit_is_one_line(tmp_path):
