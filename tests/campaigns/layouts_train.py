@@ -122,9 +122,10 @@ class Grid:
     def _make_world(self) -> None:
         language = make_language_folder(self.folder / "language")
         causal = make_causal_folder(self.folder / "causal")
-        sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-        image = ViTModel(ViTConfig(hidden_size=8, image_size=SIZE, patch_size=8, **sizes))
-        image.save_pretrained(self.folder / "image")
+        config = ViTConfig(
+            hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=SIZE, patch_size=8
+        )  # fmt: skip
+        ViTModel(config).save_pretrained(self.folder / "image")
         recipe = tiny_recipe("frames", f"model.language_model={language}")
         make_shards(self.folder / "shards", recipe, PLAN)
         (self.folder / "sage.yaml").write_text(to_yaml(recipe))
