@@ -123,7 +123,8 @@ class Grid:
         language = make_language_folder(self.folder / "language")
         causal = make_causal_folder(self.folder / "causal")
         config = ViTConfig(
-            hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=SIZE, patch_size=8
+            hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=SIZE,
+            patch_size=8,
         )  # fmt: skip
         ViTModel(config).save_pretrained(self.folder / "image")
         recipe = tiny_recipe("frames", f"model.language_model={language}")
