@@ -30,6 +30,7 @@ VERBS = {
     "demo": "sage_scale.cli.results:demo",
     "corpus": "sage_scale.cli.corpus:app",
     "keypoints": "sage_scale.cli.keypoints:keypoints",
+    "segment": "sage_scale.cli.segment:app",
     "precompute": "sage_scale.cli.precompute:precompute",
     "shards": "sage_scale.cli.shards:app",
     "pretrain": "sage_scale.cli.train:pretrain",

@@ -1,4 +1,4 @@
-"""Reads label files: .json, .csv and .pt of a whole corpus, .npy, .json and .pt of one clip.
+"""Reads label files: .json, .jsonl, .csv and .pt of a whole corpus, .npy, .json and .pt of one clip.
 
 Nothing in them is trusted: regular files of limited size, JSON with limits, arrays and tensors without pickled code.
 A fault in one clip's labels is that clip's entry; a fault of the file is a UsageError.
@@ -23,6 +23,7 @@ from sage_scale.corpora.adapters import SPLIT_NAMES
 from sage_scale.corpora.folder import VIDEO_SUFFIXES
 from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.segmentation.intervals import SignIntervals, intervals_of_document
+from sage_scale.segmentation.intervals import read_table as read_interval_table
 from sage_scale.segmentation.rules import RULE_FPS, decode_oib, parse_letters
 from sage_scale.untrusted.display import message_line, printable, shortened
 from sage_scale.untrusted.files import lines, open_regular, read_text
@@ -105,8 +106,13 @@ def _table(path: Path, stamp: tuple[int, int]) -> LabelTable:
         size = f"{stamp[1]:,} bytes are more than {MAX_FILE_BYTES:,}"
         raise _refused(path, f"{size}: give a folder with a file a clip")
     try:
+        if path.suffix.lower() == ".jsonl":
+            return _intervals(path)
         if path.suffix.lower() == ".csv":
-            return LabelTable({"": _read_csv(read_text(path))})
+            text = read_text(path)
+            if "start_s" in next(csv.reader(text.splitlines()[:1]), ()):
+                return _intervals(path)
+            return LabelTable({"": _read_csv(text)})
         with open_regular(path) as file:
             is_pt = path.suffix.lower() in (".pt", ".pth")
             values = _load_pt(file) if is_pt else parse_json(file.read())
@@ -126,6 +132,13 @@ def _table(path: Path, stamp: tuple[int, int]) -> LabelTable:
                 raise _refused(path, f"a name is {type(clip).__name__}, not text")
             part[str(clip)] = entry_of(value)
     return LabelTable(table)
+
+
+def _intervals(path: Path) -> LabelTable:
+    """Returns the labels of a table of intervals in seconds of their videos. Raises UsageError where it is none."""
+    return LabelTable(
+        {"": {name: labels_of_intervals(found) for name, found in read_interval_table(path).items()}}
+    )
 
 
 def read_clip_file(path: Path) -> Entry:

@@ -48,6 +48,14 @@ def precomputed_labels(
 ) -> np.ndarray:
     """Returns the labels of a clip of `total` frames at `fps`, int8 (total,), from the file or folder `labels`.
 
+    Raises the errors of `find_labels`, and ClipRejected `bad-labels` for labels of another length.
+    """
+    return fitted(find_labels(labels, clip, sign_tier), clip.start_s, total, fps)
+
+
+def find_labels(labels: str, clip: Source, sign_tier: str = SIGN_TIER) -> Labels:
+    """Returns the labels of a clip from the file or folder `labels`, at their own rate.
+
     `sign_tier` names the tier of ELAN files. Raises ClipRejected `no-labels` or `bad-labels`; UsageError if `labels` is
     not a label file.
     """
@@ -62,7 +70,7 @@ def precomputed_labels(
         raise ClipRejected("no-labels", f"{path.name} has none for this clip")
     if isinstance(entry, str):
         raise ClipRejected("bad-labels", entry)
-    return fitted(entry, clip.start_s, total, fps)
+    return entry
 
 
 def has_labels(labels: str, clip: Source) -> bool:

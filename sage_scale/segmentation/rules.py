@@ -141,6 +141,15 @@ def segments_to_labels(segments_N2: np.ndarray, total: int) -> np.ndarray:
     return labels_T
 
 
+def label_segments(labels_T: np.ndarray) -> np.ndarray:
+    """Returns int64 (N, 2), the signs of labels: from each B, and each I after O, to the next B or O."""
+    labels_T = np.asarray(labels_T)
+    before_T = np.concatenate([[O], labels_T[:-1]])
+    starts = np.flatnonzero((labels_T == B) | ((labels_T == I) & (before_T == O)))
+    ends_T = np.flatnonzero(np.concatenate([labels_T != I, [True]]))
+    return np.stack([starts, ends_T[np.searchsorted(ends_T, starts, side="right")]], axis=1)
+
+
 def resample_labels(labels_S: np.ndarray, from_fps: float, total: int, to_fps: float) -> np.ndarray:
     """Returns labels int8 (total,) at `to_fps` from labels at `from_fps`: nearest in time, no B lost or doubled.
 

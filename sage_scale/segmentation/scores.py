@@ -109,7 +109,7 @@ def matched_segments(overlaps_NM: np.ndarray, least: float) -> list[tuple[int, i
 
     Augmenting paths (Kuhn 1955); each row tries its larger overlaps first.
     """
-    wide = [np.flatnonzero(row >= least) for row in overlaps_NM]
+    wide = [np.flatnonzero(row >= least - 1e-9) for row in overlaps_NM]
     choices = [
         columns[np.argsort(-row[columns], kind="stable")].tolist() for columns, row in zip(wide, overlaps_NM)
     ]

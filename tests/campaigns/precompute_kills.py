@@ -1,14 +1,14 @@
-"""Claim: whatever is killed, whenever, running the same command again gives a byte-identical dataset.
+"""Claim: whatever is killed, whenever, running the same command again gives byte-identical files.
 
-    python tests/campaigns/precompute_kills.py --kills 200 --server ceph
+    python tests/campaigns/precompute_kills.py --kills 200 --server ceph [--verb segment]
 
-An undisturbed run is made first. Then rounds: each begins an empty output and lets `sage-scale precompute` run while
-SIGKILL hits the driver, an actor or the raylet at random moments; what dies as a whole is started again with the same
-command until it ends with code 0. With `--server` the output is a bucket of a server that is started here, behind a
-proxy that at random moments answers 503, refuses, resets or cuts off what passes, swallows the answer of a PUT that was
-carried out, or holds it up; Ceph's gateway is also killed and started again (moto, which keeps all in memory, only goes
-away for a while). After each round every file's sha256 must equal the undisturbed run's. Prints one table and ends with
-code 1 where a byte differs.
+An undisturbed run is made first. Then rounds: each begins an empty output and lets `sage-scale precompute` (or `segment
+predict`) run while SIGKILL hits the driver, an actor or the raylet at random moments; what dies as a whole is started
+again with the same command until it ends with code 0. With `--server` the output is a bucket of a server that is
+started here, behind a proxy that at random moments answers 503, refuses, resets or cuts off what passes, swallows the
+answer of a PUT that was carried out, or holds it up; Ceph's gateway is also killed and started again (moto, which keeps
+all in memory, only goes away for a while). After each round every file's sha256 must equal the undisturbed run's.
+Prints one table and ends with code 1 where a byte differs.
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ MARK = "SAGE_SCALE_KILLS"
 """Environment variable that all processes of a run inherit: only such processes are killed."""
 COLUMNS = ("driver", "actor", "raylet", "faults", "restarts", "starts")
 KINDS = ("driver", "actor", "actor", "actor", "raylet")
-OVERRIDES = (
-    "vision.size=96",
-    "vision.crop=96",
-    "text.tagger=none",
-    "text.target=sentence",
-    "shards.clips_per_unit=3",
+SHARED = (
     "shards.max_reject_rate=0.2",
     "precompute.actors=2",
     "precompute.object_store_mb=80",
     "precompute.max_restarts=50",
 )
+VERBS = {
+    "precompute": (
+        "precompute", "--corpus", "videos", "--recipe", "demo", "vision.size=96", "vision.crop=96",
+        "text.tagger=none", "text.target=sentence", "shards.clips_per_unit=3", *SHARED,
+    ),
+    "segment": ("segment", "predict", "--format", "eaf,vtt,figure", *SHARED),
+}  # fmt: skip
 
 
 def main() -> int:
@@ -58,6 +60,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--kills-per-round", type=int, default=8)
     parser.add_argument("--clips", type=int, default=45)
+    parser.add_argument("--verb", choices=list(VERBS), default="precompute")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--server", choices=("ceph", "moto"), help="write to such an S3 server, with faults; else to a folder"
@@ -73,7 +76,7 @@ def main() -> int:
             trouble = stack.enter_context(troubled_server(settings.server, settings.seed))
             base = trouble.url
         begun = time.monotonic()
-        if run(corpus, f"{base}/undisturbed").wait() != 0:
+        if run(settings.verb, corpus, f"{base}/undisturbed").wait() != 0:
             print("the undisturbed run failed", file=sys.stderr)
             return 1
         length_s = time.monotonic() - begun
@@ -87,7 +90,8 @@ def main() -> int:
             left = settings.kills - sum(total[kind] for kind in set(KINDS))
             out = f"{base}/round-{rounds:03d}"
             with trouble.some() if trouble else contextlib.nullcontext(Counter()) as faults:
-                counts = disturbed(corpus, out, min(settings.kills_per_round, left), length_s, chance)
+                most = min(settings.kills_per_round, left)
+                counts = disturbed(settings.verb, corpus, out, most, length_s, chance)
             counts["restarts"] = faults.pop("restart", 0)
             counts["faults"] = faults.total()
             total += counts
@@ -114,12 +118,14 @@ def row(name: str, counts: Counter[str], seconds: float) -> str:
     return f"{name:>5}" + "".join(f"{counts[column]:>9}" for column in COLUMNS) + f"{seconds:>9.1f}  "
 
 
-def disturbed(corpus: Path, out: str, wanted: int, length_s: float, chance: random.Random) -> Counter[str]:
+def disturbed(
+    verb: str, corpus: Path, out: str, wanted: int, length_s: float, chance: random.Random
+) -> Counter[str]:
     """One round: what was killed how often, and how often the command was started and ended by itself with an error."""
     counts: Counter[str] = Counter()
     killed = 0
     while True:
-        process = run(corpus, out)
+        process = run(verb, corpus, out)
         counts["starts"] += 1
         # One start in four is hit before any actor works; later kills follow each other within a second.
         early_s = chance.uniform(0, length_s / 2) if chance.random() < 0.25 else 1e9
@@ -142,12 +148,10 @@ def disturbed(corpus: Path, out: str, wanted: int, length_s: float, chance: rand
             return counts
 
 
-def run(corpus: Path, out: str) -> subprocess.Popen:
+def run(verb: str, corpus: Path, out: str) -> subprocess.Popen:
     """Start the command, its processes marked, its output kept out of the table."""
     token = secrets.token_hex(8)
-    command = sage(
-        "precompute", "--corpus", "videos", "--root", corpus, "--out", out, "--recipe", "demo", *OVERRIDES
-    )
+    command = sage(*VERBS[verb], "--root", corpus, "--out", out)
     process = subprocess.Popen(
         command,
         env={**os.environ, MARK: token},
@@ -166,8 +170,9 @@ def kill(kind: str, process: subprocess.Popen, chance: random.Random) -> bool:
 
 def find(kind: str, process: subprocess.Popen) -> list[int]:
     """Processes of the run that are actors, or the raylet."""
-    title = {"actor": "ray::UnitWorker", "raylet": "raylet/raylet"}[kind]
-    return [pid for pid, command in marked(process.mark).items() if title in command]  # type: ignore[attr-defined]
+    titles = {"actor": ("ray::UnitWorker", "ray::FileWorker"), "raylet": ("raylet/raylet",)}[kind]
+    found = marked(process.mark)  # type: ignore[attr-defined]
+    return [pid for pid, command in found.items() if any(title in command for title in titles)]
 
 
 def sweep(process: subprocess.Popen) -> None:

@@ -37,6 +37,9 @@ VERBS = (
     "corpus inspect --corpus videos --root PLACE",
     "corpus inspect --corpus manifest --root PLACE",
     "corpus inspect --corpus phoenix14t --root PLACE",
+    "segment predict --root PLACE --out NEW",
+    "segment predict --corpus videos --root PLACE --out NEW",
+    "segment evaluate --gold SHARDS --root PLACE",
     "precompute --corpus videos --root PLACE --out NEW",
     "precompute --corpus csl_daily --root PLACE --out NEW",
 )
@@ -82,6 +85,10 @@ NO_URL = (
     "corpus make --root URL",
     "corpus inspect --corpus videos --root URL",
     "precompute --corpus manifest --root URL --out NEW",
+    "segment predict --root URL --out NEW",
+    "segment evaluate --gold SHARDS --root URL",
+    "segment evaluate --gold URL --root SHARDS",
+    "segment evaluate --gold SHARDS --root SHARDS --out URL",
     "demo --run URL",
     "shards ls s3:/one-slash/alone",
 )
@@ -113,7 +120,9 @@ def test_a_file_is_no_run(tmp_path, capsys, stage) -> None:
 @pytest.mark.parametrize("verb", [
     "pretrain --data NEW --recipe demo --run", "finetune --data NEW --recipe demo --run", "evaluate --data NEW --run",
     "shards ls", "precompute --corpus videos --root . --out", "shards split NEW --share a=0.5 --out", "shards merge",
-    "report", "translate --model NEW", "translate NEW --model", "corpus inspect --corpus videos --root",
+    "segment predict --out NEW --root", "segment predict --root . --out", "segment evaluate --gold . --root",
+    "segment evaluate --root . --gold", "report",
+    "translate --model NEW", "translate NEW --model", "corpus inspect --corpus videos --root",
 ])  # fmt: skip
 @pytest.mark.parametrize("path", ["x" * 300, "file/x", "loop", "~nobody-of-that-name/x"])
 def test_a_path_that_nothing_can_bear_is_wrong_usage(tmp_path, capsys, monkeypatch, verb, path):

@@ -1,0 +1,118 @@
+"""What segments do to translation on the synthetic corpus: BLEU-4 by tagger and by rule, over seeds.
+
+    python tests/campaigns/segmentation_effect.py --home WORK --published FOLDER [--seeds 3] [KEY=VALUE ...]
+
+Corpus, keypoints and language model are made once, shards once a setting, and every run inherits them; finished runs
+are not repeated, so that the command goes on after a kill. KEY=VALUE changes the recipe `demo` of all runs, as for a
+smaller number of steps. Settings are named TAGGER/RULE and run in the order in which they are given, seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from common import parse, sage, spread
+
+from sage_scale.evaluation.stored import read_scores
+from sage_scale.shards.dataset import open_dataset
+
+TAGGERS = ("gold", "trained", "published", "motion", "uniform")
+RULES = ("sage", "sage-unhalved")
+SMALL = [
+    "corpus.train_clips=8", "corpus.dev_clips=2", "corpus.test_clips=2", "corpus.heldout_clips=2",
+    "shards.clips_per_unit=7", "precompute.actors=1", "denoise.steps=4", "denoise.vocabulary=100",
+    "pretrain.max_steps=2", "finetune.max_steps=2", "finetune.frozen_views=1", "pretrain.batch_size=4",
+    "finetune.batch_size=4", "evaluation.max_tokens=8",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--settings", nargs="+", default=[f"{t}/{rule}" for rule in RULES for t in TAGGERS])
+    parser.add_argument("--published", type=Path, help="folder of the published segmenter's weights")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
+    options = parse(parser, seeds=1, settings=["gold/sage"], changes=SMALL)
+    if not options.home and not options.small:
+        parser.error("--home names the folder of corpus, shards and runs")
+    with tempfile.TemporaryDirectory() as folder:
+        home = options.home or Path(folder)
+        for seed in range(options.seeds):
+            for setting in options.settings:
+                run(home, setting, seed, options)
+                print(f"{setting}, seed {seed}: {bleu(home, setting, seed)}", flush=True)
+        print(
+            "| tagger | rule | token ratio | seeds | BLEU-4 test | held-out signers | each |\n|" + "---|" * 7
+        )
+        for setting in options.settings:
+            print(table_row(home, setting, options.seeds))
+
+
+def run(home: Path, setting: str, seed: int, options: argparse.Namespace) -> None:
+    """Makes what is missing of one run."""
+    corpus, shards, folder = home / "corpus", home / "shards" / setting, home / "runs" / setting / str(seed)
+    if (folder / "scores.json").is_file():
+        return
+    call("corpus", "make", "--root", corpus, "--keypoints", *options.changes)
+    changes = [*tagger(setting, corpus, options.published), *options.changes]
+    call("precompute", "--corpus", "synthetic", "--root", corpus, "--out", shards, *changes)
+    language = home / "language_model"
+    if language.is_dir():  # the same for every run: that of the first one
+        changes += [f"model.language_model={language}", "denoise.enabled=false"]
+    seeds = [f"pretrain.seed={seed}", f"finetune.seed={seed}"]
+    for verb in ("pretrain", "finetune"):
+        call(verb, "--run", folder, "--data", shards, "--recipe", "demo", *changes, *seeds)
+        if not language.is_dir():
+            (folder / "language_model").rename(language)
+            (folder / "language_model").symlink_to(language.resolve())
+    call("evaluate", "--run", folder, "--data", shards)
+
+
+def tagger(setting: str, corpus: Path, published: Path | None) -> list[str]:
+    """Changes to the recipe."""
+    name, rule = setting.split("/")
+    if name == "gold":
+        labels = ["segmentation.tagger=precomputed", f"segmentation.labels={corpus / 'gold'}"]
+    elif name == "published":
+        labels = [
+            "segmentation.tagger=published",
+            f"segmentation.weights={published}",
+            "segmentation.decoding=peaks",
+        ]
+    else:
+        labels = [f"segmentation.tagger={name}"]
+    return [*labels, f"segmentation.rule={rule}", f"vision.keypoints={corpus / 'keypoints'}"]
+
+
+def call(*arguments: object) -> None:
+    done = subprocess.run(sage(*arguments), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, arguments))}: {done.stderr[-1500:]}")
+
+
+def bleu(home: Path, setting: str, seed: int) -> tuple[float, float] | None:
+    """BLEU-4 of the test clips and of held-out signers; None of a run that is not finished."""
+    folder = home / "runs" / setting / str(seed)
+    if not (folder / "scores.json").is_file():
+        return None
+    scores = read_scores(folder)["test"]
+    return scores["bleu4"], scores["heldout"]["bleu4"]
+
+
+def table_row(home: Path, setting: str, seeds: int) -> str:
+    found = [scores for seed in range(seeds) if (scores := bleu(home, setting, seed))]
+    units = open_dataset(str(home / "shards" / setting)).units
+    ratio = sum(unit.segments for unit in units) / sum(unit.frames for unit in units)
+    test, heldout = ([pair[column] for pair in found] for column in (0, 1))
+    cells = [*setting.split("/"), f"{ratio:.3f}", str(len(found)), spread(test), spread(heldout)]
+    return f"| {' | '.join([*cells, ', '.join(f'{value:.1f}' for value in test)])} |"
+
+
+if __name__ == "__main__":
+    main()
