@@ -23,8 +23,9 @@ SIDE, SHOULDERS = 192, 0.36
 """Side of the pictures, pixels, and the width of the shoulders as a share of it."""
 
 
-def drawn(points_TKC: np.ndarray) -> np.ndarray:
+def drawn(points_TKC: np.ndarray | None) -> np.ndarray:
     """Returns pictures uint8 (T, SIDE, SIDE, 3) of points (T, 67, 2) in the order of OPENPOSE_67, (0, 0) not seen."""
+    assert points_TKC is not None, "the source is a keypoint file"
     points = points_TKC.astype(float)
     for k in range(points.shape[1]):
         seen = np.flatnonzero((points[:, k] != 0).any(-1))

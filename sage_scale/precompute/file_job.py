@@ -56,10 +56,13 @@ class ClipFiles:
 class FileMaker(Protocol):
     """Makes the files of clips in an actor; sent to it unloaded, so it must be small and picklable."""
 
-    suffixes: tuple[str, ...]
-    """Suffixes of every clip's files."""
     stage: str
     """Name of the work in progress, one of `progress.STAGES`."""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes of every clip's files."""
+        ...
 
     def load(self) -> Mapping[str, str]:
         """Loads models. Returns versions and hashes that decide the bytes. Raises SageError where it cannot."""

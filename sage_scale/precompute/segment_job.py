@@ -140,13 +140,17 @@ def predict_segments(
         "vision": of_keypoints,
         "segmentation": {key: segmentation[key] for key in segmentation if key not in (*_PATHS, *_OF_RULES)},
     }
+    given = recipe.segmentation
     recipe = replace(
         recipe,
         # Neither memory nor a GPU for a backbone; the tagger's model is small.
         vision=replace(vision, kind="frames"),
         precompute=replace(recipe.precompute, gpus_per_actor=0.0),
         segmentation=replace(
-            recipe.segmentation, **{key: _absolute(getattr(recipe.segmentation, key)) for key in _PATHS}
+            given,
+            labels=_absolute(given.labels),
+            weights=_absolute(given.weights),
+            features=_absolute(given.features),
         ),
     )
     return FileJob(
@@ -167,9 +171,9 @@ def predict_segments(
 
 def probability_bytes(tagging: Tagging, fps: float) -> bytes:
     """Returns `NAME.npz`; equal results give equal bytes for one version of NumPy and zlib."""
-    arrays: dict[str, np.ndarray] = {"labels": tagging.labels_T, "fps": np.float64(fps)}
+    arrays: dict[str, np.ndarray] = {"labels": tagging.labels_T, "fps": np.array(fps)}
     if tagging.probabilities is not None:
-        arrays |= {"sign": tagging.probabilities.sign_T3, "model_fps": np.float64(tagging.probabilities.fps)}
+        arrays |= {"sign": tagging.probabilities.sign_T3, "model_fps": np.array(tagging.probabilities.fps)}
         if tagging.probabilities.sentence_T3 is not None:
             arrays["sentence"] = tagging.probabilities.sentence_T3
     out = io.BytesIO()

@@ -264,8 +264,10 @@ class _ClipTags:
 
     def peaks(self, row: Row, threshold: float, gap_s: float) -> np.ndarray:
         """Returns the segments of the row's model with `decoding=peaks` and these limits."""
-        limits = {"decoding_threshold": threshold, "decoding_gap_s": gap_s}
-        return label_segments(self._labels(replace(row.segmentation, decoding="peaks", **limits)))
+        peaks = replace(
+            row.segmentation, decoding="peaks", decoding_threshold=threshold, decoding_gap_s=gap_s
+        )
+        return label_segments(self._labels(peaks))
 
     def _labels(self, segmentation: Segmentation) -> np.ndarray:
         decoded = self._decode(segmentation)

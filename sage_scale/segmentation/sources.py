@@ -18,10 +18,9 @@ def decode_for_tagger(
     clip: Source, vision: Vision, segmentation: Segmentation, stats: DecodeStats | None = None
 ) -> DecodedClip:
     """Returns the clip at `vision.fps` with what its tagger looks at. Raises ClipRejected for its faults."""
-    bounds = {"min_frames": 1, "max_frames": _MOST_FRAMES}
+    vision = replace(vision, min_frames=1, max_frames=_MOST_FRAMES)
     if wants_keypoints(segmentation) or is_keypoint_file(local_path(clip.video)):
-        vision = replace(vision, kind="features", backbone="keypoints", **bounds)
-        return decode_clip(clip, vision, stats, grey=False)
+        return decode_clip(clip, replace(vision, kind="features", backbone="keypoints"), stats, grey=False)
     # A stride of the whole clip leaves one picture: grey ones are made of every frame.
-    vision = replace(vision, kind="frames", size=8, crop=8, frame_stride=_MOST_FRAMES, **bounds)
-    return decode_clip(clip, vision, stats, grey=segmentation.tagger == "motion")
+    pictures = replace(vision, kind="frames", size=8, crop=8, frame_stride=_MOST_FRAMES)
+    return decode_clip(clip, pictures, stats, grey=segmentation.tagger == "motion")
