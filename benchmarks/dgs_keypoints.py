@@ -81,8 +81,6 @@ def run(clips: Path, work: Path, steps: int, changes: Sequence[str] = ()) -> dic
     """Precompute, pretrain `steps` steps and score; gives first and last loss, retrieval and p-value."""
     manifest = write_manifest(clips, work / "clips.jsonl")
     overrides = [*OVERRIDES, f"pretrain.max_steps={steps}", *changes]
-    width = feature_width(work, manifest)
-    overrides.append(f"model.feature_dim={width}")
     recipe = load_recipe("demo", overrides)
     data = str(work / "shards")
     summary = precompute_corpus(
@@ -132,13 +130,6 @@ def permutation_p_value(similarity_VT: np.ndarray, draws: int = 2000, seed: int 
     rows = np.arange(len(similarity_VT))
     hits = sum(similarity_VT[rows, generator.permutation(len(rows))].sum() >= own for _ in range(draws))
     return (hits + 1) / (draws + 1)
-
-
-def feature_width(work: Path, manifest: Path) -> int:
-    """Width of the keypoint features."""
-    from sage_scale.vision.backbones import FrozenBackbone
-
-    return FrozenBackbone(load_recipe("demo", OVERRIDES).vision).dim
 
 
 def held_out_similarity(recipe, run_folder: Path, data: str):

@@ -167,8 +167,8 @@ class Vision:
     source_aspect: float = since("0.2.0", 1.0)
     """Width by height of the picture behind keypoint files of shares that do not state it (.npz of 0.1.0)."""
     keypoints: str = since("0.2.0", "")
-    """Folder of the videos' keypoint files, with the videos' names and subfolders; empty: beside each video (talk.pose
-    or talk.npz for talk.mp4)."""
+    """Folder of the videos' keypoint files, with the videos' names and subfolders. What is not there, and all if it is
+    empty, is looked for beside each video (talk.pose or talk.npz for talk.mp4)."""
     keypoint_layout: Literal["openpose", "holistic"] = since("0.2.0", "openpose")
     """Points of the backbone keypoints: openpose is 25 of the body, holistic MediaPipe's 33; both with 21 a hand."""
     keypoint_z: bool = since("0.2.0", False)

@@ -4,7 +4,7 @@
 |---|---|
 | `points` (T, K, 3), `confidence` (T, K), `names` (K,), `fps`, `width`, `height`, `has_z` | a track (`npz_bytes`) |
 | `keypoints` (T, 134) or (T, 67, 2), perhaps `fps` | 0.1.0: OPENPOSE_67 as shares of the picture's sides (0 = unseen) |
-| `keypoints`, or one array of any name, (T, 133, 3) | COCO-WholeBody: x, y in pixels and a score, see `WHOLEBODY_133` |
+| `keypoints`, or one array of any name, (T, 133, 3) or (T, P, 133, 3) | COCO-WholeBody: x, y, score |
 
 A `.npy` file holds one of the two arrays. Sizes are compared with the file's bytes before anything is allocated.
 """
@@ -20,6 +20,7 @@ import numpy as np
 
 from sage_scale.errors import ClipRejected
 from sage_scale.keypoints.names import FACE_70, LEFT_HAND, OPENPOSE_67, RIGHT_HAND, point_names
+from sage_scale.keypoints.people import main_person
 from sage_scale.keypoints.track import KeypointTrack, track_of
 
 UNKNOWN_SIDE = 1024.0
@@ -88,20 +89,24 @@ def read_npy(
 def track_of_array(
     values: np.ndarray, *, fps: float, picture: tuple[float, float] | None = None
 ) -> KeypointTrack:
-    """Returns the track of shares (T, 134) or (T, 67, 2), or of COCO-WholeBody pixels (T, 133, 3).
+    """Returns the track of shares (T, 134) or (T, 67, 2), or of COCO-WholeBody pixels (T, 133, 3); with P people
+    (T, P, 133, 3), of whom `main_person` is taken.
 
     `picture` is (width, height) in pixels. Without it shares are of a square picture, and the picture of pixels ends at
     the outermost point. Raises ClipRejected `bad-keypoints`.
     """
     if values.dtype.kind not in "fiu":
         raise ClipRejected("bad-keypoints", f"an array of type {values.dtype}, not of numbers")
+    if values.ndim == 4 and values.shape[2:] == (len(WHOLEBODY_133), 3) and values.shape[1]:
+        points, confidence = main_person(WHOLEBODY_133, values[..., :2], values[..., 2])
+        values = np.concatenate([points, confidence[..., None]], axis=-1)
     if values.shape[1:] == (len(WHOLEBODY_133), 3):
         points, confidence = values[..., :2], values[..., 2]
         width, height = picture or outermost(points, confidence)
         return track_of(WHOLEBODY_133, points, confidence, fps=fps, width=width, height=height)
     if values.shape[1:] not in ((2 * len(OPENPOSE_67),), (len(OPENPOSE_67), 2)):
         raise ClipRejected(
-            "bad-keypoints", f"an array of shape {values.shape}, expected (T, 134), (T, 67, 2) or (T, 133, 3)"
+            "bad-keypoints", f"an array of shape {values.shape}, expected (T, 134), (T, 67, 2), (T, 133, 3)"
         )
     width, height = picture or (UNKNOWN_SIDE, UNKNOWN_SIDE)
     shares = values.astype(np.float32).reshape(len(values), len(OPENPOSE_67), 2)

@@ -10,7 +10,7 @@ from sage_scale.keypoints.names import LAYOUTS
 from sage_scale.keypoints.people import SHOULDERS
 from sage_scale.keypoints.track import KeypointTrack
 
-FEATURES_VERSION = "2"
+FEATURES_VERSION = "2 (true aspect of the picture)"
 """Version of these numbers, recorded with a dataset. 1, of sage-scale 0.1.0, took x and y of `.pose` files as shares of
 the picture's sides, without its aspect; rows from `.npz` files of shares are the same in both."""
 FARTHEST = 10.0

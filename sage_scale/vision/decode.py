@@ -218,7 +218,7 @@ def _kind(path: Path, vision: Vision) -> Literal["video", "folder", "keypoints"]
     if vision.kind == "features" and vision.backbone == "keypoints":
         if keypoints_of(path, vision) is not None:
             return "keypoints"
-        where = f"in {vision.keypoints}" if vision.keypoints else "beside it"
+        where = "beside it" + (f" or in {vision.keypoints}" if vision.keypoints else "")
         raise ClipRejected(
             "no-keypoints", f"{shortened(path.name, 255)} has no keypoint file (.pose, .npz) {where}"
         )

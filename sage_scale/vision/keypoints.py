@@ -47,11 +47,15 @@ def is_keypoint_file(path: Path) -> bool:
 def keypoints_of(video: Path, vision: Vision) -> Path | None:
     """Returns the keypoint file of a video file or folder of frames, if there is one.
 
-    It lies beside the video, or in the folder `vision.keypoints`: under the same folders as the video, as many of the
-    last of them as exist there, or in the folder itself. There it may also be a folder of OpenPose's files.
+    It lies in the folder `vision.keypoints`, under the same folders as the video, as many of the last of them as exist
+    there, or in the folder itself; there it may also be a folder of OpenPose's files. Else it lies beside the video.
     """
-    if not vision.keypoints:
-        return next((path for suffix in KEYPOINT_SUFFIXES if is_file(path := _beside(video, suffix))), None)
+    if vision.keypoints and (found := _in_folder(video, vision)) is not None:
+        return found
+    return next((path for suffix in KEYPOINT_SUFFIXES if is_file(path := _beside(video, suffix))), None)
+
+
+def _in_folder(video: Path, vision: Vision) -> Path | None:
     root, inner = expanded(vision.keypoints), video.parent.parts[1 if video.is_absolute() else 0 :]
     for first in range(len(inner) + 1):
         folder = root.joinpath(*inner[first:])

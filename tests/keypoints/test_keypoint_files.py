@@ -16,7 +16,8 @@ from test_track import some_track
 from sage_scale.errors import ClipRejected
 from sage_scale.keypoints import files, names
 from sage_scale.keypoints.arrays import WHOLEBODY_133
-from sage_scale.keypoints.files import npz_bytes, pose_bytes, read_track, wholebody_array
+from sage_scale.keypoints.files import npz_bytes, openpose_frames, pose_bytes, read_track, wholebody_array
+from sage_scale.keypoints.people import SHOULDERS
 from sage_scale.keypoints.track import KeypointTrack
 
 SEGMENTER = Path(__file__).resolve().parents[3] / "shared" / "data" / "sign_segmenter"
@@ -103,6 +104,12 @@ def test_wholebody_arrays(tmp_path) -> None:
     np.savez(tmp_path / "a.npz", anything=array)
     for name in ("a.npy", "a.npz"):
         same(read_track(tmp_path / name, picture=(640, 360)), track)
+    flat = np.zeros_like(array)
+    flat[..., 2] = 1
+    np.save(tmp_path / "two.npy", np.stack([flat, array], 1))
+    near = read_track(tmp_path / "two.npy", picture=(640, 360))
+    seen = track.select(SHOULDERS).seen_TK.all(1)
+    assert seen.any() and np.array_equal(near.points_TKC[seen], track.points_TKC[seen])
     loose = read_track(tmp_path / "a.npy")
     assert loose.width == np.ceil(track.points_TKC[..., 0].max())
 
@@ -141,7 +148,9 @@ def sound_files() -> dict[str, bytes]:
     old, array = io.BytesIO(), io.BytesIO()
     np.savez(old, keypoints=np.ones((6, 134), np.float32), fps=50)
     np.save(array, wholebody_array(track))
+    _, frame = next(iter(openpose_frames(track, "a")))
     return {
+        "a.json": b"[" + frame + b"," + frame + b"]",
         "a.pose": pose_bytes(track),
         "a.npz": npz_bytes(track),
         "old.npz": old.getvalue(),

@@ -12,13 +12,14 @@ from factories.videos import write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sage_scale.config import Vision
+from sage_scale.config import Segmentation, Vision
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.keypoints.features import keypoint_features
 from sage_scale.keypoints.files import openpose_frames, pose_bytes
 from sage_scale.keypoints.names import HOLISTIC_75, OPENPOSE_67, row_width
 from sage_scale.keypoints.track import KeypointTrack, track_of
+from sage_scale.segmentation import segment_clip
 from sage_scale.vision.backbones import FrozenBackbone
 from sage_scale.vision.decode import decode_clip, decode_clips
 from sage_scale.vision.keypoints import read_keypoints
@@ -268,7 +269,9 @@ def test_keypoint_files_of_a_folder_of_their_own(tmp_path) -> None:
     def found() -> np.ndarray:
         return decode_clip(Clip(id="x", video=str(video)), vision).keypoints_TKC
 
-    with pytest.raises(ClipRejected, match=f"no-keypoints: talk.v1.mp4 has no keypoint file .* in {out}"):
+    with pytest.raises(
+        ClipRejected, match=f"no-keypoints: talk.v1.mp4 has no keypoint file .* beside it or in {out}"
+    ):
         found()
     folder = out / "talk.v1"
     folder.mkdir(parents=True)
@@ -282,6 +285,16 @@ def test_keypoint_files_of_a_folder_of_their_own(tmp_path) -> None:
     moved = track.replace(points_TKC=track.points_TKC + track.seen_TK[..., None].astype(np.float32))
     (out / "news" / "talk.v1.pose").write_bytes(pose_bytes(moved))  # the more of its folders, the nearer
     assert np.array_equal(found(), moved.points_TKC[..., :2])
+    (out / "news").rename(tmp_path / "elsewhere")
+    (out / "talk.v1.npy").unlink()
+    for file in folder.iterdir():
+        file.unlink()
+    (video.parent / "talk.v1.pose").write_bytes(
+        pose_bytes(track)
+    )  # what the folder lacks lies beside the video
+    assert np.array_equal(found(), track.points_TKC[..., :2])
+    for name, content in openpose_frames(track, "talk"):
+        (folder / name).write_bytes(content)
     alone = Clip(id="x", video=str(folder))
     assert decode_clip(alone, vision).total_frames == 20
 
@@ -312,3 +325,50 @@ def test_pixels_without_the_size_of_their_picture_give_no_square(tmp_path) -> No
     vision = Vision(size=32, crop=32, fit="signer", keypoints=str(tmp_path / "k"))
     with pytest.raises(ClipRejected, match="bad-keypoints: talk: it does not state the size of its picture"):
         decode_clip(Clip(id="x", video=str(path)), vision)
+
+
+def odd_track(kind: str) -> KeypointTrack:
+    values = np.random.default_rng(1).normal(0, 2, (60, 75, 3)).cumsum(0) + 200
+    confidence = np.ones((60, 75))
+    fps = 25.0
+    if kind == "one frame":
+        values, confidence = values[:1], confidence[:1]
+    elif kind == "half missing":
+        confidence[np.random.default_rng(2).random((60, 75)) < 0.5] = 0
+    elif kind == "120 fps":
+        fps = 120.0
+    elif kind == "leaves the picture":
+        values[..., 0] += 20 * np.arange(60)[:, None]
+        confidence[40:] = 0
+    elif kind == "black last frame":
+        confidence[-1] = 0
+    elif kind == "nobody":
+        confidence[:] = 0
+    return track_of(HOLISTIC_75, values, confidence, fps=fps, width=640, height=360)
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames"),
+    [("one frame", 1), ("half missing", 60), ("120 fps", 12), ("leaves the picture", 60), ("black last frame", 60),
+     ("nobody", 60)],
+)  # fmt: skip
+def test_odd_tracks_have_defined_features_and_segments(tmp_path, kind, frames) -> None:
+    (tmp_path / "a.pose").write_bytes(pose_bytes(odd_track(kind)))
+    vision = Vision(
+        kind="features", backbone="keypoints", frame_stride=1, min_frames=1, keypoint_velocities=True,
+        keypoint_layout="holistic", keypoint_z=True, keypoint_gap_s=0.2,
+    )  # fmt: skip
+    decoded = decode_clip(Clip(id="x", video=str(tmp_path / "a.pose")), vision)
+    (rows,) = FrozenBackbone(vision)(decoded)
+    assert rows.shape == (frames, 450) and np.isfinite(rows).all() and np.abs(rows).max() <= 10
+    segments = segment_clip(decoded, Segmentation())
+    assert len(segments) and segments.min() >= 0 and segments.max() <= frames
+    assert (segments[:, 0] < segments[:, 1]).all()
+    if kind == "nobody":
+        assert not rows.any()
+
+
+def test_a_clip_beyond_the_keypoints_is_beyond_their_end(tmp_path) -> None:
+    (tmp_path / "a.pose").write_bytes(pose_bytes(odd_track("half missing")))
+    with pytest.raises(ClipRejected, match="beyond-end"):
+        decode_clip(Clip(id="x", video=str(tmp_path / "a.pose"), start_s=9, end_s=12), KEYPOINTS)
