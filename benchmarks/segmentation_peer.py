@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import Asked, parse, peers_python
@@ -34,85 +36,62 @@ for line in sys.stdin:
     pairs = [[s.start_frame / about["fps"], (s.end_frame + 1) / about["fps"]] for s in found]
     print(json.dumps([pairs, time.process_time() - began]), flush=True)
 """
-Found = tuple[np.ndarray, float]
-"""Segments in frames at 25 fps, (N, 2), and the seconds of CPU that they took, decoding included."""
+Tagger = Callable[[str], tuple[np.ndarray, float]]
+"""Video -> segments in frames at 25 fps (N, 2), and seconds of CPU, decoding included."""
 
 
-Video = tuple[str, int, np.ndarray | None]
-"""Path, frames at 25 fps, and true segments where there are some."""
-
-
-def ours(video: str, segmentation: Segmentation) -> Found:
+def ours(name: Any, video: str) -> tuple[np.ndarray, float]:
     began = time.process_time()
     decoded = decode_clip(Clip(id="x", video=video), Vision(size=64, max_frames=10**6))
-    return segment_clip(decoded, segmentation, FPS), time.process_time() - began
+    segments_N2 = segment_clip(decoded, Segmentation(tagger=name, rule="plain"), FPS)
+    return segments_N2, time.process_time() - began
 
 
-def theirs(video: str, process: Asked) -> Found:
+def theirs(process: Asked, video: str) -> tuple[np.ndarray, float]:
     process.say(json.dumps(video))
     pairs, seconds = json.loads(process.answer())
     return np.rint(np.array(pairs).reshape(-1, 2) * FPS).astype(int), seconds
 
 
-def row(name: str, tagger: Callable[[str], Found], videos: list[Video]) -> str:
-    """A Markdown row."""
-    found = [tagger(video) for video, _, _ in videos]
-    total = sum(frames for _, frames, _ in videos)
-    inside = sum(int(np.diff(segments).sum()) for segments, _ in found)
-    cells = [name, f"{sum(len(segments) for segments, _ in found) / total:.3f}", f"{inside / total:.2f}"]
-    if videos[0][2] is not None:
-        pairs = [(s, gold, frames) for (s, _), (_, frames, gold) in zip(found, videos) if gold is not None]
-        counts = [clip_counts(*pair) for pair in pairs]
-        score = scores(np.sum(counts, axis=0), FPS)
-        cells += [f"{score[f'onset_f1_{n}']:.3f} ({score[f'even_onset_f1_{n}']:.3f})" for n in (1, 2, 3)]
-        cells += [f"{score['segment_f1_50']:.3f}", f"{score['frame_macro_f1']:.3f}"]
-    return f"| {' | '.join([*cells, f'{1000 * sum(seconds for _, seconds in found) / total:.1f}'])} |"
-
-
-def table(videos: list[Video], process: Asked | None) -> None:
-    scored = (
-        ["onset F1 within 1 (even)", "2", "3 frames", "segment F1", "frame macro F1"]
-        if videos[0][2] is not None
-        else []
-    )
+def table(videos: list[str], gold: list[np.ndarray], taggers: dict[str, Tagger]) -> None:
+    """Print a Markdown table; `gold` are true segments, or there are none."""
+    scored = ["onset F1 within 1 (even)", "2", "3 frames", "segment F1", "frame macro F1"] if gold else []
     names = ["tagger", "segments a frame", "share inside", *scored, "CPU ms a frame"]
     print(f"\n| {' | '.join(names)} |\n|{'---|' * len(names)}")
-    for name in ("motion", "uniform"):
-        settings = Segmentation(tagger=name, rule="plain")  # type: ignore[arg-type]
-        print(row(name, lambda video, settings=settings: ours(video, settings), videos))  # type: ignore[misc]
-    if process is not None:
-        print(row(PEER.replace("==", " "), lambda video: theirs(video, process), videos))
+    lengths = [
+        decode_clip(Clip(id="x", video=v), Vision(size=64, max_frames=10**6)).total_frames for v in videos
+    ]
+    for name, tagger in taggers.items():
+        found, seconds = zip(*map(tagger, videos), strict=True)
+        total, inside = sum(lengths), sum(int(np.diff(segments).sum()) for segments in found)
+        cells = [name, f"{sum(map(len, found)) / total:.3f}", f"{inside / total:.2f}"]
+        if gold:
+            score = scores(sum(clip_counts(*row) for row in zip(found, gold, lengths)), FPS)  # type: ignore[arg-type]
+            cells += [f"{score[f'onset_f1_{n}']:.3f} ({score[f'even_onset_f1_{n}']:.3f})" for n in (1, 2, 3)]
+            cells += [f"{score['segment_f1_50']:.3f}", f"{score['frame_macro_f1']:.3f}"]
+        print(f"| {' | '.join([*cells, f'{1000 * sum(seconds) / total:.1f}'])} |")
 
 
 def main() -> None:
     """Print a table of the synthetic corpus, and one of the videos."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", type=Path)
-    parser.add_argument("--synthetic", type=Path)
-    parser.add_argument("--videos", type=Path)
+    for name in ("--peer", "--synthetic", "--videos"):
+        parser.add_argument(name, type=Path)
     options = parse(parser)
-    process = None
+    taggers: dict[str, Tagger] = {name: functools.partial(ours, name) for name in ("motion", "uniform")}
     if options.peer:
         process = Asked([peers_python(options.peer, PEER), "-c", SERVE])
+        taggers[PEER.replace("==", " ")] = functools.partial(theirs, process)
     with tempfile.TemporaryDirectory() as folder:
+        root = options.synthetic or (Path(folder) if options.small else None)
         if options.small:
-            options.synthetic = Path(folder)
-            make_corpus(Corpus(train_clips=2, dev_clips=1, test_clips=1, heldout_clips=1), options.synthetic)
-        if options.synthetic:
-            root: Path = options.synthetic
-            videos: list[Video] = []
-            for clip in from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8")).clips:
-                signs = [[sign["start"], sign["end"]] for sign in load_gold(root, clip.id)["signs"]]
-                videos.append((str(root / clip.video), clip.frames, np.array(signs)))
-            table(videos, process)
+            make_corpus(Corpus(train_clips=2, dev_clips=1, test_clips=1, heldout_clips=1), Path(folder))
+        if root:
+            clips = from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8")).clips
+            signs = [[(s["start"], s["end"]) for s in load_gold(root, clip.id)["signs"]] for clip in clips]
+            table([str(root / clip.video) for clip in clips], list(map(np.array, signs)), taggers)
     if options.videos:
-        paths = sorted(map(str, options.videos.glob("*.mp4")))
-        lengths = [
-            decode_clip(Clip(id="x", video=p), Vision(size=64, max_frames=10**6)).total_frames for p in paths
-        ]
-        table([(path, length, None) for path, length in zip(paths, lengths)], process)
-    if process is not None:
-        process.close()
+        table(sorted(map(str, options.videos.glob("*.mp4"))), [], taggers)
 
 
 if __name__ == "__main__":

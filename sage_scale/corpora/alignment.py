@@ -9,8 +9,10 @@ neighbouring pieces, in the captions' order, or none. Chosen are the runs with t
         + text                                                         similarity with the caption, where a model has it
 
 over captions, less `skip` for each second of signing that no caption takes and `alone` for each caption without
-signing. A second pass takes the moves of the first as a line over time (an offset and a drift) and `spread_s` from what
-is left. Time is linear in captions, memory that of the pieces and of one caption's window at a time.
+signing. A first pass counts moves from the old times, and another, with a spread of 1 s, from the old times moved by
+the best of several offsets. A second pass takes the moves of a first as a line over time (an offset and a drift) and
+`spread_s` from what is left. Of the two results the one with the larger sum without moves is taken: its lengths, pauses
+and text fit best. Time is linear in captions, memory that of the pieces and of one caption's window at a time.
 """
 
 from __future__ import annotations
@@ -45,8 +47,16 @@ class Placement:
     """Pieces [first, after)."""
     start_s: float
     end_s: float
-    score: float
-    """e^E, from 0 to 1: 1 is at its old time, of its expected length, between two pauses, with the likeliest text."""
+    energy: float
+    """E."""
+    fit: float
+    """E without its moves."""
+
+    @property
+    def score(self) -> float:
+        """e^E, from 0 to 1: 1 is at its expected time, of its expected length, between two pauses, with the likeliest
+        text."""
+        return math.exp(min(0.0, self.energy))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,26 +93,16 @@ def align(
     order, whatever overlap the old times had.
     """
     settings = settings or Alignment()
-    captions = _disjoint(captions)
-    found = place(captions, captions, pieces_N2, settings, text)
-    moves = [
-        (caption.start_s, new.start_s - caption.start_s)
-        for caption, new in zip(captions, found)
-        if new is not None
+    captions, pieces_N2 = _disjoint(captions), np.asarray(pieces_N2, np.float64).reshape(-1, 2)
+    narrow = dataclasses.replace(settings, spread_s=min(settings.spread_s, 1.0))
+    far = math.floor(settings.reach_s / 2)
+    shifted = [place(captions, _moved(captions, by), pieces_N2, narrow, text) for by in range(-far, far + 1)]
+    firsts = [
+        place(captions, captions, pieces_N2, settings, text),
+        max(shifted, key=lambda found: _total(found, pieces_N2, settings, "energy")),
     ]
-    if len(moves) < 4:
-        return found
-    slope, offset, left = _line(np.array(moves))
-    expected = [
-        dataclasses.replace(
-            caption,
-            start_s=caption.start_s + offset + slope * caption.start_s,
-            end_s=caption.end_s + offset + slope * caption.end_s,
-        )
-        for caption in captions
-    ]
-    narrow = min(settings.spread_s, max(0.6, 1.5 * left))
-    return place(captions, expected, pieces_N2, dataclasses.replace(settings, spread_s=narrow), text)
+    finals = [_second_pass(captions, found, pieces_N2, settings, text) for found in firsts]
+    return max(finals, key=lambda found: _total(found, pieces_N2, settings, "fit"))
 
 
 def place(
@@ -113,12 +113,11 @@ def place(
     text: Text | None = None,
 ) -> list[Placement | None]:
     """Returns the places of largest sum. `expected` are the captions at the times from which moves are counted."""
-    pieces_N2 = np.asarray(pieces_N2, np.float64).reshape(-1, 2)
     skipped = np.concatenate([[0.0], np.cumsum(np.diff(pieces_N2)[:, 0])]) * settings.skip
     per_letter_s, pauses = seconds_per_letter(captions), pause_shares(pieces_N2, settings)
     # best[x]: captions so far, none of them beyond boundary x (before piece x), with the signing that they skip added.
     best = np.zeros(len(pieces_N2) + 1)
-    windows: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+    windows: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     high = 0
     for number, caption in enumerate(captions):
         low = int(np.searchsorted(pieces_N2[:, 0], caption.start_s - settings.reach_s))
@@ -127,9 +126,10 @@ def place(
         )
         before = best[low : high + 1]
         pieces_W2, around = pieces_N2[low:high], pauses[low : high + 1]
-        energy = energies(caption, expected[number], pieces_W2, around, per_letter_s, settings)
+        fit = fits(caption, pieces_W2, around, per_letter_s, settings)
         if text is not None and high > low:
-            energy = energy + text(number, low, high)
+            fit = fit + text(number, low, high)
+        energy = fit + moves(caption, expected[number], pieces_W2, settings)
         # Entry [a, b] ends at boundary b + 1 of the window.
         sums = energy + (before[:-1] - skipped[low:high])[:, None]
         begin = sums.argmax(0) if high > low else np.zeros(0, int)
@@ -144,7 +144,7 @@ def place(
         best = alone
         best[low : high + 1] = np.where(taken, values[last], alone[low : high + 1])
         best[high + 1 :] = best[high]
-        windows.append((low, np.where(taken, last, 0), begin, energy[begin, ends]))
+        windows.append((low, np.where(taken, last, 0), begin, energy[begin, ends], fit[begin, ends]))
     return _walk_back(pieces_N2, windows)
 
 
@@ -155,19 +155,22 @@ def pause_shares(pieces_N2: np.ndarray, settings: Alignment) -> np.ndarray:
     return np.concatenate([[1.0], np.clip((silence - none) / settings.whole_pause_s, 0, 1), [1.0]])
 
 
-def energies(
-    caption: Caption,
-    expected: Caption,
-    pieces_W2: np.ndarray,
-    pauses: np.ndarray,
-    per_letter_s: float,
-    settings: Alignment,
+def moves(caption: Caption, expected: Caption, pieces_W2: np.ndarray, settings: Alignment) -> np.ndarray:
+    """Returns the term of the moves from the expected time, (W, W), for each run of W pieces; -inf beyond the reach."""
+    starts, ends = pieces_W2.T
+    squares = (starts - expected.start_s)[:, None] ** 2 + (ends - expected.end_s)[None, :] ** 2
+    far = (np.abs(starts - caption.start_s) > settings.reach_s)[:, None]
+    far = far | (np.abs(ends - caption.end_s) > settings.reach_s)[None, :]
+    return np.where(far, -np.inf, -squares / (2 * settings.spread_s**2))
+
+
+def fits(
+    caption: Caption, pieces_W2: np.ndarray, pauses: np.ndarray, per_letter_s: float, settings: Alignment
 ) -> np.ndarray:
-    """Returns E without text, (W, W), of a caption on each run of W pieces, with the pauses (W + 1,) around them; -inf
-    where it ends before it begins or moves too far."""
+    """Returns the terms of length and pauses, (W, W), for each run of W pieces, with the pauses (W + 1,) around them;
+    -inf where a run ends before it begins."""
     starts, ends = pieces_W2.T
     lengths = ends[None, :] - starts[:, None]
-    moves = ((starts - expected.start_s)[:, None] ** 2 + (ends - expected.end_s)[None, :] ** 2) / 2
     wanted_s = math.sqrt(max(caption.end_s - caption.start_s, 0.1) * max(caption.letters * per_letter_s, 0.1))
     with np.errstate(invalid="ignore", divide="ignore"):
         stretch = np.log(lengths / wanted_s) ** 2 / (2 * settings.length**2)
@@ -176,10 +179,8 @@ def energies(
     )  # pauses before each piece, from the window's second on
     within = inner[None, :] - inner[:, None]
     missing = (1 - pauses[:-1])[:, None] + (1 - pauses[1:])[None, :]
-    energy = -moves / settings.spread_s**2 - stretch - settings.pause * (missing + within)
-    far = (np.abs(starts - caption.start_s) > settings.reach_s)[:, None]
-    far = far | (np.abs(ends - caption.end_s) > settings.reach_s)[None, :]
-    return np.where(np.tri(len(starts), k=-1, dtype=bool) | far, -np.inf, energy)
+    backwards = np.tri(len(starts), k=-1, dtype=bool)
+    return np.where(backwards, -np.inf, -stretch - settings.pause * (missing + within))
 
 
 def seconds_per_letter(captions: Sequence[Caption]) -> float:
@@ -211,22 +212,67 @@ def text_term(similarity_MN: np.ndarray, tokens_W2: np.ndarray, weight: float) -
 
 
 def _walk_back(
-    pieces_N2: np.ndarray, windows: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+    pieces_N2: np.ndarray, windows: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 ) -> list[Placement | None]:
     """Returns the chosen places, from the last caption to the first."""
     found: list[Placement | None] = []
     boundary = len(pieces_N2)
-    for low, last, begin, energy in reversed(windows):
+    for low, last, begin, energy, fit in reversed(windows):
         end = int(last[min(boundary - low, len(last) - 1)]) if boundary >= low else 0
         if not end:
             found.append(None)
             continue
         first, after = low + int(begin[end - 1]), low + end
-        start_s, end_s = float(pieces_N2[first, 0]), float(pieces_N2[after - 1, 1])
-        score = math.exp(min(0.0, float(energy[end - 1])))
-        found.append(Placement(first=first, after=after, start_s=start_s, end_s=end_s, score=score))
+        placed = Placement(
+            first=first,
+            after=after,
+            start_s=float(pieces_N2[first, 0]),
+            end_s=float(pieces_N2[after - 1, 1]),
+            energy=float(energy[end - 1]),
+            fit=float(fit[end - 1]),
+        )
+        found.append(placed)
         boundary = first
     return found[::-1]
+
+
+def _second_pass(
+    captions: Sequence[Caption],
+    found: list[Placement | None],
+    pieces_N2: np.ndarray,
+    settings: Alignment,
+    text: Text | None,
+) -> list[Placement | None]:
+    """Returns the places around the line of the moves that were found."""
+    moved = [(caption.start_s, new.start_s - caption.start_s) for caption, new in zip(captions, found) if new]
+    if len(moved) < 4:
+        return found
+    slope, offset, left = _line(np.array(moved))
+    spread_s = min(settings.spread_s, max(0.6, 1.5 * left))
+    narrow = dataclasses.replace(settings, spread_s=spread_s)
+    return place(captions, _moved(captions, offset, slope), pieces_N2, narrow, text)
+
+
+def _moved(captions: Sequence[Caption], offset_s: float, slope: float = 0.0) -> list[Caption]:
+    return [
+        dataclasses.replace(
+            caption,
+            start_s=caption.start_s * (1 + slope) + offset_s,
+            end_s=caption.end_s * (1 + slope) + offset_s,
+        )
+        for caption in captions
+    ]
+
+
+def _total(found: Sequence[Placement | None], pieces_N2: np.ndarray, settings: Alignment, term: str) -> float:
+    """Returns the sum that is made largest, of the placements' `energy` or `fit`."""
+    free = np.ones(len(pieces_N2), bool)
+    for new in found:
+        if new is not None:
+            free[new.first : new.after] = False
+    placed = sum(getattr(new, term) for new in found if new is not None)
+    alone = settings.alone * sum(new is None for new in found)
+    return placed - alone - settings.skip * float(np.diff(pieces_N2)[free].sum())
 
 
 def _disjoint(captions: Sequence[Caption]) -> list[Caption]:

@@ -43,7 +43,6 @@ FPS, NEAR_S = 25, 0.5
 
 def joined(root: Path, out: Path, splits: Sequence[str], clips: int, seed: int) -> list[Clip]:
     """Writes the long videos and their signs as ELAN files, and returns the true captions."""
-    rng = random.Random(seed)
     by_signer: dict[tuple[str, str], list[Clip]] = {}
     for clip in from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8")).clips:
         if clip.split in splits:
@@ -54,6 +53,7 @@ def joined(root: Path, out: Path, splits: Sequence[str], clips: int, seed: int) 
     for (split, signer), own in sorted(by_signer.items()):
         for number in range(0, len(own), clips):
             name = f"{split}-{signer}-{number // clips:03d}"
+            rng = random.Random(f"{name}/{seed}")
             video, signs, parts, at = out / "videos" / f"{name}.mp4", [], [], 0
             for clip in own[number : number + clips]:
                 gold, rest = load_gold(root, clip.id), round(rng.uniform(0.4, 1.5) * FPS)
@@ -153,8 +153,10 @@ def train(true: Sequence[Clip], folder: Path, options: argparse.Namespace) -> No
     taught = [clip for clip in true if clip.split == "train"]
     rest = [clip for clip in true if clip.split != "train"]
     own = [f"{stage}.max_steps={options.train}" for stage in ("pretrain", "finetune")]
-    if options.language_model:
-        own += ["denoise.enabled=false", f"model.language_model={options.language_model}"]
+    stored = ["shards.max_reject_rate=0.1"]  # a shifted clip may lie beyond the end of its video
+    if options.frozen:
+        own += ["denoise.enabled=false", f"model.language_model={options.frozen}/language_model"]
+        stored += ["vision.kind=features", f"vision.backbone={options.frozen}", "vision.background=none"]
     scores: dict[str, list[float]] = {}
     for seed in options.seeds:
         place = folder / f"train-{seed}"
@@ -200,7 +202,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12, help="clips of a long video")
     parser.add_argument("--train", type=int, default=0, metavar="STEPS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--language-model", help="for --train: a run's language_model, in place of a new one")
+    parser.add_argument(
+        "--frozen", help="for --train: a run whose frame encoder and language model are taken, frozen"
+    )
     parser.add_argument("--keep", type=Path, help="folder that is kept")
     options = parse(parser, clips=3)
     with tempfile.TemporaryDirectory() as temporary:

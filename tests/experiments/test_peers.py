@@ -50,3 +50,17 @@ def test_our_environment_is_left_as_it_was(peers):
     import transformers
 
     assert theirs.stdout.startswith("4.") and int(transformers.__version__.split(".")[0]) >= 5
+
+
+def test_the_segmenter_on_pictures_answers(tmp_path):
+    """signlang-segmenter in an environment of its own: a row of the table beside ours."""
+    script = ROOT / "benchmarks" / "segmentation_peer.py"
+    run = subprocess.run(
+        [sys.executable, script, "--small", "--peer", PEERS / "segmentation"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    if "pip cannot install" in run.stderr:
+        pytest.skip(run.stderr.strip().splitlines()[-1])
+    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
+    rows = [line.split(" | ")[0].strip("| ") for line in run.stdout.splitlines() if line.startswith("| ")]
+    assert rows == ["tagger", "motion", "uniform", "signlang-segmenter 0.2.1"]
