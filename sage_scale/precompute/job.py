@@ -40,6 +40,7 @@ from sage_scale.precompute.pool import new_actor, ray_actors
 from sage_scale.precompute.progress import JobProgress, RayMetrics, Summary
 from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
 from sage_scale.segmentation.choice import check_segmenter, decide, with_tagger
+from sage_scale.segmentation.precomputed import check_labels
 from sage_scale.segmentation.tagger import segmenter_fingerprint
 from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
 from sage_scale.shards.addition_plan import AdditionPlan, load_additions
@@ -100,7 +101,7 @@ class PrecomputeJob:
         rows = len(self.manifest.clips) + len(self.manifest.rejected) - expected
         self.limit = RejectLimit(shards.max_reject_rate, rows, expected)
         self._decide_tagger()
-        check_segmenter(self.recipe, self.manifest, self.limit.exceeded)
+        check_labels(self.recipe, self.manifest, self.limit.exceeded)
         unknown = sorted(self.give_up - {clip.id for clip in self.manifest.clips})
         if unknown:
             raise UsageError(f"--give-up {unknown[0]}: no clip of that id in the manifest")
@@ -329,6 +330,7 @@ class PrecomputeJob:
                     f"{len(these):,} of {len(clips):,} clips are in '{language}', the first '{these[0]}': {error}; or "
                     "give their right language"
                 ) from None
+        check_segmenter(self.recipe, clips, self.limit.exceeded)
         if not self.recipe.precompute.address:
             check_tagger(self.recipe.corpus.language, text)
             read_backbone_weights(self.recipe.vision)

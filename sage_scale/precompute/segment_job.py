@@ -30,6 +30,7 @@ from sage_scale.segmentation.choice import check_segmenter, decide, with_tagger
 from sage_scale.segmentation.decoding import runs
 from sage_scale.segmentation.exports import FORMATS, SegmentedVideo, exported
 from sage_scale.segmentation.intervals import SignIntervals, intervals_of_segments
+from sage_scale.segmentation.precomputed import check_labels
 from sage_scale.segmentation.rules import label_segments
 from sage_scale.segmentation.sources import decode_for_tagger
 from sage_scale.segmentation.tagger import Tagging, has_model, segmenter_fingerprint, tag_clip
@@ -129,7 +130,8 @@ def predict_segments(
         recipe = with_tagger(recipe, tagger)
         if not quiet:
             tell(f"segmentation.tagger=auto is {tagger}: {reason}")
-    check_segmenter(recipe, manifest, limit)
+    check_labels(recipe, manifest, limit)
+    check_segmenter(recipe, manifest.clips, limit)
     if not recipe.precompute.address:
         segmenter_fingerprint(
             recipe.segmentation

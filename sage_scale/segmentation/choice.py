@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from sage_scale.config import Recipe, Vision
 from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import ClipRejected, NoModel, TooManyRejects, UsageError
-from sage_scale.segmentation.precomputed import check_labels, lacking_files
+from sage_scale.segmentation.precomputed import lacking_files
 from sage_scale.segmentation.tagger import (
     FEATURES_SUFFIXES,
     HANDS_ON,
@@ -64,13 +64,12 @@ def decide(recipe: Recipe, manifest: Manifest, exceeded: Exceeded) -> tuple[str,
     return kind, f"{with_keypoints}, weights: {weights}"
 
 
-def check_segmenter(recipe: Recipe, manifest: Manifest, exceeded: Exceeded) -> None:
-    """Check, before any work begins, what the recipe's tagger needs: labels, keypoints or features of the clips.
+def check_segmenter(recipe: Recipe, clips: Sequence[Source], exceeded: Exceeded) -> None:
+    """Check, before any work begins, that the clips have the keypoints or features that the recipe's tagger needs.
 
     Raises UsageError where all clips lack them, TooManyRejects where more do than may be rejected.
     """
-    segmentation, clips = recipe.segmentation, manifest.clips
-    check_labels(recipe, manifest, exceeded)
+    segmentation = recipe.segmentation
     if recipe.precompute.address and not any(_is_here(clip) for clip in clips[:100]):
         return  # only the nodes can see the files
     if segmentation.tagger == HANDS_ON:

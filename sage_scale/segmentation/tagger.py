@@ -104,6 +104,10 @@ def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> Ta
         return Tagging(labels_T=known)
     if segmentation.tagger == "uniform":
         return Tagging(labels_T=uniform_labels(total, segmentation.uniform_frames * fps / RULE_FPS))
+    if segmentation.tagger != "motion":
+        raise UsageError(
+            f"segmentation.tagger={printable(segmentation.tagger)} is not here: {', '.join(MODELS)}"
+        )
     if decoded.keypoints_TKC is not None:
         return Tagging(labels_T=motion_labels(keypoint_movement(decoded.keypoints_TKC, fps), fps))
     assert decoded.grey_THW is not None, "a decoded clip has grey frames or keypoints"

@@ -65,15 +65,16 @@ def test_published_cuts_videos_with_keypoints(corpus_root: Path, folder: Path) -
 def test_clips_without_keypoints_are_rejected_each_or_all_up_front(corpus_root: Path, folder: Path) -> None:
     (folder / "keypoints" / "train" / "train03.npz").unlink()
     with pytest.raises(TooManyRejects, match=rf"1 of {CLIPS + 2} clips have no keypoint file .*train03"):
-        run_here(recipe_with(corpus_root, folder), folder / "out")
+        run_here(recipe_with(corpus_root, folder), folder / "out").execute()
     run_here(recipe_with(corpus_root, folder, rate=0.3), folder / "out").execute()
     dataset = open_dataset(folder / "out")
     assert dataset.splits == {"train": CLIPS - 1, "dev": 2}
     assert [dict(unit.reasons) for unit in dataset.units if unit.reasons] == [{"no-keypoints": 1}]
     shutil.rmtree(folder / "keypoints")
     with pytest.raises(UsageError, match="sage-scale keypoints"):
-        run_here(recipe_with(corpus_root, folder, rate=1.0), folder / "none")
+        run_here(recipe_with(corpus_root, folder, rate=1.0), folder / "none").execute()
     assert not (folder / "none").exists()
+    run_here(recipe_with(corpus_root, folder, rate=0.3), folder / "out").execute()  # whole: none is asked for
 
 
 def test_other_weights_are_refused_and_missing_ones_named(corpus_root: Path, folder: Path) -> None:
@@ -168,8 +169,8 @@ def test_an_extension_keeps_it_too(folder: Path, tmp_path: Path) -> None:
     run_here(auto, folder / "out").execute()
     write_corpus(root, clips=4)
     (folder / "keypoints" / "train" / "train03.npz").unlink()  # would now be motion
-    with pytest.raises(TooManyRejects, match="no keypoint file"):
-        run_here(auto, folder / "out", extend=True)
+    with pytest.raises(UsageError, match="1 of 1 clips have no keypoint file"):
+        run_here(auto, folder / "out", extend=True).execute()
     track = npz_bytes(random_track(30, seed=30, fps=25.0))
     (folder / "keypoints" / "train" / "train03.npz").write_bytes(track)
     run_here(auto, folder / "out", extend=True).execute()
