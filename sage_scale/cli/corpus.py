@@ -39,7 +39,13 @@ Overrides = Annotated[
 
 @app.command()
 def make(
-    root: Root = "", recipe: RecipeName = "demo", corpus: Name = "synthetic", overrides: Overrides = None
+    root: Root = "",
+    recipe: RecipeName = "demo",
+    corpus: Name = "synthetic",
+    keypoints: Annotated[
+        bool, typer.Option("--keypoints", help="Also write the signer's keypoints, keypoints/ID.npz.")
+    ] = False,
+    overrides: Overrides = None,
 ) -> None:
     """Render the synthetic corpus into --root: videos, sentences and gold files; the same seed, the same
     bytes."""
@@ -50,11 +56,14 @@ def make(
         )
     if not chosen.corpus.root:
         raise UsageError("say where to make the corpus: --root PATH")
-    from sage_scale.corpora.synthetic import make_corpus
+    from sage_scale.corpora.synthetic import make_corpus, write_keypoints
 
     root_folder = expanded(on_this_machine(chosen.corpus.root, "a corpus"))
     with Progress("clips rendered") as progress:
         manifest = make_corpus(chosen.corpus, root_folder, progress=progress)
+    if keypoints:
+        with Progress("keypoints", "clips") as progress:
+            write_keypoints(chosen.corpus, root_folder, progress)
     frames = sum(clip.frames for clip in manifest.clips)
     echo(f"{len(manifest.clips)} clips, {frames} frames in {root_folder}")
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import typer
 
+from sage_scale.cli.segment_train import train
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.printer import echo, tell
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
+app.command()(train)
 GOLD = typer.Option(
     ..., "--gold",
     help="Annotation: a table of intervals (.jsonl, .csv), label files, ELAN files, or a folder of them.",

@@ -228,9 +228,9 @@ class Segmentation:
 
     tagger: Literal["auto", "precomputed", "published", "trained", "hands-on", "motion", "uniform"] = "motion"
     """Source of the O/I/B labels (docs/segmentation.md). precomputed: label files of a segmenter, as in the paper; the
-    best choice if you have them. published: the sign segmenters of 2023 and 2026 on keypoints. trained: a model of
-    `sage-scale segment train`, on keypoints. hands-on: the segmenter of the paper, on features of hands and
-    body. motion: hand movement, without training; it finds sign onsets and never marks the pauses between
+    best choice if you have them. published: the sign segmenters of 2023 and 2026 on keypoints. trained: small networks
+    on keypoints, of the package or of `sage-scale segment train`. hands-on: the segmenter of the paper, on features of
+    hands and body. motion: hand movement, without training; it finds sign onsets and never marks the pauses between
     signs. On 86 further real clips: F1 of onsets within one frame .326 (even spacing .222), F1 of segments at an
     overlap of .5 .254, less than uniform's .306. uniform: equal lengths, `uniform_frames`. auto: precomputed where
     `labels` is given, published where its weights and the clips' keypoints are at hand, else motion; decided once, when
@@ -241,7 +241,7 @@ class Segmentation:
     """Tier of signs in ELAN files, for `precomputed`. Case does not count; SIGN also takes a tier Gloss or similar."""
     weights: str = since("0.2.0", "")
     """Folder (or file) of the weights for `published`, `trained` and `hands-on`; empty for published: the installed
-    package sign_language_segmentation."""
+    package sign_language_segmentation; for trained: the networks of sage-scale."""
     features: str = since("0.2.0", "")
     """Folder with a features file per clip, for `hands-on`."""
     decoding: Literal["own", "likeliest", "thresholds", "runs", "peaks", "hands-on"] = since("0.2.0", "own")

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "sign_language_segmentation"
 """Package of the published segmenters; it brings the weights of 2026 as data."""
+SHIPPED = Path(__file__).with_name("models") / "synthetic_signing"
+"""A model of ours, trained on random synthetic signing alone."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HANDS_ON = "hands-on"
 """The tagger with a model on features instead of keypoints."""
@@ -152,6 +154,8 @@ def cached_tagger(name: str, weights: str) -> KeypointTagger:
     """Returns the model of `segmentation.tagger` and `segmentation.weights`, opened once a process."""
     if name == "published" and not weights:
         return _open_published(package_folder())
+    if name == "trained" and not weights:
+        return _open_trained(SHIPPED)
     return MODELS[name](_given(name, weights))
 
 
@@ -186,12 +190,14 @@ def _given(name: str, weights: str) -> Path:
 
 def open_tagger(path_or_name: str | Path) -> KeypointTagger:
     """Returns the segmentation model in a folder, told by its config.json or tensors; `published`: the one of the
-    installed package.
+    installed package, `trained`: the one that comes with sage-scale.
 
     Raises NoModel where there is none, CheckpointError for wrong or damaged weights.
     """
     if path_or_name == "published":
         return _open_published(package_folder())
+    if path_or_name == "trained":
+        return _open_trained(SHIPPED)
     path = expanded(str(path_or_name))
     if not path.exists():
         raise NoModel(f"there is no segmentation model {printable(str(path))}")
@@ -270,7 +276,14 @@ def _open_published(path: Path) -> KeypointTagger:
     raise CheckpointError(f"{printable(str(path))} holds no published segmenter: it has other tensors")
 
 
-MODELS: dict[str, Callable[[Path], KeypointTagger]] = {"published": _open_published}
+def _open_trained(path: Path) -> KeypointTagger:
+    from sage_scale.segmentation.models.trained import TrainedTagger
+    from sage_scale.vision.pretrained_weights import read_state_dict
+
+    return TrainedTagger(read_config(path), read_state_dict(path), path)
+
+
+MODELS: dict[str, Callable[[Path], KeypointTagger]] = {"published": _open_published, "trained": _open_trained}
 """Taggers with a model on keypoints: `segmentation.tagger` -> function that opens a folder."""
 
 

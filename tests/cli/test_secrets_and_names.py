@@ -44,6 +44,7 @@ VERBS = (
     "models merge URL --out NEW",
     "models signs . --data URL --out NEW",
     "models signs . --data SHARDS --out URL",
+    "segment train --annotation URL --keypoints URL --out NEW",
     "corpus make --root URL",
     "corpus inspect --corpus videos --root URL",
     "corpus inspect --corpus manifest --root URL",

@@ -5,6 +5,6 @@ german.py (meanings, glosses, sentences), sampling.py (splits), animation.py and
 render.py (pictures and videos), corpus.py (files). Its signs are invented: it teaches no sign language.
 """
 
-from sage_scale.corpora.synthetic.corpus import VERSION, load_gold, make_corpus, read_corpus
+from sage_scale.corpora.synthetic.corpus import VERSION, load_gold, make_corpus, read_corpus, write_keypoints
 
-__all__ = ["VERSION", "load_gold", "make_corpus", "read_corpus"]
+__all__ = ["VERSION", "load_gold", "make_corpus", "read_corpus", "write_keypoints"]

@@ -5,6 +5,7 @@
       videos/<clip id>.mp4    H.264, 25 fps, square
       gold/<clip id>.json     glosses with [start, end) frames, non-manual marks, the dominant German sentence;
                               for evaluation only, training never sees it
+      keypoints/<clip id>.npz the signer's keypoints, where they are asked for
       manifest.jsonl          one clip a line, video paths relative to root
       corpus.json             version, seed and counts; written last, so a folder that has it is finished
 
@@ -33,14 +34,17 @@ from typing import Any
 from sage_scale import config
 from sage_scale.corpora.folder import table_text
 from sage_scale.corpora.manifest import Clip, Manifest, from_json_lines, to_json_lines
-from sage_scale.corpora.synthetic.animation import FPS, animate, marked_spans
+from sage_scale.corpora.synthetic.animation import FPS, Motion, animate, marked_spans
 from sage_scale.corpora.synthetic.grammar import dominant, signing
 from sage_scale.corpora.synthetic.lexicon import as_json
 from sage_scale.corpora.synthetic.render import SIZE, render, write_h264
 from sage_scale.corpora.synthetic.sampling import Item, draw_splits
-from sage_scale.corpora.synthetic.signers import HELD_OUT_SIGNERS, SIGNERS, TRAINING_SIGNERS
+from sage_scale.corpora.synthetic.signers import HELD_OUT_SIGNERS, SIGNERS, TRAINING_SIGNERS, Signer
+from sage_scale.corpora.synthetic.skeleton import skeleton_track
 from sage_scale.errors import SageError, StorageError, UsageError
+from sage_scale.keypoints.arrays import npz_bytes
 from sage_scale.storage import on_this_machine
+from sage_scale.storage.folder import FolderStore
 from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 
@@ -159,6 +163,20 @@ def read_corpus(corpus: config.Corpus, root: Path | None = None) -> Manifest:
     return Manifest(clips, manifest.rejected)
 
 
+def write_keypoints(
+    corpus: config.Corpus, root: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
+    """Writes `keypoints/<clip id>.npz` of all clips of a corpus in `root`, whether their videos are made or not.
+
+    Raises StorageError where they cannot be written.
+    """
+    tasks = plan(corpus)
+    store = FolderStore(Path(root) / "keypoints")
+    for number, task in enumerate(tasks, start=1):
+        store.put(f"{task.id}.npz", npz_bytes(skeleton_track(*_acted(task))))
+        progress(number, len(tasks))
+
+
 def load_gold(root: Path, clip_id: str) -> dict[str, Any]:
     """Returns the gold annotation of a clip; for evaluation only.
 
@@ -181,9 +199,7 @@ def load_gold(root: Path, clip_id: str) -> dict[str, Any]:
 
 def make_clip(root: Path, task: PlannedClip) -> dict[str, Any]:
     """Renders one clip and writes its video, then its gold file, each whole or not at all. Returns the gold."""
-    signer = next(signer for signer in SIGNERS if signer.name == task.signer)
-    rng = Random(f"motion/{task.seed}/{task.item.split}/{task.item.number}")
-    motion = animate(signing(task.item.meaning), signer, rng)
+    motion, signer = _acted(task)
     video = root / "videos" / f"{task.id}.mp4"
     partial = video.with_name(video.name + ".part")
     write_h264(partial, render(motion, signer), FPS, SIZE)
@@ -201,6 +217,12 @@ def make_clip(root: Path, task: PlannedClip) -> dict[str, Any]:
     }  # fmt: skip
     _write(root / "gold" / f"{task.id}.json", _dumps(gold))
     return gold
+
+
+def _acted(task: PlannedClip) -> tuple[Motion, Signer]:
+    signer = next(signer for signer in SIGNERS if signer.name == task.signer)
+    rng = Random(f"motion/{task.seed}/{task.item.split}/{task.item.number}")
+    return animate(signing(task.item.meaning), signer, rng), signer
 
 
 def _kept(root: Path, task: PlannedClip) -> dict[str, Any] | None:
