@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from sage_scale.segmentation.motion import grey_movement, keypoint_movement, mot
 from sage_scale.segmentation.precomputed import file_of, fitted, precomputed_labels
 from sage_scale.segmentation.rules import RULE_FPS, B, I, resample_labels
 from sage_scale.untrusted.display import printable
-from sage_scale.untrusted.files import expanded, read_bytes
+from sage_scale.untrusted.files import expanded, open_regular, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 from sage_scale.vision.decode import DecodedClip, Source
 
@@ -257,13 +258,15 @@ def _open_published(path: Path) -> KeypointTagger:
 
     folder = path if path.is_dir() else path.parent
     if path.is_dir() and not (path / WEIGHTS).is_file():
-        scripts = sorted(folder.glob("*.pth"))
-        if scripts:
-            raise CheckpointError(
-                f"{scripts[0]} is TorchScript, which is code and is not opened: give a folder with its tensors as "
-                f"{WEIGHTS} (docs/segmentation.md)"
-            )
-        raise NoModel(f"{printable(str(path))} holds no segmentation model: {WEIGHTS} is missing")
+        others = sorted(folder.glob("*.pth"))
+        if not others:
+            raise NoModel(f"{printable(str(path))} holds no segmentation model: {WEIGHTS} is missing")
+        path = others[0]
+    if _is_script(path):
+        raise CheckpointError(
+            f"{printable(str(path))} is TorchScript, which is code and is not opened: give a folder with its tensors "
+            f"as {WEIGHTS} (docs/segmentation.md)"
+        )
     values = read_state_dict(path)
     if "pose_projection.weight" in values:
         from sage_scale.segmentation.models.published_2023 import Published2023
@@ -285,6 +288,15 @@ def _open_trained(path: Path) -> KeypointTagger:
 
 MODELS: dict[str, Callable[[Path], KeypointTagger]] = {"published": _open_published, "trained": _open_trained}
 """Taggers with a model on keypoints: `segmentation.tagger` -> function that opens a folder."""
+
+
+def _is_script(path: Path) -> bool:
+    """Returns whether a file is TorchScript: an archive with source code."""
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
 
 
 def _track(decoded: DecodedClip, name: str) -> KeypointTrack:

@@ -62,6 +62,20 @@ def test_published_cuts_videos_with_keypoints(corpus_root: Path, folder: Path) -
     assert hashes(folder / "out") == hashes(folder / "again")
 
 
+def test_published_cuts_keypoint_files_without_videos(folder: Path) -> None:
+    for path in (folder / "keypoints").rglob("*.npz"):
+        path.with_suffix(".txt").write_text("ein Satz")
+    recipe = recipe_for(
+        folder / "keypoints",
+        segmentation={"tagger": "auto", "weights": str(folder / "weights")},
+        vision={"kind": "features", "backbone": "keypoints", "min_frames": 1},
+    )
+    run_here(recipe, folder / "out").execute()
+    dataset = open_dataset(folder / "out")
+    assert dataset.splits == {"train": CLIPS, "dev": 2} and dataset.info.kind == "features"
+    assert dataset.info.recipe_part["segmentation"]["tagger"] == "published"
+
+
 def test_clips_without_keypoints_are_rejected_each_or_all_up_front(corpus_root: Path, folder: Path) -> None:
     (folder / "keypoints" / "train" / "train03.npz").unlink()
     with pytest.raises(TooManyRejects, match=rf"1 of {CLIPS + 2} clips have no keypoint file .*train03"):

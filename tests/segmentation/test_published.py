@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from sage_scale.config import Segmentation
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import CheckpointError, ClipRejected, NoModel
+from sage_scale.keypoints.files import read_track
 from sage_scale.keypoints.names import BODY_25, BODY_33, HOLISTIC_75, OPENPOSE_67
 from sage_scale.segmentation import tagger
 from sage_scale.segmentation.decoding import runs
@@ -57,6 +59,17 @@ def test_the_2026_vectors(case) -> None:
             assert segments(runs(p_T3)) == known[f"{name}_segments"].tolist()
             ms = [[int(a / of.fps * 1000), int(b / of.fps * 1000)] for a, b in segments(runs(p_T3))]
             assert ms == known[f"{name}_ms"].tolist()
+
+
+@with_vectors
+def test_a_real_pose_file_gives_the_references_segments() -> None:
+    model, of = open_tagger(VECTORS / "tiny_2026"), read_track(VECTORS / "example.pose")
+    outputs = model.forward(*map(torch.from_numpy, published_2026.network_input(of)))
+    found = model(of)
+    with np.load(VECTORS / "example_expected.npz") as known:
+        for name, log_T4, p_T3 in zip(("sign", "sentence"), outputs, (found.sign_T3, found.sentence_T3)):
+            np.testing.assert_allclose(log_T4, known[f"{name}_log_probs"], atol=1e-3)
+            assert segments(runs(p_T3)) == known[f"{name}_segments"].tolist()
 
 
 @with_vectors
@@ -260,8 +273,13 @@ def test_folders_that_hold_no_segmenter(tmp_path) -> None:
         open_tagger(tmp_path / "none")
     with pytest.raises(NoModel, match=r"model\.safetensors is missing"):
         open_tagger(tmp_path)
+    with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:  # as torch.jit.save lays it out
+        archive.writestr("model/code/__torch__.py", "class Model(Module): ...")
+    for place in (tmp_path, tmp_path / "model.pth"):
+        with pytest.raises(CheckpointError, match="TorchScript, which is code and is not opened"):
+            open_tagger(place)
     (tmp_path / "model.pth").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="TorchScript, which is code and is not opened"):
+    with pytest.raises(CheckpointError, match="not a weights file"):
         open_tagger(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="no published segmenter"):
