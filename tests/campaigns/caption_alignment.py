@@ -152,7 +152,7 @@ def train(true: Sequence[Clip], folder: Path, options: argparse.Namespace) -> No
     """Print BLEU-4 on true test clips after a short run on each kind of captions of train."""
     taught = [clip for clip in true if clip.split == "train"]
     rest = [clip for clip in true if clip.split != "train"]
-    own = [f"{stage}.max_steps={options.train}" for stage in ("pretrain", "finetune")]
+    own = [f"{stage}.max_steps={options.train}" for stage in ("pretrain", "finetune")] + options.overrides
     stored = ["shards.max_reject_rate=0.1"]  # a shifted clip may lie beyond the end of its video
     if options.frozen:
         own += ["denoise.enabled=false", f"model.language_model={options.frozen}/language_model"]
@@ -204,6 +204,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
         "--frozen", help="for --train: a run whose frame encoder and language model are taken, frozen"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for --train: changes to the recipe demo"
     )
     parser.add_argument("--keep", type=Path, help="folder that is kept")
     options = parse(parser, clips=3)
