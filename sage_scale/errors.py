@@ -1,4 +1,4 @@
-"""The few exceptions a user meets. Each says what happened, where, and what to do next.
+"""The few exceptions a user meets. Each message names the fault, its location and the remedy.
 
 The command line turns them into one line on stderr and an exit code (docs/reference.md, "Exit codes"):
 0 done; 2 wrong usage; 3 too many rejects; 4 work units left open; 1 anything else.
@@ -43,7 +43,7 @@ class DatasetError(SageError):
 
 
 class NoDataset(DatasetError):
-    """The place that was named holds no dataset at all: the wrong path, not a damaged one."""
+    """The given path or URL holds no dataset at all: a wrong path, not damage."""
 
     exit_code = 2
 
@@ -59,7 +59,7 @@ class CheckpointError(SageError):
 
 
 class NoModel(CheckpointError):
-    """The place that was named holds no trained model at all: the wrong path, or too early."""
+    """The given path holds no trained model: a wrong path, or too early."""
 
     exit_code = 2
 
@@ -71,7 +71,7 @@ class TooManyRejects(SageError):
 
 
 class UnitsOpen(SageError):
-    """Some work units could not be finished; running the same command again goes on from there."""
+    """Some work units could not be finished; the same command resumes."""
 
     exit_code = 4
 

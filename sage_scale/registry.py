@@ -50,7 +50,7 @@ class ReportSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """All that the program knows of a model. What is optional is left out where the program asks for it."""
+    """Everything that the program knows of a model; where an optional field is empty, the program does without."""
 
     name: str
     """The value of `model.kind`."""
@@ -95,11 +95,11 @@ class ModelSpec:
     """`planning.PlanRequest` -> texts and tables on memory and time of both stages."""
     # Reports
     stage_titles: tuple[str, str] = ("pretraining", "translation")
-    """What the stages do, in a word."""
+    """The work of each stage, in a word."""
     stage_summaries: tuple[str, str] = ("the visual side is trained", "the translator is trained")
-    """What the stages do, in a line."""
+    """The work of each stage, in a line."""
     language_model: str = "trained"
-    """What stage 2 does with the language model."""
+    """Treatment of the language model in stage 2."""
     tokens_are_segments: bool = False
     """Whether each sign segment is one visual token."""
     control_steps: float = 1.0

@@ -75,7 +75,7 @@ def inspect(
     recipe: RecipeName = "demo",
     probe: Annotated[bool, typer.Option(help="Open each video's header for its length.")] = False,
     rejects: Annotated[
-        Path | None, typer.Option(help="File for every row that was set aside, one JSON object a line.")
+        Path | None, typer.Option(help="File for every rejected row, one JSON object a line.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -124,7 +124,7 @@ def inspect(
     if rejects is not None:
         rows = (json_text(dataclasses.asdict(row)) + "\n" for row in manifest.rejected)
         rejects.write_text("".join(rows), encoding="utf-8")
-        echo(f"  {len(manifest.rejected)} rows set aside are in {rejects}")
+        echo(f"  {len(manifest.rejected)} rejected rows are in {rejects}")
 
 
 def _hours(counts: ClipCounts) -> str:
@@ -160,7 +160,7 @@ def _short(languages: tuple[str, ...]) -> str:
 
 def _recipe(recipe: str, corpus: str, root: str, overrides: list[str] | None) -> config.Recipe:
     chosen = config.load_recipe(recipe, overrides or [])
-    # Not as overrides: a folder's name may hold what means something in YAML.
+    # Not as overrides: a folder's name may hold YAML syntax.
     named: dict[str, Any] = {key: value for key, value in (("name", corpus), ("root", root)) if value}
     return dataclasses.replace(chosen, corpus=dataclasses.replace(chosen.corpus, **named))
 

@@ -83,7 +83,7 @@ def checks() -> list[Check]:
     for probe in probes:
         try:
             found.extend(probe())
-        except Exception as error:  # a broken installation is just what the doctor is asked about
+        except Exception as error:  # a broken installation is a finding, not an error
             part = probe.__name__.strip("_").capitalize()
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             found.append(Check(part, "broken", "missing", reason, "Install again: make setup"))

@@ -95,7 +95,7 @@ def about(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere, like SAGE_DEBUG=1.")
+        bool, typer.Option("--debug", help="Show tracebacks; anywhere in the line, like SAGE_DEBUG=1.")
     ] = False,
 ) -> None:
     """Signing videos in, translations out: SAGE and Sign2GPT from a laptop to a cluster.

@@ -1,4 +1,4 @@
-"""`sage-scale models`: what a recipe's model consists of, and a trained one as plain models."""
+"""`sage-scale models`: the parts of a recipe's model, and a trained one as plain models."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def merge(
     from sage_scale.registry import model_spec
     from sage_scale.training.export import export_folder, load_translator
 
-    on_this_machine(out, "what is merged")
+    on_this_machine(out, "a merged model")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already: give another folder")
     spec = model_spec(load_recipe(export_folder(run) / "recipe.yaml").model.kind)

@@ -1,4 +1,4 @@
-"""`sage-scale precompute`: a corpus in, a finished dataset of shards out; killed, it goes on where it was.
+"""`sage-scale precompute`: a corpus in, a finished dataset of shards out; a killed run resumes.
 
 sage-scale precompute --corpus phoenix14t --root data/phoenix --out s3://bucket/phoenix --recipe sage-phoenix14t
 """
@@ -57,6 +57,6 @@ def precompute(
     if summary.kept:
         ids = ",".join(summary.kept)
         tell(
-            f"--give-up {ids}: stored already, and stays; to take {'it' if len(summary.kept) == 1 else 'them'} out: "
+            f"--give-up {ids}: stored already, and kept; to remove {'it' if len(summary.kept) == 1 else 'them'}: "
             f"sage-scale shards remove {shlex.quote(summary.url)} --ids {shlex.quote(ids)}",
         )

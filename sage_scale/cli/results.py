@@ -42,7 +42,9 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", help="Split to score: test, dev, or another name.")
     ] = "test",
-    controls: Annotated[bool, typer.Option(help="Score what a translator must beat as well.")] = True,
+    controls: Annotated[
+        bool, typer.Option(help="Score the controls that a translator must beat as well.")
+    ] = True,
 ) -> None:
     """Translate a split; write its entry of scores.json and predictions/SPLIT.jsonl into the run, print the scores."""
     if not on_this_machine(run, "a run").is_dir():

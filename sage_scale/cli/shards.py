@@ -6,8 +6,8 @@ sage-scale shards cat URL KEY            one clip: description, segments, stored
 sage-scale shards stats URL              figures of each split
 sage-scale shards verify URL             every hash, every member
 sage-scale shards index URL              indexes, markers and index.json again; or an index for tars of others
-sage-scale shards remove URL --ids FILE  take clips out for good
-sage-scale shards repair URL             keep what is whole, list what is lost
+sage-scale shards remove URL --ids FILE  remove clips for good
+sage-scale shards repair URL             keep intact clips, list lost ones
 sage-scale shards merge OUT URL...       one dataset of several
 sage-scale shards split URL --out OUT    parts of a dataset
 
@@ -72,7 +72,7 @@ def verify(
         return
     with Progress("verify", "shards") as show:
         report = verify_dataset(url, threads=threads, progress=show)
-    advice = f"`sage-scale shards repair {quote(report.url)} --dry-run` says what can be done"
+    advice = f"`sage-scale shards repair {quote(report.url)} --dry-run` shows the repair"
     _refuse(report.url, report.problems, advice)
     echo(
         f"{report.url}: {report.units} shards, {report.samples:,} samples, {size(report.bytes)}: all is as written"
@@ -134,7 +134,7 @@ def cat(
     key: Annotated[str, typer.Argument(metavar="KEY", help="A clip's key (16 hex digits) or its id.")],
     out: Annotated[str, typer.Option(help="Folder into which the clip's members are written.")] = "",
 ) -> None:
-    """Print one clip: its description, its segments and what is stored of it."""
+    """Print one clip: its description, its segments and its stored members."""
     from sage_scale.shards import open_dataset
     from sage_scale.shards.writer import sample_members
 
@@ -276,7 +276,7 @@ def _find(dataset: Dataset, wanted: str) -> int:
         if wanted == reject.id or wanted.lower() == reject_key(reject):
             why = f"{reject.reason}: {reject.detail}" if reject.detail else reject.reason
             raise UsageError(
-                f"{dataset.url}: clip '{reject.id}' was rejected, nothing of it is stored; why stands in {unit.tar}: "
+                f"{dataset.url}: clip '{reject.id}' was rejected, nothing of it is stored; the reason in {unit.tar}: "
                 f"{why}. Where the cause is mended, `sage-scale precompute --retry-rejects` tries again"
             )
     raise UsageError(

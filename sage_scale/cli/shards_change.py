@@ -37,7 +37,7 @@ def remove(
         bool, typer.Option("--ignore-unknown", help="Pass over ids that the dataset does not have.")
     ] = False,
 ) -> None:
-    """Take clips out for good: their data vanish, and no later precompute brings them back.
+    """Remove clips for good: their data vanish, and no later precompute brings them back.
 
     Without --ids a removal that was cut off is finished.
     """
@@ -51,10 +51,10 @@ def remove(
         echo(f"{report.absent} clips {unknown}; should they be made, they are left out")
     if report.unfinished_units:
         echo(
-            f"{report.unfinished_units} units are not made yet: what was taken out will be left out there too"
+            f"{report.unfinished_units} units are not made yet: the removed clips will be left out there too"
         )
     echo(
-        f"{report.url}: {report.samples} clips taken out, {report.shards} shards written anew, {report.objects} older "
+        f"{report.url}: {report.samples} clips removed, {report.shards} shards rewritten, {report.objects} older "
         f"objects deleted; {report.left:,} clips are left"
     )
 
@@ -73,9 +73,9 @@ def repair(
     ] = False,
     threads: Threads = 4,
 ) -> None:
-    """Find damage as verify does, keep what is whole, and list every clip that is lost.
+    """Find damage as verify does, keep intact samples, and list every clip that is lost.
 
-    A damaged shard is written anew with the clips that are whole; the lost ones become rejects, which `precompute
+    A damaged shard is rewritten with its intact clips; the lost ones become rejects, which `precompute
     --retry-rejects` makes again. Missing or stale indexes and markers are made from the tars.
     """
     from sage_scale.shards.repair import carry_out_repair, plan_repair, precompute_command
@@ -96,7 +96,7 @@ def repair(
         f"with the recipe and corpus that made it (recipe {found.state.info.recipe}, manifest "
         f"{found.state.info.manifest}): {again}"
         if again
-        else "it was made by merge or split: make the source whole and run that again into another place"
+        else "it was made by merge or split: repair the source and run that again into another output"
     )
     if not finished:
         raise UnitsOpen(f"{found.store.url}: repaired, and units are open now; have them made again {advice}")
@@ -183,7 +183,7 @@ def split(
             f"{both} cannot be given together: split by one of them, and then a part of that by the other"
         )
     if not given:
-        raise UsageError("say by what to split: one of --share, --count, --signer, --ids (each NAME=VALUE)")
+        raise UsageError("choose how to split: one of --share, --count, --signer, --ids (each NAME=VALUE)")
     source = open_dataset(url)
     if share:
         parts = by.by_share(source, _pairs("share", share, float), seed)
@@ -232,12 +232,10 @@ def index(
         made, skipped = index_webdataset(store, store_out if out else None, threads=threads, progress=show)
     for kind, number in sorted(skipped.counts.items()):
         named = ", ".join(skipped.names.get(kind, ()))
-        echo(
-            f"{'odd' if kind in ODD else 'set aside'}: {number:,} x {kind}" + (f": {named}" if named else "")
-        )
+        echo(f"{'odd' if kind in ODD else 'skipped'}: {number:,} x {kind}" + (f": {named}" if named else ""))
     by_tar = len(set(zip(made.shard_of.tolist(), made.keys)))
     if repeated := by_tar - len(set(made.keys)):
-        echo(f"odd: {repeated:,} x key that stands in another tar before")
+        echo(f"odd: {repeated:,} x key that occurs in an earlier tar")
     total = sum(shard.bytes for shard in made.shards)
     echo(
         f"{made.url}/{WEB_INDEX_JSON}: {len(made.keys):,} samples in {len(made.shards)} tars, {size(total)}"

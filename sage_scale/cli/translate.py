@@ -44,7 +44,7 @@ def translate(
 
     if figure:
         check_target(figure)
-    logging.disable_progress_bar()  # stderr is for what went wrong
+    logging.disable_progress_bar()  # stderr is for errors
     translator = VideoTranslator(model, device, changes or [])
     for line in translator.warnings:
         tell(f"sage-scale: {line}")

@@ -1,4 +1,4 @@
-"""What adapters of published corpora share: their tables, the collected rows, and splits where none is published.
+"""Shared parts of corpus adapters: published tables, collected rows, and splits where none is published.
 
 An adapter is a function from `config.Corpus` to `Manifest`, in a file of its own, registered under a name
 (corpora/registry.py). It looks at names, tables and captions, never into a video.
@@ -43,7 +43,7 @@ def hash_split(group: str, dev_share: float, test_share: float) -> str:
 
 
 class Rows:
-    """The clips of a corpus by id, and the rows set aside, each in the order in which they were read."""
+    """The clips of a corpus by id, and the rejected rows, each in the order of reading."""
 
     def __init__(self) -> None:
         self.clips: dict[str, Clip] = {}
@@ -52,7 +52,7 @@ class Rows:
 
     @contextlib.contextmanager
     def row(self, name: str) -> Iterator[None]:
-        """Reads one row: a ClipRejected raised within sets it aside under `name`."""
+        """Reads one row: a ClipRejected raised within rejects it under `name`."""
         try:
             yield
         except ClipRejected as rejected:
@@ -63,16 +63,16 @@ class Rows:
         self.clips[clip.id] = clip
 
     def reject(self, name: str, reason: str, detail: str = "") -> None:
-        """Sets a row or file aside."""
+        """Rejects a row or file."""
         self.rejected.append(Rejected(id=name, reason=reason, detail=detail))
 
     def reject_name(self, root: Path, path: Path) -> None:
-        """Sets a file aside whose name is not UTF-8."""
+        """Rejects a file whose name is not UTF-8."""
         name = str(path.relative_to(root)).encode(errors="replace").decode()
         self.reject(name, "bad-name", "its name is no UTF-8; rename it")
 
     def manifest(self) -> Manifest:
-        """Returns all that was read."""
+        """Returns the clips, rejects and notes."""
         return Manifest(tuple(self.clips.values()), tuple(self.rejected), tuple(self.notes))
 
 

@@ -1,6 +1,6 @@
 """Named filters for the captions of crawled videos, in the order in which they are applied.
 
-| name | recipe key | sets aside |
+| name | recipe key | rejects |
 |---|---|---|
 | `filter-not-speech` | `captions.not_speech` | sounds and notes alone: `[Music]`, `(applause)`, a line of notes |
 | `filter-credits` | `captions.credits` | addresses, handles, and who made the subtitles |
@@ -11,7 +11,7 @@
 | `filter-overlap` | `captions.overlap_s` | captions that begin so long before the one before them ends |
 | `filter-repeated` | `captions.repeat_s` | the same text again within so many seconds of its end |
 
-A caption is set aside under the first name that fits. Every report counts these rows; `shards.max_reject_rate` does
+A caption is rejected under the first name that fits. Every report counts these rows; `shards.max_reject_rate` does
 not, since the recipe asked for them.
 """
 
@@ -56,7 +56,7 @@ _LATIN = frozenset((
 
 @dataclass(frozen=True)
 class Dropped:
-    """A caption set aside, with the filter's name and one line of detail."""
+    """A rejected caption, with the filter's name and one line of detail."""
 
     cue: Cue
     reason: str
@@ -66,10 +66,10 @@ class Dropped:
 def filter_cues(
     cues: Sequence[Cue], options: Captions, language: str, duration_s: float | None = None
 ) -> tuple[list[Cue], list[Dropped]]:
-    """Returns the cues that stay, by time, and those set aside.
+    """Returns the kept cues, by time, and the rejected ones.
 
     `language` is the captions' BCP 47 tag, `duration_s` the video's length in seconds where it is known. A cue
-    that ends before it starts is set aside as `bad-interval` in every recipe.
+    that ends before it starts is rejected as `bad-interval` in every recipe.
     """
     kept: list[Cue] = []
     dropped: list[Dropped] = []

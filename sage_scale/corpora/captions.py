@@ -61,7 +61,7 @@ class Cue:
 
 
 class CaptionFile(NamedTuple):
-    """The cues of a caption file, and what cannot be read of it."""
+    """The cues of a caption file, and its unreadable lines."""
 
     cues: list[Cue]
     """In the file's order."""
@@ -201,7 +201,7 @@ class _WebVTT(_SubRip):
                 self._map_times(number, line)
             self._in_header = line != ""
         elif self._times is None and line.startswith(f"{_TIME_MAP}="):
-            self._map_times(number, line)  # an empty line stands between the header and its map
+            self._map_times(number, line)  # an empty line between the header and its map
         else:
             self._in_header = False
             super().take(number, line, following)

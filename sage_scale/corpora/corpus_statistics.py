@@ -110,7 +110,7 @@ def _defects(manifest: Manifest, durations_s: Mapping[str, float], fps: float) -
         first.setdefault(defect, where)
 
     for row in manifest.rejected:
-        note(f"set aside: {row.reason}", f"{row.id} ({row.detail})" if row.detail else row.id)
+        note(f"rejected: {row.reason}", f"{row.id} ({row.detail})" if row.detail else row.id)
     trained = {clip.sentence for clip in manifest.clips if clip.split == "train" and clip.sentence}
     for clip in manifest.clips:
         length = clip_seconds(clip, durations_s, fps)

@@ -77,8 +77,8 @@ def read_corpus(corpus: Corpus) -> Manifest:
 
 def _tables(folder: CorpusFolder) -> tuple[Path, Path]:
     root = folder.root
-    for place in (root / "sentence_label", root):
-        labels, splits = (place / name for name in TABLES)
+    for base in (root / "sentence_label", root):
+        labels, splits = (base / name for name in TABLES)
         if labels.is_file() and splits.is_file():
             return labels, splits
     absent = [name for name in TABLES if not (root / "sentence_label" / name).is_file()]

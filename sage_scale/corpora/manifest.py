@@ -1,7 +1,7 @@
 """The manifest: the clips of a corpus, which every adapter returns and every later stage starts from.
 
 A manifest file is JSON Lines, one clip a line, its keys the fields of `Clip` (`end_s` may be null). A row that cannot
-be used is set aside with its reason (`Rejected`), never silently. The corpus `manifest` reads such a file: the way to
+be used is rejected with its reason (`Rejected`), never silently. The corpus `manifest` reads such a file: the way to
 bring in any corpus without an adapter.
 """
 
@@ -60,7 +60,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """A clip or row set aside, with a short stable reason and one line of detail."""
+    """A rejected clip or row, with a short stable reason and one line of detail."""
 
     id: str
     reason: str
@@ -79,7 +79,7 @@ def is_expected(reason: str) -> bool:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The clips of a corpus, in a fixed order, and the rows set aside while reading it."""
+    """The clips of a corpus, in a fixed order, and the rows rejected while reading it."""
 
     clips: tuple[Clip, ...]
     rejected: tuple[Rejected, ...] = ()

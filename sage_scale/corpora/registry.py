@@ -41,7 +41,7 @@ def register(name: str, adapter: str | Adapter) -> None:
 
 
 def read_corpus(corpus: Corpus) -> Manifest:
-    """Returns the clips of `corpus` and the rows set aside, every language as its BCP 47 tag.
+    """Returns the clips of `corpus` and the rejected rows, every language as its BCP 47 tag.
 
     Raises UsageError for an unknown name, a wrong or empty root, and a language that is no tag.
     """
@@ -64,6 +64,6 @@ def read_corpus(corpus: Corpus) -> Manifest:
         told = ""
         if manifest.rejected:
             first = manifest.rejected[0]
-            told = f"; {len(manifest.rejected)} rows were set aside, the first: {shortened(first.id)}: {first.reason}"
+            told = f"; {len(manifest.rejected)} rows were rejected, the first: {shortened(first.id)}: {first.reason}"
         raise UsageError(f"corpus {corpus.name}: no clip in {corpus.root}{told}")
     return manifest

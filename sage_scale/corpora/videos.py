@@ -164,7 +164,7 @@ class _Folder:
                 self.captions.setdefault(video, []).append((name, tag))
 
     def clips(self) -> Iterator[Clip]:
-        """Yields the clips of every video; what is set aside joins `rows`."""
+        """Yields the clips of every video; rejects join `rows`."""
         tabled: dict[str, list[Clip]] = {}
         for name in self.tables:
             for video, clip in self._table(name):

@@ -42,7 +42,7 @@ SL25_LIST = "youtube-sl-25-metadata.csv"
 ASL_LIST = "youtube_asl_video_ids.txt"
 EXPECTED_SL25 = f"{SL25_LIST} and the videos with their captions (ID.mp4, ID.en.vtt), in any folders below"
 EXPECTED_ASL = (
-    f"videos with their English captions (ID.mp4, ID.en.vtt), and {ASL_LIST} to tell what is missing"
+    f"videos with their English captions (ID.mp4, ID.en.vtt), and {ASL_LIST} to name missing videos"
 )
 
 UNKNOWN = "???"
@@ -235,7 +235,7 @@ def _list_file(root: Path, name: str) -> Path | None:
 
 
 def _lines(path: Path, rows: Rows) -> Iterator[tuple[str, str]]:
-    """Yields ("FILE line N", line) of a list, without empty lines; lines with a NUL are set aside."""
+    """Yields ("FILE line N", line) of a list, without empty lines; lines with a NUL are rejected."""
     for number, line in enumerate(lines(table_text(path)), start=1):
         here = f"{path.name} line {number}"
         if fault := text_fault(line):

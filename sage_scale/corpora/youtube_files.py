@@ -157,7 +157,7 @@ def _preference(path: str) -> tuple[int, str]:
 
 
 def _title(name: str, known: str) -> str:
-    """Returns a file's name up to its video's id, which stands in brackets or after a hyphen."""
+    """Returns a file's name up to its video's id, in brackets or after a hyphen."""
     return name.rpartition(known)[0].rstrip("[-").rstrip()
 
 

@@ -224,9 +224,9 @@ class UnitWorker:
         with contextlib.closing(current.making.__iter__()) as made:
             for clip in unit.clips:
                 current.next_id = clip.id
-                if clip.key in removed:  # taken out on request: the shard does not even keep the id
+                if clip.key in removed:  # on request: the shard does not even keep the id
                     rejects.append(removed_reject(clip.key))
-                    report(ClipDone(clip=clip.id, reason=REMOVED, detail="taken out on request"))
+                    report(ClipDone(clip=clip.id, reason=REMOVED, detail="removed on request"))
                     continue
                 if clip.id in self.give_up:
                     outcome: Outcome = ClipRejected(GIVEN_UP, "rejected by hand with --give-up")

@@ -128,7 +128,7 @@ class PrecomputeJob:
         return str(segmentation.get("tagger", ""))
 
     def execute(self) -> Summary:
-        """Make what is not there yet. Raises UsageError for another recipe or manifest, UnitsOpen, TooManyRejects."""
+        """Make the missing units. Raises UsageError for another recipe or manifest, UnitsOpen, TooManyRejects."""
         begun = time.monotonic()
         dataset, stages = self._make_planned()
         if self.retry_rejects:
@@ -182,7 +182,7 @@ class PrecomputeJob:
         else:
             with contextlib.suppress(NotFound):
                 info = parse_info(self.store.get(DATASET_JSON), f"{url}/{DATASET_JSON}")
-        # --overwrite repeated after a kill goes on with an unfinished output of the same recipe and manifest.
+        # --overwrite repeated after a kill continues an unfinished output of the same recipe and manifest.
         same = info is not None and (info.recipe, info.manifest) == (self.recipe.dataset_fingerprint(), ours)
         if self.overwrite and (finished is not None or (info is not None and not same)):
             erase(self.store)
@@ -192,7 +192,7 @@ class PrecomputeJob:
         if finished is not None and holds_manifest(finished, ours):
             return finished, ""
         if self.overwrite and info is not None and not self.quiet:
-            tell(f"{url} holds an unfinished dataset of this recipe and manifest: going on with it")
+            tell(f"{url} holds an unfinished dataset of this recipe and manifest: it is continued")
         try:
             self.store.check_writable()
         except StorageError as error:
@@ -248,8 +248,8 @@ class PrecomputeJob:
         if all(unit.number in listing.done for unit in units):
             if not dataset.finished or listing.superseded:
                 dataset = open_unfinished(self.store)
-            taken_out = removed_keys(self.store)
-            plan = plan_retry(self.manifest, self.limits, dataset, listing, additions, taken_out)
+            removed = removed_keys(self.store)
+            plan = plan_retry(self.manifest, self.limits, dataset, listing, additions, removed)
             if plan is None:
                 return dataset, ""
             self.store.put_if_absent(addition_name(len(additions) + 1), plan.to_bytes())
@@ -359,7 +359,7 @@ def erase(store: Store) -> UnitListing:
     """Delete every object of the dataset in `store`, and nothing else. Returns the listing that is left.
 
     index.json goes first and dataset.json second, so that a kill in between never leaves an output that looks whole.
-    The record of clips that were taken out on request stays: they are left out of a new output too.
+    The record of clips that were removed on request stays: they are left out of a new output too.
     """
     listing = list_units(store)
     # The last addition goes first: they are found by counting up.

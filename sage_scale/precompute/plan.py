@@ -38,9 +38,9 @@ class Unit:
     """Position in the plan, from 0; it names the shard."""
     split: str
     clips: tuple[Clip, ...]
-    """The clips, in the order in which their samples stand in the tar."""
+    """The clips, in the order of their samples in the tar."""
     rejected: tuple[Rejected, ...] = ()
-    """Manifest rows set aside while reading; they are recorded in the first unit."""
+    """Manifest rows rejected while reading; they are recorded in the first unit."""
 
     @property
     def name(self) -> str:
@@ -113,17 +113,17 @@ def plan_extension(
 ) -> AdditionPlan:
     """Plans the clips of `manifest` that are in no shard as units behind all others. Every planned unit is done.
 
-    Clips that an earlier shard rejected are left to --retry-rejects, unless they were set aside while the corpus was
+    Clips that an earlier shard rejected are left to --retry-rejects, unless they were rejected while the corpus was
     read (a video that was not downloaded then).
     """
     rejects = _rejects_by_key(dataset)
     planned = {clip for addition in additions for clip in addition.clips}
-    set_aside = {key for key, reject in rejects.items() if is_expected(reject.reason)}
-    known = _sample_keys(dataset) | (rejects.keys() - set_aside)
+    expected = {key for key, reject in rejects.items() if is_expected(reject.reason)}
+    known = _sample_keys(dataset) | (rejects.keys() - expected)
     new = [clip for clip in manifest.clips if clip.id not in planned and clip.key not in known]
     recorded = {reject.id for reject in rejects.values()}
     rows = tuple(row for row in manifest.rejected if row.id not in recorded)
-    before = {clip.id for clip in new if clip.key in set_aside}
+    before = {clip.id for clip in new if clip.key in expected}
     return _addition(
         manifest.digest(), Manifest(tuple(new), rows), limits, listing, dataset, additions, before
     )
@@ -135,13 +135,13 @@ def plan_retry(
     dataset: Dataset,
     listing: UnitListing,
     additions: Sequence[AdditionPlan],
-    taken_out: Collection[str],
+    removed: Collection[str],
 ) -> AdditionPlan | None:
     """Plans the clips of `manifest` whose last outcome is a reject as units behind all others; None without any.
 
-    `taken_out` are keys of clips that were taken out on request.
+    `removed` are keys of clips that were removed on request.
     """
-    rejected = _rejects_by_key(dataset).keys() - _sample_keys(dataset) - set(taken_out)
+    rejected = _rejects_by_key(dataset).keys() - _sample_keys(dataset) - set(removed)
     again = tuple(clip for clip in manifest.clips if clip.key in rejected)
     if not again:
         return None

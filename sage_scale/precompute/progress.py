@@ -383,7 +383,7 @@ class Summary:
     stages: str = ""
     """Seconds of all actors by stage; empty where nothing was left to do."""
     removed: int = 0
-    """Clips that were taken out on request and are left out for good."""
+    """Clips that were removed on request and are left out for good."""
     kept: tuple[str, ...] = ()
     """Clips that were to be given up and are stored: shards are never changed by precompute."""
 
@@ -397,7 +397,7 @@ class Summary:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
         return (
             f"{self.url}: {self.clips:,} clips, {self.rejects:,} rejects{f' ({reasons})' if reasons else ''}, "
-            f"{f'{self.removed:,} taken out on request, ' if self.removed else ''}"
+            f"{f'{self.removed:,} removed on request, ' if self.removed else ''}"
             f"{self.segments:,} segments, token ratio {self.token_ratio:.3f}, "
             f"{duration(self.frames / self.fps)} of video, "
             f"{self.bytes / 1e6:,.1f} MB in {self.shards:,} shards, done in {duration(self.seconds)}"

@@ -26,7 +26,7 @@ from sage_scale.untrusted.printer import tell
 CONNECT_S = 10.0
 """Time limit for reaching a cluster's address, seconds."""
 ENDED = (
-    "Ray has ended (was its gcs_server or raylet killed, or out of memory?): what is done stays done, run the same "
+    "Ray has ended (was its gcs_server or raylet killed, or out of memory?): finished units stay done, run the same "
     "command again"
 )
 ENDED_S = 5.0
@@ -155,7 +155,7 @@ def _start(recipe: Recipe, temporary: str) -> None:
             if last:
                 raise SageError(
                     "Ray did not start on this machine in its time, twice: most often it is overloaded or out of "
-                    "memory. What is done stays done: run the same command again when it has room"
+                    "memory. Finished units stay done: run the same command again when it has room"
                 ) from None
 
 

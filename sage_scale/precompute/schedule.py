@@ -47,7 +47,7 @@ class RejectLimit:
     clips: int
     """Clips and rows of the manifest, without the expected rejects."""
     expected: int = 0
-    """Rows set aside by the recipe's filters, or gone from the web: rejects that do not count against the limit."""
+    """Rows rejected by the recipe's filters, or gone from the web: rejects that do not count against the limit."""
 
     def exceeded(self, rejects: int) -> bool:
         """Returns whether so many rejects, including expected ones, are too many."""

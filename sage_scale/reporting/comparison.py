@@ -53,7 +53,7 @@ def render(records: Sequence[RunRecord]) -> str:
     parts = [
         (anchor, name, readable(make, Markup(), missing, name.lower()))
         for anchor, name, make in (
-            ("fair", "What is equal", lambda: html("fairness", fairness(records))),
+            ("fair", "Equal conditions", lambda: html("fairness", fairness(records))),
             ("table", "Side by side", lambda: html("side_by_side", side_by_side(records, missing))),
             ("curves", "Training", lambda: html("shared_curves", curves(records))),
             ("examples", "Examples", lambda: html("shared_examples", examples(records))),
@@ -163,8 +163,8 @@ def curves(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[int, str]
     drawn = []
     for title, key, event in (("BLEU-4 on dev", "bleu4", "dev"), ("Loss of stage 2", "loss", "step")):
         lines = [
-            Line(record.name, record.logs["finetune"].curve(key, event), place % 4, event == "dev")
-            for place, record in enumerate(records)
+            Line(record.name, record.logs["finetune"].curve(key, event), index % 4, event == "dev")
+            for index, record in enumerate(records)
             if "finetune" in record.logs
         ]
         if drawing := figures.line_chart(title, lines):

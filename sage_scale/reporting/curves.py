@@ -143,7 +143,7 @@ def _saves(saves: Sequence[Mapping[str, Any]]) -> str:
     if sizes := of("bytes"):
         text += f", {max(sizes) / 1e6:,.1f} MB of rank 0 each"
     if waited := of("blocked_s"):
-        text += f"; training stood still for {sum(waited):.2f} s in all"
+        text += f"; training was blocked for {sum(waited):.2f} s in all"
     if behind := of("background_s"):
         text += f", {duration(sum(behind))} of writing went on beside it"
     return text

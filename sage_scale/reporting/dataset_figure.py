@@ -124,7 +124,7 @@ def _histogram(
     left, bottom = 34.0, PLOT_HEIGHT + 14
     span = PANEL - left
 
-    def place(x: float, y: float) -> str:
+    def point(x: float, y: float) -> str:
         return f"{left + (x - first) / reach * span:.1f} {bottom - y / y_ticks[-1] * PLOT_HEIGHT:.1f}"
 
     for tick in y_ticks:
@@ -132,10 +132,10 @@ def _histogram(
         drawn.append(f'<line class="grid" x1="{left}" x2="{PANEL}" y1="{y:.1f}" y2="{y:.1f}"/>')
         drawn.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.0%}</text>')
     for number, (name, share) in enumerate(zip(names, shares)):
-        steps = [place(float(edges[0]), 0)]
+        steps = [point(float(edges[0]), 0)]
         for begin, end, height in zip(edges[:-1], edges[1:], share):
-            steps += [place(float(begin), float(height)), place(float(end), float(height))]
-        outline = "L".join([*steps, place(float(edges[-1]), 0)])
+            steps += [point(float(begin), float(height)), point(float(end), float(height))]
+        outline = "L".join([*steps, point(float(edges[-1]), 0)])
         median = float(np.median(values[number])) if len(values[number]) else 0.0
         drawn.append(
             f'<path d="M{outline}Z" fill="{_colour(number)}" fill-opacity="0.16" stroke="{_colour(number)}" '

@@ -52,12 +52,12 @@ def line_chart(title: str, lines: Sequence[Line], log: bool = False, unit: str =
     ys = [y for line in lines for _, y in line.points if not log or y > 0]
     if not ys:
         return ""
-    x0 = min(xs) if max(xs) > min(xs) > 0.2 * max(xs) else 0.0  # one point alone has its place in the whole
+    x0 = min(xs) if max(xs) > min(xs) > 0.2 * max(xs) else 0.0  # one point alone keeps its step
     x1 = max(max(xs), x0 + 1)
     y_ticks = log_ticks(min(ys), max(ys)) if log else ticks(min(ys), max(ys))
     y0, y1 = (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))) if log else (y_ticks[0], y_ticks[-1])
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def point(x: float, y: float) -> tuple[float, float]:
         share = math.log(y / y0) / math.log(y1 / y0) if log else (y - y0) / (y1 - y0)
         return left + (x - x0) / (x1 - x0) * (width - left - right), height - bottom - share * (
             height - top - bottom
@@ -65,27 +65,27 @@ def line_chart(title: str, lines: Sequence[Line], log: bool = False, unit: str =
 
     parts = []
     for tick, words in zip(y_ticks, tick_labels(y_ticks), strict=True):
-        _, y = place(x0, tick)
+        _, y = point(x0, tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{words}</text>')
     for tick in ticks(x0, x1, 4, whole=True):
         if x0 <= tick <= x1:
-            x, _ = place(tick, y0)
+            x, _ = point(tick, y0)
             anchor = "end" if x > width - right - 12 else "middle"
             parts.append(f'<text x="{x:.1f}" y="{height - 17}" text-anchor="{anchor}">{short(tick)}</text>')
     for line in lines:
         visible = [(x, y) for x, y in line.points if not log or y > 0]
         colour = f"var(--line{line.colour})"
         if line.marks or len(visible) < 40:
-            parts.append(_path([place(*p) for p in visible], colour, 2.0))
+            parts.append(_path([point(*p) for p in visible], colour, 2.0))
             parts += [
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>'
-                for x, y in (place(*p) for p in visible)
+                for x, y in (point(*p) for p in visible)
                 if line.marks or len(visible) == 1
             ]
         else:
-            parts.append(_path([place(*p) for p in thin(visible, 400)], colour, 0.8, opacity=0.3))
-            parts.append(_path([place(*p) for p in thin(smooth(visible), 300)], colour, 2.0))
+            parts.append(_path([point(*p) for p in thin(visible, 400)], colour, 0.8, opacity=0.3))
+            parts.append(_path([point(*p) for p in thin(smooth(visible), 300)], colour, 2.0))
     parts.append(f'<text class="axis" x="{width - right}" y="{height - 4}" text-anchor="end">step</text>')
     spoken = "; ".join(
         f"{line.name} from {short(line.points[0][1])} to {short(line.points[-1][1])}{unit}" for line in lines
@@ -185,10 +185,10 @@ def timeline(
 
 
 def film_strip(frames: int, segments: Sequence[Sequence[int]], pictures: Mapping[int, str]) -> Markup:
-    """Pictures to stand above a timeline of the same width, as HTML; JPEGs in base64 by number of the segment.
+    """Pictures above a timeline of the same width, as HTML; JPEGs in base64 by number of the segment.
 
     Each is centred above its segment and as wide as it, cut at its sides; `PICTURE_MIN` where the segment is narrower,
-    and what would then overlap is left out.
+    and overlapping ones are left out.
     """
     width, left, right = TIMELINE
     scale = (width - left - right) / max(frames, 1)
@@ -312,8 +312,8 @@ def short(value: float) -> str:
 def _path(points: Points, colour: str, width: float, opacity: float = 1.0) -> str:
     if len(points) < 2:
         return ""
-    place = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path d="{place}" fill="none" stroke="{colour}" stroke-width="{width}" opacity="{opacity}"/>'
+    outline = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return f'<path d="{outline}" fill="none" stroke="{colour}" stroke-width="{width}" opacity="{opacity}"/>'
 
 
 def _pairs(segments: Sequence[Sequence[int]]) -> Iterable[tuple[int, int]]:
@@ -347,7 +347,7 @@ def escape(text: object) -> Markup:
 
 
 def is_jpeg(text: Any) -> bool:
-    """Returns whether a value of a run's JSON is a JPEG in base64, safe to stand in the page."""
+    """Returns whether a value of a run's JSON is a JPEG in base64, safe in the page."""
     try:
         return isinstance(text, str) and base64.b64decode(text, validate=True)[:2] == b"\xff\xd8"
     except (binascii.Error, ValueError):

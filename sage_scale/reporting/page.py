@@ -57,7 +57,7 @@ def render(record: RunRecord) -> str:
     """Returns the whole page of a run."""
     missing = record.missing
     empty = Markup()
-    about = readable(lambda: html("about", sections.about(record)), empty, missing, "what was run")
+    about = readable(lambda: html("about", sections.about(record)), empty, missing, "the run")
     tiles = readable(lambda: html("tiles", sections.tiles(record)), empty, missing, "figures of the head")
     own: list[Maker] = [
         (part.anchor, part.title, functools.partial(resolve(part.make), record))
@@ -80,7 +80,7 @@ def document(
     name: str, about: Markup, tiles: Markup, parts: Sequence[tuple[str, str, Markup]], missing: Missing
 ) -> str:
     """Returns a page of sections (anchor, name in the table of contents, HTML; empty ones are left out), with a last
-    one of what is missing, so that no gap is taken for a result."""
+    one of missing parts, so that no gap is taken for a result."""
     absent = ("absent", "Not in this report", html("absent", missing))
     version = importlib.metadata.version("sage-scale")
     values = {"name": name, "about": about, "tiles": tiles, "parts": [*parts, absent], "version": version}

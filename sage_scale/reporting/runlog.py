@@ -61,11 +61,11 @@ class StageLog:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """All that a run folder holds, as far as it is there."""
+    """The content of a run folder; missing parts are empty."""
 
     folder: Path
     recipe_text: str = ""
-    """recipe.yaml as it stands."""
+    """Text of recipe.yaml."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """The same as nested mappings; empty where it is no YAML."""
     logs: Mapping[str, StageLog] = field(default_factory=dict)

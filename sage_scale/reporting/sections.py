@@ -182,7 +182,7 @@ def best_to_worst(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping
     """Returns `count` clips at even steps from the best to the worst, by the share of common words."""
     ranked = sorted(rows, key=in_common, reverse=True)
     count = min(count, len(ranked))
-    return [ranked[round(place * (len(ranked) - 1) / max(count - 1, 1))] for place in range(count)]
+    return [ranked[round(index * (len(ranked) - 1) / max(count - 1, 1))] for index in range(count)]
 
 
 def in_common(row: Mapping[str, Any]) -> float:

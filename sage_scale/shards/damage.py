@@ -118,10 +118,10 @@ def read_state(store: Store) -> DatasetState:
     known = indexed.info if indexed is not None else info
     if known is None:
         if not listing.generation:
-            raise NoDataset(f"{store.url} is not a dataset: give the place that precompute wrote to")
+            raise NoDataset(f"{store.url} is not a dataset: give the --out of precompute")
         raise DatasetError(
             f"{store.url} has lost both {DATASET_JSON} and {INDEX_JSON}: restore one of them, or precompute into a new "
-            "place"
+            "output"
         )
     if info is not None and info.digest != known.digest:
         problems.append(f"{where} is damaged: it differs from the copy in {INDEX_JSON}")

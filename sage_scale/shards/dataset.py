@@ -167,19 +167,19 @@ class Dataset:
             data = self.store.get_range(tar, int(table.offset[row]), int(table.length[row]))
         except NotFound:
             raise DatasetError(
-                f"{self.url}/{tar}, sample {key}: the shard is missing; a newer generation may have taken its place: "
+                f"{self.url}/{tar}, sample {key}: the shard is missing; a newer generation may have replaced it: "
                 f"open the dataset again, or run `sage-scale shards verify {quote(self.url)}`"
             ) from None
         return read_sample(data, key=key, digest=digest, where=f"{self.url}/{tar}")
 
 
-def open_dataset(place: str | Path | Store, *, unfinished: bool = False) -> Dataset:
+def open_dataset(source: str | Path | Store, *, unfinished: bool = False) -> Dataset:
     """Opens the dataset at a URL, path or store, by one GET of index.json.
 
     `unfinished=True` also opens a dataset with open units, from its markers (one listing and two small GETs a unit).
     Raises NoDataset, and DatasetError for an unfinished dataset (naming the open units) or a damaged index.
     """
-    store = place if isinstance(place, Store) else open_store(place)
+    store = source if isinstance(source, Store) else open_store(source)
     finished = open_finished(store)
     if finished is not None:
         return finished
@@ -272,7 +272,7 @@ def open_unfinished(store: Store) -> Dataset:
         info = parse_info(store.get(DATASET_JSON), f"{store.url}/{DATASET_JSON}")
     except NotFound:
         raise NoDataset(
-            f"{store.url} is not a dataset ({DATASET_JSON} is missing): give the place that precompute wrote to"
+            f"{store.url} is not a dataset ({DATASET_JSON} is missing): give the --out of precompute"
         ) from None
     listing = list_units(store)
 
@@ -317,13 +317,13 @@ def unfinished_message(url: str, missing: list[int], planned: int) -> str:
     )
 
 
-def read_metadata(place: str | Path | Dataset, *splits: str, most: int = 0) -> list[dict[str, Any]]:
+def read_metadata(source: str | Path | Dataset, *splits: str, most: int = 0) -> list[dict[str, Any]]:
     """Returns `Sample.meta` of the samples of the named splits (default: all), in the dataset's order.
 
     Only the head of each sample is fetched, in parallel. Of more than `most` samples (0: no limit) `most` are read, at
     even distances. Unknown splits give no rows. Raises DatasetError for a damaged description.
     """
-    dataset = place if isinstance(place, Dataset) else open_dataset(place)
+    dataset = source if isinstance(source, Dataset) else open_dataset(source)
     known = [split for split in splits if split in dataset.splits]
     if splits and not known:
         return []

@@ -293,7 +293,7 @@ def parse_info(data: bytes, where: str) -> DatasetInfo:
 
 def info_from(values: Any, where: str) -> DatasetInfo:
     """Returns dataset.json from its mapping, as index.json holds it. Raises DatasetError."""
-    return _build(DatasetInfo, values, where, "restore it or precompute into a new place")
+    return _build(DatasetInfo, values, where, "restore it or precompute into a new output")
 
 
 def parse_marker(data: bytes, where: str) -> Marker:

@@ -167,7 +167,7 @@ def check_stores(outs: Sequence[Store], sources: Sequence[Dataset]) -> None:
     urls = [source.url.rstrip("/") for source in sources]
     for out in outs:
         if out.url.rstrip("/") in urls:
-            raise UsageError(f"{out.url} is one of the sources: write to another place")
+            raise UsageError(f"{out.url} is one of the sources: use another output")
     for number, url in enumerate(urls):
         if url in urls[:number]:
             raise UsageError(f"{url} is given twice")

@@ -78,7 +78,7 @@ def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
         one, other = (flat(json.loads(document.to_bytes())) for document in (stored, info))
         differing = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
         raise DatasetError(
-            f"{store.url} holds another dataset (different: {', '.join(differing[:6])}): write to another place"
+            f"{store.url} holds another dataset (different: {', '.join(differing[:6])}): use another output"
         )
     return stored
 

@@ -143,6 +143,6 @@ def _parse_removal(data: bytes, where: str) -> list[str]:
         return list(keys)
     except (ValueError, KeyError, TypeError):
         raise DatasetError(
-            f"{where} is damaged: it says which clips were taken out of the dataset; restore it, or delete it and take "
-            "them out again with `sage-scale shards remove`"
+            f"{where} is damaged: it lists removed clips; restore it, or delete it and remove the clips "
+            "again with `sage-scale shards remove`"
         ) from None

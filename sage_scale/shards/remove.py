@@ -77,7 +77,7 @@ def remove_clips(
         )
         raise UsageError(
             f"{store.url} has no clip {named} ({len(absent)} unknown); nothing was done. `sage-scale shards ls "
-            f"{quote(store.url)} --samples` lists what there is; --ignore-unknown takes out the others"
+            f"{quote(store.url)} --samples` lists what there is; --ignore-unknown removes the others"
         )
     if new := names.keys() - before:
         record_removal(store, new)

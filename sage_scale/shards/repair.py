@@ -102,7 +102,7 @@ def plan_repair(store: Store, *, threads: int = 4, progress: ProgressCallback | 
 def carry_out_repair(plan: RepairPlan, mode: Mode = "keep") -> bool:
     """Repairs the dataset. Returns whether it is finished afterwards.
 
-    May be killed at any moment; a new plan then finds what is left.
+    May be killed at any moment; a new plan then finds the rest.
     """
     store, state = plan.store, plan.state
     if state.restore_info:

@@ -239,5 +239,5 @@ def _parse_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int, int]:
 
 
 def _damaged(where: str, key: str | None, what: str) -> DatasetError:
-    place = f"{where}, sample {key}" if where else f"sample {key}"
-    return DatasetError(f"{place}: {what}; run `sage-scale shards verify` on the dataset")
+    at = f"{where}, sample {key}" if where else f"sample {key}"
+    return DatasetError(f"{at}: {what}; run `sage-scale shards verify` on the dataset")

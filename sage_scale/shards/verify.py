@@ -44,13 +44,13 @@ class VerifyReport:
 
 
 def verify_dataset(
-    place: str | Path | Store, *, threads: int = 4, progress: ProgressCallback | None = None
+    source: str | Path | Store, *, threads: int = 4, progress: ProgressCallback | None = None
 ) -> VerifyReport:
     """Reads every byte of a finished dataset and compares it. Reports damage, does not raise it.
 
     Raises DatasetError where index.json is missing or damaged, StorageError where the dataset cannot be read.
     """
-    dataset = open_dataset(place if isinstance(place, Store) else open_store(place))
+    dataset = open_dataset(source if isinstance(source, Store) else open_store(source))
     problems = _check_documents(dataset) + _check_objects(dataset)
     found = map_threads(
         lambda part: check_unit(dataset, *part),
@@ -161,7 +161,7 @@ def _check_objects(dataset: Dataset) -> list[str]:
         )
     if left := int(np.isin(dataset.records["key"], key_numbers(removed_keys(store))).sum()):
         problems.append(
-            f"{store.url}: {left} clips that were to be taken out are still in it: run `sage-scale shards remove "
+            f"{store.url}: {left} clips that were to be removed are still in it: run `sage-scale shards remove "
             f"{store.url}` to finish that"
         )
     return problems

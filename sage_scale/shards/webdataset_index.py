@@ -1,6 +1,6 @@
-"""The index of a WebDataset that others wrote: place and hash of each sample. The tars are not touched.
+"""The index of a WebDataset that others wrote: offset and hash of each sample. The tars are not touched.
 
-One object, `sage-index.json`, beside the tars or elsewhere (then it names their place): a line of checksummed JSON, as
+One object, `sage-index.json`, beside the tars or elsewhere (then it has their URL): a line of checksummed JSON, as
 index.json of our datasets; shards/README.md specifies it. A sample is a run of neighbouring members with the same key,
 as in webdataset. Its bytes reach from its first header (extended headers included) to the padding behind its last one.
 """
@@ -37,8 +37,8 @@ from sage_scale.untrusted.json_values import build
 WEB_INDEX_JSON = "sage-index.json"
 WEB_FORMAT, WEB_VERSION = "sage-scale-webdataset-index", 1
 WEB_RECORD = np.dtype([("offset", "<u8"), ("length", "<u8"), ("hash", "u1", 16)])
-TORN = "sample whose members do not stand side by side, which is read in pieces"
-AGAIN = "sample whose key stands in the tar before"
+TORN = "sample whose members are not adjacent, which is read in pieces"
+AGAIN = "sample whose key occurs earlier in the tar"
 ODD = (TORN, AGAIN, BEHIND)
 """Kinds in `SkippedMembers` that are not skipped: these samples are read as webdataset reads them."""
 _MAX_KEYS_BYTES = 1 << 34
@@ -155,9 +155,9 @@ def read_members(data: bytes, where: str) -> tuple[str, dict[str, bytes]]:
     return (found[-1][0] if found else ""), {extension: body for _, extension, body in found}
 
 
-def open_webdataset_index(place: str | Store) -> WebDatasetIndex:
+def open_webdataset_index(source: str | Store) -> WebDatasetIndex:
     """Opens the index at a URL or in a store, by one GET. Raises DatasetError for a missing or damaged one."""
-    store = place if isinstance(place, Store) else open_store(place)
+    store = source if isinstance(source, Store) else open_store(source)
     where = f"{store.url}/{WEB_INDEX_JSON}"
     again = f"make it again with `sage-scale shards index` (and --out {quote(store.url)}, if the tars lie elsewhere)"
     try:

@@ -71,7 +71,7 @@ def members(
     if not part and bytes(data[:2]) in _COMPRESSED and not _is_header(bytes(data[:BLOCK])):
         packer = _COMPRESSED[bytes(data[:2])]
         raise DatasetError(
-            f"{where} is compressed ({packer}): samples in it have no place to be read from; unpack it first"
+            f"{where} is compressed ({packer}): samples in it have no offsets; unpack it first"
         )
     extended = _Extensions()
     while not (part and at == total):

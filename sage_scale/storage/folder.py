@@ -251,7 +251,7 @@ def _writing(path: Path, error: OSError) -> StorageError:
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return StorageError(f"{path.parent} may not be written by this user: choose another folder")
     if isinstance(error, NotADirectoryError | FileExistsError):
-        return StorageError(f"{path.parent} is not a folder: choose another place")
+        return StorageError(f"{path.parent} is not a folder: choose another path")
     if error.errno in (errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV):
         return StorageError(f"{path.parent} is on a file system without hard links: choose another folder")
     return StorageError(f"{path} cannot be written: {error.strerror or error}")

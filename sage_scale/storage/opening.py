@@ -27,7 +27,7 @@ def open_store(url: str | Path) -> Store:
     """
     text = str(url)
     if not text:
-        raise UsageError("an empty path is no place for data: give a folder or s3://bucket/prefix")
+        raise UsageError("an empty path: give a folder or s3://bucket/prefix")
     _check_text(text)
     scheme, sign, rest = text.partition("://")
     shown = redacted(text)
@@ -70,7 +70,7 @@ def open_to_write(url: str | Path) -> Store:
 
 
 def on_this_machine(path: str | Path, what: str) -> Path:
-    """Returns a path of this machine. `what` has to lie there, for the message ("a run").
+    """Returns a path of this machine. `what` names its content in messages ("a run").
 
     Raises UsageError for a URL, which would become a folder named `s3:` (also `s3:/bucket`: a Path of a URL has one
     slash left), and for a name that no file can have: too long, below a file, links in a circle.

@@ -2,7 +2,7 @@
 
 Beyond a plain client: boto3 repeats a conditional PUT whose answer was lost and then meets its own object (412), so
 every PUT carries a random `put-id` in the object's metadata, against which a 412 is checked; a body that breaks off is
-fetched again; the place and length of a range are checked. S3 clients do not notice a flipped byte in a body: the
+fetched again; offset and length of a range are checked. S3 clients do not notice a flipped byte in a body: the
 caller compares hashes (sage_scale.shards).
 """
 
@@ -54,7 +54,7 @@ _log_lock = threading.Lock()
 
 
 class _Transient(Exception):
-    """A failure that boto3 leaves to its caller: a body ended early or stood still, or two conditional PUTs clashed."""
+    """A failure that boto3 leaves to its caller: a body ended early or stalled, or two conditional PUTs clashed."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))

@@ -1,4 +1,4 @@
-"""Turns the errors of S3 and the network into one line: the fault, the place, the remedy."""
+"""Turns the errors of S3 and the network into one line: the fault, the URL, the remedy."""
 
 from __future__ import annotations
 

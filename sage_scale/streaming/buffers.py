@@ -138,7 +138,7 @@ def shared_buffer_for(workers: int, context: str) -> SharedBatchBuffer | None:
 
 @dataclass(frozen=True)
 class TensorReference:
-    """A tensor's place in the shared batch buffer."""
+    """Offset, shape and type of a tensor in the shared batch buffer."""
 
     offset: int
     flag: int

@@ -186,10 +186,10 @@ class BlockCache:
                 if not self._reserve(len(data), part):
                     return
                 view = memoryview(data)
-                place = os.lseek(lock.descriptor, 0, os.SEEK_SET)
+                written = os.lseek(lock.descriptor, 0, os.SEEK_SET)
                 os.ftruncate(lock.descriptor, 0)
-                while place < len(view):
-                    place += os.write(lock.descriptor, view[place:])
+                while written < len(view):
+                    written += os.write(lock.descriptor, view[written:])
                 with contextlib.suppress(FileNotFoundError):  # emptied by hand
                     os.rename(part, self._blocks / lock.name)
                     published = True

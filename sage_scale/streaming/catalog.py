@@ -25,7 +25,7 @@ class Catalog:
     shards: tuple[str, ...]
     """Names of its tars; `samples.unit` is an index into them."""
     samples: SampleTable
-    """Place, length and hash of each sample, as columns: 10^8 samples can be held and forked."""
+    """Shard, offset, length and hash of each sample, as columns: 10^8 samples can be held and forked."""
     names: tuple[str, ...] = ()
     """Keys of samples whose keys are no numbers (another writer's WebDataset)."""
     parts: tuple[Catalog, ...] = ()
@@ -72,7 +72,7 @@ class Catalog:
         return len(self.samples)
 
     def digest(self) -> str:
-        """Returns 16 hex digits that change with any sample, its bytes or its place in the order."""
+        """Returns 16 hex digits that change with any sample, its bytes or its position in the order."""
         table, sha = self.samples, hashlib.sha256()
         columns = ((table.key, "<u8"), (table.hash, "u1"), (table.unit, "<i8"), (table.length, "<i8"))
         for column, kind in columns:

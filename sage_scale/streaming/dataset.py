@@ -92,7 +92,7 @@ class SampleDataset(torch.utils.data.Dataset):
         keys = self.catalog.keys(request.samples_B)
         urls, units = self.catalog.shard_urls, self.catalog.samples.unit[request.samples_B].tolist()
         views = [self.shape.view(key, request.epoch) if self.shape.views > 1 else 0 for key in keys]
-        cached = [self._decoded.get(place) if self.cache_bytes else None for place in zip(samples, views)]
+        cached = [self._decoded.get(pair) if self.cache_bytes else None for pair in zip(samples, views)]
         reads = self._reader.read([n for n, decoded in zip(samples, cached) if decoded is None])
         decoder = self._decoder(request)
         kept, skipped = [], []

@@ -1,8 +1,8 @@
 """Features from files of this machine, or from blocks of an object store, read straight into the batch.
 
-The index has the length of a sample, its frames and its segments, so the place of every member but the first is known
+The index has the length of a sample, its frames and its segments, so the offset of every member but the first is known
 before a byte is read. One `preadv` a sample puts its description and segments into a small buffer and its feature rows
-into their place in the batch; nothing is copied again unless segments leave rows out. Headers, which the general reader
+into the batch; nothing is copied again unless segments leave rows out. Headers, which the general reader
 walks one by one, are compared with their expected bytes.
 
 This reader never judges: where a hash, a header or a length is not as the index says, it returns None, and the general
@@ -48,7 +48,7 @@ _JSON = json.JSONDecoder().raw_decode
 
 @dataclass(frozen=True)
 class _Layout:
-    """The places of the members of B samples, in bytes from the beginning of a sample."""
+    """Offsets of the members of B samples, in bytes from the beginning of a sample."""
 
     segments_B: Integers
     """Number of segments."""
@@ -144,10 +144,10 @@ class FeatureReader:
         heads: NDArray[np.uint8],
         content: NDArray[np.float16],
     ) -> bool:
-        """Reads every sample into its two places; False where one is short, missing, or has another hash.
+        """Reads every sample into head and rows; False where one is short, missing, or has another hash.
 
         After the rows of a sample lies padding, which the rows of the next one overwrite. Of several views one goes to
-        its place, and the others are read for the hash alone.
+        the batch, and the others are read for the hash alone.
         """
         hashes = self.catalog.samples.hash[request.samples_B].tobytes()
         flat, rows, size = heads.reshape(-1).data, content.view(np.uint8).data, 2 * self.shape.feature_dim
@@ -208,9 +208,9 @@ class FeatureReader:
         columns = (
             layout.head_B, layout.segments_at_B, layout.features_at_B, layout.segments_B, layout.rows_B,
         )  # fmt: skip
-        places = zip(range(0, flat.nbytes, heads.shape[1]), *(column.tolist() for column in columns))
+        offsets = zip(range(0, flat.nbytes, heads.shape[1]), *(column.tolist() for column in columns))
         try:
-            for key, (line, head, segments_at, features_at, segments, rows) in zip(keys, places):
+            for key, (line, head, segments_at, features_at, segments, rows) in zip(keys, offsets):
                 front, name = flat[line : line + head].tobytes(), key.encode("ascii")
                 size = front[124:135]
                 length = int(size, 8)

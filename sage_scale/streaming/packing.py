@@ -1,4 +1,4 @@
-"""From samples to a batch: rows of features or decoded frames go straight to their place in the packed array.
+"""From samples to a batch: rows of features or decoded frames are written straight into the packed array.
 
 One copy a sample: the array is made once for the whole batch, as large as the index says, and a sample's bytes may be
 dropped as soon as it is packed, so that the next one is read into memory that is still in the processor's cache.
@@ -69,7 +69,7 @@ class Packer:
         self.add(read_sample(data, key=key, where=where), view)
 
     def add(self, sample: Sample, view: int = 0) -> None:
-        """Decodes the frames of the sample's segments, and no others, into their place; of features, those of a view.
+        """Decodes the frames of the sample's segments, and no others, into the batch; of features, those of a view.
 
         Raises DatasetError where the sample is of another shape than the recipe's.
         """

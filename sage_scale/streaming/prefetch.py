@@ -1,4 +1,4 @@
-"""Plans the reading of an object store: its blocks, the place where they are kept, and prefetch.
+"""Plans the reading of an object store: its blocks, where they are kept, and prefetch.
 
 The samples of a block are needed within a bounded stretch of the epoch (docs/design/order.md), so a block is fetched
 whole, once, if the host has room for all blocks that are in use at a time (`blocks_in_use`). The order is known: with
@@ -78,7 +78,7 @@ def blocks_in_use(cuts: Integers, bytes_S: Integers, *, lanes: int, window: int)
 
     A lane of m samples a block needs w + m samples' worth of blocks: a block from its first sample to its last one
     w later. Under least-recently-used eviction a block survives until its next use if the cache holds all that is
-    touched in between, which is at most w places of every lane: twice that.
+    touched in between, which is at most w samples of every lane: twice that.
     """
     samples, blocks = len(bytes_S), max(1, len(cuts) - 1)
     if samples == 0:
@@ -161,7 +161,7 @@ def with_prefetch(
                 ended = True
                 break
             block_B = np.searchsorted(cuts, request.samples_B, side="right") - 1
-            # In the order of need: of several samples of a new block, the first stands for it.
+            # In the order of need: of several samples of a new block, the first names it.
             fresh = np.flatnonzero(epoch_K[block_B] != request.epoch)
             fresh = fresh[np.sort(np.unique(block_B[fresh], return_index=True)[1])]
             epoch_K[block_B[fresh]] = request.epoch

@@ -1,4 +1,4 @@
-"""Reads samples by their place, and checks every byte against the index before it is handed on.
+"""Reads samples by shard and offset, and checks every byte against the index before it is handed on.
 
 Shards in files of this machine are read here by `pread`, shards in an object store by `object_reader.py`. A sample
 whose bytes do not have the xxh3-128 of the index is read again over a network, and otherwise refused.
@@ -125,8 +125,8 @@ class FileReader(SampleReader):
 
     def locate(self, samples: NDArray[np.int64]) -> Iterator[Source | DamagedSample]:
         table = self.catalog.samples
-        places = zip(table.unit[samples].tolist(), table.offset[samples].tolist())
-        for row, (shard, offset) in enumerate(places):
+        offsets = zip(table.unit[samples].tolist(), table.offset[samples].tolist())
+        for row, (shard, offset) in enumerate(offsets):
             try:
                 descriptor = self._descriptor(shard)
             except FileNotFoundError:

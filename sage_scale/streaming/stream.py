@@ -73,7 +73,7 @@ class Stream(torch.utils.data.IterableDataset):
 
     It has loader processes of its own. To use torch's, take `DataLoader(stream, batch_size=None, num_workers=n)`:
     worker i then reads the steps i, i + n, i + 2n ..., which such a loader hands out in turn, so that the order is the
-    same. Save `state_after(batch)` there: the program's own stream stands still.
+    same. Save `state_after(batch)` there: the state of the program's own stream does not move.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Stream(torch.utils.data.IterableDataset):
         self.samples = order.length
         """Samples of an epoch, over all ranks."""
         self.epoch = self.position = 0
-        """Place of the next batch: its epoch, from 0, and its position there, in samples."""
+        """Epoch of the next batch, from 0, and its position there, in samples."""
         self.counts = ReadCounts()
         self.wait_seconds = 0.0
         # Without CUDA there is nothing to pin for, and torch refuses.
@@ -118,12 +118,12 @@ class Stream(torch.utils.data.IterableDataset):
         return math.ceil(self.samples / self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the place after the batches handed out so far; the same on every rank."""
+        """Returns the state after the batches handed out so far; the same on every rank."""
         state = self._state(self.epoch, self.position)
         return state if self._skip is None else {**state, "skip": self._skip}
 
     def state_after(self, batch: StepBatch) -> dict[str, Any]:
-        """Returns the place after this batch, for programs that hand batches out by a loader of their own."""
+        """Returns the state after this batch, for programs with a loader of their own."""
         return self._state(*self._after(batch))
 
     def _state(self, epoch: int, position: int) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Stream(torch.utils.data.IterableDataset):
         return (batch.epoch, batch.position) if batch.position < self.samples else (batch.epoch + 1, 0)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Moves the stream to that place. Raises CheckpointError where it is of another dataset or another order."""
+        """Continues from a state. Raises CheckpointError for one of another dataset or another order."""
         try:
             epoch, position = int(state["epoch"]), int(state["position"])
             dataset, _, order = str(state["digest"]).partition("-")

@@ -92,10 +92,10 @@ def open_webdataset(
 ) -> Stream:
     """Returns the stream of one rank over a WebDataset, in the same global order whatever the layout of the job.
 
-    `index_url` is the place of the index that `sage-scale shards index` made; `batch_size` counts the samples of all
+    `index_url` is where `sage-scale shards index` wrote the index; `batch_size` counts the samples of all
     ranks; `settings` are those of a recipe's section `stream` (lanes, window, block_mb, on_corrupt and so on), of which
-    `seed` and `workers` may be given alone. Without `epochs` the stream does not end. It yields WebBatch and keeps its
-    place in `state_dict`, as any Stream. Raises DatasetError where the index is missing or damaged, UsageError for more
+    `seed` and `workers` may be given alone. Without `epochs` the stream does not end. It yields WebBatch and resumes
+    from its `state_dict`, as any Stream. Raises DatasetError where the index is missing or damaged, UsageError for more
     ranks than lanes.
     """
     settings = settings or Settings()

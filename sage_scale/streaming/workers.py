@@ -37,7 +37,7 @@ _waiting = False
 def worker_batches(
     dataset: SampleDataset, requests: Iterator[StepRequest], workers: int, pin_memory: bool
 ) -> Generator[Any, None, None]:
-    """Yields the batches of the requests, made by so many processes, and a SageError in the place of a failed one.
+    """Yields the batches of the requests, made by so many processes, and a SageError instead of a failed one.
 
     Raises SageError, in one line, where a worker was killed.
     """

@@ -74,7 +74,7 @@ def read_word_vectors(path: str | Path, words: Sequence[str]) -> WordVectors:
 def character_ngrams(word: bytes, shortest: int, longest: int) -> Iterator[bytes]:
     """Yields the n-grams of characters (not bytes) of a UTF-8 word between "<" and ">", without these two alone."""
     marked = b"<" + word + b">"
-    starts = [place for place, byte in enumerate(marked) if byte & 0xC0 != 0x80]
+    starts = [at for at, byte in enumerate(marked) if byte & 0xC0 != 0x80]
     ends = [*starts[1:], len(marked)]
     for first in range(len(starts)):
         for size in range(shortest, min(longest, len(starts) - first) + 1):
@@ -112,30 +112,30 @@ class _Model:
         model, self.bucket, self.shortest, self.longest = header[9], header[10], header[11], header[12]
         if header[1] == 11 and model == _SUPERVISED:
             self.longest = 0  # such models were written with n-grams that they do not have
-        place = _HEADER.size
-        size, self.words, _, _, pruned = _DICTIONARY.unpack_from(data, place)
-        place += _DICTIONARY.size
+        at = _HEADER.size
+        size, self.words, _, _, pruned = _DICTIONARY.unpack_from(data, at)
+        at += _DICTIONARY.size
         wanted = {word.encode() for word in words}
         self.row: dict[bytes, int] = {}
         for number in range(size):
-            end = data.find(b"\0", place)
+            end = data.find(b"\0", at)
             if end < 0:
                 raise ValueError("cut short")
-            word = data[place:end]
-            place = end + 1 + 9
+            word = data[at:end]
+            at = end + 1 + 9
             if word in wanted and number < self.words:
                 self.row[word] = number
         self.kept: dict[int, int] | None = None
         if pruned >= 0:
-            pairs = np.frombuffer(data, np.dtype("<i4"), 2 * pruned, place).reshape(pruned, 2)
+            pairs = np.frombuffer(data, np.dtype("<i4"), 2 * pruned, at).reshape(pruned, 2)
             self.kept = {int(ngram): int(row) for ngram, row in pairs}
-            place += pairs.nbytes
-        if data[place]:
+            at += pairs.nbytes
+        if data[at]:
             raise CheckpointError(f"{path} is quantised (.ftz): take the full .bin")
-        rows, columns = struct.unpack_from("<2q", data, place + 1)
+        rows, columns = struct.unpack_from("<2q", data, at + 1)
         if columns != header[2] or rows < self.words:
             raise CheckpointError(f"{path} is damaged: a matrix of {rows} x {columns} for width {header[2]}")
-        start = place + 17
+        start = at + 17
         if len(data) < start + 4 * rows * columns:
             raise ValueError("cut short")
         self._data, self._start, self.rows, self.columns = data, start, rows, columns
@@ -144,12 +144,12 @@ class _Model:
         found = np.zeros((len(words), self.columns), np.float32)
         spelled: list[str] = []
         missing: list[str] = []
-        for place, word in enumerate(words):
+        for row, word in enumerate(words):
             rows = self._rows_of(word.encode())
             if word.encode() not in self.row:
                 (spelled if rows else missing).append(word)
             if rows:
-                found[place] = np.mean([self._vector(row) for row in rows], axis=0)
+                found[row] = np.mean([self._vector(own) for own in rows], axis=0)
         return WordVectors(found, tuple(spelled), tuple(missing))
 
     def _rows_of(self, word: bytes) -> list[int]:
@@ -170,9 +170,9 @@ class _Model:
 
 
 def _read_vec(path: Path, words: Sequence[str]) -> WordVectors:
-    places: dict[bytes, list[int]] = {}
-    for place, word in enumerate(words):
-        places.setdefault(word.encode(), []).append(place)
+    rows_of: dict[bytes, list[int]] = {}
+    for row, word in enumerate(words):
+        rows_of.setdefault(word.encode(), []).append(row)
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
         lines = cast(IO[bytes], opened)
         try:
@@ -186,17 +186,17 @@ def _read_vec(path: Path, words: Sequence[str]) -> WordVectors:
             if not line:
                 raise CheckpointError(f"{path} is cut short: {number:,} of {count:,} words; fetch it again")
             known, _, numbers = line.partition(b" ")
-            if known not in places or known in met:
+            if known not in rows_of or known in met:
                 continue
             here, values = f"{path}, line {number + 2}", numbers.split()
             if len(values) != columns:
                 raise CheckpointError(f"{here}: {len(values)} numbers instead of {columns}")
             try:
-                found[places[known]] = [float(value) for value in values]
+                found[rows_of[known]] = [float(value) for value in values]
             except ValueError:
                 raise CheckpointError(f"{here}: not all of it are numbers") from None
             met.add(known)
-            if len(met) == len(places):
+            if len(met) == len(rows_of):
                 break
     return WordVectors(found, (), tuple(word for word in words if word.encode() not in met))
 

@@ -26,7 +26,7 @@ MAX_LAYERS = 1000
 """Most layers of a config.json; the largest published models have some 130."""
 
 
-def model_place(name: str | Path) -> str | Path:
+def model_source(name: str | Path) -> str | Path:
     """Returns the argument of `from_pretrained` for a folder or a name of the hub.
 
     A folder stays itself; so does a name where the hub answers, else it becomes its folder in the cache.

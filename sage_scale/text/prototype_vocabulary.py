@@ -40,9 +40,9 @@ class PrototypeVocabulary:
 
         Repeats are given once; pseudo-glosses without a prototype are left out.
         """
-        number = {gloss: place for place, gloss in enumerate(self.glosses)}
+        number = {gloss: index for index, gloss in enumerate(self.glosses)}
         rows = [sorted({number[word] for word in words if word in number}) for words in glosses_of_clips]
-        classes = torch.tensor([place for row in rows for place in row], dtype=torch.int64)
+        classes = torch.tensor([index for row in rows for index in row], dtype=torch.int64)
         return classes, torch.tensor([len(row) for row in rows], dtype=torch.int64)
 
 
@@ -78,10 +78,10 @@ def fasttext_prototypes(
     """
     read = read_word_vectors(path, vocabulary.glosses)
     missing = set(read.missing)
-    kept = [place for place, gloss in enumerate(vocabulary.glosses) if gloss not in missing]
+    kept = [index for index, gloss in enumerate(vocabulary.glosses) if gloss not in missing]
     if not kept:
         raise RecipeError(f"{path} has a vector for none of the {len(vocabulary.glosses)} pseudo-glosses")
-    smaller = PrototypeVocabulary(tuple(vocabulary.glosses[place] for place in kept), vocabulary.frequent)
+    smaller = PrototypeVocabulary(tuple(vocabulary.glosses[index] for index in kept), vocabulary.frequent)
     return smaller, torch.from_numpy(read.vectors_UD[kept]), read.missing
 
 
@@ -103,15 +103,15 @@ def cooccurrence_vectors(texts: Iterable[Sequence[str]], dim: int) -> tuple[tupl
     """
     near: Counter[tuple[str, str]] = Counter()
     for words in texts:
-        for place, word in enumerate(words):
-            for distance, other in enumerate(words[place + 1 : place + 1 + WINDOW], start=1):
+        for index, word in enumerate(words):
+            for distance, other in enumerate(words[index + 1 : index + 1 + WINDOW], start=1):
                 if word != other:
                     near[word, other] += 1 / distance  # type: ignore[assignment]
                     near[other, word] += 1 / distance  # type: ignore[assignment]
     known = tuple(sorted({word for word, _ in near}))
     if not known:
-        raise RecipeError("no two words stand near each other in the texts: no vectors can be made of them")
-    number = {word: place for place, word in enumerate(known)}
+        raise RecipeError("no two words are near each other in the texts: no vectors can be made of them")
+    number = {word: index for index, word in enumerate(known)}
     count_UU = np.zeros((len(known), len(known)))
     for (word, other), weight in near.items():
         count_UU[number[word], number[other]] = weight

@@ -192,7 +192,7 @@ def _read_model(path: Path) -> Any:
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's own DecodeError, which it does not export from a stable place
+    except Exception as error:  # protobuf's own DecodeError, which has no stable import path
         raise CheckpointError(f"{path} is not a SentencePiece model: {error}") from None
     return model
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from sage_scale.errors import CheckpointError
-from sage_scale.text.hub import loading, model_place
+from sage_scale.text.hub import loading, model_source
 from sage_scale.text.languages import split_words, unspaced
 from sage_scale.text.tokenizer import apply_nfkc, encode_texts, load_tokenizer, set_language
 from sage_scale.untrusted.hashes import apply_umask
@@ -115,10 +115,10 @@ def trim_vocabulary(
     `sentences` and `lemmas` are the training split's; `check` maps split names to sentences whose loss is
     reported. `target` then opens with from_pretrained; `vocabulary.json` in it holds the report and the kept ids.
     """
-    place = model_place(source)
-    tokenizer = load_tokenizer(place, language)
-    with loading(place):
-        model = AutoModelForSeq2SeqLM.from_pretrained(str(place))
+    folder = model_source(source)
+    tokenizer = load_tokenizer(folder, language)
+    with loading(folder):
+        model = AutoModelForSeq2SeqLM.from_pretrained(str(folder))
     kept = kept_pieces(tokenizer, [*sentences, *lemmas])
     smaller, trimmed = trim_model(model, kept), trim_tokenizer(tokenizer, kept, target)
     set_language(trimmed, language)
@@ -330,8 +330,8 @@ def _rebuilt(model: Any, config: Any, generation: Any, state: Mapping[str, Tenso
     buffers = dict(model.named_buffers())
     for name, _ in list(rebuilt.named_buffers()):
         if name not in state:
-            place, _, last = name.rpartition(".")
-            setattr(rebuilt.get_submodule(place), last, buffers[name].clone())
+            module, _, last = name.rpartition(".")
+            setattr(rebuilt.get_submodule(module), last, buffers[name].clone())
     rebuilt.tie_weights()
     rebuilt.generation_config = generation
     return rebuilt.train(model.training)

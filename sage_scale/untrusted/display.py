@@ -13,7 +13,7 @@ _URL = re.compile(
     r"\b([A-Za-z][A-Za-z0-9+.-]{0,30}://|(?:s3a?|gs|gcs|az|abfss?|hdfs|https?|ftp|file):/)([^\s\"'<>|]+)",
     re.IGNORECASE,
 )
-"""Also with one slash, which is what a Path leaves of a URL."""
+"""Also with one slash: a Path of a URL keeps only one."""
 _MARKS = ":,;.)"
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode categories that are escaped: controls, directional and invisible formats, surrogates, line separators."""

@@ -49,10 +49,10 @@ def open_descriptor(path: str | Path) -> int:
 
 
 def mode_of(path: str | Path) -> int:
-    """Returns the mode (of os.stat, links followed) of what a path names; 0 where nothing can bear such a name.
+    """Returns the mode (of os.stat, links followed) of a path; 0 where no file can have such a name.
 
-    Names that are too long, hold a NUL, lead through a file or in a circle name nothing. Raises other OSErrors: what
-    the file system refuses to tell (permission, a failing disk).
+    Names that are too long, hold a NUL, lead through a file or in a circle name nothing. Raises other
+    OSErrors (permission, a failing disk).
     """
     try:
         return os.stat(path).st_mode

@@ -1,7 +1,7 @@
 """Prints to the terminal. No other module writes to stdout, stderr or a logger of its own.
 
 Every line is escaped and without the secrets of URLs (display.py), so an id cannot forge a line or move the cursor.
-Where the stream's encoding lacks a character (LANG=C, latin-1), its escape stands there instead.
+Where the stream's encoding lacks a character (LANG=C, latin-1), its escape is printed instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parses YAML from outside with limits: plain values only, and every refusal names the key at which it stands."""
+"""Parses YAML from outside with limits: plain values only, and every refusal names its key."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class InvalidYAML(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's loader without what can multiply, nest without end or make other objects than plain values.
+    """PyYAML's loader without aliases, endless nesting and tags that make other objects than plain values.
 
-    What has more than one reading stays a string, and the key's type decides: dates, what is no finite number of 64
+    Ambiguous values stay strings, and the key's type decides: dates, numbers that are not finite or beyond 64
     bits (0x_, .inf, 6,000 digits), numbers that are not written as they are printed (010, 1_000, 1:30, 0x10), and words
     that YAML 1.1 alone takes for booleans (no, which is Norwegian, too).
     """
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, yaml.MappingNode):
             keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             if twice := next((key for key, count in keys.items() if count > 1), None):
-                raise InvalidYAML(f"the key '{shortened(twice)}' stands there twice")
+                raise InvalidYAML(f"the key '{shortened(twice)}' occurs twice")
         self.path.pop()
         return node
 

@@ -113,7 +113,7 @@ def test_inspect_opens_no_video_unless_asked_and_writes_what_was_set_aside(tmp_p
     (tmp_path / "b.en.srt").write_text("1\n00:00:01,000 --> 00:00:03,000\nHello.\n")
     rows = tmp_path / "rejects.jsonl"
     result = invoke("inspect", "--corpus", "videos", "--root", tmp_path, "--rejects", rows)
-    assert "1 x set aside: filter-not-speech" in result.stdout and "unreadable" not in result.stdout
+    assert "1 x rejected: filter-not-speech" in result.stdout and "unreadable" not in result.stdout
     assert [json.loads(line)["reason"] for line in rows.read_text().splitlines()] == [
         "filter-not-speech",
         "filter-short",

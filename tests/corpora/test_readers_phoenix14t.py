@@ -169,7 +169,7 @@ def test_statistics_counts_what_is_there_and_what_is_odd() -> None:
     assert (train.clips, train.videos, train.signers, train.sentences, train.words) == (4, 1, 2, 4, 4)
     assert train.hours == pytest.approx((4 + 0.5 + 3 + 1) / 3600)
     assert {what: number for what, (number, _) in statistics.defects.items()} == {
-        "set aside: missing": 1,
+        "rejected: missing": 1,
         "shorter than 1 s": 1,
         "overlaps the clip before": 2,
         "beyond-end: ends after the video's end (will be cut there)": 1,

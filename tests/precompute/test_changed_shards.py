@@ -58,7 +58,7 @@ def test_what_was_taken_out_stays_out_whatever_is_run(store: Store, corpus_root:
         settings = {"retry_rejects": "tried" in step, "overwrite": step == "started anew"}
         summary = run_here(recipe, store.url, **settings).execute()
         assert (summary.clips, summary.rejects, summary.removed) == (CLIPS + 1, 0, 1), step
-        assert "1 taken out on request" in summary.line()
+        assert "1 removed on request" in summary.line()
         dataset = open_dataset(store)
         assert gone not in ids(dataset) and len(dataset.records) == CLIPS + 1
         assert verify_dataset(store).problems == ()

@@ -320,7 +320,7 @@ def test_the_page_tells_of_the_job_and_what_befell_it(whole):
     for shown in (
         "2 ranks, device CPU (x86_64), ZeRO stage 2, precision bfloat16, global batch 32; then 1 ranks",
         "after step 90",
-        "3 written, 4.2 MB of rank 0 each; training stood still for 0.15 s in all",
+        "3 written, 4.2 MB of rank 0 each; training was blocked for 0.15 s in all",
         "1: 133 (skip)",
         "0.141 TFLOP/s a rank (a matrix product timed at the start)",
         "MFU, %",

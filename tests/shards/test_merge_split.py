@@ -181,7 +181,7 @@ def test_the_verbs(one: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "12 clips" in call("split", one.url, "--out", out, "--share", "a=0.2", "--rest", "b")
     assert "14 clips of 2 datasets" in call("merge", str(tmp_path / "m"), f"{out}/a", f"{out}/b")
     call("merge", str(tmp_path / "m"), f"{out}/a", f"{out}/b")
-    assert "say by what to split" in call("split", one.url, "--out", out, code=2)
+    assert "choose how to split" in call("split", one.url, "--out", out, code=2)
     assert "--share and --count cannot be given together" in call(
         "split", one.url, "--out", out, "--share", "a=1", "--count", "b=1", code=2
     )

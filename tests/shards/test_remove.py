@@ -212,7 +212,7 @@ def test_the_verb(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[st
         remove_clips(store, ["nobody"])
     (tmp_path / "ids.txt").write_text(f"{GONE[0]}\n\n{sample_key(GONE[1])}\nnobody\n")
     said = call("--ids", str(tmp_path / "ids.txt"), "--ignore-unknown")
-    assert "2 clips taken out, 2 shards written anew, 6 older objects deleted; 12 clips are left" in said
+    assert "2 clips removed, 2 shards rewritten, 6 older objects deleted; 12 clips are left" in said
     (tmp_path / "empty.txt").write_text("\n")
     assert "names no clip" in call("--ids", str(tmp_path / "empty.txt"), code=2)
     assert run(["shards", "remove", str(tmp_path / "nowhere"), "--ids", "x"]) == 2

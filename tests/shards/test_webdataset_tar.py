@@ -81,7 +81,7 @@ def test_members_that_could_do_harm_are_set_aside_and_counted(
     assert aside.counts == {what: 1}
     assert [sample["__key__"] for sample in ours(tmp_path)] == ["good"]
     assert run(["shards", "index", str(tmp_path)]) == 0
-    assert f"set aside: 1 x {what}" in capsys.readouterr().out
+    assert f"skipped: 1 x {what}" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", WEB_INDEX_JSON}
 
 
@@ -193,7 +193,7 @@ def test_what_an_operating_system_left_behind_parts_no_sample(
     path = write_tar(tmp_path / "a.tar", *names)
     assert len(theirs(path)) > 2
     said = shards(capsys, "index", tmp_path)
-    assert f"set aside: {left} x file that an operating system left behind: '" in said and "in a.tar" in said
+    assert f"skipped: {left} x file that an operating system left behind: '" in said and "in a.tar" in said
     whole = [{"__key__": f"d/{n}", "__url__": f"{tmp_path}/a.tar", "jpg": b"d/%d.jpg" % n, "txt": b"d/%d.txt" % n}
              for n in range(2)]  # fmt: skip
     assert ours(tmp_path) == whole

@@ -14,7 +14,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.models.sage.mbart import load_language_model
 from sage_scale.models.sign2gpt.decoder import load_causal_model
 from sage_scale.text import hub
-from sage_scale.text.hub import model_place
+from sage_scale.text.hub import model_source
 from sage_scale.text.vocabulary import trim_vocabulary
 
 NAME = "somebody/mbart"
@@ -80,7 +80,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(answering
 
 def test_a_name_that_is_checked_and_then_loaded_is_looked_up_once(answering) -> None:
     answering.status = 200
-    assert [model_place(NAME) for _ in range(3)] == [NAME] * 3
+    assert [model_source(NAME) for _ in range(3)] == [NAME] * 3
     assert answering.asked == 1
 
 
@@ -88,29 +88,29 @@ def test_without_a_network_or_by_wish_nothing_is_asked(answering, monkeypatch) -
     answering.server.shutdown()
     answering.server.server_close()
     with pytest.raises(CheckpointError, match="does not answer"):
-        model_place(NAME)
+        model_source(NAME)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
-        model_place(NAME)
+        model_source(NAME)
     assert answering.asked == 0
 
 
 def test_the_cache_serves_while_the_hub_is_away(answering, tmp_path) -> None:
     folder = cached(tmp_path)
     with pytest.raises(CheckpointError, match="does not hold it"):
-        model_place(NAME)  # a download that was cut off before it brought a thing
+        model_source(NAME)  # a download that was cut off before it brought a thing
     (folder / "config.json").write_text("{}")
-    assert Path(model_place(NAME)).resolve() == folder.resolve()
+    assert Path(model_source(NAME)).resolve() == folder.resolve()
 
 
 @pytest.mark.parametrize("status", [200, 401, 404])
 def test_a_hub_that_answers_is_left_to_transformers(answering, status) -> None:
     answering.status = status
-    assert model_place(NAME) == NAME
+    assert model_source(NAME) == NAME
 
 
 @pytest.mark.parametrize("name", ["mbart", "./mbart", "/data/mbart", "~/mbart", "models/large/mbart"])
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(answering, name) -> None:
     with pytest.raises(CheckpointError, match="there is no such folder"):
-        model_place(name)
+        model_source(name)
     assert answering.asked == 0

@@ -172,7 +172,7 @@ def test_a_shown_recipe_is_read_back_whatever_its_values(tmp_path, root):
 def test_a_key_that_stands_twice_is_refused(tmp_path, text, key):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=f"{key} stands there twice"):
+    with pytest.raises(RecipeError, match=f"{key} occurs twice"):
         load_recipe(path)
 
 

@@ -14,7 +14,7 @@ from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.tokens import pad_packed
-from sage_scale.text.hub import loading, model_place
+from sage_scale.text.hub import loading, model_source
 from sage_scale.text.languages import mbart50_code
 from sage_scale.text.tokenizer import load_tokenizer, truncated_ids
 
@@ -46,7 +46,7 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
 
     Raises CheckpointError, with one line, where it is missing, incomplete or no mBART.
     """
-    source = model_place(folder)
+    source = model_source(folder)
     if isinstance(source, Path) and not (source / "config.json").is_file():
         raise CheckpointError(f"'{source}' has no config.json: it is no Hugging Face model folder")
     with loading(source):

@@ -17,7 +17,7 @@ from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.positions import TokenPositions, packed_positions
 from sage_scale.nn.weights import FiniteScores
-from sage_scale.text.hub import loading, model_place
+from sage_scale.text.hub import loading, model_source
 from sage_scale.text.tokenizer import truncated_ids
 from sage_scale.vision.packed import mix
 
@@ -162,7 +162,7 @@ def load_causal_model(
 
     Raises CheckpointError, with one line, where it is missing, incomplete or of a family that cannot be adapted.
     """
-    source = model_place(folder)
+    source = model_source(folder)
     if isinstance(source, Path) and not (source / "config.json").is_file():
         raise CheckpointError(f"no language model at '{folder}': give a Hugging Face folder with an XGLM")
     with loading(source):

@@ -18,7 +18,7 @@ from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError, DatasetError, NoModel, RecipeError
 from sage_scale.registry import model_spec
 from sage_scale.shards import HAS_SENTENCE, Dataset, read_metadata
-from sage_scale.text.hub import model_place
+from sage_scale.text.hub import model_source
 from sage_scale.text.languages import has_mbart50_code
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks, run_on_rank0
@@ -89,7 +89,7 @@ def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset])
         raise RecipeError(
             f"model.language_model is empty: give a folder with {kind}, or set denoise.enabled=true"
         )
-    source = model_place(recipe.model.language_model)
+    source = model_source(recipe.model.language_model)
     if isinstance(source, Path) and not (source / "config.json").is_file():
         raise NoModel(
             f"model.language_model={source} has no config.json: give a Hugging Face folder with {kind}"
