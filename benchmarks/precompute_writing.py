@@ -28,7 +28,7 @@ import numpy as np
 from common import Asked, parse, peers_python, ratios
 
 from sage_scale.shards import Sample, publish_shard, sample_key
-from sage_scale.shards.writer import write_indexed
+from sage_scale.shards.writer import write_shard
 from sage_scale.storage import open_store
 
 ROWS, WIDTH = 64, 512
@@ -116,7 +116,7 @@ def write_ours(samples: list[Sample], out: Path, per_unit: int = 1024) -> None:
     for unit, start in enumerate(range(0, len(samples), per_unit)):
         with store.draft(out.with_suffix(".tar")) as tar:
             some = samples[start : start + per_unit]
-            index = write_indexed(tar, some, unit=unit, split="train", dataset="0" * 16)
+            index = write_shard(tar, some, unit=unit, split="train", dataset="0" * 16)
             publish_shard(store, tar, index)
 
 

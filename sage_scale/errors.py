@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -86,6 +87,25 @@ class ClipRejected(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """A clip, or a row of a corpus, that cannot be used; a short stable reason, and one line of detail."""
+
+    id: str
+    reason: str
+    detail: str = ""
+
+    @property
+    def expected(self) -> bool:
+        """Whether nothing went wrong (`is_expected`)."""
+        return is_expected(self.reason)
+
+
+def is_expected(reason: str) -> bool:
+    """Returns whether a reject was asked for by the recipe, is gone from the web, or is a file that is no clip."""
+    return reason.startswith("filter-") or reason in ("not-downloaded", "unmatched", "chapter")
 
 
 def or_rejected(work: Callable[..., T], *arguments: Any, **options: Any) -> T | ClipRejected:

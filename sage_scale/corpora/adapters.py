@@ -15,8 +15,8 @@ from typing import Any
 
 from sage_scale.corpora.captions import parse_seconds
 from sage_scale.corpora.folder import table_text
-from sage_scale.corpora.manifest import Clip, Manifest, Rejected
-from sage_scale.errors import ClipRejected, UsageError
+from sage_scale.corpora.manifest import Clip, Manifest
+from sage_scale.errors import ClipRejected, Reject, UsageError
 from sage_scale.untrusted.files import lines, text_fault
 
 SPLIT_NAMES = {
@@ -47,7 +47,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.clips: dict[str, Clip] = {}
-        self.rejected: list[Rejected] = []
+        self.rejected: list[Reject] = []
         self.notes: list[tuple[str, int]] = []
 
     @contextlib.contextmanager
@@ -64,7 +64,7 @@ class Rows:
 
     def reject(self, name: str, reason: str, detail: str = "") -> None:
         """Rejects a row or file."""
-        self.rejected.append(Rejected(id=name, reason=reason, detail=detail))
+        self.rejected.append(Reject(id=name, reason=reason, detail=detail))
 
     def reject_name(self, root: Path, path: Path) -> None:
         """Rejects a file whose name is not UTF-8."""
@@ -112,7 +112,7 @@ class Table:
     delimiter: str
     needed: tuple[str, ...]
     """Columns without which the file is not the published one."""
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: list[Reject] = field(default_factory=list)
     """Lines with another number of fields or a NUL, as they are met."""
     columns: tuple[str, ...] = ()
 
@@ -136,7 +136,7 @@ class Table:
             if len(cells) != len(self.columns):
                 fault = f"{len(cells)} fields, the first line has {len(self.columns)}"
             if fault:
-                self.rejected.append(Rejected(id=here, reason="bad-row", detail=fault))
+                self.rejected.append(Reject(id=here, reason="bad-row", detail=fault))
             else:
                 yield here, dict(zip(self.columns, cells, strict=True))
 

@@ -1,7 +1,7 @@
 """The manifest: the clips of a corpus, which every adapter returns and every later stage starts from.
 
 A manifest file is JSON Lines, one clip a line, its keys the fields of `Clip` (`end_s` may be null). A row that cannot
-be used is rejected with its reason (`Rejected`), never silently. The corpus `manifest` reads such a file: the way to
+be used is rejected with its reason (`Reject`), never silently. The corpus `manifest` reads such a file: the way to
 bring in any corpus without an adapter.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from sage_scale.config import Corpus
 from sage_scale.corpora.folder import CorpusFolder, NameIndex, table_text
-from sage_scale.errors import UsageError
+from sage_scale.errors import Reject, UsageError
 from sage_scale.text.languages import language_tag
 from sage_scale.untrusted.files import expanded, lines
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
@@ -58,31 +58,12 @@ class Clip:
         return hashlib.sha256(self.id.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """A rejected clip or row, with a short stable reason and one line of detail."""
-
-    id: str
-    reason: str
-    detail: str = ""
-
-    @property
-    def expected(self) -> bool:
-        """Whether nothing went wrong (`is_expected`)."""
-        return is_expected(self.reason)
-
-
-def is_expected(reason: str) -> bool:
-    """Returns whether a reject was asked for by the recipe, is gone from the web, or is a file that is no clip."""
-    return reason.startswith("filter-") or reason in ("not-downloaded", "unmatched", "chapter")
-
-
 @dataclass(frozen=True)
 class Manifest:
     """The clips of a corpus, in a fixed order, and the rows rejected while reading it."""
 
     clips: tuple[Clip, ...]
-    rejected: tuple[Rejected, ...] = ()
+    rejected: tuple[Reject, ...] = ()
     notes: tuple[tuple[str, int], ...] = ()
     """Changes made while reading that lose nothing, with their counts."""
 
@@ -134,7 +115,7 @@ def from_json_lines(text: str, language: str = "de") -> Manifest:
     """
     known = {field.name for field in dataclasses.fields(Clip)}
     clips: dict[str, Clip] = {}
-    rejected: list[Rejected] = []
+    rejected: list[Reject] = []
     for number, line in enumerate(lines(text), start=1):
         if not line.strip():
             continue
@@ -142,7 +123,7 @@ def from_json_lines(text: str, language: str = "de") -> Manifest:
         try:
             row = parse_json_object(line)
         except InvalidJSON as error:
-            rejected.append(Rejected(id=here, reason="bad-row", detail=str(error)))
+            rejected.append(Reject(id=here, reason="bad-row", detail=str(error)))
             continue
         values = {key: row[key] for key in row if key in known}
         reason, detail = _fault(values)
@@ -154,7 +135,7 @@ def from_json_lines(text: str, language: str = "de") -> Manifest:
             elif name in clips:
                 reason, detail = "repeated-id", "an earlier line has the same id"
         if reason:
-            rejected.append(Rejected(id=name, reason=reason, detail=f"{here}: {detail}"))
+            rejected.append(Reject(id=name, reason=reason, detail=f"{here}: {detail}"))
         else:
             clips[name] = Clip(**values)
     return Manifest(tuple(clips.values()), tuple(rejected))

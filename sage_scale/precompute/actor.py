@@ -27,8 +27,7 @@ from typing import Any
 
 from sage_scale.config import Recipe
 from sage_scale.config.extension import import_plugins
-from sage_scale.corpora.manifest import Rejected
-from sage_scale.errors import ClipRejected, DatasetError, SageError, StorageError, UsageError
+from sage_scale.errors import ClipRejected, DatasetError, Reject, SageError, StorageError, UsageError
 from sage_scale.precompute.environment import Environment, environment_here
 from sage_scale.precompute.memory import MemoryGuard
 from sage_scale.precompute.plan import Unit
@@ -39,7 +38,7 @@ from sage_scale.shards import Sample, publish_shard, restore_marker
 from sage_scale.shards.index import ShardIndex
 from sage_scale.shards.layout import REMOVED, Marker, tar_name
 from sage_scale.shards.rejects import removed_keys_if_announced, removed_reject
-from sage_scale.shards.writer import write_indexed
+from sage_scale.shards.writer import write_shard
 from sage_scale.storage import Store, open_store
 from sage_scale.untrusted.display import redacted
 from sage_scale.untrusted.files import expanded
@@ -199,7 +198,7 @@ class UnitWorker:
                 tar = draft.enter_context(self.store.draft(scratch))
                 rejects = [self.rejected(row.id, row.reason, row.detail) for row in unit.rejected]
                 samples = self._samples(unit, rejects, current, report, alone)
-                index = write_indexed(
+                index = write_shard(
                     tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest
                 )
                 current.clear()
@@ -248,10 +247,10 @@ class UnitWorker:
                     stages = {**self.maker.take_stages(), "write": time.perf_counter() - begun}
                 report(ClipDone(clip=clip.id, stages=stages, notes=self.stats.take_notes(), **of_outcome))
 
-    def rejected(self, clip: str, reason: str, detail: str) -> Rejected:
+    def rejected(self, clip: str, reason: str, detail: str) -> Reject:
         """Returns a reject without the corpus' folder, which would make the shard depend on the machine."""
         root = self.recipe.corpus.root.rstrip("/")
-        return Rejected(
+        return Reject(
             id=clip, reason=reason, detail=redacted(detail.replace(f"{root}/", "") if root else detail)
         )
 

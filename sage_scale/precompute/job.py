@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.corpora.manifest import Manifest, is_expected
-from sage_scale.errors import RecipeError, StorageError, UsageError
+from sage_scale.corpora.manifest import Manifest
+from sage_scale.errors import RecipeError, StorageError, UsageError, is_expected
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.environment import (
     Environment,

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from sage_scale.corpora.manifest import Clip, Manifest, Rejected, is_expected
+from sage_scale.corpora.manifest import Clip, Manifest
+from sage_scale.errors import Reject, is_expected
 from sage_scale.parallel import map_threads
 from sage_scale.shards import Dataset, UnitListing
 from sage_scale.shards.addition_plan import AddedUnit, AdditionPlan
-from sage_scale.shards.layout import Reject
 from sage_scale.shards.rejects import read_rejects, reject_key
 
 
@@ -39,7 +39,7 @@ class Unit:
     split: str
     clips: tuple[Clip, ...]
     """The clips, in the order of their samples in the tar."""
-    rejected: tuple[Rejected, ...] = ()
+    rejected: tuple[Reject, ...] = ()
     """Manifest rows rejected while reading; they are recorded in the first unit."""
 
     @property
@@ -84,7 +84,7 @@ def without_repeats(manifest: Manifest) -> Manifest:
     for clip in manifest.clips:
         if clip.id in kept:
             detail = "an earlier clip of the manifest has this id"
-            rejected.append(Rejected(id=clip.id, reason="repeated-id", detail=detail))
+            rejected.append(Reject(id=clip.id, reason="repeated-id", detail=detail))
         else:
             kept[clip.id] = clip
     return Manifest(tuple(kept.values()), tuple(rejected))
@@ -97,7 +97,7 @@ def units_of(plan: AdditionPlan, clips: Mapping[str, Clip]) -> list[Unit]:
             number=number,
             split=unit.split,
             clips=tuple(clips[clip] for clip in unit.clips),
-            rejected=tuple(Rejected(**row) for row in unit.rejected),
+            rejected=tuple(Reject(**row) for row in unit.rejected),
         )
         for number, unit in enumerate(plan.units, start=plan.first_unit)
         if all(clip in clips for clip in unit.clips)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import queue
 import tempfile
-import threading
 from collections.abc import Generator, Iterator, Sequence
-from typing import IO, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +30,7 @@ BUFFER_BYTES = 256 * 2**20
 """Most memory of finished samples that wait for their turn, bytes; further ones wait in a file."""
 
 Outcome = Sample | ClipRejected
+T = TypeVar("T")
 
 
 class UnitClips:
@@ -62,7 +62,7 @@ class UnitClips:
     def _outcomes(self) -> Generator[tuple[int, Outcome], None, None]:
         """Yields (number in `clips`, outcome) as the outcomes become known."""
         batches = self.maker.batches()
-        with Prefetch(self._decode()) as decoded:
+        with one_ahead(self._decode()) as decoded:
             while True:
                 with self.maker.stage("decode"):
                     got = next(decoded, None)
@@ -98,7 +98,7 @@ class UnitClips:
         self.current = None
         return number, outcome
 
-    def _decode(self) -> Iterator[tuple[int, DecodedClip | ClipRejected]]:
+    def _decode(self) -> Generator[tuple[int, DecodedClip | ClipRejected], None, None]:
         by_video: dict[str, list[int]] = {}
         for number, clip in enumerate(self.clips):
             by_video.setdefault(clip.video, []).append(number)
@@ -110,59 +110,20 @@ class UnitClips:
                 yield numbers[position], decoded
 
 
-class Prefetch:
-    """Takes items from an iterator in a thread, one ahead of its user; as a context manager it ends the thread.
+@contextlib.contextmanager
+def one_ahead(items: Generator[T, None, None]) -> Iterator[Iterator[T]]:
+    """Yields an iterator of the items, each made by a thread while its predecessor is used: two exist at most."""
+    with contextlib.closing(items), ThreadPoolExecutor(1, "decode ahead") as thread:
+        yield _taken(items, thread)
 
-    The next item is begun when the last one was taken, so that there are never more than two.
-    """
 
-    def __init__(self, items: Iterator[Any]) -> None:
-        self._items = items
-        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="decode ahead", daemon=True)
-
-    def __enter__(self) -> Iterator[Any]:
-        self._thread.start()
-        return self._taken()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                self._take(timeout_s=0.05)
-        self._thread.join()
-
-    def _taken(self) -> Iterator[Any]:
-        while True:
-            kind, value = self._take()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-            del value
-
-    def _take(self, timeout_s: float | None = None) -> tuple[str, Any]:
-        taken = self._ready.get(timeout=timeout_s)
-        self._ready.task_done()
-        return taken
-
-    def _run(self) -> None:
-        try:
-            for item in self._items:
-                self._ready.put(("item", item))
-                del item
-                self._ready.join()
-                if self._stop.is_set():
-                    return
-            self._ready.put(("end", None))
-        except BaseException as error:
-            self._ready.put(("error", error))
-        finally:
-            close = getattr(self._items, "close", None)
-            if close is not None:
-                close()
+def _taken(items: Iterator[T], thread: ThreadPoolExecutor) -> Iterator[T]:
+    end: Any = object()
+    future = thread.submit(next, items, end)
+    while (item := future.result()) is not end:
+        future = thread.submit(next, items, end)
+        yield item
+        del item
 
 
 class ReorderBuffer:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from sage_scale.errors import DatasetError, NoDataset
+from sage_scale.errors import DatasetError, NoDataset, Reject
 from sage_scale.shards.dataset import Dataset, open_finished
 from sage_scale.shards.index import (
     RECORD,
@@ -29,7 +29,6 @@ from sage_scale.shards.layout import (
     REJECTS_MEMBER,
     DatasetInfo,
     Marker,
-    Reject,
     UnitListing,
     index_name,
     list_units,

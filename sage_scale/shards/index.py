@@ -21,14 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sage_scale.errors import DatasetError
+from sage_scale.errors import DatasetError, Reject
 from sage_scale.shards.layout import (
     FORMAT,
     REJECTS_MEMBER,
     SHARD_MEMBER,
     VERSION,
     Marker,
-    Reject,
     ShardHeader,
     index_name,
     marker_name,

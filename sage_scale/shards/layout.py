@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import xxhash
 
@@ -28,26 +28,6 @@ _ADDITION = re.compile(r"addition-(\d{4,})\.json")
 _CHECKSUM = b'{"xxh3":"%s",'
 _CHECKSUM_BYTES = len(_CHECKSUM % bytes(32))
 T = TypeVar("T")
-
-
-class RejectLike(Protocol):
-    """A clip that cannot be used, and the reason."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def detail(self) -> str: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reject:
-    """A clip left out of its shard, as stored in the member `__rejects__`."""
-
-    id: str
-    reason: str
-    detail: str = ""
 
 
 class _Document:

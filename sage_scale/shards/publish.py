@@ -20,7 +20,7 @@ from shlex import quote
 import numpy as np
 
 from sage_scale.config.recipe import flat
-from sage_scale.errors import DatasetError, UnitsOpen
+from sage_scale.errors import DatasetError, Reject, UnitsOpen
 from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.dataset import (
     Dataset,
@@ -37,7 +37,6 @@ from sage_scale.shards.layout import (
     REMOVED,
     DatasetInfo,
     Marker,
-    Reject,
     ShardHeader,
     list_units,
     marker_name,
@@ -86,7 +85,7 @@ def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
 def publish_shard(store: Store, tar: Path, index: ShardIndex | None = None) -> Marker:
     """Commit the local tar of a unit (tar, then index, then marker) and return the marker of the stored tar.
 
-    `index` is the tar's index from its writer (`write_indexed`); by default it is read from the tar. If the store
+    `index` is the tar's index from its writer (`write_shard`); by default it is read from the tar. If the store
     already has a tar of this unit and generation, it is valid and the local tar is ignored. If it has a newer
     generation, this writer was presumed dead, and its tar is deleted again.
     """

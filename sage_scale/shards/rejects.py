@@ -16,7 +16,7 @@ from shlex import quote
 
 import numpy as np
 
-from sage_scale.errors import DatasetError
+from sage_scale.errors import DatasetError, Reject
 from sage_scale.parallel import map_threads
 from sage_scale.shards.addition_plan import Addition
 from sage_scale.shards.dataset import Dataset
@@ -27,7 +27,6 @@ from sage_scale.shards.layout import (
     REMOVED,
     VERSION,
     Marker,
-    Reject,
     canonical_json,
     index_name,
     sample_key,

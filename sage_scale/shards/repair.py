@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import Literal
 
-from sage_scale.errors import DatasetError
+from sage_scale.errors import DatasetError, Reject
 from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.damage import DamagedUnit, DatasetState, LostClip, find_damage, read_state
 from sage_scale.shards.layout import (
@@ -20,7 +20,6 @@ from sage_scale.shards.layout import (
     DATASET_JSON,
     INDEX_JSON,
     DatasetInfo,
-    Reject,
     ShardHeader,
     index_name,
     list_units,

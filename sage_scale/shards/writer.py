@@ -13,13 +13,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sage_scale.errors import DatasetError, StorageError
+from sage_scale.errors import DatasetError, Reject, StorageError
 from sage_scale.shards.index import IndexBuilder, ShardIndex
 from sage_scale.shards.layout import (
     REJECTS_MEMBER,
     SHARD_MEMBER,
-    Reject,
-    RejectLike,
     ShardHeader,
     canonical_json,
 )
@@ -31,33 +29,18 @@ from sage_scale.storage import MAX_OBJECT_BYTES
 def write_shard(
     path: Path,
     samples: Iterable[Sample],
-    rejects: Iterable[RejectLike] = (),
-    *,
-    unit: int,
-    split: str,
-    dataset: str,
-) -> Path:
-    """Writes a shard's tar to the local file `path` (replacing it) and returns the path.
-
-    Members: `__shard__`, then the samples in the order given, then `__rejects__`. `dataset` is the digest of
-    dataset.json. Samples are consumed one by one, so that memory never holds a whole shard. Raises DatasetError for a
-    sample that breaks the contract or belongs to another split, StorageError where the disk is full; `path` is then
-    gone.
-    """
-    write_indexed(path, samples, rejects, unit=unit, split=split, dataset=dataset)
-    return path
-
-
-def write_indexed(
-    path: Path,
-    samples: Iterable[Sample],
-    rejects: Iterable[RejectLike] = (),
+    rejects: Iterable[Reject] = (),
     *,
     unit: int,
     split: str,
     dataset: str,
 ) -> ShardIndex:
-    """As `write_shard`, but returns the index that `build_index` would read from the tar."""
+    """Writes a shard's tar to the local file `path`, and returns the index that `build_index` would read from it.
+
+    Members: `__shard__`, the samples in the order given, `__rejects__`. `dataset` is the digest of dataset.json.
+    Samples are consumed one by one: memory never holds a whole shard. Raises DatasetError for a sample that breaks the
+    contract or belongs to another split, StorageError where the disk is full; `path` is then gone.
+    """
     header = ShardHeader(unit=unit, split=split, dataset=dataset)
     builder = IndexBuilder(str(path))
     with _new_tar(path, header) as tar:
@@ -75,7 +58,7 @@ def write_indexed(
 
 
 def write_copies(
-    path: Path, header: ShardHeader, samples: Iterable[bytes], rejects: Iterable[RejectLike] = ()
+    path: Path, header: ShardHeader, samples: Iterable[bytes], rejects: Iterable[Reject] = ()
 ) -> Path:
     """Writes a shard's tar from the stored bytes of samples, headers and padding included. Errors as `write_shard`."""
     with _new_tar(path, header) as tar:
@@ -105,9 +88,9 @@ class _Tar:
     def member(self, name: str, data: bytes) -> None:
         self.write(header(name, len(data)) + data + padding(len(data)))
 
-    def finish(self, rejects: Iterable[RejectLike]) -> tuple[Reject, ...]:
+    def finish(self, rejects: Iterable[Reject]) -> tuple[Reject, ...]:
         """Writes `__rejects__` and the end of the tar. Returns the rejects as stored."""
-        stored = tuple(Reject(id=r.id, reason=r.reason, detail=r.detail) for r in rejects)
+        stored = tuple(rejects)
         self.member(REJECTS_MEMBER, canonical_json([dataclasses.asdict(reject) for reject in stored]))
         self.write(END)
         return stored

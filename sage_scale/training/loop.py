@@ -125,6 +125,7 @@ class Loop:
             return self._train(compute, evaluate)
         except BaseException:
             self.saver.wait_briefly()
+            self.log.end_progress()
             raise
 
     def _train(self, compute: Compute, evaluate: Evaluate) -> TrainingProgress:
@@ -288,9 +289,11 @@ class Loop:
                 f"{metrics.skipped:.0f} damaged samples skipped at step {progress.step}; each rank names its own"
             )
         left = progress.seconds * max(1 - self.fraction, 0) / max(self.fraction, 1e-9)
-        self.log.line(
+        self.log.progress(
+            progress.step,
+            self.total_steps,
             f"step {progress.step}/{self.total_steps}  loss {metrics.loss:.3f}  lr {rate:.2g}  "
-            f"{metrics.samples_per_s:.0f} clips/s  {clock(left)} left"
+            f"{metrics.samples_per_s:.0f} clips/s  {clock(left)} left",
         )
 
     def _evaluate_once(self, evaluate: Evaluate) -> None:
@@ -326,10 +329,10 @@ class Loop:
     def _say(self, line: str) -> None:
         """Print a line from this rank alone; the saving thread calls it, too."""
         if self.engine.ranks.is_main:
-            self.log.line(line, now=True)
+            self.log.say(line)
         else:
             tell(f"{self.name}: rank {self.engine.ranks.rank}: {line}")
 
     def _say_once(self, line: str) -> None:
         """Print a line that all ranks have in common, once, from rank 0."""
-        self.log.line(line, now=True)
+        self.log.say(line)

@@ -1,4 +1,4 @@
-"""Output of a stage: `log.jsonl`, TensorBoard curves and a progress line on the terminal."""
+"""Output of a stage: `log.jsonl`, TensorBoard curves and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,7 @@ from sage_scale.errors import RecipeError
 from sage_scale.untrusted.display import json_text
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json
-from sage_scale.untrusted.printer import redraw, tell
-
-LINE_EVERY_S = 5.0
-"""Seconds between progress lines where there is no terminal."""
+from sage_scale.untrusted.progress import Progress
 
 
 class StageLog:
@@ -30,12 +25,12 @@ class StageLog:
         """`wandb` names a Weights & Biases project that also receives the numbers, as its run `run`/`name`."""
         self.name = name
         self.active = active
-        self._last_line = 0.0
         self._wandb: Any = None
         if not active:
             return
         if wandb:
             self._wandb = _wandb_run(wandb, f"{run}/{name}", folder)
+        self._progress = Progress().__enter__()
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,22 +54,27 @@ class StageLog:
             # Its own step may not go back, which a resumed run's does: ours is a value like the others.
             self._wandb.log({**numbers, "step": step})
 
-    def line(self, text: str, now: bool = False) -> None:
-        """Show a progress line: redrawn in place on a terminal, a plain line every few seconds elsewhere."""
-        if not self.active:
-            return
-        terminal = sys.stderr.isatty()
-        since = time.monotonic() - self._last_line
-        if not now and since < (0.2 if terminal else LINE_EVERY_S):
-            return
-        self._last_line = time.monotonic()
-        (redraw if terminal and not now else tell)(f"{self.name}: {text}")
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Show steps done: a bar on a terminal, a plain line every few seconds elsewhere."""
+        if self.active:
+            self._progress.update(done, total, lambda: f"{self.name}: {text}")
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        if self.active:
+            self._progress.say(f"{self.name}: {text}")
+
+    def end_progress(self) -> None:
+        """Remove the bar from the terminal."""
+        if self.active:
+            self._progress.__exit__()
 
     def close(self) -> None:
         """Flush and close the files."""
         if self.active:
             self._file.close()
             self._tensorboard.close()
+            self.end_progress()
             if self._wandb is not None:
                 self._wandb.finish()
 

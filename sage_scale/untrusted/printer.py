@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
@@ -50,19 +49,15 @@ def tell(*lines: object, stream: IO[str] | None = None) -> None:
     stream.flush()
 
 
-def redraw(line: str) -> None:
-    """Shows a line on the terminal in place of the one shown by `redraw` before; the next `tell` removes it."""
-    sys.stderr.write(_CLEARED)
-    _write(sys.stderr, _scrubbed(line)[: shutil.get_terminal_size().columns - 1])
-    sys.stderr.flush()
-
-
 def console(stream: IO[str], width: int | None = None) -> Console:
     """Returns a rich console on `stream` that escapes its strings and gives no meaning to brackets within them."""
     from rich.console import Console
     from rich.text import Text
 
     class Scrubbed(Console):
+        def show_cursor(self, show: bool = True) -> bool:
+            return False  # a process that ends early would leave it hidden
+
         def render_str(self, text: str, **options: Any) -> Text:
             options.update(markup=False, emoji=False, highlight=False)
             return super().render_str("\n".join(map(_scrubbed, text.split("\n"))), **options)

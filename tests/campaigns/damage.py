@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from factories.datasets import SIZE, STRIDE, WIDTH, make_sample, stream_recipe, write_dataset
+from factories.datasets import SIZE, STRIDE, WIDTH, make_sample, publish, stream_recipe, write_dataset
 
 from sage_scale.config import Recipe
-from sage_scale.shards import Dataset, Sample, publish_shard, write_shard
+from sage_scale.shards import Dataset, Sample
 from sage_scale.shards.tar import Member, walk
 from sage_scale.storage import Store, open_store
 from sage_scale.streaming import Batch, open_stream
@@ -210,13 +208,9 @@ def stale_index(rig: Rig, rng: np.random.Generator) -> Hit:
     made = [
         sample_of(f"new {rng.integers(0, 10**9)} {n}", split, rig.recipe.vision.kind) for n in range(clips)
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        for ending in ("tar", "idx", "json"):
-            rig.store.delete(f"{unit:06d}.{ending}")
-        tar = Path(folder) / "new.tar"
-        publish_shard(
-            rig.store, write_shard(tar, made, unit=unit, split=split, dataset=rig.dataset.info.digest)
-        )
+    for ending in ("tar", "idx", "json"):
+        rig.store.delete(f"{unit:06d}.{ending}")
+    publish(rig.store, made, unit=unit, split=split, dataset=rig.dataset.info.digest)
     return Hit((f"{unit:06d}.tar",))
 
 

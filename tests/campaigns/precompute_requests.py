@@ -38,7 +38,7 @@ from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.job import PrecomputeJob
 from sage_scale.precompute.sample_maker import source_name
 from sage_scale.shards import Sample, finish_dataset, publish_shard
-from sage_scale.shards.writer import write_indexed
+from sage_scale.shards.writer import write_shard
 from sage_scale.storage import open_store
 
 
@@ -115,7 +115,7 @@ def make_output(url: str, shards: int) -> None:
             unit = run.units[number]
             with store.draft(Path(scratch) / f"{number}.tar") as tar:
                 made = [sample(clip) for clip in unit.clips]
-                index = write_indexed(tar, made, unit=number, split=unit.split, dataset=digest)
+                index = write_shard(tar, made, unit=number, split=unit.split, dataset=digest)
                 publish_shard(store, tar, index)
 
         list(threads.map(make, range(shards)))

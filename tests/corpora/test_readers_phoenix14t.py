@@ -160,10 +160,11 @@ def test_statistics_counts_what_is_there_and_what_is_odd() -> None:
         Clip(id="5", video="x", split="unlabelled", frames=50),
         Clip(id="6", video="v", start_s=11, end_s=12, sentence="d"),
     ]
-    from sage_scale.corpora.manifest import Manifest, Rejected
+    from sage_scale.corpora.manifest import Manifest
+    from sage_scale.errors import Reject
 
     statistics = corpus_statistics(
-        Manifest(tuple(clips), (Rejected(id="7", reason="missing"),)), {"v": 10.0, "w": 36.0}
+        Manifest(tuple(clips), (Reject(id="7", reason="missing"),)), {"v": 10.0, "w": 36.0}
     )
     train = next(split for split in statistics.splits if split.name == "train")
     assert (train.clips, train.videos, train.signers, train.sentences, train.words) == (4, 1, 2, 4, 4)

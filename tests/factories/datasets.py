@@ -17,6 +17,7 @@ from sage_scale.config import Recipe, Stream, Vision
 from sage_scale.shards import (
     Dataset,
     DatasetInfo,
+    Marker,
     PlannedUnit,
     Reject,
     Sample,
@@ -111,12 +112,17 @@ def write_dataset(
         for unit, (split, samples) in enumerate(units)
     )
     started = start_dataset(store, DatasetInfo(**described | {"units": tuple(planned)} | info))
-    with tempfile.TemporaryDirectory() as scratch:
-        for unit, (split, samples) in enumerate(units if finish else units[:-1]):
-            named = {"unit": unit, "split": split, "dataset": started.digest}
-            tar = write_shard(Path(scratch) / f"{unit}.tar", samples, rejected.get(unit, []), **named)
-            publish_shard(store, tar)
+    for unit, (split, samples) in enumerate(units if finish else units[:-1]):
+        publish(store, samples, rejected.get(unit, []), unit=unit, split=split, dataset=started.digest)
     return finish_dataset(store) if finish else None
+
+
+def publish(store: Store, samples: Sequence[Sample], rejects: Sequence[Reject] = (), **named: Any) -> Marker:
+    """Write a shard of these samples and commit it; `named` are unit, split and dataset."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tar = Path(scratch) / "new.tar"
+        write_shard(tar, samples, rejects, **named)
+        return publish_shard(store, tar)
 
 
 def make_dataset(store: Store, kind: str = "features", finish: bool = True, clips: int = 6) -> Dataset:

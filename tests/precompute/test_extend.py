@@ -19,8 +19,8 @@ from factories.precompute import (
 )
 from factories.videos import write_square
 
-from sage_scale.corpora.manifest import Manifest, Rejected
-from sage_scale.errors import TooManyRejects, UsageError
+from sage_scale.corpora.manifest import Manifest
+from sage_scale.errors import Reject, TooManyRejects, UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import Dataset, open_dataset, verify_dataset
 from sage_scale.shards.remove import remove_clips
@@ -187,7 +187,7 @@ def test_a_video_downloaded_since_is_new_and_an_unreadable_one_is_for_retry_reje
     recipe = recipe_for(root, shards={"max_reject_rate": 0.2})
     clips = manifest_of(recipe).clips
     absent, rest = clips[5], (*clips[:5], *clips[6:])
-    rows = (Rejected(id=absent.id, reason="not-downloaded", detail="no file of that name"),)
+    rows = (Reject(id=absent.id, reason="not-downloaded", detail="no file of that name"),)
     out = tmp_path / "out"
     first = run_here(recipe, out, manifest=Manifest(rest, rows)).execute()
     assert (first.clips, first.rejects) == (CLIPS, 2)
@@ -204,7 +204,7 @@ def test_a_video_downloaded_since_is_new_and_an_unreadable_one_is_for_retry_reje
 def test_new_rows_that_are_set_aside_are_told_once(base, larger, tmp_path) -> None:
     out = shutil.copytree(base, tmp_path / "out")
     recipe = recipe_for(larger, shards={"max_reject_rate": 0.2})
-    rows = (Rejected(id="line 9", reason="bad-row", detail=f"{larger}/train.tsv has no end"),)
+    rows = (Reject(id="line 9", reason="bad-row", detail=f"{larger}/train.tsv has no end"),)
     manifest = Manifest(manifest_of(recipe).clips, rows)
     for _ in range(2):
         summary = run_here(recipe, out, manifest=manifest, extend=True).execute()

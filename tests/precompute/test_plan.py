@@ -5,7 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_scale.corpora.manifest import Clip, Manifest, Rejected
+from sage_scale.corpora.manifest import Clip, Manifest
+from sage_scale.errors import Reject
 from sage_scale.precompute.plan import Limits, expected_frames, plan_units, without_repeats
 
 LIMITS = st.builds(
@@ -30,7 +31,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         Clip(id=f"c{i}", video=f"/data/corpus/v{video}.mp4", split=split, frames=frames, end_s=end)
         for i, (video, split, frames, end) in enumerate(rows)
     )
-    rejected = draw(st.sampled_from([(), (Rejected(id="row 3", reason="bad-row"),)]))
+    rejected = draw(st.sampled_from([(), (Reject(id="row 3", reason="bad-row"),)]))
     return Manifest(clips, rejected)
 
 

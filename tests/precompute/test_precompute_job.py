@@ -22,8 +22,8 @@ from factories.precompute import (
 from factories.videos import write_square
 
 from sage_scale.config import override
-from sage_scale.corpora.manifest import Manifest, Rejected
-from sage_scale.errors import CheckpointError, RecipeError, TooManyRejects, UsageError
+from sage_scale.corpora.manifest import Manifest
+from sage_scale.errors import CheckpointError, RecipeError, Reject, TooManyRejects, UsageError
 from sage_scale.precompute.plan import Unit
 from sage_scale.shards import open_dataset, verify_dataset
 from sage_scale.shards.rejects import current_rejects
@@ -240,7 +240,7 @@ def test_a_dataset_without_any_clip_is_no_dataset(tmp_path) -> None:
 def test_rows_set_aside_while_reading_count_as_rejects(corpus_root, tmp_path) -> None:
     recipe = recipe_for(corpus_root, shards={"max_reject_rate": 0.2})
     clips = manifest_of(recipe).clips
-    rows = (Rejected(id="line 9", reason="bad-row", detail=f"{corpus_root}/train.tsv has no end"),)
+    rows = (Reject(id="line 9", reason="bad-row", detail=f"{corpus_root}/train.tsv has no end"),)
     summary = run_here(recipe, tmp_path / "out", manifest=Manifest(clips, rows)).execute()
     assert (summary.clips, summary.rejects, summary.reasons) == (CLIPS + 2, 1, {"bad-row": 1})
     assert b"train.tsv has no end" in (tmp_path / "out" / "000000.tar").read_bytes()

@@ -210,7 +210,7 @@ def test_a_failure_names_the_clip_in_work_also_before_its_turn(tmp_path: Path, m
 def test_no_more_than_two_clips_are_decoded_at_a_time() -> None:
     import threading
 
-    from sage_scale.precompute.unit_clips import Prefetch
+    from sage_scale.precompute.unit_clips import one_ahead
 
     alive, most, lock = 0, 0, threading.Lock()
 
@@ -226,7 +226,7 @@ def test_no_more_than_two_clips_are_decoded_at_a_time() -> None:
             with lock:
                 alive -= 1
 
-    with Prefetch(Picture() for _ in range(20)) as items:
+    with one_ahead(Picture() for _ in range(20)) as items:
         count = 0
         for item in items:
             count += 1
@@ -237,7 +237,7 @@ def test_no_more_than_two_clips_are_decoded_at_a_time() -> None:
         yield 1
         raise OSError("broken")
 
-    with Prefetch(fails()) as items, pytest.raises(OSError, match="broken"):
+    with one_ahead(fails()) as items, pytest.raises(OSError, match="broken"):
         list(items)
-    with Prefetch(iter(range(10**9))) as items:
+    with one_ahead(n for n in range(10**9)) as items:
         assert next(items) == 0  # and leaving does not wait for the rest

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from factories.datasets import equal, make_dataset, make_sample, snapshot
+from factories.datasets import equal, make_dataset, make_sample, publish, snapshot
 
 from sage_scale.errors import DatasetError, UnitsOpen
 from sage_scale.shards import (
@@ -22,12 +22,10 @@ from sage_scale.shards import (
     finish_dataset,
     list_units,
     open_dataset,
-    publish_shard,
     read_metadata,
     read_rejects,
     rebuild_index,
     start_dataset,
-    write_shard,
 )
 from sage_scale.shards.dataset import index_json
 from sage_scale.shards.index import RECORD
@@ -48,11 +46,9 @@ def store(tmp_path: Path) -> Store:
     return open_store(tmp_path / "data")
 
 
-def publish(store: Store, scratch: Path, unit: int, split: str, *clips: str, info: DatasetInfo = INFO):
+def put_unit(store: Store, unit: int, split: str, *clips: str, info: DatasetInfo = INFO):
     samples = [make_sample(clip, split=split) for clip in clips]
-    return publish_shard(
-        store, write_shard(scratch / "local.tar", samples, unit=unit, split=split, dataset=info.digest)
-    )
+    return publish(store, samples, unit=unit, split=split, dataset=info.digest)
 
 
 @pytest.mark.parametrize("kind", ["features", "frames"])
@@ -88,7 +84,7 @@ def test_a_second_start_must_mean_the_same_dataset(store: Store) -> None:
 
 def test_open_units_are_named_and_what_to_do(store: Store, tmp_path: Path) -> None:
     start_dataset(store, INFO)
-    publish(store, tmp_path, 0, "train", "a", "b")
+    put_unit(store, 0, "train", "a", "b")
     for opening in (lambda: open_dataset(store), lambda: finish_dataset(store)):
         with pytest.raises(
             (DatasetError, UnitsOpen), match=r"1 of 2 units are open \(000001\); run the same"
@@ -97,7 +93,7 @@ def test_open_units_are_named_and_what_to_do(store: Store, tmp_path: Path) -> No
     assert not store.exists("index.json")
     part = open_dataset(store, unfinished=True)
     assert part.splits == {"train": 2} and not part.finished
-    publish(store, tmp_path, 1, "dev", "c")
+    put_unit(store, 1, "dev", "c")
     with pytest.raises(DatasetError, match=r"index\.json is missing"):
         open_dataset(store)
     assert finish_dataset(store).splits == {"train": 2, "dev": 1}
@@ -111,9 +107,9 @@ def test_places_without_a_dataset(tmp_path: Path) -> None:
 
 def test_the_stored_tar_is_the_truth(store: Store, tmp_path: Path) -> None:
     start_dataset(store, INFO)
-    first = publish(store, tmp_path, 0, "train", "a", "b")
+    first = put_unit(store, 0, "train", "a", "b")
     before = snapshot(store)
-    assert publish(store, tmp_path, 0, "train", "other", "clips") == first
+    assert put_unit(store, 0, "train", "other", "clips") == first
     assert snapshot(store) == before
 
 
@@ -143,15 +139,15 @@ def test_the_order_of_arrival_leaves_no_trace(tmp_path: Path) -> None:
     for store, order in ((one, (0, 1)), (two, (1, 0))):
         start_dataset(store, INFO)
         for unit in order:
-            publish(store, tmp_path, unit, ("train", "dev")[unit], *(("a", "b"), ("c",))[unit])
+            put_unit(store, unit, ("train", "dev")[unit], *(("a", "b"), ("c",))[unit])
         finish_dataset(store)
     assert snapshot(one) == snapshot(two)
 
 
 def test_a_shard_of_another_unit_or_dataset_is_refused(store: Store, tmp_path: Path) -> None:
     start_dataset(store, INFO)
-    publish(store, tmp_path, 0, "train", "a", info=replace(INFO, recipe="another"))
-    publish(store, tmp_path, 1, "dev", "c")
+    put_unit(store, 0, "train", "a", info=replace(INFO, recipe="another"))
+    put_unit(store, 1, "dev", "c")
     with pytest.raises(DatasetError, match="another unit or dataset"):
         finish_dataset(store)
     store.delete("000000.json")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories.datasets import equal, fill, make_dataset, make_sample, snapshot
+from factories.datasets import equal, fill, make_dataset, make_sample, publish, snapshot
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, UsageError
@@ -23,7 +23,6 @@ from sage_scale.shards import (
     read_rejects,
     sample_key,
     verify_dataset,
-    write_shard,
 )
 from sage_scale.shards.rejects import removed_keys
 from sage_scale.shards.remove import remove_clips
@@ -140,9 +139,9 @@ def test_a_writer_that_was_thought_dead_brings_nothing_back(store: Store, whole,
 
 
 def test_two_removals_of_one_shard_at_once_both_hold(store: Store, whole, monkeypatch) -> None:
-    from sage_scale.shards import publish
+    from sage_scale.shards import publish as writing
 
-    first = publish.publish_copies
+    first = writing.publish_copies
     other = fill(open_store(Path(store.url).parent / "other"), whole)
     remove_clips(other, ["train-0-4"])
     winner = other.get("000000.g1.tar")
@@ -152,7 +151,7 @@ def test_two_removals_of_one_shard_at_once_both_hold(store: Store, whole, monkey
             to.put("000000.g1.tar", winner)
         return first(to, header, pieces, rejects)
 
-    monkeypatch.setattr(publish, "publish_copies", beaten)
+    monkeypatch.setattr(writing, "publish_copies", beaten)
     remove_clips(store, ["train-0-2"])
     clips = set(clips_of(open_dataset(store)))
     assert not {"train-0-2", "train-0-4"} & clips and len(clips) == 12
@@ -167,7 +166,7 @@ def test_clips_of_units_still_to_be_made_are_left_out_when_they_are_made(tmp_pat
     assert list_units(store).generation == {0: 0, 1: 1} and not list_units(store).superseded
     info = open_dataset(store, unfinished=True).info
     samples = [make_sample(f"dev-2-{n}", split="dev") for n in range(2)]  # by a writer that does not look
-    publish_shard(store, write_shard(tmp_path / "2.tar", samples, unit=2, split="dev", dataset=info.digest))
+    publish(store, samples, unit=2, split="dev", dataset=info.digest)
     finish_dataset(store)
     assert "dev-2-0" not in set(clips_of(open_dataset(store)))
     assert verify_dataset(store).problems == ()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories.datasets import fill, make_sample, snapshot
+from factories.datasets import fill, make_sample, publish, snapshot
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, StorageError
-from sage_scale.shards import open_dataset, publish_shard, sample_key, verify_dataset, write_shard
+from sage_scale.shards import open_dataset, sample_key, verify_dataset
 from sage_scale.storage import Store, open_store
 
 Damage = Callable[[Store, np.random.Generator], tuple[str, str]]
@@ -89,8 +89,7 @@ def stale(store: Store, rng: np.random.Generator) -> tuple[str, str]:
     for ending in ("tar", "idx", "json"):
         store.delete(f"{unit:06d}.{ending}")
     samples = [make_sample(f"new {rng.integers(0, 1000)} {n}") for n in range(6)]
-    tar = Path(store.url).parent / "new.tar"
-    publish_shard(store, write_shard(tar, samples, unit=unit, split="train", dataset=info.digest))
+    publish(store, samples, unit=unit, split="train", dataset=info.digest)
     return f"{unit:06d}.tar", ""
 
 

@@ -218,14 +218,14 @@ def test_members_that_do_not_stand_side_by_side_are_told(tmp_path: Path, capsys)
     """They are pieces for webdataset as well, which says nothing."""
     path = write_tar(tmp_path / "a.tar", "0.jpg", "1.jpg", "2.jpg", "2.txt", "0.txt", "1.txt", "0.json")
     said = shards(capsys, "index", tmp_path)
-    assert "odd: 3 x sample whose members do not stand side by side" in said and "'0' in a.tar" in said
+    assert "odd: 3 x sample whose members are not adjacent" in said and "'0' in a.tar" in said
     assert ours(tmp_path) == theirs(path) and len(theirs(path)) == 6
     write_tar(tmp_path / "a.tar", "0.jpg", "0.txt", "1.jpg", "0.jpg", "0.txt")
-    assert "odd: 1 x sample whose key stands in the tar before: '0' in a.tar" in shards(
+    assert "odd: 1 x sample whose key occurs earlier in the tar: '0' in a.tar" in shards(
         capsys, "index", tmp_path
     )
     write_tar(tmp_path / "a.tar", "0.jpg", "0.txt")
     write_tar(tmp_path / "b.tar", "0.jpg", "1.txt")
-    assert "odd: 1 x key that stands in another tar before" in shards(capsys, "index", tmp_path)
+    assert "odd: 1 x key that occurs in an earlier tar" in shards(capsys, "index", tmp_path)
     (tmp_path / "b.tar").unlink()
     assert "odd" not in shards(capsys, "index", tmp_path)

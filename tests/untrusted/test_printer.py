@@ -105,7 +105,6 @@ def test_a_stream_of_any_encoding_takes_every_character(monkeypatch, encoding, t
     printer.echo(text)
     printer.echo_json({"x": text}, indent=1)
     printer.tell(text)
-    printer.redraw(text)
     sys.stdout.flush()
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in (sys.stdout, sys.stderr))  # type: ignore[attr-defined]
     first, _, document = out.partition("\n")

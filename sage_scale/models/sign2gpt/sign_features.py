@@ -123,11 +123,12 @@ def write_sign_features(
         elif number not in listing.done:
             with tempfile.TemporaryDirectory(prefix="sage-scale-") as folder:
                 rows = np.flatnonzero(table.unit == number)
-                tar = write_shard(
-                    Path(folder) / "new.tar", samples(rows), read_rejects(source.store, unit),
+                tar = Path(folder) / "new.tar"
+                index = write_shard(
+                    tar, samples(rows), read_rejects(source.store, unit),
                     unit=number, split=unit.split, dataset=info.digest,
                 )  # fmt: skip
-                publish_shard(store, tar)
+                publish_shard(store, tar, index)
         if progress:
             progress(number + 1, len(source.units), 0)
     return finish_dataset(store)
