@@ -7,15 +7,13 @@ set the AWS_* environment, so that `open_store(bucket.url)` reaches it.
 from __future__ import annotations
 
 import subprocess
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from servers.ceph import ceph_gateway, missing_programs
 from servers.faults import FaultProxy, fault_proxy
-from servers.moto import S3Server, moto_server
+from servers.moto import Bucket, S3Server, moto_server, new_bucket
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +43,6 @@ def no_fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         pytest.fail(f"a fault of sage-scale was printed: {faults[0]}", pytrace=False)
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """A fresh bucket of a running server."""
-
-    server: S3Server
-    name: str
-    url: str
-
-
 @pytest.fixture(scope="session")
 def moto_s3() -> Iterator[S3Server]:
     with moto_server() as server:
@@ -74,13 +63,13 @@ def ceph_s3() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(moto_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A fresh bucket on moto."""
-    return _bucket(moto_s3, monkeypatch)
+    return new_bucket(moto_s3, monkeypatch)
 
 
 @pytest.fixture
 def ceph(ceph_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A fresh bucket on a Ceph gateway."""
-    return _bucket(ceph_s3, monkeypatch)
+    return new_bucket(ceph_s3, monkeypatch)
 
 
 @pytest.fixture
@@ -98,15 +87,3 @@ def behind_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Bucket],
     yield put
     for context in running:
         context.__exit__(None, None, None)
-
-
-def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    import boto3
-
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    name = f"b-{uuid.uuid4().hex[:12]}"
-    boto3.session.Session().client("s3").create_bucket(Bucket=name)
-    return Bucket(server, name, f"s3://{name}/data")

@@ -26,8 +26,9 @@ sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] /
 import numpy as np
 from common import parse
 from damage import WAYS, Hit, Rig, contents, make_rig, stream
+from factories.datasets import equal
 
-from sage_scale.errors import SageError
+from sage_scale.errors import DatasetError, SageError, StorageError
 from sage_scale.shards import verify_dataset
 from sage_scale.streaming import Batch
 
@@ -56,6 +57,7 @@ def look(rig: Rig, hit: Hit) -> Outcome:
     named = any(name in line for name in hit.objects for line in lines)
     whole_index = "index.json" not in hit.objects
     sample_named = not hit.key or any(hit.key in line for line in lines)
+    complaints += misread(rig)
     if any("\n" in line for line in lines):
         complaints.append(f"a message of several lines: {lines}")
     raised, wrong, delivered = False, 0, 0
@@ -85,6 +87,20 @@ def look(rig: Rig, hit: Hit) -> Outcome:
         if kept + lost != len(rig.clips) or bool(lost) != raised:
             complaints.append(f"skip: {kept} delivered, {lost} skipped of {len(rig.clips)}, raised: {raised}")
     return Outcome(bool(lines), named, sample_named, bool(hit.key), raised, wrong, lost, complaints)
+
+
+def misread(rig: Rig) -> list[str]:
+    """Complaints about samples that `Dataset.read`, by the index from before, does not give as written or refuse."""
+    table, complaints = rig.dataset.samples(), []
+    for row in range(len(table)):
+        key, tar = f"{int(table.key[row]):016x}", rig.dataset.units[int(table.unit[row])].tar
+        try:
+            if not equal(rig.dataset.read(table, row), rig.samples[key]):
+                complaints.append(f"sample {key} was read with other content")
+        except (DatasetError, StorageError) as error:
+            if tar not in str(error) or (isinstance(error, DatasetError) and key not in str(error)):
+                complaints.append(f"does not name {tar} and {key}: {error}")
+    return complaints
 
 
 def judge(rig: Rig, batch: Batch) -> int:

@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from factories.datasets import SIZE, STRIDE, WIDTH, make_sample, publish, stream_recipe, write_dataset
+from factories.datasets import (
+    SIZE,
+    STRIDE,
+    WIDTH,
+    make_sample,
+    publish,
+    snapshot,
+    stream_recipe,
+    write_dataset,
+)
 
 from sage_scale.config import Recipe
 from sage_scale.shards import Dataset, Sample
@@ -39,7 +48,10 @@ class Rig:
     whole: dict[str, bytes]
     recipe: Recipe
     dataset: Dataset
+    samples: dict[str, Sample]
+    """As they were written, by key."""
     clips: dict[str, tuple] = field(default_factory=dict)
+    """All that a stream says of each training clip, by key."""
 
     def put(self, name: str, data: bytes) -> None:
         """Replace an object; store.put would flush the disk a thousand times."""
@@ -267,7 +279,8 @@ def make_rig(url: str, kind: str) -> Rig:
     store = open_store(url)
     dataset = write_dataset(store, units, recipe)
     assert dataset is not None
-    rig = Rig(store, {entry.name: store.get(entry.name) for entry in store.list()}, recipe, dataset)
+    samples = {sample.key: sample for _, made in units for sample in made}
+    rig = Rig(store, snapshot(store), recipe, dataset, samples)
     for batch in stream(rig, "raise"):
         rig.clips.update(contents(batch))
     return rig

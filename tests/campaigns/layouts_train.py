@@ -225,9 +225,7 @@ class Grid:
                 clips.setdefault(number, []).extend((epoch, key) for key in keys)
         weights = run / "model" / "frozen.safetensors"
         frozen = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
-        assert frozen or layout.model == "sage" or layout.stage == "pretrain", (
-            "an export without frozen weights"
-        )
+        assert frozen or layout.model == "sage" or layout.stage == "pretrain", "no frozen weights"
         self.known[name] = Told(losses, clips, time.monotonic() - began, frozen)
         told.write_text(json.dumps(dataclasses.asdict(self.known[name])))
         for path in (run / layout.stage / "tensorboard", run / "model"):
@@ -260,14 +258,10 @@ def pairwise() -> list[tuple[Layout, Layout]]:
         for b in range(4):
             stage, norm = kinds[a ^ b]
             layout = Layout(stage, norm, RANKS[a], ZEROS[b])
-            then = ZEROS[a ^ _doubled(b)]
+            # Twice b in the field of four elements makes the second square orthogonal to the first.
+            then = ZEROS[a ^ (0, 2, 3, 1)[b]]
             rows.append((layout, dataclasses.replace(layout, ranks=RESUMED_BY[RANKS[a]], zero=then)))
     return rows
-
-
-def _doubled(value: int) -> int:
-    """Twice a number of the field of four elements, with which the second square is orthogonal to the first."""
-    return (0, 2, 3, 1)[value]
 
 
 def further(some: bool) -> list[Layout]:

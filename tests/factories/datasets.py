@@ -31,6 +31,7 @@ from sage_scale.shards import (
 from sage_scale.shards.dataset import index_json
 from sage_scale.shards.layout import INDEX_JSON, tar_name
 from sage_scale.storage import Store, open_store
+from sage_scale.storage.folder import FolderStore
 
 SIZE, STRIDE, WIDTH = 16, 2, 24
 """Pixels, frame stride and feature width of the datasets that streams read."""
@@ -161,6 +162,35 @@ def fill(store: Store, objects: dict[str, bytes]) -> Store:
     for name, data in objects.items():
         store.put(name, data)
     return store
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+class DyingStore(FolderStore):
+    """Dies before its n-th change."""
+
+    def __init__(self, root: Path, at: int) -> None:
+        super().__init__(root)
+        self.left = at
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+    def put(self, name, data):
+        self._count()
+        return super().put(name, data)
+
+    def put_if_absent(self, name, data):
+        self._count()
+        return super().put_if_absent(name, data)
+
+    def delete(self, name):
+        self._count()
+        return super().delete(name)
 
 
 def stream_recipe(kind: str, views: int = 1, **stream: Any) -> Recipe:

@@ -106,10 +106,6 @@ def run_here(recipe: Recipe, out: Path | str, **settings) -> HereRun:
     return HereRun(recipe=recipe, url=str(out), quiet=True, **settings)
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
-
-
 class Counted(FolderStore):
     """A store that notes every request."""
 

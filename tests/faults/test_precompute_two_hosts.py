@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from factories.precompute import hashes, recipe_for, run_here, write_corpus
-from two_hosts import hosts, why_not
+from two_hosts import hosts, start_s3, why_not
 
 from sage_scale.config import to_yaml
 
@@ -45,22 +45,12 @@ def test_two_hosts_write_one_dataset_to_one_s3_server(tmp_path) -> None:
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe_for(corpus)))
     with hosts("host-a", "host-b", "host-s3") as switch:
         address = switch.addresses
-        environment = {
-            "AWS_ENDPOINT_URL": f"http://{address['host-s3']}:5000", "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
+        s3, keys = start_s3(switch, tmp_path)
+        environment = keys | {
             "PYTHONPATH": str(REPOSITORY), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "disabled",
         }  # fmt: skip
-        out = {name: tmp_path / f"{name}.txt" for name in ("s3", "bucket", "a", "b", "look")}
-        server = [sys.executable, "-c", "from moto.server import main; main(['-H', '0.0.0.0', '-p', '5000'])"]
-        s3 = switch.start("host-s3", server, {}, out["s3"])
-        make = (
-            "import boto3, botocore.config\n"
-            "patient = botocore.config.Config(retries={'max_attempts': 10})\n"
-            "boto3.client('s3', config=patient).create_bucket(Bucket='bucket')\n"
-        )
-        made = switch.start("host-a", [sys.executable, "-c", make], environment, out["bucket"])
-        assert made.wait(60) == 0, out["bucket"].read_text()
+        out = {name: tmp_path / f"{name}.txt" for name in ("s3", "a", "b", "look")}
         # The credentials are the driver's alone: actors elsewhere get them from it.
         bare = {name: value for name, value in environment.items() if not name.startswith("AWS_")}
         there = f"--address={address['host-a']}:6379 --node-ip-address={address['host-b']}"

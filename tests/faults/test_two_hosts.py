@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 from factories.training import make_language_folder, make_shards, tiny_recipe
-from two_hosts import Switch, hosts, why_not
+from two_hosts import Switch, hosts, start_s3, why_not
 
 from sage_scale.config import to_yaml
 
@@ -175,18 +175,7 @@ def test_a_host_that_never_starts_is_named(world, switch):
 
 def test_s3_away_during_a_save_is_told_at_once_and_ends_the_run_in_the_stated_time(world, switch, tmp_path):
     give_up_s = 8
-    server = [sys.executable, "-c", "from moto.server import main; main(['-H', '0.0.0.0', '-p', '5000'])"]
-    s3 = switch.start("host-s3", server, {}, tmp_path / "moto.txt")
-    endpoint = f"http://{switch.addresses['host-s3']}:5000"
-    keys = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
-    make = (
-        "import boto3, botocore.config\n"
-        "patient = botocore.config.Config(retries={'max_attempts': 10})\n"
-        "boto3.client('s3', config=patient).create_bucket(Bucket='bucket')\n"
-    )
-    made = switch.start("host-a", [sys.executable, "-c", make], keys, tmp_path / "bucket.txt")
-    assert made.wait(60) == 0, (tmp_path / "bucket.txt").read_text()
+    s3, keys = start_s3(switch, tmp_path)
     settings = (
         f"pretrain.checkpoints=s3://bucket/runs pretrain.save_every=3 stream.give_up_after_s={give_up_s}"
     )

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,3 +99,19 @@ def hosts(*names: str) -> Iterator[Switch]:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
+
+
+def start_s3(switch: Switch, folder: Path) -> tuple[subprocess.Popen, dict[str, str]]:
+    """Starts an S3 server on host-s3, makes `bucket` from host-a, and returns server and environment of its clients."""
+    server = [sys.executable, "-c", "from moto.server import main; main(['-H', '0.0.0.0', '-p', '5000'])"]
+    process = switch.start("host-s3", server, {}, folder / "s3.txt")
+    keys = {"AWS_ENDPOINT_URL": f"http://{switch.addresses['host-s3']}:5000", "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    make = (
+        "import boto3, botocore.config\n"
+        "patient = botocore.config.Config(retries={'max_attempts': 10})\n"
+        "boto3.client('s3', config=patient).create_bucket(Bucket='bucket')\n"
+    )
+    made = switch.start("host-a", [sys.executable, "-c", make], keys, folder / "bucket.txt")
+    assert made.wait(60) == 0, (folder / "bucket.txt").read_text()
+    return process, keys

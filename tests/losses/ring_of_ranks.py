@@ -8,14 +8,15 @@ find to FOLDER/<group>-<rank>.pt.
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from factories.ranks import fork_all
 from made_tokens import CountedProducts, Options
 
 from sage_scale.losses import Objective, objective_of
@@ -69,21 +70,7 @@ def work(rank: int, world: int, cases: dict, folder: Path) -> None:
 def main(cases_path: str, folder: str, world: int = 4) -> None:
     cases = torch.load(cases_path)
     tiled_module.CPU_TILE = (64, 32)
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                work(rank, world, cases, Path(folder))
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = fork_all(world, lambda rank: work(rank, world, cases, Path(folder)))
     sys.exit(f"ranks ended with {codes}" if any(codes) else 0)
 
 

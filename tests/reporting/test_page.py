@@ -7,10 +7,10 @@ import json
 import random
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from factories.pages import Page, read
 from factories.runs import make_run
 
 from sage_scale.errors import StorageError, UsageError
@@ -18,7 +18,6 @@ from sage_scale.evaluation.stored import read_scores
 from sage_scale.reporting.comparison import write_comparison
 from sage_scale.reporting.page import CSS, write_report
 
-VOID = {"meta", "img", "br", "hr", "input", "link", "source"}
 PARTS = {
     "pretrain": "stage 1 (pretrain)",
     "finetune": "stage 2 (finetune)",
@@ -31,44 +30,9 @@ PARTS = {
 }
 
 
-class Page(HTMLParser):
-    """Reads a page strictly: every tag closed in order; collects what tests ask about."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute"
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
-            self.text += data
-
-    def attributes(self, name: str) -> list[str]:
-        return [
-            value or "" for _, attributes in self.tags for key, value in attributes.items() if key == name
-        ]
-
-
-def read(run: Path) -> Page:
-    return Page(write_report(run).read_text(encoding="utf-8"))
+def remove(run: Path, *parts: str) -> None:
+    for path in map(run.joinpath, parts):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +143,7 @@ def test_no_string_of_a_run_becomes_markup(run):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_not_there_is_named(run, part):
-    path = run / part
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove(run, part)
     page = read(run)
     absent = page.text[page.text.rindex("Not in this report") :]
     assert f"{PARTS[part]}:" in absent
@@ -206,9 +169,7 @@ def test_any_set_of_parts_makes_a_page(whole, tmp_path):
 
 
 def test_stage_1_alone(run):
-    for part in ("finetune", "scores.json", "predictions", "timelines"):
-        path = run / part
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove(run, "finetune", "scores.json", "predictions", "timelines")
     page = read(run)
     sections = [a["id"] for tag, a in page.tags if tag == "section"]
     assert sections == ["curves", "alignment", "cost", "recipe", "absent"]

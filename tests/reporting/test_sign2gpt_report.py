@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from factories.pages import Page
 from factories.runs import make_run
-from test_page import Page
 
 from sage_scale.errors import UsageError
 from sage_scale.reporting.comparison import budget, write_comparison

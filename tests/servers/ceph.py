@@ -18,7 +18,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from servers.moto import S3Server, free_port
+from factories.ranks import free_port
+from servers.moto import S3Server
 
 PROGRAMS = ("ceph-authtool", "ceph-mon", "ceph-osd", "ceph", "monmaptool", "radosgw", "radosgw-admin")
 _CONFIG = """\

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import pytest
+from factories.ranks import free_port
 
 
 @dataclass
@@ -36,11 +39,26 @@ class S3Server:
         }
 
 
-def free_port() -> int:
-    """A port of the loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@dataclass(frozen=True)
+class Bucket:
+    """A fresh bucket of a running server."""
+
+    server: S3Server
+    name: str
+    url: str
+
+
+def new_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """Makes a bucket, and sets the AWS_* environment of its server."""
+    import boto3
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    boto3.session.Session().client("s3").create_bucket(Bucket=name)
+    return Bucket(server, name, f"s3://{name}/data")
 
 
 @contextlib.contextmanager

@@ -9,10 +9,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 import webdataset
 
-from sage_scale.cli.main import run
 from sage_scale.shards.webdataset_index import open_webdataset_index, read_members
 from sage_scale.storage import open_store
 
@@ -80,9 +78,3 @@ def write_tar(path: Path, *names: str) -> Path:
             info.size = len(name)
             tar.addfile(info, io.BytesIO(name.encode()))
     return path
-
-
-def shards(capsys: pytest.CaptureFixture[str], verb: str, place: Path, *rest: str, code: int = 0) -> str:
-    assert run(["shards", verb, str(place), *rest]) == code
-    said = capsys.readouterr()
-    return said.out + said.err

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories.datasets import equal, make_dataset, make_sample, snapshot, write_dataset
-from test_remove import DyingStore, Killed
+from factories.datasets import DyingStore, Killed, equal, make_dataset, make_sample, snapshot, write_dataset
 
-from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.shards import (
     Dataset,
@@ -170,26 +168,20 @@ def test_damage_is_not_copied(one: Dataset, tmp_path: Path) -> None:
         split_dataset(one, {"all": open_store(tmp_path / "out")}, with_rest(one, {}, "all"))
 
 
-def test_the_verbs(one: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def call(*arguments: str, code: int = 0) -> str:
-        assert run(["shards", *arguments]) == code
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err and "fault" not in said.err
-        return said.out + said.err
-
+def test_the_verbs(one: Dataset, tmp_path: Path, shards) -> None:
     out = str(tmp_path / "out")
-    assert "12 clips" in call("split", one.url, "--out", out, "--share", "a=0.2", "--rest", "b")
-    assert "14 clips of 2 datasets" in call("merge", str(tmp_path / "m"), f"{out}/a", f"{out}/b")
-    call("merge", str(tmp_path / "m"), f"{out}/a", f"{out}/b")
-    assert "choose how to split" in call("split", one.url, "--out", out, code=2)
-    assert "--share and --count cannot be given together" in call(
+    assert "12 clips" in shards("split", one.url, "--out", out, "--share", "a=0.2", "--rest", "b")
+    assert "14 clips of 2 datasets" in shards("merge", str(tmp_path / "m"), f"{out}/a", f"{out}/b")
+    shards("merge", str(tmp_path / "m"), f"{out}/a", f"{out}/b")
+    assert "choose how to split" in shards("split", one.url, "--out", out, code=2)
+    assert "--share and --count cannot be given together" in shards(
         "split", one.url, "--out", out, "--share", "a=1", "--count", "b=1", code=2
     )
-    assert "write NAME=VALUE" in call("split", one.url, "--out", out, "--share", "../x=1", code=2)
-    assert "'x' is no number" in call("split", one.url, "--out", out, "--share", "a=x", code=2)
-    assert "must be refuse or first" in call("merge", out, one.url, "--duplicates", "maybe", code=2)
+    assert "write NAME=VALUE" in shards("split", one.url, "--out", out, "--share", "../x=1", code=2)
+    assert "'x' is no number" in shards("split", one.url, "--out", out, "--share", "a=x", code=2)
+    assert "must be refuse or first" in shards("merge", out, one.url, "--duplicates", "maybe", code=2)
     (tmp_path / "ids").write_text("train-0-1\ntrain-0-2\n")
-    said = call(
+    said = shards(
         "split", one.url, "--out", str(tmp_path / "i"), "--ids", f"d={tmp_path / 'ids'}", "--rest", ""
     )
     assert "2 clips in 1 shards (train 2)" in said

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories.datasets import equal, fill, make_dataset, make_sample, publish, snapshot
+from factories.datasets import DyingStore, Killed, equal, fill, make_dataset, make_sample, publish, snapshot
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, UsageError
@@ -27,38 +27,8 @@ from sage_scale.shards import (
 from sage_scale.shards.rejects import removed_keys
 from sage_scale.shards.remove import remove_clips
 from sage_scale.storage import Store, open_store
-from sage_scale.storage.folder import FolderStore
 
 GONE = ("train-0-2", "dev-2-1")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
-
-
-class DyingStore(FolderStore):
-    """Dies before its n-th change."""
-
-    def __init__(self, root: Path, at: int) -> None:
-        super().__init__(root)
-        self.left = at
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-
-    def put(self, name, data):
-        self._count()
-        return super().put(name, data)
-
-    def put_if_absent(self, name, data):
-        self._count()
-        return super().put_if_absent(name, data)
-
-    def delete(self, name):
-        self._count()
-        return super().delete(name)
 
 
 def clips_of(dataset: Dataset) -> Iterator[str]:
@@ -198,22 +168,18 @@ def test_readers_of_an_older_index_are_told_that_the_shard_is_gone(store: Store)
         old.read(table, 0)
 
 
-def test_the_verb(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def call(*arguments: str, code: int = 0) -> str:
-        assert run(["shards", "remove", store.url, *arguments]) == code
-        said = capsys.readouterr()
-        return said.out + said.err
-
+def test_the_verb(store: Store, tmp_path: Path, shards) -> None:
     before = snapshot(store)
-    assert "has no clip 'nobody' (1 unknown); nothing was done" in call("--ids", f"{GONE[0]},nobody", code=2)
+    said = shards("remove", store.url, "--ids", f"{GONE[0]},nobody", code=2)
+    assert "has no clip 'nobody' (1 unknown); nothing was done" in said
     assert snapshot(store) == before
     with pytest.raises(UsageError):
         remove_clips(store, ["nobody"])
     (tmp_path / "ids.txt").write_text(f"{GONE[0]}\n\n{sample_key(GONE[1])}\nnobody\n")
-    said = call("--ids", str(tmp_path / "ids.txt"), "--ignore-unknown")
+    said = shards("remove", store.url, "--ids", str(tmp_path / "ids.txt"), "--ignore-unknown")
     assert "2 clips removed, 2 shards rewritten, 6 older objects deleted; 12 clips are left" in said
     (tmp_path / "empty.txt").write_text("\n")
-    assert "names no clip" in call("--ids", str(tmp_path / "empty.txt"), code=2)
+    assert "names no clip" in shards("remove", store.url, "--ids", str(tmp_path / "empty.txt"), code=2)
     assert run(["shards", "remove", str(tmp_path / "nowhere"), "--ids", "x"]) == 2
 
 

@@ -130,26 +130,20 @@ def test_an_index_is_not_made_over_damage(store: Store) -> None:
     assert "000001.tar" in " ".join(verify_dataset(store).problems)
 
 
-def test_the_verb(store: Store, whole, capsys: pytest.CaptureFixture[str]) -> None:
-    def call(*arguments: str, code: int = 0) -> str:
-        assert run(["shards", "repair", store.url, *arguments]) == code
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return said.out + said.err
-
-    assert "nothing to repair" in call()
+def test_the_verb(store: Store, whole, shards) -> None:
+    assert "nothing to repair" in shards("repair", store.url)
     store.put("000001.tar", whole["000001.tar"][:-9000])
     store.delete("000000.idx")
     before = snapshot(store)
-    said = call("--dry-run", code=1)
+    said = shards("repair", store.url, "--dry-run", code=1)
     assert snapshot(store) == before
     assert "000001.tar" in said and "nothing was changed (--dry-run)" in said and "lost" in said
-    said = call()
+    said = shards("repair", store.url)
     key = sample_key("train-1-5")
     assert f"lost  {key}" in said and "000000.idx" in said and "--retry-rejects" in said
     assert run(["shards", "verify", store.url]) == 0
     store.delete("000002.tar")
-    said = call("--drop-shards", code=4)
+    said = shards("repair", store.url, "--drop-shards", code=4)
     assert (
         "shard deleted, to be made again" in said
         and "sage-scale precompute" in said

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_tars import ours, shards, their_tars, theirs, write_tar
+from foreign_tars import ours, their_tars, theirs, write_tar
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, StorageError
@@ -36,7 +36,7 @@ def test_every_sample_is_what_webdataset_gives(tmp_path: Path, elsewhere: bool) 
     assert verify_webdataset(open_webdataset_index(str(place))) == []
 
 
-def test_damage_is_found_by_verify_and_never_believed(tmp_path: Path, capsys) -> None:
+def test_damage_is_found_by_verify_and_never_believed(tmp_path: Path, capsys, shards) -> None:
     folder = their_tars(tmp_path / "tars")
     assert run(["shards", "index", str(folder)]) == 0
     index = open_webdataset_index(str(folder))
@@ -57,12 +57,10 @@ def test_damage_is_found_by_verify_and_never_believed(tmp_path: Path, capsys) ->
     assert run(["shards", "verify", str(folder)]) == 1
     said = capsys.readouterr()
     assert "part-001.tar is missing" in said.out and "part-009.tar is not in the index" in said.out
-    assert "part-000.tar" in shards(capsys, "ls", folder) and "x0-1" in shards(
-        capsys, "ls", folder, "--samples"
-    )
-    assert '"cls": 1' in shards(capsys, "cat", folder, "x0-1", "--out", str(tmp_path / "members"))
+    assert "part-000.tar" in shards("ls", folder) and "x0-1" in shards("ls", folder, "--samples")
+    assert '"cls": 1' in shards("cat", folder, "x0-1", "--out", str(tmp_path / "members"))
     assert (tmp_path / "members" / "x0-1.cls").read_bytes() == b"1"
-    assert "has no sample 'nobody'" in shards(capsys, "cat", folder, "nobody", code=2)
+    assert "has no sample 'nobody'" in shards("cat", folder, "nobody", code=2)
     data = (folder / WEB_INDEX_JSON).read_bytes()
     for at in (0, 20, 50, len(data) // 2, len(data) - 3):
         (folder / WEB_INDEX_JSON).write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
@@ -144,7 +142,7 @@ def test_tars_in_the_making_are_skipped_and_an_empty_one_is_named(where, tmp_pat
         index_webdataset(store)
 
 
-def test_only_regular_files_are_tars(tmp_path: Path, capsys) -> None:
+def test_only_regular_files_are_tars(tmp_path: Path, capsys, shards) -> None:
     write_tar(tmp_path / "a.tar", "0.jpg")
     assert run(["shards", "index", str(tmp_path)]) == 0
     for make, what in (
@@ -162,4 +160,4 @@ def test_only_regular_files_are_tars(tmp_path: Path, capsys) -> None:
     (tmp_path / "a.tar").unlink()
     write_tar(tmp_path / "b.tar", "0.jpg")
     (tmp_path / "b.tar").rename(tmp_path / os.fsdecode(b"\xff.tar"))
-    assert "whose name is not UTF-8" in shards(capsys, "index", tmp_path, code=1)
+    assert "whose name is not UTF-8" in shards("index", tmp_path, code=1)

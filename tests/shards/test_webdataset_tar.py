@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from foreign_tars import LONG, hostile_tar, member, ours, shards, their_tars, theirs, write_tar
+from foreign_tars import LONG, hostile_tar, member, ours, their_tars, theirs, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_shard import Trap
@@ -187,12 +187,12 @@ def test_no_bytes_whatever_make_the_scanner_do_anything_but_read_or_refuse(
     ],
 )
 def test_what_an_operating_system_left_behind_parts_no_sample(
-    tmp_path: Path, names, left: int, capsys
+    tmp_path: Path, names, left: int, shards
 ) -> None:
     """webdataset takes them for members of samples of their own, and the samples beside them for several."""
     path = write_tar(tmp_path / "a.tar", *names)
     assert len(theirs(path)) > 2
-    said = shards(capsys, "index", tmp_path)
+    said = shards("index", tmp_path)
     assert f"skipped: {left} x file that an operating system left behind: '" in said and "in a.tar" in said
     whole = [{"__key__": f"d/{n}", "__url__": f"{tmp_path}/a.tar", "jpg": b"d/%d.jpg" % n, "txt": b"d/%d.txt" % n}
              for n in range(2)]  # fmt: skip
@@ -201,31 +201,29 @@ def test_what_an_operating_system_left_behind_parts_no_sample(
 
 
 @pytest.mark.parametrize("behind", ["tar", "\0" * 4096 + "x", "x" * 512])
-def test_bytes_behind_the_end_of_a_tar_are_told(tmp_path: Path, capsys, behind: str) -> None:
+def test_bytes_behind_the_end_of_a_tar_are_told(tmp_path: Path, shards, behind: str) -> None:
     """webdataset stops at the end, too, and says nothing: of two tars joined the second is lost."""
     path = write_tar(tmp_path / "a.tar", "0.jpg", "0.txt")
     whole = path.read_bytes()
-    assert "odd" not in shards(capsys, "index", tmp_path)
+    assert "odd" not in shards("index", tmp_path)
     other = write_tar(tmp_path / "b.tar", "1.jpg").read_bytes()
     (tmp_path / "b.tar").unlink()
     path.write_bytes(whole + (other if behind == "tar" else behind.encode()))
-    said = shards(capsys, "index", tmp_path)
+    said = shards("index", tmp_path)
     assert "odd: 1 x tar with bytes behind its end" in said and "in a.tar" in said
     assert ours(tmp_path) == theirs(path) and len(theirs(path)) == 1
 
 
-def test_members_that_do_not_stand_side_by_side_are_told(tmp_path: Path, capsys) -> None:
+def test_members_that_do_not_stand_side_by_side_are_told(tmp_path: Path, shards) -> None:
     """They are pieces for webdataset as well, which says nothing."""
     path = write_tar(tmp_path / "a.tar", "0.jpg", "1.jpg", "2.jpg", "2.txt", "0.txt", "1.txt", "0.json")
-    said = shards(capsys, "index", tmp_path)
+    said = shards("index", tmp_path)
     assert "odd: 3 x sample whose members are not adjacent" in said and "'0' in a.tar" in said
     assert ours(tmp_path) == theirs(path) and len(theirs(path)) == 6
     write_tar(tmp_path / "a.tar", "0.jpg", "0.txt", "1.jpg", "0.jpg", "0.txt")
-    assert "odd: 1 x sample whose key occurs earlier in the tar: '0' in a.tar" in shards(
-        capsys, "index", tmp_path
-    )
+    assert "odd: 1 x sample whose key occurs earlier in the tar: '0' in a.tar" in shards("index", tmp_path)
     write_tar(tmp_path / "a.tar", "0.jpg", "0.txt")
     write_tar(tmp_path / "b.tar", "0.jpg", "1.txt")
-    assert "odd: 1 x key that occurs in an earlier tar" in shards(capsys, "index", tmp_path)
+    assert "odd: 1 x key that occurs in an earlier tar" in shards("index", tmp_path)
     (tmp_path / "b.tar").unlink()
-    assert "odd" not in shards(capsys, "index", tmp_path)
+    assert "odd" not in shards("index", tmp_path)

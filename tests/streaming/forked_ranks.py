@@ -5,10 +5,8 @@ python forked_ranks.py TASK WORK_FOLDER     the tasks are the functions below; w
 
 import hashlib
 import json
-import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from factories.datasets import stream_recipe
-from rank_of_a_job import fingerprints
+from factories.ranks import fork_all
 
 from sage_scale.streaming import open_stream
 
@@ -26,27 +24,29 @@ def fork_job(world, work, folder):
     """Run `work(rank, world)` in `world` processes joined by gloo; what rank 0 returns."""
     meeting, answer = folder / "meeting", folder / "answer.json"
     meeting.unlink(missing_ok=True)
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-                found = work(rank, world)
-                if rank == 0:
-                    answer.write_text(json.dumps(found))
-                dist.barrier()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert codes == [0] * world, codes
+
+    def rank_of(rank):
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+        found = work(rank, world)
+        if rank == 0:
+            answer.write_text(json.dumps(found))
+        dist.barrier()
+
+    assert fork_all(world, rank_of) == [0] * world
     return json.loads(answer.read_text())
+
+
+def fingerprints(batch):
+    """[position, key, sha256 of the clip's draw, segments and frames] of every clip."""
+    rows = []
+    for number in range(len(batch.keys)):
+        clip = batch.select([number])
+        sha = hashlib.sha256()
+        for name, value in sorted(vars(clip.video).items()):
+            if value is not None:
+                sha.update(name.encode() + value.numpy().tobytes())
+        rows.append([int(clip.positions_B[0]), clip.keys[0], sha.hexdigest()])
+    return rows
 
 
 def steps_of(url, rank, world, *, workers, batch, micro, steps, state):
