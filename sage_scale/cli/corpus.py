@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sage_scale import config
-from sage_scale.cli import corpus_align
+from sage_scale.cli import Overrides, RecipeName, corpus_align
 from sage_scale.errors import ClipRejected, StorageError, UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import json_text, shortened
@@ -30,11 +30,6 @@ app.command("align")(corpus_align.align)
 
 Name = Annotated[str, typer.Option("--corpus", help="Corpus reader; else the recipe's (corpus.name).")]
 Root = Annotated[str, typer.Option("--root", help="The corpus' folder; else the recipe's (corpus.root).")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="Recipe name or YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, section.key=value."),
-]
 
 
 @app.command()

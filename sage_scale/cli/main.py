@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import importlib
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -61,8 +61,7 @@ class Verbs(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in VERBS:
             return None
-        module, _, attribute = VERBS[cmd_name].partition(":")
-        target = getattr(importlib.import_module(module), attribute)
+        target = pkgutil.resolve_name(VERBS[cmd_name])
         if not isinstance(target, typer.Typer):
             function, target = target, typer.Typer(add_completion=False)
             target.command(cmd_name)(function)

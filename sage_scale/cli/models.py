@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sage_scale.cli import Overrides, RecipeToShow
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.printer import console, echo
 
@@ -22,10 +23,8 @@ def models() -> None:
 
 @app.command()
 def describe(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path to its YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changed keys.")
-    ] = None,
+    recipe: RecipeToShow,
+    overrides: Overrides = None,
 ) -> None:
     """Parameters of each part, total and trained in each stage; nothing is downloaded."""
     from rich.table import Table

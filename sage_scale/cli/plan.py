@@ -13,15 +13,14 @@ from typing import Annotated
 
 import typer
 
+from sage_scale.cli import Overrides, RecipeToShow
 from sage_scale.errors import UsageError
 from sage_scale.untrusted.printer import console
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path to its YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
-    ] = None,
+    recipe: RecipeToShow,
+    overrides: Overrides = None,
     gpu: Annotated[
         str, typer.Option(help="Device: h200, h100, a100, a100-40, l40s, rtx4090, rtx3090, b200.")
     ] = "h200",

@@ -7,34 +7,35 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from sage_scale.cli import Overrides, RecipeName
 from sage_scale.untrusted.printer import echo, tell
-
-CORPUS = typer.Option(..., "--corpus", help="Corpus reader; `recipe explain corpus.name` lists them.")
-ROOT = typer.Option(..., "--root", help="Folder of the corpus.")
-OUT = typer.Option(..., "--out", help="Where the dataset goes: a folder, file:// or s3://bucket/prefix.")
-RECIPE = typer.Option("demo", "--recipe", help="Recipe by name or YAML file.")
-OVERWRITE = typer.Option(False, "--overwrite", help="Delete the dataset in the output and start again.")
-GIVE_UP = typer.Option([], "--give-up", metavar="CLIP", help="Reject a clip by hand; may be repeated.")
-RETRY = typer.Option(False, "--retry-rejects", help="Try rejected clips once more, in new shards.")
-EXTEND = typer.Option(False, "--extend", help="Add the corpus' new clips to the output, in new shards.")
-EVENTS = typer.Option(None, "--events", help="File to which progress is appended as JSON Lines.")
-OVERRIDES = typer.Argument(None, metavar="[KEY=VALUE]...", help="Changes to the recipe, section.key=value.")
 
 
 def precompute(
-    corpus: str = CORPUS,
-    root: str = ROOT,
-    out: str = OUT,
-    recipe: str = RECIPE,
-    overwrite: bool = OVERWRITE,
-    give_up: list[str] = GIVE_UP,
-    retry_rejects: bool = RETRY,
-    extend: bool = EXTEND,
-    events: Path = EVENTS,
-    overrides: list[str] = OVERRIDES,
+    corpus: Annotated[str, typer.Option(help="Corpus reader; `recipe explain corpus.name` lists them.")],
+    root: Annotated[str, typer.Option(help="Folder of the corpus.")],
+    out: Annotated[str, typer.Option(help="Output: a folder, file:// or s3://bucket/prefix.")],
+    recipe: RecipeName = "demo",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the dataset in the output and start again.")
+    ] = False,
+    give_up: Annotated[
+        list[str] | None, typer.Option(metavar="CLIP", help="Reject a clip by hand; may be repeated.")
+    ] = None,
+    retry_rejects: Annotated[
+        bool, typer.Option("--retry-rejects", help="Try rejected clips once more, in new shards.")
+    ] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add the corpus' new clips to the output, in new shards.")
+    ] = False,
+    events: Annotated[
+        Path | None, typer.Option(help="File to which progress is appended as JSON Lines.")
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Decode, segment and tag a corpus into shards on Ray. Repeat the command to go on after whatever stopped it."""
     from sage_scale.precompute import precompute_corpus

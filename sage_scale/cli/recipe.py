@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from sage_scale import config
+from sage_scale.cli import Overrides, RecipeToShow
 from sage_scale.errors import UsageError
 from sage_scale.untrusted.printer import echo
 
@@ -41,8 +42,8 @@ class Key:
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="A recipe's name, or a path to a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes.")] = None,
+    name: RecipeToShow,
+    overrides: Overrides = None,
 ) -> None:
     """Print the whole recipe as YAML, with its fingerprints."""
     recipe = config.load_recipe(name, overrides or [])

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from sage_scale.cli import Overrides, RecipeName
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.printer import echo, tell
 
 
 def demo(
-    recipe: Annotated[str, typer.Option("--recipe", help="Recipe to follow.")] = "demo",
+    recipe: RecipeName = "demo",
     run: Annotated[
         Path | None, typer.Option("--run", help="Folder of the run; runs/RECIPE unless given.")
     ] = None,
@@ -23,9 +24,7 @@ def demo(
     ranks: Annotated[
         int, typer.Option("--ranks", min=0, help="Training processes; 0: one a core, at most two.")
     ] = 0,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Make a corpus, precompute, pretrain, finetune, evaluate, translate and report. Repeat it to go on."""
     from sage_scale.experiments import demo as experiment

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sage_scale.cli import shards_change
+from sage_scale.cli import DatasetUrl, shards_change
 from sage_scale.errors import DatasetError, StorageError, UsageError
 from sage_scale.untrusted.display import shortened, size
 from sage_scale.untrusted.printer import echo, echo_json, tell
@@ -40,7 +40,6 @@ SHOWN = 20
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Look at a dataset of shards, check it, change it."
 )
-Url = Annotated[str, typer.Argument(metavar="URL", help="Folder, or s3://bucket/prefix, of the dataset.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 for change in (
     shards_change.remove,
@@ -54,7 +53,7 @@ for change in (
 
 @app.command("verify")
 def verify(
-    url: Url, threads: Annotated[int, typer.Option(help="Shards checked at once.", min=1)] = 4
+    url: DatasetUrl, threads: Annotated[int, typer.Option(help="Shards checked at once.", min=1)] = 4
 ) -> None:
     """Read every byte and compare it with hashes, markers and index.json; exit code 1 where something differs."""
     from sage_scale.shards import verify_dataset
@@ -81,7 +80,7 @@ def verify(
 
 @app.command("ls")
 def ls(
-    url: Url,
+    url: DatasetUrl,
     samples: Annotated[
         bool, typer.Option("--samples", help="One line a clip instead of one a shard.")
     ] = False,
@@ -130,7 +129,7 @@ def ls(
 
 @app.command("cat")
 def cat(
-    url: Url,
+    url: DatasetUrl,
     key: Annotated[str, typer.Argument(metavar="KEY", help="A clip's key (16 hex digits) or its id.")],
     out: Annotated[str, typer.Option(help="Folder into which the clip's members are written.")] = "",
 ) -> None:
@@ -164,7 +163,7 @@ def cat(
 
 @app.command("stats")
 def stats(
-    url: Url,
+    url: DatasetUrl,
     as_json: AsJson = False,
     figure: Annotated[str, typer.Option(metavar="PATH.svg", help="Draw the figures into this file.")] = "",
 ) -> None:

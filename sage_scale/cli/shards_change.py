@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from sage_scale.cli import DatasetUrl
 from sage_scale.errors import DatasetError, UnitsOpen, UsageError
 from sage_scale.untrusted.display import size
 from sage_scale.untrusted.printer import echo
@@ -19,7 +20,6 @@ from sage_scale.untrusted.progress import Progress
 if TYPE_CHECKING:
     from sage_scale.shards.repair import Mode, RepairPlan
 
-Url = Annotated[str, typer.Argument(metavar="URL", help="Folder, or s3://bucket/prefix, of the dataset.")]
 Out = Annotated[str, typer.Option("--out", help="Folder, or s3://bucket/prefix, to write to.")]
 Threads = Annotated[int, typer.Option(help="Shards worked on at once.", min=1)]
 Pairs = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE")]
@@ -29,7 +29,7 @@ _FILE_ENDINGS = (".txt", ".tsv", ".csv", ".lst", ".list", ".ids", ".json", ".jso
 
 
 def remove(
-    url: Url,
+    url: DatasetUrl,
     ids: Annotated[
         str, typer.Option(help="Ids or keys of the clips, ID[,ID], or a file with one id in a line.")
     ] = "",
@@ -60,7 +60,7 @@ def remove(
 
 
 def repair(
-    url: Url,
+    url: DatasetUrl,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
     ] = False,
@@ -151,7 +151,7 @@ def merge(
 
 
 def split(
-    url: Url,
+    url: DatasetUrl,
     out: Out,
     share: Pairs = None,
     count: Pairs = None,
@@ -204,7 +204,7 @@ def split(
 
 
 def index(
-    url: Url,
+    url: DatasetUrl,
     out: Annotated[
         str,
         typer.Option("--out", help="Where the index goes, if not beside the tars (a WebDataset of others)."),

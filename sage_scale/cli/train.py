@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 
 from sage_scale import config
+from sage_scale.cli import Overrides
 from sage_scale.errors import UsageError
 from sage_scale.storage import open_store
 from sage_scale.training import entry, launcher
@@ -57,10 +58,6 @@ Restarts = Annotated[
 Profile = Annotated[
     bool,
     typer.Option("--profile", help="Trace a few steps of rank 0 into the run's folder (profile_steps)."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, section.key=value."),
 ]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 from collections.abc import Callable
 
 from sage_scale.config import Corpus
 from sage_scale.config.extension import import_plugins
 from sage_scale.corpora.manifest import Manifest
 from sage_scale.errors import UsageError
+from sage_scale.registry import resolve
 from sage_scale.text.languages import checked_tag
 from sage_scale.untrusted.display import shortened
 
@@ -55,11 +55,7 @@ def read_corpus(corpus: Corpus) -> Manifest:
         language=checked_tag(corpus.language, "corpus.language"),
         languages=tuple(checked_tag(tag, "corpus.languages") for tag in corpus.languages),
     )
-    adapter = ADAPTERS[corpus.name]
-    if isinstance(adapter, str):
-        module, _, function = adapter.partition(":")
-        adapter = getattr(importlib.import_module(module), function)
-    manifest: Manifest = adapter(corpus)
+    manifest: Manifest = resolve(ADAPTERS[corpus.name])(corpus)
     if not manifest.clips:
         told = ""
         if manifest.rejected:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sage_scale.precompute.progress import Summary
 
-__all__ = ["precompute_corpus"]
-
 
 def precompute_corpus(
     *,

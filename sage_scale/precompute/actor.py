@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sage_scale.config import Recipe
 from sage_scale.config.extension import import_plugins
 from sage_scale.errors import ClipRejected, DatasetError, Reject, SageError, StorageError, UsageError
@@ -298,16 +300,6 @@ def scratch_folder() -> Path:
     folder.chmod(0o700)
     for file in folder.glob("*.tar"):
         with contextlib.suppress(ValueError, OSError):
-            if not _is_alive(int(file.name.partition("-")[0])):
+            if not psutil.pid_exists(int(file.name.partition("-")[0])):
                 file.unlink()
     return folder
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import psutil
+
 from sage_scale.config import Recipe
 from sage_scale.errors import UsageError
 from sage_scale.segmentation.tagger import has_model
@@ -108,11 +110,8 @@ class MemoryGuard:
 
 def own_memory_mb() -> float:
     """Returns the anonymous resident memory of this process, MB."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        for line in status:
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / MB
 
 
 def _working(nodes: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, float]]:

@@ -22,33 +22,3 @@ from sage_scale.shards.rejects import read_rejects
 from sage_scale.shards.sample import Sample, read_sample, sample_hash
 from sage_scale.shards.verify import VerifyReport, verify_dataset
 from sage_scale.shards.writer import write_shard
-
-__all__ = [
-    "HAS_SENTENCE",
-    "Dataset",
-    "DatasetInfo",
-    "Marker",
-    "PlannedUnit",
-    "Reject",
-    "Sample",
-    "SampleTable",
-    "UnitListing",
-    "VerifyReport",
-    "build_index",
-    "finish_dataset",
-    "list_units",
-    "make_marker",
-    "open_dataset",
-    "publish_shard",
-    "read_metadata",
-    "read_rejects",
-    "read_sample",
-    "rebuild_index",
-    "restore_marker",
-    "sample_hash",
-    "sample_key",
-    "start_dataset",
-    "unfinished_units",
-    "verify_dataset",
-    "write_shard",
-]

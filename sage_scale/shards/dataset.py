@@ -137,17 +137,14 @@ class Dataset:
         rows = chosen[unit_S]
         taken, unit_S = self.records[rows], unit_S[rows]
         flags = taken["flags"].astype(np.uint32)
+        numbers = ("offset", "length", "frames", "segments", "glosses")
         return SampleTable(
             unit=unit_S,
-            offset=taken["offset"].astype(np.int64),
-            length=taken["length"].astype(np.int64),
             hash=np.ascontiguousarray(taken["hash"]),
             key=taken["key"].astype(np.uint64),
-            frames=taken["frames"].astype(np.int64),
-            segments=taken["segments"].astype(np.int64),
-            glosses=taken["glosses"].astype(np.int64),
             flags=flags,
             language=self._languages_of(unit_S, flags),
+            **{name: taken[name].astype(np.int64) for name in numbers},
         )
 
     def _languages_of(self, unit_S: np.ndarray, flags_S: np.ndarray) -> np.ndarray:

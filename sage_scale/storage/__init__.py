@@ -2,16 +2,3 @@
 
 from sage_scale.storage.opening import on_this_machine, open_store, open_to_write
 from sage_scale.storage.store import MAX_OBJECT_BYTES, Buffer, Entry, NoBucket, NotFound, Store, Unavailable
-
-__all__ = [
-    "MAX_OBJECT_BYTES",
-    "Buffer",
-    "Entry",
-    "NoBucket",
-    "NotFound",
-    "Store",
-    "Unavailable",
-    "on_this_machine",
-    "open_store",
-    "open_to_write",
-]

@@ -8,20 +8,3 @@ from sage_scale.streaming.read_counts import DataStallMonitor, ReadCounts
 from sage_scale.streaming.readers import DamagedSample
 from sage_scale.streaming.stream import Stream
 from sage_scale.streaming.webdataset import WebBatch, open_webdataset
-
-__all__ = [
-    "Batch",
-    "DamagedSample",
-    "Data",
-    "DataStallMonitor",
-    "ReadCounts",
-    "SampleShape",
-    "Stream",
-    "WebBatch",
-    "check_datasets",
-    "open_datasets",
-    "open_evaluation",
-    "open_stream",
-    "open_webdataset",
-    "pack_sample",
-]

@@ -12,19 +12,4 @@ from sage_scale.text.languages import (
 )
 from sage_scale.text.pseudogloss import PseudoGlosser, TextSettings, cached_glosser, pseudo_glosses, words
 
-__all__ = [
-    "MBART50_CODES",
-    "UNSPACED",
-    "PseudoGlosser",
-    "TextSettings",
-    "cached_glosser",
-    "mbart50_code",
-    "normal_form",
-    "primary_subtag",
-    "pseudo_glosses",
-    "split_words",
-    "unspaced",
-    "words",
-]
-
 prototypes, expansion = moved_module(f"{__name__}.prototypes"), moved_module(f"{__name__}.expansion")

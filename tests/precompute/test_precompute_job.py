@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from factories.datasets import Killed
 from factories.precompute import (
     CLIPS,
     Counted,
-    Killed,
     hashes,
     manifest_of,
     recipe_for,

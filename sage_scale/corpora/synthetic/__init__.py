@@ -6,5 +6,3 @@ render.py (pictures and videos), corpus.py (files). Its signs are invented: it t
 """
 
 from sage_scale.corpora.synthetic.corpus import VERSION, load_gold, make_corpus, read_corpus, write_keypoints
-
-__all__ = ["VERSION", "load_gold", "make_corpus", "read_corpus", "write_keypoints"]

@@ -194,9 +194,6 @@ def load_gold(root: Path, clip_id: str) -> dict[str, Any]:
         raise UsageError(f"{path} is no gold annotation ({error}): make the corpus again") from None
 
 
-# -- one clip --------------------------------------------------------------------------------------------------
-
-
 def make_clip(root: Path, task: PlannedClip) -> dict[str, Any]:
     """Renders one clip and writes its video, then its gold file, each whole or not at all. Returns the gold."""
     motion, signer = _acted(task)
@@ -268,9 +265,6 @@ def _ignore_interrupts() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is the parent's: clips begun are finished, no others begun
-
-
-# -- the folder ------------------------------------------------------------------------------------------------
 
 
 def _settings(corpus: config.Corpus) -> dict[str, Any]:

@@ -75,9 +75,6 @@ class Meaning:
     """An open palm ends the sentence (no word)."""
 
 
-# -- signs -----------------------------------------------------------------------------------------------------
-
-
 def signing(meaning: Meaning) -> tuple[Sign, ...]:
     """Returns the signs of a meaning, in order."""
     signs: list[Sign] = []
@@ -133,9 +130,6 @@ def _predicate_signs(clause: Clause, asked: tuple[str, ...], place: str) -> list
             gloss = {"#": clause.filler, "%": clause.actor, "&": clause.pressure}.get(slot, slot)
             signs.append(Sign(gloss, marks, place=place))
     return signs
-
-
-# -- German ----------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=4096)

@@ -96,9 +96,6 @@ def _background(signer: Signer) -> Image.Image:
     return Image.fromarray(wall)
 
 
-# -- the figure ------------------------------------------------------------------------------------------------
-
-
 def _figure(motion: Motion, signer: Signer) -> list[Part]:
     """Returns all parts, back to front."""
     side = 1.0 if signer.left_handed else -1.0
@@ -220,9 +217,6 @@ def _head(motion: Motion, head: np.ndarray, signer: Signer) -> list[Part]:
     else:
         parts.append((_capsule(at(-0.2, 0.62), at(0.1, 0.68), 0.07 * rx, 0.05 * rx), _shade(skin, 1.08)))
     return parts
-
-
-# -- arms and hands --------------------------------------------------------------------------------------------
 
 
 def _arm(hand: np.ndarray, side: float, body: np.ndarray, signer: Signer) -> list[Part]:
