@@ -86,7 +86,7 @@ def explain(
 
 
 def keys() -> list[Key]:
-    """Every key of a recipe in the order of its fields."""
+    """Returns every key of a recipe in the order of its fields."""
     return list(_keys(config.Recipe(), ""))
 
 

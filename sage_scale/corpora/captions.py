@@ -127,12 +127,12 @@ class _SubRip:
                 self.cues[at] = replace(cue, end_s=after.start_s)
 
     def _may_begin(self) -> bool:
-        """Whether a line of times is expected here: after an empty line, or after a number."""
+        """Returns whether a line of times is expected here: after an empty line, or after a number."""
         last = self._shown[-1].strip() if self._times is not None and self._shown else ""
         return not last or last.isdigit()
 
     def _is_bad_times(self, line: str) -> bool:
-        """Whether a line holds times that cannot be read; within a text an arrow alone is text."""
+        """Returns whether a line holds times that cannot be read; within a text an arrow alone is text."""
         if "-->" in line and (self._times is None or _ANY_CLOCK.search(line)):
             return True
         return self._may_begin() and bool(("-->" in line and self._shown) or _ARROWLESS.match(line))

@@ -276,7 +276,7 @@ class PrecomputeJob:
             )
 
     def _units_of(self, additions: Sequence[AdditionPlan]) -> list[Unit]:
-        """Units of additions whose clips are in this manifest."""
+        """Returns units of additions whose clips are in this manifest."""
         clips = {clip.id: clip for clip in self.manifest.clips}
         return [unit for addition in additions for unit in units_of(addition, clips)]
 

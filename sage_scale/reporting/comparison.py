@@ -91,7 +91,7 @@ def dataset(record: RunRecord) -> str:
 
 
 def fairness(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Whether dataset and token budget are the same."""
+    """Returns whether dataset and token budget are the same."""
     budgets = [value for record in records if (value := budget(record))]
     values: dict[str, Any] = {"digests": [dataset(record) for record in records], "apart": None}
     if len(budgets) == len(records):
@@ -103,7 +103,7 @@ def fairness(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def side_by_side(records: Sequence[RunRecord], missing: Missing) -> dict[str, Any]:
-    """A column a run; cells that cannot be made are empty and named in `missing`."""
+    """Returns a table with a column a run; cells that cannot be made are empty and named in `missing`."""
     model: list[tuple[str, Cell]] = [
         ("model", lambda r: r.spec.title),
         ("language model", lambda r: r.spec.language_model),
@@ -159,7 +159,7 @@ def _stage_rows(stage: str) -> list[tuple[str, Cell]]:
 
 
 def curves(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[int, str]], str]]:
-    """BLEU-4 on dev, and the losses of stage 2, of all runs in one picture each."""
+    """Returns charts of BLEU-4 on dev and of the losses of stage 2, with all runs in each."""
     drawn = []
     for title, key, event in (("BLEU-4 on dev", "bleu4", "dev"), ("Loss of stage 2", "loss", "step")):
         lines = [
@@ -173,7 +173,7 @@ def curves(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[int, str]
 
 
 def examples(records: Sequence[RunRecord]) -> dict[str, Any] | None:
-    """The same clips by every run, from the best to the worst of the first."""
+    """Returns the same clips by every run, from the best to the worst of the first."""
     split = records[0].split
     spoken = str(records[0].setting("corpus.language", ""))
     rows = [{row.get("key"): row for row in record.predictions.get(split, [])} for record in records]

@@ -41,7 +41,7 @@ _ORDINARY: dict[str, Any] = {"offload": "none", "micro_batch": 0, "recompute": F
 
 
 def curves(record: RunRecord) -> list[dict[str, Any]]:
-    """Training curves of both stages, with their jobs."""
+    """Returns training curves of both stages, with their jobs."""
     found = []
     for stage, log in record.logs.items():
         steps = int(log.steps[-1]["step"]) if log.steps else 0
@@ -66,7 +66,7 @@ def _title(record: RunRecord, stage: str) -> str:
 
 
 def _charts(log: StageLog) -> list[tuple[str, list[tuple[int, str]], str]]:
-    """(title, colour and words of each line's key, drawing) of each chart with logged values."""
+    """Returns (title, colour and words of each line's key, drawing) of each chart with logged values."""
     drawn = []
     for title, wanted in _CHARTS:
         if title.startswith("R@1") and log.last("clips", "dev") == 1:
@@ -88,7 +88,7 @@ def _points(log: StageLog, key: str) -> list[tuple[float, float]]:
 
 
 def _waiting(log: StageLog) -> list[tuple[float, float]]:
-    """(step, percent): a step's time is its clips over its rate."""
+    """Returns (step, percent): a step's time is its clips over its rate."""
     found = []
     for row in log.steps:
         values = [row.get(key) for key in ("wait_s", "clips", "samples_per_s")]
@@ -100,13 +100,13 @@ def _waiting(log: StageLog) -> list[tuple[float, float]]:
 
 
 def _key(line: Line, alone: bool) -> tuple[int, str]:
-    """Colour, name and last value of a curve: the smoothed one where the raw one jumps."""
+    """Returns colour, name and last value of a curve: the smoothed one where the raw one jumps."""
     points = line.points if line.marks or not figures.jumps(line.points) else figures.smooth(line.points)
     return line.colour, f"{'at the end' if alone else line.name} {figures.short(points[-1][1])}"
 
 
 def job(log: StageLog) -> list[tuple[str, str]]:
-    """Layout, restarts, checkpoints and bad steps of a stage; empty where its log has no start (an older run)."""
+    """Returns layout, restarts, checkpoints and bad steps of a stage; empty for a log without a start (older runs)."""
     starts = log.of_event("start")
     if not starts:
         return []
@@ -134,7 +134,7 @@ def _layout(start: Mapping[str, Any]) -> str:
 
 
 def _saves(saves: Sequence[Mapping[str, Any]]) -> str:
-    """How many, how large, and how long training waited for them."""
+    """Returns number and size of checkpoints, and how long training waited for them."""
 
     def of(key: str) -> list[float]:
         return [row[key] for row in saves if number(row.get(key))]

@@ -42,7 +42,7 @@ text.head { fill: var(--ink); font-weight: 650; font-size: 19px; }
 
 
 def dataset_figure(dataset: Dataset, parts: Sequence[SplitStatistics]) -> str:
-    """The figure as SVG text. `parts` are the dataset's statistics, a split each (`shards.statistics`)."""
+    """Returns the figure as SVG text. `parts` are the dataset's statistics, a split each (`shards.statistics`)."""
     names = [part.split for part in parts]
     tables = [dataset.samples(part.split) for part in parts]
     frames = [table.frames.astype(float) for table in tables]
@@ -76,7 +76,7 @@ def dataset_figure(dataset: Dataset, parts: Sequence[SplitStatistics]) -> str:
 
 
 def _colours() -> str:
-    """The report's colours, as its style sheet defines them for light and dark."""
+    """Returns the report's colours, as its style sheet defines them for light and dark."""
     light = re.search(r":root \{[^}]*\}", CSS)
     dark = re.search(r"@media \(prefers-color-scheme: dark\) \{\s*:root \{[^}]*\}\s*\}", CSS)
     assert light is not None and dark is not None
@@ -107,7 +107,7 @@ def _head(dataset: Dataset, parts: Sequence[SplitStatistics]) -> str:
 def _histogram(
     title: str, values: Sequence[NDArray[np.float64]], names: Sequence[str], mark: bool = False
 ) -> str:
-    """Share of each split's clips over round bins, the last one with all beyond; `mark` shows SAGE's token ratio."""
+    """Returns the share of each split's clips over round bins, the last open; `mark` shows SAGE's token ratio."""
     drawn = [f'<text class="title" x="0" y="0">{escape(title)}</text>']
     every = np.concatenate([np.zeros(0), *values])
     if not len(every):
@@ -159,7 +159,7 @@ def _histogram(
 
 
 def _bars(title: str, rows: Sequence[tuple[str, float, str]], coloured: bool = False) -> str:
-    """Horizontal bars: name, value, and the value in words."""
+    """Returns horizontal bars: name, value, and the value in words."""
     drawn = [f'<text class="title" x="0" y="0">{escape(title)}</text>']
     most = max((value for _, value, _ in rows), default=0.0) or 1.0
     left, room = 92.0, PANEL - 92 - 62
@@ -229,7 +229,7 @@ def _picture(jpeg: bytes, left: float, width: float) -> str:
 
 
 def _top(counts: Sequence[dict[str, int]]) -> list[tuple[str, float, str]]:
-    """The most frequent names over all splits, and the others as one."""
+    """Returns the most frequent names over all splits, and the others as one."""
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)

@@ -43,7 +43,7 @@ class Line:
 
 
 def line_chart(title: str, lines: Sequence[Line], log: bool = False, unit: str = "") -> str:
-    """Curves over steps, 360 x 224; empty where no line has a point. `log` draws values on a logarithmic axis."""
+    """Returns curves over steps, 360 x 224; empty without points. `log` draws values on a logarithmic axis."""
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
@@ -99,7 +99,7 @@ def matrix(
     segments: Sequence[Sequence[int]],
     fps: float,
 ) -> str:
-    """Token similarities as in the paper's Figure 4: a row for each of M text tokens, a column for each of N segments.
+    """Returns token similarities as in the paper's Figure 4: a row a text token (M of them), a column a segment (N).
 
     The segment that a text token is most similar to is framed. Columns carry the segment's number, and its time as
     a tooltip. Returns an empty string where the shapes do not fit.
@@ -146,7 +146,7 @@ def matrix(
 def timeline(
     frames: int, fps: float, segments: Sequence[Sequence[int]], gold: Sequence[tuple[float, float, str]] = ()
 ) -> str:
-    """Segments as coloured, numbered bars over seconds, and under them the gold signs with their glosses, if any."""
+    """Returns segments as coloured, numbered bars over seconds, above the gold signs with their glosses, if any."""
     if frames <= 0 or fps <= 0:
         return ""
     width, left, right = TIMELINE
@@ -185,7 +185,7 @@ def timeline(
 
 
 def film_strip(frames: int, segments: Sequence[Sequence[int]], pictures: Mapping[int, str]) -> Markup:
-    """Pictures above a timeline of the same width, as HTML; JPEGs in base64 by number of the segment.
+    """Returns pictures above a timeline of the same width, as HTML; JPEGs in base64 by number of the segment.
 
     Each is centred above its segment and as wide as it, cut at its sides; `PICTURE_MIN` where the segment is narrower,
     and overlapping ones are left out.
@@ -232,7 +232,7 @@ def seconds_axis(frames: int, fps: float, left: float, right: float, base: float
 
 
 def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
-    """Round numbers, at least two, that span low to high: steps of 1, 2 or 5 times a power of ten."""
+    """Returns round numbers, at least two, that span low to high: steps of 1, 2 or 5 times a power of ten."""
     if not high > low:
         high = low + (abs(low) or 1.0)
     step = 10.0 ** math.floor(math.log10((high - low) / about))
@@ -244,7 +244,7 @@ def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, or 1, 2 and 5 times them over a short range, from below `low` to above `high`; both positive."""
+    """Returns powers of ten, over a short range 1, 2 and 5 times them, that span `low` to `high`; both positive."""
     high = max(high, low * 1.5)
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     if last - first > 2:
@@ -256,7 +256,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def smooth(points: Points, share: float = 0.03) -> list[tuple[float, float]]:
-    """Centred moving mean over `share` of the points on either side, cut off at the ends; as many points."""
+    """Returns the centred moving mean over `share` of the points on either side, cut off at the ends."""
     radius = max(1, int(len(points) * share))
     sums = [0.0]
     for _, y in points:
@@ -269,13 +269,13 @@ def smooth(points: Points, share: float = 0.03) -> list[tuple[float, float]]:
 
 
 def jumps(points: Points) -> bool:
-    """Whether a curve is too noisy to be told by its last point."""
+    """Returns whether a curve is too noisy to be told by its last point."""
     values = [y for _, y in points]
     return bool(values) and abs(smooth(points)[-1][1] - values[-1]) > 0.02 * (max(values) - min(values))
 
 
 def thin(points: Points, most: int) -> list[tuple[float, float]]:
-    """At most about `most` points: the lowest and highest of each run, so that no spike is lost."""
+    """Returns at most about `most` points: the lowest and highest of each run, so that no spike is lost."""
     if len(points) <= most:
         return list(points)
     run = math.ceil(len(points) / (most / 2))
@@ -288,7 +288,7 @@ def thin(points: Points, most: int) -> list[tuple[float, float]]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """The numbers along an axis: short, with as many digits as tell neighbours apart (14.28, 14.29)."""
+    """Returns the numbers along an axis: short, with as many digits as tell neighbours apart (14.28, 14.29)."""
     labels = [short(value) for value in values]
     for digits in range(4, 10):
         if len(set(labels)) == len(values):
@@ -298,7 +298,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def short(value: float) -> str:
-    """A number in few letters: 0.03, 12.5, 3,400, 16k, 1e-05."""
+    """Returns a number in few letters: 0.03, 12.5, 3,400, 16k, 1e-05."""
     size = abs(value)
     if size >= 10_000:
         return f"{value / 1000:.4g}k" if size < 1e6 else f"{value / 1e6:.3g}M"
@@ -327,7 +327,7 @@ def _when(segments: Sequence[Sequence[int]], n: int, fps: float) -> str:
 
 
 def letters(text: str) -> float:
-    """Width of a text in letters; East Asian ones are twice as wide."""
+    """Returns the width of a text in letters; East Asian ones are twice as wide."""
     return sum(2.0 if ord(letter) > 0x2E80 else 1.0 for letter in text)
 
 

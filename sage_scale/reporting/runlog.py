@@ -45,16 +45,16 @@ class StageLog:
     """Lines that are no JSON object (a killed process leaves half a line)."""
 
     def curve(self, key: str, event: str = "step") -> list[tuple[float, float]]:
-        """(step, value) wherever `key` was logged as a finite number."""
+        """Returns (step, value) wherever `key` was logged as a finite number."""
         rows = self.dev if event == "dev" else self.steps
         return [(float(row["step"]), float(row[key])) for row in rows if number(row.get(key))]
 
     def of_event(self, name: str) -> list[dict[str, Any]]:
-        """Rows of one of the other events, in the order of the log."""
+        """Returns rows of one of the other events, in the order of the log."""
         return [row for row in self.events if row.get("event") == name]
 
     def last(self, key: str, event: str = "step") -> float | None:
-        """The last logged value of `key`."""
+        """Returns the last logged value of `key`."""
         curve = self.curve(key, event)
         return curve[-1][1] if curve else None
 
@@ -124,7 +124,7 @@ class RunRecord:
         return {}
 
     def setting(self, path: str, default: Any = None) -> Any:
-        """A value of the recipe, `section.key`."""
+        """Returns a value of the recipe, `section.key`."""
         node: Any = self.recipe
         for part in path.split("."):
             if not isinstance(node, Mapping) or part not in node:
@@ -133,7 +133,7 @@ class RunRecord:
         return node
 
     def of_datasets(self, path: str) -> str:
-        """A value of the recipe that describes the datasets; all of them, joined by "and", where these differ."""
+        """Returns a value of the recipe that describes the datasets; values that differ are joined by "and"."""
         for log in self.logs.values():
             for row in log.of_event("start"):
                 differing = row.get("differing")
@@ -144,7 +144,7 @@ class RunRecord:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """The record of a run. Raises UsageError where `folder` is no run at all."""
+    """Returns the record of a run. Raises UsageError where `folder` is no run at all."""
     run = on_this_machine(folder, "a run")
     if not run.is_dir():
         raise UsageError(f"there is no run folder {run}")
@@ -182,7 +182,7 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def read_log(path: Path) -> StageLog:
-    """A stage's log. Steps that a resumed run trained again count once, as they were trained last."""
+    """Returns a stage's log. Steps that a resumed run trained again count once, as they were trained last."""
     steps: dict[int, dict[str, Any]] = {}
     dev: dict[int, dict[str, Any]] = {}
     events: list[dict[str, Any]] = []
@@ -207,7 +207,7 @@ def read_log(path: Path) -> StageLog:
 
 
 def _lines(path: Path) -> list[dict[str, Any] | None]:
-    """JSON objects of a JSON Lines file; None for a line that is none."""
+    """Returns JSON objects of a JSON Lines file; None for a line that is none."""
     found: list[dict[str, Any] | None] = []
     try:
         data = read_bytes(path)
@@ -249,7 +249,7 @@ def _rows(path: Path, what: str, why: str, missing: list[tuple[str, str]]) -> li
 
 
 def _scores(path: Path, missing: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    """Scores by split; a split without figures is named in `missing`."""
+    """Returns scores by split; a split without figures is named in `missing`."""
     document = _json(path, "scores", "not evaluated: run `sage-scale evaluate`", dict, missing)
     found = scores_by_split(document)
     whole = {split: scores for split, scores in found.items() if number(scores.get("bleu4"))}

@@ -37,7 +37,7 @@ BROKEN = (KeyError, TypeError, ValueError, IndexError)
 
 
 def about(record: RunRecord) -> list[tuple[str, str, str]]:
-    """Recipe and dataset of the run: (words, HTML element, value)."""
+    """Returns recipe and dataset of the run: (words, HTML element, value)."""
     found = [("recipe", "b", name)] if (name := record.setting("name")) else []
     try:
         if record.recipe:
@@ -49,7 +49,7 @@ def about(record: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def tiles(record: RunRecord) -> list[tuple[str, str, str]]:
-    """Figures at a glance: (name, value, remark)."""
+    """Returns figures at a glance: (name, value, remark)."""
     found: list[tuple[str, str, str]] = []
     values = record.scores
     if number(values.get("bleu4")):
@@ -92,14 +92,14 @@ def best_control(values: Mapping[str, Any]) -> tuple[str, float] | None:
 
 
 def _against(bleu4: float, name: str, control: float) -> tuple[str, str, str]:
-    """A tile: how many times the best control's score; its score alone where either is next to nothing."""
+    """Returns a tile: how many times the best control's score; its score alone where either is next to nothing."""
     if min(bleu4, control) < NEXT_TO_NOTHING:
         return "best control, BLEU-4", f"{control:.1f}", name
     return "against the best control", f"{bleu4 / control:.1f}×", f"{control:.1f}: {name}"
 
 
 def _recall(log: StageLog) -> tuple[str, str, str] | None:
-    """A tile: R@1 of stage 1 on dev, beside chance; None where there are too few clips to err among."""
+    """Returns a tile: R@1 of stage 1 on dev, beside chance; None where there are too few clips to err among."""
     row = next((row for row in reversed(log.dev) if number(row.get("r1_v2t"))), None)
     if row is None or (number(row.get("clips")) and row["clips"] < 2):
         return None
@@ -108,7 +108,7 @@ def _recall(log: StageLog) -> tuple[str, str, str] | None:
 
 
 def scores(record: RunRecord) -> dict[str, Any] | None:
-    """Scores of each split, of its languages and unseen signers, and under them its controls."""
+    """Returns scores of each split, of its languages and unseen signers, and under them its controls."""
     splits = [record.split, *(split for split in record.scores_by_split if split != record.split)]
     splits = [split for split in splits if number(record.scores_by_split.get(split, {}).get("bleu4"))]
     if not splits:
@@ -136,7 +136,7 @@ def scores(record: RunRecord) -> dict[str, Any] | None:
 
 
 def _scored(values: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Entries with a BLEU-4, (name, scores), in the order of the file."""
+    """Returns entries with a BLEU-4, (name, scores), in the order of the file."""
     items = values.items() if isinstance(values, Mapping) else ()
     return [(str(name), it) for name, it in items if isinstance(it, Mapping) and number(it.get("bleu4"))]
 
@@ -153,7 +153,7 @@ def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) 
 
 
 def examples(record: RunRecord) -> dict[str, Any] | None:
-    """Hypotheses beside references, at even steps from the best to the worst."""
+    """Returns hypotheses beside references, at even steps from the best to the worst."""
     split = record.split if record.split in record.predictions else next(iter(record.predictions), "")
     spoken = str(record.setting("corpus.language", ""))
     rows = [{"language": spoken, **row} for row in record.predictions.get(split, [])]  # 0.1.0 wrote none
@@ -191,19 +191,19 @@ def in_common(row: Mapping[str, Any]) -> float:
 
 
 def spaced(row: Mapping[str, Any]) -> bool:
-    """Whether a clip's language has spaces between words, or its reference where no language is known."""
+    """Returns whether a clip's language has spaces between words, or its reference where no language is known."""
     language = str(row.get("language", ""))
     return not unspaced(language) if language else " " in str(row["reference"])
 
 
 def similarity(hypothesis: str, reference: str, spaced: bool = True) -> float:
-    """Share of words (characters where a language has no spaces) in common, in order: 2 M / (words of both)."""
+    """Returns the share of words (or characters, without spaces) in common, in order: 2 M / (words of both)."""
     a, b = _words(hypothesis, spaced), _words(reference, spaced)
     return _matcher(a, b).ratio()
 
 
 def differences(reference: str, hypothesis: str, spaced: bool = True) -> tuple[Markup, Markup]:
-    """Both sentences as HTML, words that the other lacks in <mark>; compared in the normal form of the scores."""
+    """Returns both sentences as HTML, with <mark> on words that the other lacks in the normal form of the scores."""
     a, b = _words(reference, spaced), _words(hypothesis, spaced)
     left, right, glue = [], [], " " if spaced else ""
     mark = Markup('<mark class="{}">{}</mark>')
@@ -226,7 +226,7 @@ def _words(text: str, spaced: bool) -> list[str]:
 
 
 def timelines(record: RunRecord) -> dict[str, Any] | None:
-    """Segments over time with thumbnails, and the gold signs where they are known."""
+    """Returns segments over time with thumbnails, and the gold signs where they are known."""
     found = []
     for row in record.timelines:
         try:
@@ -247,7 +247,7 @@ def timelines(record: RunRecord) -> dict[str, Any] | None:
 
 
 def _pictures(thumbnails: Any, segments: Sequence[Sequence[int]]) -> dict[int, str]:
-    """JPEGs in base64 by the number of the segment that they are of."""
+    """Returns JPEGs in base64 by the number of the segment that they are of."""
     found = {}
     for n, thumbnail in enumerate(thumbnails if isinstance(thumbnails, list) else []):
         given = thumbnail if isinstance(thumbnail, dict) else {"jpeg": thumbnail}
@@ -259,7 +259,7 @@ def _pictures(thumbnails: Any, segments: Sequence[Sequence[int]]) -> dict[int, s
 
 
 def cost(record: RunRecord) -> dict[str, Any] | None:
-    """Time and peak memory of each stage."""
+    """Returns time and peak memory of each stage."""
     timed = [row for row in record.timing if number(row.get("seconds"))]
     if not timed:
         return None
@@ -276,6 +276,6 @@ def cost(record: RunRecord) -> dict[str, Any] | None:
 
 
 def recipe(record: RunRecord) -> dict[str, Any] | None:
-    """The recipe, whole, and the command that shows it."""
+    """Returns the recipe, whole, and the command that shows it."""
     command = f"sage-scale recipe show {quote(str(record.folder / 'recipe.yaml'))}"
     return {"command": command, "lines": record.recipe_text.split("\n")} if record.recipe_text else None

@@ -151,7 +151,7 @@ def code_of(error: boto.ClientError) -> str:
 
 
 def _first_words(error: boto.SSLError) -> str:
-    """The heart of a TLS error: `[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)` in words."""
+    """Returns the heart of a TLS error: `[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)` in words."""
     found = re.search(r"\[SSL[^]]*\] ([^(]+)", str(error.kwargs.get("error")))
     return found[1].strip() if found else "it was cut off"
 
