@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from sage_scale.errors import DatasetError, NoDataset, Reject
+from sage_scale.shards import layout
 from sage_scale.shards.dataset import Dataset, open_finished
 from sage_scale.shards.index import (
     RECORD,
@@ -22,21 +23,6 @@ from sage_scale.shards.index import (
     objects_beside,
     parse_index,
     parse_rejects,
-)
-from sage_scale.shards.layout import (
-    DATASET_JSON,
-    INDEX_JSON,
-    REJECTS_MEMBER,
-    DatasetInfo,
-    Marker,
-    UnitListing,
-    index_name,
-    list_units,
-    marker_name,
-    parse_info,
-    parse_marker,
-    sample_key,
-    tar_name,
 )
 from sage_scale.shards.sample import check_stored_samples
 from sage_scale.shards.tar import BLOCK, map_tar, walk
@@ -77,10 +63,10 @@ class DamagedUnit:
 class DatasetState:
     """A dataset before its shards are read: dataset.json, index.json and a listing, each as far as it is intact."""
 
-    info: DatasetInfo
+    info: layout.DatasetInfo
     indexed: Dataset | None
     """The dataset by index.json, where that is intact."""
-    listing: UnitListing
+    listing: layout.UnitListing
     problems: tuple[str, ...]
     """Faults of dataset.json and index.json."""
     restore_info: bool
@@ -106,10 +92,10 @@ def read_state(store: Store) -> DatasetState:
         indexed = open_finished(store)
     except DatasetError as error:
         problems.append(str(error).split(": ")[0])
-    listing = list_units(store)
-    where = f"{store.url}/{DATASET_JSON}"
+    listing = layout.list_units(store)
+    where = f"{store.url}/{layout.DATASET_JSON}"
     try:
-        info = parse_info(store.get(DATASET_JSON), where)
+        info = layout.parse_info(store.get(layout.DATASET_JSON), where)
     except NotFound:
         problems.append(f"{where} is missing")
     except DatasetError:
@@ -119,11 +105,11 @@ def read_state(store: Store) -> DatasetState:
         if not listing.generation:
             raise NoDataset(f"{store.url} is not a dataset: give the --out of precompute")
         raise DatasetError(
-            f"{store.url} has lost both {DATASET_JSON} and {INDEX_JSON}: restore one of them, or precompute into a new "
-            "output"
+            f"{store.url} has lost both {layout.DATASET_JSON} and {layout.INDEX_JSON}: restore one of "
+            "them, or precompute into a new output"
         )
     if info is not None and info.digest != known.digest:
-        problems.append(f"{where} is damaged: it differs from the copy in {INDEX_JSON}")
+        problems.append(f"{where} is damaged: it differs from the copy in {layout.INDEX_JSON}")
     return DatasetState(
         info=known,
         indexed=indexed,
@@ -137,7 +123,7 @@ def find_damage(store: Store, state: DatasetState, unit: int) -> DamagedUnit | N
     """Returns the fault of a unit; None where it is as its writer left it (an older index.json is no fault)."""
     generation = state.newest(unit)
     stored = _Descriptions.read(store, state, unit, generation)
-    tar = tar_name(unit, generation)
+    tar = layout.tar_name(unit, generation)
     try:
         with map_tar(store, tar) as view:
             return _check_tar(view, f"{store.url}/{tar}", state, stored)
@@ -155,9 +141,9 @@ class _Descriptions:
     unit: int
     generation: int
     split: str = ""
-    indexed: Marker | None = None
+    indexed: layout.Marker | None = None
     indexed_records: np.ndarray | None = None
-    marker: Marker | None = None
+    marker: layout.Marker | None = None
     marker_bytes: bytes = b""
     idx_bytes: bytes = b""
     idx_records: np.ndarray | None = None
@@ -168,14 +154,14 @@ class _Descriptions:
         if unit < len(state.info.units):
             found.split = state.info.units[unit].split
         try:
-            found.marker_bytes = store.get(marker_name(unit, generation))
-            marker = parse_marker(found.marker_bytes, "")
+            found.marker_bytes = store.get(layout.marker_name(unit, generation))
+            marker = layout.parse_marker(found.marker_bytes, "")
             if (marker.unit, marker.generation, marker.dataset) == (unit, generation, state.info.digest):
                 found.marker, found.split = marker, marker.split
         except (NotFound, DatasetError):
             pass
         try:
-            found.idx_bytes = store.get(index_name(unit, generation))
+            found.idx_bytes = store.get(layout.index_name(unit, generation))
             found.idx_records = parse_index(found.idx_bytes, "")
         except (NotFound, DatasetError):
             pass
@@ -222,7 +208,7 @@ def _check_tar(
         problem = f"{where} is the shard of unit {header.unit} of dataset {header.dataset}: it was exchanged"
         return _damaged_tar(view, problem, state, stored)
     if not stored.confirm(index):
-        problem = f"{where} is not the tar that its marker and {INDEX_JSON} describe"
+        problem = f"{where} is not the tar that its marker and {layout.INDEX_JSON} describe"
         return _damaged_tar(view, problem, state, stored, index.rejects)
     beside = zip(objects_beside(index).items(), (stored.idx_bytes, stored.marker_bytes))
     stale = " and ".join(name for (name, expected), found in beside if found != expected)
@@ -272,7 +258,7 @@ def _rejects_behind(view: memoryview, stored: _Descriptions) -> tuple[Reject, ..
     start = int(records[-1]["offset"]) + int(records[-1]["length"])
     try:
         member = next(walk(view[start:], ""))
-        if member.name != REJECTS_MEMBER:
+        if member.name != layout.REJECTS_MEMBER:
             return None
         return parse_rejects(bytes(view[start + member.offset : start + member.offset + member.size]), "")
     except (DatasetError, StopIteration):
@@ -284,6 +270,6 @@ def _id_of(data: bytes, key: str) -> str:
     try:
         size = int(data[124:135], 8)
         clip = parse_stored(data[BLOCK : BLOCK + size])["id"]
-        return clip if sample_key(clip) == key else ""
+        return clip if layout.sample_key(clip) == key else ""
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""

@@ -20,26 +20,9 @@ import numpy as np
 
 from sage_scale.errors import DatasetError, NoDataset
 from sage_scale.parallel import map_threads
+from sage_scale.shards import layout
 from sage_scale.shards.addition_plan import Addition, load_additions
 from sage_scale.shards.index import LANGUAGE_MASK, LANGUAGE_SHIFT, RECORD, parse_index
-from sage_scale.shards.layout import (
-    DATASET_JSON,
-    FORMAT,
-    INDEX_JSON,
-    VERSION,
-    DatasetInfo,
-    Marker,
-    checksum_of,
-    checksummed_json,
-    index_name,
-    info_from,
-    list_units,
-    marker_from,
-    marker_name,
-    parse_checksummed_json,
-    parse_info,
-    parse_marker,
-)
 from sage_scale.shards.sample import Sample, read_sample
 from sage_scale.shards.tar import BLOCK
 from sage_scale.storage import NotFound, Store, open_store
@@ -87,8 +70,8 @@ class Dataset:
     """An opened dataset."""
 
     store: Store
-    info: DatasetInfo
-    units: tuple[Marker, ...]
+    info: layout.DatasetInfo
+    units: tuple[layout.Marker, ...]
     """Markers of the finished units, by unit number."""
     records: np.ndarray
     """RECORD (samples,), unit after unit."""
@@ -187,14 +170,15 @@ def open_dataset(source: str | Path | Store, *, unfinished: bool = False) -> Dat
     if missing:
         raise DatasetError(unfinished_message(store.url, missing, len(dataset.info.units)))
     raise DatasetError(
-        f"{store.url}: all units are done, {INDEX_JSON} is missing: run `sage-scale shards index {quote(store.url)}`"
+        f"{store.url}: all units are done, {layout.INDEX_JSON} is missing: run `sage-scale shards index "
+        f"{quote(store.url)}`"
     )
 
 
 def open_finished(store: Store) -> Dataset | None:
     """Opens the dataset in `store` by one GET of index.json; None where that is not stored (yet)."""
     try:
-        data = store.get(INDEX_JSON)
+        data = store.get(layout.INDEX_JSON)
     except NotFound:
         return None
     return _parse_index_json(store, data)
@@ -215,12 +199,15 @@ def holds_manifest(dataset: Dataset, digest: str) -> bool:
 
 
 def index_json(
-    info: DatasetInfo, units: Iterable[Marker], records: np.ndarray, additions: Iterable[Addition] = ()
+    info: layout.DatasetInfo,
+    units: Iterable[layout.Marker],
+    records: np.ndarray,
+    additions: Iterable[Addition] = (),
 ) -> bytes:
     """Returns the bytes of index.json."""
     values = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": layout.FORMAT,
+        "version": layout.VERSION,
         "dataset": info.to_mapping(),
         "units": [unit.to_mapping() for unit in units],
         "samples": len(records),
@@ -228,25 +215,25 @@ def index_json(
         "records": base64.b64encode(records.tobytes()).decode("ascii"),
     }
     added = [asdict(addition) for addition in additions]
-    return checksummed_json({**values, "additions": added} if added else values)
+    return layout.checksummed_json({**values, "additions": added} if added else values)
 
 
 def _parse_index_json(store: Store, data: bytes) -> Dataset:
-    where = f"{store.url}/{INDEX_JSON}"
+    where = f"{store.url}/{layout.INDEX_JSON}"
     broken = DatasetError(f"{where} is damaged: rebuild it with `sage-scale shards index {quote(store.url)}`")
     try:
-        values, digest = parse_checksummed_json(data)
-        if values["format"] != FORMAT:
+        values, digest = layout.parse_checksummed_json(data)
+        if values["format"] != layout.FORMAT:
             raise DatasetError(
                 f"{where} is of the format '{values['format']}', not part of a dataset of ours"
             )
-        if values["version"] != VERSION:
+        if values["version"] != layout.VERSION:
             raise DatasetError(
-                f"{where} is of format version {values['version']}, this program reads {VERSION}"
+                f"{where} is of format version {values['version']}, this program reads {layout.VERSION}"
             )
-        units = tuple(marker_from(unit, where) for unit in values["units"])
+        units = tuple(layout.marker_from(unit, where) for unit in values["units"])
         records = np.frombuffer(binascii.a2b_base64(values["records"]), RECORD)
-        info = info_from(values["dataset"], where)
+        info = layout.info_from(values["dataset"], where)
         additions = tuple(build(Addition, entry) for entry in values.get("additions", ()))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise broken from None
@@ -266,18 +253,18 @@ def _parse_index_json(store: Store, data: bytes) -> Dataset:
 def open_unfinished(store: Store) -> Dataset:
     """Opens a dataset from dataset.json and the stored markers. Raises NoDataset, DatasetError."""
     try:
-        info = parse_info(store.get(DATASET_JSON), f"{store.url}/{DATASET_JSON}")
+        info = layout.parse_info(store.get(layout.DATASET_JSON), f"{store.url}/{layout.DATASET_JSON}")
     except NotFound:
         raise NoDataset(
-            f"{store.url} is not a dataset ({DATASET_JSON} is missing): give the --out of precompute"
+            f"{store.url} is not a dataset ({layout.DATASET_JSON} is missing): give the --out of precompute"
         ) from None
-    listing = list_units(store)
+    listing = layout.list_units(store)
 
-    def load(unit: int) -> tuple[Marker, np.ndarray]:
+    def load(unit: int) -> tuple[layout.Marker, np.ndarray]:
         generation = listing.generation[unit]
-        name, index = marker_name(unit, generation), index_name(unit, generation)
+        name, index = layout.marker_name(unit, generation), layout.index_name(unit, generation)
         where = f"{store.url}/{name}"
-        marker = parse_marker(store.get(name), where)
+        marker = layout.parse_marker(store.get(name), where)
         if (marker.unit, marker.dataset, marker.generation) != (unit, info.digest, generation):
             raise DatasetError(
                 f"{where} belongs to another unit or dataset: delete it, then run precompute again"
@@ -293,7 +280,7 @@ def open_unfinished(store: Store) -> Dataset:
     records = np.concatenate([np.zeros(0, RECORD), *(records for _, records in loaded)])
     units = tuple(marker for marker, _ in loaded)
     additions = tuple(plan.addition for plan in load_additions(store, listing.additions))
-    digest = checksum_of(index_json(info, units, records, additions))
+    digest = layout.checksum_of(index_json(info, units, records, additions))
     return Dataset(
         store=store,
         info=info,

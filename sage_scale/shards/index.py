@@ -22,16 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from sage_scale.errors import DatasetError, Reject
-from sage_scale.shards.layout import (
-    FORMAT,
-    REJECTS_MEMBER,
-    SHARD_MEMBER,
-    VERSION,
-    Marker,
-    ShardHeader,
-    index_name,
-    marker_name,
-)
+from sage_scale.shards import layout
 from sage_scale.shards.sample import Sample, read_sample, sample_hash
 from sage_scale.shards.tar import map_file, walk
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object, parse_stored
@@ -51,7 +42,7 @@ _MAX_COUNT = 65_535
 class ShardIndex:
     """The contents of a tar but for its samples' bytes."""
 
-    header: ShardHeader
+    header: layout.ShardHeader
     records: np.ndarray
     """RECORD (samples,), in the order of the tar."""
     languages: tuple[str, ...]
@@ -62,7 +53,7 @@ class ShardIndex:
 
     def to_bytes(self) -> bytes:
         """Returns the index file."""
-        head = _HEADER.pack(_MAGIC, VERSION, RECORD.itemsize, len(self.records), self.tar_bytes)
+        head = _HEADER.pack(_MAGIC, layout.VERSION, RECORD.itemsize, len(self.records), self.tar_bytes)
         return head + self.records.tobytes()
 
 
@@ -79,9 +70,9 @@ def build_index(source: Path | bytes | memoryview, where: str = "") -> ShardInde
         return _build(view, where)
 
 
-def make_marker(index: ShardIndex) -> Marker:
+def make_marker(index: ShardIndex) -> layout.Marker:
     """Returns the marker of the tar that `index` was built from."""
-    return Marker(
+    return layout.Marker(
         unit=index.header.unit,
         split=index.header.split,
         dataset=index.header.dataset,
@@ -102,8 +93,8 @@ def objects_beside(index: ShardIndex) -> dict[str, bytes]:
     """Returns the objects beside the tar, index file and marker, by name."""
     unit, generation = index.header.unit, index.header.generation
     return {
-        index_name(unit, generation): index.to_bytes(),
-        marker_name(unit, generation): make_marker(index).to_bytes(),
+        layout.index_name(unit, generation): index.to_bytes(),
+        layout.marker_name(unit, generation): make_marker(index).to_bytes(),
     }
 
 
@@ -113,7 +104,7 @@ def parse_index(data: bytes, where: str) -> np.ndarray:
     if len(data) < _HEADER.size:
         raise cut_off
     magic, version, width, count, _ = _HEADER.unpack_from(data)
-    if (magic, version, width) != (_MAGIC, VERSION, RECORD.itemsize):
+    if (magic, version, width) != (_MAGIC, layout.VERSION, RECORD.itemsize):
         raise DatasetError(f"{where} is no index of this version: rebuild it with `sage-scale shards index`")
     if len(data) != _HEADER.size + count * width:
         raise cut_off
@@ -125,7 +116,7 @@ def parse_rejects(data: bytes, where: str) -> tuple[Reject, ...]:
     try:
         return tuple(build(Reject, values) for values in parse_stored(data))
     except (ValueError, TypeError) as error:
-        raise DatasetError(f"{where}: member '{REJECTS_MEMBER}' is damaged ({error})") from None
+        raise DatasetError(f"{where}: member '{layout.REJECTS_MEMBER}' is damaged ({error})") from None
 
 
 class IndexBuilder:
@@ -163,7 +154,7 @@ class IndexBuilder:
         self._languages.append(str(sample.meta.get("language", "")))
 
     def finish(
-        self, header: ShardHeader, rejects: tuple[Reject, ...], tar_bytes: int, tar_sha256: str
+        self, header: layout.ShardHeader, rejects: tuple[Reject, ...], tar_bytes: int, tar_sha256: str
     ) -> ShardIndex:
         """Returns the index of the whole tar. Raises DatasetError for more languages than an index can number."""
         languages = sorted(set(self._languages))
@@ -186,15 +177,15 @@ class IndexBuilder:
 
 
 def _build(view: memoryview, where: str) -> ShardIndex:
-    header: ShardHeader | None = None
+    header: layout.ShardHeader | None = None
     rejects: tuple[Reject, ...] | None = None
     builder = IndexBuilder(where)
     for stem, members in groupby(walk(view, where), lambda member: member.name.split(".", 1)[0]):
         run = list(members)
         first = run[0]
-        if first.name == SHARD_MEMBER and header is None and first.start == 0:
+        if first.name == layout.SHARD_MEMBER and header is None and first.start == 0:
             header = _header(bytes(view[first.offset : first.offset + first.size]), where)
-        elif first.name == REJECTS_MEMBER and rejects is None:
+        elif first.name == layout.REJECTS_MEMBER and rejects is None:
             rejects = parse_rejects(bytes(view[first.offset : first.offset + first.size]), where)
         elif header is None or rejects is not None:
             raise DatasetError(f"{where}: member '{first.name}' is not where it belongs")
@@ -202,16 +193,16 @@ def _build(view: memoryview, where: str) -> ShardIndex:
             data = bytes(view[first.start : run[-1].end])
             builder.add(read_sample(data, key=stem, where=where), data, first.start)
     if header is None or rejects is None:
-        missing = SHARD_MEMBER if header is None else REJECTS_MEMBER
+        missing = layout.SHARD_MEMBER if header is None else layout.REJECTS_MEMBER
         raise DatasetError(f"{where}: member '{missing}' is missing; this is not a whole shard of ours")
     return builder.finish(header, rejects, len(view), hashlib.sha256(view).hexdigest())
 
 
-def _header(data: bytes, where: str) -> ShardHeader:
+def _header(data: bytes, where: str) -> layout.ShardHeader:
     try:
         values = parse_json_object(data)
-        if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
+        if (values.get("format"), values.get("version")) != (layout.FORMAT, layout.VERSION):
             raise InvalidJSON("another format or version")
-        return build(ShardHeader, values)
+        return build(layout.ShardHeader, values)
     except InvalidJSON as error:
-        raise DatasetError(f"{where}: member '{SHARD_MEMBER}' is damaged ({error})") from None
+        raise DatasetError(f"{where}: member '{layout.SHARD_MEMBER}' is damaged ({error})") from None

@@ -17,8 +17,8 @@ import numpy as np
 from sage_scale.config.recipe import flat, values_of
 from sage_scale.errors import UsageError
 from sage_scale.parallel import ProgressCallback, map_threads
+from sage_scale.shards import layout
 from sage_scale.shards.dataset import Dataset, open_finished
-from sage_scale.shards.layout import DatasetInfo, PlannedUnit, ShardHeader, canonical_json, list_units
 from sage_scale.shards.publish import (
     THREADS,
     finish_dataset,
@@ -81,7 +81,7 @@ def merge_datasets(
     seen: set[int] = set()
     repeated: list[str] = []
     shards: list[NewShard] = []
-    planned: list[PlannedUnit] = []
+    planned: list[layout.PlannedUnit] = []
     for source in sources:
         for ordinal, (unit, records) in enumerate(zip(source.units, source.records_by_unit())):
             keys = records["key"].tolist()
@@ -90,14 +90,14 @@ def merge_datasets(
             seen.update(keys)
             kept = Selection(source, ordinal, records[new])
             shards.append(NewShard(unit.split, [kept], with_rejects=True))
-            planned.append(PlannedUnit(split=unit.split, clips=len(kept.records) + unit.rejects))
+            planned.append(layout.PlannedUnit(split=unit.split, clips=len(kept.records) + unit.rejects))
     if repeated and not first_wins:
         named = ", ".join(repeated[:_NAMED]) + (", ..." if len(repeated) > _NAMED else "")
         raise UsageError(
             f"{len(repeated)} clips are in more than one dataset: {named}; nothing was done. With "
             "--duplicates first each is taken from the dataset that is named first"
         )
-    info = DatasetInfo(
+    info = layout.DatasetInfo(
         units=tuple(planned),
         manifest=digest_of(*(source.info.manifest for source in sources)),
         notes=notes_of("merge", sources),
@@ -108,7 +108,7 @@ def merge_datasets(
 
 def compose(
     out: Store,
-    info: DatasetInfo,
+    info: layout.DatasetInfo,
     sources: Sequence[Dataset],
     shards: Sequence[NewShard],
     progress: ProgressCallback | None = None,
@@ -121,14 +121,14 @@ def compose(
     finished = open_finished(out)
     if finished is not None:
         return finished
-    listing = list_units(out)
+    listing = layout.list_units(out)
 
     def make(number: int) -> None:
         if number in listing.unmarked:
             restore_marker(out, number)
         elif number not in listing.done:
             shard = shards[number]
-            head = ShardHeader(unit=number, split=shard.split, dataset=info.digest)
+            head = layout.ShardHeader(unit=number, split=shard.split, dataset=info.digest)
             rejects = [
                 reject
                 for selection in shard.selections
@@ -157,7 +157,7 @@ def with_split(data: bytes, split: str) -> bytes:
     """Returns a sample with another `split` in its description, its first member; all other bytes stay."""
     size = int(data[124:135], 8)
     meta = parse_stored(data[BLOCK : BLOCK + size])
-    text = canonical_json({**meta, "split": split})
+    text = layout.canonical_json({**meta, "split": split})
     name = data[:100].split(b"\0", 1)[0].decode("ascii")
     return header(name, len(text)) + text + padding(len(text)) + data[BLOCK + size + (-size % BLOCK) :]
 

@@ -22,6 +22,7 @@ import numpy as np
 from sage_scale.config.recipe import flat
 from sage_scale.errors import DatasetError, Reject, UnitsOpen
 from sage_scale.parallel import ProgressCallback, map_threads
+from sage_scale.shards import layout
 from sage_scale.shards.dataset import (
     Dataset,
     index_json,
@@ -31,20 +32,6 @@ from sage_scale.shards.dataset import (
     unfinished_units,
 )
 from sage_scale.shards.index import ShardIndex, build_index, make_marker, objects_beside
-from sage_scale.shards.layout import (
-    DATASET_JSON,
-    INDEX_JSON,
-    REMOVED,
-    DatasetInfo,
-    Marker,
-    ShardHeader,
-    list_units,
-    marker_name,
-    newest_generation,
-    parse_info,
-    parse_marker,
-    tar_name,
-)
 from sage_scale.shards.rejects import (
     CHANGED_JSON,
     announce_change,
@@ -65,14 +52,14 @@ _READ_BYTES = 32 << 20
 """Largest range read at once; adjacent samples share a range."""
 
 
-def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
+def start_dataset(store: Store, info: layout.DatasetInfo) -> layout.DatasetInfo:
     """Store dataset.json unless one exists, and return the stored one.
 
     Raises DatasetError, with the differing keys, if the store holds another dataset.
     """
-    if store.put_if_absent(DATASET_JSON, info.to_bytes()):
+    if store.put_if_absent(layout.DATASET_JSON, info.to_bytes()):
         return info
-    stored = parse_info(store.get(DATASET_JSON), f"{store.url}/{DATASET_JSON}")
+    stored = layout.parse_info(store.get(layout.DATASET_JSON), f"{store.url}/{layout.DATASET_JSON}")
     if stored.to_bytes() != info.to_bytes():
         one, other = (flat(json.loads(document.to_bytes())) for document in (stored, info))
         differing = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
@@ -82,7 +69,7 @@ def start_dataset(store: Store, info: DatasetInfo) -> DatasetInfo:
     return stored
 
 
-def publish_shard(store: Store, tar: Path, index: ShardIndex | None = None) -> Marker:
+def publish_shard(store: Store, tar: Path, index: ShardIndex | None = None) -> layout.Marker:
     """Commit the local tar of a unit (tar, then index, then marker) and return the marker of the stored tar.
 
     `index` is the tar's index from its writer (`write_shard`); by default it is read from the tar. If the store
@@ -91,18 +78,18 @@ def publish_shard(store: Store, tar: Path, index: ShardIndex | None = None) -> M
     """
     index = build_index(tar) if index is None else index
     unit, generation = index.header.unit, index.header.generation
-    stored = store.put_if_absent(tar_name(unit, generation), tar)
+    stored = store.put_if_absent(layout.tar_name(unit, generation), tar)
     # The name was free although a newer generation exists: the older one was deleted, and changed.json announced it.
     changed = stored and store.exists(CHANGED_JSON)
-    newer = changed and (newest_generation(store, unit) or 0) > generation
+    newer = changed and (layout.newest_generation(store, unit) or 0) > generation
     if stored and newer:
-        store.delete(tar_name(unit, generation))
+        store.delete(layout.tar_name(unit, generation))
     return _put_marker(store, index) if stored and not newer else restore_marker(store, unit)
 
 
 def publish_copies(
-    store: Store, header: ShardHeader, samples: Iterable[bytes], rejects: Sequence[Reject]
-) -> Marker:
+    store: Store, header: layout.ShardHeader, samples: Iterable[bytes], rejects: Sequence[Reject]
+) -> layout.Marker:
     """Write a shard from the stored bytes of samples, commit it and return its marker."""
     with tempfile.TemporaryDirectory(prefix="sage-scale-") as folder:
         return publish_shard(store, write_copies(Path(folder) / "new.tar", header, samples, rejects))
@@ -158,7 +145,7 @@ def rewrite_without(dataset: Dataset, keys: frozenset[str], progress: ProgressCa
     return len(units)
 
 
-def units_containing(dataset: Dataset, keys: frozenset[str]) -> list[Marker]:
+def units_containing(dataset: Dataset, keys: frozenset[str]) -> list[layout.Marker]:
     """Returns the units with a clip of these keys among their samples or rejects."""
     if not keys:
         return []
@@ -166,10 +153,10 @@ def units_containing(dataset: Dataset, keys: frozenset[str]) -> list[Marker]:
 
     def names_one(ordinal: int) -> bool:
         unit = dataset.units[ordinal]
-        if ordinal in holding or unit.rejects == unit.reasons.get(REMOVED, 0):
+        if ordinal in holding or unit.rejects == unit.reasons.get(layout.REMOVED, 0):
             return ordinal in holding
         rejects = read_rejects(dataset.store, unit)
-        return any(reject.reason != REMOVED and reject_key(reject) in keys for reject in rejects)
+        return any(reject.reason != layout.REMOVED and reject_key(reject) in keys for reject in rejects)
 
     chosen = map_threads(names_one, range(len(dataset.units)))
     return [unit for unit, yes in zip(dataset.units, chosen) if yes]
@@ -177,14 +164,14 @@ def units_containing(dataset: Dataset, keys: frozenset[str]) -> list[Marker]:
 
 def delete_superseded(store: Store) -> int:
     """Delete the objects of older generations, tars first, and return their number."""
-    names = list_units(store).superseded
+    names = layout.list_units(store).superseded
     if names:
         announce_change(store)
     map_threads(store.delete, sorted(names, key=lambda name: not name.endswith(".tar")))
     return len(names)
 
 
-def restore_marker(store: Store, unit: int) -> Marker:
+def restore_marker(store: Store, unit: int) -> layout.Marker:
     """Recreate index and marker of a unit from its newest tar. Raises NotFound, DatasetError."""
     return _put_marker(store, _stored_index(store, unit))
 
@@ -193,7 +180,7 @@ def reconcile(store: Store, progress: ProgressCallback | None = None) -> Dataset
     """Write missing markers, rewrite shards with removed clips, and return the dataset, finished or not."""
     removed = removed_keys(store)
     while True:
-        unmarked = sorted(list_units(store).unmarked)
+        unmarked = sorted(layout.list_units(store).unmarked)
         map_threads(lambda unit: restore_marker(store, unit), unmarked, threads=THREADS)
         dataset = open_unfinished(store)
         if not rewrite_without(dataset, removed, progress):
@@ -212,9 +199,11 @@ def finish_dataset(store: Store, progress: ProgressCallback | None = None) -> Da
         missing = unfinished_units(dataset)
         if missing:
             raise UnitsOpen(unfinished_message(store.url, missing, len(dataset.info.units)))
-        store.put(INDEX_JSON, index_json(dataset.info, dataset.units, dataset.records, dataset.additions))
+        store.put(
+            layout.INDEX_JSON, index_json(dataset.info, dataset.units, dataset.records, dataset.additions)
+        )
         # Of two writers the later one sees the other's shards: index.json ends up naming the newest generations.
-        newest = list_units(store).generation
+        newest = layout.list_units(store).generation
         if all(newest.get(unit.unit) == unit.generation for unit in dataset.units):
             break
     delete_superseded(store)
@@ -226,7 +215,7 @@ def rebuild_index(store: Store, progress: ProgressCallback | None = None) -> Dat
 
     Raises DatasetError for a damaged tar, and for a tar whose stored marker describes another tar.
     """
-    listing = list_units(store)
+    listing = layout.list_units(store)
 
     def rebuild(unit: int) -> None:
         index = _stored_index(store, unit)
@@ -243,7 +232,7 @@ def rebuild_index(store: Store, progress: ProgressCallback | None = None) -> Dat
     return finish_dataset(store)
 
 
-def _rewrite_unit(store: Store, unit: Marker, keys: frozenset[str]) -> None:
+def _rewrite_unit(store: Store, unit: layout.Marker, keys: frozenset[str]) -> None:
     where = f"{store.url}/{unit.tar}"
     try:
         with map_tar(store, unit.tar) as view:
@@ -258,12 +247,12 @@ def _rewrite_unit(store: Store, unit: Marker, keys: frozenset[str]) -> None:
             samples = verified_samples(memory_reader(view), index.records[~removed], where)
             publish_copies(store, header, samples, rejects)
     except NotFound:
-        if (newest_generation(store, unit.unit) or 0) > unit.generation:
+        if (layout.newest_generation(store, unit.unit) or 0) > unit.generation:
             return  # another process was faster, and has deleted the older generation
         raise DatasetError(f"{where} is missing: {_repair_first(store.url)}") from None
 
 
-def _intact_index(view: memoryview, where: str, unit: Marker) -> ShardIndex:
+def _intact_index(view: memoryview, where: str, unit: layout.Marker) -> ShardIndex:
     """Returns the tar's index. Raises DatasetError unless it is the tar that `unit` describes."""
     try:
         index = build_index(view, where)
@@ -279,9 +268,9 @@ def _repair_first(url: str) -> str:
 
 
 def _stored_index(store: Store, unit: int) -> ShardIndex:
-    generation = newest_generation(store, unit) or 0
-    where = f"{store.url}/{tar_name(unit, generation)}"
-    with map_tar(store, tar_name(unit, generation)) as view:
+    generation = layout.newest_generation(store, unit) or 0
+    where = f"{store.url}/{layout.tar_name(unit, generation)}"
+    with map_tar(store, layout.tar_name(unit, generation)) as view:
         index = build_index(view, where)
     if (index.header.unit, index.header.generation) != (unit, generation):
         raise DatasetError(
@@ -292,9 +281,11 @@ def _stored_index(store: Store, unit: int) -> ShardIndex:
 
 def _compare_with_marker(store: Store, index: ShardIndex) -> None:
     """Raises DatasetError where the stored marker describes another tar: damaged bytes must not get a valid hash."""
-    tar, name = (kind(index.header.unit, index.header.generation) for kind in (tar_name, marker_name))
+    tar, name = (
+        kind(index.header.unit, index.header.generation) for kind in (layout.tar_name, layout.marker_name)
+    )
     try:
-        marker = parse_marker(store.get(name), f"{store.url}/{name}")
+        marker = layout.parse_marker(store.get(name), f"{store.url}/{name}")
     except (DatasetError, NotFound):  # no marker, or a damaged one: there is nothing to compare with
         return
     if marker.sha256 != index.tar_sha256:
@@ -304,7 +295,7 @@ def _compare_with_marker(store: Store, index: ShardIndex) -> None:
         )
 
 
-def _put_marker(store: Store, index: ShardIndex) -> Marker:
+def _put_marker(store: Store, index: ShardIndex) -> layout.Marker:
     """Store index and marker of a tar, and return the marker; all writers of a tar write the same bytes."""
     for name, data in objects_beside(index).items():
         store.put(name, data)

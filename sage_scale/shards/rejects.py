@@ -18,19 +18,10 @@ import numpy as np
 
 from sage_scale.errors import DatasetError, Reject
 from sage_scale.parallel import map_threads
+from sage_scale.shards import layout
 from sage_scale.shards.addition_plan import Addition
 from sage_scale.shards.dataset import Dataset
 from sage_scale.shards.index import parse_index, parse_rejects
-from sage_scale.shards.layout import (
-    FORMAT,
-    REJECTS_MEMBER,
-    REMOVED,
-    VERSION,
-    Marker,
-    canonical_json,
-    index_name,
-    sample_key,
-)
 from sage_scale.shards.tar import walk
 from sage_scale.storage import Store
 from sage_scale.untrusted.json_values import parse_json
@@ -43,29 +34,33 @@ KEY_PREFIX = "key:"
 """Stands before a key where a reject names no id."""
 
 
-def read_rejects(store: Store, unit: Marker) -> tuple[Reject, ...]:
+def read_rejects(store: Store, unit: layout.Marker) -> tuple[Reject, ...]:
     """Returns the rejects of a unit, from the end of its tar. Raises DatasetError where that is damaged."""
     if not unit.rejects:
         return ()
     where = f"{store.url}/{unit.tar}"
-    name = index_name(unit.unit, unit.generation)
+    name = layout.index_name(unit.unit, unit.generation)
     records = parse_index(store.get(name), f"{store.url}/{name}")
     start = int(records[-1]["offset"]) + int(records[-1]["length"]) if len(records) else 0
     data = store.get_range(unit.tar, start, unit.bytes - start)
     for member in walk(data, where):
-        if member.name == REJECTS_MEMBER:
+        if member.name == layout.REJECTS_MEMBER:
             return parse_rejects(data[member.offset : member.offset + member.size], where)
     raise DatasetError(
-        f"{where}: member '{REJECTS_MEMBER}' is missing: run `sage-scale shards verify {quote(store.url)}`"
+        f"{where}: member '{layout.REJECTS_MEMBER}' is missing: run `sage-scale shards verify {quote(store.url)}`"
     )
 
 
 def reject_key(reject: Reject) -> str:
     """Returns the key of the clip that a reject names."""
-    return reject.id.removeprefix(KEY_PREFIX) if reject.id.startswith(KEY_PREFIX) else sample_key(reject.id)
+    return (
+        reject.id.removeprefix(KEY_PREFIX)
+        if reject.id.startswith(KEY_PREFIX)
+        else layout.sample_key(reject.id)
+    )
 
 
-def current_rejects(dataset: Dataset) -> Iterator[tuple[Marker, Reject]]:
+def current_rejects(dataset: Dataset) -> Iterator[tuple[layout.Marker, Reject]]:
     """Yields the rejects that no later shard has overtaken, with their units, in the order of the units.
 
     `--retry-rejects` and `--extend` write shards with clips that an earlier shard rejected. The earlier reject then
@@ -84,7 +79,9 @@ def current_rejects(dataset: Dataset) -> Iterator[tuple[Marker, Reject]]:
                 yield unit, row
 
 
-def count_current_rejects(markers: Sequence[Marker], planned: int, additions: Sequence[Addition]) -> int:
+def count_current_rejects(
+    markers: Sequence[layout.Marker], planned: int, additions: Sequence[Addition]
+) -> int:
     """Returns the number of `current_rejects`, from markers alone; clips removed on request do not count.
 
     A clip that an earlier shard had rejected counts by its last outcome.
@@ -92,7 +89,7 @@ def count_current_rejects(markers: Sequence[Marker], planned: int, additions: Se
     before = {unit: count for addition in additions for unit, count in zip(addition.units, addition.before)}
     total = 0
     for marker in markers:
-        rejects = marker.rejects - marker.reasons.get(REMOVED, 0)
+        rejects = marker.rejects - marker.reasons.get(layout.REMOVED, 0)
         total += rejects
         if marker.unit >= planned:
             total -= min(before.get(marker.unit, 0), marker.samples + rejects)
@@ -101,7 +98,7 @@ def count_current_rejects(markers: Sequence[Marker], planned: int, additions: Se
 
 def removed_reject(key: str) -> Reject:
     """Returns the reject of a clip that was removed on request."""
-    return Reject(id=f"{KEY_PREFIX}{key}", reason=REMOVED)
+    return Reject(id=f"{KEY_PREFIX}{key}", reason=layout.REMOVED)
 
 
 def removed_keys(store: Store) -> frozenset[str]:
@@ -119,13 +116,17 @@ def removed_keys_if_announced(store: Store) -> frozenset[str]:
 
 def announce_change(store: Store) -> None:
     """Stores `changed.json`: from now on there may be removals and newer generations."""
-    store.put_if_absent(CHANGED_JSON, canonical_json({"format": FORMAT, "version": VERSION}))
+    store.put_if_absent(
+        CHANGED_JSON, layout.canonical_json({"format": layout.FORMAT, "version": layout.VERSION})
+    )
 
 
 def record_removal(store: Store, keys: Iterable[str]) -> None:
     """Stores the keys of clips to be removed, before any shard is rewritten."""
     announce_change(store)
-    data = canonical_json({"format": FORMAT, "version": VERSION, "keys": sorted(set(keys))})
+    data = layout.canonical_json(
+        {"format": layout.FORMAT, "version": layout.VERSION, "keys": sorted(set(keys))}
+    )
     store.put_if_absent(f"{REMOVED_PREFIX}{hashlib.sha256(data).hexdigest()[:16]}.json", data)
 
 

@@ -14,18 +14,8 @@ from typing import Literal
 
 from sage_scale.errors import DatasetError, Reject
 from sage_scale.parallel import ProgressCallback, map_threads
+from sage_scale.shards import layout
 from sage_scale.shards.damage import DamagedUnit, DatasetState, LostClip, find_damage, read_state
-from sage_scale.shards.layout import (
-    DAMAGED,
-    DATASET_JSON,
-    INDEX_JSON,
-    DatasetInfo,
-    ShardHeader,
-    index_name,
-    list_units,
-    marker_name,
-    tar_name,
-)
 from sage_scale.shards.publish import (
     delete_superseded,
     finish_dataset,
@@ -92,8 +82,8 @@ def plan_repair(store: Store, *, threads: int = 4, progress: ProgressCallback | 
     exchanged = sum("exchanged" in unit.problem for unit in damaged)
     if state.indexed is None and exchanged > max(1, len(units) // 2):
         raise DatasetError(
-            f"{store.url}: most shards say that they belong to another dataset than {DATASET_JSON}, which is damaged "
-            "or was exchanged, and there is no index.json to tell by: restore it; nothing was changed"
+            f"{store.url}: most shards say that they belong to another dataset than {layout.DATASET_JSON}, which is "
+            "damaged or was exchanged, and there is no index.json to tell by: restore it; nothing was changed"
         )
     return RepairPlan(store=store, state=state, damaged=damaged)
 
@@ -105,22 +95,22 @@ def carry_out_repair(plan: RepairPlan, mode: Mode = "keep") -> bool:
     """
     store, state = plan.store, plan.state
     if state.restore_info:
-        store.put(DATASET_JSON, state.info.to_bytes())
+        store.put(layout.DATASET_JSON, state.info.to_bytes())
     if any(is_dropped(unit, mode) for unit in plan.damaged):
         # First: without its shards an unfinished dataset is left, never a wrong one. Older generations go too, or the
         # newest of them would replace the dropped one.
-        store.delete(INDEX_JSON)
+        store.delete(layout.INDEX_JSON)
         delete_superseded(store)
     for unit in plan.damaged:
         if unit.fault == "marker":
             restore_marker(store, unit.unit)
         elif is_dropped(unit, mode):
             # The tar goes last: a listing finds index and marker by it.
-            for name in (marker_name, index_name, tar_name):
+            for name in (layout.marker_name, layout.index_name, layout.tar_name):
                 store.delete(name(unit.unit, unit.generation))
         else:
             _keep_intact(store, state.info, unit)
-    listing = list_units(store)
+    listing = layout.list_units(store)
     if set(range(len(state.info.units))) <= listing.generation.keys():
         finish_dataset(store)
         return True
@@ -135,7 +125,7 @@ def is_dropped(unit: DamagedUnit, mode: Mode) -> bool:
     return unit.fault in ("stray", "unknown") or (unit.fault == "tar" and mode == "drop")
 
 
-def precompute_command(url: str, info: DatasetInfo, mode: Mode) -> str:
+def precompute_command(url: str, info: layout.DatasetInfo, mode: Mode) -> str:
     """Returns the command that makes lost clips again, as far as dataset.json tells it; empty after merge and split."""
     if "made_from" in info.notes:
         return ""
@@ -144,18 +134,18 @@ def precompute_command(url: str, info: DatasetInfo, mode: Mode) -> str:
     return f"sage-scale precompute --corpus {quote(str(corpus))} --root ROOT --out {quote(url)} --recipe RECIPE{again}"
 
 
-def _keep_intact(store: Store, info: DatasetInfo, unit: DamagedUnit) -> None:
-    header = ShardHeader(
+def _keep_intact(store: Store, info: layout.DatasetInfo, unit: DamagedUnit) -> None:
+    header = layout.ShardHeader(
         unit=unit.unit, split=unit.split, dataset=info.digest, generation=unit.generation + 1
     )
     rejects = list(unit.rejects or ())
     for clip in unit.lost:
         name = clip.id or f"{KEY_PREFIX}{clip.key}"
-        rejects.append(Reject(id=name, reason=DAMAGED, detail="lost to damage of the shard"))
+        rejects.append(Reject(id=name, reason=layout.DAMAGED, detail="lost to damage of the shard"))
     if not len(unit.intact):  # the tar may be gone
         publish_copies(store, header, (), rejects)
         return
-    tar = tar_name(unit.unit, unit.generation)
+    tar = layout.tar_name(unit.unit, unit.generation)
     with map_tar(store, tar) as view:
         samples = verified_samples(memory_reader(view), unit.intact, f"{store.url}/{tar}")
         publish_copies(store, header, samples, rejects)

@@ -13,18 +13,10 @@ import numpy as np
 
 from sage_scale.errors import DatasetError
 from sage_scale.parallel import ProgressCallback, map_threads
+from sage_scale.shards import layout
 from sage_scale.shards.addition_plan import load_additions
 from sage_scale.shards.dataset import Dataset, index_json, open_dataset, unfinished_units
 from sage_scale.shards.index import build_index, make_marker
-from sage_scale.shards.layout import (
-    DATASET_JSON,
-    INDEX_JSON,
-    Marker,
-    checksum_of,
-    index_name,
-    marker_name,
-    unit_object,
-)
 from sage_scale.shards.rejects import key_numbers, removed_keys
 from sage_scale.shards.sample import check_stored_samples
 from sage_scale.shards.tar import map_tar
@@ -68,7 +60,7 @@ def verify_dataset(
     )
 
 
-def check_unit(dataset: Dataset, unit: Marker, records: np.ndarray) -> list[str]:
+def check_unit(dataset: Dataset, unit: layout.Marker, records: np.ndarray) -> list[str]:
     """Returns the problems of one unit, one line each. `records` are its part of index.json."""
     store = dataset.store
     where = f"{store.url}/{unit.tar}"
@@ -90,8 +82,8 @@ def check_unit(dataset: Dataset, unit: Marker, records: np.ndarray) -> list[str]
         name = next(name for name in vars(marker) if getattr(marker, name) != getattr(unit, name))
         problems.append(f"{where} differs from index.json ({name})")
     for name, expected in (
-        (index_name(unit.unit, unit.generation), index.to_bytes()),
-        (marker_name(unit.unit, unit.generation), marker.to_bytes()),
+        (layout.index_name(unit.unit, unit.generation), index.to_bytes()),
+        (layout.marker_name(unit.unit, unit.generation), marker.to_bytes()),
     ):
         try:
             if store.get(name) != expected:
@@ -105,20 +97,20 @@ def _check_documents(dataset: Dataset) -> list[str]:
     """Returns the problems of dataset.json and index.json."""
     store, problems = dataset.store, []
     try:
-        if store.get(DATASET_JSON) != dataset.info.to_bytes():
-            problems.append(f"{store.url}/{DATASET_JSON} differs from the copy in {INDEX_JSON}")
+        if store.get(layout.DATASET_JSON) != dataset.info.to_bytes():
+            problems.append(f"{store.url}/{layout.DATASET_JSON} differs from the copy in {layout.INDEX_JSON}")
     except NotFound:
-        problems.append(f"{store.url}/{DATASET_JSON} is missing")
+        problems.append(f"{store.url}/{layout.DATASET_JSON} is missing")
     if missing := unfinished_units(dataset):
         problems.append(
-            f"{store.url}/{INDEX_JSON} lacks {len(missing)} planned units, first {missing[0]:06d}"
+            f"{store.url}/{layout.INDEX_JSON} lacks {len(missing)} planned units, first {missing[0]:06d}"
         )
     numbers = [unit.unit for unit in dataset.units]
     if numbers != sorted(set(numbers)):
-        problems.append(f"{store.url}/{INDEX_JSON} names a unit twice or in disorder")
+        problems.append(f"{store.url}/{layout.INDEX_JSON} names a unit twice or in disorder")
     written = index_json(dataset.info, dataset.units, dataset.records, dataset.additions)
-    if checksum_of(written) != dataset.digest:
-        problems.append(f"{store.url}/{INDEX_JSON} is not as the writer leaves it")
+    if layout.checksum_of(written) != dataset.digest:
+        problems.append(f"{store.url}/{layout.INDEX_JSON} is not as the writer leaves it")
     return problems
 
 
@@ -135,7 +127,7 @@ def _check_objects(dataset: Dataset) -> list[str]:
     added = {unit: number for number, plan in enumerate(begun) for unit in plan.addition.units}
     stored = Counter[int]()
     for entry in store.list():
-        found = unit_object(entry.name)
+        found = layout.unit_object(entry.name)
         if found is None:
             continue
         known = generation.get(found.unit)
@@ -146,7 +138,7 @@ def _check_objects(dataset: Dataset) -> list[str]:
             stored[added[found.unit]] += 1
         elif known is None or found.generation > known:
             problems.append(
-                f"{store.url}/{entry.name} is a shard that {INDEX_JSON} does not know: the index is stale"
+                f"{store.url}/{entry.name} is a shard that {layout.INDEX_JSON} does not know: the index is stale"
             )
     for number, shards in sorted(stored.items()):
         option = "--extend" if begun[number].manifest else "--retry-rejects"
