@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -29,22 +30,25 @@ def features_recipe(**model: object) -> Recipe:
     return replace(base, vision=replace(base.vision, kind="features"))
 
 
-def video(clips: list[int] | None = None, kind: str = "frames", background: bool = False) -> PackedVideo:
-    """Some of CLIPS, each with pictures, background and draw of its own."""
-    clips = list(range(len(CLIPS))) if clips is None else clips
+def video(
+    clips: Sequence[int] | None = None,
+    kind: str = "frames",
+    background: bool = False,
+    lengths: Sequence[Sequence[int]] = CLIPS,
+) -> PackedVideo:
+    """Some clips, by default of CLIPS, each with pictures or features, background and draw of its own."""
+    clips = list(range(len(lengths))) if clips is None else list(clips)
     frames = [torch.zeros(0, 3, 20, 20, dtype=torch.uint8)]
     features, backgrounds = [torch.zeros(0, 5)], list(frames)
     for clip in clips:
         generator = torch.Generator().manual_seed(clip)
-        count = sum(CLIPS[clip])
+        count = sum(lengths[clip])
         frames.append(torch.randint(0, 256, (count, 3, 20, 20), dtype=torch.uint8, generator=generator))
         features.append(torch.randn(count, 5, generator=generator))
         backgrounds.append(torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8, generator=generator))
     return PackedVideo(
-        segment_frames_N=torch.tensor(
-            [length for clip in clips for length in CLIPS[clip]], dtype=torch.int64
-        ),
-        clip_segments_B=torch.tensor([len(CLIPS[clip]) for clip in clips], dtype=torch.int64),
+        segment_frames_N=torch.tensor([n for clip in clips for n in lengths[clip]], dtype=torch.int64),
+        clip_segments_B=torch.tensor([len(lengths[clip]) for clip in clips], dtype=torch.int64),
         frames_FCHW=torch.cat(frames) if kind == "frames" else None,
         features_FC=torch.cat(features) if kind == "features" else None,
         background_BCHW=torch.cat(backgrounds) if background else None,
@@ -71,22 +75,24 @@ SENTENCES = [
 ]
 
 
+def unigram(sentences: Sequence[str], size: int = 40, **options: Any) -> list[tuple[str, float]]:
+    """Pieces and scores of a unigram model of the sentences, after <s>, <pad>, </s> and <unk>."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*sentences] * 3), model_writer=model, vocab_size=size, model_type="unigram",
+        minloglevel=2, **options,
+    )  # fmt: skip
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    scored = [
+        (processor.id_to_piece(i), processor.get_score(i)) for i in range(3, processor.get_piece_size())
+    ]
+    return [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scored]
+
+
 @cache
 def small_tokenizer(form: str = "mbart50") -> Any:
     """A tokenizer over SENTENCES in mBART-50's form or in cc25's."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 3),
-        model_writer=model,
-        vocab_size=40,
-        model_type="unigram",
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    scored = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())]
-    special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    kind = MBart50Tokenizer if form == "mbart50" else MBartTokenizer
-    return kind(vocab=special + scored[3:])
+    return (MBart50Tokenizer if form == "mbart50" else MBartTokenizer)(vocab=unigram(SENTENCES))
 
 
 def small_mbart_config(**values: Any) -> MBartConfig:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import sentencepiece
 import torch
-from factories.models import SENTENCES
+from factories import models
 from torch import nn
 from transformers import (
     GPTNeoXConfig,
@@ -49,40 +48,14 @@ def recipe(kind: str = "frames", feature_dim: int = 5, **changed: Any) -> Recipe
 
 
 def video(clips: tuple[int, ...] = (0, 1, 2), kind: str = "frames") -> PackedVideo:
-    """Some of the clips of FRAMES, each with pictures or features and a draw of its own."""
-    frames = [torch.zeros(0, 3, 20, 20, dtype=torch.uint8)]
-    features = [torch.zeros(0, 5)]
-    for clip in clips:
-        generator = torch.Generator().manual_seed(clip)
-        frames.append(
-            torch.randint(0, 256, (FRAMES[clip], 3, 20, 20), dtype=torch.uint8, generator=generator)
-        )
-        features.append(torch.randn(FRAMES[clip], 5, generator=generator))
-    lengths = torch.tensor([FRAMES[clip] for clip in clips], dtype=torch.int64)
-    return PackedVideo(
-        segment_frames_N=lengths,
-        clip_segments_B=torch.ones_like(lengths),
-        frames_FCHW=torch.cat(frames) if kind == "frames" else None,
-        features_FC=torch.cat(features) if kind == "features" else None,
-        clip_seeds_B=torch.tensor([1000 + clip for clip in clips], dtype=torch.int64),
-    )
+    """Some of the clips of FRAMES, each one segment, with pictures or features and a draw of its own."""
+    return models.video(clips, kind, lengths=[[frames] for frames in FRAMES])
 
 
 @cache
 def xglm_tokenizer() -> XGLMTokenizer:
     """XGLM's class over a unigram model of a few sentences."""
-    import io
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 3), model_writer=model, vocab_size=40, model_type="unigram", minloglevel=2
-    )  # fmt: skip
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    pieces = [
-        (processor.id_to_piece(i), processor.get_score(i)) for i in range(3, processor.get_piece_size())
-    ]
-    special = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    return XGLMTokenizer(vocab=special + pieces)
+    return XGLMTokenizer(vocab=models.unigram(models.SENTENCES))
 
 
 def language_model(kind: str, seed: int = 5) -> Any:

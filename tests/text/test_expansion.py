@@ -7,6 +7,7 @@ import io
 import pytest
 import sentencepiece
 import torch
+from factories.models import unigram
 from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer, XGLMConfig, XGLMForCausalLM, XGLMTokenizer
 
@@ -25,16 +26,7 @@ NEW = ["我喜欢鳄鱼", "他打嗝了", "公司在濮阳"]
 
 
 def tokenizer() -> XGLMTokenizer:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(KNOWN * 3), model_writer=model, vocab_size=50, hard_vocab_limit=False,
-        character_coverage=1.0, minloglevel=2,
-    )  # fmt: skip
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    pieces = [
-        (processor.id_to_piece(i), processor.get_score(i)) for i in range(3, processor.get_piece_size())
-    ]
-    return XGLMTokenizer(vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces])
+    return XGLMTokenizer(vocab=unigram(KNOWN, 50, hard_vocab_limit=False, character_coverage=1.0))
 
 
 def model(words: int, dtype: torch.dtype = torch.float32) -> XGLMForCausalLM:
