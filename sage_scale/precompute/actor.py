@@ -200,9 +200,7 @@ class UnitWorker:
                 tar = draft.enter_context(self.store.draft(scratch))
                 rejects = [self.rejected(row.id, row.reason, row.detail) for row in unit.rejected]
                 samples = self._samples(unit, rejects, current, report, alone)
-                index = write_shard(
-                    tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest
-                )
+                index = write_shard(tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest)
                 current.clear()
             begun = time.perf_counter()
             marker = commit_unit(self.store, unit.number, digest, tar, index)

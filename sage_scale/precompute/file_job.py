@@ -3,7 +3,7 @@
 **Exactly once.** A clip's files are pure functions of its bytes and of the job's settings; each is stored by one
 conditional PUT, so that of several writers one wins, with the same bytes. A clip is done when all its files are there,
 which one listing shows: a kill leaves whole files only, and the same command makes those that are missing.
-`_settings.json` is stored before the first file; another job's settings are refused. Rejected clips have no file, are
+`_settings.json` is stored before the first file; another job's settings are refused. Reject clips have no file, are
 tried again each time, and stand in `_rejects.jsonl` once the job has ended.
 """
 
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sage_scale.config import Recipe
-from sage_scale.corpora.manifest import Clip, Manifest, Rejected
-from sage_scale.errors import ClipRejected, StorageError, UsageError, or_rejected
+from sage_scale.corpora.manifest import Clip, Manifest
+from sage_scale.errors import ClipRejected, Reject, StorageError, UsageError, or_rejected
 from sage_scale.precompute.actor import GIVEN_UP, CurrentClip, UnitWorker
 from sage_scale.precompute.environment import Environment, differences, shown_changes
 from sage_scale.precompute.plan import Unit, without_repeats
@@ -159,7 +159,7 @@ class FileSummary:
     """Clips with all their files, of this run and earlier ones."""
     made: int
     """Clips of this run."""
-    rejects: tuple[Rejected, ...]
+    rejects: tuple[Reject, ...]
     frames: int
     """Frames of this run."""
     video_s: float
@@ -249,7 +249,7 @@ class FileJob:
         rejects = (
             *self.manifest.rejected,
             *(
-                Rejected(id=e.clip, reason=e.reason, detail=e.detail)
+                Reject(id=e.clip, reason=e.reason, detail=e.detail)
                 for e in sorted(events.values(), key=lambda e: e.clip)
             ),
         )

@@ -341,14 +341,13 @@ class RayMetrics:
     def __init__(self, output: str) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        tags = {"output": label(output)}
-        self._metrics: dict[str, Any] = {}
-        for name, (text, keys) in _COUNTERS.items():
-            self._metrics[name] = Counter(f"{_PREFIX}{name}_total", text, ("output", *keys))
-        for name, text in _GAUGES.items():
-            self._metrics[name] = Gauge(_PREFIX + name, text, ("output",))
+        self._metrics: dict[str, Any] = {
+            name: Counter(f"{_PREFIX}{name}_total", text, ("output", *keys))
+            for name, (text, keys) in _COUNTERS.items()
+        }
+        self._metrics |= {name: Gauge(_PREFIX + name, text, ("output",)) for name, text in _GAUGES.items()}
         for metric in self._metrics.values():
-            metric.set_default_tags(tags)
+            metric.set_default_tags({"output": label(output)})
 
     def add(self, name: str, value: float = 1, tags: Mapping[str, str] | None = None) -> None:
         """Increase a counter; 0 is passed over."""

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from sage_scale.config import Segmentation, Vision
-from sage_scale.corpora.manifest import Clip, Rejected
-from sage_scale.errors import ClipRejected, UsageError
+from sage_scale.corpora.manifest import Clip
+from sage_scale.errors import ClipRejected, Reject, UsageError
 from sage_scale.segmentation.label_files import clip_names, read_table
 from sage_scale.segmentation.precomputed import SUFFIXES, find_labels
 from sage_scale.segmentation.rules import apply_rule, label_segments, resample_labels
@@ -67,7 +67,7 @@ class Evaluation:
     """Of each clip, "" where clips are in no group."""
     counts: Mapping[str, np.ndarray]
     """Row -> float64 (C, K), the columns scores.COUNTS."""
-    left_out: tuple[Rejected, ...]
+    left_out: tuple[Reject, ...]
     """Clips that were not scored."""
     chosen: Mapping[str, tuple[float, float]]
     """Group -> threshold and gap in seconds that the other groups chose for it."""
@@ -130,7 +130,7 @@ def evaluate(
     counts: dict[str, list[np.ndarray]] = {WHOLE: [], **{row.name: [] for row in rows}}
     on_grid: list[np.ndarray] = []
     kept: list[str] = []
-    left_out: list[Rejected] = []
+    left_out: list[Reject] = []
     for number, clip in enumerate(clips):
         try:
             tags = _ClipTags(clip, vision, fps)
@@ -142,7 +142,7 @@ def evaluate(
                 choices = [clip_counts(tags.peaks(base, *choice), gold_M2, total) for choice in grid]
                 on_grid.append(np.array(choices))
         except ClipRejected as rejected:
-            left_out.append(Rejected(id=clip.id, reason=rejected.reason, detail=rejected.detail))
+            left_out.append(Reject(id=clip.id, reason=rejected.reason, detail=rejected.detail))
             continue
         finally:
             progress(number + 1, len(clips))

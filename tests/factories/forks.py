@@ -8,13 +8,13 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from factories.ranks import free_port
+from factories.ranks import environment_of, fork, free_port
 
 from sage_scale.training import distributed
 
@@ -27,9 +27,8 @@ def fork_ranks(world: int, work: Callable[[], Any]) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
 
         def rank_of(rank: int) -> None:
-            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
-                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-            os.environ.update({name: str(value) for name, value in variables.items()})
+            torch.set_num_threads(1)
+            os.environ.update(environment_of(rank, world, port))
             with (Path(folder) / f"{rank}.err").open("w") as quiet:
                 os.dup2(quiet.fileno(), 1)
                 os.dup2(quiet.fileno(), 2)
@@ -37,7 +36,7 @@ def fork_ranks(world: int, work: Callable[[], Any]) -> list[Any]:
             (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
             distributed.close()
 
-        children = {start(lambda rank=rank: rank_of(rank)): rank for rank in range(world)}
+        children = {fork(partial(rank_of, rank)): rank for rank in range(world)}
         failed = wait_for(set(children))
         if failed is not None:
             rank = children[failed]
@@ -47,26 +46,8 @@ def fork_ranks(world: int, work: Callable[[], Any]) -> list[Any]:
 
 def in_fork(work: Callable[[], object]) -> None:
     """Run `work` in a forked process, so that its threads are not this one's. SystemExit where it fails."""
-    if wait_for({start(work)}) is not None:
+    if wait_for({fork(work)}) is not None:
         sys.exit("preparing failed")
-
-
-def start(work: Callable[[], object]) -> int:
-    """Fork; the child does `work` and ends. Its process id."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        torch.set_num_threads(1)
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def wait_for(children: set[int]) -> int | None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories.precompute import HerePool, Killed, manifest_of, recipe_for
+from factories.datasets import Killed
+from factories.precompute import HerePool, manifest_of, recipe_for
 from factories.videos import write_video
 from PIL import Image
 from plugins.toy_extractor import brightest
