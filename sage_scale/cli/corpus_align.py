@@ -64,6 +64,8 @@ def align(
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--segments: there is no folder {folder}")
     manifest = read_corpus(chosen.corpus)
+    if folder is None or similarity is not None:
+        chosen = _with_tagger(chosen, manifest)
     notes = [f"{count} x {what}" for what, count in manifest.notes]
     settings = Alignment(reach_s=reach_s, spread_s=reach_s / 2)
     try:
@@ -159,6 +161,21 @@ def _model(model: str, chosen: Recipe, device: str, overrides: list[str] | None)
             f"--model: {spec.title} has no similarity of captions and segments; leave it out, or give a run of SAGE"
         )
     return trained, spec.part("captions")(run, trained, choose_device(device))
+
+
+def _with_tagger(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """Returns the recipe with its tagger decided and checked. Raises UsageError where no video has what it needs."""
+    from sage_scale.segmentation.choice import check_segmenter, decide, with_tagger
+
+    def exceeded(count: int) -> bool:
+        return 2 * count > len(manifest.clips)  # a video without keypoints keeps its captions' times
+
+    if recipe.segmentation.tagger == "auto":
+        tagger, reason = decide(recipe, manifest, exceeded)
+        recipe = with_tagger(recipe, tagger)
+        tell(f"segmentation.tagger=auto is {tagger}: {reason}")
+    check_segmenter(recipe, manifest.clips, exceeded)
+    return recipe
 
 
 def _kept(partial: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:

@@ -87,6 +87,7 @@ class SegmentFiles:
                 signs=intervals_of_segments(signs_N2, decoded.fps, clip.start_s),
                 sentences=_sentences(tagging, clip),
             ),
+            start_s=clip.start_s,
             duration_s=clip.start_s + duration_s,
             fps=decoded.fps if by_model is None else by_model.fps,
             video=video,

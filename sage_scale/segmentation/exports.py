@@ -22,7 +22,10 @@ class SegmentedVideo:
 
     intervals: SignIntervals
     duration_s: float
+    """End of the part that was segmented, seconds of the video."""
     fps: float
+    start_s: float = 0.0
+    """Its start: time of the first frame of the probabilities."""
     video: str = ""
     """Path or URL of the video or keypoint file; empty links none."""
     pictures: str = ""
@@ -68,7 +71,7 @@ def _vtt_time(seconds: float) -> str:
 
 def _figure(video: SegmentedVideo, folder: str | Path) -> bytes:
     signs = video.intervals.signs
-    start_s, end_s = excerpt(signs, video.duration_s)
+    start_s, end_s = excerpt(signs, video.start_s, video.duration_s)
     try:
         source = video.pictures or video.video
         pictures = segment_pictures(source, signs, start_s, end_s) if source else {}
@@ -80,6 +83,7 @@ def _figure(video: SegmentedVideo, folder: str | Path) -> bytes:
         start_s=start_s,
         gold=None if video.gold is None else video.gold.signs,
         probabilities_T3=video.probabilities_T3,
+        first_s=video.start_s,
         fps=video.fps,
         pictures=pictures,
         title=video.title,

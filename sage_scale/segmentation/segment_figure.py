@@ -40,6 +40,7 @@ def segment_figure(
     start_s: float = 0.0,
     gold: Sequence[Interval] | None = None,
     probabilities_T3: np.ndarray | None = None,
+    first_s: float = 0.0,
     fps: float = 25.0,
     pictures: Mapping[int, np.ndarray] | None = None,
     title: str = "",
@@ -47,7 +48,7 @@ def segment_figure(
 ) -> bytes:
     """Returns the figure of the time from `start_s` to `end_s` as a file of the format `kind` (png, svg, pdf).
 
-    `gold` are true signs; `probabilities_T3` are P(O), P(I), P(B) at `fps` from the video's first frame on;
+    `gold` are true signs; `probabilities_T3` are P(O), P(I), P(B) at `fps` from `first_s` on;
     `pictures` maps the number of a sign to a picture, uint8 (H, W, 3), which stands over it
     (`segment_pictures`). A picture without room beside the one before is omitted.
     """
@@ -80,7 +81,7 @@ def segment_figure(
         _draw_bars(lowest := axes(0.35), true, "annotated")
     if probabilities_T3 is not None:
         lowest = axes(heights[3])
-        times_T = (np.arange(len(probabilities_T3)) + 0.5) / fps
+        times_T = first_s + (np.arange(len(probabilities_T3)) + 0.5) / fps
         within_T = (times_T >= start_s - 1 / fps) & (times_T <= end_s + 1 / fps)
         for column, name, colour in _CURVES:
             lowest.plot(
@@ -118,15 +119,13 @@ def segment_pictures(
     return {n: decoded.frames[min(last, int(middle * vision.fps))] for n, middle in middles.items()}
 
 
-def excerpt(
-    signs: Sequence[Interval], duration_s: float, longest_s: float = EXCERPT_S
-) -> tuple[float, float]:
-    """Returns start and end of the part of a video that is drawn: all of a short one, else from its first sign on."""
-    if duration_s <= longest_s:
-        return 0.0, duration_s
-    first = max(0.0, min((sign.start_s for sign in signs), default=0.0) - 0.5)
-    start = min(first, duration_s - longest_s)
-    return start, start + longest_s
+def excerpt(signs: Sequence[Interval], start_s: float, end_s: float) -> tuple[float, float]:
+    """Returns start and end of what is drawn: all of a short time, else EXCERPT_S from before its first sign on."""
+    if end_s - start_s <= EXCERPT_S:
+        return start_s, end_s
+    first = max(start_s, min((sign.start_s for sign in signs), default=start_s) - 0.5)
+    begin = min(first, end_s - EXCERPT_S)
+    return begin, begin + EXCERPT_S
 
 
 def installed_fonts() -> list[str]:

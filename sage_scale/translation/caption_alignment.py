@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,16 +20,18 @@ import numpy as np
 from sage_scale.config import Recipe
 from sage_scale.corpora.alignment import Alignment, Caption, Placement, Text, align, text_term
 from sage_scale.corpora.manifest import Clip
-from sage_scale.errors import ClipRejected, StorageError, UsageError
+from sage_scale.errors import ClipRejected, StorageError, UsageError, or_rejected
 from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.segmentation.decoding import runs
 from sage_scale.segmentation.intervals import Interval, read_video_file
 from sage_scale.segmentation.motion import grey_movement, resting
-from sage_scale.segmentation.rules import B, O
+from sage_scale.segmentation.rules import O, label_segments
+from sage_scale.segmentation.sources import decode_for_tagger
 from sage_scale.segmentation.tagger import tag_clip
 from sage_scale.shards import Sample
 from sage_scale.untrusted.display import shortened
-from sage_scale.vision.decode import DecodedClip, decode_clips, probe
+from sage_scale.vision.decode import DecodedClip, decode_clips, local_path, probe
+from sage_scale.vision.keypoints import is_keypoint_file
 
 WINDOW_S, SIGN_S, SENTENCE_S = 20.0, 2.0, 10.0
 """Seconds of a window, and by which it reaches into its neighbours: the longest whole sign or sentence."""
@@ -115,27 +117,29 @@ def read_signing(
         return Signing(pieces_N2=pieces, notes=tuple(notes))
     windows = _windows(clips, settings.reach_s, SENTENCE_S if sentences else SIGN_S)
     vision = dataclasses.replace(recipe.vision, max_frames=10**6, min_frames=1)
-    if similarity is None:
-        vision = dataclasses.replace(vision, size=64, crop=64, frame_stride=1000)
     maker = SampleMaker(dataclasses.replace(recipe, vision=vision))
     outcomes: dict[int, tuple[list[tuple[float, float]], np.ndarray | None, np.ndarray | None]] = {}
-    for done, (number, decoded) in enumerate(decode_clips(windows, vision, grey=maker.wants_grey), start=1):
+    decoding = _decoded(windows, maker, for_model=similarity is not None)
+    for done, (number, decoded) in enumerate(decoding, start=1):
         begin = windows[0].start_s + number * WINDOW_S
         core = begin, begin + WINDOW_S
-        if isinstance(decoded, ClipRejected):
-            if decoded.reason != "beyond-end":
-                notes.append(f"{core[0]:.0f} to {core[1]:.0f} s: {decoded}")
+        progress(done / len(windows))
+        try:
+            if isinstance(decoded, ClipRejected):
+                raise decoded
+            labelled = _pieces(decoded, recipe, sentences)
+            tokens = times = None
+            if similarity is not None:
+                sample = maker.finish(windows[number], decoded)
+                times = windows[number].start_s + sample.segments.mean(1) / decoded.fps
+                inside = (times >= core[0]) & (times < core[1])
+                tokens, times = similarity.visual(sample)[inside], times[inside]
+        except ClipRejected as rejected:
+            if rejected.reason != "beyond-end":
+                notes.append(f"{core[0]:.0f} to {core[1]:.0f} s: {rejected}")
             continue
-        labelled = _pieces(decoded, recipe, sentences)
-        tokens = times = None
-        if similarity is not None:
-            sample = maker.finish(windows[number], decoded)
-            times = windows[number].start_s + sample.segments.mean(1) / decoded.fps
-            inside = (times >= core[0]) & (times < core[1])
-            tokens, times = similarity.visual(sample)[inside], times[inside]
         # A piece belongs to the window in whose core it begins; it may end beyond.
         outcomes[number] = [pair for pair in labelled if core[0] <= pair[0] < core[1]], tokens, times
-        progress(done / len(windows))
     ordered = [outcomes[number] for number in sorted(outcomes)]
     if pieces is None:
         pieces = _joined([pair for part, _, _ in ordered for pair in part])
@@ -168,6 +172,21 @@ def _windows(clips: Sequence[Clip], reach_s: float, margin_s: float) -> list[Cli
     ]
 
 
+def _decoded(
+    windows: Sequence[Clip], maker: SampleMaker, for_model: bool
+) -> Iterator[tuple[int, DecodedClip | ClipRejected]]:
+    """Yields the windows with what the tagger sees, and what the model sees; pictures of a video in one pass."""
+    vision, segmentation = maker.recipe.vision, maker.recipe.segmentation
+    of_keypoints = maker.wants_keypoints or is_keypoint_file(local_path(windows[0].video))
+    if of_keypoints and not for_model:
+        for number, window in enumerate(windows):
+            yield number, or_rejected(decode_for_tagger, window, vision, segmentation)
+        return
+    if not for_model:
+        vision = dataclasses.replace(vision, kind="frames", size=8, crop=8, frame_stride=10**6)
+    yield from decode_clips(windows, vision, grey=maker.wants_grey, keypoints=maker.wants_keypoints)
+
+
 def _pieces(decoded: DecodedClip, recipe: Recipe, sentences: bool) -> list[tuple[float, float]]:
     """Returns start and end of the signs (or sentences) of a window, in seconds of the video."""
     tagging = tag_clip(decoded, recipe.segmentation, decoded.fps)
@@ -181,15 +200,8 @@ def _pieces(decoded: DecodedClip, recipe: Recipe, sentences: bool) -> list[tuple
         labels_T, fps = runs(tagging.probabilities.sentence_T3), tagging.probabilities.fps
     elif recipe.segmentation.tagger == "motion" and decoded.grey_THW is not None:
         labels_T[resting(grey_movement(decoded.grey_THW, fps), fps)] = O
-    signed_T = np.concatenate([[O], labels_T, [O]])
-    begins = np.flatnonzero((signed_T[1:-1] == B) | ((signed_T[1:-1] != O) & (signed_T[:-2] == O)))
-    outside = np.flatnonzero(signed_T[1:] == O)
-    pairs = []
-    for n, begin in enumerate(begins.tolist()):
-        after = int(outside[np.searchsorted(outside, begin, "right")])
-        end = min(after, int(begins[n + 1])) if n + 1 < len(begins) else after
-        pairs.append((decoded.clip.start_s + begin / fps, decoded.clip.start_s + end / fps))
-    return pairs
+    times_N2 = decoded.clip.start_s + label_segments(labels_T) / fps
+    return [(start, end) for start, end in times_N2.tolist()]
 
 
 def _joined(pairs: list[tuple[float, float]]) -> np.ndarray:

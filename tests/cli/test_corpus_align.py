@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from factories.segmenters import random_track
 from factories.training import make_language_folder, sign2gpt_recipe, tiny_recipe
 from factories.videos import write_video
 from typer.testing import CliRunner
 
 from sage_scale.cli import corpus as verb
 from sage_scale.cli.main import run
-from sage_scale.config import Corpus, from_mapping, to_yaml
+from sage_scale.config import Corpus, extension, from_mapping, to_yaml
 from sage_scale.corpora.alignment import Alignment
 from sage_scale.corpora.manifest import Clip, from_json_lines
 from sage_scale.corpora.registry import read_corpus
+from sage_scale.keypoints.files import npz_bytes
+from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.models.sage.export import save_visual
 from sage_scale.models.sage.mbart import load_language_model
 from sage_scale.models.sage.model import SageAligner
+from sage_scale.segmentation import tagger
 from sage_scale.segmentation.elan import eaf_bytes
 from sage_scale.segmentation.intervals import Interval, SignIntervals
+from sage_scale.segmentation.rules import B, I
+from sage_scale.segmentation.tagger import Probabilities
 from sage_scale.translation import caption_alignment
 
 SENTENCES = ("heute regnet es im norden", "morgen scheint im süden die sonne", "gute nacht")
@@ -126,6 +133,56 @@ def test_pieces_do_not_depend_on_the_windows_in_which_a_video_is_read(tmp_path, 
         monkeypatch.setattr(caption_alignment, "WINDOW_S", seconds)
         found = caption_alignment.read_signing(clips, recipe, Alignment())
         assert np.allclose(found.pieces_N2, signs) and not found.notes
+
+
+class Sentences:
+    """A segmenter on keypoints that finds the sentences MOVES, and in each a sign every 0.4 s."""
+
+    name, fingerprint, decoding = "sentences", "0", "likeliest"
+
+    def __init__(self, folder: Path) -> None: ...
+
+    def __call__(self, track: KeypointTrack) -> Probabilities:
+        begin = round(float(track.points_TKC[0, 0, 0]))  # the number of its first frame
+        frames_T = begin + np.arange(len(track))
+        sentence_T, sign_T = np.zeros((2, len(track)), int)
+        for start, end in MOVES:
+            inside = (frames_T >= 25 * start) & (frames_T < 25 * end)
+            sentence_T[inside], sign_T[inside] = I, I
+            sign_T[inside & (np.round(frames_T - 25 * start) % 10 == 0)] = B
+        return Probabilities(
+            sign_T3=np.eye(3, dtype=np.float32)[sign_T],
+            sentence_T3=np.eye(3, dtype=np.float32)[sentence_T],
+            fps=25.0,
+        )
+
+
+def test_a_segmenter_on_keypoints_gives_signs_or_sentences(tmp_path, monkeypatch):
+    track = random_track(250, fps=25.0)
+    points_TKC = track.points_TKC.copy()
+    points_TKC[:, 0, 0] = np.arange(250)
+    (tmp_path / "film.npz").write_bytes(npz_bytes(dataclasses.replace(track, points_TKC=points_TKC)))
+    write_manifest(tmp_path / "late.jsonl", tmp_path / "film.npz", [(a + 1.3, b + 1.3) for a, b in MOVES])
+    monkeypatch.setattr(tagger, "MODELS", dict(tagger.MODELS))
+    monkeypatch.setattr(extension, "_choices", dict(extension._choices))
+    tagger.register_segmenter("sentences", Sentences)
+    monkeypatch.setattr(caption_alignment, "WINDOW_S", 3.0)
+    for more in ([], ["--sentences"]):
+        settings = ["segmentation.tagger=sentences", f"segmentation.weights={tmp_path}"]
+        result = invoke(
+            "--corpus",
+            "manifest",
+            "--root",
+            tmp_path / "late.jsonl",
+            "--out",
+            tmp_path / "x",
+            *more,
+            *settings,
+        )
+        assert result.exit_code == 0, result.output
+        assert np.allclose(
+            [(row["start_s"], row["end_s"]) for row in rows(tmp_path / "x")], MOVES, atol=0.021
+        )
 
 
 def test_an_unreadable_video_keeps_its_captions_times(moved, tmp_path):

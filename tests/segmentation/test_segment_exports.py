@@ -165,6 +165,7 @@ def test_exports_by_name(tmp_path):
 
 def test_a_figure_without_signs_pictures_or_probabilities():
     assert Image.open(io.BytesIO(segment_figure((), 1.0, gold=()))).size[0] == 1800
-    assert excerpt((), 3.0) == (0.0, 3.0)
-    assert excerpt([Interval(95.0, 99.0)], 100.0) == (90.0, 100.0)
-    assert excerpt([Interval(20.0, 21.0)], 100.0) == (19.5, 29.5)
+    assert excerpt((), 1.0, 3.0) == (1.0, 3.0)
+    assert excerpt([Interval(95.0, 99.0)], 0.0, 100.0) == (90.0, 100.0)
+    assert excerpt([Interval(20.0, 21.0)], 0.0, 100.0) == (19.5, 29.5)
+    assert excerpt([Interval(50.2, 51.0)], 50.0, 100.0) == (50.0, 60.0)
