@@ -30,19 +30,10 @@ from sage_scale.training.engine import Engine
 from sage_scale.training.stage import STAGE1, run_stage
 
 OVERRIDES = [
-    "name=dgs-keypoints",
-    "corpus.name=manifest",
-    "vision.kind=features",
-    "vision.backbone=keypoints",
-    "vision.source_fps=50",
-    "vision.background=none",
-    "vision.min_frames=4",
-    "denoise.max_minutes=1.0",
-    "pretrain.batch_size=32",
-    "pretrain.max_minutes=0",
-    "pretrain.evaluate_every=-1",
-    "stream.workers=0",
-]
+    "name=dgs-keypoints", "corpus.name=manifest", "vision.kind=features", "vision.backbone=keypoints",
+    "vision.source_fps=50", "vision.background=none", "vision.min_frames=4", "denoise.max_minutes=1.0",
+    "pretrain.batch_size=32", "pretrain.max_minutes=0", "pretrain.evaluate_every=-1", "stream.workers=0",
+]  # fmt: skip
 
 
 def main() -> None:
@@ -69,10 +60,8 @@ def made_clips(folder: Path) -> Path:
     for number in range(12):
         walk = 0.5 + rng.normal(0, 0.01, (120, 134)).cumsum(0)
         np.savez(folder / "keypoints" / f"{number}.npz", keypoints=walk.astype(np.float16))
-        text = f"satz nummer {number}"
-        rows.append(
-            {"id": str(number), "recording": str(number // 9), "text": text, "fps": 50, "frames": 120}
-        )
+        row = {"id": str(number), "recording": str(number // 9), "text": f"satz nummer {number}"}
+        rows.append({**row, "fps": 50, "frames": 120})
     (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -89,6 +78,7 @@ def run(clips: Path, work: Path, steps: int, changes: Sequence[str] = ()) -> dic
     run_stage("pretrain", recipe, work / "run", data)
     rows = [json.loads(line) for line in (work / "run" / "pretrain" / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["event"] == "step"]
+    recipe = load_recipe(work / "run" / "recipe.yaml")  # with the width of the dataset's features
     similarity = held_out_similarity(recipe, work / "run", data)
     return {
         "dataset": summary.line(),
@@ -105,21 +95,18 @@ def write_manifest(clips: Path, path: Path) -> Path:
     rows = [json.loads(line) for line in (clips / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
     counts = Counter(row["recording"] for row in rows)
     held_out = min(counts, key=counts.__getitem__)
-    path.write_text(
-        to_json_lines(
-            Clip(
-                id=row["id"],
-                video=str((clips / "keypoints" / f"{row['id']}.npz").resolve()),
-                sentence=row["text"],
-                language="de",
-                signer=row["recording"],
-                split="dev" if row["recording"] == held_out else "train",
-                frames=row["frames"] // 2,
-            )
-            for row in rows
-        ),
-        encoding="utf-8",
+    made = (
+        Clip(
+            id=row["id"],
+            video=str((clips / "keypoints" / f"{row['id']}.npz").resolve()),
+            sentence=row["text"],
+            signer=row["recording"],
+            split="dev" if row["recording"] == held_out else "train",
+            frames=row["frames"] // 2,
+        )
+        for row in rows
     )
+    path.write_text(to_json_lines(made), encoding="utf-8")
     return path
 
 

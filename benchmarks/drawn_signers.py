@@ -19,8 +19,7 @@ from sage_scale.corpora.synthetic.render import write_h264
 from sage_scale.corpora.videos import whole_videos
 from sage_scale.segmentation.sources import decode_for_tagger
 
-SIDE, SHOULDERS = 192, 0.36
-"""Side of the pictures, pixels, and the width of the shoulders as a share of it."""
+SIDE, SHOULDERS = 192, 0.36  # of the pictures, pixels, and the shoulders' share of it
 
 
 def drawn(points_TKC: np.ndarray | None) -> np.ndarray:
@@ -43,9 +42,8 @@ def drawn(points_TKC: np.ndarray | None) -> np.ndarray:
             draw.line([tuple(body[a]), tuple(body[b])], fill=50, width=SIDE // 20)
         for hand in (25, 46):
             draw.polygon([tuple(body[hand + k]) for k in (0, 5, 9, 13, 17)], fill=205)
-            for finger in range(5):
-                joints = [0, *range(4 * finger + 1, 4 * finger + 5)]
-                draw.line([tuple(body[hand + k]) for k in joints], fill=205, width=2)
+            for first in range(1, 21, 4):
+                draw.line([tuple(body[hand + k]) for k in (0, *range(first, first + 4))], fill=205, width=2)
         pictures.append(np.asarray(picture.convert("RGB")))
     return np.stack(pictures)
 
@@ -53,8 +51,8 @@ def drawn(points_TKC: np.ndarray | None) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="*", metavar="KEYPOINTS OUT")
-    parser.add_argument("--source-fps", type=float, default=25.0)
-    parser.add_argument("--aspect", type=float, default=1.0)
+    for name, usual in (("--source-fps", 25.0), ("--aspect", 1.0)):
+        parser.add_argument(name, type=float, default=usual)
     options = parse(parser)
     with tempfile.TemporaryDirectory() as folder:
         if options.small:
