@@ -110,6 +110,7 @@ def evaluate(
     from sage_scale.errors import UsageError
     from sage_scale.reporting.segment_scores import as_json, as_markdown, show
     from sage_scale.segmentation import evaluation
+    from sage_scale.segmentation.intervals import table_column
     from sage_scale.storage import on_this_machine
     from sage_scale.untrusted.progress import Progress
 
@@ -128,7 +129,7 @@ def evaluate(
         raise UsageError(f"--row '{min(twice)}' is there twice")
     annotation = evaluation.annotation(gold)
     stem = on_this_machine(out, "a table") if out else None
-    groups = evaluation.table_column(annotation, group) if group else None
+    groups = table_column(annotation, group, "--group") if group else None
     manifest = whole_videos(root)
     if missing := evaluation.without_media(annotation, manifest.clips):
         tell(f"{len(missing):,} annotated clips have no file in {root}, the first: '{shortened(missing[0])}'")

@@ -10,12 +10,14 @@ P(O), P(I), P(B) of each frame at `model_fps`, and `sentence`, the same of sente
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.corpora.videos import whole_videos
 from sage_scale.precompute.environment import environment_here
-from sage_scale.precompute.file_job import ClipFiles, FileJob, FileSummary
+from sage_scale.precompute.file_job import SETTINGS, ClipFiles, FileJob, FileSummary
 from sage_scale.precompute.schedule import RejectLimit
 from sage_scale.segmentation.choice import check_segmenter, decide, with_tagger
 from sage_scale.segmentation.decoding import runs
@@ -34,7 +36,9 @@ from sage_scale.segmentation.precomputed import check_labels
 from sage_scale.segmentation.rules import label_segments
 from sage_scale.segmentation.sources import decode_for_tagger
 from sage_scale.segmentation.tagger import Tagging, has_model, segmenter_fingerprint, tag_clip
+from sage_scale.storage import NotFound, open_store
 from sage_scale.untrusted.files import expanded
+from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 from sage_scale.untrusted.printer import tell
 from sage_scale.vision.decode import local_path
 from sage_scale.vision.keypoints import is_keypoint_file
@@ -127,7 +131,7 @@ def predict_segments(
     manifest = Manifest(tuple(clips), found.rejected)
     limit = RejectLimit(recipe.shards.max_reject_rate, len(clips) + len(found.rejected)).exceeded
     if recipe.segmentation.tagger == "auto":
-        tagger, reason = decide(recipe, manifest, limit)
+        tagger, reason = _begun_with(out) or decide(recipe, manifest, limit)
         recipe = with_tagger(recipe, tagger)
         if not quiet:
             tell(f"segmentation.tagger=auto is {tagger}: {reason}")
@@ -170,6 +174,15 @@ def predict_segments(
         events=events,
         quiet=quiet,
     ).execute()
+
+
+def _begun_with(out: str | Path) -> tuple[str, str] | None:
+    """Returns the tagger that an output was begun with, and the reason to take it; None for a new output."""
+    store = open_store(out)
+    with contextlib.suppress(NotFound, InvalidJSON, KeyError, TypeError):
+        document: Any = parse_json_object(store.get(SETTINGS))
+        return str(document["settings"]["segmentation"]["tagger"]), f"as {store.url} was begun"
+    return None
 
 
 def probability_bytes(tagging: Tagging, fps: float) -> bytes:

@@ -6,7 +6,6 @@ of them (`precomputed.py`). Every setting is scored on the same clips: one that 
 
 from __future__ import annotations
 
-import csv
 import itertools
 import os
 from collections import Counter
@@ -36,9 +35,8 @@ from sage_scale.segmentation.tagger import (
     wants_keypoints,
 )
 from sage_scale.storage import on_this_machine
-from sage_scale.untrusted.display import message_line, shortened
-from sage_scale.untrusted.files import expanded, is_folder, lines, read_text
-from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
+from sage_scale.untrusted.display import shortened
+from sage_scale.untrusted.files import expanded, is_folder
 from sage_scale.vision.decode import DecodedClip
 
 WHOLE = "whole clip as one segment"
@@ -206,27 +204,6 @@ def without_media(gold: Path, clips: Iterable[Clip]) -> list[str]:
             form for name in clip_names(clip.id, clip.split) for form in (name, name.replace("/", "__"))
         )
     return sorted(names - known)
-
-
-def table_column(path: Path, column: str) -> dict[str, str]:
-    """Returns a column of a .jsonl or .csv table by id. Raises UsageError where no row has it."""
-    found: dict[str, str] = {}
-    try:
-        text = read_text(path)
-        if path.suffix.lower() == ".jsonl":
-            rows: Iterable[Mapping[str, Any]] = (
-                parse_json_object(line) for line in lines(text) if line.strip()
-            )
-        else:
-            rows = csv.DictReader(lines(text))
-        found = {str(row.get("id")): str(row[column]) for row in rows if row.get(column) is not None}
-    except (OSError, ValueError, InvalidJSON, csv.Error) as error:
-        raise UsageError(f"--group {column}: {shortened(path, 300)}: {message_line(error)}") from None
-    if not found:
-        raise UsageError(
-            f"--group {column}: {shortened(path, 300)} is no table (.jsonl, .csv) with this column"
-        )
-    return found
 
 
 def annotated(gold: str, clip: Clip, fps: float, sign_tier: str = "SIGN") -> np.ndarray:

@@ -29,7 +29,7 @@ import numpy as np
 from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.segmentation.rules import segments_to_labels
 from sage_scale.untrusted.display import message_line, shortened
-from sage_scale.untrusted.files import lines, open_regular, text_fault
+from sage_scale.untrusted.files import lines, open_regular, read_text, text_fault
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 
 MAX_SECONDS = 1e7
@@ -146,6 +146,31 @@ def read_table(path: Path) -> dict[str, SignIntervals]:
     except (ValueError, csv.Error) as error:
         reason = message_line(error)
     raise UsageError(f"{shortened(path, 300)}: {reason}")
+
+
+def table_column(path: Path, column: str, option: str) -> dict[str, str]:
+    """Returns a column of a .csv or .jsonl table by id, of the rows that have it.
+
+    Raises UsageError, which names the command's `option`, where the file is no table or no row has the column.
+    """
+    where = f"{option} {shortened(column)}"
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise UsageError(f"{where} is a column of a table (.csv, .jsonl), which {path.name} is not")
+    try:
+        text = read_text(path)
+        rows: Iterable[Mapping[str, Any]] = csv.DictReader(lines(text))
+        if path.suffix.lower() == ".jsonl":
+            rows = (parse_json_object(line) for line in lines(text) if line.strip())
+        found = {
+            str(row["id"]): str(row[column])
+            for row in rows
+            if "id" in row and row.get(column) not in (None, "")
+        }
+    except (OSError, ValueError, InvalidJSON, csv.Error) as error:
+        raise UsageError(f"{where}: {shortened(path, 300)}: {message_line(error)}") from None
+    if not found:
+        raise UsageError(f"{where}: {shortened(path, 300)} has no such column")
+    return found
 
 
 def _read_jsonl(text: str) -> dict[str, SignIntervals]:

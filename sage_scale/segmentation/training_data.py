@@ -5,7 +5,7 @@ Shape letters: T frames, N signs, F features, L frames of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,11 @@ import numpy as np
 from sage_scale.corpora.synthetic.random_signing import random_signing
 from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.keypoints.files import read_track
-from sage_scale.segmentation.intervals import SignIntervals, read_table, read_video_file
+from sage_scale.segmentation.intervals import SignIntervals, read_table, read_video_file, table_column
 from sage_scale.segmentation.models.trained import BODY, FPS, LEFT, RIGHT, SignerPoints, features
 from sage_scale.storage.store import is_name
 from sage_scale.untrusted.display import shortened
-from sage_scale.untrusted.files import is_file, is_folder, lines, read_text
-from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
+from sage_scale.untrusted.files import is_file, is_folder
 
 KEYPOINT_SUFFIXES = (".pose", ".npz", ".npy", ".json")
 ANNOTATION_SUFFIXES = (".eaf", ".json")
@@ -65,7 +64,7 @@ def read_examples(
     OpenPose's files. `group` is a column of the table. Raises UsageError where nothing is left.
     """
     found, left_out = _annotations(annotation)
-    groups = _column(annotation, group) if group else {}
+    groups = table_column(annotation, group, "--folds") if group else {}
     examples = []
     for name, intervals in found.items():
         left_out += [f"{shortened(name)}: {line}" for line in intervals.left_out]
@@ -113,26 +112,6 @@ def _keypoints_of(folder: Path, name: str) -> Path:
     if is_folder(folder / name):
         return folder / name
     raise ClipRejected("no-keypoints", f"no keypoint file in {shortened(folder, 300)}")
-
-
-def _column(path: Path, name: str) -> dict[str, str]:
-    """Returns a column of a table by id."""
-    if is_folder(path) or path.suffix.lower() not in (".jsonl", ".csv"):
-        raise UsageError(
-            f"--folds {shortened(name)} is a column of a table (.csv, .jsonl), which {path.name} is not"
-        )
-    import csv
-
-    text = read_text(path)
-    rows: Iterable[dict[str, object]]
-    try:
-        if path.suffix.lower() == ".csv":
-            rows = [dict(row) for row in csv.DictReader(lines(text))]
-        else:
-            rows = [dict(parse_json_object(line)) for line in lines(text) if line.strip()]
-    except (InvalidJSON, csv.Error) as error:
-        raise UsageError(f"{path}: {error}") from None
-    return {str(row["id"]): str(row[name]) for row in rows if "id" in row and row.get(name) not in (None, "")}
 
 
 # -- what the networks see in one pass over the data -----------------------------------------------------------

@@ -154,6 +154,29 @@ def test_what_is_missing_is_said_before_ray_starts(weights, tmp_path, monkeypatc
     assert not (tmp_path / "out" / "_settings.json").exists()
 
 
+def test_auto_is_decided_once_for_an_output(weights, tmp_path, monkeypatch):
+    """An output that was begun with the model goes on with it when its weights are no longer given."""
+    from sage_scale.precompute import segment_job
+
+    taken = []
+
+    def job(**given):
+        taken.append(given["settings"]["segmentation"]["tagger"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segment_job, "FileJob", job)
+    keypoints(tmp_path / "in" / "talk.npz", 30, 25.0)
+    automatic, given = "segmentation.tagger=auto", f"segmentation.weights={weights}"
+    for stored, changes in ((False, [automatic, given]), (False, [automatic]), (True, [automatic, given])):
+        if stored:
+            (tmp_path / "out").mkdir()
+            settings = {"settings": {"segmentation": {"tagger": "uniform"}}}
+            (tmp_path / "out" / "_settings.json").write_text(json.dumps(settings))
+        with pytest.raises(KeyboardInterrupt):
+            predict_segments(load_recipe("demo", changes), tmp_path / "in", tmp_path / "out", quiet=True)
+    assert taken == ["published", "motion", "uniform"]
+
+
 def said(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
     code = run(["segment", "predict", *map(str, arguments)])
     printed = capsys.readouterr()

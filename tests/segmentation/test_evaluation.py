@@ -21,10 +21,9 @@ from sage_scale.segmentation.evaluation import (
     Row,
     choose_on_others,
     evaluate,
-    table_column,
     without_media,
 )
-from sage_scale.segmentation.intervals import Interval, SignIntervals
+from sage_scale.segmentation.intervals import Interval, SignIntervals, table_column
 from sage_scale.segmentation.rules import label_segments, segments_to_labels
 from sage_scale.segmentation.scores import COUNTS, scores
 
@@ -170,9 +169,9 @@ def test_clips_that_cannot_be_scored_are_named(media, tmp_path):
 def test_columns_of_tables(tmp_path):
     for kind in ("jsonl", "csv"):
         table = written(kind, tmp_path / kind)
-        assert table_column(table, "recording") == GROUPS
+        assert table_column(table, "recording", "--group") == GROUPS
         with pytest.raises(UsageError, match="--group signer"):
-            table_column(table, "signer")
+            table_column(table, "signer", "--group")
 
 
 def said(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:

@@ -113,7 +113,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_trained_on(clips: Path, tm
         (["--synthetic", "3", "--annotation", "TABLE", "--keypoints", "POINTS"], "or --synthetic N"),
         (["--synthetic", "3", "--folds", "x"], "--folds needs --annotation"),
         (["--annotation", "TABLE", "--keypoints", "POINTS", "--picture", "wide"], "WIDTHxHEIGHT"),
-        (["--annotation", "TABLE", "--keypoints", "POINTS", "--folds", "signer"], "no column signer"),
+        (["--annotation", "TABLE", "--keypoints", "POINTS", "--folds", "signer"], "has no such column"),
         (["--annotation", "EAF", "--keypoints", "POINTS", "--folds", "signer"], "is a column of a table"),
         (["--annotation", "TABLE", "--keypoints", "EAF"], "no sign with keypoints"),
         (
