@@ -142,7 +142,7 @@ def read_signing(
         outcomes[number] = [pair for pair in labelled if core[0] <= pair[0] < core[1]], tokens, times
     ordered = [outcomes[number] for number in sorted(outcomes)]
     if pieces is None:
-        pieces = _joined([pair for part, _, _ in ordered for pair in part])
+        pieces = joined_pieces([pair for part, _, _ in ordered for pair in part])
     if similarity is None or not ordered:
         return Signing(pieces_N2=pieces, notes=tuple(notes))
     return Signing(
@@ -204,7 +204,7 @@ def _pieces(decoded: DecodedClip, recipe: Recipe, sentences: bool) -> list[tuple
     return [(start, end) for start, end in times_N2.tolist()]
 
 
-def _joined(pairs: list[tuple[float, float]]) -> np.ndarray:
+def joined_pieces(pairs: list[tuple[float, float]]) -> np.ndarray:
     """Returns pieces (N, 2), sorted, each ended where the next one begins."""
     pieces_N2 = np.array(sorted(pairs), np.float64).reshape(-1, 2)
     if len(pieces_N2):
@@ -227,7 +227,7 @@ def _from_file(
         except OSError as error:
             raise StorageError(f"{file} cannot be read: {error.strerror}") from None
         rows: Sequence[Interval] = found.sentences if sentences else found.signs
-        return _joined([row[:2] for row in rows]), list(found.left_out)
+        return joined_pieces([row[:2] for row in rows]), list(found.left_out)
     return None, [f"there is no {stem}.eaf or .json in {folder.name}: segmented by the recipe's tagger"]
 
 

@@ -10,13 +10,15 @@ with rests of 0.4 to 1.5 s between them. True times are those from a clip's firs
 
 Prints the share of captions whose start and end are within 0.5 s of the truth before and after. `--model` aligns with a
 run's stage 1, too, which must not have seen the joined clips. `--train` trains both stages on true, shifted (scatter)
-and aligned captions of the split train, and scores them on true test clips.
+and aligned captions of the split train, and scores them on true test clips. `--dgs` is a folder with clips.jsonl:
+sentences of real conversation with signs drawn by people, joined by recording as they are, without rests.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import random
 import subprocess
@@ -32,11 +34,13 @@ import numpy as np
 from common import parse, sage, spread
 
 from sage_scale.config import Corpus
+from sage_scale.corpora.alignment import Alignment
 from sage_scale.corpora.manifest import Clip, from_json_lines, to_json_lines
 from sage_scale.corpora.synthetic import load_gold, make_corpus
 from sage_scale.corpora.synthetic.render import SIZE, write_h264
 from sage_scale.segmentation.elan import eaf_bytes
 from sage_scale.segmentation.intervals import Interval, SignIntervals
+from sage_scale.translation.caption_alignment import Signing, align_video, joined_pieces
 
 FPS, NEAR_S = 25, 0.5
 
@@ -102,16 +106,18 @@ def displaced(captions: Sequence[Clip], kind: str, seed: int) -> list[Clip]:
     return sorted(found, key=lambda clip: (clip.video, clip.start_s))
 
 
-def near(rows: Iterable[Any], true: Sequence[Clip]) -> str:
+def shares(rows: Iterable[Any], true: Sequence[Clip]) -> tuple[float, float]:
     """Shares of captions with the start, and with start and end, within NEAR_S of the truth."""
     wanted = {clip.id: clip for clip in true}
     off = [
         (abs(row["start_s"] - wanted[row["id"]].start_s), abs(row["end_s"] - wanted[row["id"]].end_s))
         for row in rows
     ]
-    starts = sum(a <= NEAR_S for a, _ in off) / len(off)
-    both = sum(max(pair) <= NEAR_S for pair in off) / len(off)
-    return f"{starts:.2f} | {both:.2f}"
+    return sum(a <= NEAR_S for a, _ in off) / len(off), sum(max(pair) <= NEAR_S for pair in off) / len(off)
+
+
+def near(rows: Iterable[Any], true: Sequence[Clip]) -> str:
+    return " | ".join(f"{share:.2f}" for share in shares(rows, true))
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -146,6 +152,35 @@ def measure(true: Sequence[Clip], folder: Path, model: str, seed: int) -> None:
             new = folder / f"{kind}-{number}.jsonl"
             run("corpus", "align", "--corpus", "manifest", "--root", old, "--out", new, *extra)
             print(f"| {kind} | {name} | {near(rows_of(new), true)} |", flush=True)
+
+
+def measure_conversation(folder: Path, seeds: Sequence[int]) -> None:
+    """Print the table of shares of real conversation, means over the seeds; without a model, with people's signs."""
+    true: list[Clip] = []
+    signs: dict[str, list[tuple[float, float]]] = {}
+    ends: dict[str, float] = {}
+    for row in rows_of(folder / "clips.jsonl"):
+        at = ends.get(row["recording"], 0.0)
+        ends[row["recording"]] = at + row["frames"] / row["fps"]
+        times = sorted((at + s["start_ms"] / 1000, at + s["end_ms"] / 1000) for s in row["signs"])
+        if times:
+            signs.setdefault(row["recording"], []).extend(times)
+            end_s = max(end for _, end in times)
+            true.append(Clip(id=f"{row['recording']}/{row['id']}", video=row["recording"], start_s=times[0][0],
+                             end_s=end_s, sentence=row["text"]))  # fmt: skip
+    pieces = {video: Signing(pieces_N2=joined_pieces(pairs)) for video, pairs in signs.items()}
+    print(f"\n{len(true)} sentences in {len(pieces)} recordings\n")
+    print("| errors | captions | start | start and end |\n|---|---|---|---|")
+    for kind in ("offset", "scatter"):
+        before, after = [], []
+        for seed in seeds:
+            moved = displaced(true, kind, seed)
+            before.append(shares(map(vars, moved), true))
+            videos = [[clip for clip in moved if clip.video == video] for video in pieces]
+            found = [align_video(clips, pieces[clips[0].video], Alignment())[0] for clips in videos]
+            after.append(shares(itertools.chain(*found), true))
+        for name, values in (("as given", before), ("without a model, people's signs", after)):
+            print(f"| {kind} | {name} | {' | '.join(f'{value:.2f}' for value in np.mean(values, axis=0))} |")
 
 
 def train(true: Sequence[Clip], folder: Path, options: argparse.Namespace) -> None:
@@ -198,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--model", default="", help="run with a stage 1")
+    parser.add_argument("--dgs", type=Path, metavar="FOLDER")
     parser.add_argument("--splits", nargs="+", default=["dev", "test", "test_heldout"])
     parser.add_argument("--clips", type=int, default=12, help="clips of a long video")
     parser.add_argument("--train", type=int, default=0, metavar="STEPS")
@@ -215,6 +251,8 @@ def main() -> None:
         if options.small:
             options.corpus = folder / "made"
             make_corpus(Corpus(train_clips=1, dev_clips=1, test_clips=4, heldout_clips=1), options.corpus)
+        if options.dgs:
+            return measure_conversation(options.dgs, options.seeds)
         if options.corpus is None:
             raise SystemExit("say which corpus: --corpus MADE")
         if options.train:
