@@ -77,7 +77,7 @@ def doctor(
 def checks() -> list[Check]:
     """Returns every check; a probe that fails becomes a line of the list instead of ending it."""
     probes: tuple[Callable[[], Iterator[Check]], ...] = (
-        _machine, _arithmetic, _packages, _text, _video, _storage, _tools,
+        _machine, _arithmetic, _packages, _text, _video, _keypoints, _storage, _tools,
     )  # fmt: skip
     found: list[Check] = []
     for probe in probes:
@@ -188,6 +188,17 @@ def _video() -> Iterator[Check]:
             yield Check(part, codec, "ok", does)
         except ValueError:
             yield Check(part, codec, "missing", "not in this build of ffmpeg", cost)
+
+
+def _keypoints() -> Iterator[Check]:
+    from sage_scale.errors import UsageError
+    from sage_scale.extraction import mediapipe_environment
+
+    try:
+        found, cost = str(mediapipe_environment.python()), ""
+    except UsageError:
+        found, cost = "not set up", f"No keypoints from videos: {mediapipe_environment.SET_UP}"
+    yield _check("Video", "MediaPipe", not cost, found, cost)
 
 
 def _storage() -> Iterator[Check]:

@@ -1,14 +1,15 @@
 """Claim: whatever is killed, whenever, running the same command again gives byte-identical files.
 
-    python tests/campaigns/precompute_kills.py --kills 200 --server ceph [--verb segment]
+    python tests/campaigns/precompute_kills.py --kills 200 --server ceph [--verb segment|keypoints]
 
-An undisturbed run is made first. Then rounds: each begins an empty output and lets `sage-scale precompute` (or `segment
-predict`) run while SIGKILL hits the driver, an actor or the raylet at random moments; what dies as a whole is started
-again with the same command until it ends with code 0. With `--server` the output is a bucket of a server that is
-started here, behind a proxy that at random moments answers 503, refuses, resets or cuts off what passes, swallows the
-answer of a PUT that was carried out, or holds it up; Ceph's gateway is also killed and started again (moto, which keeps
-all in memory, only goes away for a while). After each round every file's sha256 must equal the undisturbed run's.
-Prints one table and ends with code 1 where a byte differs.
+An undisturbed run is made first. Then rounds: each begins an empty output and lets `sage-scale precompute` (or
+`segment predict`, or `keypoints` with a stand-in for MediaPipe) run while SIGKILL hits the driver, an actor, an
+actor's extractor or the raylet at random moments; what dies as a whole is started again with the same command until
+it ends with code 0. With `--server` the output is a bucket of a server that is started here, behind a proxy that at
+random moments answers 503, refuses, resets or cuts off what passes, swallows the answer of a PUT that was carried
+out, or holds it up; Ceph's gateway is also killed and started again (moto, which keeps all in memory, only goes away
+for a while). After each round every file's sha256 must equal the undisturbed run's. Prints one table and ends with
+code 1 where a byte differs.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ from sage_scale.storage import open_store
 
 MARK = "SAGE_SCALE_KILLS"
 """Environment variable that all processes of a run inherit: only such processes are killed."""
-COLUMNS = ("driver", "actor", "raylet", "faults", "restarts", "starts")
+COLUMNS = ("driver", "actor", "child", "raylet", "faults", "restarts", "starts")
 KINDS = ("driver", "actor", "actor", "actor", "raylet")
+"""What is killed; of `keypoints` also the extractor of an actor, `child`, three times as often as the driver."""
 SHARED = (
     "shards.max_reject_rate=0.2",
     "precompute.actors=2",
@@ -51,6 +53,7 @@ VERBS = {
         "precompute", "--corpus", "videos", "--recipe", "demo", "vision.size=96", "vision.crop=96",
         "text.tagger=none", "text.target=sentence", "shards.clips_per_unit=3", *SHARED,
     ),
+    "keypoints": ("keypoints", "vision.extractor=toy", *SHARED),
     "segment": ("segment", "predict", "--format", "eaf,vtt,figure", *SHARED),
 }  # fmt: skip
 
@@ -85,9 +88,9 @@ def main() -> int:
         print(f"{'round':>5}" + "".join(f"{name:>9}" for name in COLUMNS) + "  seconds  bytes", flush=True)
         total: Counter[str] = Counter()
         rounds = differing = 0
-        while sum(total[kind] for kind in set(KINDS)) < settings.kills:
+        while sum(total[kind] for kind in {*KINDS, "child"}) < settings.kills:
             begun = time.monotonic()
-            left = settings.kills - sum(total[kind] for kind in set(KINDS))
+            left = settings.kills - sum(total[kind] for kind in {*KINDS, "child"})
             out = f"{base}/round-{rounds:03d}"
             with trouble.some() if trouble else contextlib.nullcontext(Counter()) as faults:
                 most = min(settings.kills_per_round, left)
@@ -106,7 +109,7 @@ def main() -> int:
             )
             rounds += 1
         print(row("all", total, 0).rstrip(" .0"))
-        killed = sum(total[kind] for kind in set(KINDS))
+        killed = sum(total[kind] for kind in {*KINDS, "child"})
         beside = f" beside {total['faults']} faults and {total['restarts']} restarts of S3" if trouble else ""
         verdict = "every file equal" if not differing else f"{differing} differ"
         print(f"{killed} kills{beside} in {rounds} rounds: {verdict}")
@@ -137,7 +140,7 @@ def disturbed(
             if next_kill is None and find("actor", process):
                 next_kill = now + chance.uniform(0, 2)
             if now - begun > early_s or (next_kill is not None and now > next_kill):
-                kind = chance.choice(KINDS)
+                kind = chance.choice((*KINDS, *["child"] * 3) if verb == "keypoints" else KINDS)
                 if kill(kind, process, chance):
                     counts[kind] += 1
                     killed += 1
@@ -152,9 +155,13 @@ def run(verb: str, corpus: Path, out: str) -> subprocess.Popen:
     """Start the command, its processes marked, its output kept out of the table."""
     token = secrets.token_hex(8)
     command = sage(*VERBS[verb], "--root", corpus, "--out", out)
+    variables = {**os.environ, MARK: token}
+    if verb == "keypoints":
+        path = f"{Path(__file__).parents[1] / 'plugins'}:{os.environ.get('PYTHONPATH', '')}"
+        variables |= {"PYTHONPATH": path, "SAGE_SCALE_PLUGINS": "toy_extractor", "TOY_SLEEP": "0.01"}
     process = subprocess.Popen(
         command,
-        env={**os.environ, MARK: token},
+        env=variables,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -169,8 +176,12 @@ def kill(kind: str, process: subprocess.Popen, chance: random.Random) -> bool:
 
 
 def find(kind: str, process: subprocess.Popen) -> list[int]:
-    """Processes of the run that are actors, or the raylet."""
-    titles = {"actor": ("ray::UnitWorker", "ray::FileWorker"), "raylet": ("raylet/raylet",)}[kind]
+    """Processes of the run that are actors, extractors of actors, or the raylet."""
+    titles = {
+        "actor": ("ray::UnitWorker", "ray::FileWorker"),
+        "child": ("toy_extractor.py",),
+        "raylet": ("raylet/raylet",),
+    }[kind]
     found = marked(process.mark)  # type: ignore[attr-defined]
     return [pid for pid, command in found.items() if any(title in command for title in titles)]
 
