@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a precompute run with all its processes; the same command again finishes it."""
+"""SIGINT and SIGTERM end a run and all its processes; the same command again finishes it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,28 @@ from factories.processes import marked, wait_until
 pytestmark = pytest.mark.system
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_its_processes_and_goes_on(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("verb", "number", "files", "made"),
+    [
+        ("precompute", signal.SIGINT, "*.tar", 10),
+        ("precompute", signal.SIGTERM, "*.tar", 10),
+        ("keypoints", signal.SIGTERM, "**/*.pose", 29),
+    ],
+)
+def test_an_interrupted_run_ends_its_processes_and_goes_on(
+    tmp_path: Path, verb: str, number: int, files: str, made: int
+) -> None:
     precompute_kills.write_corpus(tmp_path / "corpus", 30)
     out = tmp_path / "out"
-    process = precompute_kills.run(tmp_path / "corpus", str(out))
+    process = precompute_kills.run(tmp_path / "corpus", str(out), verb)
     until = time.monotonic() + 90
-    while not list(out.glob("*.tar")) and process.poll() is None and time.monotonic() < until:
+    while not list(out.glob(files)) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     os.kill(process.pid, number)
     assert process.wait(timeout=30) == 130
     assert wait_until(lambda: not marked(process.mark), 15, pause=0.2)
-    stored = {path.name for path in out.glob("*.tar")}
-    assert 0 < len(stored) < 10
-    assert all((out / name).stat().st_size > 0 for name in stored)
-    assert precompute_kills.run(tmp_path / "corpus", str(out)).wait(timeout=120) == 0
-    assert len(list(out.glob("*.tar"))) == 10
+    stored = list(out.glob(files))
+    assert 0 < len(stored) < made
+    assert all(path.stat().st_size > 0 for path in stored)
+    assert precompute_kills.run(tmp_path / "corpus", str(out), verb).wait(timeout=120) == 0
+    assert len(list(out.glob(files))) == made
