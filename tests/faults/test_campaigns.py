@@ -61,4 +61,6 @@ def test_kills_of_extractors_and_actors_beside_s3_faults_change_no_keypoint():
     server = "moto" if missing_programs() else "ceph"
     options = ("--kills", "8", "--clips", "14", "--seed", "3", "--server", server, "--verb", "keypoints")
     said = run("precompute_kills.py", *options)
-    assert re.fullmatch(r"8 kills beside \d+ faults and \d+ restarts of S3 in \d+ rounds: every file equal", said)
+    assert re.fullmatch(
+        r"8 kills beside \d+ faults and \d+ restarts of S3 in \d+ rounds: every file equal", said
+    )

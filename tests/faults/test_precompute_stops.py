@@ -27,7 +27,7 @@ def test_an_interrupted_run_ends_its_processes_and_goes_on(
 ) -> None:
     precompute_kills.write_corpus(tmp_path / "corpus", 30)
     out = tmp_path / "out"
-    process = precompute_kills.run(tmp_path / "corpus", str(out), verb)
+    process = precompute_kills.run(verb, tmp_path / "corpus", str(out))
     until = time.monotonic() + 90
     while not list(out.glob(files)) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
@@ -37,5 +37,5 @@ def test_an_interrupted_run_ends_its_processes_and_goes_on(
     stored = list(out.glob(files))
     assert 0 < len(stored) < made
     assert all(path.stat().st_size > 0 for path in stored)
-    assert precompute_kills.run(tmp_path / "corpus", str(out), verb).wait(timeout=120) == 0
+    assert precompute_kills.run(verb, tmp_path / "corpus", str(out)).wait(timeout=120) == 0
     assert len(list(out.glob(files))) == made
