@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from common import sage
 from factories.datasets import Killed
 from factories.precompute import HerePool, manifest_of, recipe_for
 from factories.videos import write_video
@@ -28,6 +31,7 @@ from sage_scale.precompute.file_job import FileWorker, _Progress
 from sage_scale.precompute.keypoint_job import KeypointFiles, extract_keypoints, extract_missing
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import ClipDone, FramesDone, UnitDone
+from sage_scale.shards import open_dataset
 from sage_scale.vision.decode import decode_clip
 
 SEEN: list[str] = []
@@ -256,3 +260,34 @@ def test_a_long_video_reports_its_parts(root, tmp_path, monkeypatch):
     events = list(worker.work(Unit(number=0, split="", clips=(clip,)), ""))
     assert [type(event) for event in events] == [FramesDone] * 4 + [ClipDone, UnitDone]
     assert sum(event.frames for event in events[:-1]) == 4
+
+
+@pytest.mark.system
+def test_precompute_extracts_on_ray_and_makes_its_samples_of_the_keypoints(root, tmp_path):
+    """Actors import the plug-in that has the extractor; samples are features of the tracks beside the videos."""
+    (root / "bad.mp4").unlink()
+    for name in ("talk", "a/talk.v2"):
+        (root / f"{name}.txt").write_text("Ein Satz.\n")
+    changes = (
+        "vision.extractor=toy vision.kind=features vision.backbone=keypoints vision.background=none "
+        "vision.min_frames=2 segmentation.tagger=uniform text.tagger=none text.target=sentence precompute.actors=1 "
+        "precompute.object_store_mb=80"
+    )
+    command = [
+        "precompute",
+        "--corpus",
+        "videos",
+        "--root",
+        root,
+        "--out",
+        tmp_path / "out",
+        *changes.split(),
+    ]
+    path = f"{Path(__file__).parents[1] / 'plugins'}:{os.environ.get('PYTHONPATH', '')}"
+    variables = {**os.environ, "PYTHONPATH": path, "SAGE_SCALE_PLUGINS": "toy_extractor"}
+    done = subprocess.run(sage(*command), env=variables, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 clips, 0 rejects; 2 of them in this run, 12 frames" in done.stderr
+    assert len(read_track(root / "a" / "talk.v2.pose")) == 8
+    records = open_dataset(tmp_path / "out").records
+    assert len(records) == 2
