@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,14 @@ def make_causal_folder(folder: Path) -> Path:
     XGLMForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def log_rows(run: Path, stage: str = "pretrain", event: str = "") -> list[dict]:
+    """The rows of a stage's log, or those of one event."""
+    rows = map(json.loads, (run / stage / "log.jsonl").read_text().splitlines())
+    return [row for row in rows if event in ("", row["event"])]
+
+
+def losses(run: Path, stage: str = "pretrain") -> list[float]:
+    """The loss of each step."""
+    return [row["loss"] for row in log_rows(run, stage, "step")]

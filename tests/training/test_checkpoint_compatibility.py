@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.training import log_rows, make_language_folder, make_shards, tiny_recipe
 from safetensors.torch import load_file
 
 from sage_scale.config import Recipe, override
@@ -147,8 +147,7 @@ def test_a_checkpoint_of_version_0_1_0_is_converted(tmp_path, capsys, zero, opti
     assert engines
     said = [line for line in capsys.readouterr().err.splitlines() if "0.1.0" in line]
     assert len(said) == 1 and "logarithms" in said[0] and "moments" in said[0]
-    rows = map(json.loads, (tmp_path / "run" / "pretrain" / "log.jsonl").read_text().splitlines())
-    scales = [row["scale_embedding"] for row in rows if row["event"] == "step"][-2:]
+    scales = [row["scale_embedding"] for row in log_rows(tmp_path / "run", event="step")][-2:]
     assert scales[0] == pytest.approx(becomes, rel=1e-5) and len(scales) == 2
     assert "weight/log_scale_hidden" in checkpoints.tensors(4)
 

@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.training import log_rows, make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import RecipeError
 from sage_scale.models.sage import pretraining as alignment
@@ -26,7 +26,7 @@ def test_patience_ends_a_stage_at_its_best_and_a_trace_is_left(tmp_path, monkeyp
     data = make_shards(tmp_path / "shards", recipe, [("train", 20), ("dev", 4)])
     run = tmp_path / "run"
     assert run_stage("pretrain", recipe, run, data)["steps"] == 8  # best at 4, none better at 6 and 8
-    rows = [json.loads(line) for line in (run / "pretrain" / "log.jsonl").read_text().splitlines()]
+    rows = log_rows(run)
     early = [row for row in rows if row["event"] == "early_stop"]
     assert len(early) == 1 and (early[0]["step"], early[0]["best_step"]) == (8, 4)
     steps = [row for row in rows if row["event"] == "step"]

@@ -12,7 +12,7 @@ import cached_steps
 import pytest
 import torch
 from factories.ranks import free_port
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.training import log_rows, make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import RecipeError
@@ -92,8 +92,7 @@ def test_a_run_in_chunks_is_the_run_without(tmp_path):
     for micro in (0, 2):
         changed = override(recipe, [f"pretrain.micro_batch={micro}"])
         run_stage("pretrain", changed, tmp_path / str(micro), data)
-        log = (tmp_path / str(micro) / "pretrain" / "log.jsonl").read_text().splitlines()
-        rows[micro] = [row for row in map(json.loads, log) if row["event"] == "step"]
+        rows[micro] = log_rows(tmp_path / str(micro), event="step")
     assert len(rows[0]) == 20
     for name in ("loss", "loss_hidden", "grad_norm", "same_text_share"):
         assert [row[name] for row in rows[2]] == pytest.approx([row[name] for row in rows[0]], rel=1e-4)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.training import log_rows, make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.storage import open_store
@@ -28,8 +26,7 @@ def test_training_from_s3_equals_training_from_a_folder(server, kind, request, t
         data = make_shards(place, recipe, PLAN)
         run = tmp_path / f"run-{len(losses)}"
         run_stage("pretrain", recipe, run, data)
-        rows = map(json.loads, (run / "pretrain" / "log.jsonl").read_text().splitlines())
-        losses[place] = [row["loss"] for row in rows if row["event"] == "step"]
+        losses[place] = [row["loss"] for row in log_rows(run, event="step")]
     folder, remote = losses.values()
     assert len(folder) == 6
     assert remote == pytest.approx(folder, rel=1e-5)

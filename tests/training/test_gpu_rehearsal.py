@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from factories import gpu_machine
+from factories.training import log_rows
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 CORPUS = ["train_clips=8", "dev_clips=2", "test_clips=2", "heldout_clips=2"]
@@ -71,9 +72,8 @@ def test_both_stages_resume_under_another_zero_stage_and_are_scored(recipe, shar
         for zero, steps in ((1, 2), (2, 3)):
             changes = [*DATA, *STAGES, *SMALL, f"{stage}.zero_stage={zero}", f"{stage}.max_steps={steps}"]
             call(stage, *place, "--recipe", recipe, *changes, environment=bare)
-        rows = [json.loads(line) for line in (run / stage / "log.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in rows if row["event"] == "step"] == [1, 2, 3]
-        starts = [row for row in rows if row["event"] == "start"]
+        assert [row["step"] for row in log_rows(run, stage, "step")] == [1, 2, 3]
+        starts = log_rows(run, stage, "start")
         assert [(row["step"], row["zero_stage"]) for row in starts] == [(0, 1), (2, 2)]
         assert {row["precision"] for row in starts} == {"bfloat16"}
     call("evaluate", *place, environment=bare)

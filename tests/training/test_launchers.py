@@ -232,10 +232,9 @@ def ended(*processes: subprocess.Popen[str]) -> list[tuple[int, str]]:
 
 def ranks_of(run: Path) -> int:
     """The number of ranks that the run's log names."""
-    import json
+    from factories.training import log_rows
 
-    rows = [json.loads(line) for line in (run / "pretrain" / "log.jsonl").read_text().splitlines()]
-    starts = [row for row in rows if row["event"] == "start"]
+    starts = log_rows(run, event="start")
     assert len(starts) == 1, "one run, one start"
     return int(starts[0]["ranks"])
 

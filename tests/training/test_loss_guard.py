@@ -11,7 +11,7 @@ import pytest
 import torch
 from factories import training as factory
 from factories.ranks import run_ranks
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.training import log_rows, make_language_folder, make_shards, tiny_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_stage import Toy
@@ -132,7 +132,7 @@ def train(world, run: Path, *overrides: str) -> list[dict]:
     try:
         run_stage("pretrain", override(recipe, overrides), run, str(root / "shards"))
     finally:
-        rows = [json.loads(line) for line in (run / "pretrain" / "log.jsonl").read_text().splitlines()]
+        rows = log_rows(run)
     return rows
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from factories.ranks import free_port
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.training import losses, make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import to_yaml
 from sage_scale.training.stage import run_stage
@@ -88,11 +88,5 @@ def test_a_launched_run_prints_its_own_lines_and_learns_as_one_process(tmp_path)
     ]
     assert not strange
     run_stage("pretrain", recipe, tmp_path / "one", data)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-
-
-def losses(run: Path) -> list[float]:
-    rows = map(json.loads, (run / "pretrain" / "log.jsonl").read_text().splitlines())
-    found = [row["loss"] for row in rows if row["event"] == "step"]
-    assert len(found) == 8
-    return found
+    two, one = (losses(tmp_path / name) for name in ("two", "one"))
+    assert two == pytest.approx(one, rel=1e-4) and len(one) == 8

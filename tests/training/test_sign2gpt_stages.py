@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories.training import make_causal_folder, make_shards, sign2gpt_recipe
+from factories.training import log_rows, losses, make_causal_folder, make_shards, sign2gpt_recipe
 from safetensors.torch import load_file
 
 from sage_scale.config import override
@@ -40,18 +40,12 @@ def trained(world):
     return root / "run"
 
 
-def losses(run: Path, stage: str) -> list[float]:
-    rows = map(json.loads, (run / stage / "log.jsonl").read_text().splitlines())
-    return [row["loss"] for row in rows if row["event"] == "step"]
-
-
 def test_both_stages_learn_and_the_export_translates(world, trained):
     root, recipe = world
     for stage in ("pretrain", "finetune"):
         found = losses(trained, stage)
         assert len(found) == 20 and np.mean(found[-5:]) < np.mean(found[:5]), stage
-        rows = map(json.loads, (trained / stage / "log.jsonl").read_text().splitlines())
-        assert all(0 < row["mfu"] < 1.5 for row in rows if row["event"] == "step")
+        assert all(0 < row["mfu"] < 1.5 for row in log_rows(trained, stage, "step"))
     scores = evaluate_run.run(trained, str(root / "shards"), controls=True)
     assert scores["clips"] == 5 and set(scores["controls"]) >= {"blank_videos", "prior_sentence"}
     model, _, loaded = export.load_translator(trained / "model")
@@ -154,10 +148,8 @@ def test_a_budget_of_tokens_ends_a_stage_and_is_kept_over_a_resume(world, tmp_pa
     root, recipe = world
     data = str(root / "shards")
     run_stage("pretrain", override(recipe, ["pretrain.max_steps=6"]), tmp_path / "whole", data)
-    rows = [
-        json.loads(line) for line in (tmp_path / "whole" / "pretrain" / "log.jsonl").read_text().splitlines()
-    ]
-    sums = np.cumsum([row["visual_tokens"] + row["text_tokens"] for row in rows if row["event"] == "step"])
+    rows = log_rows(tmp_path / "whole", event="step")
+    sums = np.cumsum([row["visual_tokens"] + row["text_tokens"] for row in rows])
     budget = override(recipe, [f"pretrain.max_tokens={int(sums[3]) - 1}"])
     assert run_stage("pretrain", budget, tmp_path / "budget", data)["steps"] == 4
     assert run_stage("pretrain", budget, tmp_path / "budget", data)["steps"] == 4

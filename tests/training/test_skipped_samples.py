@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.training import log_rows, make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.errors import DatasetError
 from sage_scale.reporting.page import write_report
@@ -37,8 +36,7 @@ def test_a_skip_is_counted_logged_and_shown(
     recipe = tiny_recipe("features", *changes)
     run = tmp_path / "run"
     run_stage("pretrain", recipe, run, url)
-    rows = [json.loads(line) for line in (run / "pretrain" / "log.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if row["event"] == "step"]
+    steps = log_rows(run, event="step")
     assert sum(row["skipped"] for row in steps) == 2  # once an epoch
     assert sum(row["clips"] for row in steps) == 2 * 11
     assert sum("skipped sample" in line and "000000.tar" in line for line in caplog.messages) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from factories import training as factory
 from factories.ranks import run_ranks
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.training import log_rows, losses, make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageError
@@ -37,14 +37,8 @@ def world(tmp_path_factory):
     return root, recipe
 
 
-def losses(run: Path, stage: str) -> list[float]:
-    rows = map(json.loads, (run / stage / "log.jsonl").read_text().splitlines())
-    return [row["loss"] for row in rows if row["event"] == "step"]
-
-
 def dev_losses(run: Path) -> dict[int, float]:
-    rows = map(json.loads, (run / "pretrain" / "log.jsonl").read_text().splitlines())
-    return {row["step"]: row["loss"] for row in rows if row["event"] == "dev"}
+    return {row["step"]: row["loss"] for row in log_rows(run, event="dev")}
 
 
 def test_interrupted_stage_resumes_to_the_same_losses(world, tmp_path, monkeypatch):

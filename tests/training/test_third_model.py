@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories.training import make_shards, tiny_recipe
+from factories.training import log_rows, losses, make_shards, tiny_recipe
 from factories.videos import write_signing
 
 from sage_scale import registry
@@ -62,11 +62,6 @@ def command_line(arguments: list[str]) -> int:
     return int(ended.value.code or 0)
 
 
-def steps(run: Path, stage: str) -> list[dict]:
-    rows = map(json.loads, (run / stage / "log.jsonl").read_text().splitlines())
-    return [row for row in rows if row["event"] == "step"]
-
-
 @pytest.mark.usefixtures("plugin")
 def test_every_verb_knows_the_model(tmp_path, capsys):
     data, run = make_shards(tmp_path / "shards", toy_recipe(), PLAN), tmp_path / "run"
@@ -75,10 +70,10 @@ def test_every_verb_knows_the_model(tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r"model\.toy\.width=16 \(there: 12\)"):
         run_stage("pretrain", toy_recipe(*settings, "model.toy.width=16", "pretrain.max_steps=8"), run, data)
     run_stage("pretrain", toy_recipe(*settings, "pretrain.max_steps=40", "pretrain.zero_stage=2"), run, data)
-    log = steps(run, "pretrain")
+    log = log_rows(run, "pretrain", "step")
     assert [row["step"] for row in log] == list(range(1, 41)) and log[-1]["loss"] < log[0]["loss"] - 0.1
     run_stage("finetune", toy_recipe(*settings, "finetune.max_steps=60", "finetune.epochs=100"), run, data)
-    assert steps(run, "finetune")[-1]["loss"] < steps(run, "finetune")[0]["loss"] - 0.3
+    assert log_rows(run, "finetune", "step")[-1]["loss"] < log_rows(run, "finetune", "step")[0]["loss"] - 0.3
     assert load_recipe(run / "recipe.yaml").model.toy.width == 12
 
     assert command_line(["evaluate", "--run", str(run), "--data", data]) == 0, capsys.readouterr()
@@ -133,5 +128,5 @@ def test_launched_ranks_know_it_and_two_of_them_learn_as_one(tmp_path):
             "--recipe", tmp_path / "toy.yaml", "--ranks", str(ranks),
         ]  # fmt: skip
         subprocess.run(command, check=True, timeout=240, env=environment)
-    one, two = ([row["loss"] for row in steps(tmp_path / ranks, "pretrain")] for ranks in ("1", "2"))
+    one, two = (losses(tmp_path / ranks) for ranks in ("1", "2"))
     assert two == pytest.approx(one, rel=1e-4)

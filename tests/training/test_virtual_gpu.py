@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import deepspeed
 import pytest
 import torch
 from factories.training import (
+    losses,
     make_causal_folder,
     make_language_folder,
     make_shards,
@@ -74,11 +74,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> VirtualGpu:
     for name in ("memory_allocated", "memory_reserved", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: 1_000_000)
     return VirtualGpu()
-
-
-def losses(run: Path, stage: str) -> list[float]:
-    rows = map(json.loads, (run / stage / "log.jsonl").read_text().splitlines())
-    return [row["loss"] for row in rows if row["event"] == "step"]
 
 
 def train(recipe: Recipe, run: Path, data: str) -> None:
