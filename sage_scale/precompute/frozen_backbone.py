@@ -20,6 +20,7 @@ from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.hashes import check_hashes
 from sage_scale.vision.backbone_choice import (
     BACKBONES,
+    ENCODER,
     NETWORKS,
     check_weights,
     encoder_beside,
@@ -93,14 +94,14 @@ def read_backbone_weights(vision: Vision) -> None:
 def weights_sha256(vision: Vision) -> str:
     """Returns the hash of the backbone's weights, file by file in order of names; empty for random ones.
 
-    Of a transformers model its configuration counts too: layers, activations and the normalisation of pictures.
+    Of a transformers model, a run's too, its configuration counts: layers, activations, normalisation of pictures.
     """
-    settings: list[Path] = []
+    configured: Path | None = None
     if folder := model_folder(vision.backbone):
-        path = folder
-        settings = [folder / name for name in _SETTINGS if (folder / name).is_file()]
+        path = configured = folder
     elif vision.backbone not in BACKBONES:
         path = run_weights(vision.backbone)
+        configured = path.parent / ENCODER
     elif not vision.backbone_weights:
         return ""
     else:
@@ -108,8 +109,9 @@ def weights_sha256(vision: Vision) -> str:
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise UsageError(f"vision.backbone_weights={path}: no weights there (safetensors or a state dict)")
+    settings = [configured / name for name in _SETTINGS] if configured else []
     sha = hashlib.sha256()
-    for file in [*files, *settings]:
+    for file in [*files, *(file for file in settings if file.is_file())]:
         with file.open("rb") as stream:
             sha.update(hashlib.file_digest(stream, "sha256").digest())
     return sha.hexdigest()

@@ -14,7 +14,7 @@ from transformers import RTDetrResNetBackbone, RTDetrResNetConfig, ViTConfig, Vi
 from sage_scale.config import Recipe, override
 from sage_scale.errors import CheckpointError
 from sage_scale.nn.frame_encoder import make_frame_encoder
-from sage_scale.precompute.frozen_backbone import open_backbone
+from sage_scale.precompute.frozen_backbone import open_backbone, weights_sha256
 from sage_scale.registry import model_spec
 from sage_scale.streaming import open_datasets, open_evaluation
 from sage_scale.training.export import load_tensors, load_translator
@@ -87,6 +87,11 @@ def test_a_run_with_it_is_a_frozen_backbone(trained):
     frames = np.random.default_rng(1).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
     vision = override(recipe, ["vision.kind=features", f"vision.backbone={root / 'run'}"]).vision
     rows = open_backbone(vision).pictures(frames)[0]
+    config = root / "run" / "model" / "backbone" / "config.json"
+    text, before = config.read_text(), weights_sha256(vision)
+    config.write_text(text.replace("gelu", "relu").replace("relu", "silu"))
+    assert weights_sha256(vision) != before
+    config.write_text(text)
     model, _, _ = load_translator(root / "run")
     with torch.no_grad():
         expected = model.visual.backbone(torch.from_numpy(frames).permute(0, 3, 1, 2).float())
