@@ -82,10 +82,13 @@ def read_backbone_weights(vision: Vision) -> None:
     """Raises CheckpointError where the backbone's weights are damaged, or not finite."""
     if vision.kind != "features" or vision.backbone == "keypoints":
         return
-    weights = model_folder(vision.backbone)
-    if weights is None and vision.backbone not in BACKBONES:
+    if folder := model_folder(vision.backbone):
+        from sage_scale.vision.image_models import ImageModel
+
+        ImageModel.open(folder)
+    elif vision.backbone not in BACKBONES:
         _read(run_weights(vision.backbone))
-    elif (weights := weights or check_weights(vision)) is not None:
+    elif (weights := check_weights(vision)) is not None:
         from sage_scale.vision.pretrained_weights import read_state_dict
 
         read_state_dict(weights)

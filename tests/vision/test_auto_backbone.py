@@ -18,7 +18,12 @@ from transformers import (
 
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import CheckpointError, RecipeError
-from sage_scale.precompute.frozen_backbone import check_backbone, open_backbone, weights_sha256
+from sage_scale.precompute.frozen_backbone import (
+    check_backbone,
+    open_backbone,
+    read_backbone_weights,
+    weights_sha256,
+)
 from sage_scale.vision.backbone_choice import IMAGENET_MEAN, IMAGENET_STD
 
 SMALL = {
@@ -98,3 +103,16 @@ def test_the_hash_of_the_weights_covers_the_configuration(tmp_path):
     hashes.append(weights_sha256(chosen))
     (tmp_path / "README.md").write_text("no part of the model")
     assert len(set(hashes)) == 3 and weights_sha256(chosen) == hashes[-1]
+
+
+def test_weights_in_several_files_are_read_and_a_damaged_one_is_named(tmp_path):
+    MODELS["vit"][0]().save_pretrained(tmp_path, max_shard_size="20KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 1
+    vision = recipe(tmp_path, 24).vision
+    read_backbone_weights(vision)
+    assert open_backbone(vision).dim == 24
+    files[1].write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"backbone .* cannot be loaded") as caught:
+        read_backbone_weights(vision)
+    assert "\n" not in str(caught.value)
