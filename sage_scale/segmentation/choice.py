@@ -55,7 +55,7 @@ def decide(recipe: Recipe, manifest: Manifest, exceeded: Exceeded) -> tuple[str,
     except NoModel:
         if segmentation.weights:
             raise
-        return "motion", "there are no labels, and no weights of a segmenter"
+        return "motion", "no labels and no weights are given (with keypoints, `trained` needs neither)"
     lacking = lacking_keypoints(clips, recipe.vision)
     with_keypoints = f"{len(clips) - len(lacking):,} of {len(clips):,} clips have keypoints"
     if len(lacking) == len(clips) or exceeded(len(lacking)):

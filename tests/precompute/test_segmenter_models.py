@@ -134,7 +134,7 @@ def test_auto_takes_labels_then_a_model_then_motion(corpus_root: Path, folder: P
     job, _ = said(capsys, recipe_with(corpus_root, folder, "auto", rate=0.3), folder / "b")
     assert job.recipe.segmentation.tagger == "published"
     job, line = said(capsys, recipe_with(corpus_root, folder, "auto", weights=""), folder / "b")
-    assert job.recipe.segmentation.tagger == "motion" and "no weights of a segmenter" in line
+    assert job.recipe.segmentation.tagger == "motion" and "no labels and no weights are given" in line
     with pytest.raises(NoModel):
         said(capsys, recipe_with(corpus_root, folder, "auto", weights=str(folder / "no")), folder / "b")
     assert not (folder / "b").exists()
