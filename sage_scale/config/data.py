@@ -292,7 +292,7 @@ class Precompute:
     """Share of a GPU given to each actor's backbone."""
     actor_memory_mb: int = 0
     """Memory reserved for an actor, MB; an actor above it is ended and its unit retried. 0 is an equal share of the
-    node, at least 1 GB (3 GB with a neural backbone) and at most 8 GB."""
+    node, at least 1 GB (2 GB with a tagger's model, 3 GB with a neural backbone) and at most 8 GB."""
     max_restarts: int = 4
     """Most restarts of an actor, and retries of a unit, after a crash."""
     unit_timeout_s: float = 3600.0

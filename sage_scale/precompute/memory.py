@@ -22,8 +22,10 @@ from sage_scale.segmentation.tagger import has_model
 MB = 2**20
 FLOOR_MB = 1024
 """Least budget that is chosen for an actor without a neural network."""
+FLOOR_TAGGER_MB = 2048
+"""Least budget that is chosen for one with torch and a tagger's model, which takes up to 0.6 GB (that of 2026)."""
 FLOOR_BACKBONE_MB = 3072
-"""Least budget that is chosen for one with torch and the weights of a backbone or a tagger."""
+"""Least budget that is chosen for one with torch and a backbone's weights."""
 CEILING_MB = 8192
 """Most that is chosen; a recipe may give more."""
 LOOK_EVERY_S = 0.05
@@ -42,7 +44,8 @@ def memory_budget_mb(recipe: Recipe, nodes: Iterable[Mapping[str, Any]]) -> int:
     if settings.actor_memory_mb:
         return settings.actor_memory_mb
     backbone = recipe.vision.kind == "features" and recipe.vision.backbone != "keypoints"
-    floor = FLOOR_BACKBONE_MB if backbone or has_model(recipe.segmentation) else FLOOR_MB
+    tagger = FLOOR_TAGGER_MB if has_model(recipe.segmentation) else FLOOR_MB
+    floor = FLOOR_BACKBONE_MB if backbone else tagger
     shares = []
     for resources in _working(nodes):
         if actors := _by_processors(resources, settings.gpus_per_actor):

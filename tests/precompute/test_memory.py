@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_scale.config import Recipe, from_mapping
+from sage_scale.config import Recipe, from_mapping, override
 from sage_scale.errors import UsageError
 from sage_scale.precompute.memory import CEILING_MB, FLOOR_MB, memory_budget_mb, room_for_actors
 
@@ -28,6 +28,17 @@ def node(cpus: int, memory_mb: float, gpus: int = 0, alive: bool = True) -> dict
 CLUSTERS = st.lists(
     st.builds(node, st.integers(0, 64), st.integers(300, 300_000), alive=st.booleans()), max_size=5
 )
+
+
+def test_a_model_has_a_higher_least_budget() -> None:
+    """Torch and a tagger's model, or a backbone."""
+    for changes, least_mb in (
+        ([], FLOOR_MB),
+        (["segmentation.tagger=published"], 2048),
+        (["segmentation.tagger=hands-on"], 2048),
+        (["vision.kind=features", "segmentation.tagger=published"], 3072),
+    ):
+        assert memory_budget_mb(override(Recipe(), changes), [node(8, 5_000)]) == least_mb
 
 
 @given(CLUSTERS, st.sampled_from([0, 256, 1500, 4000]), st.integers(0, 40))
