@@ -220,7 +220,9 @@ def _kind(path: Path, vision: Vision) -> Literal["video", "folder", "keypoints"]
             return "keypoints"
         where = "beside it" + (f" or in {vision.keypoints}" if vision.keypoints else "")
         raise ClipRejected(
-            "no-keypoints", f"{shortened(path.name, 255)} has no keypoint file (.pose, .npz) {where}"
+            "no-keypoints",
+            f"{shortened(path.name, 255)} has no keypoint file (.pose, .npz) {where}; "
+            "`sage-scale keypoints` makes them",
         )
     if is_folder(path):
         return "folder"
