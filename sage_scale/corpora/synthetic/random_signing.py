@@ -76,22 +76,22 @@ def _form(rng: np.random.Generator) -> Form:
 
 def _timing(forms: Sequence[Form], rng: np.random.Generator) -> tuple[list[tuple[int, int]], int]:
     """Returns the signs' frames [start, end) and the number of frames; the clip may begin and end at once."""
-    tempo = rng.lognormal(0.0, 0.15)
-    now = rng.uniform(0, 0.25) if rng.random() < 1 / 3 else rng.uniform(0.1, 1.2)
+    tempo, gap = rng.lognormal(0.0, 0.15), rng.uniform(0.08, 0.14)
+    now = rng.uniform(0, 0.25) if rng.random() < 0.4 else rng.uniform(0.1, 1.0)
     places = [articulation.base_hand(form)[[U, Y, Z]] for form in forms]
     spans: list[tuple[int, int]] = []
     for number, place in enumerate(places):
         if number:
             distance = 0.4 * np.linalg.norm(place - places[number - 1])
-            now += np.clip((0.13 + 0.14 * distance) * tempo * rng.lognormal(0, 0.35), 0.03, 2.0)
+            now += np.clip((gap + 0.14 * distance) * tempo * rng.lognormal(0, 0.35), 0.03, 2.0)
             now += rng.exponential(0.5) if rng.random() < 0.06 else 0.0
         start = max(round(now * FPS), spans[-1][1] + 1 if spans else 0)
         end = max(
-            start + 3, round((now + np.clip(rng.lognormal(np.log(0.19), 0.62), 0.06, 1.4) * tempo) * FPS)
+            start + 3, round((now + np.clip(rng.lognormal(np.log(0.195), 0.63), 0.06, 1.4) * tempo) * FPS)
         )
         spans.append((start, end))
         now = end / FPS
-    tail = rng.uniform(0, 0.3) if rng.random() < 1 / 3 else rng.uniform(0.1, 1.2)
+    tail = rng.uniform(0, 0.3) if rng.random() < 0.4 else rng.uniform(0.1, 1.0)
     return spans, round((now + tail) * FPS) + 2
 
 
@@ -100,7 +100,7 @@ def _signer(rng: np.random.Generator) -> Signer:
     return Signer(
         "random", grey, grey, "bald", grey, grey, 1.0,
         left_handed=bool(rng.random() < 0.15), shoulders=rng.uniform(0.28, 0.42), arm=rng.uniform(0.38, 0.52),
-        head=rng.uniform(0.85, 1.1), hand=rng.uniform(0.6, 1.1), reach=rng.lognormal(-0.05, 0.4),
+        head=rng.uniform(0.85, 1.1), hand=rng.uniform(0.6, 1.3), reach=rng.lognormal(-0.05, 0.4),
         sloppiness=rng.uniform(0.01, 0.08), lean=rng.uniform(-0.05, 0.05),
     )  # fmt: skip
 
@@ -272,18 +272,18 @@ def _annotated(signs_N2: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _detected(track: KeypointTrack, rng: np.random.Generator) -> KeypointTrack:
     """Returns the track as a detector gives it of a turned picture: with jitter, drift, lost and confused hands."""
     points, seen_TK = track.points_TKC.astype(np.float64), track.seen_TK
-    frames, half = len(points), track.width / 2
+    frames, half, clarity = len(points), track.width / 2, rng.uniform(0.3, 1.0)
     angle = rng.normal(0, 0.05)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     flat = (points[..., :2] - half) @ turn.T * np.array([rng.uniform(0.8, 1.1), 1.0])
-    flat += half * rng.uniform(0.001, 0.008) * rng.standard_normal(flat.shape)
+    flat += half * clarity * rng.uniform(0.001, 0.008) * rng.standard_normal(flat.shape)
     for names in (LEFT_HAND, RIGHT_HAND):
         hand = [track.names.index(name) for name in names]
         drift = _smooth(rng.standard_normal((frames, 1, 2)), rng.uniform(1, 4)) * rng.uniform(0, 0.02)
         wobble = _smooth(rng.standard_normal((frames, len(hand), 2)), rng.uniform(1, 3)) * rng.uniform(
             0, 0.015
         )
-        flat[:, hand] += half * (drift + wobble)
+        flat[:, hand] += half * clarity * (drift + wobble)
         if rng.random() < 0.3:
             for _ in range(rng.integers(1, 4)):
                 lost = _stretch(frames, 12, rng)
