@@ -231,7 +231,8 @@ def test_random_signing_is_timed_like_real_signing() -> None:
     assert (np.abs(np.percentile(durations, [10, 50, 90]) - [0.08, 0.18, 0.5]) <= [0.02, 0.03, 0.12]).all()
     assert np.median(gaps) == pytest.approx(0.16, abs=0.04) and (gaps >= 0).all()
     assert durations.sum() / sum(e.seconds for e in examples) == pytest.approx(0.5, abs=0.12)
-    assert all(e.signs_N2.min() >= 0 and e.signs_N2.max() <= e.seconds for e in examples)
+    assert all(e.signs_N2.min() >= 0 for e in examples)
+    assert all(e.signs_N2.max() <= e.seconds + 0.12 for e in examples), "a person sets the last end, too"
 
 
 @pytest.mark.skipif(not DGS.is_dir(), reason="../shared/data/dgs_motion is missing")
