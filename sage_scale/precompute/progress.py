@@ -118,10 +118,9 @@ class JobProgress:
         price_per_cpu_hour: float = 0.0,
         unit_name: str = "shards",
     ) -> None:
-        """`clips` and `units` count the whole plan, `..._before` those committed by earlier runs of the command.
+        """`clips` and `units` (of the plural `unit_name`) count the whole plan, `..._before` those of earlier runs.
 
-        `unit_name` is the plural shown of units. `events` is a file to append JSON lines to. Raises UsageError where it
-        cannot be opened.
+        `events` is a file to append JSON lines to. Raises UsageError where it cannot be opened.
         """
         self.clips, self.units, self._unit_name = clips, units, unit_name
         self.clips_before, self.units_before = clips_before, units_before
@@ -172,9 +171,8 @@ class JobProgress:
             self._working_since = time.monotonic() - sum(event.stages.values())
         self.frames += event.frames
         self.seconds += event.seconds
-        self._count("clips")
-        self._count("frames", event.frames)
-        self._count("video_seconds", event.seconds)
+        for name, value in (("clips", 1), ("frames", event.frames), ("video_seconds", event.seconds)):
+            self._count(name, value)
         self._spend(event.stages)
         if event.reason:
             self.rejects[event.reason] += 1
