@@ -127,8 +127,7 @@ class JobProgress:
         self.units_done = self.clips_committed = self.frames = 0
         self.clips_in_flight: Counter[int] = Counter()
         self.rejects: Counter[str] = Counter()
-        self.notes: set[str] = set()
-        """Notes on videos so far."""
+        self.notes: set[str] = set()  # on videos so far
         self.seconds = 0.0
         self.stages: defaultdict[str, float] = defaultdict(float)
         self.metrics: RayMetrics | None = None
