@@ -51,6 +51,8 @@ VERBS = (
     "segment predict --root URL --out NEW",
     "segment predict --root . --out URL",
     "segment evaluate --gold URL --root . --out URL",
+    "keypoints --root URL --out NEW",
+    "keypoints --root . --out URL",
     "precompute --corpus videos --root URL --out NEW",
     "precompute --corpus manifest --root corpus --out URL",
     "precompute --corpus manifest --root corpus --out NEW precompute.address=URL",

@@ -41,6 +41,7 @@ VERBS = (
     "segment predict --root PLACE --out NEW",
     "segment predict --corpus videos --root PLACE --out NEW",
     "segment evaluate --gold SHARDS --root PLACE",
+    "keypoints --root PLACE --out NEW",
     "precompute --corpus videos --root PLACE --out NEW",
     "precompute --corpus csl_daily --root PLACE --out NEW",
 )
@@ -87,6 +88,7 @@ NO_URL = (
     "corpus inspect --corpus videos --root URL",
     "segment train --annotation URL --keypoints SHARDS --out NEW",
     "segment train --synthetic 2 --out URL",
+    "keypoints --root URL --out NEW",
     "precompute --corpus manifest --root URL --out NEW",
     "segment predict --root URL --out NEW",
     "segment evaluate --gold SHARDS --root URL",
