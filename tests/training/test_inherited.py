@@ -284,3 +284,22 @@ def test_any_dataset_json_gives_a_recipe_or_one_line(part, notes):
         assert "\n" not in str(error)
     else:
         assert isinstance(inherited.recipe, Recipe)
+
+
+def test_a_run_takes_the_width_of_features_from_its_dataset():
+    """Also of a backbone in a folder that this machine does not have."""
+    made = dataset(
+        "vision.kind=features",
+        "vision.backbone=/elsewhere",
+        notes={"corpus": Recipe().corpus_part(), "feature_dim": 768},
+    )
+    assert of(MINE, made).recipe.model.feature_dim == 768
+    with pytest.raises(OtherDataset, match=r"model\.feature_dim=7 is given, and .* model\.feature_dim=768"):
+        of(override(MINE, ["model.feature_dim=7"]), made)
+
+
+@pytest.mark.parametrize(("versions", "lines"), [({}, 1), ({"keypoint_features": "2"}, 0)])
+def test_keypoints_as_0_1_0_read_them_are_told(versions, lines):
+    made = dataset("vision.kind=features", "vision.backbone=keypoints", versions=versions)
+    told = [line for line in of(MINE, made).lines if "by 0.1.0" in line and ".pose" in line]
+    assert len(told) == lines

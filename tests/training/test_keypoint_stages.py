@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from random import Random
 
@@ -10,14 +11,15 @@ from factories.precompute import run_here
 from factories.training import COLOURS, make_language_folder
 
 from sage_scale.config import Recipe, from_mapping, load_recipe, override
+from sage_scale.corpora.manifest import Manifest
 from sage_scale.corpora.synthetic.animation import animate
 from sage_scale.corpora.synthetic.grammar import signing
 from sage_scale.corpora.synthetic.sampling import sample
 from sage_scale.corpora.synthetic.signers import SIGNERS
 from sage_scale.corpora.synthetic.skeleton import skeleton_track
-from sage_scale.errors import OtherDataset
+from sage_scale.errors import OtherDataset, UsageError
 from sage_scale.keypoints.files import pose_bytes
-from sage_scale.precompute.environment import environment_here
+from sage_scale.precompute.environment import check_same_environment, describe, environment_here
 from sage_scale.training.stage import run_stage
 from sage_scale.translation.translate import VideoTranslator
 
@@ -103,3 +105,15 @@ def test_outputs_from_keypoints_record_how_the_points_became_numbers() -> None:
     versions = environment_here(load_recipe("sage-keypoints"), "none").versions
     assert versions["keypoint_features"].startswith("2 ")
     assert "keypoint_features" not in environment_here(load_recipe("sage-phoenix14t"), "none").versions
+
+
+def test_an_output_of_keypoints_of_0_1_0_is_not_gone_on_with_unless_it_may_be_mixed() -> None:
+    recipe = load_recipe("sage-keypoints")
+    here = environment_here(recipe, "none")
+    stored = describe(recipe, Manifest(()), (), here)
+    assert check_same_environment(stored, here, False) == ""
+    older = {name: version for name, version in here.versions.items() if name != "keypoint_features"}
+    stored = dataclasses.replace(stored, versions=older)
+    with pytest.raises(UsageError, match=r"keypoint_features was unset, is 2 \(true aspect of the picture\)"):
+        check_same_environment(stored, here, False)
+    assert "mixed dataset" in check_same_environment(stored, here, True)
