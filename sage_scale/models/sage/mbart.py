@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +13,10 @@ from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.tokens import pad_packed
-from sage_scale.text.hub import loading, model_source
+from sage_scale.text.hub import loading
 from sage_scale.text.languages import mbart50_code
 from sage_scale.text.tokenizer import load_tokenizer, truncated_ids
+from sage_scale.training.language.prepare import open_language_model
 
 LONGEST_TEXT = 512
 """Subwords after which a sentence to learn is cut."""
@@ -46,21 +46,9 @@ def load_language_model(folder: str | Path) -> tuple[MBartForConditionalGenerati
 
     Raises CheckpointError, with one line, where it is missing, incomplete or no mBART.
     """
-    source = model_source(folder)
-    if isinstance(source, Path) and not (source / "config.json").is_file():
-        raise CheckpointError(f"'{source}' has no config.json: it is no Hugging Face model folder")
+    model, source = open_language_model(MBartForConditionalGeneration, folder, torch.float32, "an mBART")
     with loading(source):
-        loaded: Any = MBartForConditionalGeneration.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
-        )
-        model, report = loaded
-        tokenizer = load_tokenizer(source)
-    if report["missing_keys"]:
-        first = sorted(report["missing_keys"])[0]
-        raise CheckpointError(
-            f"language model '{folder}' lacks {len(report['missing_keys'])} weights, such as {first}"
-        )
-    return model, tokenizer
+        return model, load_tokenizer(source)
 
 
 def language_id(tokenizer: PreTrainedTokenizerBase, language: str) -> int:

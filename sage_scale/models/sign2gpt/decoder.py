@@ -17,8 +17,9 @@ from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt
 from sage_scale.models.sign2gpt.positions import TokenPositions, packed_positions
 from sage_scale.nn.weights import FiniteScores
-from sage_scale.text.hub import loading, model_source
+from sage_scale.text.hub import loading
 from sage_scale.text.tokenizer import truncated_ids
+from sage_scale.training.language.prepare import open_language_model
 from sage_scale.vision.packed import mix
 
 
@@ -162,23 +163,11 @@ def load_causal_model(
 
     Raises CheckpointError, with one line, where it is missing, incomplete or of a family that cannot be adapted.
     """
-    source = model_source(folder)
-    if isinstance(source, Path) and not (source / "config.json").is_file():
-        raise CheckpointError(f"no language model at '{folder}': give a Hugging Face folder with an XGLM")
-    with loading(source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-        model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+    model, source = open_language_model(AutoModelForCausalLM, folder, getattr(torch, dtype), "an XGLM")
     if model.config.model_type not in FORMS:
         raise CheckpointError(
             f"language model '{folder}' is of type '{model.config.model_type}', which has no adapters; known are "
             f"{', '.join(sorted(FORMS))}"
         )
-    if report["missing_keys"]:
-        first = sorted(report["missing_keys"])[0]
-        raise CheckpointError(
-            f"language model '{folder}' lacks {len(report['missing_keys'])} weights, such as {first}"
-        )
-    return model, tokenizer
+    with loading(source):
+        return model, AutoTokenizer.from_pretrained(str(source))

@@ -91,7 +91,7 @@ def write_sign_features(
     """
     writer, source, store = SignWriter(run, device), open_dataset(data), open_store(out)
     if store.url.rstrip("/") == source.url.rstrip("/"):
-        raise UsageError(f"{out} is the dataset itself: write to another place")
+        raise UsageError(f"{out} is the dataset itself: write to another folder or URL")
     tell(*contradictions(writer.recipe, [source]))
     part = dict(source.info.recipe_part)
     stride = writer.recipe.vision.frame_stride * writer.factor

@@ -18,7 +18,7 @@ from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError, DatasetError, NoModel, RecipeError
 from sage_scale.registry import model_spec
 from sage_scale.shards import HAS_SENTENCE, Dataset, read_metadata
-from sage_scale.text.hub import model_source
+from sage_scale.text.hub import loading, model_source
 from sage_scale.text.languages import has_mbart50_code
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks, run_on_rank0
@@ -58,6 +58,26 @@ class LanguageModelKind:
 def language_kind(recipe: Recipe) -> LanguageModelKind:
     """Returns the LanguageModelKind of the recipe's model."""
     return model_spec(recipe.model.kind).part("language")
+
+
+def open_language_model(
+    kind: Any, folder: str | Path, dtype: torch.dtype, published: str
+) -> tuple[Any, str | Path]:
+    """Returns the language model of a Hugging Face folder, or of a name in the local cache or hub, and its source.
+
+    `kind` is a class of transformers, `published` its name in messages. Raises CheckpointError, with one line, where
+    the model is missing or incomplete.
+    """
+    source = model_source(folder)
+    if isinstance(source, Path) and not (source / "config.json").is_file():
+        raise CheckpointError(
+            f"'{source}' has no config.json: it is no Hugging Face model folder with {published}"
+        )
+    with loading(source):
+        model, report = kind.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"language model '{folder}' lacks {len(missing)} weights, such as {missing[0]}")
+    return model, source
 
 
 def check_language_model(recipe: Recipe, run: Path, datasets: Sequence[Dataset]) -> None:
@@ -143,7 +163,7 @@ def _check_languages(dataset: Dataset) -> None:
         raise DatasetError(
             f"{dataset.url} has {counts[found[0]]:,} sentences in '{found[0]}' to train on, a language that mBART-50 "
             "has no code for: give the sentences' language in corpus.language or in the manifest, precompute into a "
-            "new place, or train model.kind=sign2gpt"
+            "new folder, or train model.kind=sign2gpt"
         )
 
 
