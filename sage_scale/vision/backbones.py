@@ -194,7 +194,7 @@ class FeatureBatches(Generic[Tag]):
 
 
 def _keypoint_rows(track_T: KeypointTrack, stride: int, vision: Vision) -> np.ndarray:
-    """float16 (n, C), a row for every `stride`-th frame."""
+    """Returns float16 (n, C), a row for every `stride`-th frame."""
     track_T = interpolated(track_T, vision.keypoint_gap_s)
     grid = track_T.replace(
         points_TKC=track_T.points_TKC[::stride],
