@@ -71,7 +71,8 @@ def open_language_model(
     source = model_source(folder)
     if isinstance(source, Path) and not (source / "config.json").is_file():
         raise CheckpointError(
-            f"'{source}' has no config.json: it is no Hugging Face model folder with {published}"
+            f"no language model at '{source}': it has no config.json and is no Hugging Face model folder; give one "
+            f"with {published}"
         )
     with loading(source):
         model, report = kind.from_pretrained(source, dtype=dtype, output_loading_info=True)
