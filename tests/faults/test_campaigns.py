@@ -55,8 +55,8 @@ def test_kills_of_segment_predict_beside_s3_faults_change_no_file():
 def test_kills_of_extractors_and_actors_beside_s3_faults_change_no_keypoint():
     """With a stand-in for MediaPipe's process, which the same kills hit."""
     server = "moto" if missing_programs() else "ceph"
-    options = ("--kills", "8", "--clips", "14", "--seed", "3", "--server", server, "--verb", "keypoints")
+    options = ("--kills", "5", "--clips", "10", "--seed", "3", "--server", server, "--verb", "keypoints")
     said = run("precompute_kills.py", *options)
     assert re.fullmatch(
-        r"8 kills beside \d+ faults and \d+ restarts of S3 in \d+ rounds: every file equal", said
+        r"5 kills beside \d+ faults and \d+ restarts of S3 in \d+ rounds: every file equal", said
     ), said
