@@ -1,10 +1,10 @@
 """What segments do to translation on the synthetic corpus: BLEU-4 by tagger and by rule, over seeds.
 
-    python tests/campaigns/segmentation_effect.py --home WORK --published FOLDER [--seeds 3] [KEY=VALUE ...]
+    python tests/campaigns/segmentation_effect.py --home WORK --published FOLDER [--seeds 3] [--set KEY=VALUE ...]
 
 Corpus, keypoints and language model are made once, shards once a setting, and every run inherits them; finished runs
-are not repeated, so that the command goes on after a kill. KEY=VALUE changes the recipe `demo` of all runs, as for a
-smaller number of steps. Settings are named TAGGER/RULE and run in the order in which they are given, seed by seed.
+are not repeated, so that the command goes on after a kill. `--set` changes the recipe `demo` of all runs, as for fewer
+steps. Settings are named TAGGER/RULE and run in the order in which they are given, seed by seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sage_scale.evaluation.stored import read_scores
 from sage_scale.shards.dataset import open_dataset
 
 TAGGERS = ("gold", "trained", "published", "motion", "uniform")
-RULES = ("sage", "sage-unhalved")
+SETTINGS = [f"{tagger}/{rule}" for rule in ("sage", "sage-unhalved") for tagger in TAGGERS]
 SMALL = [
     "corpus.train_clips=8", "corpus.dev_clips=2", "corpus.test_clips=2", "corpus.heldout_clips=2",
     "shards.clips_per_unit=7", "precompute.actors=1", "denoise.steps=4", "denoise.vocabulary=100",
@@ -35,10 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--home", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--settings", nargs="+", default=[f"{t}/{rule}" for rule in RULES for t in TAGGERS])
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, choices=SETTINGS, metavar="TAGGER/RULE")
     parser.add_argument("--published", type=Path, help="folder of the published segmenter's weights")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
-    options = parse(parser, seeds=1, settings=["gold/sage"], changes=SMALL)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the recipe")
+    options = parse(parser, seeds=1, settings=["gold/sage"], set=SMALL)
     if not options.home and not options.small:
         parser.error("--home names the folder of corpus, shards and runs")
     with tempfile.TemporaryDirectory() as folder:
@@ -59,8 +59,8 @@ def run(home: Path, setting: str, seed: int, options: argparse.Namespace) -> Non
     corpus, shards, folder = home / "corpus", home / "shards" / setting, home / "runs" / setting / str(seed)
     if (folder / "scores.json").is_file():
         return
-    call("corpus", "make", "--root", corpus, "--keypoints", *options.changes)
-    changes = [*tagger(setting, corpus, options.published), *options.changes]
+    call("corpus", "make", "--root", corpus, "--keypoints", *options.set)
+    changes = [*tagger(setting, corpus, options.published), *options.set]
     call("precompute", "--corpus", "synthetic", "--root", corpus, "--out", shards, *changes)
     language = home / "language_model"
     if language.is_dir():  # the same for every run: that of the first one
