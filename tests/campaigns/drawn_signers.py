@@ -1,18 +1,21 @@
 """Videos of a drawn signer from keypoint files, for taggers that see pictures, where the real videos are not given.
 
-python benchmarks/drawn_signers.py KEYPOINTS OUT [--source-fps 50] [--aspect 1.7778]
+python tests/campaigns/drawn_signers.py KEYPOINTS OUT [--source-fps 50] [--aspect 1.7778]
 sage-scale segment evaluate --gold ANNOTATION --root OUT segmentation.tagger=motion
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import parse
 from PIL import Image, ImageDraw
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from common import parse
 
 from sage_scale.config import Segmentation, Vision
 from sage_scale.corpora.synthetic.render import write_h264
