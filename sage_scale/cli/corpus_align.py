@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -60,6 +62,8 @@ def align(
     chosen, similarity = _recipe(recipe, corpus, root, overrides), None
     if model:
         chosen, similarity = _model(model, chosen, device, overrides)
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: name the file of the new manifest")
     folder = expanded(segments) if segments else None
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--segments: there is no folder {folder}")
@@ -67,9 +71,18 @@ def align(
     if folder is None or similarity is not None:
         chosen = _with_tagger(chosen, manifest)
     notes = [f"{count} x {what}" for what, count in manifest.notes]
+    skipped = Counter(row.reason for row in manifest.rejected).most_common()
+    notes += [
+        f"{count} skipped, {reason}: `corpus inspect --rejects FILE` names them" for reason, count in skipped
+    ]
     settings = Alignment(reach_s=reach_s, spread_s=reach_s / 2)
+    parts = chosen.segmentation, chosen.vision
+    about = {
+        "manifest": manifest.digest(),
+        "settings": str([reach_s, model, segments, sentences, *map(dataclasses.asdict, parts)]),
+    }
     try:
-        rows = _rows(manifest, out, chosen, settings, folder, sentences, similarity, notes)
+        rows = _rows(manifest, out, about, chosen, settings, folder, sentences, similarity, notes)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
     for note in notes[:SHOWN]:
@@ -86,6 +99,7 @@ def align(
 def _rows(
     manifest: Manifest,
     out: Path,
+    about: dict[str, str],
     recipe: Recipe,
     settings: Alignment,
     folder: Path | None,
@@ -100,9 +114,9 @@ def _rows(
     for clip in manifest.clips:
         videos.setdefault(clip.video, []).append(clip)
     partial = out.with_name(out.name + ".part")
-    rows = _kept(partial, manifest)
+    rows = _kept(partial, manifest, about)
     with partial.open("w", encoding="utf-8") as file, Progress("captions aligned", "videos") as show:
-        write_lines(file, [{"manifest": manifest.digest()}, *rows.values()])
+        write_lines(file, [about, *rows.values()])
         done = sum(clips[0].id in rows for clips in videos.values())
         show(done, len(videos))
         for video, clips in videos.items():
@@ -129,11 +143,19 @@ def _rows(
             notes += lines
             done += 1
             show(done, len(videos))
-    ordered = [rows[clip.id] for clip in manifest.clips]
+    ordered = [rows[clip.id] | {"video": _from(out, clip.video)} for clip in manifest.clips]
     with partial.open("w", encoding="utf-8") as file:
         write_lines(file, ordered)
     os.replace(partial, out)
     return ordered
+
+
+def _from(out: Path, video: str) -> str:
+    """Returns a video's path as a manifest at `out` names it: relative paths begin at the manifest's folder."""
+    if "://" in video or os.path.isabs(video):
+        return video
+    folder, path = os.path.abspath(out.parent), os.path.abspath(video)
+    return os.path.relpath(path, folder) if path.startswith(os.path.join(folder, "")) else path
 
 
 def write_lines(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
@@ -144,8 +166,6 @@ def write_lines(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
 
 def _model(model: str, chosen: Recipe, device: str, overrides: list[str] | None) -> tuple[Recipe, Any]:
     """Returns the run's recipe with the corpus to align, and its similarity."""
-    import dataclasses
-
     from sage_scale.config import load_recipe, override
     from sage_scale.registry import model_spec
     from sage_scale.translation.translate import choose_device
@@ -178,8 +198,8 @@ def _with_tagger(recipe: Recipe, manifest: Manifest) -> Recipe:
     return recipe
 
 
-def _kept(partial: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """Returns the rows of an interrupted run over the same clips, of whole videos only, by id."""
+def _kept(partial: Path, manifest: Manifest, about: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Returns the rows of an interrupted run over the same clips with the same settings, whole videos only, by id."""
     if not partial.is_file():
         return {}
     found: list[dict[str, Any]] = []
@@ -188,7 +208,7 @@ def _kept(partial: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
             found.append(parse_json_object(line))
         except InvalidJSON:  # the last one, cut by a kill
             break
-    if not found or found[0] != {"manifest": manifest.digest()}:
+    if not found or found[0] != about:
         return {}
     rows = {row["id"]: row for row in found[1:]}
     cut = {clip.video for clip in manifest.clips if clip.id not in rows}

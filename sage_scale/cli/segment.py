@@ -132,7 +132,9 @@ def evaluate(
     groups = table_column(annotation, group, "--group") if group else None
     manifest = whole_videos(root)
     if missing := evaluation.without_media(annotation, manifest.clips):
-        tell(f"{len(missing):,} annotated clips have no file in {root}, the first: '{shortened(missing[0])}'")
+        tell(
+            f"annotated clips without a file in {root}: {len(missing):,}, the first: '{shortened(missing[0])}'"
+        )
     with Progress("evaluate", "clips") as progress:
         found = evaluation.evaluate(
             manifest.clips,
@@ -148,6 +150,10 @@ def evaluate(
         tell(f"left out: '{row.id}': {row.reason} ({row.detail})")
     if len(found.left_out) > 10:
         tell(f"{len(found.left_out):,} of {len(manifest.clips):,} clips are left out; --out names all")
+    for line in found.unread[:10]:
+        tell(f"annotation: {line}")
+    if len(found.unread) > 10:
+        tell(f"annotation: {len(found.unread) - 10:,} more such signs")
     show(found, sys.stdout)
     about = {"annotation": annotation.name, "settings": " ".join(common)}
     about |= {f"row {row.name}": text.partition(":")[2].strip() for row, text in zip(settings, rows)}

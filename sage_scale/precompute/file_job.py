@@ -231,7 +231,8 @@ class FileJob:
         self.store: Store = open_to_write(self.url)
         expected = sum(row.expected for row in self.manifest.rejected)
         rows = len(self.manifest.clips) + len(self.manifest.rejected) - expected
-        self.limit = RejectLimit(self.recipe.shards.max_reject_rate, rows, expected)
+        again = "repeat the command"
+        self.limit = RejectLimit(self.recipe.shards.max_reject_rate, rows, expected, again)
 
     def execute(self) -> FileSummary:
         """Make what is not there yet. Raises UsageError for other settings, UnitsOpen, TooManyRejects."""

@@ -48,6 +48,8 @@ class RejectLimit:
     """Clips and rows of the manifest, without the expected rejects."""
     expected: int = 0
     """Rows rejected by the recipe's filters, or gone from the web: rejects that do not count against the limit."""
+    again: str = "give --retry-rejects"
+    """How rejected clips are tried again."""
 
     def exceeded(self, rejects: int) -> bool:
         """Returns whether so many rejects, including expected ones, are too many."""
@@ -63,7 +65,7 @@ class RejectLimit:
             f"{rejects} of {self.clips + self.expected} clips were rejected ({named}){expected}, "
             f"more than shards.max_reject_rate={self.rate:g}"
             + (f"; the first: {first}" if first else "")
-            + "; repair them and give --retry-rejects, or raise shards.max_reject_rate"
+            + f"; repair them and {self.again}, or raise shards.max_reject_rate"
         )
 
 

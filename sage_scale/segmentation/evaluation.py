@@ -67,6 +67,8 @@ class Evaluation:
     """Row -> float64 (C, K), the columns scores.COUNTS."""
     left_out: tuple[Reject, ...]
     """Clips that were not scored."""
+    unread: tuple[str, ...]
+    """Annotated signs that were left out or lie beyond their clip, one line each."""
     chosen: Mapping[str, tuple[float, float]]
     """Group -> threshold and gap in seconds that the other groups chose for it."""
     fps: float
@@ -129,6 +131,7 @@ def evaluate(
     on_grid: list[np.ndarray] = []
     kept: list[str] = []
     left_out: list[Reject] = []
+    unread: list[str] = []
     for number, clip in enumerate(clips):
         try:
             tags = _ClipTags(clip, vision, fps)
@@ -145,6 +148,11 @@ def evaluate(
         finally:
             progress(number + 1, len(clips))
         kept.append(clip.id)
+        odd = list(find_labels(gold, clip, sign_tier).left_out)
+        odd += [
+            f"a sign at {start / fps:.2f} s, beyond the end" for start in gold_M2[gold_M2[:, 0] >= total, 0]
+        ]
+        unread += [f"'{shortened(clip.id)}': {line}" for line in odd]
         for name, row_counts in zip(counts, found, strict=True):
             counts[name].append(row_counts)
     if not kept:
@@ -160,8 +168,9 @@ def evaluate(
     if grid and base is not None:
         stacked[f"{base.name}, {CHOSEN}"], chosen = choose_on_others(np.array(on_grid), grid, of_groups, fps)
     return Evaluation(
-        clips=tuple(kept), groups=of_groups, counts=stacked, left_out=tuple(left_out), chosen=chosen, fps=fps
-    )
+        clips=tuple(kept), groups=of_groups, counts=stacked, left_out=tuple(left_out),
+        unread=tuple(unread), chosen=chosen, fps=fps,
+    )  # fmt: skip
 
 
 def choose_on_others(
@@ -192,7 +201,9 @@ def without_media(gold: Path, clips: Iterable[Clip]) -> list[str]:
     """Returns the annotated names that belong to none of the clips, sorted."""
     if gold.is_dir():
         files = (path.relative_to(gold).as_posix() for path in gold.rglob("*"))
-        names = {os.path.splitext(name)[0] for name in files if name.lower().endswith(SUFFIXES)}
+        names = {os.path.splitext(name)[0] for name in files if name.lower().endswith(SUFFIXES)} - {
+            "_settings"
+        }
     elif gold.suffix.lower() == ".eaf":
         return []
     else:

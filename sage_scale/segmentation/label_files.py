@@ -46,6 +46,8 @@ class Labels:
     """Their frame rate."""
     of_video: bool = False
     """Frame 0 is the video's first, not the clip's."""
+    left_out: tuple[str, ...] = ()
+    """Why some intervals of the file were not read, one line each."""
 
 
 Entry = Labels | str
@@ -159,7 +161,7 @@ def read_clip_file(path: Path) -> Entry:
 def labels_of_intervals(intervals: SignIntervals) -> Labels:
     """Returns the signs of a video as intervals in seconds."""
     times_N2 = np.array([sign[:2] for sign in intervals.signs], np.float64).reshape(-1, 2)
-    return Labels(times_N2, 1.0, of_video=True)
+    return Labels(times_N2, 1.0, of_video=True, left_out=intervals.left_out)
 
 
 def entry_of(value: Any) -> Entry:

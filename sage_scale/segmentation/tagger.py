@@ -214,11 +214,11 @@ def model_kind(path: str | Path) -> str:
     if not path:
         package_folder()
         return "published"
-    kind = read_config(_given("auto", str(path))).get("tagger", "published")
+    kind = str(read_config(_given("auto", str(path))).get("tagger", "published"))
     import_plugins()
     if kind not in MODELS:
-        raise CheckpointError(f"{Path(path) / CONFIG}: no tagger {printable(str(kind))}: {', '.join(MODELS)}")
-    return str(kind)
+        raise CheckpointError(f"{Path(path) / CONFIG}: no tagger {printable(kind)}: {', '.join(MODELS)}")
+    return kind
 
 
 def package_folder() -> Path:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -94,11 +96,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of another pickle protocol
+            warnings.simplefilter("ignore")
+            values = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # unpickling damaged or hostile bytes raises nearly anything
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # its advice to load without the limit is not passed on
+            reason = "it is damaged, or holds objects other than tensors"
         raise CheckpointError(f"{path}: not a weights file that can be read safely: {reason}") from None
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):
@@ -111,7 +117,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def load_exactly(model: torch.nn.Module, values: Mapping[str, Tensor], path: Path) -> None:
     """Load `values` into `model`; counts of batches do not matter.
 
-    Raises CheckpointError naming the first tensor that is missing, unknown or of another shape.
+    Raises CheckpointError naming the first tensor that is missing, unknown, of another shape or not finite.
     """
     values = {name: value for name, value in values.items() if not name.endswith("num_batches_tracked")}
     wanted = {n: value for n, value in model.state_dict().items() if not n.endswith("num_batches_tracked")}
@@ -122,5 +128,10 @@ def load_exactly(model: torch.nn.Module, values: Mapping[str, Tensor], path: Pat
         if names:
             raise CheckpointError(
                 f"{path} does not fit {type(model).__name__}: it {kind} {names[0]} ({len(names)} such)"
+            )
+    for name, value in values.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinite values: export or copy the weights again"
             )
     model.load_state_dict(values, strict=False)

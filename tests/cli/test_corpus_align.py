@@ -17,7 +17,7 @@ from sage_scale.cli import corpus as verb
 from sage_scale.cli.main import run
 from sage_scale.config import Corpus, extension, from_mapping, to_yaml
 from sage_scale.corpora.alignment import Alignment
-from sage_scale.corpora.manifest import Clip, from_json_lines
+from sage_scale.corpora.manifest import Clip
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.keypoints.files import npz_bytes
 from sage_scale.keypoints.track import KeypointTrack
@@ -198,8 +198,27 @@ def test_an_unreadable_video_keeps_its_captions_times(moved, tmp_path):
     assert rows(tmp_path / "new.jsonl")[3]["start_s"] == 1.0
 
 
-def test_an_interrupted_run_is_continued_with_whole_videos(moved, tmp_path):
-    """Of a file that a kill left, the rows of whole videos are taken as they are, the others made again."""
+def test_a_manifest_in_another_folder_finds_the_videos(tmp_path, monkeypatch):
+    """Relative paths of a manifest begin at its folder, not at the folder of the command."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("videos", "new"):
+        Path(folder).mkdir()
+    moving_video(Path("videos/film.mp4"))
+    Path("videos/film.vtt").write_text("WEBVTT\n\n00:02.000 --> 00:04.000\nheute regnet es\n")
+    Path("videos/film.txt").touch()
+    for out in ("near.jsonl", "new/far.jsonl", str(tmp_path / "new" / "whole.jsonl")):
+        assert (
+            invoke("--corpus", "videos", "--root", "videos", "--out", out, "corpus.language=de").exit_code
+            == 0
+        )
+        (clip,) = read_corpus(Corpus(name="manifest", root=out, language="de")).clips
+        assert Path(clip.video).is_file(), (out, clip.video)
+    assert rows(Path("near.jsonl"))[0]["video"] == "videos/film.mp4"
+
+
+def test_an_interrupted_run_is_continued_with_whole_videos(moved, tmp_path, monkeypatch):
+    """Of a file that a stop left, the rows of whole videos are taken as they are, the others made again; with other
+    settings all are made again."""
     moving_video(tmp_path / "other.mp4")
     with moved.open("a") as file:
         file.write(
@@ -209,19 +228,26 @@ def test_an_interrupted_run_is_continued_with_whole_videos(moved, tmp_path):
     out, partial = tmp_path / "new.jsonl", tmp_path / "new.jsonl.part"
     assert invoke("--corpus", "manifest", "--root", moved, "--out", out).exit_code == 0
     whole = out.read_bytes()
-    digest = from_json_lines(moved.read_text()).digest()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caption_alignment, "align_video", stopped)
+        assert invoke("--corpus", "manifest", "--root", moved, "--out", out).exit_code != 0
     marked = rows(out)[3] | {"signer": "from the first run"}
-    kept = [{"manifest": digest}, marked, *rows(out)[:2]]
-    for text, continued in (
-        ("".join(json.dumps(row) + "\n" for row in kept) + '{"id": "c2", "vid', True),
-        ('{"manifest": "of others"}\n' + json.dumps(marked) + "\n", False),
-        ("", False),
+    kept = [rows(partial)[0], marked, *rows(out)[:2]]
+    whole_and_cut = "".join(json.dumps(row) + "\n" for row in kept) + '{"id": "c2", "vid'
+    for text, more, continued in (
+        (whole_and_cut, (), True),
+        (whole_and_cut, ("--reach-s", 5), False),
+        ('{"manifest": "of others"}\n' + json.dumps(marked) + "\n", (), False),
+        ("", (), False),
     ):
         partial.write_text(text)
-        assert invoke("--corpus", "manifest", "--root", moved, "--out", out).exit_code == 0
-        assert (rows(out)[3] == marked) == continued and rows(out)[:3] == [
-            json.loads(x) for x in whole.splitlines()[:3]
-        ]
+        assert invoke("--corpus", "manifest", "--root", moved, "--out", out, *more).exit_code == 0
+        assert (rows(out)[3] == marked) == continued
+        assert more or rows(out)[:3] == [json.loads(x) for x in whole.splitlines()[:3]]
 
 
 def test_wrong_use_gives_one_line(tmp_path, capsys, moved):
@@ -236,6 +262,7 @@ def test_wrong_use_gives_one_line(tmp_path, capsys, moved):
         str(tmp_path / "x.jsonl"),
     ]
     for more, says in (
+        (["--out", str(tmp_path)], "is a folder: name the file"),
         (["--segments", str(tmp_path / "none")], "--segments: there is no folder"),
         (["--model", str(tmp_path / "none")], "--model: there is no run"),
         (["--sentences"], "segmentation.tagger=motion finds no sentences"),

@@ -142,5 +142,7 @@ def test_a_job_on_ray_is_continued_and_refuses_other_settings(tmp_path):
         job(root, out, Sizes(version="2")).execute()
     for path in root.glob("*.mp4"):
         path.write_bytes(b"")
-    with pytest.raises(TooManyRejects, match="the first: 'talk0': empty"):
+    with pytest.raises(
+        TooManyRejects, match=r"the first: 'talk0': empty.*repair them and repeat the command"
+    ):
         job(root, tmp_path / "other").execute()

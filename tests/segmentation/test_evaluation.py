@@ -198,6 +198,18 @@ def test_the_verb_prints_and_writes_its_table(media, tmp_path, capsys):
     assert "| mine | 1.000 [1.000, 1.000] |" in markdown and "| mine | second | 2 |" in markdown
 
 
+def test_signs_of_the_annotation_that_cannot_be_read_are_named(media, tmp_path, capsys):
+    rows = ["a,0.2,0.6", "a,0.8,soon", "a,2,1", "a,900,901", "elsewhere,0,1"]
+    (tmp_path / "gold.csv").write_text("id,start_s,end_s\n" + "\n".join(rows) + "\n")
+    code, _, err = said(
+        capsys, "--gold", tmp_path / "gold.csv", "--root", media, "segmentation.tagger=uniform"
+    )
+    assert code == 0 and "without a file" in err and "the first: 'elsewhere'" in err
+    named = [line for line in err.splitlines() if line.startswith("annotation: 'a': ")]
+    assert len(named) == 3
+    assert "line 3" in named[0] and "line 4" in named[1] and "900.00 s, beyond the end" in named[2]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

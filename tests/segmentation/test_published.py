@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pathlib
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from factories.segmenters import random_track, small_2023, track, write_2023, write_2026
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sage_scale.config import Segmentation
 from sage_scale.corpora.manifest import Clip
@@ -290,13 +292,31 @@ def test_folders_that_hold_no_segmenter(tmp_path) -> None:
     assert "\n" not in str(caught.value)
     folder = write_2026(tmp_path / "2026")
     config = json.loads((folder / "config.json").read_text())
-    for wrong in ({"hidden_dim": 32}, {"hidden_dim": "x"}, {"hidden_dim": 10**9}, {"pose_dims": [75, 3]}):
+    absurd = ({"hidden_dim": 65536}, {"encoder_depth": 65536}, {"attn_ff_mult": 65536})  # terabytes, minutes
+    for wrong in (*absurd, {"hidden_dim": "x"}, {"hidden_dim": 10**9}, {"pose_dims": [75, 3]}):
         (folder / "config.json").write_text(json.dumps(config | wrong))
         with pytest.raises(CheckpointError):
             open_tagger(folder)
     (folder / "config.json").write_text("[")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         open_tagger(folder)
+
+
+def test_weights_that_are_not_finite_or_no_tensors_are_refused(tmp_path) -> None:
+    folder = write_2026(tmp_path / "2026")
+    weights = load_file(folder / "model.safetensors")
+    weights["sign_bio_head.net.0.bias"][1] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    save_file(
+        small_2023() | {"sign_bio_head.bias": torch.tensor([0, torch.inf, 0])}, tmp_path / "x.safetensors"
+    )
+    for path in (folder, tmp_path / "x.safetensors"):
+        with pytest.raises(CheckpointError, match=r"sign_bio_head\..*bias holds NaN or infinite values"):
+            open_tagger(path)
+    (tmp_path / "y.pth").write_bytes(pickle.dumps({"a": pathlib.PurePosixPath("x")}))
+    with pytest.raises(CheckpointError, match="objects other than tensors") as caught:
+        open_tagger(tmp_path / "y.pth")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_the_fingerprint_tells_weights_apart(tmp_path) -> None:

@@ -208,11 +208,16 @@ def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights)
     for config, message in (
-        ({"tagger": "trained"}, "width, networks"),
-        ({"tagger": "trained", "width": 24, "networks": 2, "dilations": "1"}, "width, networks"),
-        ({"tagger": "trained", "width": 10**9, "networks": 2, "dilations": [1]}, "width, networks"),
-        ({"tagger": "trained", "width": 24, "networks": 3, "dilations": [1, 2, 4, 8, 4, 2]}, "lacks"),
-        ({"tagger": "trained", "width": 16, "networks": 2, "dilations": [1, 2, 4, 8, 4, 2]}, "shape"),
+        ({"tagger": "trained"}, "whole numbers width"),
+        ({"tagger": "trained", "width": 24, "networks": 2, "dilations": "1"}, "whole numbers width"),
+        ({"tagger": "trained", "width": 10**9, "networks": 2, "dilations": [1]}, "whole numbers width"),
+        ({"tagger": "trained", "width": 24, "networks": 3, "dilations": [1, 2, 4, 8, 4, 2]}, "other sizes"),
+        ({"tagger": "trained", "width": 16, "networks": 2, "dilations": [1, 2, 4, 8, 4, 2]}, "other sizes"),
+        (
+            {"tagger": "trained", "width": 4096, "networks": 64, "dilations": [9] * 64},
+            "other sizes",
+        ),  # a terabyte
+        ({"tagger": ["trained"]}, "no tagger"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match=message):

@@ -58,6 +58,10 @@ class Published2026(nn.Module):
         if config.get("pose_dims") != [50, 6] or config.get("num_classes") != 4 or sizes[0] % (2 * sizes[2]):
             raise CheckpointError(f"{path}: config.json describes another network than that of 2026")
         width, depth, heads, widening, self.piece = sizes
+        layers = {name.split(".")[1] for name in weights if name.startswith("encoder_attn.")}
+        tensors = [("input_norm.weight", width), ("encoder_attn.0.ffn.0.weight", widening * width)]
+        if len(layers) != depth or any(name in weights and len(weights[name]) != n for name, n in tensors):
+            raise CheckpointError(f"{path}: config.json gives other sizes than the tensors have")
         self.frame_cnn = nn.ModuleList(
             [
                 UBlock((6, 16, 32, 64), (5, 11, 21), (1, 1, 2), 50, width),

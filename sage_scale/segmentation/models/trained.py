@@ -184,8 +184,15 @@ class TrainedTagger:
             or sizes[1] > 64
         ):
             raise CheckpointError(
-                f"{path}: config.json needs whole numbers width, networks and a list dilations"
+                f"{path} is no model of `sage-scale segment train`: its config.json needs whole numbers width, "
+                "networks and a list dilations"
             )
+        parts = [name.split(".") for name in weights]
+        members = {part[1] for part in parts if part[0] == "networks" and len(part) > 2}
+        blocks = {part[3] for part in parts if part[1:3] == ["0", "taps"] and len(part) > 3}
+        bias = weights.get("networks.0.project.bias")
+        if [len(members), len(blocks)] != [sizes[1], len(sizes) - 2] or bias is None or len(bias) != sizes[0]:
+            raise CheckpointError(f"{path}: config.json gives other sizes than the tensors have")
         self.networks = [Network(sizes[0], sizes[2:]).eval() for _ in range(sizes[1])]
         module = nn.ModuleDict({"networks": nn.ModuleList(self.networks)})
         load_exactly(module, weights, path)
