@@ -76,10 +76,10 @@ def align(
         f"{count} skipped, {reason}: `corpus inspect --rejects FILE` names them" for reason, count in skipped
     ]
     settings = Alignment(reach_s=reach_s, spread_s=reach_s / 2)
-    parts = chosen.segmentation, chosen.vision
+    parts = [dataclasses.asdict(chosen.segmentation), dataclasses.asdict(chosen.vision)]
     about = {
         "manifest": manifest.digest(),
-        "settings": str([reach_s, model, segments, sentences, *map(dataclasses.asdict, parts)]),
+        "settings": str([reach_s, model, segments, sentences, *parts]),
     }
     try:
         rows = _rows(manifest, out, about, chosen, settings, folder, sentences, similarity, notes)

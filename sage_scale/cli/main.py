@@ -13,6 +13,7 @@ import difflib
 import errno
 import os
 import pkgutil
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -113,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _silence(sys.stdout)
+    if code == 130:  # another Ctrl-C would print what it interrupts of Python's and Ray's own end
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     pool = sys.modules.get("sage_scale.precompute.ray_session")
     if pool is not None and pool.ray_ended():
         sys.stderr.flush()

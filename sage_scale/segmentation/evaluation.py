@@ -19,6 +19,7 @@ import numpy as np
 from sage_scale.config import Segmentation, Vision
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected, Reject, UsageError
+from sage_scale.segmentation.intervals import SETTINGS_FILE
 from sage_scale.segmentation.label_files import clip_names, read_table
 from sage_scale.segmentation.precomputed import SUFFIXES, find_labels
 from sage_scale.segmentation.rules import apply_rule, label_segments, resample_labels
@@ -201,9 +202,8 @@ def without_media(gold: Path, clips: Iterable[Clip]) -> list[str]:
     """Returns the annotated names that belong to none of the clips, sorted."""
     if gold.is_dir():
         files = (path.relative_to(gold).as_posix() for path in gold.rglob("*"))
-        names = {os.path.splitext(name)[0] for name in files if name.lower().endswith(SUFFIXES)} - {
-            "_settings"
-        }
+        names = {os.path.splitext(name)[0] for name in files if name.lower().endswith(SUFFIXES)}
+        names.discard(os.path.splitext(SETTINGS_FILE)[0])
     elif gold.suffix.lower() == ".eaf":
         return []
     else:

@@ -36,6 +36,8 @@ MAX_SECONDS = 1e7
 MAX_INTERVALS = 1_000_000
 MAX_BYTES = 512 << 20
 SIGN_TIER, SENTENCE_TIER = "SIGN", "SENTENCE"
+SETTINGS_FILE = "_settings.json"
+"""Beside the files of `segment predict`; no annotation."""
 
 
 class Interval(NamedTuple):

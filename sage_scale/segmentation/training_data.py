@@ -14,7 +14,13 @@ import numpy as np
 from sage_scale.corpora.synthetic.random_signing import random_signing
 from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.keypoints.files import read_track
-from sage_scale.segmentation.intervals import SignIntervals, read_table, read_video_file, table_column
+from sage_scale.segmentation.intervals import (
+    SETTINGS_FILE,
+    SignIntervals,
+    read_table,
+    read_video_file,
+    table_column,
+)
 from sage_scale.segmentation.models.trained import BODY, FPS, LEFT, RIGHT, SignerPoints, features
 from sage_scale.storage.store import is_name
 from sage_scale.untrusted.display import shortened
@@ -95,7 +101,7 @@ def _annotations(path: Path) -> tuple[dict[str, SignIntervals], list[str]]:
     files = sorted(path.iterdir()) if is_folder(path) else [path]
     found, left_out = {}, []
     for file in files:
-        if file.suffix.lower() in ANNOTATION_SUFFIXES:
+        if file.suffix.lower() in ANNOTATION_SUFFIXES and file.name != SETTINGS_FILE:
             try:
                 found[file.stem] = read_video_file(file)
             except ClipRejected as rejected:

@@ -218,6 +218,8 @@ def _kind(path: Path, vision: Vision) -> Literal["video", "folder", "keypoints"]
     if vision.kind == "features" and vision.backbone == "keypoints":
         if keypoints_of(path, vision) is not None:
             return "keypoints"
+        if not is_folder(path):
+            check_file(path)
         where = "beside it" + (f" or in {vision.keypoints}" if vision.keypoints else "")
         raise ClipRejected(
             "no-keypoints",

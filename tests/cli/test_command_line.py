@@ -164,8 +164,9 @@ def test_a_reader_that_leaves_early_causes_no_noise():
 def test_ctrl_c_is_one_line_and_code_130(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(
-        "import sys, time, types\n"
+        "import atexit, sys, time, types\n"
         "from sage_scale.cli import main\n"
+        "atexit.register(lambda: (print('ending', flush=True), time.sleep(0.3)))\n"
         "slow = types.ModuleType('slow_verb')\n"
         "def trial():\n    print('started', flush=True)\n    time.sleep(30)\n"
         "slow.trial = trial\nsys.modules['slow_verb'] = slow\nmain.VERBS['trial'] = 'slow_verb:trial'\n"
@@ -176,6 +177,8 @@ def test_ctrl_c_is_one_line_and_code_130(tmp_path):
     )
     assert child.stdout is not None and child.stdout.readline() == "started\n"
     child.send_signal(signal.SIGINT)
+    assert child.stdout.readline() == "ending\n"
+    child.send_signal(signal.SIGINT)  # an impatient one, while Python or Ray ends
     _, printed = child.communicate(timeout=20)
     assert child.returncode == 130
     assert printed == "sage-scale: interrupted; run the same command again to go on\n"

@@ -161,6 +161,10 @@ def test_clips_that_cannot_be_scored_are_named(media, tmp_path):
     assert {row.id: row.reason for row in found.left_out} == {"c": "bad-keypoints", "d": "no-labels"}
     (media / "a.npz").unlink()
     assert without_media(gold, whole_videos(media).clips) == ["a"]
+    (tmp_path / "predicted").mkdir()
+    for name in ("c", "gone", "_settings"):  # as `segment predict` writes them
+        (tmp_path / "predicted" / f"{name}.json").write_text('{"signs": []}')
+    assert without_media(tmp_path / "predicted", whole_videos(media).clips) == ["gone"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no clip can be scored; the first: 'c': no-labels"):
         evaluated(media, tmp_path / "empty", Row(name="motion", segmentation=Segmentation()))

@@ -25,6 +25,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six clips of two recordings: `table.jsonl`, `eaf/`, and keypoints in two formats."""
     root = tmp_path_factory.mktemp("clips")
     (root / "eaf").mkdir()
+    (root / "eaf" / "_settings.json").write_text("{}")  # as `segment predict` leaves it beside its files
     (root / "points").mkdir()
     rng, rows = np.random.default_rng(5), []
     for number in range(6):

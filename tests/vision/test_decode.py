@@ -158,7 +158,10 @@ def test_bad_files_are_rejected_with_a_reason(video, tmp_path) -> None:
     assert reason(good, Vision(size=32, max_frames=40)) == "too-long"
     (tmp_path / "frames").mkdir()
     assert reason(tmp_path / "frames") == "empty"
-    assert reason(good, Vision(kind="features", backbone="keypoints")) == "no-keypoints"
+    points = Vision(kind="features", backbone="keypoints")
+    assert reason(good, points) == "no-keypoints"
+    (tmp_path / "link.pose").symlink_to("/dev/zero")
+    assert reason(tmp_path / "link.pose", points) == "unreadable"
 
 
 def test_names_that_nothing_can_bear_are_missing(video, tmp_path) -> None:
