@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sage_scale.errors import ClipRejected
-from sage_scale.extraction.extractor import Extractor
+from sage_scale.extraction.extractor import Extractor, ExtractorFailed
 from sage_scale.keypoints.track import KeypointTrack, track_of
 from sage_scale.vision.video_frames import DecodeStats
 from sage_scale.vision.whole_video import whole_pictures
@@ -37,14 +37,24 @@ def extract(
 
     points: list[np.ndarray] = []
     confidence: list[np.ndarray] = []
-    frames = 0
+    frames, count = 0, len(extractor.names)
     for points_KC, confidence_K in extractor(pictures()):
         points.append(np.asarray(points_KC, np.float32))
         confidence.append(np.asarray(confidence_K, np.float32))
+        shapes = points[-1].shape, confidence[-1].shape
+        if shapes not in (((count, 2), (count,)), ((count, 3), (count,))):
+            given = (
+                f"points {shapes[0]} and confidence {shapes[1]} in place of ({count}, 2 or 3) and ({count},)"
+            )
+            raise ExtractorFailed("nonsense", f"the extractor answered with {given}")
+        if len(points) > len(repeats):
+            raise ExtractorFailed("nonsense", "the extractor answered more often than it had pictures")
         frames += repeats[len(points) - 1]
         yield frames, share
-    if not points:
+    if not repeats:
         raise ClipRejected("empty", "no picture could be decoded")
+    if len(points) < len(repeats):
+        raise ExtractorFailed("nonsense", f"the extractor answered {len(points)} of {len(repeats)} pictures")
     height, width = shape[:2]
     return track_of(
         extractor.names,

@@ -17,6 +17,7 @@ from vision.video_kinds import turned, varying_times
 
 from sage_scale.errors import ClipRejected
 from sage_scale.extraction.extract import extract
+from sage_scale.extraction.extractor import ExtractorFailed
 from sage_scale.keypoints.track import KeypointTrack
 
 
@@ -121,6 +122,27 @@ def test_folders_of_pictures_have_the_given_rate(tmp_path):
     found = track(tmp_path, source_fps=30.0)
     assert (len(found), found.fps) == (12, 30.0)
     assert np.abs(found.points_TKC[:, 0, :2] - ALONG[:12]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([(np.ones((2, 2)), np.ones(3))] * 3, r"points \(2, 2\) and confidence \(3,\) in place of"),
+        ([(np.ones((3, 2)), np.ones(3))] * 3, r"in place of \(2, 2 or 3\) and \(2,\)"),
+        ([(np.ones((2, 3)), np.ones(2))] * 2, "answered 2 of 3 pictures"),
+        ([], "answered 0 of 3 pictures"),
+        ([(np.ones((2, 3)), np.ones(2))] * 4, "more often than it had pictures"),
+    ],
+)
+def test_answers_that_do_not_belong_to_the_pictures_are_a_failure(answers, message, tmp_path):
+    class Wrong(Spot):
+        def __call__(self, pictures):
+            list(pictures)
+            yield from answers
+
+    with pytest.raises(ExtractorFailed, match=message) as caught:
+        track(write_video(tmp_path / "a.mp4", spots(ALONG[:3])), Wrong())
+    assert caught.value.kind == "nonsense"
 
 
 def test_videos_that_are_none_are_rejected_by_name(tmp_path):
