@@ -72,6 +72,7 @@ def _vtt_time(seconds: float) -> str:
 def _figure(video: SegmentedVideo, folder: str | Path) -> bytes:
     signs = video.intervals.signs
     start_s, end_s = excerpt(signs, video.start_s, video.duration_s)
+    part = "" if end_s - start_s >= video.duration_s - video.start_s else f" ({start_s:.1f} to {end_s:.1f} s)"
     try:
         source = video.pictures or video.video
         pictures = segment_pictures(source, signs, start_s, end_s) if source else {}
@@ -86,7 +87,7 @@ def _figure(video: SegmentedVideo, folder: str | Path) -> bytes:
         first_s=video.start_s,
         fps=video.fps,
         pictures=pictures,
-        title=video.title,
+        title=video.title + part,
     )
 
 

@@ -83,10 +83,10 @@ def segment_figure(
         lowest = axes(heights[3])
         times_T = first_s + (np.arange(len(probabilities_T3)) + 0.5) / fps
         within_T = (times_T >= start_s - 1 / fps) & (times_T <= end_s + 1 / fps)
+        marker = "o" if within_T.sum() == 1 else ""  # a line through one point is not seen
         for column, name, colour in _CURVES:
-            lowest.plot(
-                times_T[within_T], probabilities_T3[within_T, column], color=colour, lw=1.4, label=name
-            )
+            values_T = probabilities_T3[within_T, column]
+            lowest.plot(times_T[within_T], values_T, color=colour, lw=1.4, marker=marker, label=name)
         lowest.set(ylim=(-0.02, 1.02), yticks=(0, 0.5, 1))
         lowest.grid(axis="y", color="#e3e6ea")
         lowest.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, handlelength=1)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sage_scale.corpora.captions import parse_captions
 from sage_scale.errors import ClipRejected, UsageError
+from sage_scale.segmentation import exports
 from sage_scale.segmentation.exports import SegmentedVideo, check_formats, exported, vtt_text
 from sage_scale.segmentation.intervals import (
     Interval,
@@ -161,6 +162,29 @@ def test_exports_by_name(tmp_path):
         assert read_video_file(tmp_path / name).signs == SIGNS
     with pytest.raises(UsageError, match="--format doc: the formats are eaf, vtt, json, figure"):
         check_formats("eaf,doc")
+
+
+def test_a_figure_of_a_part_of_a_video_says_so(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(exports, "segment_figure", lambda *_, title, **__: titles.append(title) or b"")
+    for duration_s in (9.0, 900.0):
+        signs = (Interval(20.0, 21.0),) if duration_s > 20 else ()
+        video = SegmentedVideo(
+            intervals=SignIntervals(signs=signs), duration_s=duration_s, fps=25.0, video="", title="talk"
+        )
+        list(exported(("figure",), "a", video, tmp_path))
+    assert titles == ["talk", "talk (19.5 to 29.5 s)"]
+
+
+def test_one_frame_has_visible_probabilities():
+    p_T3 = np.array([[0.2, 0.3, 0.5]])
+    empty, shown = (
+        np.asarray(Image.open(io.BytesIO(segment_figure((), 0.04, probabilities_T3=p))).convert("RGB"))[
+            :, 200:1500
+        ]
+        for p in (p_T3[:0], p_T3)
+    )
+    assert (empty != shown).any(axis=-1).sum() > 100
 
 
 def test_a_figure_without_signs_pictures_or_probabilities():
