@@ -25,6 +25,7 @@ from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.corpora.videos import whole_videos
+from sage_scale.errors import UsageError
 from sage_scale.precompute.environment import environment_here
 from sage_scale.precompute.file_job import SETTINGS, ClipFiles, FileJob, FileSummary
 from sage_scale.precompute.schedule import RejectLimit
@@ -108,6 +109,19 @@ class SegmentFiles:
         )
 
 
+def _check_apart(root: str | Path, out: str | Path) -> None:
+    """Raises UsageError where the files would be taken for keypoint files (.npz) of the videos."""
+    place, inside = (os.path.realpath(expanded(str(p).removeprefix("file://"))) for p in (out, root))
+    if "://" in str(out).removeprefix("file://"):
+        return
+    folder = inside if os.path.isdir(inside) else os.path.dirname(inside)
+    if place == folder or (folder == inside and place.startswith(os.path.join(folder, ""))):
+        raise UsageError(
+            f"--out {out} lies in the folder of the videos, where its .npz files would be taken for keypoints: name a "
+            "folder beside it"
+        )
+
+
 def predict_segments(
     recipe: Recipe,
     root: str | Path,
@@ -124,6 +138,7 @@ def predict_segments(
 
     Raises UsageError, NoModel, CheckpointError, TooManyRejects, UnitsOpen.
     """
+    _check_apart(root, out)
     place = os.path.abspath(expanded(root))
     recipe = replace(recipe, corpus=replace(recipe.corpus, name=corpus or recipe.corpus.name, root=place))
     found = read_corpus(recipe.corpus) if corpus else whole_videos(root)

@@ -189,6 +189,10 @@ def test_wrong_usage_is_one_line(tmp_path, capsys):
         (["--format", "doc"], "--format doc"),
         (["--root", tmp_path / "none"], "there is no"),
         (["--give-up", "other"], "--give-up other"),
+        (["--out", tmp_path / "in"], "would be taken for keypoints"),
+        (["--out", tmp_path / "in" / "segments"], "would be taken for keypoints"),
+        (["--out", f"file://{tmp_path}/in/../in"], "would be taken for keypoints"),
+        (["--root", tmp_path / "in" / "talk.mp4", "--out", tmp_path / "in"], "would be taken for keypoints"),
         (["--corpus", "none"], "no corpus reader"),
         (["segmentation.tagger=magic"], "segmentation.tagger"),
     ):
