@@ -114,7 +114,7 @@ def work(video: Path, out: Path, seconds: float, count: int, most: int, alone: b
         "memory": memory,
         "stages": stages,
         "frames": frames,
-        "stats": vars(worker.stats),
+        "stats": {name: value for name, value in vars(worker.stats).items() if name != "part"},
         "sha256": hashlib.sha256((out / "000000.tar").read_bytes()).hexdigest(),
     }
     print(json.dumps(taken))
