@@ -43,7 +43,9 @@ def align(
         str, typer.Option(help="Folder of .eaf or .json files of the videos' segments, by the videos' names.")
     ] = "",
     sentences: Annotated[bool, typer.Option("--sentences", help="Take sentences instead of signs.")] = False,
-    reach_s: Annotated[float, typer.Option(help="Farthest move of a caption, seconds.", min=0.1)] = 6.0,
+    reach_s: Annotated[
+        float, typer.Option(help="Farthest move of a caption, seconds.", min=0.1, max=60)
+    ] = 6.0,
     device: Annotated[str, typer.Option(help="Device of the model: cpu, cuda.")] = "",
     overrides: Annotated[
         list[str] | None,

@@ -263,6 +263,8 @@ def test_wrong_use_gives_one_line(tmp_path, capsys, moved):
     ]
     for more, says in (
         (["--out", str(tmp_path)], "is a folder: name the file"),
+        (["--reach-s", "inf"], "Invalid value for '--reach-s'"),
+        (["--reach-s", "1e12"], "Invalid value for '--reach-s'"),
         (["--segments", str(tmp_path / "none")], "--segments: there is no folder"),
         (["--model", str(tmp_path / "none")], "--model: there is no run"),
         (["--sentences"], "segmentation.tagger=motion finds no sentences"),
