@@ -54,17 +54,14 @@ def timed(video: Path, extractor: MediapipeHolistic) -> tuple[bytes, str, float]
     """Returns the video's track as a file, a row of the table, and frames a processor second."""
     _ = extractor.facts  # starts the child
     child = extractor._running()._process.pid
-    extracting = extract(video, extractor)
-    begun = frames = 0
-    before = (0.0, 0.0, 0.0)
-    while True:
-        try:
-            frames, _ = next(extracting)
-        except StopIteration as stop:
-            track = stop.value
-            break
+    begun, before = 0, (0.0, 0.0, 0.0)
+
+    def report(frames: int, share: float) -> None:
+        nonlocal begun, before
         if not begun and frames >= WARM:
             begun, before = frames, clocks(child)
+
+    track = extract(video, extractor, report=report)
     own, its, wall = np.subtract(clocks(child), before)
     extractor.close()
     rate = (len(track) - begun) / max(own + its, 1e-9)

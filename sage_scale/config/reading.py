@@ -46,7 +46,7 @@ def from_mapping(values: Mapping[str, Any], base: Recipe | None = None) -> Recip
 
 
 def _with_feature_width(recipe: Recipe, base: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe with the width that its backbone's features have, where nobody has stated another one."""
+    """Returns the recipe with the width that its backbone's features have, where no width is given."""
     stated = values.get("model")
     width, usual = (
         feature_width(one.vision) if one.vision.kind == "features" else None for one in (recipe, base)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,19 @@ from sage_scale.vision.whole_video import whole_pictures
 
 
 def extract(
-    path: Path, extractor: Extractor, *, source_fps: float = 25.0, stats: DecodeStats | None = None
-) -> Generator[tuple[int, float], None, KeypointTrack]:
+    path: Path,
+    extractor: Extractor,
+    *,
+    source_fps: float = 25.0,
+    stats: DecodeStats | None = None,
+    report: Callable[[int, float], None] = lambda frames, share: None,
+) -> KeypointTrack:
     """Returns the track of a video file, or of a folder with `source_fps` pictures a second, in pixels of the picture.
 
     The track has the video's own average rate and begins with the first picture. Frame k is the picture nearest to
     k / fps, so that a variable rate becomes a constant one; each picture is looked at once. Frames without a person
-    have confidence 0. Yields frames so far and their share of the video (0 where unknown). Raises ClipRejected for
-    faults of the video, ExtractorFailed, OSError.
+    have confidence 0. After each picture `report` gets the frames so far and their share of the video (0 where
+    unknown). Raises ClipRejected for faults of the video, ExtractorFailed, OSError.
     """
     repeats: list[int] = []
     share = fps = 0.0
@@ -50,7 +55,7 @@ def extract(
         if len(points) > len(repeats):
             raise ExtractorFailed("nonsense", "the extractor answered more often than it had pictures")
         frames += repeats[len(points) - 1]
-        yield frames, share
+        report(frames, share)
     if not repeats:
         raise ClipRejected("empty", "no picture could be decoded")
     if len(points) < len(repeats):

@@ -24,7 +24,7 @@ from sage_scale.keypoints.people import main_person
 from sage_scale.keypoints.track import KeypointTrack, track_of
 
 UNKNOWN_SIDE = 1024.0
-"""Height of a picture whose size nobody states, pixels. A power of two: shares keep all their bits."""
+"""Height of a picture of unknown size, pixels. A power of two: shares keep all their bits."""
 WHOLEBODY_BODY = point_names(
     "body",
     "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "

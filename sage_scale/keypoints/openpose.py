@@ -94,7 +94,7 @@ def read_openpose_file(
 
 def openpose_frames(track: KeypointTrack, name: str) -> Iterator[tuple[str, bytes]]:
     """Yields file name and content of each frame, as OpenPose writes them: BODY_25, hands, and the face where the track
-    has its 70 points. A frame without a point seen has nobody in it."""
+    has its 70 points. A frame without a seen point has no person."""
     parts = {
         key: names
         for key, names in PARTS.items()
@@ -124,7 +124,7 @@ def _read_frame(path: Path) -> np.ndarray:
 
 
 def _signer(frame: Any) -> np.ndarray:
-    """Returns float32 (137, 3), the rows of `main_person`; zeros where nobody is. Raises ClipRejected."""
+    """Returns float32 (137, 3), the rows of `main_person`; zeros without a person. Raises ClipRejected."""
     people = frame.get("people") if isinstance(frame, dict) else None
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise ClipRejected("bad-keypoints", "a frame without a list of people")

@@ -12,7 +12,7 @@ def main_person(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the points (T, K, C) and confidence (T, K) of one of P people in each frame.
 
-    The one with the widest shoulders, which stands nearest to the camera; where nobody's shoulders are seen, the one
+    The one with the widest shoulders, which stands nearest to the camera; without seen shoulders, the one
     with the largest sum of confidence. Extractors number people anew in every frame, so each frame decides alone.
     """
     if points_TPKC.shape[1] == 1:

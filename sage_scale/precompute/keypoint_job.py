@@ -47,19 +47,16 @@ class KeypointFiles:
     def make(self, clip: Clip, stats: DecodeStats) -> ClipFiles:
         """Returns the track of a video. Raises ClipRejected for its faults, ExtractorFailed."""
         assert self._extractor is not None, "an actor loads first"
-        extracting = extract(
-            Path(clip.video), self._extractor, source_fps=self.vision.source_fps, stats=stats
-        )
         told, told_at = 0, time.monotonic()
-        while True:
-            try:
-                frames, share = next(extracting)
-            except StopIteration as stop:
-                track = stop.value
-                break
+
+        def report(frames: int, share: float) -> None:
+            nonlocal told, told_at
             if time.monotonic() - told_at > REPORT_S:
                 stats.part(frames - told, share)
                 told, told_at = frames, time.monotonic()
+
+        fps = self.vision.source_fps
+        track = extract(Path(clip.video), self._extractor, source_fps=fps, stats=stats, report=report)
         return ClipFiles(
             files={".pose": pose_bytes(track)}, frames=len(track), seconds=len(track) / track.fps
         )

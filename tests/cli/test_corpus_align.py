@@ -250,17 +250,12 @@ def test_an_interrupted_run_is_continued_with_whole_videos(moved, tmp_path, monk
         assert more or rows(out)[:3] == [json.loads(x) for x in whole.splitlines()[:3]]
 
 
+def _align(corpus: Path, out: Path) -> list[str]:
+    return ["corpus", "align", "--corpus", "manifest", "--root", str(corpus), "--out", str(out)]
+
+
 def test_wrong_use_gives_one_line(tmp_path, capsys, moved):
-    base = [
-        "corpus",
-        "align",
-        "--corpus",
-        "manifest",
-        "--root",
-        str(moved),
-        "--out",
-        str(tmp_path / "x.jsonl"),
-    ]
+    base = _align(moved, tmp_path / "x.jsonl")
     for more, says in (
         (["--out", str(tmp_path)], "is a folder: name the file"),
         (["--reach-s", "inf"], "Invalid value for '--reach-s'"),
@@ -280,16 +275,7 @@ def test_a_stage_1_takes_part(moved, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
-    command = [
-        "corpus",
-        "align",
-        "--corpus",
-        "manifest",
-        "--root",
-        str(moved),
-        "--out",
-        str(tmp_path / "x.jsonl"),
-    ]
+    command = _align(moved, tmp_path / "x.jsonl")
     command += ["--model", str(folder), "segmentation.tagger=motion"]
     assert run(command) == 2
     assert "has no trained stage 1" in capsys.readouterr().err

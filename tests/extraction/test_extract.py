@@ -51,14 +51,10 @@ def spots(places: Sequence[tuple[int, int] | None], width: int = 96, height: int
 
 
 def track(path: Path, extractor: Spot | None = None, **options) -> KeypointTrack:
-    extracting = extract(path, extractor or Spot(), **options)
     shares = []
-    while True:
-        try:
-            shares.append(next(extracting)[1])
-        except StopIteration as stop:
-            assert shares == sorted(shares)
-            return stop.value
+    found = extract(path, extractor or Spot(), report=lambda frames, share: shares.append(share), **options)
+    assert shares == sorted(shares)
+    return found
 
 
 ALONG = [(10 + 2 * t, 20 + t) for t in range(30)]

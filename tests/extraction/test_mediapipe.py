@@ -17,7 +17,6 @@ from sage_scale.extraction.mediapipe import MediapipeHolistic
 from sage_scale.extraction.mediapipe_environment import set_up
 from sage_scale.keypoints.files import pose_bytes, read_track
 from sage_scale.keypoints.names import HOLISTIC_75
-from sage_scale.keypoints.track import KeypointTrack
 
 pytestmark = [pytest.mark.extras, pytest.mark.timeout(900)]
 VIDEOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "videos"
@@ -44,15 +43,6 @@ def poses(mediapipe, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("poses")
     assert main.run(["keypoints", "--root", str(VIDEOS), "--out", str(out), "precompute.actors=1"]) == 0
     return out
-
-
-def track(path: Path, extractor: MediapipeHolistic) -> KeypointTrack:
-    extracting = extract(path, extractor)
-    while True:
-        try:
-            next(extracting)
-        except StopIteration as stop:
-            return stop.value
 
 
 @pytest.mark.parametrize("name", RATES)
@@ -90,7 +80,7 @@ def test_a_new_process_and_plain_decoding_give_the_same_bytes(poses):
     """Nothing carries over between videos, and a video without turns and odd pixels is seen as it is stored."""
     extractor = MediapipeHolistic()
     try:
-        again = pose_bytes(track(VIDEOS / "pose_test_video.mp4", extractor))
+        again = pose_bytes(extract(VIDEOS / "pose_test_video.mp4", extractor))
         assert again == (poses / "pose_test_video.pose").read_bytes()
         with av.open(str(VIDEOS / "bsl_demo_video.mp4")) as container:
             pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][:12]
