@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import queue
 import stat
@@ -138,7 +139,8 @@ class UnitWorker:
         current = CurrentClip()
 
         def run() -> None:
-            events.put(self._run(unit, digest, tar_stored, alone, report, current))
+            make = functools.partial(self.make, unit, digest, tar_stored, alone, report, current)
+            events.put(_outcome(make, current))
 
         def too_large(line: str) -> None:
             events.put(UnitFailed(kind="memory", message=line, clip=current.id, ends_actor=True))
@@ -157,31 +159,6 @@ class UnitWorker:
         if isinstance(event, UnitFailed) and event.ends_actor:
             threading.Event().wait()  # so that the driver sees this process die, and nothing is begun in it
         thread.join()
-
-    def _run(
-        self,
-        unit: Unit,
-        digest: str,
-        tar_stored: bool,
-        alone: bool,
-        report: Callable[[Event], None],
-        current: CurrentClip,
-    ) -> Event:
-        kind: Failure
-        try:
-            return self.make(unit, digest, tar_stored, alone, report, current)
-        except UsageError as error:
-            kind, message = "usage", str(error)
-        except MemoryError:
-            kind, message = "memory", "out of memory"
-        except (SageError, OSError) as error:
-            kind = (
-                "full" if is_disk_full(error) else "storage" if isinstance(error, StorageError) else "error"
-            )
-            message = " ".join(str(error).split())
-        except Exception as error:  # a defect, ours or a library's: the unit stays open and names the clip
-            kind, message = "error", f"{type(error).__name__}: {error}"
-        return UnitFailed(kind=kind, message=message, clip=current.id)
 
     def make(
         self,
@@ -301,3 +278,20 @@ def scratch_folder() -> Path:
             if not psutil.pid_exists(int(file.name.partition("-")[0])):
                 file.unlink()
     return folder
+
+
+def _outcome(make: Callable[[], UnitDone], current: CurrentClip) -> UnitDone | UnitFailed:
+    """Returns the last event of a unit: what `make` returns, or its error by kind, with the clip that it met."""
+    kind: Failure
+    try:
+        return make()
+    except UsageError as error:
+        kind, message = "usage", str(error)
+    except MemoryError:
+        kind, message = "memory", "out of memory"
+    except (SageError, OSError) as error:
+        kind = "full" if is_disk_full(error) else "storage" if isinstance(error, StorageError) else "error"
+        message = " ".join(str(error).split())
+    except Exception as error:  # a defect, ours or a library's: the unit stays open and names the clip
+        kind, message = "error", f"{type(error).__name__}: {error}"
+    return UnitFailed(kind=kind, message=message, clip=current.id)
