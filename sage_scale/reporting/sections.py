@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError
-from sage_scale.reporting import figures
+from sage_scale.reporting import clip_figures, figures
 from sage_scale.reporting.figures import brief, escape
 from sage_scale.reporting.runlog import RunRecord, StageLog, fixed, number
 from sage_scale.text.languages import normal_form, split_words, unspaced
@@ -232,8 +232,8 @@ def timelines(record: RunRecord) -> dict[str, Any] | None:
         try:
             frames, fps, segments = int(row["frames"]), float(row["fps"]), row["segments"]
             gold = [(float(start), float(end), str(gloss)) for start, end, gloss in row.get("gold") or ()]
-            drawing = figures.timeline(frames, fps, segments, gold)
-            strip = figures.film_strip(frames, segments, _pictures(row.get("thumbnails"), segments))
+            drawing = clip_figures.timeline(frames, fps, segments, gold)
+            strip = clip_figures.film_strip(frames, segments, _pictures(row.get("thumbnails"), segments))
         except BROKEN:
             continue
         found.append({"sentence": row.get("sentence", ""), "hypothesis": row.get("hypothesis"), "strip": strip,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage_scale.models.sign2gpt.report import localisation_map
-from sage_scale.reporting import figures
+from sage_scale.reporting import clip_figures, figures
 from sage_scale.reporting.figures import Line, brief
 from sage_scale.reporting.sections import differences, similarity
 from sage_scale.untrusted.display import duration
@@ -120,7 +120,7 @@ def test_smoothing_and_thinning_keep_what_they_must(values):
 
 def test_the_matrix_shades_by_similarity_and_frames_the_best_segment():
     similarity_NM = [[0.1, 0.9], [0.8, -0.2], [0.3, 0.4]]
-    drawing = figures.matrix(similarity_NM, ["regen", "<wind>"], [[0, 5], [5, 15], [15, 25]], fps=25)
+    drawing = clip_figures.matrix(similarity_NM, ["regen", "<wind>"], [[0, 5], [5, 15], [15, 25]], fps=25)
     cells = re.findall(
         r'class="cell" x="([\d.]+)" y="([\d.]+)".*?fill-opacity="([\d.]+)"><title>(.*?) and segment (\d)[^:]*: (.*?)<',
         drawing,
@@ -143,13 +143,13 @@ def test_the_matrix_shades_by_similarity_and_frames_the_best_segment():
 
 
 def test_a_matrix_of_the_wrong_shape_is_not_drawn():
-    assert figures.matrix([[0.1, 0.2]], ["one"], [], 25) == ""
-    assert figures.matrix([], [], [], 25) == ""
+    assert clip_figures.matrix([[0.1, 0.2]], ["one"], [], 25) == ""
+    assert clip_figures.matrix([], [], [], 25) == ""
 
 
 def test_bars_of_the_timeline_lie_at_their_times():
     segments = [[5, 12], [12, 20], [30, 50]]
-    drawing = figures.timeline(100, 25.0, segments, [(10.0, 25.0, "REGEN"), (60.0, 61.0, "ICH")])
+    drawing = clip_figures.timeline(100, 25.0, segments, [(10.0, 25.0, "REGEN"), (60.0, 61.0, "ICH")])
     bars = re.findall(
         r'<rect x="([\d.]+)" y="4" width="([\d.]+)".*?segment (\d): ([\d.]+) to ([\d.]+) s', drawing
     )
@@ -175,8 +175,10 @@ def test_pictures_stand_over_their_segments_and_not_on_each_other(frames, steps)
         if at + gap + length <= frames:
             segments.append([at + gap, at + gap + length])
             at += gap + length
-    strip = figures.film_strip(frames, segments, {n: f"jpeg{n}" for n in range(len(segments))})
-    bars = re.findall(r'<rect x="([\d.]+)" y="4" width="([\d.]+)"', figures.timeline(frames, 25.0, segments))
+    strip = clip_figures.film_strip(frames, segments, {n: f"jpeg{n}" for n in range(len(segments))})
+    bars = re.findall(
+        r'<rect x="([\d.]+)" y="4" width="([\d.]+)"', clip_figures.timeline(frames, 25.0, segments)
+    )
     found = re.findall(
         r'alt="segment (\d+)" src="[^"]*base64,jpeg(\d+)" style="left:(-?[\d.]+)%;width:([\d.]+)%', strip
     )
@@ -187,14 +189,14 @@ def test_pictures_stand_over_their_segments_and_not_on_each_other(frames, steps)
         x, w = (float(value) for value in bars[int(jpeg)])
         start, wide = 9.6 * float(left), 9.6 * float(width)
         assert start + wide / 2 == pytest.approx(x + w / 2, abs=1.1), "centred over its bar"
-        assert wide <= max(w, figures.PICTURE_MIN) + 0.1 and start >= right - 0.1
+        assert wide <= max(w, clip_figures.PICTURE_MIN) + 0.1 and start >= right - 0.1
         right = start + wide
 
 
 def test_a_long_name_leaves_room_for_the_figure():
     name = "donaudampfschifffahrtsgesellschaft" * 9
     for token in (name, "字" * 200):
-        drawing = figures.matrix([[0.1, 0.2]], [token, "regen"], [[0, 5]], 25)
+        drawing = clip_figures.matrix([[0.1, 0.2]], [token, "regen"], [[0, 5]], 25)
         assert float(re.findall(r'viewBox="0 0 (\d+)', drawing)[0]) < 300
         assert f"<title>{token}</title>" in drawing and f"{token[:9]}" in drawing and "…" in drawing
         clip = {"rows": [{"gloss": token, "presence": 0.9, "there": True, "values": [0.5, 0.5]}],

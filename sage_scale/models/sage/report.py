@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from sage_scale.reporting import figures
+from sage_scale.reporting import clip_figures
 from sage_scale.reporting.page import html
 from sage_scale.reporting.runlog import RunRecord
 from sage_scale.reporting.sections import BROKEN
@@ -17,7 +17,7 @@ def alignments(record: RunRecord) -> Markup:
     for row in record.own.get("alignment.json", []):
         try:
             tokens = [str(token) for token in row["tokens"]]
-            drawing = figures.matrix(row["similarity"], tokens, row.get("segments", []), fps)
+            drawing = clip_figures.matrix(row["similarity"], tokens, row.get("segments", []), fps)
         except BROKEN:
             continue
         if drawing:
