@@ -16,7 +16,7 @@ from sage_scale.config.checks import check
 from sage_scale.config.data import feature_width
 from sage_scale.config.extension import choices
 from sage_scale.config.learning import Model
-from sage_scale.config.recipe import Recipe, flat, to_mapping
+from sage_scale.config.recipe import Recipe, flat, nested, to_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.untrusted.display import MAX_SHOWN, shortened
 from sage_scale.untrusted.files import open_regular
@@ -70,23 +70,29 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if path.suffix not in (".yaml", ".yml"):
         known = recipe_names()
         if str(name) not in known:
-            near = _nearest(str(name), known)
+            near = nearest(str(name), known)
             raise RecipeError(f"no recipe '{shortened(name)}'{near}; known: {', '.join(known)}")
         path = RECIPE_FOLDER / f"{name}.yaml"
+    values = read_mapping(path, "recipe")
+    values.setdefault("name", path.stem)
+    return override(from_mapping(values), overrides)
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Returns the mapping of a YAML file that is a `what` (recipe, table); raises RecipeError."""
     shown = shortened(path, 300)
     try:
         with open_regular(path) as file:
             values = parse_yaml(file.read(MAX_BYTES + 1)) or {}
     except FileNotFoundError:
-        raise RecipeError(f"no recipe file {shown}") from None
+        raise RecipeError(f"no {what} file {shown}") from None
     except InvalidYAML as error:
         raise RecipeError(f"{shown}: {error}") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{shown} cannot be read: {getattr(error, 'strerror', error)}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{shown} must hold a mapping of sections")
-    values.setdefault("name", path.stem)
-    return override(from_mapping(values), overrides)
+    return values
 
 
 def recipe_names() -> list[str]:
@@ -112,9 +118,17 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
             if not isinstance(node, dict):
                 raise RecipeError(f"'{shortened(key)}': '{shortened(parent)}' has been given a value already")
         node[last] = value
-    changed = from_mapping(values, recipe)
-    object.__setattr__(changed, "given", recipe.given | flat(values).keys())
-    return changed
+    return changed(recipe, flat(values))
+
+
+def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe with values by `section.key`, which count as given (`Recipe.given`)."""
+    for key in values:
+        if longer := next((other for other in values if other.startswith(f"{key}.")), None):
+            raise RecipeError(f"'{shortened(longer)}': '{shortened(key)}' has been given a value already")
+    result = from_mapping(nested(values), recipe)
+    object.__setattr__(result, "given", recipe.given | values.keys())
+    return result
 
 
 def _build(base: Any, values: Any, path: str) -> Any:
@@ -127,16 +141,16 @@ def _build(base: Any, values: Any, path: str) -> Any:
     for key, value in values.items():
         if key not in known:
             where = f" in section '{path.rstrip('.')}'" if path else ""
-            near = _nearest(str(key), known) or _elsewhere(str(key))
+            near = nearest(str(key), known) or _elsewhere(str(key))
             raise RecipeError(f"unknown key '{path}{shortened(key)}'{near}{where}")
         if dataclasses.is_dataclass(section := getattr(base, key)):
             changes[key] = _build(section, value, f"{path}{key}.")
         else:
-            changes[key] = _convert(hints[key], value, f"{path}{key}")
+            changes[key] = converted(hints[key], value, f"{path}{key}")
     return dataclasses.replace(base, **changes)
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def converted(hint: Any, value: Any, path: str) -> Any:
     """Returns a value that YAML gave as the type of its key."""
     value = _RENAMED.get((path, str(value)), value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -146,9 +160,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         value, allowed = "none" if value is None else text, choices(path, hint)
         if value in allowed:
             return value
-        wanted, near = f"one of {', '.join(allowed)}", _nearest(value, allowed)
+        wanted, near = f"one of {', '.join(allowed)}", nearest(value, allowed)
     elif kind is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        return tuple(converted(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     elif kind is str and not isinstance(value, Mapping | list):
         return "" if value is None else text
     elif kind is bool and text.lower() in _BOOLEANS:
@@ -170,7 +184,8 @@ def _shown(value: Any) -> str:
     return shortened(value if isinstance(value, str | int | float) else repr(value))
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ' (did you mean ...?)' with the most similar known name; empty where none is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5) if len(name) <= MAX_SHOWN else ()
     return f" (did you mean '{match[0]}'?)" if match else ""
 
@@ -178,4 +193,4 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 def _elsewhere(name: str) -> str:
     paths = list(flat(to_mapping(Recipe())))
     exact = [path for path in paths if path.rsplit(".", 1)[-1] == name]
-    return f" (did you mean '{exact[0]}'?)" if exact else _nearest(name, paths)
+    return f" (did you mean '{exact[0]}'?)" if exact else nearest(name, paths)

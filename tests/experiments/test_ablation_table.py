@@ -1,0 +1,82 @@
+"""Ablation tables: the shipped ones are sound, and a wrong one is refused in one line that names cell and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sage_scale.errors import RecipeError, UsageError
+from sage_scale.experiments.ablation_table import load_table, table_names
+
+SMALL = """
+name: small
+recipe: ablation
+changes: {pretrain.max_steps: 4}
+scores: [bleu4, rouge_l]
+cells:
+  - name: one
+    published: {bleu4: 20}
+  - name: two
+    changes: {clcl: {loss: clip, beta: 1}, finetune.lr: 1e-3}
+    stages: [finetune]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_shipped_tables_are_sound(name):
+    table = load_table(name)
+    assert table.name == name and table.title and table.source
+
+
+def test_a_cell_is_the_base_with_the_tables_changes_overrides_and_its_own(tmp_path):
+    table = load_table(written(tmp_path, SMALL))
+    one, two = table.cells
+    assert one.published == {"bleu4": 20.0} and two.stages == ("finetune",)
+    recipe = table.recipe_of(two, 3, ["clcl.beta=0.5", "finetune.lr=0.5", "finetune.max_steps=7"])
+    assert (recipe.clcl.loss, recipe.clcl.beta) == ("clip", 1.0)  # a cell is what it says it is
+    assert (recipe.finetune.lr, recipe.finetune.max_steps, recipe.pretrain.max_steps) == (1e-3, 7, 4)
+    assert recipe.pretrain.seed == recipe.finetune.seed == recipe.stream.seed == 3
+    assert table.recipe_of(one, 0).fingerprint() != table.recipe_of(two, 0).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("cells:", "cellz:", "cells: must be a list"),
+        ("scores:", "score:", "unknown key 'score' (did you mean 'scores'?)"),
+        ("beta: 1", "bta: 1", "cell 'two': unknown key 'clcl.bta' (did you mean 'beta'?)"),
+        ("loss: clip", "loss: clipp", "cell 'two': clcl.loss=clipp: must be one of"),
+        ("[finetune]", "[finetuning]", "stages[0]=finetuning: must be one of pretrain, finetune"),
+        ("[finetune]", "[finetune, pretrain]", "cell 'two': stages: must be"),
+        ("name: two", "name: one", "two cells are named 'one'"),
+        ("{bleu4: 20}", "{bleu5: 20}", "published.bleu5 is no score of the table (did you mean 'bleu4'?)"),
+        ("{bleu4: 20}", "{bleu4: much}", "cell 'one': published.bleu4=much: must be a finite number"),
+        ("recipe: ablation", "recipe: ablations", "no recipe 'ablations' (did you mean 'ablation'?)"),
+        ("name: small", "name: [small", "not YAML"),
+        ("name: small", "reference: onne", "no cell 'onne' (did you mean 'one'?)"),
+        ("{pretrain.max_steps: 4}", "[4]", "changes: must be a mapping"),
+    ],
+)
+def test_a_wrong_table_is_refused_in_one_line(tmp_path, old, new, said):
+    with pytest.raises(RecipeError) as error:
+        load_table(written(tmp_path, SMALL.replace(old, new, 1)))
+    assert said in str(error.value) and "small.yaml" in str(error.value)
+    assert "\n" not in str(error.value) and error.value.exit_code == 2
+
+
+def test_an_unknown_table_or_cell_names_the_nearest(tmp_path):
+    with pytest.raises(RecipeError, match=r"no table 'ordering' \(did you mean 'orderings'\?\)"):
+        load_table("ordering")
+    with pytest.raises(RecipeError, match="no table file"):
+        load_table(tmp_path / "none.yaml")
+    table = load_table(written(tmp_path, SMALL))
+    assert [cell.name for cell in table.chosen(["two"])] == ["two"]
+    with pytest.raises(UsageError, match=r"no cell 'twoo' \(did you mean 'two'\?\)"):
+        table.chosen(["twoo"])
