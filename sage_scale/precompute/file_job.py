@@ -22,12 +22,12 @@ from typing import Any, Protocol
 from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.errors import ClipRejected, Reject, StorageError, UsageError, or_rejected
-from sage_scale.precompute.actor import GIVEN_UP, CurrentClip, UnitWorker
 from sage_scale.precompute.environment import Environment, differences, shown_changes
 from sage_scale.precompute.plan import Unit, without_repeats
 from sage_scale.precompute.pool import new_actor, ray_actors
 from sage_scale.precompute.progress import ClipDone, Event, FileCounts, FramesDone, JobProgress, UnitDone
 from sage_scale.precompute.schedule import RejectLimit, Schedule
+from sage_scale.precompute.worker import GIVEN_UP, CurrentClip, Worker
 from sage_scale.storage import NotFound, Store, open_to_write
 from sage_scale.storage.store import is_name
 from sage_scale.untrusted.display import duration
@@ -79,11 +79,11 @@ def file_name(clip: Clip) -> str:
     return clip.id if is_name(clip.id) and clip.id[0] != "_" else clip.key
 
 
-class FileWorker(UnitWorker):
+class FileWorker(Worker):
     """Makes and stores the files of a unit's clips."""
 
     def __init__(self, *given: Any, files: FileMaker) -> None:
-        """`given` as of UnitWorker."""
+        """`given` as of Worker."""
         super().__init__(*given)
         self.files = files
 

@@ -15,10 +15,11 @@ from factories.videos import write_square
 from PIL import Image
 
 from sage_scale.corpora.manifest import Clip
-from sage_scale.precompute.actor import UnitWorker, is_disk_full
+from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.sample_maker import SampleMaker, source_name
+from sage_scale.precompute.worker import is_disk_full
 
 DIGEST = "0123456789abcdef"
 
