@@ -124,7 +124,12 @@ class UnitWorker(Worker):
                     yield outcome
                     of_outcome = {"frames": frames, "seconds": frames / self.recipe.vision.fps}
                     stages = {**self.maker.take_stages(), "write": time.perf_counter() - begun}
-                report(ClipDone(clip=clip.id, stages=stages, notes=self.stats.take_notes(), **of_outcome))
+                report(ClipDone(clip=clip.id, stages=stages, notes=self._notes(), **of_outcome))
+
+    def _notes(self) -> tuple[str, ...]:
+        self.stats.notes += self.maker.notes
+        self.maker.notes.clear()
+        return self.stats.take_notes()
 
 
 def commit_unit(
