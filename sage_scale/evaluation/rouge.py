@@ -1,8 +1,9 @@
 """ROUGE-L of a sentence, in the three forms of the field's scripts.
 
 `lin`: F_beta of the longest common subsequence of words, F = (1 + beta^2) P R / (R + beta^2 P) (Lin 2004, equation 4);
-beta 1.2 is that of the MS COCO caption scorer. `seq2seq`: the same with beta = P / R of the sentence (tf-seq2seq, in the
-scripts of TwoStream-SLT). `package`: the package `rouge` 1.0.1, which splits at full stops and counts distinct words.
+beta 1.2 is that of the MS COCO caption scorer. `seq2seq`: the same with beta = P / R of the sentence (tf-seq2seq, in
+the scripts of TwoStream-SLT). `package`: the package `rouge` 1.0.1, which splits at full stops and counts distinct
+words.
 """
 
 from __future__ import annotations
