@@ -119,6 +119,9 @@ def test_operations_of_a_rank_fall_with_the_ranks():
         ),
         ("features", ["model.context_layers=0", "clcl.beta=1"]),
         ("features", ["model.token_dim=64"]),
+        ("features", ["model.pooling=max"]),
+        ("features", ["model.pooling=window"]),
+        ("frames", ["model.backbone.widths=[16,32]", "model.pooling=first"]),
     ],
 )
 def test_memory_and_operations_of_the_encoder(kind, changes):
