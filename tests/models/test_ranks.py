@@ -19,7 +19,9 @@ CASES = [("sync", "mean"), ("frozen", "mean"), ("sync", "max"), ("sync", "window
 """Values of model.batchnorm and model.pooling."""
 
 
-def run(clips: list[int], mode: str, pooling: str) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def run(
+    clips: list[int], mode: str, pooling: str
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Loss, gradients and buffers after one step on some of the clips, in float64, with dropout and augmentation."""
     torch.manual_seed(0)
     made = recipe(context_layers=1, dropout=0.3, batchnorm=mode, mapper_norm="batch", pooling=pooling)
