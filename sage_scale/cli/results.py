@@ -10,7 +10,8 @@ import typer
 from sage_scale.cli import Overrides, RecipeName
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
-from sage_scale.untrusted.printer import echo, tell
+from sage_scale.untrusted.printer import echo, echo_json, tell
+from sage_scale.untrusted.progress import Progress
 
 
 def demo(
@@ -76,17 +77,32 @@ def report(
             "--out", help="File to write; RUN/report.html unless given (of several: comparison.html)."
         ),
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print scores, intervals and tests as JSON; write no page."),
+    ] = False,
 ) -> None:
     """Write one self-contained HTML page: curves, scores, controls, examples, alignments, timelines, cost.
 
-    Of several runs, one page that compares them: corpus, token budget, parameters, time, scores, the same clips.
+    Of several runs, one page that compares them: runs that differ in seeds alone are a group; recipe keys that differ,
+    scores with intervals, significance of differences, token budget, time, curves, the same clips.
     """
     if out is not None:
         on_this_machine(out, "a page")
-    if len(runs) > 1:
+    if as_json and out is not None:
+        raise UsageError("--json prints to the terminal and writes no page: leave --out away")
+    if as_json:
+        from sage_scale.reporting.comparison_json import compared
+
+        with Progress("tests of differences") as progress:
+            found = compared(runs, progress)
+        echo_json(found, indent=1)
+    elif len(runs) > 1:
         from sage_scale.reporting.comparison import write_comparison
 
-        echo(write_comparison(runs, out))
+        with Progress("tests of differences") as progress:
+            page = write_comparison(runs, out, progress)
+        echo(page)
     else:
         from sage_scale.reporting.page import write_report
 

@@ -167,21 +167,35 @@ def paired_over_seeds(
     clips count, and nothing is said about other seeds. Raises UsageError as `bootstrap_interval` does, and for
     unequal numbers of seeds.
     """
-    if len(hypotheses_a) != len(hypotheses_b) or not hypotheses_a:
+    counts_a, counts_b = (
+        [counts_of(metric, pairs_of(texts, references, language), preset) for texts in hypotheses]
+        for hypotheses in (hypotheses_a, hypotheses_b)
+    )
+    return counts_test_over_seeds(counts_a, counts_b, samples, seed, level)
+
+
+def counts_test_over_seeds(
+    counts_a: Sequence[Counts],
+    counts_b: Sequence[Counts],
+    samples: int = SAMPLES,
+    seed: int = SEED,
+    level: float = 0.95,
+) -> PairedTest:
+    """Returns `paired_over_seeds` of counts of the same clips, one a seed.
+
+    Raises UsageError for unequal numbers of seeds.
+    """
+    if len(counts_a) != len(counts_b) or not counts_a:
         raise UsageError(
-            f"runs of {len(hypotheses_a)} and {len(hypotheses_b)} seeds: a paired test needs the same seeds"
+            f"runs of {len(counts_a)} and {len(counts_b)} seeds: a paired test needs the same seeds"
         )
-    seeds = len(hypotheses_a)
-    counts = [
-        counts_of(metric, pairs_of(texts, references, language), preset)
-        for texts in (*hypotheses_a, *hypotheses_b)
-    ]
-    apart = [counts[s].score() - counts[seeds + s].score() for s in range(seeds)]
-    resampled_RS = np.stack(_resampled(counts, samples, seed))
+    seeds = len(counts_a)
+    apart = [a.score() - b.score() for a, b in zip(counts_a, counts_b, strict=True)]
+    resampled_RS = np.stack(_resampled([*counts_a, *counts_b], samples, seed))
     of_clips = float((resampled_RS[:seeds] - resampled_RS[seeds:]).mean(0).var(ddof=1))
     of_seeds = float(np.var(apart, ddof=1)) / seeds if seeds > 1 else 0.0
     variance = of_clips + of_seeds
-    freedom = float(max(len(references) - 1, 1))
+    freedom = float(max(len(counts_a[0].rows_NK) - 1, 1))
     if variance and seeds > 1:
         freedom = variance**2 / (of_clips**2 / freedom + of_seeds**2 / (seeds - 1))
     return _student_test(math.fsum(apart) / seeds, math.sqrt(variance), freedom, level)

@@ -1,182 +1,153 @@
-"""Several runs on one page: models, budgets, scores, and the same clips translated by each.
+"""Several runs on one page: groups of one recipe, the keys that tell them apart, scores with tests, budgets, curves.
 
 Runs are fairly compared where they saw the same dataset and as many tokens; the page says whether they did.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from sage_scale.errors import UsageError
-from sage_scale.reporting import figures
-from sage_scale.reporting.figures import Line
+from sage_scale.reporting import scales
+from sage_scale.reporting.examples import EXAMPLES, best_to_worst, differences, spaced
+from sage_scale.reporting.group_curves import charts, legend
+from sage_scale.reporting.group_scores import SetScores, set_scores
+from sage_scale.reporting.groups import NO_EFFECT, Group, differing, grouped
 from sage_scale.reporting.page import Missing, document, html, readable, write_page
-from sage_scale.reporting.runlog import RunRecord, fixed, number, read_run
-from sage_scale.reporting.sections import (
-    EXAMPLES,
-    best_control,
-    best_to_worst,
-    clips,
-    differences,
-    spaced,
-)
-from sage_scale.untrusted.display import duration
+from sage_scale.reporting.runlog import RunRecord, read_run
+from sage_scale.reporting.score_tables import controls, score_tables
+from sage_scale.reporting.side_by_side import fairness, side_by_side
+from sage_scale.untrusted.display import shortened
 
-EQUAL = 0.05
-"""Budgets that differ by less are called equal."""
-
-Cell = Callable[[RunRecord], str]
+MOST_KEYS = 20
+"""Recipe keys of an open table; of more, the table is folded."""
+LONGEST_VALUE = 60
+TEMPLATE = "reporting/templates/comparison.html"
 
 
-def write_comparison(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_comparison(
+    runs: Sequence[str | Path],
+    out: str | Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
     """Write the page of two or more runs to `out` (comparison.html in the first one unless given), atomically.
 
-    Raises UsageError where one of them is no run folder, StorageError where the page cannot be written.
+    `progress` is told the tests done and in all. Raises UsageError where one of them is no run folder, StorageError
+    where the page cannot be written.
     """
-    if len(runs) < 2:
-        raise UsageError("a comparison needs two runs or more")
     records = [read_run(run) for run in runs]
-    return write_page(render(records), Path(out) if out else records[0].folder / "comparison.html")
+    groups = grouped(records)
+    if sum(len(group.records) for group in groups) < 2:
+        raise UsageError("a comparison needs two runs or more")
+    page = Path(out) if out else records[0].folder / "comparison.html"
+    return write_page(render(groups, page, progress), page)
 
 
-def render(records: Sequence[RunRecord]) -> str:
-    """Returns the whole page as text."""
-    shown = common_split(records)
-    records = [replace(record, shown=shown) for record in records]
+def render(
+    groups: Sequence[Group], page: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> str:
+    """Returns the whole page as text; its links start at the folder of `page`."""
     missing: Missing = []
+    sets: list[SetScores] = readable(lambda: set_scores(groups, progress), [], missing, "scores")
+
+    def part(anchor: str, name: str, make: Callable[[], Any]) -> tuple[str, str, Markup]:
+        shown = readable(lambda: html(anchor, make(), TEMPLATE), Markup(), missing, name.lower())
+        return anchor, name, shown
+
     parts = [
-        (anchor, name, readable(make, Markup(), missing, name.lower()))
-        for anchor, name, make in (
-            ("fair", "Equal conditions", lambda: html("fairness", fairness(records))),
-            ("table", "Side by side", lambda: html("side_by_side", side_by_side(records, missing))),
-            ("curves", "Training", lambda: html("shared_curves", curves(records))),
-            ("examples", "Examples", lambda: html("shared_examples", examples(records))),
-        )
+        part("fair", "Equal conditions", lambda: fairness(groups)),
+        part("keys", "Recipes", lambda: recipe_keys(groups)),
+        part("scores", "Scores", lambda: score_tables(groups, sets, page)),
+        part("controls", "Controls", lambda: controls(groups, sets)),
+        part("table", "Side by side", lambda: side_by_side(groups, missing)),
+        part("curves", "Training", lambda: curves(groups)),
+        part("examples", "Examples", lambda: examples(groups)),
     ]
-    about = [(record.name, record.spec.title, record.setting("name", "")) for record in records]
-    names = " and ".join(record.name for record in records)
-    return document(names, html("about_runs", about), Markup(), parts, missing)
+    return document(title(groups), html("about_runs", groups, TEMPLATE), Markup(), parts, missing)
 
 
-def common_split(records: Sequence[RunRecord]) -> str:
-    """Returns the split that all runs were scored on: test, else dev, else any; empty where there is none."""
-    known = [
-        split for split in records[0].scores_by_split if all(split in r.scores_by_split for r in records)
+def title(groups: Sequence[Group]) -> str:
+    """Returns the names of few groups, else their number."""
+    if len(groups) <= 3 and len(groups) > 1:
+        return " and ".join(group.label for group in groups)
+    runs = sum(len(group.records) for group in groups)
+    return f"{runs} runs of {len(groups)} recipe{'s' if len(groups) > 1 else ''}"
+
+
+def recipe_keys(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Returns the recipe keys that differ between groups, and the seeds of each group's runs."""
+    rows = [
+        (key, list(map(value_text, values)))
+        for key, values in differing(groups).items()
+        if key not in NO_EFFECT
     ]
-    return next((split for split in ("test", "dev", *known) if split in known), "")
+    seeds = [", ".join(dict.fromkeys(filter(None, group.seeds))) for group in groups]
+    runs = [len(group.records) for group in groups]
+    return {"groups": groups, "rows": rows, "seeds": seeds, "runs": runs, "folded": len(rows) > MOST_KEYS}
 
 
-def total(record: RunRecord, key: str, stages: Sequence[str] = ("pretrain", "finetune")) -> float | None:
-    """Returns the sum of a figure over all steps of some stages; None where none was logged."""
-    values = [value for stage in stages if stage in record.logs for _, value in record.logs[stage].curve(key)]
-    return sum(values) if values else None
+def value_text(value: Any) -> str:
+    """Returns a value of a recipe as YAML writes it on one line; of a long one the beginning."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return shortened(value, LONGEST_VALUE) if value else '""'
+    return shortened(json.dumps(value, ensure_ascii=False, default=str), LONGEST_VALUE)
 
 
-def budget(record: RunRecord) -> float | None:
-    """Returns the visual and text tokens that both stages were given."""
-    visual = total(record, "visual_tokens")
-    return None if visual is None else visual + (total(record, "text_tokens") or 0.0)
+def curves(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Returns the charts, and each group's course of the temperature in words."""
+    drawn = charts(groups)
+    bands = len(groups) > 1 and any(len(group.records) > 1 for group in groups)
+    values = {"charts": drawn, "legend": legend(groups), "bands": bands, "temperature": temperature(groups)}
+    return values if drawn else None
 
 
-def dataset(record: RunRecord) -> str:
-    """Returns the digest of the dataset that the run was trained on; empty where its log does not say."""
-    starts = (row for log in record.logs.values() for row in log.of_event("start"))
-    return next((str(row["dataset"]).partition("-")[0] for row in starts if row.get("dataset")), "")
-
-
-def fairness(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Returns whether dataset and token budget are the same."""
-    budgets = [value for record in records if (value := budget(record))]
-    values: dict[str, Any] = {"digests": [dataset(record) for record in records], "apart": None}
-    if len(budgets) == len(records):
-        apart = max(budgets) / min(budgets) - 1
-        each = [f"{record.name} {value:,.0f}" for record, value in zip(records, budgets)]
-        more = f"{apart:.1%} more" if apart < 1 else f"{1 + apart:.3g} times"
-        values |= {"apart": more, "equal": apart <= EQUAL, "budgets": each}
-    return values
-
-
-def side_by_side(records: Sequence[RunRecord], missing: Missing) -> dict[str, Any]:
-    """Returns a table with a column a run; cells that cannot be made are empty and named in `missing`."""
-    model: list[tuple[str, Cell]] = [
-        ("model", lambda r: r.spec.title),
-        ("language model", lambda r: r.spec.language_model),
-        ("parameters", lambda r: fixed(_started(r, "parameters"), 0)),
-        ("trained in stage 1", lambda r: fixed(_started(r, "trained_parameters", "pretrain"), 0)),
-        ("trained in stage 2", lambda r: fixed(_started(r, "trained_parameters"), 0)),
-        ("visual tokens a frame in segments", _token_rate),
-    ]
-    result: list[tuple[str, Cell]] = [
-        ("BLEU-4", lambda r: fixed(r.scores.get("bleu4"), 1)),
-        ("ROUGE-L", lambda r: fixed(r.scores.get("rouge_l"), 1)),
-        ("BLEU-4, unseen signers", lambda r: fixed((r.scores.get("heldout") or {}).get("bleu4"), 1)),
-        ("best control, BLEU-4", _control),
-        ("pseudo-glosses found, micro F1", lambda r: fixed(r.found.get("f1"), 1)),
-        ("clips scored", lambda r: f"{r.scores.get('split', '')} {clips(r.scores)}".strip()),
-    ]
-    stages = [
-        (title, _stage_rows(stage))
-        for stage, title in (("pretrain", "Stage 1"), ("finetune", "Stage 2"))
-        if any(stage in record.logs for record in records)
-    ]
-    groups = []
-    for title, rows in (("Model", model), *stages, ("Result", result)):
-        cells = [
-            (name, [readable(partial(cell, r), "", missing, f"{name} of {r.name}") for r in records])
-            for name, cell in rows
+def temperature(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Returns start, end and share of clamped steps of each scale, bias and temperature, means of a group's runs."""
+    found = {
+        group.letter: [
+            {course.key: course for course in scales.courses(record, record.logs["pretrain"])}
+            for record in group.records if "pretrain" in record.logs
         ]
-        groups.append((title, [(name, values) for name, values in cells if any(values)]))
-    splits = {record.split for record in records if record.scores}
-    return {"names": [r.name for r in records], "groups": groups, "splits_differ": len(splits) > 1}
+        for group in groups
+    }  # fmt: skip
+    every = {key: course for runs in found.values() for run in runs for key, course in run.items()}
+    rows = []
+    for group in groups:
+        cells = [[run[key] for run in found[group.letter] if key in run] for key in every]
+        if any(cells):
+            rows.append((group, [_course(runs) for runs in cells]))
+    names = [course.name for course in every.values()]
+    return {"names": names, "rows": rows} if rows else None
 
 
-def _stage_rows(stage: str) -> list[tuple[str, Cell]]:
-    def of(key: str) -> Cell:
-        return lambda record: fixed(total(record, key, [stage]), 0)
-
-    def last(key: str, show: Callable[[float], str]) -> Cell:
-        def cell(record: RunRecord) -> str:
-            value = record.logs[stage].last(key) if stage in record.logs else None
-            return "" if value is None else show(value)
-
-        return cell
-
-    return [
-        ("steps", last("step", lambda value: f"{value:,.0f}")),
-        ("clips seen", of("clips")),
-        ("frames seen", of("frames")),
-        ("visual tokens", of("visual_tokens")),
-        ("text tokens", of("text_tokens")),
-        ("time", last("time_s", duration)),
-        ("peak memory of rank 0", last("memory_mb", lambda value: f"{value / 1000:.2f} GB")),
-    ]
+def _course(runs: Sequence[scales.Course]) -> tuple[str, str]:
+    """Returns a course in words, and the share of its clamped steps."""
+    if not runs:
+        return "", ""
+    start, end = (
+        sum(values) / len(runs) for values in ([one.start for one in runs], [one.end for one in runs])
+    )
+    clamped, steps = sum(one.clamped for one in runs), sum(one.steps for one in runs)
+    bounds = " and ".join(dict.fromkeys(bound for one in runs for bound in one.bounds))
+    held = f"clamped to {bounds} in {clamped / steps:.0%} of the steps" if clamped else ""
+    return f"{start:.4g} → {end:.4g}", held
 
 
-def curves(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[int, str]], str]]:
-    """Returns charts of BLEU-4 on dev and of the losses of stage 2, with all runs in each."""
-    drawn = []
-    for title, key, event in (("BLEU-4 on dev", "bleu4", "dev"), ("Loss of stage 2", "loss", "step")):
-        lines = [
-            Line(record.name, record.logs["finetune"].curve(key, event), index % 4, event == "dev")
-            for index, record in enumerate(records)
-            if "finetune" in record.logs
-        ]
-        if drawing := figures.line_chart(title, lines):
-            drawn.append((title, [(line.colour, line.name) for line in lines if line.points], drawing))
-    return drawn
-
-
-def examples(records: Sequence[RunRecord]) -> dict[str, Any] | None:
-    """Returns the same clips by every run, from the best to the worst of the first."""
-    split = records[0].split
-    spoken = str(records[0].setting("corpus.language", ""))
-    rows = [{row.get("key"): row for row in record.predictions.get(split, [])} for record in records]
+def examples(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Returns the same clips by the first run of each group, from the best to the worst of the first."""
+    split, chosen = _translated(groups)
+    if len(chosen) < 2:
+        return None
+    first = chosen[0][1]
+    spoken = str(first.setting("corpus.language", ""))
+    rows = [{row.get("key"): row for row in record.predictions[split]} for _, record in chosen]
     common = [
         {"language": spoken, **row}
         for key, row in rows[0].items()
@@ -186,24 +157,25 @@ def examples(records: Sequence[RunRecord]) -> dict[str, Any] | None:
     for row in best_to_worst(common, EXAMPLES):
         reference = str(row["reference"])
         hypotheses = [
-            (record.name, differences(reference, str(of[row["key"]]["hypothesis"]), spaced(row))[1])
-            for record, of in zip(records, rows)
+            (group, differences(reference, str(of[row["key"]]["hypothesis"]), spaced(row))[1])
+            for (group, _), of in zip(chosen, rows, strict=True)
         ]
         shown.append({"language": row["language"], "reference": reference, "hypotheses": hypotheses})
-    return {"split": split, "clips": shown} if shown else None
+    runs = [(group, record.name) for group, record in chosen if len(group.records) > 1]
+    return {"split": split, "clips": shown, "runs": runs} if shown else None
 
 
-def _started(record: RunRecord, key: str, stage: str = "finetune") -> Any:
-    starts = record.logs[stage].of_event("start") if stage in record.logs else []
-    return starts[-1].get(key) if starts else None
-
-
-def _token_rate(record: RunRecord) -> str:
-    tokens, frames = total(record, "visual_tokens", ["finetune"]), total(record, "frames", ["finetune"])
-    stride = record.setting("vision.frame_stride", 1)
-    return f"{tokens / frames / stride:.3f}" if tokens and frames and number(stride) else ""
-
-
-def _control(record: RunRecord) -> str:
-    best = best_control(record.scores)
-    return f"{best[1]:.1f} ({best[0]})" if best else ""
+def _translated(groups: Sequence[Group]) -> tuple[str, list[tuple[Group, RunRecord]]]:
+    """Returns the split that most groups have translated, and the first run of each that has."""
+    splits = dict.fromkeys(
+        split for group in groups for record in group.records for split in record.predictions
+    )
+    best: tuple[str, list[tuple[Group, RunRecord]]] = ("", [])
+    for split in sorted(splits, key=lambda name: (name not in ("test", "dev"), name != "test")):
+        found = [
+            (group, next(record for record in group.records if split in record.predictions))
+            for group in groups if any(split in record.predictions for record in group.records)
+        ]  # fmt: skip
+        if len(found) > len(best[1]):
+            best = (split, found)
+    return best

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sage_scale.reporting import figures
+from sage_scale.reporting import figures, scales
 from sage_scale.reporting.figures import Line
 from sage_scale.reporting.runlog import RunRecord, StageLog, fixed, number
 from sage_scale.untrusted.display import duration
 
-_CHARTS: tuple[tuple[str, tuple[tuple[str, str, int], ...]], ...] = (
+_CHARTS: tuple[tuple[str, tuple[tuple[str, str, int], ...] | str], ...] = (
     ("Loss", (("training", "loss", 0), ("dev", "dev loss", 1))),
     ("Loss of each level", (("embeddings", "loss_embedding", 0), ("hidden states", "loss_hidden", 2))),
     ("BLEU-4 on dev", (("BLEU-4", "dev bleu4", 1),)),
     ("R@1 on dev, %", (("video to text", "dev r1_v2t", 0), ("text to video", "dev r1_t2v", 2))),
     ("F1 of pseudo-glosses on dev, %", (("micro", "dev f1", 0), ("macro", "dev macro_f1", 2))),
-    ("Temperatures", (("over time", "tau_time", 0), ("over classes", "tau_class", 2))),
-    ("Logit scales", (("embeddings", "scale_embedding", 0), ("hidden states", "scale_hidden", 2))),
+    *((title, kind) for kind, title in scales.CHARTS),
     ("Learning rate", (("rate", "lr", 3),)),
     ("Gradient norm", (("norm", "grad_norm", 3),)),
     ("Clips a second", (("clips/s", "samples_per_s", 2),)),
@@ -28,7 +27,7 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, str, int], ...]], ...] = (
      (("peak", "memory_mb", 3), ("now", "memory_now_mb", 0), ("reserved", "memory_reserved_mb", 1))),
     ("Loss scale", (("scale", "loss_scale", 3),)),
 )  # fmt: skip
-"""Title, and name, logged key ("dev KEY" of the event dev) and colour of each line."""
+"""Title, and name, logged key ("dev KEY" of the event dev) and colour of each line; or a kind of `scales`."""
 _LOGARITHMIC = ("Gradient norm", "Loss scale")
 _FACTORS = {"mfu": 100.0, "memory_mb": 1e-3, "memory_now_mb": 1e-3, "memory_reserved_mb": 1e-3}
 _LAYOUT = {
@@ -55,7 +54,8 @@ def curves(record: RunRecord) -> list[dict[str, Any]]:
         skipped = sum(value for _, value in log.curve("skipped"))
         found.append(
             {"title": _title(record, stage), "notes": notes, "skipped": fixed(skipped or None, 0),
-             "unread": log.unread, "job": job(log), "charts": _charts(log)}
+             "unread": log.unread, "job": job(log), "charts": _charts(log),
+             "scales": [course.words for course in scales.courses(record, log)]}
         )  # fmt: skip
     return found
 
@@ -71,6 +71,10 @@ def _charts(log: StageLog) -> list[tuple[str, list[tuple[int, str]], str]]:
     for title, wanted in _CHARTS:
         if title.startswith("R@1") and log.last("clips", "dev") == 1:
             continue  # one clip is always found among one
+        if isinstance(wanted, str):
+            wanted = tuple(
+                (scales.level(key), key, 2 * at) for at, key in enumerate(scales.keys_of(log, wanted))
+            )
         lines = [
             Line(name, _points(log, key), colour, key.startswith("dev ")) for name, key, colour in wanted
         ]
@@ -129,7 +133,9 @@ def job(log: StageLog) -> list[tuple[str, str]]:
 
 def _layout(start: Mapping[str, Any]) -> str:
     told = {key: value for key, value in start.items() if key not in _ORDINARY or value != _ORDINARY[key]}
-    words = [f"{told[key]} {key}" for key in ("ranks", "hosts") if key in told]
+    words = [
+        f"{told[key]} {key if told[key] != 1 else key[:-1]}" for key in ("ranks", "hosts") if key in told
+    ]
     return ", ".join([*words, *(f"{name} {told[key]}" for key, name in _LAYOUT.items() if key in told)])
 
 

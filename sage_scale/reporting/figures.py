@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -19,6 +19,14 @@ from markupsafe import Markup
 from sage_scale.untrusted.display import printable, redacted
 
 Points = Sequence[tuple[float, float]]
+CHART = (360.0, 224.0)
+"""Width and height of a chart."""
+LINE_COLOURS = 8
+"""Colours through which lines cycle: variables --line0 to --line7."""
+DASHES = ("", "6 3", "2 3", "9 3 2 3")
+"""Strokes of lines that share a colour."""
+LETTER = 9.0
+"""Least distance of two lines' letters."""
 LONGEST_NAME = 24
 """Letters of a name beside a figure; of a longer one its beginning, and the whole in the tooltip."""
 SEGMENT_COLOURS = 6
@@ -33,9 +41,13 @@ class Line:
     points: Points
     """(step, value), sorted by step."""
     colour: int = 0
-    """Index of a colour: variables --line0 to --line3."""
+    """Number of the line's look: variables --line0 to --line7, from the eighth on dashed."""
     marks: bool = False
     """Draw each point (few values, such as dev scores) instead of a smoothed curve over a faint raw one."""
+    band: Sequence[tuple[float, float, float]] = ()
+    """(step, lowest, highest) around a mean of several runs; such a line is drawn as it is."""
+    letter: str = ""
+    """Stands at the end of the line."""
 
 
 def line_chart(title: str, lines: Sequence[Line], log: bool = False, unit: str = "") -> str:
@@ -43,9 +55,10 @@ def line_chart(title: str, lines: Sequence[Line], log: bool = False, unit: str =
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
-    left, right, top, bottom, width, height = 46.0, 10.0, 10.0, 34.0, 360.0, 224.0
+    width, height = CHART
+    left, right, top, bottom = 46.0, 24.0 if any(line.letter for line in lines) else 10.0, 10.0, 34.0
     xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points if not log or y > 0]
+    ys = [y for line in lines for y in _heights(line) if not log or y > 0]
     if not ys:
         return ""
     x0 = min(xs) if max(xs) > min(xs) > 0.2 * max(xs) else 0.0  # one point alone keeps its step
@@ -69,24 +82,71 @@ def line_chart(title: str, lines: Sequence[Line], log: bool = False, unit: str =
             x, _ = point(tick, y0)
             anchor = "end" if x > width - right - 12 else "middle"
             parts.append(f'<text x="{x:.1f}" y="{height - 17}" text-anchor="{anchor}">{short(tick)}</text>')
-    for line in lines:
-        visible = [(x, y) for x, y in line.points if not log or y > 0]
-        colour = f"var(--line{line.colour})"
-        if line.marks or len(visible) < 40:
-            parts.append(_path([point(*p) for p in visible], colour, 2.0))
-            parts += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>'
-                for x, y in (point(*p) for p in visible)
-                if line.marks or len(visible) == 1
-            ]
-        else:
-            parts.append(_path([point(*p) for p in thin(visible, 400)], colour, 0.8, opacity=0.3))
-            parts.append(_path([point(*p) for p in thin(smooth(visible), 300)], colour, 2.0))
+    seen = [
+        replace(line, points=[(x, y) for x, y in line.points if not log or y > 0],
+                band=[row for row in line.band if not log or row[1] > 0])
+        for line in lines
+    ]  # fmt: skip
+    parts += [
+        _band([(point(x, low), point(x, high)) for x, low, high in line.band], line.colour) for line in seen
+    ]
+    for line in seen:
+        parts += _curve(line, point)
+    ends = [(point(*line.points[-1]), line) for line in seen if line.letter and line.points]
+    parts += _letters(ends, height - bottom)
     parts.append(f'<text class="axis" x="{width - right}" y="{height - 4}" text-anchor="end">step</text>')
     spoken = "; ".join(
         f"{line.name} from {short(line.points[0][1])} to {short(line.points[-1][1])}{unit}" for line in lines
     )
     return svg(width, height, f"{title}: {spoken}", parts)
+
+
+def _heights(line: Line) -> list[float]:
+    return [y for _, y in line.points] + [y for _, low, high in line.band for y in (low, high)]
+
+
+def _curve(line: Line, point: Callable[[float, float], tuple[float, float]]) -> list[str]:
+    """Returns a line's path and its points, or where it is long and noisy its trend over the faint raw values."""
+    visible, colour, dash = (
+        line.points,
+        f"var(--line{line.colour % LINE_COLOURS})",
+        line.colour // LINE_COLOURS,
+    )
+    if line.band or line.marks or len(visible) < 40:
+        parts = [_path([point(*p) for p in thin(visible, 400)], colour, 2.0, dash=dash)]
+        return parts + [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>'
+            for x, y in (point(*p) for p in visible)
+            if line.marks or len(visible) == 1
+        ]
+    faint = _path([point(*p) for p in thin(visible, 400)], colour, 0.8, opacity=0.3)
+    return [faint, _path([point(*p) for p in thin(smooth(visible), 300)], colour, 2.0, dash=dash)]
+
+
+def _band(edges: Sequence[tuple[tuple[float, float], tuple[float, float]]], colour: int) -> str:
+    """Returns the area between the lowest and highest values, as (lower point, upper point) in order."""
+    if len(edges) < 2:
+        return ""
+    step = math.ceil(len(edges) / 300)
+    kept = [*edges[:-1:step], edges[-1]]
+    outline = [low for low, _ in kept] + [high for _, high in reversed(kept)]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in outline) + "Z"
+    return f'<path class="band" d="{path}" fill="var(--line{colour % LINE_COLOURS})"/>'
+
+
+def _letters(ends: Sequence[tuple[tuple[float, float], Line]], lowest: float) -> list[str]:
+    """Returns the letter of each line beside its end, moved where it would lie on another or below `lowest`."""
+    ends = sorted(ends, key=lambda end: end[0][1])
+    heights: list[float] = []
+    for (_, y), _ in ends:
+        heights.append(max(y, heights[-1] + LETTER) if heights else y)
+    for at in range(len(heights) - 1, -1, -1):
+        heights[at] = min(heights[at], lowest - LETTER * (len(heights) - 1 - at))
+    return [
+        f'<text class="letter" x="{x + 5:.1f}" y="{y + 3.5:.1f}" '
+        f'style="fill:var(--line{line.colour % LINE_COLOURS})">{escape(line.letter)}</text>'
+        for ((x, _), line), y in zip(ends, heights, strict=True)
+    ]
 
 
 def share(value: float, most: float) -> float:
@@ -190,11 +250,13 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _path(points: Points, colour: str, width: float, opacity: float = 1.0) -> str:
+def _path(points: Points, colour: str, width: float, opacity: float = 1.0, dash: int = 0) -> str:
     if len(points) < 2:
         return ""
     outline = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path d="{outline}" fill="none" stroke="{colour}" stroke-width="{width}" opacity="{opacity}"/>'
+    dashes = f' stroke-dasharray="{DASHES[dash % len(DASHES)]}"' if dash else ""
+    look = f'stroke="{colour}" stroke-width="{width}" opacity="{opacity}"{dashes}'
+    return f'<path d="{outline}" fill="none" {look}/>'
 
 
 def letters(text: str) -> float:

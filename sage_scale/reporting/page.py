@@ -19,6 +19,7 @@ from sage_scale.errors import StorageError
 from sage_scale.registry import resolve
 from sage_scale.reporting import sections
 from sage_scale.reporting.curves import curves
+from sage_scale.reporting.examples import examples
 from sage_scale.reporting.runlog import RunRecord, read_run
 from sage_scale.untrusted.display import printable, redacted
 
@@ -65,7 +66,7 @@ def render(record: RunRecord) -> str:
     ]
     makers: list[Maker] = [
         ("scores", "Scores", lambda: html("scores", sections.scores(record))),
-        ("examples", "Examples", lambda: html("examples", sections.examples(record))),
+        ("examples", "Examples", lambda: html("examples", examples(record))),
         ("curves", "Training", lambda: html("curves", curves(record))),
         *own,
         ("timelines", "Segments", lambda: html("timelines", sections.timelines(record))),

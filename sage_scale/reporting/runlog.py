@@ -64,6 +64,8 @@ class RunRecord:
     """The content of a run folder; missing parts are empty."""
 
     folder: Path
+    called: str = ""
+    """Its name on a page where another run's folder has the same name; empty: the folder's."""
     recipe_text: str = ""
     """Text of recipe.yaml."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -85,8 +87,8 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The run's name: its folder's."""
-        return self.folder.resolve().name
+        """The run's name: its folder's, unless it is called otherwise."""
+        return self.called or self.folder.resolve().name
 
     @property
     def spec(self) -> ModelSpec:

@@ -4,19 +4,15 @@ where the run has none.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import Any
 
-from markupsafe import Markup
-
 from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.reporting import clip_figures, figures
-from sage_scale.reporting.figures import brief, escape
+from sage_scale.reporting.figures import brief
 from sage_scale.reporting.runlog import RunRecord, StageLog, fixed, number
-from sage_scale.text.languages import normal_form, split_words, unspaced
 from sage_scale.untrusted.display import duration
 
 PAPER_TOKEN_RATIO = 0.129
@@ -25,7 +21,6 @@ FEW_CLIPS = 20
 """Scores of fewer clips are said to be of too few."""
 NEXT_TO_NOTHING = 0.5
 """A BLEU-4 below it is next to nothing: no ratio is given to it or of it."""
-EXAMPLES, ALL_EXAMPLES = 12, 400
 CONTROL_NAMES = {
     "exchanged_videos": "videos exchanged at random",
     "blank_videos": "blank videos",
@@ -87,7 +82,7 @@ def clips(values: Mapping[str, Any]) -> str:
 
 def best_control(values: Mapping[str, Any]) -> tuple[str, float] | None:
     """Returns (name, BLEU-4) of the control that comes nearest; None where none was scored."""
-    known = [(_control(name), float(scored["bleu4"])) for name, scored in _scored(values.get("controls"))]
+    known = [(control_name(name), float(scored["bleu4"])) for name, scored in _scored(values.get("controls"))]
     return max(known, key=lambda pair: pair[1]) if known else None
 
 
@@ -120,7 +115,7 @@ def scores(record: RunRecord) -> dict[str, Any] | None:
         rows += [(f"{split}, {tag}", scored, False) for tag, scored in _scored(values.get("languages"))]
         rows += [(f"{split}, unseen signers", it, True) for _, it in _scored({0: values.get("heldout")})]
         groups.append(("", rows))
-        if controls := [(_control(name), it, False) for name, it in _scored(values.get("controls"))]:
+        if controls := [(control_name(name), it, False) for name, it in _scored(values.get("controls"))]:
             of = f", {split}" if len(splits) > 1 else ""
             groups.append((f"Controls that a translator must beat{of}", controls))
     first = record.scores_by_split[splits[0]]
@@ -141,7 +136,8 @@ def _scored(values: Any) -> list[tuple[str, Mapping[str, Any]]]:
     return [(str(name), it) for name, it in items if isinstance(it, Mapping) and number(it.get("bleu4"))]
 
 
-def _control(name: str) -> str:
+def control_name(name: str) -> str:
+    """Returns the words for a control of scores.json."""
     return CONTROL_NAMES.get(name, name.replace("_", " "))
 
 
@@ -150,79 +146,6 @@ def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) 
     bleu4 = float(values["bleu4"])
     return {"name": name, "strong": strong, "bleu4": f"{bleu4:.2f}", "share": figures.share(bleu4, most),
             "others": [*others, values.get("clips", "")]}  # fmt: skip
-
-
-def examples(record: RunRecord) -> dict[str, Any] | None:
-    """Returns hypotheses beside references, at even steps from the best to the worst."""
-    split = record.split if record.split in record.predictions else next(iter(record.predictions), "")
-    spoken = str(record.setting("corpus.language", ""))
-    rows = [{"language": spoken, **row} for row in record.predictions.get(split, [])]  # 0.1.0 wrote none
-    unlike = {(str(row["reference"]), str(row["hypothesis"])): row for row in reversed(rows)}
-    chosen = best_to_worst(list(unlike.values()), EXAMPLES)
-    if not rows:
-        return None
-    return {
-        "split": split, "count": len(rows), "rows": rows[:ALL_EXAMPLES], "chosen": [_example(row) for row in chosen],
-    }  # fmt: skip
-
-
-def _example(row: Mapping[str, Any]) -> dict[str, Any]:
-    reference, hypothesis = differences(str(row["reference"]), str(row["hypothesis"]), spaced(row))
-    notes = [f"{in_common(row):.0%} in common"]
-    if row.get("signer"):
-        notes.append(f"signer {row['signer']}")
-    if isinstance(row.get("segments"), list):
-        notes.append(f"{len(row['segments'])} segments")
-    glosses = row.get("pseudo_glosses")
-    return {"language": row["language"], "reference": reference, "hypothesis": hypothesis, "notes": notes,
-            "glosses": glosses if isinstance(glosses, list) else []}  # fmt: skip
-
-
-def best_to_worst(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """Returns `count` clips at even steps from the best to the worst, by the share of common words."""
-    ranked = sorted(rows, key=in_common, reverse=True)
-    count = min(count, len(ranked))
-    return [ranked[round(index * (len(ranked) - 1) / max(count - 1, 1))] for index in range(count)]
-
-
-def in_common(row: Mapping[str, Any]) -> float:
-    """Returns `similarity` of a clip's hypothesis and reference."""
-    return similarity(str(row["hypothesis"]), str(row["reference"]), spaced(row))
-
-
-def spaced(row: Mapping[str, Any]) -> bool:
-    """Returns whether a clip's language has spaces between words, or its reference where no language is known."""
-    language = str(row.get("language", ""))
-    return not unspaced(language) if language else " " in str(row["reference"])
-
-
-def similarity(hypothesis: str, reference: str, spaced: bool = True) -> float:
-    """Returns the share of words (or characters, without spaces) in common, in order: 2 M / (words of both)."""
-    a, b = _words(hypothesis, spaced), _words(reference, spaced)
-    return _matcher(a, b).ratio()
-
-
-def differences(reference: str, hypothesis: str, spaced: bool = True) -> tuple[Markup, Markup]:
-    """Returns both sentences as HTML, with <mark> on words that the other lacks in the normal form of the scores."""
-    a, b = _words(reference, spaced), _words(hypothesis, spaced)
-    left, right, glue = [], [], " " if spaced else ""
-    mark = Markup('<mark class="{}">{}</mark>')
-    for kind, a0, a1, b0, b1 in _matcher(a, b).get_opcodes():
-        gone, come = escape(glue.join(a[a0:a1])), escape(glue.join(b[b0:b1]))
-        if gone:
-            left.append(gone if kind == "equal" else mark.format("lost", gone))
-        if come:
-            right.append(come if kind == "equal" else mark.format("added", come))
-    return Markup(glue).join(left), Markup(glue).join(right)
-
-
-def _matcher(a: list[str], b: list[str]) -> difflib.SequenceMatcher[str]:
-    first, second = ([normal_form(word) or word for word in words] for words in (a, b))
-    return difflib.SequenceMatcher(None, first, second, autojunk=False)
-
-
-def _words(text: str, spaced: bool) -> list[str]:
-    return split_words(text, "" if spaced else "zh")
 
 
 def timelines(record: RunRecord) -> dict[str, Any] | None:

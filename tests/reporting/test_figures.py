@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from sage_scale.models.sign2gpt.report import localisation_map
 from sage_scale.reporting import clip_figures, figures
+from sage_scale.reporting.examples import differences, similarity
 from sage_scale.reporting.figures import Line, brief
-from sage_scale.reporting.sections import differences, similarity
 from sage_scale.untrusted.display import duration
 
 finite = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 6))

@@ -13,9 +13,10 @@ from factories.pages import Page
 from factories.runs import make_run
 
 from sage_scale.errors import UsageError
-from sage_scale.reporting.comparison import budget, write_comparison
+from sage_scale.reporting.comparison import write_comparison
 from sage_scale.reporting.page import write_report
 from sage_scale.reporting.runlog import read_run
+from sage_scale.reporting.side_by_side import budget
 
 
 def make_sign2gpt_run(folder: Path) -> Path:
