@@ -172,8 +172,10 @@ def measure_gallery(run: str, shards: str) -> None:
     """Retrieval among all test clips by the tokens that stage 1 left, into `run`/retrieval.json."""
     from contextlib import nullcontext
 
+    import torch
+
     from sage_scale.config import load_recipe
-    from sage_scale.evaluation.stage1_scores import retrieval
+    from sage_scale.evaluation.stage1_scores import tiled_retrieval
     from sage_scale.losses import objective_of
     from sage_scale.models.sage import pretraining as alignment
     from sage_scale.models.sage.mbart import TextEncoder, load_language_model
@@ -193,10 +195,10 @@ def measure_gallery(run: str, shards: str) -> None:
     )
     text = TextEncoder(language_model, tokenizer)
     rows = alignment.embed_split(recipe, trained, text, open_datasets(shards), "test")
-    video_to_text, text_to_video = alignment.similarity_matrices(
-        objective_of(recipe.clcl), rows, "visual", "embeddings"
-    )
-    figures = retrieval(((video_to_text + text_to_video) / 2).numpy())
+    sides = [[row[name] for row in rows] for name in ("visual", "embeddings")]
+    visual_ND, text_MD = map(torch.cat, sides)
+    n, m = ([len(tokens) for tokens in side] for side in sides)
+    figures = tiled_retrieval(objective_of(recipe.clcl), visual_ND, text_MD, n, m)
     texts = len({row["text"] for row in rows})
     (folder / "retrieval.json").write_text(json.dumps({"clips": len(rows), "texts": texts, **figures}) + "\n")
 

@@ -121,6 +121,8 @@ def permutation_p_value(similarity_VT: np.ndarray, draws: int = 2000, seed: int 
 
 def held_out_similarity(recipe, run_folder: Path, data: str):
     """(Zv + Zt) / 2 of the held-out recording's clips against their sentences, from the weights of the run."""
+    import torch
+
     from sage_scale.models.sage.mbart import TextEncoder, load_language_model
     from sage_scale.models.sage.model import SageAligner
     from sage_scale.streaming import open_datasets
@@ -136,9 +138,9 @@ def held_out_similarity(recipe, run_folder: Path, data: str):
         rows = alignment.embed_split(
             recipe, engine, TextEncoder(model, tokenizer), open_datasets(data), "dev"
         )
-    video_to_text, text_to_video = alignment.similarity_matrices(
-        objective_of(recipe.clcl), rows, "visual", "embeddings"
-    )
+    sides = [[row[name] for row in rows] for name in ("visual", "embeddings")]
+    lengths = (torch.tensor([len(tokens) for tokens in side]) for side in sides)
+    video_to_text, text_to_video = objective_of(recipe.clcl).similarity(*map(torch.cat, sides), *lengths)
     return ((video_to_text + text_to_video) / 2).numpy()
 
 

@@ -69,4 +69,6 @@ def keypoints(
     if chosen.vision.extractor == "none":
         chosen = dataclasses.replace(chosen, vision=dataclasses.replace(chosen.vision, extractor="mediapipe"))
     summary = extract_keypoints(root, out, chosen, give_up=give_up or [], events=events)
+    for line in summary.first_rejects():
+        tell(line)
     echo(summary.line())

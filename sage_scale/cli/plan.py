@@ -4,18 +4,22 @@ sage-scale plan sage-phoenix14t --gpu h200 --ranks 8
 sage-scale plan sage-phoenix14t --gpu rtx3090 model.batchnorm=frozen pretrain.chunk_frames=128 finetune.chunk_frames=128
 sage-scale plan sign2gpt-phoenix14t --gpu a100-40 --frames 256 pretrain.chunk_frames=256 finetune.chunk_frames=256
 sage-scale plan sage-phoenix14t --memory-gb 24 --tokens 16 --words 12 vision.kind=features
+sage-scale plan sage-phoenix14t --data data/shards stream.fraction=0.1
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sage_scale.cli import Overrides, RecipeToShow
 from sage_scale.errors import UsageError
 from sage_scale.untrusted.printer import console
+
+if TYPE_CHECKING:
+    from sage_scale.config import Recipe
 
 
 def plan(
@@ -44,6 +48,9 @@ def plan(
         int, typer.Option(min=0, help="Subwords that trimming leaves; 0: the language model's own.")
     ] = 0,
     share: Annotated[float, typer.Option(help="Share of the device's matrix rate that is reached.")] = 0.4,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Dataset whose training clips are counted; may be repeated.")
+    ] = None,
 ) -> None:
     """Memory of both stages by part at the recipe's batch; stage 1 at others, and the largest that fits."""
     from sage_scale.config import load_recipe
@@ -64,3 +71,16 @@ def plan(
     )
     for shown in spec.part("plan")(request):
         screen.print(shown)
+    if data:
+        screen.print(_training_clips(chosen, data))
+
+
+def _training_clips(recipe: Recipe, data: list[str]) -> str:
+    """Returns the number of training clips of the datasets, and the steps of an epoch of each stage."""
+    from sage_scale.streaming.mixture import mixed_order, open_datasets
+
+    stream = recipe.stream
+    catalog, order = mixed_order(open_datasets(data), "train", stream, seed=stream.seed, require_text=True)
+    steps = (-(-order.length // stage.batch_size) for stage in (recipe.pretrain, recipe.finetune))
+    shown = " and ".join(f"{count:,}" for count in steps)
+    return f"{catalog.describe_subset(stream.fraction)}; steps of an epoch in stages 1 and 2: {shown}"

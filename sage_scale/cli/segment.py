@@ -68,7 +68,6 @@ def predict(
     (probabilities and labels) and NAME.json (signs in seconds); segmentation.labels takes them.
     """
     from sage_scale.config import load_recipe
-    from sage_scale.precompute.file_job import REJECTS
     from sage_scale.precompute.segment_job import predict_segments
     from sage_scale.segmentation.exports import check_formats
 
@@ -81,10 +80,8 @@ def predict(
         give_up=frozenset(give_up or ()),
         events=events,
     )
-    for row in summary.rejects[:10]:
-        tell(f"rejected: '{row.id}': {row.reason} ({row.detail})")
-    if len(summary.rejects) > 10:
-        tell(f"{len(summary.rejects):,} are rejected; {summary.url}/{REJECTS} names all")
+    for line in summary.first_rejects():
+        tell(line)
     echo(summary.line())
 
 

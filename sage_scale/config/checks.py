@@ -21,11 +21,11 @@ _AT_LEAST_ONE = {
 }  # fmt: skip
 _MAY_BE_ZERO = {"pretrain.max_tokens", "finetune.max_tokens", "model.sign2gpt.window"}
 _POSITIVE = {
-    "clcl.tau", "fps", "give_up_after_s", "hang_timeout_s", "long_timeout_s", "scale_init", "scale_max",
+    "clcl.tau", "fps", "fraction", "give_up_after_s", "hang_timeout_s", "long_timeout_s", "scale_init", "scale_max",
     "source_aspect", "start_timeout_s", "stop_notice_every_s", "temperature", "pretrain.lr", "finetune.lr",
 }  # fmt: skip
 _AT_MOST_ONE = {
-    "alpha", "beta", "colour_share", "decoding_threshold", "drop_path", "dropout", "final_lr", "flip",
+    "alpha", "beta", "colour_share", "decoding_threshold", "drop_path", "dropout", "final_lr", "flip", "fraction",
     "gloss_noise", "glosses", "grey", "label_smoothing", "lora_dropout", "mask", "max_frequency",
     "max_reject_rate", "momentum", "recombined", "rotation_share", "single", "warmup", "warn_wait",
 }  # fmt: skip

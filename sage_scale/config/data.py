@@ -311,6 +311,10 @@ class Stream:
 
     seed: int = 0
     """Seed of the order."""
+    fraction: float = since("0.2.0", 1.0)
+    """Share of the training clips that is used, chosen by a hash of each clip's key, so that 0.1 lies inside 0.25 and
+    the number of clips is near the share; evaluation splits are whole. Text is not reduced: the language model,
+    vocabulary and prototypes made for a run are of all training sentences."""
     lanes: int = 64
     """Lanes of the order; at most this many ranks may share a run."""
     window: int = 256

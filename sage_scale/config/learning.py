@@ -47,6 +47,13 @@ class Model:
     """Width of stored features, for vision.kind=features; unless it is given, that of vision.backbone."""
     conv_kernel: int = 5
     """Kernel of the temporal convolution, frames (SAGE, section 3.1.3)."""
+    pooling: Literal["mean", "max", "window", "first"] = extension.since("0.2.0", "mean")
+    """From the stored frames of a segment to its token (docs/segmentation.md, "Reductions"). mean: temporal convolution
+    inside the segment, then the mean (SAGE). The others convolve over the clip. max: the segment's maximum (max
+    pooling); window: the mean of the segment and `window_margin` frames on both sides (sliding window); first: the
+    segment's first frame, the only one that passes the frame encoder (strided)."""
+    window_margin: int = extension.since("0.2.0", 2)
+    """Stored frames on both sides of a segment that its token also sees, for `pooling=window`."""
     token_dim: int = 1024
     """Width of a visual token before the mapper (SAGE, section 3.1.3)."""
     mapper_blocks: int = 3
@@ -188,8 +195,8 @@ class Stage:
     frozen_views: int = 1
     """Stage 2 with a frozen part: number of views of a clip kept in memory; view 0 is unaugmented."""
     init: Literal["visual", "visual_context", "none"] = "visual"
-    """Stage 2: weights from stage 1 (SAGE, Table 5): visual encoder and mapper, these and the context encoder, or
-    none."""
+    """Stage 2: weights from stage 1 (SAGE, Table 5): visual encoder and mapper; these, and the context encoder in place
+    of mBART's encoder; or none."""
     evaluate_every: int = 0
     """Steps between evaluations on dev; 0 means once an epoch, -1 only at the end."""
     save_every: int = 0

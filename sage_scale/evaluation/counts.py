@@ -19,6 +19,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from sage_scale.errors import UsageError
 from sage_scale.evaluation.presets import Pairs, Preset, bleu_tokenizer, cut, preset_named
+from sage_scale.evaluation.rouge import sentence_rouge_l
 from sage_scale.text import split_words
 
 BLEU_ORDERS = 4
@@ -68,12 +69,20 @@ def counts_by_metric(
     if any(name.startswith("bleu") for name in wanted):
         rows_NK = _bleu_rows(pairs, convention.tokenize)
         for order in range(1, BLEU_ORDERS + 1):
-            found[f"bleu{order}"] = Counts(rows_NK, functools.partial(_bleu, order))
+            found[f"bleu{order}"] = Counts(rows_NK, functools.partial(_bleu, order, convention.smooth))
     if "rouge_l" in wanted:
-        found["rouge_l"] = mean_of([sentence_rouge_l(pair, convention.rouge_beta) for pair in pairs])
+        found["rouge_l"] = rouge_counts(pairs, convention)
     if "chrf" in wanted:
         found["chrf"] = Counts(_sacrebleu_rows(_chrf_metric(), pairs), _chrf)
     return {name: found[name] for name in wanted if name in found}
+
+
+def rouge_counts(pairs: Pairs, convention: Preset) -> Counts:
+    """Returns the counts of ROUGE-L."""
+    form, beta = convention.rouge, convention.rouge_beta
+    return mean_of(
+        [sentence_rouge_l(split_words(h, tag), split_words(r, tag), form, beta) for h, r, tag in pairs]
+    )
 
 
 def mean_of(values: Sequence[float]) -> Counts:
@@ -82,21 +91,11 @@ def mean_of(values: Sequence[float]) -> Counts:
     return Counts(rows_NK, lambda sum_K: float(100.0 * sum_K[0] / sum_K[1]))
 
 
-def sentence_rouge_l(pair: tuple[str, str, str], beta: float) -> float:
-    """Returns ROUGE-L of a hypothesis, reference and language, 0 to 1."""
-    hypothesis, reference, language = pair
-    h, r = split_words(hypothesis, language), split_words(reference, language)
-    common = _longest_common_subsequence(h, r)
-    if not common:
-        return 0.0
-    precision, recall = common / len(h), common / len(r)
-    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
-
-
-def bleu_signature(pairs: Pairs, tokenize: str) -> str:
+def bleu_signature(pairs: Pairs, convention: Preset) -> str:
     """Returns sacrebleu's signature of BLEU-4, with every tokeniser in use and the normal form."""
-    names = "+".join(sorted({bleu_tokenizer(tokenize, tag) for _, _, tag in pairs}))
-    return _signature(_bleu_metric()).replace("tok:none", f"tok:{names}")
+    names = "+".join(sorted({bleu_tokenizer(convention.tokenize, tag) for _, _, tag in pairs}))
+    metric = BLEU(tokenize="none", smooth_method=convention.smooth, force=True)
+    return _signature(metric).replace("tok:none", f"tok:{names}")
 
 
 def chrf_signature() -> str:
@@ -138,24 +137,13 @@ def _sacrebleu_rows(metric: Any, pairs: Pairs) -> np.ndarray:
     return np.asarray(metric._extract_corpus_statistics(hypotheses, [references]), np.float64)
 
 
-def _bleu(order: int, sum_K: np.ndarray) -> float:
+def _bleu(order: int, smooth: str, sum_K: np.ndarray) -> float:
     matched, every = sum_K[2 : 2 + order].tolist(), sum_K[2 + BLEU_ORDERS : 2 + BLEU_ORDERS + order].tolist()
     found = BLEU.compute_bleu(
-        matched, every, int(sum_K[0]), int(sum_K[1]), smooth_method="exp", max_ngram_order=order
+        matched, every, int(sum_K[0]), int(sum_K[1]), smooth_method=smooth, max_ngram_order=order
     )
     return float(found.score)
 
 
 def _chrf(sum_K: np.ndarray) -> float:
     return float(_chrf_metric()._compute_f_score(sum_K.tolist()))
-
-
-def _longest_common_subsequence(a: list[str], b: list[str]) -> int:
-    row = [0] * (len(b) + 1)
-    for x in a:
-        before = 0
-        for j, y in enumerate(b, start=1):
-            above = row[j]
-            row[j] = before + 1 if x == y else max(above, row[j - 1])
-            before = above
-    return row[-1]

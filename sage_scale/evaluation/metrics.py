@@ -21,8 +21,7 @@ from sage_scale.evaluation.counts import (
     bleu_signature,
     chrf_signature,
     counts_by_metric,
-    mean_of,
-    sentence_rouge_l,
+    rouge_counts,
 )
 from sage_scale.evaluation.presets import PRESETS, Languages, Pairs, Preset, pairs_of, preset_named
 from sage_scale.text import cached_glosser
@@ -66,7 +65,7 @@ def score_as(
     pairs = chosen.prepare(pairs_of(hypotheses, references, language))
     return {name: counts.score() for name, counts in counts_by_metric(pairs, chosen).items()} | {
         "preset": preset,
-        "signature": bleu_signature(pairs, chosen.tokenize),
+        "signature": bleu_signature(pairs, chosen),
         "clips": len(references),
     }
 
@@ -80,7 +79,7 @@ def rouge_l(
     which sign language translation took over. Characters stand for words in unspaced languages.
     """
     pairs = pairs_of(hypotheses, references, language)
-    return mean_of([sentence_rouge_l(pair, beta) for pair in pairs]).score()
+    return rouge_counts(pairs, Preset(rouge_beta=beta)).score()
 
 
 def content_f1(
@@ -102,7 +101,7 @@ def content_f1(
 
 def _figures(counts: dict[str, Counts], pairs: Pairs, rows: Sequence[int]) -> dict[str, Any]:
     return {name: each.score(rows) for name, each in counts.items()} | {
-        "signature": bleu_signature([pairs[row] for row in rows], "sacrebleu"),
+        "signature": bleu_signature([pairs[row] for row in rows], PRESETS["sacrebleu"]),
         "chrf_signature": chrf_signature(),
         "clips": len(rows),
     }

@@ -35,8 +35,12 @@ class Preset:
     together."""
     full_stop: bool = False
     """Whether hypothesis and reference end with ` .` before they are scored, in languages with spaces."""
+    smooth: str = "exp"
+    """BLEU where an order of n-grams has no match: exp, as in sacrebleu; none: 0."""
+    rouge: str = "lin"
+    """Form of ROUGE-L (`evaluation.rouge`): lin, seq2seq, package."""
     rouge_beta: float = 1.0
-    """Beta of ROUGE-L: 1.2 is that of the MS COCO caption scorer."""
+    """Beta of the form `lin`: 1.2 is that of the MS COCO caption scorer."""
     lowercase: bool = False
     """Whether both sides are lower-cased first."""
 
@@ -54,16 +58,16 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "sacrebleu": Preset(tokenize="sacrebleu"),
-    "neccam": Preset(tokenize="none", full_stop=True, rouge_beta=1.2),
-    "sign2gpt": Preset(tokenize="none", full_stop=True, rouge_beta=1.2),
-    "gfslt": Preset(tokenize="13a"),
+    "neccam": Preset(tokenize="none", smooth="none", full_stop=True, rouge_beta=1.2),
+    "sign2gpt": Preset(tokenize="none", smooth="none", full_stop=True, rouge_beta=1.2),
+    "two-stream": Preset(tokenize="none", smooth="none", full_stop=True, rouge="seq2seq"),
+    "gfslt": Preset(tokenize="13a", rouge_beta=1.2),
     "sage": Preset(tokenize="13a", full_stop=True, rouge_beta=1.2),
-    "uni-sign": Preset(tokenize="13a"),
+    "uni-sign": Preset(tokenize="13a", rouge="package"),
 }
-"""Conventions by publication. GFSLT and SAGE score against references decoded from trimmed ids, in which
-`<unk>` vanishes; here the raw text is scored. Uni-Sign takes ROUGE-L from PyPI's `rouge`, which counts
-distinct words and comes out higher; it is not reproduced. Sign2GPT smooths nothing, sacrebleu an order of n-grams
-without a match: they differ where there is such an order."""
+"""Conventions by publication: neccam/slt, ryanwongsa/Sign2GPT, FangyunWei/SLRT (TwoStream-SLT),
+zhoubenjia/GFSLT-VLP (ROUGE-L by nlg-eval), SAGE, ZechengLi19/Uni-Sign. GFSLT and SAGE score against references decoded
+from trimmed ids, in which `<unk>` vanishes; here the raw text is scored, in one normal form."""
 
 
 def preset_named(name: str) -> Preset:

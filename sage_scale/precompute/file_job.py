@@ -22,21 +22,23 @@ from typing import Any, Protocol
 from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.errors import ClipRejected, Reject, StorageError, UsageError, or_rejected
-from sage_scale.precompute.actor import GIVEN_UP, CurrentClip, UnitWorker
 from sage_scale.precompute.environment import Environment, differences, shown_changes
 from sage_scale.precompute.plan import Unit, without_repeats
 from sage_scale.precompute.pool import new_actor, ray_actors
 from sage_scale.precompute.progress import ClipDone, Event, FileCounts, FramesDone, JobProgress, UnitDone
 from sage_scale.precompute.schedule import RejectLimit, Schedule
+from sage_scale.precompute.worker import GIVEN_UP, CurrentClip, Worker
 from sage_scale.storage import NotFound, Store, open_to_write
 from sage_scale.storage.store import is_name
-from sage_scale.untrusted.display import duration
+from sage_scale.untrusted.display import duration, shortened
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 from sage_scale.vision.video_frames import DecodeStats
 
 SETTINGS, REJECTS = "_settings.json", "_rejects.jsonl"
 CLIPS_PER_UNIT = 64
 """Most clips of a unit, all of one video: it is what an actor begins again after a kill."""
+_SHOWN = 10
+"""Rejects that are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +81,11 @@ def file_name(clip: Clip) -> str:
     return clip.id if is_name(clip.id) and clip.id[0] != "_" else clip.key
 
 
-class FileWorker(UnitWorker):
+class FileWorker(Worker):
     """Makes and stores the files of a unit's clips."""
 
     def __init__(self, *given: Any, files: FileMaker) -> None:
-        """`given` as of UnitWorker."""
+        """`given` as of Worker."""
         super().__init__(*given)
         self.files = files
 
@@ -177,6 +179,14 @@ class FileSummary:
             f"{self.made:,} of them in this run, {self.frames:,} frames, {duration(self.video_s)} of video, "
             f"done in {duration(self.seconds)}"
         )
+
+    def first_rejects(self) -> list[str]:
+        """Returns a line on each of the first rejects, and one on the file that names all where there are more."""
+        lines = [
+            f"rejected: '{shortened(row.id)}': {row.reason} ({row.detail})" for row in self.rejects[:_SHOWN]
+        ]
+        more = [f"{len(self.rejects):,} are rejected; {self.url}/{REJECTS} names all"]
+        return lines + (more if len(self.rejects) > _SHOWN else [])
 
 
 class _Progress(JobProgress):

@@ -68,7 +68,7 @@ class ActorPool:
         most: int,
         check: Callable[[Environment], str],
     ) -> None:
-        """`make` returns a new actor handle (of actor.UnitWorker) for a memory budget in MB; `most` limits their
+        """`make` returns a new actor handle (of worker.Worker) for a memory budget in MB; `most` limits their
         number; `check` takes each actor's environment, may refuse it, and returns the digest of dataset.json."""
         self.recipe, self._make, self._most, self._check = recipe, make, most, check
         self.memory_mb = 0
@@ -251,7 +251,7 @@ def ray_actors(
 def new_actor(
     worker: type, recipe: Recipe, url: str, give_up: frozenset[str], memory_mb: int, **more: Any
 ) -> Any:
-    """Returns a handle to a new Ray actor of the class `worker` (actor.UnitWorker) with that memory budget."""
+    """Returns a handle to a new Ray actor of the class `worker` (worker.Worker) with that memory budget."""
     import ray
 
     settings = recipe.precompute

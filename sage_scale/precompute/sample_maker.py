@@ -36,6 +36,8 @@ class SampleMaker:
         self.recipe = recipe
         self.stages: dict[str, float] = {}
         """Seconds spent in each stage since `take_stages`."""
+        self.notes: list[str] = []
+        """Lines for people on the labels of clips."""
         self._backbone: FrozenBackbone | None = None
 
     @property
@@ -101,7 +103,7 @@ class SampleMaker:
         """
         vision = self.recipe.vision
         with self.stage("segment"):
-            segments_N2 = segment_clip(decoded, self.recipe.segmentation)
+            segments_N2 = segment_clip(decoded, self.recipe.segmentation, notes=self.notes)
         with self.stage("text"):
             glosses = cached_glosser(clip.language, self.recipe.text)(clip.sentence)
         frames: dict[int, bytes] | None = None

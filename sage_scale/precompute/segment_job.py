@@ -83,6 +83,7 @@ class SegmentFiles:
         segmentation = self.recipe.segmentation
         decoded = decode_for_tagger(clip, self.recipe.vision, segmentation, stats)
         tagging = tag_clip(decoded, segmentation, decoded.fps)
+        stats.notes += tagging.notes
         signs_N2 = label_segments(tagging.labels_T)
         duration_s = decoded.total_frames / decoded.fps
         by_model = tagging.probabilities

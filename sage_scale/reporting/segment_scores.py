@@ -44,6 +44,8 @@ def as_markdown(found: Evaluation, about: Mapping[str, str]) -> str:
     lines += [
         f"- left out: {count:,} clips, {reason}" for reason, count in found.left_out_by_reason().items()
     ]
+    if found.unread:
+        lines += [f"- signs of the annotation left out or cut: {len(found.unread):,}"]
     lines += [
         "",
         *_table([row for row in rows if not row["group"]], ["name"], _markdown_cell),
@@ -56,7 +58,7 @@ def as_markdown(found: Evaluation, about: Mapping[str, str]) -> str:
 
 
 def as_json(found: Evaluation, about: Mapping[str, str]) -> str:
-    """Returns all values and intervals, and the clips that were left out."""
+    """Returns all values and intervals, and the clips and annotated signs that were left out."""
     document = {
         **about,
         "fps": found.fps,
@@ -65,6 +67,7 @@ def as_json(found: Evaluation, about: Mapping[str, str]) -> str:
         "signs": found.signs,
         "chosen": {group: {"threshold": t, "gap_s": g} for group, (t, g) in found.chosen.items()},
         "left_out": [vars(row) for row in found.left_out],
+        "unread": list(found.unread),
         "rows": found.table(),
     }
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"

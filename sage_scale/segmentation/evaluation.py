@@ -20,7 +20,7 @@ from sage_scale.config import Segmentation, Vision
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected, Reject, UsageError
 from sage_scale.segmentation.intervals import SETTINGS_FILE
-from sage_scale.segmentation.label_files import clip_names, read_table
+from sage_scale.segmentation.label_files import Labels, clip_names, read_table
 from sage_scale.segmentation.precomputed import SUFFIXES, find_labels
 from sage_scale.segmentation.rules import apply_rule, label_segments, resample_labels
 from sage_scale.segmentation.scores import COUNTS, TOLERANCES, bootstrap_intervals, clip_counts, scores
@@ -69,7 +69,7 @@ class Evaluation:
     left_out: tuple[Reject, ...]
     """Clips that were not scored."""
     unread: tuple[str, ...]
-    """Annotated signs that were left out or lie beyond their clip, one line each."""
+    """Annotated signs that were left out, or cut at the end of their pictures, one line each."""
     chosen: Mapping[str, tuple[float, float]]
     """Group -> threshold and gap in seconds that the other groups chose for it."""
     fps: float
@@ -136,8 +136,9 @@ def evaluate(
     for number, clip in enumerate(clips):
         try:
             tags = _ClipTags(clip, vision, fps)
-            gold_M2 = annotated(gold, clip, fps, sign_tier)
+            labels = find_labels(gold, clip, sign_tier)
             total = tags.total(rows)
+            gold_M2, odd = annotated(labels, clip, total, fps)
             found = [clip_counts(np.array([[0, total]]), gold_M2, total)]
             found += [clip_counts(tags.segments(row, total), gold_M2, total) for row in rows]
             if grid and base is not None:
@@ -149,10 +150,6 @@ def evaluate(
         finally:
             progress(number + 1, len(clips))
         kept.append(clip.id)
-        odd = list(find_labels(gold, clip, sign_tier).left_out)
-        odd += [
-            f"a sign at {start / fps:.2f} s, beyond the end" for start in gold_M2[gold_M2[:, 0] >= total, 0]
-        ]
         unread += [f"'{shortened(clip.id)}': {line}" for line in odd]
         for name, row_counts in zip(counts, found, strict=True):
             counts[name].append(row_counts)
@@ -217,18 +214,23 @@ def without_media(gold: Path, clips: Iterable[Clip]) -> list[str]:
     return sorted(names - known)
 
 
-def annotated(gold: str, clip: Clip, fps: float, sign_tier: str = "SIGN") -> np.ndarray:
-    """Returns the annotated signs of a clip, float64 (M, 2), in frames at `fps` from its start, also parts of one.
+def annotated(labels: Labels, clip: Clip, total: int, fps: float) -> tuple[np.ndarray, list[str]]:
+    """Returns the annotated signs of a clip of `total` frames at `fps`, and a line on each that is not scored as it is.
 
-    Raises ClipRejected `no-labels` or `bad-labels`, UsageError where `gold` is no annotation.
+    Signs are float64 (M, 2), in frames from the clip's start. Only parts within its frames are scored, since no tagger
+    sees more: signs are cut at both ends, and those wholly outside are left out.
     """
-    labels = find_labels(gold, clip, sign_tier)
+    lines = list(labels.left_out)
     values = labels.values if labels.values.ndim == 2 else label_segments(labels.values)
     start_s = clip.start_s if labels.of_video else 0.0
     # Rounded, so that half a frame stays one: 0.46 s is 11.5 frames at 25 a second, not 11.500000000000002.
     gold_M2 = np.round((np.asarray(values, np.float64) / labels.fps - start_s) * fps, 6)
-    end = np.inf if clip.end_s is None else (clip.end_s - clip.start_s) * fps
-    return gold_M2[(gold_M2[:, 1] > 0) & (gold_M2[:, 0] < end)]
+    if clip.end_s is None:  # a whole video; of a part, signs of its neighbours are no fault
+        for start, end in gold_M2[gold_M2[:, 1] >= total + 1].tolist():
+            done = "left out" if start >= total else f"cut at the end ({total / fps:.2f} s)"
+            lines.append(f"a sign from {start / fps:.2f} s to {end / fps:.2f} s: {done}")
+    inside = (gold_M2[:, 1] > 0) & (gold_M2[:, 0] < total)
+    return np.clip(gold_M2[inside], 0, total), lines
 
 
 class _ClipTags:

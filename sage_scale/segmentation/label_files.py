@@ -48,6 +48,16 @@ class Labels:
     """Frame 0 is the video's first, not the clip's."""
     left_out: tuple[str, ...] = ()
     """Why some intervals of the file were not read, one line each."""
+    file: str = ""
+    """Name of the file."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line on the intervals that were not read; none where all were."""
+        if not self.left_out:
+            return ()
+        count = f"{len(self.left_out):,} annotation{'s' if len(self.left_out) > 1 else ''} left out"
+        return (f"{shortened(self.file)}: {count}; the first: {self.left_out[0]}",)
 
 
 Entry = Labels | str

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +44,6 @@ SUFFIXES = (".npy", ".pt", ".json", ".eaf")
 """Endings of files with the labels of one clip or video."""
 
 
-def precomputed_labels(
-    labels: str, clip: Source, total: int, fps: float, sign_tier: str = SIGN_TIER
-) -> np.ndarray:
-    """Returns the labels of a clip of `total` frames at `fps`, int8 (total,), from the file or folder `labels`.
-
-    Raises the errors of `find_labels`, and ClipRejected `bad-labels` for labels of another length.
-    """
-    return fitted(find_labels(labels, clip, sign_tier), clip.start_s, total, fps)
-
-
 def find_labels(labels: str, clip: Source, sign_tier: str = SIGN_TIER) -> Labels:
     """Returns the labels of a clip from the file or folder `labels`, at their own rate.
 
@@ -70,7 +61,7 @@ def find_labels(labels: str, clip: Source, sign_tier: str = SIGN_TIER) -> Labels
         raise ClipRejected("no-labels", f"{path.name} has none for this clip")
     if isinstance(entry, str):
         raise ClipRejected("bad-labels", entry)
-    return entry
+    return replace(entry, file=(file or path).name)
 
 
 def has_labels(labels: str, clip: Source) -> bool:

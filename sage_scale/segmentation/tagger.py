@@ -24,7 +24,7 @@ from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.segmentation.decoding import DECODERS
 from sage_scale.segmentation.label_files import Labels
 from sage_scale.segmentation.motion import grey_movement, keypoint_movement, motion_labels
-from sage_scale.segmentation.precomputed import file_of, fitted, precomputed_labels
+from sage_scale.segmentation.precomputed import file_of, find_labels, fitted
 from sage_scale.segmentation.rules import RULE_FPS, B, I, resample_labels
 from sage_scale.untrusted.display import printable
 from sage_scale.untrusted.files import expanded, open_regular, read_bytes
@@ -80,6 +80,8 @@ class Tagging:
     """int8 (T,): O = 0, I = 1, B = 2."""
     probabilities: Probabilities | None = None
     """Of a model; at the model's rate."""
+    notes: tuple[str, ...] = ()
+    """Lines for people on the labels' file."""
 
 
 def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> Tagging:
@@ -103,8 +105,8 @@ def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> Ta
     if segmentation.tagger == "auto":
         raise UsageError("segmentation.tagger=auto is decided when a dataset is begun: name a tagger here")
     if segmentation.tagger == "precomputed":
-        known = precomputed_labels(segmentation.labels, decoded.clip, total, fps, segmentation.sign_tier)
-        return Tagging(labels_T=known)
+        known = find_labels(segmentation.labels, decoded.clip, segmentation.sign_tier)
+        return Tagging(labels_T=fitted(known, decoded.clip.start_s, total, fps), notes=known.notes)
     if segmentation.tagger == "uniform":
         return Tagging(labels_T=uniform_labels(total, segmentation.uniform_frames * fps / RULE_FPS))
     if segmentation.tagger != "motion":

@@ -70,7 +70,7 @@ class SampleDataset(torch.utils.data.Dataset):
         plan = self.plan
         if plan is None or plan.cuts is None or plan.keep == "nothing" or not self.remote:
             return requests
-        return with_prefetch(requests, plan.cuts, self.catalog.samples.length, plan.prefetch_bytes)
+        return with_prefetch(requests, plan.cuts, self.catalog.read_bytes(), plan.prefetch_bytes)
 
     def cancel_prefetch(self) -> None:
         """Drops fetches without a waiting caller."""

@@ -130,12 +130,14 @@ def catalogs_of(datasets: Sequence[Dataset], split: str, *, require_text: bool) 
 def mixed_order(
     datasets: Sequence[Dataset], split: str, stream: Stream, *, seed: int, require_text: bool
 ) -> tuple[Catalog, Mixture]:
-    """Returns the samples of a split over all datasets that have it, and their order.
+    """Returns the samples of a split over all datasets that have it, of which `stream.fraction` is taken, and their
+    order.
 
     Raises DatasetError where no dataset has the split or a usable clip, RecipeError for a wrong number of weights.
     """
     having = [dataset for dataset in datasets if split in dataset.splits]
-    catalogs = catalogs_of(datasets, split, require_text=require_text)
+    whole = catalogs_of(datasets, split, require_text=require_text)
+    catalogs = [catalog.subset(stream.fraction) for catalog in whole]
     languages = [catalog.samples.language for catalog in catalogs]
     if stream.mix == "language":
         # A source is a run of the catalog: the clips of a language lie together, in dataset order.
@@ -144,6 +146,7 @@ def mixed_order(
         languages = [language_S[chosen] for language_S, chosen in zip(languages, rows)]
     catalog = Catalog.joined(catalogs)
     if not len(catalog):
+        refuse_empty_subset(catalog, stream)
         what = "sample with a sentence" if require_text else "sample"
         raise DatasetError(f"{catalog.url} has no {what} in split '{split}': there is nothing to train on")
     sizes = [len(part) for part in catalogs]
@@ -152,6 +155,7 @@ def mixed_order(
     elif stream.mix == "dataset":
         if 0 in sizes:
             empty = having[sizes.index(0)].url
+            refuse_empty_subset(catalogs[sizes.index(0)], stream)
             raise DatasetError(f"{empty} has no usable clip in split '{split}': leave it out of the mixture")
         bounds, weights = np.cumsum([0, *sizes]), _weights(sizes, stream)
     else:
@@ -169,16 +173,29 @@ def mixed_order(
 def source_order(
     catalog: Catalog, rows: slice, stream: Stream, *, seed: int | None = None, source: int = 0
 ) -> Order:
-    """Returns the order of these rows of the catalog by the settings; `seed` is theirs unless given."""
+    """Returns the order of these rows of the catalog by the settings; `seed` is theirs unless given.
+
+    Blocks of a subset are cut by the bytes that are read, which are more than its samples'.
+    """
+    bytes_S = catalog.read_bytes() if catalog.left_out else catalog.samples.length
     return dataset_order(
         catalog.samples.unit[rows],
-        catalog.samples.length[rows],
+        bytes_S[rows],
         lanes=stream.lanes,
         window=stream.window,
         block_bytes=int(stream.block_mb * (1 << 20)),
         seed=stream.seed if seed is None else seed,
         source=source,
     )
+
+
+def refuse_empty_subset(catalog: Catalog, stream: Stream) -> None:
+    """Raises DatasetError where `stream.fraction` has left no sample."""
+    if not len(catalog) and catalog.left_out:
+        raise DatasetError(
+            f"stream.fraction={stream.fraction:g} chooses none of the {catalog.left_out:,} training clips of "
+            f"{catalog.url}: raise it"
+        )
 
 
 def _weights(sizes: Sequence[int], stream: Stream) -> NDArray[np.float64]:

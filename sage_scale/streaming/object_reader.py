@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sage_scale.errors import StorageError
 from sage_scale.storage import NotFound, Store, Unavailable, open_store
 from sage_scale.streaming.blocks import Blocks
-from sage_scale.streaming.catalog import Catalog
+from sage_scale.streaming.catalog import COALESCE_GAP, Catalog
 from sage_scale.streaming.prefetch import ReadPlan
 from sage_scale.streaming.range_requests import RangeClient, RangeRequest
 from sage_scale.streaming.read_counts import ReadCounts
@@ -27,8 +27,6 @@ from sage_scale.streaming.readers import (
     Source,
 )
 
-COALESCE_GAP = 128 << 10
-"""Two ranges nearer than this share one GET: 128 KiB take about a millisecond, a request tens of them."""
 COALESCE_BYTES = 8 << 20
 """Largest coalesced GET."""
 REPEATED_READS = 2

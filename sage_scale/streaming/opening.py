@@ -33,8 +33,9 @@ def open_stream(
 
     `data` is a dataset or several, by URL or opened, mixed by `stream.mix`. `batch_size` counts the clips of all ranks.
     `seed` and `workers` are the recipe's unless given. Without `epochs` the stream does not end. Samples without a
-    sentence are left out unless `require_text` is false. Raises DatasetError where the dataset has no such split, no
-    usable sample, or was made by a recipe with other frames; UsageError for more ranks than lanes.
+    sentence are left out unless `require_text` is false, and of the others `stream.fraction` is taken. Raises
+    DatasetError where the dataset has no such split, no usable sample, or was made by a recipe with other frames;
+    UsageError for more ranks than lanes.
     """
     settings = recipe.stream
     seed = settings.seed if seed is None else seed
@@ -75,8 +76,9 @@ def open_evaluation(
 ) -> Stream:
     """Returns a stream of every sample of a split exactly once, in dataset order; each iteration starts over.
 
-    `batch_size` counts the clips of all ranks; rank r takes the positions p with p mod W = r, and every rank gets as
-    many batches. A damaged sample raises, whatever the recipe says: a score must not leave clips out.
+    The split is whole, whatever `stream.fraction`. `batch_size` counts the clips of all ranks; rank r takes the
+    positions p with p mod W = r, and every rank gets as many batches. A damaged sample raises, whatever the recipe
+    says: a score must not leave clips out.
     """
     datasets = _open(data, recipe)
     catalog = Catalog.joined(catalogs_of(datasets, split, require_text=require_text))

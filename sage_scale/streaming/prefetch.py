@@ -21,7 +21,7 @@ import numpy as np
 from sage_scale.config import Stream
 from sage_scale.streaming.batch import StepRequest
 from sage_scale.streaming.cache import KEEP_SHARE
-from sage_scale.streaming.catalog import Catalog
+from sage_scale.streaming.catalog import COALESCE_GAP, Catalog
 from sage_scale.streaming.mixture import Mixture
 from sage_scale.streaming.order import Integers, cut_blocks
 
@@ -97,7 +97,7 @@ def plan_reads(
     wear the disk, the blocks in use stay in memory, unless they are too many, or shared with loader workers. Where
     neither holds the blocks in use, they would be fetched again and again: samples are read one by one.
     """
-    table = catalog.samples
+    table, bytes_S = catalog.samples, catalog.read_bytes()
     if order is None:
         cuts = cut_blocks(table.unit, table.length, int(stream.block_mb * (1 << 20)))
         in_use = 0
@@ -106,11 +106,12 @@ def plan_reads(
         cuts = np.unique(np.concatenate([part.cuts + begin for part, begin in zip(order.orders, begins)]))
         in_use = sum(
             blocks_in_use(
-                part.cuts, table.length[begin : begin + part.samples], lanes=part.lanes, window=part.window
+                part.cuts, bytes_S[begin : begin + part.samples], lanes=part.lanes, window=part.window
             )
             for part, begin in zip(order.orders, begins.tolist())
         )
-    total, ranks = int(table.length.sum()), max(1.0, host_share(world) * world)
+    cuts = cut_at_gaps(cuts, table.unit, table.offset, table.length, COALESCE_GAP)
+    total, ranks = int(bytes_S.sum()), max(1.0, host_share(world) * world)
     disk, memory = int(KEEP_SHARE * stream.cache_gb * 1e9), stream.memory_mb * 1_000_000
     least = 2 * total // max(1, len(cuts) - 1)  # least room to prefetch: two blocks
     on_host, in_rank = min(total, int(in_use * host_share(world))), min(total, in_use // world)

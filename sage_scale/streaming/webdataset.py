@@ -27,7 +27,7 @@ from sage_scale.shards.webdataset_index import WebDatasetIndex, open_webdataset_
 from sage_scale.streaming.batch import SampleShape, StepBatch, StepRequest
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.dataset import SampleDataset
-from sage_scale.streaming.mixture import Mixture, source_order
+from sage_scale.streaming.mixture import Mixture, refuse_empty_subset, source_order
 from sage_scale.streaming.prefetch import plan_reads
 from sage_scale.streaming.read_counts import ReadCounts
 from sage_scale.streaming.stream import Stream, check_batch_size
@@ -93,14 +93,15 @@ def open_webdataset(
     """Returns the stream of one rank over a WebDataset, in the same global order whatever the layout of the job.
 
     `index_url` is where `sage-scale shards index` wrote the index; `batch_size` counts the samples of all
-    ranks; `settings` are those of a recipe's section `stream` (lanes, window, block_mb, on_corrupt and so on), of which
+    ranks; `settings` are those of a recipe's section `stream` (lanes, window, block_mb, fraction and so on), of which
     `seed` and `workers` may be given alone. Without `epochs` the stream does not end. It yields WebBatch and resumes
-    from its `state_dict`, as any Stream. Raises DatasetError where the index is missing or damaged, UsageError for more
-    ranks than lanes.
+    from its `state_dict`, as any Stream. Raises DatasetError where the index is missing or damaged or
+    `settings.fraction` chooses no sample, UsageError for more ranks than lanes.
     """
     settings = settings or Settings()
     check_batch_size(batch_size)
-    catalog = _catalog_of(open_webdataset_index(index_url))
+    catalog = _catalog_of(open_webdataset_index(index_url)).subset(settings.fraction)
+    refuse_empty_subset(catalog, settings)
     order = source_order(catalog, slice(None), settings, seed=seed)
     mixture = Mixture(orders=(order,), weights=(1.0,), length=order.samples)
     samples = WebSamples(

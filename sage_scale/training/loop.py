@@ -133,9 +133,9 @@ class Loop:
         self._saved = progress.step
         if progress.step and self._due(self.stage.evaluate_every):
             self._evaluate_once(evaluate)  # due, but asked to stop at that very step
-        dataset = self.stream.state_dict()["digest"]
+        dataset = {"dataset": self.stream.state_dict()["digest"], "clips": len(self.stream.dataset)}
         differing = {"differing": self.differing} if self.differing else {}
-        self.log.event("start", progress.step, **self.throughput.job(), dataset=dataset, **differing)
+        self.log.event("start", progress.step, **self.throughput.job(), **dataset, **differing)
         with StopRequest() as stop:
             self._make_steps(stop, compute, evaluate)
             # Asked from here on: the trained state is evaluated and saved first, too.

@@ -141,6 +141,8 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
         batch_size=stage.batch_size,
         seed=task.stream_seed,
     )
+    if ranks.is_main and recipe.stream.fraction < 1:
+        tell(f"sage-scale {name}: {stream.dataset.catalog.describe_subset(recipe.stream.fraction)}")
     engine = Engine(task.model, stage, ranks, forward=task.forward, build=task.build)
     task.begin(engine)
     loop = Loop(name, recipe, folder, engine, stream, frozen=task.frozen, operations=task.operations)

@@ -46,6 +46,11 @@ class PackedVideo:
         segment_clip_N = torch.repeat_interleave(self.clip_segments_B)
         return torch.repeat_interleave(segment_clip_N, self.segment_frames_N)
 
+    def clip_frames_B(self) -> Tensor:
+        """Returns int64 (B,): the stored frames of each clip, all segments together."""
+        segment_clip_N = torch.repeat_interleave(self.clip_segments_B)
+        return torch.zeros_like(self.clip_segments_B).index_add(0, segment_clip_N, self.segment_frames_N)
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> PackedVideo:
         """Returns the same video on another device."""
         moved = {

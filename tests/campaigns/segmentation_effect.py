@@ -10,6 +10,7 @@ steps. Settings are named TAGGER/RULE and run in the order in which they are giv
 from __future__ import annotations
 
 import argparse
+import functools
 import subprocess
 import sys
 import tempfile
@@ -17,18 +18,13 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from common import parse, sage, spread
+from demo_seeds import SMALL
 
 from sage_scale.evaluation.stored import read_scores
 from sage_scale.shards.dataset import open_dataset
 
 TAGGERS = ("gold", "trained", "published", "motion", "uniform")
 SETTINGS = [f"{tagger}/{rule}" for rule in ("sage", "sage-unhalved") for tagger in TAGGERS]
-SMALL = [
-    "corpus.train_clips=8", "corpus.dev_clips=2", "corpus.test_clips=2", "corpus.heldout_clips=2",
-    "shards.clips_per_unit=7", "precompute.actors=1", "denoise.steps=4", "denoise.vocabulary=100",
-    "pretrain.max_steps=2", "finetune.max_steps=2", "finetune.frozen_views=1", "pretrain.batch_size=4",
-    "finetune.batch_size=4", "evaluation.max_tokens=8",
-]  # fmt: skip
 
 
 def main() -> None:
@@ -59,9 +55,9 @@ def run(home: Path, setting: str, seed: int, options: argparse.Namespace) -> Non
     corpus, shards, folder = home / "corpus", home / "shards" / setting, home / "runs" / setting / str(seed)
     if (folder / "scores.json").is_file():
         return
-    call("corpus", "make", "--root", corpus, "--keypoints", *options.set)
+    call_once("corpus", "make", "--root", corpus, "--keypoints", *options.set)
     changes = [*tagger(setting, corpus, options.published), *options.set]
-    call("precompute", "--corpus", "synthetic", "--root", corpus, "--out", shards, *changes)
+    call_once("precompute", "--corpus", "synthetic", "--root", corpus, "--out", shards, *changes)
     language = home / "language_model"
     if language.is_dir():  # the same for every run: that of the first one
         changes += [f"model.language_model={language}", "denoise.enabled=false"]
@@ -94,6 +90,12 @@ def call(*arguments: object) -> None:
     done = subprocess.run(sage(*arguments), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, arguments))}: {done.stderr[-1500:]}")
+
+
+@functools.cache
+def call_once(*arguments: object) -> None:
+    """What all seeds share; the verbs themselves skip what an earlier process has made."""
+    call(*arguments)
 
 
 def bleu(home: Path, setting: str, seed: int) -> tuple[float, float] | None:

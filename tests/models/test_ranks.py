@@ -15,13 +15,16 @@ from sage_scale.config import Augment
 from sage_scale.models.sage.mbart import TextEncoder
 from sage_scale.models.sage.model import SageAligner
 
-MODES = ("sync", "frozen")
+CASES = [("sync", "mean"), ("frozen", "mean"), ("sync", "max"), ("sync", "window"), ("sync", "first")]
+"""Values of model.batchnorm and model.pooling."""
 
 
-def run(clips: list[int], mode: str) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def run(
+    clips: list[int], mode: str, pooling: str
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Loss, gradients and buffers after one step on some of the clips, in float64, with dropout and augmentation."""
     torch.manual_seed(0)
-    made = recipe(context_layers=1, dropout=0.3, batchnorm=mode, mapper_norm="batch")
+    made = recipe(context_layers=1, dropout=0.3, batchnorm=mode, mapper_norm="batch", pooling=pooling)
     made = replace(made, pretrain=replace(made.pretrain, augment=Augment(brightness=0.3, contrast=0.2)))
     made = replace(made, clcl=replace(made.clcl, same_text="masked"))
     language_model = small_mbart()
@@ -45,7 +48,7 @@ def _rank(rank: int, folder: str) -> None:
             dist.init_process_group(
                 "gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=len(parts)
             )
-            results[name] = {mode: run(parts[rank], mode) for mode in MODES}
+            results[name] = {case: run(parts[rank], *case) for case in CASES}
             dist.destroy_process_group()
     torch.save(results, f"{folder}/{rank}.pt")
 
@@ -56,13 +59,13 @@ def test_ranks_equal_one_process(tmp_path: Path):
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=3)
     saved = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
     for layout, parts in LAYOUTS.items():
-        for mode in MODES:
-            ranks = [saved[rank][layout][mode] for rank in range(len(parts))]
-            loss, gradients, buffers = run([0, 1, 2], mode)
+        for case in CASES:
+            ranks = [saved[rank][layout][case] for rank in range(len(parts))]
+            loss, gradients, buffers = run([0, 1, 2], *case)
             torch.testing.assert_close(sum(rank[0] for rank in ranks), loss, rtol=0, atol=1e-9)
             for name, gradient in gradients.items():
                 found = sum(rank[1][name] for rank in ranks)
-                note = f"{layout}, {mode}: gradient of {name}"
+                note = f"{layout}, {case}: gradient of {name}"
                 torch.testing.assert_close(found, gradient, rtol=1e-6, atol=1e-9, msg=note)
             for name, buffer in buffers.items():
                 for rank in ranks:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from sage_scale.models.sign2gpt.spatial import clip_frames, drawn_frames
+from sage_scale.models.sign2gpt.spatial import drawn_frames
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -23,7 +23,7 @@ def numbered(lengths: list[int], seeds: list[int]) -> PackedVideo:
 
 
 def seen(video: PackedVideo) -> list[list[int]]:
-    parts = video.features_FC.split(clip_frames(video).tolist())
+    parts = video.features_FC.split(video.clip_frames_B().tolist())
     assert all(len(set(part[:, 0].tolist())) == 1 for part in parts), "a clip got another clip's frames"
     return [part[:, 1].long().tolist() for part in parts]
 

@@ -104,9 +104,7 @@ def test_training_draws_follow_the_clip_in_any_batch():
     kept = encoder.frame_features(
         video([0], background=True), augmented=True
     )  # a view kept from a frozen backbone
-    torch.testing.assert_close(
-        encoder.tokens(kept, video([0]).segment_frames_N), together[0], rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(encoder.tokens(kept, video([0])), together[0], rtol=1e-5, atol=1e-6)
 
 
 def test_the_other_kind_of_video_is_refused():

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from factories.datasets import make_stream_dataset
 from torch.utils.flop_counter import FlopCounterMode
 from training.cached_steps import cached_recipe, make_aligner, make_clips
 from transformers import MBartConfig, MBartForConditionalGeneration
@@ -26,6 +27,7 @@ from sage_scale.planning.loss import WAYS
 from sage_scale.planning.measure import autocast
 from sage_scale.planning.step import ClipSize, largest
 from sage_scale.registry import Part
+from sage_scale.streaming.subset import in_fraction
 from sage_scale.vision.packed import PackedVideo
 
 TOLERANCE = 0.25
@@ -117,6 +119,9 @@ def test_operations_of_a_rank_fall_with_the_ranks():
         ),
         ("features", ["model.context_layers=0", "clcl.beta=1"]),
         ("features", ["model.token_dim=64"]),
+        ("features", ["model.pooling=max"]),
+        ("features", ["model.pooling=window"]),
+        ("frames", ["model.backbone.widths=[16,32]", "model.pooling=first"]),
     ],
 )
 def test_memory_and_operations_of_the_encoder(kind, changes):
@@ -211,9 +216,15 @@ def test_largest_finds_the_edge():
     assert largest(lambda _: True, limit=64) >= 64
 
 
-def test_plan_on_the_command_line():
-    said = CliRunner().invoke(app, ["plan", "demo", "--gpu", "a100", "--batch", "64", "--tokens", "14"])
+def test_plan_on_the_command_line(tmp_path):
+    made = make_stream_dataset(tmp_path / "set", "features", [("train", 100), ("dev", 3)])
+    key_S = np.array([int(key, 16) for key, s in made.items() if s.meta["split"] == "train"], np.uint64)
+    clips = int(in_fraction(key_S, 0.4).sum())
+    options = ["--gpu", "a100", "--batch", "64", "--tokens", "14", "--data", str(tmp_path / "set")]
+    said = CliRunner().invoke(app, ["plan", "demo", *options, "stream.fraction=0.4"])
     assert said.exit_code == 0, said.output
     assert "largest batch in 80 GB" in said.output and "64" in said.output
+    assert f"{clips} of 100 training clips (stream.fraction=0.4)" in said.output
+    assert f"stages 1 and 2: {-(-clips // 32)} and {-(-clips // 32)}" in " ".join(said.output.split())
     wrong = CliRunner().invoke(app, ["plan", "demo", "--gpu", "abacus"])
     assert isinstance(wrong.exception, UsageError) and "abacus" in str(wrong.exception)

@@ -19,6 +19,7 @@ from factories.videos import write_video
 from PIL import Image
 from plugins.toy_extractor import brightest
 
+from sage_scale.cli import main
 from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import StorageError, TooManyRejects, UnitsOpen, UsageError
@@ -184,6 +185,21 @@ def test_too_many_rejects_end_with_3_and_name_the_first(root, tmp_path):
     with pytest.raises(TooManyRejects, match=r"1 of 4 .*first: 'bad': unreadable") as caught:
         run(root, tmp_path / "out", recipe=recipe(shards={"max_reject_rate": 0.0}))
     assert caught.value.exit_code == 3 and (tmp_path / "out" / "talk.pose").exists()
+
+
+def test_the_verb_names_the_first_ten_rejects(root, tmp_path, capsys, monkeypatch):
+    for number in range(11):
+        (root / f"bad{number:02d}.mp4").write_text("none")
+    given = recipe(shards={"max_reject_rate": 0.9})
+    monkeypatch.setattr("sage_scale.config.load_recipe", lambda *_: given)
+    code = main.run(["keypoints", "--root", str(root), "--out", str(tmp_path / "out")])
+    out, err = capsys.readouterr()
+    named = [line for line in err.splitlines() if line.startswith("rejected: ")]
+    assert code == 0 and "12 rejects (12 unreadable)" in out
+    assert (
+        len(named) == 10 and named[0].startswith("rejected: 'bad': unreadable (") and "'bad08'" in named[-1]
+    )
+    assert "12 are rejected" in err and "_rejects.jsonl names all" in err
 
 
 def test_failures_of_the_extractor_are_tried_again_and_never_reject_or_end_the_run(root, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from factories.videos import write_square
 from PIL import Image
 
 from sage_scale.corpora.manifest import Clip
-from sage_scale.precompute.actor import UnitWorker, is_disk_full
+from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import ClipDone, UnitDone, UnitFailed
 from sage_scale.precompute.sample_maker import SampleMaker, source_name
+from sage_scale.precompute.worker import is_disk_full
 
 DIGEST = "0123456789abcdef"
 
@@ -205,6 +207,18 @@ def test_a_failure_names_the_clip_in_work_also_before_its_turn(tmp_path: Path, m
         *events, last = worker.work(unit, DIGEST, alone=alone)
         assert isinstance(last, UnitFailed) and (last.kind, last.clip) == ("memory", "1")
         assert [event.clip for event in events] == done  # alone, the first not reported is the one being made
+
+
+def test_annotations_left_out_are_one_note_of_their_file(tmp_path):
+    unit, _ = long_video(tmp_path, [3, 2, 1, 0])
+    signs = [{"start_s": 0.1, "end_s": 0.3}, {"start_s": 2, "end_s": 1}, {"start_s": -1, "end_s": 1}]
+    (tmp_path / "labels.json").write_text(json.dumps({clip.id: {"signs": signs} for clip in unit.clips}))
+    recipe = recipe_for(
+        tmp_path, segmentation={"tagger": "precomputed", "labels": str(tmp_path / "labels.json")}
+    )
+    *done, _ = UnitWorker(recipe, str(tmp_path / "out")).work(unit, DIGEST)
+    (note,) = {note for event in done for note in event.notes}
+    assert note == "labels.json: 2 annotations left out; the first: signs[1]: from 2 s to 1 s"
 
 
 def test_no_more_than_two_clips_are_decoded_at_a_time() -> None:

@@ -203,15 +203,38 @@ def test_the_verb_prints_and_writes_its_table(media, tmp_path, capsys):
 
 
 def test_signs_of_the_annotation_that_cannot_be_read_are_named(media, tmp_path, capsys):
-    rows = ["a,0.2,0.6", "a,0.8,soon", "a,2,1", "a,900,901", "elsewhere,0,1"]
+    rows = ["a,0.2,0.6", "a,0.8,soon", "a,2,1", "a,2.8,5", "a,900,901", "elsewhere,0,1"]
     (tmp_path / "gold.csv").write_text("id,start_s,end_s\n" + "\n".join(rows) + "\n")
     code, _, err = said(
-        capsys, "--gold", tmp_path / "gold.csv", "--root", media, "segmentation.tagger=uniform"
-    )
+        capsys, "--gold", tmp_path / "gold.csv", "--root", media, "--out", tmp_path / "table",
+        "segmentation.tagger=uniform",
+    )  # fmt: skip
     assert code == 0 and "without a file" in err and "the first: 'elsewhere'" in err
     named = [line for line in err.splitlines() if line.startswith("annotation: 'a': ")]
-    assert len(named) == 3
-    assert "line 3" in named[0] and "line 4" in named[1] and "900.00 s, beyond the end" in named[2]
+    assert len(named) == 4
+    assert "line 3" in named[0] and "line 4" in named[1]
+    assert "5.00 s: cut at the end (3.00 s)" in named[2] and "901.00 s: left out" in named[3]
+    assert len(json.loads((tmp_path / "table.json").read_text())["unread"]) == 4
+    assert "left out or cut: 4" in (tmp_path / "table.md").read_text()
+
+
+def test_only_signs_within_the_pictures_are_scored(media, tmp_path):
+    """A tagger that marks what there is of each sign is perfect, however far the annotation goes on."""
+    for name, ends in (("gold", (3.4, 9)), ("tagged", (3.0, 3.0))):
+        rows = [
+            f"a,0.4,0.8,{name}",
+            f"a,2.4,{ends[0]},{name}",
+            *([f"a,8,{ends[1]},{name}"] * (name == "gold")),
+        ]
+        (tmp_path / f"{name}.csv").write_text("id,start_s,end_s,text\n" + "\n".join(rows) + "\n")
+    mine = Segmentation(tagger="precomputed", labels=str(tmp_path / "tagged.csv"))
+    found = evaluate(
+        [clip for clip in whole_videos(media).clips if clip.id == "a"], str(tmp_path / "gold.csv"),
+        [Row(name="mine", segmentation=mine)], Vision(), fps=25.0,
+    )  # fmt: skip
+    values = scores(found.counts["mine"].sum(0), 25.0)
+    assert found.signs == 2 and values["frame_macro_f1"] == values["segment_f1_75"] == values["ratio"] == 1
+    assert values["boundary_error_ms"] == 0
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from sage_scale.errors import ClipRejected, TooManyRejects, UsageError
 from sage_scale.segmentation import label_files
 from sage_scale.segmentation.elan import eaf_bytes
 from sage_scale.segmentation.intervals import Interval, SignIntervals, interval_json
-from sage_scale.segmentation.precomputed import check_labels, has_labels, precomputed_labels
+from sage_scale.segmentation.precomputed import check_labels, find_labels, fitted, has_labels
 
 LETTERS = [0, 0, 2, 1, 1, 1, 2, 1, 1, 1, 1, 1]
 TOTAL = len(LETTERS)
@@ -34,7 +34,7 @@ def clip(name: str = "train/heute-1", split: str = "train") -> Clip:
 
 def labels_of(place: Path, of: Clip | None = None, total: int = TOTAL) -> list[int]:
     label_files._table.cache_clear()  # files of one size within one tick of the clock
-    return precomputed_labels(str(place), of or clip(), total, 25.0).tolist()
+    return fitted(find_labels(str(place), of or clip()), (of or clip()).start_s, total, 25.0).tolist()
 
 
 def refused(place: Path, of: Clip | None = None, total: int = TOTAL) -> str:
@@ -142,7 +142,7 @@ def test_elan_files_and_documents_of_intervals_have_the_times_of_the_video(tmp_p
     other = tmp_path / "other.eaf"
     other.write_bytes(eaf_bytes(intervals, sign_tier="Hand"))
     assert "bad-labels: there is no tier SIGN; its tiers are Hand" in refused(other, part)
-    assert precomputed_labels(str(other), part, TOTAL, 25.0, "hand").tolist() == wanted
+    assert fitted(find_labels(str(other), part, "hand"), part.start_s, TOTAL, 25.0).tolist() == wanted
     with pytest.raises(UsageError, match=r"segmentation.labels: other\.eaf: there is no tier SIGN"):
         check(other, [part])
 

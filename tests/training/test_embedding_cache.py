@@ -26,11 +26,18 @@ WORST = 3e-5
 """A single weight's gradient against float64: small groups make float32 itself lose a digit in BatchNorm."""
 
 
-@pytest.mark.parametrize("kind", ["frames", "features"])
-@pytest.mark.parametrize("batchnorm", ["frozen", "group"])
-def test_gradients_are_those_of_one_graph(kind, batchnorm):
+@pytest.mark.parametrize(
+    ("kind", "batchnorm", "pooling"),
+    [
+        *((kind, mode, "mean") for kind in ("frames", "features") for mode in ("frozen", "group")),
+        ("features", "group", "max"),
+        ("features", "group", "window"),
+        ("frames", "group", "first"),
+    ],
+)
+def test_gradients_are_those_of_one_graph(kind, batchnorm, pooling):
     """Against float64 torch with the graphs of all chunks at once; dropout, augmentation and both levels included."""
-    recipe = cached_steps.recipe_of(kind, batchnorm)
+    recipe = override(cached_steps.recipe_of(kind, batchnorm), [f"model.pooling={pooling}"])
     found = cached_steps.one_step(recipe, [24], zero=1, cached=True)
     loss, wanted = cached_steps.expected(recipe, [24])
     assert cached_steps.chunks_of([24]) == 3

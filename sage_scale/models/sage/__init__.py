@@ -17,7 +17,10 @@ SPEC = ModelSpec(
     language_codes=True,
     breaking_keys=tuple(
         f"model.{key}"
-        for key in ("conv_kernel", "token_dim", "mapper_blocks", "mapper_last", "mapper_norm", "context_layers")
+        for key in (
+            "conv_kernel", "pooling", "window_margin", "token_dim", "mapper_blocks", "mapper_last", "mapper_norm",
+            "context_layers",
+        )
     ),
     load=f"{_HERE}.export:load_translator",
     export_file="visual.safetensors",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,16 @@ class SageOutputs(FrozenOutputs):
         tokens_ND = kept
         if self.kind == "backbone":
             seeds_N = token_seeds(video.clip_seeds_B, video.clip_segments_B)
-            tokens_ND = model.mapper(model.visual.tokens(kept, video.segment_frames_N), seeds_N)
+            tokens_ND = model.mapper(model.visual.tokens(kept, model.visual.pooled_frames(video)), seeds_N)
         return model.forward_tokens(tokens_ND, video.clip_segments_B, *text, video.clip_seeds_B)
 
     def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
-        values = self.model.visual.frame_features(video, augmented=augmented)
+        visual = self.model.visual
+        video = visual.pooled_frames(video)
+        values = visual.frame_features(video, augmented=augmented)
         if self.kind == "visual":
-            tokens_ND = self.model.mapper(self.model.visual.tokens(values, video.segment_frames_N), None)
-            return tokens_ND, video.clip_segments_B.tolist()
-        segments = video.segment_frames_N.split(video.clip_segments_B.tolist())
-        return values, [int(part.sum()) for part in segments]
+            return self.model.mapper(visual.tokens(values, video), None), video.clip_segments_B.tolist()
+        return values, video.clip_frames_B().tolist()
 
 
 def load_stage1(model: SageTranslator, recipe: Recipe, run: Path) -> None:
@@ -94,15 +94,24 @@ def load_stage1(model: SageTranslator, recipe: Recipe, run: Path) -> None:
     state = load_tensors(run / STAGE1)
     load_visual(model, state)
     if init == "visual_context":
-        encoder = model.language_model.get_encoder()
-        layers = {
-            name.split(".layers.", 1)[1]: value
-            for name, value in state.items()
-            if ".layers." in name and name.startswith("context.")
-        }
-        if not layers:
-            raise CheckpointError(
-                f"{run / STAGE1} has no context encoder to take over; set finetune.init=visual"
-            )
-        own = layers.keys() & encoder.layers.state_dict().keys()
-        put_weights(encoder.layers, layers, own, "stage 1's context encoder")
+        _load_context(model, state, run / STAGE1)
+
+
+def _load_context(model: SageTranslator, state: Mapping[str, Tensor], source: Path) -> None:
+    """Put stage 1's context encoder in place of the same part of mBART's encoder: all of it where both have as many
+    layers, else its layers and input, and the norm behind the last layer stays mBART's.
+
+    Raises CheckpointError where stage 1 has no context encoder, or a deeper one.
+    """
+    own = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("context.")}
+    if not own:
+        raise CheckpointError(f"{source} has no context encoder to take over; set finetune.init=visual")
+    encoder = model.language_model.get_encoder()
+    depth = 1 + max(int(name.split(".")[1]) for name in own if name.startswith("layers."))
+    if depth > len(encoder.layers):
+        raise CheckpointError(
+            f"{source} has a context encoder of {depth} layers, the language model's encoder {len(encoder.layers)}: "
+            "set finetune.init=visual, or train stage 1 again with fewer model.context_layers"
+        )
+    names = set(own) if depth == len(encoder.layers) else {n for n in own if not n.startswith("layer_norm.")}
+    put_weights(encoder, own, names, "stage 1's context encoder")

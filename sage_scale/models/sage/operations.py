@@ -34,6 +34,8 @@ class VisualOperations:
     """Of a visual token through mapper and context encoder."""
     first: float
     """Of a frame through the first product behind stored features, which have no gradient; else 0."""
+    strided: bool = False
+    """Whether of each segment one frame alone is seen (`model.pooling=first`)."""
 
     @classmethod
     def of(cls, recipe: Recipe, language: MBartConfig) -> VisualOperations:
@@ -45,16 +47,21 @@ class VisualOperations:
         token += model.context_layers * (8 * D * D + 4 * D * feed)
         frame = 2 * model.conv_kernel * width * model.token_dim
         backbone = frame_operations(recipe) if frames else (0.0, 0.0)
-        return cls(*backbone, frame, token, 0.0 if frames else frame)
+        strided = model.pooling == "first"
+        return cls(*backbone, frame, token, 0.0 if frames else frame, strided)
+
+    def frames_seen(self, frames: float, tokens: float) -> float:
+        """Returns how many of the stored frames pass the frame encoder and the temporal convolution."""
+        return min(frames, tokens) if self.strided else frames
 
     def of_clips(self, frames: float, tokens: float) -> float:
-        """Returns the operations of a forward pass of these numbers of frames and visual tokens."""
-        return frames * (self.backbone + self.frame) + tokens * self.token
+        """Returns the operations of a forward pass of these numbers of stored frames and visual tokens."""
+        return self.frames_seen(frames, tokens) * (self.backbone + self.frame) + tokens * self.token
 
     def trained(self, frames: float, tokens: float) -> float:
         """Returns the operations of a forward and backward pass."""
         per_frame = self.backbone_trained + PASSES * self.frame - self.first
-        return frames * per_frame + tokens * PASSES * self.token
+        return self.frames_seen(frames, tokens) * per_frame + tokens * PASSES * self.token
 
 
 class StepOperations:

@@ -41,7 +41,7 @@ class ClipCost:
     """Cost of one clip in the visual encoder, mapper and context encoder."""
 
     frames: float
-    """Frames of the clip."""
+    """Frames of the clip that pass the frame encoder."""
     frame_bytes: float
     """Kept by the frame encoder for one frame between its forward and backward pass."""
     frame_output_bytes: float
@@ -122,9 +122,10 @@ def clip_cost(
     kept = kept_per_clip(forward, aligner, {"frames": [aligner.visual.backbone]})
     width = model.feature_dim if features else encoder_width(model.backbone)
     counts = VisualOperations.of(plain, language)
+    seen = counts.frames_seen(frames, tokens)
     return ClipCost(
-        frames=clip.frames,
-        frame_bytes=kept["frames"] / frames,
+        frames=counts.frames_seen(clip.frames, clip.visual_tokens),
+        frame_bytes=kept["frames"] / seen,
         frame_output_bytes=width * (2 if bf16 else 4),
         after_bytes=kept[REST],
         frame_operations=counts.backbone,

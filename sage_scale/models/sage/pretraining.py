@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 
 from sage_scale.config import Recipe
-from sage_scale.evaluation.stage1_scores import retrieval
-from sage_scale.losses import Objective, objective_of
+from sage_scale.evaluation.stage1_scores import tiled_retrieval
+from sage_scale.losses import objective_of
 from sage_scale.losses.collectives import gather_counts, gather_rows
+from sage_scale.losses.ring import sum_over_ranks
 from sage_scale.models.sage import export
 from sage_scale.models.sage.embedding_cache import EmbeddingCache, run_task
 from sage_scale.models.sage.mbart import TextEncoder, load_language_model
@@ -24,7 +26,7 @@ from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
 from sage_scale.text.tokenizer import encode_texts
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
-from sage_scale.training.decode import first_batch, gather_clips, split_batches
+from sage_scale.training.decode import first_batch, split_batches
 from sage_scale.training.engine import Engine
 from sage_scale.training.language.prepare import check_language_model, prepare_language_model
 from sage_scale.training.stage import STAGE1, Task, TaskContext
@@ -125,7 +127,10 @@ def repeated_texts(ids_B: torch.Tensor) -> tuple[list[int], int]:
 def embed_split(
     recipe: Recipe, engine: Engine, text: TextEncoder, data: Sequence[Dataset], split: str
 ) -> list[dict[str, Any]]:
-    """Returns tokens of every clip of a split, in dataset order, on every rank: key, meta, visual and text tokens."""
+    """Returns this rank's clips of a split, a row each: key, meta, text, and the tokens of both sides, float32.
+
+    Rank r has every W-th clip, and may have none.
+    """
     ranks = engine.ranks
     rows: list[dict[str, Any]] = []
     for batch in split_batches(recipe, data, split, ranks):
@@ -141,58 +146,61 @@ def embed_split(
             contexts = [part.float().cpu() for part in hidden.split(segments)]
         lexical = [part.float().cpu() for part in targets.embeddings_MD.split(words)]
         contextual = [part.float().cpu() for part in targets.hidden_MD.split(words)]
-        names = ("position", "key", "meta", "text", "visual", "hidden", "embeddings", "states")
-        columns = (
-            batch.positions_B.tolist(),
-            batch.keys,
-            batch.metas,
-            texts,
-            visual,
-            contexts,
-            lexical,
-            contextual,
-        )
+        names = ("key", "meta", "text", "visual", "hidden", "embeddings", "states")
+        columns = (batch.keys, batch.metas, texts, visual, contexts, lexical, contextual)
         rows += [dict(zip(names, values)) for values in zip(*columns)]
-    return gather_clips(rows)
+    return rows
 
 
+@torch.no_grad()
 def dev_figures(
     recipe: Recipe, engine: Engine, text: TextEncoder, data: Sequence[Dataset], split: str
 ) -> tuple[dict[str, float], float]:
     """Returns the loss over the whole split as one batch with retrieval in both directions, and the score, minus the
-    loss."""
+    loss (a collective).
+
+    Each rank keeps the tokens of its own clips, and computes its share of both by tiles (`Objective.share`,
+    `tiled_retrieval`), in float64.
+    """
     rows = embed_split(recipe, engine, text, data, split)
-    if not rows:
+    device = engine.ranks.device
+    widths = [_width(rows, name) for name in ("visual", "embeddings", "hidden", "states")]
+    every = gather_counts([len(rows), *widths], device=device)
+    clips = sum(counts[0] for counts in every)
+    if not clips:
         return {"clips": 0}, 0.0
-    objective = objective_of(recipe.clcl)
-    figures: dict[str, float] = {"clips": len(rows)}
+    visual, embeddings, hidden, states = (max(counts[n] for counts in every) for n in range(1, 5))
+    # The reference holds all pairs of tokens of a split at once.
+    objective = objective_of(replace(recipe.clcl, implementation="auto"))
+    figures: dict[str, float] = {"clips": clips}
     total = 0.0
-    levels = [("embedding", "visual", "embeddings", recipe.clcl.beta)]
-    if rows[0]["hidden"] is not None and recipe.clcl.beta < 1:
-        levels.append(("hidden", "hidden", "states", 1 - recipe.clcl.beta))
-    for name, visual_key, text_key, weight in levels:
-        video_to_text, text_to_video = similarity_matrices(objective, rows, visual_key, text_key)
-        scale = getattr(engine.evaluation_model, f"log_scale_{name}").detach().float().cpu().exp()
-        loss = float(objective.loss(video_to_text, text_to_video, scale))
+    levels = [("embedding", ("visual", visual), ("embeddings", embeddings), recipe.clcl.beta)]
+    if hidden and recipe.clcl.beta < 1:
+        levels.append(("hidden", ("hidden", hidden), ("states", states), 1 - recipe.clcl.beta))
+    # Repeated texts are negatives on dev, whatever `clcl.same_text`.
+    ids_B = torch.arange(len(rows), device=device) * len(every) + engine.ranks.rank
+    for name, of_visual, of_text, weight in levels:
+        (visual_ND, n_B), (text_MD, m_B) = (_packed(rows, *side) for side in (of_visual, of_text))
+        scale = getattr(engine.evaluation_model, f"log_scale_{name}").detach().double().exp()
+        exact_ND, exact_MD = (tokens.to(device, torch.float64) for tokens in (visual_ND, text_MD))
+        share = objective.share(exact_ND, exact_MD, n_B.to(device), m_B.to(device), scale, ids_B)
+        loss = float(sum_over_ranks(share, None))
         figures[f"loss_{name}"] = loss
         total += weight * loss
         if name == "embedding":
-            figures |= retrieval(((video_to_text + text_to_video) / 2).numpy())
+            figures |= tiled_retrieval(objective, visual_ND, text_MD, n_B.tolist(), m_B.tolist(), device)
     return {"loss": total, **figures}, -total
 
 
-def similarity_matrices(
-    objective: Objective, rows: list[dict[str, Any]], visual_key: str, text_key: str, block: int = 32
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (Zv, Zt) of all clips against all texts, in blocks of videos so that memory stays small."""
-    text = torch.cat([row[text_key] for row in rows])
-    text_lengths = torch.tensor([len(row[text_key]) for row in rows])
-    parts = []
-    for start in range(0, len(rows), block):
-        visual = [row[visual_key] for row in rows[start : start + block]]
-        lengths = torch.tensor([len(tokens) for tokens in visual])
-        parts.append(objective.similarity(torch.cat(visual), text, lengths, text_lengths))
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+def _width(rows: list[dict[str, Any]], name: str) -> int:
+    """Returns the width of a kind of tokens; 0 where there are none."""
+    return rows[0][name].shape[1] if rows and rows[0][name] is not None else 0
+
+
+def _packed(rows: list[dict[str, Any]], name: str, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the clips' tokens of a kind, (sum of lengths, width), and their lengths, int64 (b,)."""
+    tokens_ND = torch.cat([torch.zeros(0, width), *(row[name] for row in rows)])
+    return tokens_ND, torch.tensor([len(row[name]) for row in rows], dtype=torch.int64)
 
 
 @torch.no_grad()

@@ -1,10 +1,13 @@
 """The visual side: one token for each segment of frames, then the language model's space (SAGE, sections 3.1.3, 3.1.4).
 
 Each frame passes the frame encoder once. A temporal convolution sees its neighbours inside its own segment, the edge
-frames repeated; BatchNorm, ReLU and the mean over the segment's frames follow. All is packed: no padding, no loop.
+frames repeated; BatchNorm, ReLU and the mean over the segment's frames follow. Other reductions convolve over the whole
+clip and pool otherwise (`model.pooling`). All is packed: no padding, no loop.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +21,13 @@ from sage_scale.vision.packed import PackedVideo
 
 
 class VisualEncoder(FrameFeatures):
-    """PackedVideo to tokens (N, token_dim)."""
+    """PackedVideo to tokens (N, token_dim), one a segment; `model.pooling` says how a segment's frames become one."""
 
     def __init__(self, recipe: Recipe, stage: Stage | None = None) -> None:
         encoder = make_frame_encoder(recipe) if recipe.vision.kind == "frames" else None
         super().__init__(recipe, stage, encoder)
         model = recipe.model
+        self.pooling, self.margin = model.pooling, model.window_margin
         self.temporal = TemporalConv(
             encoder.width if encoder else model.feature_dim, model.token_dim, model.conv_kernel
         )
@@ -31,36 +35,74 @@ class VisualEncoder(FrameFeatures):
 
     def forward(self, video: PackedVideo) -> Tensor:
         """Returns tokens (N, token_dim). Raises ValueError as `frame_features`."""
-        return self.tokens(self.frame_features(video), video.segment_frames_N)
+        video = self.pooled_frames(video)
+        return self.tokens(self.frame_features(video), video)
 
-    def tokens(self, features_FC: Tensor, segment_frames_N: Tensor) -> Tensor:
-        """Returns tokens (N, token_dim) of frame features (F, C): temporal convolution, BatchNorm, ReLU, mean."""
-        x_FD = torch.relu(self.norm(self.temporal(features_FC, segment_frames_N)))
-        return torch.segment_reduce(x_FD, "mean", lengths=segment_frames_N, axis=0, unsafe=True)
+    def pooled_frames(self, video: PackedVideo) -> PackedVideo:
+        """Returns the video with the frames that tokens are made of: each segment's first (`first`), else all."""
+        return first_frames(video) if self.pooling == "first" else video
+
+    def tokens(self, features_FC: Tensor, video: PackedVideo) -> Tensor:
+        """Returns tokens (N, token_dim) of the features (F, C) of `pooled_frames`: temporal convolution, BatchNorm,
+        ReLU, and the pooling of each segment's frames."""
+        frames_N = video.segment_frames_N
+        runs = frames_N if self.pooling == "mean" else video.clip_frames_B()
+        x_FD = torch.relu(self.norm(self.temporal(features_FC, runs)))
+        if self.pooling == "window":
+            rows_R, frames_N = window_frames(video, self.margin)
+            x_FD = x_FD[rows_R]
+        reduce = "max" if self.pooling == "max" else "mean"
+        return torch.segment_reduce(x_FD, reduce, lengths=frames_N, axis=0, unsafe=True)
+
+
+def first_frames(video: PackedVideo) -> PackedVideo:
+    """Returns the same segments, of each its first frame alone."""
+    frames_N = video.segment_frames_N
+    first_N = frames_N.cumsum(0) - frames_N
+    return replace(
+        video,
+        segment_frames_N=torch.ones_like(frames_N),
+        frames_FCHW=None if video.frames_FCHW is None else video.frames_FCHW[first_N],
+        features_FC=None if video.features_FC is None else video.features_FC[first_N],
+    )
+
+
+def window_frames(video: PackedVideo, margin: int) -> tuple[Tensor, Tensor]:
+    """Returns the frames of each segment's window, int64 (R,), and their number, int64 (N,): the segment with `margin`
+    frames on both sides, as far as its clip reaches."""
+    frames_N, frames_B = video.segment_frames_N, video.clip_frames_B()
+    end_N, clip_end_B = frames_N.cumsum(0), frames_B.cumsum(0)
+    clip_N = torch.repeat_interleave(video.clip_segments_B)
+    begin_N = torch.maximum(end_N - frames_N - margin, (clip_end_B - frames_B)[clip_N])
+    counts_N = torch.minimum(end_N + margin, clip_end_B[clip_N]) - begin_N
+    shift_N = begin_N - (counts_N.cumsum(0) - counts_N)
+    shift_R = torch.repeat_interleave(shift_N, counts_N)
+    return torch.arange(shift_R.numel(), device=shift_R.device) + shift_R, counts_N
 
 
 class TemporalConv(nn.Conv1d):
-    """A 1-D convolution over the frames of each segment, the edge frames repeated: as many frames out as in.
+    """A 1-D convolution over the frames of each run (segment or clip), the edge frames repeated: n frames in, n out.
 
-    Equals nn.Conv1d on every segment after repeating its first and last frame (kernel - 1) / 2 times each. Repeating
+    Equals nn.Conv1d on every run after repeating its first and last frame (kernel - 1) / 2 times each. Repeating
     features, not frames, spares the ResNet 1.8 to 3 times the work.
     """
 
-    def forward(self, x_FC: Tensor, segment_frames_N: Tensor) -> Tensor:  # type: ignore[override]
-        neighbours_FK = neighbour_frames(segment_frames_N, self.kernel_size[0])
+    def forward(self, x_FC: Tensor, run_frames: Tensor) -> Tensor:  # type: ignore[override]
+        """`run_frames`: int64, the frames of each run; they sum to F."""
+        neighbours_FK = neighbour_frames(run_frames, self.kernel_size[0])
         window_FKC = x_FC[neighbours_FK].flatten(1)
         weight_DKC = self.weight.transpose(1, 2).flatten(1)
         return nn.functional.linear(window_FKC, weight_DKC, self.bias)
 
 
-def neighbour_frames(segment_frames_N: Tensor, kernel: int) -> Tensor:
-    """Returns int64 (F, kernel): the frames that each frame's window covers, clamped to the frame's own segment."""
-    first_N = segment_frames_N.cumsum(0) - segment_frames_N
-    segment_F = torch.repeat_interleave(segment_frames_N)
-    first_F = first_N[segment_F]
-    last_F = first_F + segment_frames_N[segment_F] - 1
-    position_F = torch.arange(segment_F.numel(), device=segment_F.device)
-    offsets_K = torch.arange(kernel, device=segment_F.device) - kernel // 2
+def neighbour_frames(run_frames: Tensor, kernel: int) -> Tensor:
+    """Returns int64 (F, kernel): the frames that each frame's window covers, clamped to the frame's own run."""
+    begins = run_frames.cumsum(0) - run_frames
+    run_F = torch.repeat_interleave(run_frames)
+    first_F = begins[run_F]
+    last_F = first_F + run_frames[run_F] - 1
+    position_F = torch.arange(run_F.numel(), device=run_F.device)
+    offsets_K = torch.arange(kernel, device=run_F.device) - kernel // 2
     return (position_F[:, None] + offsets_K).clamp(min=first_F[:, None], max=last_F[:, None])
 
 

@@ -15,7 +15,7 @@ from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
 from sage_scale.models.sign2gpt.export import save_translator
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator, load_signs
 from sage_scale.models.sign2gpt.operations import Sign2GptOperations
-from sage_scale.models.sign2gpt.spatial import check_spatial, clip_frames, frozen_files, sizes
+from sage_scale.models.sign2gpt.spatial import check_spatial, frozen_files, sizes
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
 from sage_scale.training.export import load_tensors
@@ -88,7 +88,7 @@ class Sign2GptOutputs(FrozenOutputs):
             super().__init__(model, stage, model.spatial.backbone, [model.spatial, model.sign_encoder])
 
     def forward_kept(self, video: PackedVideo, kept: Tensor, *text: Any) -> tuple[Tensor, Tensor]:
-        model, frames_B = self.model, clip_frames(video)
+        model, frames_B = self.model, video.clip_frames_B()
         if self.kind == "backbone":
             tokens_ND, lengths_B = model.sign_encoder(model.spatial.rows(kept), frames_B, video.clip_seeds_B)
         else:
@@ -96,7 +96,7 @@ class Sign2GptOutputs(FrozenOutputs):
         return model.decoder(tokens_ND, lengths_B, *text, video.clip_seeds_B)
 
     def values(self, video: PackedVideo, augmented: bool) -> tuple[Tensor, list[int]]:
-        model, frames_B = self.model, clip_frames(video)
+        model, frames_B = self.model, video.clip_frames_B()
         values_FC = model.spatial.frame_features(video, augmented=augmented)
         if self.kind == "backbone":
             return values_FC, frames_B.tolist()

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from sage_scale.models.sign2gpt.run_prototypes import target_glosses
-from sage_scale.models.sign2gpt.spatial import clip_frames
 from sage_scale.streaming.packing import grid_rows, run_indices
 from sage_scale.training.decode import first_batch
 from sage_scale.training.engine import Engine
@@ -38,7 +37,7 @@ def write_localisation(
     clip_rows: list[dict[str, Any]] = []
     with engine.precision():
         scores = model.scores(batch.video.to(engine.ranks.device))
-        lengths_B = model.sign_encoder.token_lengths(clip_frames(batch.video))
+        lengths_B = model.sign_encoder.token_lengths(batch.video.clip_frames_B())
     presence_BU = scores.presence_BU.float().cpu()
     packed = 0
     maps = scores.localisation_NU.float().cpu().split(lengths_B.tolist())

@@ -16,7 +16,7 @@ from sage_scale.config import Recipe, Stage
 from sage_scale.models.sign2gpt.decoder import SignDecoder
 from sage_scale.models.sign2gpt.prototypes import PrototypeHead, PrototypeScores, prototype_loss
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
-from sage_scale.models.sign2gpt.spatial import SpatialModel, clip_frames, drawn_frames
+from sage_scale.models.sign2gpt.spatial import SpatialModel, drawn_frames
 from sage_scale.nn.weights import put_weights
 from sage_scale.text.languages import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
@@ -47,11 +47,11 @@ class SignFeatures(nn.Module):
                 raise ValueError(
                     "model.sign2gpt.spatial=signs wants sign features, but the video holds frames"
                 )
-            return video.features_FC.float(), clip_frames(video)
+            return video.features_FC.float(), video.clip_frames_B()
         if self.training:
             g = self.settings
             video = drawn_frames(video, g.max_frames, g.start_jitter, self.stride)
-        return self.sign_encoder(self.spatial(video), clip_frames(video), video.clip_seeds_B)
+        return self.sign_encoder(self.spatial(video), video.clip_frames_B(), video.clip_seeds_B)
 
 
 class Sign2GptPretrainer(SignFeatures):

@@ -53,7 +53,7 @@ class SpatialModel(FrameFeatures):
     ) -> Tensor:
         if not isinstance(self.backbone, VisionTransformer):
             return super().encode_frames(pixels, video, count, centred)
-        seeds_F = token_seeds(video.clip_seeds_B, clip_frames(video))
+        seeds_F = token_seeds(video.clip_seeds_B, video.clip_frames_B())
         return self.backbone(pixels, count, seeds_F, self.chunk_frames, centred)
 
 
@@ -72,18 +72,11 @@ def frozen_files(recipe: Recipe) -> list[Path]:
 
 def sizes(recipe: Recipe, batch: Batch) -> dict[str, float]:
     """Returns the numbers of frames and tokens (of the sign encoder) in a rank's part of a batch."""
-    frames_B = clip_frames(batch.video)
+    frames_B = batch.video.clip_frames_B()
     settings = recipe.model.sign2gpt
     halved = settings.spatial != "signs" and settings.downsample_after > 0
     tokens_B = (frames_B + 1) // 2 if halved else frames_B
     return {"frames": float(frames_B.sum()), "visual_tokens": float(tokens_B.sum())}
-
-
-def clip_frames(video: PackedVideo) -> Tensor:
-    """Returns int64 (B,): frames of each clip, all segments together."""
-    clip_N = torch.repeat_interleave(video.clip_segments_B)
-    frames_B = torch.zeros_like(video.clip_segments_B)
-    return frames_B.index_add(0, clip_N, video.segment_frames_N)
 
 
 def drawn_frames(video: PackedVideo, max_frames: int, start_jitter: int, stride: int) -> PackedVideo:
@@ -94,7 +87,7 @@ def drawn_frames(video: PackedVideo, max_frames: int, start_jitter: int, stride:
     """
     if video.clip_seeds_B is None or not video.clips or not (max_frames or start_jitter):
         return video
-    frames_B, clip_seeds_B = clip_frames(video), video.clip_seeds_B
+    frames_B, clip_seeds_B = video.clip_frames_B(), video.clip_seeds_B
     clip_F, position_F = packed_positions(frames_B)
     skipped_B = (uniform(clip_seeds_B, _SALT) * (start_jitter + 1)).long() // stride
     kept_F = position_F >= torch.minimum(skipped_B, frames_B - 1)[clip_F]

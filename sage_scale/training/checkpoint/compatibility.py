@@ -21,12 +21,13 @@ BREAKING_KEYS = (
     "model.backbone.widths",
     "model.backbone.pool",
     "model.feature_dim",
+    "stream.fraction",
     "vision.kind",
     "text.target",
     "text.trim_vocabulary",
 )
-"""Keys of the model and the objective: changing them, or the model's own (`ModelSpec.breaking_keys`), makes a
-checkpoint non-resumable."""
+"""Keys of the model, the objective and the training clips: changing them, or the model's own
+(`ModelSpec.breaking_keys`), makes a checkpoint non-resumable."""
 BREAKING_STAGE_KEYS = ("optimizer", "freeze", "init")
 """Breaking keys among those of the stage itself."""
 IGNORED_KEYS = (
