@@ -33,6 +33,7 @@ from sage_scale.config import LAUNCH_FOLDER, Recipe, load_recipe, override
 from sage_scale.config.reading import changed, converted, nearest, read_mapping
 from sage_scale.config.recipe import flat
 from sage_scale.errors import RecipeError, UsageError
+from sage_scale.experiments.ablation_rows import slug
 from sage_scale.untrusted.display import shortened
 
 TABLE_FOLDER = LAUNCH_FOLDER / "tables"
@@ -80,8 +81,8 @@ class Table:
     reference: str = ""
     """Cell that the others are tested against; empty: the first one."""
     axes: tuple[str, ...] = ()
-    """Horizontal axes of the figure, a chart each: a recipe key, or `tokens`, `steps`, `seconds` or `clips` of a run.
-    Empty: a bar a cell."""
+    """Horizontal axes of the figure, a chart each: a recipe key, or a figure of the runs (docs/ablations.md). Empty: a
+    bar a cell."""
     cells: tuple[Cell, ...] = ()
     """Rows, in their order."""
 
@@ -158,9 +159,13 @@ def _table(values: Values) -> Table:
         cells.append(cell)
     table: Table = _filled(Table(), {key: value for key, value in values.items() if key != "cells"}, "")
     table = dataclasses.replace(table, cells=tuple(cells))
-    names = [cell.name for cell in cells]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise RecipeError(f"two cells are named '{shortened(twice)}'")
+    names, files = [cell.name for cell in cells], [slug(cell.name) for cell in cells]
+    if twice := next((name for name, file in zip(names, files) if files.count(file) > 1), None):
+        raise RecipeError(f"two cells are named '{shortened(twice)}', or alike but for signs between words")
+    if table.name != slug(table.name):
+        raise RecipeError(
+            f"name: must be of small letters, digits, dots and hyphens, as '{slug(table.name)}'"
+        )
     if table.reference and table.reference not in names:
         raise RecipeError(
             f"reference: no cell '{shortened(table.reference)}'{nearest(table.reference, names)}"

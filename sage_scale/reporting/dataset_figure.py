@@ -70,12 +70,12 @@ def dataset_figure(dataset: Dataset, parts: Sequence[SplitStatistics]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(label)}" '
         f'viewBox="0 0 {WIDTH:.0f} {height:.0f}" width="{WIDTH:.0f}" height="{height:.0f}">'
-        f"<style>{_colours()}{STYLE}</style>"
+        f"<style>{colours()}{STYLE}</style>"
         f'<rect width="100%" height="100%" fill="var(--card)"/>{"".join(body)}</svg>\n'
     )
 
 
-def _colours() -> str:
+def colours() -> str:
     """Returns the report's colours, as its style sheet defines them for light and dark."""
     light = re.search(r":root \{[^}]*\}", CSS)
     dark = re.search(r"@media \(prefers-color-scheme: dark\) \{\s*:root \{[^}]*\}\s*\}", CSS)

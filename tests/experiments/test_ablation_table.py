@@ -56,6 +56,8 @@ def test_a_cell_is_the_base_with_the_tables_changes_overrides_and_its_own(tmp_pa
         ("[finetune]", "[finetuning]", "stages[0]=finetuning: must be one of pretrain, finetune"),
         ("[finetune]", "[finetune, pretrain]", "cell 'two': stages: must be"),
         ("name: two", "name: one", "two cells are named 'one'"),
+        ("name: two", "name: One!", "two cells are named 'one', or alike"),
+        ("name: small", "name: ../small", "name: must be of small letters"),
         ("{bleu4: 20}", "{bleu5: 20}", "published.bleu5 is no score of the table (did you mean 'bleu4'?)"),
         ("{bleu4: 20}", "{bleu4: much}", "cell 'one': published.bleu4=much: must be a finite number"),
         ("recipe: ablation", "recipe: ablations", "no recipe 'ablations' (did you mean 'ablation'?)"),

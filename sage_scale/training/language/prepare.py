@@ -169,9 +169,15 @@ def _check_languages(dataset: Dataset) -> None:
 
 
 def prepare_language_model(
-    recipe: Recipe, run: Path, data: Sequence[Dataset], ranks: Ranks, say: Callable[[str], None] | None = None
+    recipe: Recipe,
+    run: Path,
+    data: Sequence[Dataset],
+    ranks: Ranks,
+    say: Callable[[str], None] | None = None,
+    threads: int = 0,
 ) -> Path:
-    """Returns the Hugging Face folder that both stages load; rank 0 makes it if it does not exist.
+    """Returns the Hugging Face folder that both stages load; rank 0 makes it if it does not exist, with `threads`
+    (0: one a core).
 
     With `denoise.enabled` a small model is pretrained on the training sentences; otherwise `model.language_model` is
     adapted to them, or used unchanged (`LanguageModelKind`).
@@ -180,14 +186,14 @@ def prepare_language_model(
     failure: Exception | None = None
     waiting = distributed.long_timeout_group()
     if ranks.is_main and not (folder / DONE).is_file():
-        threads = torch.get_num_threads()
-        torch.set_num_threads(os.cpu_count() or 1)  # the other ranks wait meanwhile
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or os.cpu_count() or 1)  # the other ranks wait meanwhile
         try:
             _prepare(recipe, run, folder, data, ranks, say)
         except Exception as error:
             failure = error
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before)
     failed = distributed.broadcast_object(str(failure) if failure else None, waiting)
     if failure is not None:
         raise failure

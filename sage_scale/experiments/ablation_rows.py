@@ -1,0 +1,133 @@
+"""Rows of finished runs: small files to commit, from which a later call resumes without run folder, shards or corpus.
+
+ROWS/TABLE/CELL-SEED.json     scores, identity, steps, seconds, versions
+ROWS/TABLE/CELL-SEED.txt      hypotheses, a line a clip, in the order of the references
+ROWS/references-DIGEST.tsv    language and reference of each clip, one file a set of clips
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sage_scale.errors import StorageError
+from sage_scale.untrusted.files import lines, read_bytes, read_text
+from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
+from sage_scale.untrusted.printer import tell
+
+Row = dict[str, Any]
+"""A finished run: `cell`, `seed`, `identity`, `scores` and more, as `ablation_run.describe` writes it."""
+
+
+@dataclass
+class Rows:
+    """The rows of one table in a folder that several tables share."""
+
+    folder: Path
+    table: str
+    _by_identity: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for path in sorted(self.folder.glob("*/*.json")):
+            try:
+                self._by_identity.setdefault(str(parse_json_object(read_bytes(path)).get("identity")), path)
+            except (OSError, InvalidJSON):
+                continue  # named where its run is asked for
+
+    def path(self, cell: str, seed: int) -> Path:
+        """Returns the file of a run's row."""
+        return self.folder / self.table / f"{slug(cell)}-{seed}.json"
+
+    def find(self, cell: str, seed: int, identity: str) -> Row | None:
+        """Returns the stored row of a run; or the row of another table's run of the same recipe, which is stored as
+        its own; or None. A row that no longer fits is named in a line."""
+        path = self.path(cell, seed)
+        own = self._read(path) if path.is_file() else None
+        if own is not None and own.get("identity") == identity:
+            return own
+        if own is not None:
+            tell(f"{path}: made by another recipe, stages or corpus than the cell's now; not reused")
+        other = self._by_identity.get(identity)
+        if other is None or other == path or (found := self._read(other)) is None:
+            return None
+        tell(f"{cell}, seed {seed}: the same run as {other}")
+        self.put(found | {"cell": cell, "seed": seed})
+        return self._read(path)
+
+    def put(self, row: Row) -> None:
+        """Stores a row and its texts, each file whole or not at all. Raises StorageError."""
+        path, texts = self.path(row["cell"], row["seed"]), row["texts"]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if texts:
+                _write(self._references(row), "".join(f"{tag}\t{_line(text)}\n" for _, text, tag in texts))
+                _write(path.with_suffix(".txt"), "".join(f"{_line(text)}\n" for text, _, _ in texts))
+            document = {
+                "table": self.table,
+                **{key: row[key] for key in row if key not in ("table", "texts")},
+            }
+            _write(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error.strerror or error}") from None
+        self._by_identity.setdefault(row["identity"], path)
+
+    def _references(self, row: Row) -> Path:
+        return self.folder / f"references-{row['references']}.tsv"
+
+    def _read(self, path: Path) -> Row | None:
+        """Returns a row with its texts; None, with a line, where a file is missing or damaged."""
+        try:
+            row = parse_json_object(read_bytes(path))
+            row["texts"] = self._texts(path, row) if row["clips"] else []
+            _check(row)
+            return row
+        except (OSError, InvalidJSON, KeyError, TypeError, ValueError) as error:
+            tell(f"{path}: damaged, or without its texts ({error}); not reused")
+            return None
+
+    def _texts(self, path: Path, row: Row) -> list[tuple[str, str, str]]:
+        hypotheses = lines(read_text(path.with_suffix(".txt")))
+        pairs = [line.partition("\t") for line in lines(read_text(self._references(row)))]
+        if (
+            digest(hypotheses) != row["hypotheses"]
+            or digest([text for _, _, text in pairs]) != row["references"]
+        ):
+            raise ValueError("other texts than were scored")
+        return [(text, reference, tag) for text, (tag, _, reference) in zip(hypotheses, pairs, strict=True)]
+
+
+def slug(name: str) -> str:
+    """Returns a cell's name as part of a file's name: `CLIP, one level` as `clip-one-level`."""
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "cell"
+
+
+def digest(texts: Sequence[str]) -> str:
+    """Returns 16 hex digits of sha256 over the texts, a line each."""
+    return hashlib.sha256("".join(f"{_line(text)}\n" for text in texts).encode()).hexdigest()[:16]
+
+
+def _check(row: Row) -> None:
+    kinds = {"cell": str, "identity": str, "signature": str, "device": str, "date": str, "seed": int,
+             "scores": dict, "steps": dict, "seconds": dict, "versions": dict, "cpu_seconds": int | float}  # fmt: skip
+    for key, kind in kinds.items():
+        if not isinstance(row.get(key), kind):
+            raise ValueError(f"no {key}")
+    if not all(isinstance(value, int | float) for value in row["scores"].values()):
+        raise ValueError("a score is no number")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _write(path: Path, text: str) -> None:
+    if path.is_file() and path.stat().st_size == len(text.encode()) and read_text(path) == text:
+        return
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

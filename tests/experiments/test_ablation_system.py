@@ -1,0 +1,62 @@
+"""Two cells with two seeds on a Ray of its own, killed in the middle: the same command makes the same rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sage_scale.cli import main
+from sage_scale.experiments.demo import sage
+
+pytestmark = pytest.mark.system
+SMALL = [
+    "corpus.train_clips=12", "corpus.dev_clips=4", "corpus.test_clips=1", "corpus.heldout_clips=1",
+    "segmentation.tagger=uniform", "precompute.actors=2", "denoise.steps=4", "denoise.vocabulary=100",
+    "denoise.width=16", "pretrain.max_steps=3", "pretrain.batch_size=4", "finetune.max_steps=2",
+    "finetune.batch_size=4", "evaluation.max_tokens=8", "evaluation.beams=1",
+]  # fmt: skip
+TABLE = """
+name: two
+title: Two losses
+source: a paper
+cells:
+  - name: CLCL
+    published: {bleu4: 20}
+  - name: CLIP
+    changes: {clcl.loss: clip}
+"""
+
+
+def test_a_killed_table_goes_on_with_the_same_rows(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(TABLE)
+    command = sage("ablate", tmp_path / "two.yaml", "--seeds", 2, "--home", tmp_path / "home", *SMALL)
+    rows = tmp_path / "home" / "rows" / "two"
+    with (tmp_path / "first").open("w") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        while not list(rows.glob("*.json")) and first.poll() is None:
+            time.sleep(0.05)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    before = {path.name: path.read_bytes() for path in rows.glob("*.json")}
+    assert before and len(before) < 4, (tmp_path / "first").read_text()
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(rows.glob("*.json"))) == 4
+    assert {name: (rows / name).read_bytes() for name in before} == before
+    table = (rows.parent / "two.md").read_text()
+    assert "2 of 2" in table and "not run" not in table and "published: BLEU-4" in table
+
+    # The rows alone are enough: a third call makes nothing, in a home that holds nothing else.
+    other = tmp_path / "other"
+    given = [tmp_path / "two.yaml", "--seeds", 2, "--home", other, "--rows", rows.parent, *SMALL]
+    assert main.run(["ablate", *map(str, given)]) == 0
+    assert not other.exists() and (rows.parent / "two.md").read_text() == table
+    scores = json.loads((rows / "clip-1.json").read_text())["scores"]
+    assert scores["pretrain.loss"] > 0 and "bleu4" in scores
