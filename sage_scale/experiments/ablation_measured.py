@@ -114,7 +114,7 @@ def _caption(table: Table, rows: Sequence[Row], seeds: int, overrides: Sequence[
         lines = [f"corpus: {corpus.name}"]
     lines.append(f"recipe: {recipe.name}; features: {recipe.vision.backbone}; split: {table.split}")
     if rows:
-        shown = [f"{stage} {_some(counts)}" for stage in STAGES if (counts := _steps(rows, stage))]
+        shown = [f"{stage} {' or '.join(counts)}" for stage in STAGES if (counts := _steps(rows, stage))]
         ceilings = [row["ceiling"] for row in rows if row.get("ceiling") is not None]
         if ceilings:
             lines.append(
@@ -132,8 +132,8 @@ def _caption(table: Table, rows: Sequence[Row], seeds: int, overrides: Sequence[
     return lines
 
 
-def _steps(rows: Sequence[Row], stage: str) -> list[int]:
-    return sorted({row["steps"][stage] for row in rows if stage in row["steps"]})
+def _steps(rows: Sequence[Row], stage: str) -> list[str]:
+    return list(map(str, sorted({row["steps"][stage] for row in rows if stage in row["steps"]})))
 
 
 def _versions(row: Row) -> str:

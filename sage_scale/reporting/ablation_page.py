@@ -43,7 +43,9 @@ def head(table: MeasuredTable) -> list[str]:
     """Returns the headings of the columns."""
     names = ["cell", "runs"]
     for score in table.scores:
-        names += [heading(score), f"{heading(score)}, against {table.reference}"]
+        names += [heading(score)] + (
+            [f"{heading(score)}, against {table.reference}"] if is_tested(score) else []
+        )
     return names + [f"published: {heading(score)}" for score in table.published]
 
 
@@ -53,12 +55,16 @@ def body(table: MeasuredTable, cell: MeasuredCell) -> list[str]:
     values = [cell.name, runs + (f", {cell.failed} failed" if cell.failed else "")]
     for score in table.scores:
         measured = cell.scores.get(score)
-        if cell.runs:
-            missing = "reference" if cell.name == table.reference else "–"
-            values += [mean(measured, score), difference(measured, score) or (missing if measured else "–")]
-        else:
-            values += [NOT_RUN, "–"]
+        values.append(mean(measured, score) if cell.runs else NOT_RUN)
+        if is_tested(score):
+            missing = "reference" if measured and cell.name == table.reference else "–"
+            values.append(difference(measured, score) or missing)
     return values + [f"{cell.published[s]:g}" if s in cell.published else "–" for s in table.published]
+
+
+def is_tested(score: str) -> bool:
+    """Returns whether cells are compared by a score; the ratio of tokens describes them."""
+    return score != "token_ratio"
 
 
 def mean(measured: Measured | None, score: str) -> str:
@@ -145,7 +151,7 @@ def as_page(table: MeasuredTable) -> str:
     shown = {
         "head": head(table),
         "rows": [(cell.name == table.reference, body(table, cell)) for cell in table.cells],
-        "measured": 2 * len(table.scores),
+        "measured": len(head(table)) - 2 - len(table.published),
         "published": len(table.published),
         "source": table.source,
         "caption": table.caption,

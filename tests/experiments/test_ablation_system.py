@@ -17,7 +17,7 @@ from sage_scale.experiments.demo import sage
 pytestmark = pytest.mark.system
 SMALL = [
     "corpus.train_clips=12", "corpus.dev_clips=4", "corpus.test_clips=1", "corpus.heldout_clips=1",
-    "segmentation.tagger=uniform", "precompute.actors=2", "denoise.steps=4", "denoise.vocabulary=100",
+    "segmentation.tagger=uniform", "precompute.actors=1", "denoise.steps=4", "denoise.vocabulary=100",
     "denoise.width=16", "pretrain.max_steps=3", "pretrain.batch_size=4", "finetune.max_steps=2",
     "finetune.batch_size=4", "evaluation.max_tokens=8", "evaluation.beams=1",
 ]  # fmt: skip
@@ -30,6 +30,8 @@ cells:
     published: {bleu4: 20}
   - name: CLIP
     changes: {clcl.loss: clip}
+  - name: broken
+    changes: {pretrain.lr: 1.0e+30}
 """
 
 
@@ -47,16 +49,21 @@ def test_a_killed_table_goes_on_with_the_same_rows(tmp_path: Path) -> None:
     assert before and len(before) < 4, (tmp_path / "first").read_text()
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1 and "failed: broken, seed 1: pretrain: " in done.stderr, done.stderr
+    assert "2 runs failed" in done.stderr and (tmp_path / "home/two/broken-1/ablate.log").is_file()
     assert len(list(rows.glob("*.json"))) == 4
     assert {name: (rows / name).read_bytes() for name in before} == before
     table = (rows.parent / "two.md").read_text()
-    assert "2 of 2" in table and "not run" not in table and "published: BLEU-4" in table
+    assert (
+        table.count("| 2 of 2 |") == 2
+        and "| broken | not run, 2 failed |" in table
+        and "published: BLEU-4" in table
+    )
 
     # The rows alone are enough: a third call makes nothing, in a home that holds nothing else.
     other = tmp_path / "other"
-    given = [tmp_path / "two.yaml", "--seeds", 2, "--home", other, "--rows", rows.parent, *SMALL]
-    assert main.run(["ablate", *map(str, given)]) == 0
-    assert not other.exists() and (rows.parent / "two.md").read_text() == table
+    given = [tmp_path / "two.yaml", "--cells", "CLCL", "--cells", "CLIP", "--seeds", 2, "--home", other]
+    assert main.run(["ablate", *map(str, [*given, "--rows", rows.parent, *SMALL])]) == 0
+    assert not other.exists() and (rows.parent / "two.md").read_text() == table.replace(", 2 failed", "")
     scores = json.loads((rows / "clip-1.json").read_text())["scores"]
     assert scores["pretrain.loss"] > 0 and "bleu4" in scores
