@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # ninja and the console script are found first; one thread a process keeps small machines from thrashing.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-system test-extras lint format clean
+.PHONY: setup demo test test-system test-extras bench-gpu lint format clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ test-system: $(STAMP)
 # What needs an environment or system packages of its own, which are installed where they are missing.
 test-extras: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "extras and not gpu"
+
+# On a machine with a GPU (docs/results/gpu.md); BENCH_GPU=--dry runs every piece at toy size on a CPU. Repeat it to go on.
+bench-gpu:
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_campaign.py run build/gpu --out build/gpu-results $(BENCH_GPU)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from sage_scale.keypoints.features import keypoint_features
 from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.vision.augment import augment, centre_crop
 from sage_scale.vision.backbone_choice import BACKBONES, check_weights
-from sage_scale.vision.decode import DecodedClip
 from sage_scale.vision.image_models import ImageModel
 from sage_scale.vision.pretrained_weights import load_exactly, read_dinov2_weights, read_resnet_weights
 from sage_scale.vision.sampling import median_frame
+
+if TYPE_CHECKING:
+    from sage_scale.vision.decode import DecodedClip  # it imports PyAV, which a machine with a GPU may lack
 
 _RANDOM_SEED = 34
 Tag = TypeVar("Tag")
