@@ -25,16 +25,11 @@ from sage_scale.evaluation.significance import (
 )
 from sage_scale.reporting.groups import Group, seeds_of
 from sage_scale.reporting.runlog import RunRecord, number
+from sage_scale.reporting.score_values import METRICS, sets_of, split_of, stored_interval
 
-METRICS = {
-    "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "chrf": "chrF", "bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3",
-    "bleurt": "BLEURT", "comet": "COMET", "content_f1": "content-word F1",
-}  # fmt: skip
-"""Keys of scores.json that are shown, and their names."""
 TESTED = "bleu4"
 """The score whose differences are tested."""
 LEVEL = 0.05
-HELDOUT = "unseen signers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,24 +74,9 @@ class SetScores:
     comparisons: list[Comparison]
 
 
-def sets_of(record: RunRecord) -> dict[str, Mapping[str, Any]]:
-    """Returns a run's scores by set: `test`, `test, unseen signers`, `dev`; test first."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for split in sorted(
-        record.scores_by_split, key=lambda name: (name not in ("test", "dev"), name != "test")
-    ):
-        values = record.scores_by_split[split]
-        found[split] = values
-        heldout = values.get("heldout")
-        if isinstance(heldout, Mapping) and number(heldout.get("bleu4")):
-            found[f"{split}, {HELDOUT}"] = heldout
-    return found
-
-
 def rows_of(record: RunRecord, name: str) -> list[dict[str, Any]]:
     """Returns a run's hypotheses of a set, as in `predictions/`; empty where there are none."""
-    split, comma, _ = name.partition(f", {HELDOUT}")
-    return record.predictions.get(f"{split}_heldout" if comma else split, [])
+    return record.predictions.get(split_of(name), [])
 
 
 def set_scores(
@@ -137,15 +117,6 @@ def _group_score(
         return None
     interval = stored_interval(scored[0], key) if len(runs) == 1 else None
     return GroupScore(spread=over_seeds(values), values=values, interval=interval)
-
-
-def stored_interval(values: Mapping[str, Any], key: str) -> Interval | None:
-    """Returns the interval over clips that stands beside a score; None where there is none."""
-    intervals = values.get("intervals")
-    found = intervals.get(key) if isinstance(intervals, Mapping) else None
-    if isinstance(found, list) and len(found) == 2 and all(map(number, found)):
-        return Interval(float(values[key]), float(found[0]), float(found[1]))
-    return None
 
 
 def comparisons(

@@ -20,6 +20,7 @@ from sage_scale.registry import resolve
 from sage_scale.reporting import sections
 from sage_scale.reporting.curves import curves
 from sage_scale.reporting.examples import examples
+from sage_scale.reporting.run_scores import scores
 from sage_scale.reporting.runlog import RunRecord, read_run
 from sage_scale.untrusted.display import printable, redacted
 
@@ -39,7 +40,8 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     Raises UsageError where `run` is no run folder, StorageError where the page cannot be written.
     """
     record = read_run(run)
-    return write_page(render(record), Path(out) if out else record.folder / "report.html")
+    page = Path(out) if out else record.folder / "report.html"
+    return write_page(render(record, page), page)
 
 
 def write_page(html: str, path: Path) -> Path:
@@ -54,8 +56,8 @@ def write_page(html: str, path: Path) -> Path:
     return path
 
 
-def render(record: RunRecord) -> str:
-    """Returns the whole page of a run."""
+def render(record: RunRecord, page: Path) -> str:
+    """Returns the whole page of a run as text; its links start at the folder of `page`."""
     missing = record.missing
     empty = Markup()
     about = readable(lambda: html("about", sections.about(record)), empty, missing, "the run")
@@ -65,7 +67,7 @@ def render(record: RunRecord) -> str:
         for part in record.spec.report
     ]
     makers: list[Maker] = [
-        ("scores", "Scores", lambda: html("scores", sections.scores(record))),
+        ("scores", "Scores", lambda: html("scores", scores(record, page))),
         ("examples", "Examples", lambda: html("examples", examples(record))),
         ("curves", "Training", lambda: html("curves", curves(record))),
         *own,

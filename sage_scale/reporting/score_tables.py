@@ -8,19 +8,30 @@ from typing import Any
 
 from sage_scale.evaluation.significance import Interval, Spread
 from sage_scale.reporting.group_scores import (
-    HELDOUT,
-    METRICS,
+    LEVEL,
     TESTED,
     Comparison,
     GroupScore,
     SetScores,
-    sets_of,
-    stored_interval,
 )
 from sage_scale.reporting.groups import Group, seeds_of
 from sage_scale.reporting.links import hypotheses
 from sage_scale.reporting.runlog import number
-from sage_scale.reporting.sections import control_name
+from sage_scale.reporting.score_values import (
+    METRICS,
+    Scored,
+    bounds,
+    breakdowns,
+    control_name,
+    languages,
+    p_text,
+    score_cell,
+    scored,
+    sets_of,
+    signed,
+    split_of,
+    stored_test,
+)
 
 MOST_PAIRS = 6
 """Pairs of groups that are listed; more are drawn up as a matrix."""
@@ -45,6 +56,8 @@ def score_tables(
                 for group, count, scores in one.rows
             ],
             "tests": _tests(one),
+            "groups": groups,
+            "breakdown": breakdown(groups, one.name),
             "each": _each(groups, one.name, keys, page),
         }
         for one in sets
@@ -71,11 +84,6 @@ def _cell(score: GroupScore | None) -> dict[str, str] | None:
 def interval_text(of: Interval | Spread | None) -> str:
     """Returns an interval as `[21.3, 24.0]`; empty where there is none."""
     return "" if of is None or of.low is None or of.high is None else bounds(of.low, of.high)
-
-
-def bounds(low: float, high: float) -> str:
-    """Returns `[-1.25, 0.55]`, with a true minus."""
-    return f"[{low:.2f}, {high:.2f}]".replace("-", "\N{MINUS SIGN}")
 
 
 def _tests(one: SetScores) -> dict[str, Any] | None:
@@ -115,65 +123,74 @@ def _difference(one: Comparison, sign: int = 1) -> dict[str, Any]:
                     "p": p_text(one.p)}  # fmt: skip
 
 
-def signed(value: float) -> str:
-    """Returns a difference with its sign, two digits behind the point."""
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def p_text(p: float) -> str:
-    """Returns p as `p = 0.012` or `p < 0.001`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
 def _each(groups: Sequence[Group], name: str, keys: Sequence[str], page: Path) -> list[dict[str, Any]]:
     """Returns a row for each run: seeds, scores with their intervals over clips, links to its hypotheses."""
-    split, comma, _ = name.partition(f", {HELDOUT}")
     rows = []
     for group in groups:
         for record in group.records:
             values = sets_of(record).get(name)
             if values is not None:
                 rows.append({"group": group, "name": record.name, "seeds": seeds_of(record),
-                             "cells": [_run_cell(values, key) for key in keys],
-                             "links": hypotheses(record, f"{split}_heldout" if comma else split, page)})  # fmt: skip
+                             "cells": [score_cell(values, key) for key in keys],
+                             "links": hypotheses(record, split_of(name), page)})  # fmt: skip
     return rows
 
 
-def _run_cell(values: Mapping[str, Any], key: str) -> dict[str, str] | None:
-    if not number(values.get(key)):
-        return None
-    return {"mean": f"{float(values[key]):.2f}", "deviation": "",
-            "interval": interval_text(stored_interval(values, key))}  # fmt: skip
+def breakdown(groups: Sequence[Group], name: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Returns for each kind of groups of clips (language, signer, ...) a row a group of clips: its number of clips and
+    the mean BLEU-4 of each group of runs."""
+    runs = [[_kinds(values) for values in _entries(group, name)] for group in groups]
+    titles = dict.fromkeys(title for some in runs for kinds in some for title in kinds)
+    tables = []
+    for title in titles:
+        tables_of_runs = [[dict(kinds.get(title, [])) for kinds in some] for some in runs]
+        names = dict.fromkeys(part for some in tables_of_runs for table in some for part in table)
+        rows = []
+        for part in names:
+            found = [[table[part] for table in some if part in table] for some in tables_of_runs]
+            clips = dict.fromkeys(it["clips"] for some in found for it in some if number(it.get("clips")))
+            rows.append({"name": part, "clips": " or ".join(f"{count:,}" for count in clips),
+                         "cells": [_mean([it[TESTED] for it in some]) for some in found]})  # fmt: skip
+        tables.append((title, rows))
+    return tables
+
+
+def _kinds(values: Mapping[str, Any]) -> dict[str, Scored]:
+    spoken = languages(values)
+    return ({"Language": spoken} if spoken else {}) | dict(breakdowns(values))
 
 
 def controls(groups: Sequence[Group], sets: Sequence[SetScores]) -> list[dict[str, Any]] | None:
-    """Returns for each set the mean BLEU-4 of each control beside the runs' own."""
+    """Returns for each set the mean BLEU-4 of each control beside the runs' own, and how many runs beat it."""
     tables = []
     for one in sets:
-        rows: list[tuple[Group, str, dict[str, str]]] = []
-        for group in groups:
-            values = [found for record in group.records if (found := sets_of(record).get(one.name))]
-            own = _mean([scores.get(TESTED) for scores in values])
-            known = [scores["controls"] for scores in values if isinstance(scores.get("controls"), Mapping)]
-            names = dict.fromkeys(str(name) for controls in known for name in controls)
-            cells = {
-                name: _mean([it.get(TESTED) for c in known if isinstance(it := c.get(name), Mapping)])
-                for name in names
-            }
-            if any(cells.values()):
-                rows.append((group, own, cells))
+        runs = [(group, _entries(group, one.name)) for group in groups]
+        names = dict.fromkeys(
+            name for _, some in runs for it in some for name, _ in scored(it.get("controls"))
+        )
+        rows = []
+        for group, some in runs:
+            of_runs = [dict(scored(it.get("controls"))) for it in some]
+            cells = [_control([table[name] for table in of_runs if name in table]) for name in names]
+            if any(cells):
+                rows.append((group, _mean([it.get(TESTED) for it in some]), cells))
         if rows:
-            names = dict.fromkeys(name for _, _, cells in rows for name in cells)
-            tables.append(
-                {
-                    "name": one.name,
-                    "columns": [control_name(name) for name in names],
-                    "rows": [
-                        (group, own, [cells.get(name, "") for name in names]) for group, own, cells in rows
-                    ],
-                }
-            )
+            tables.append({"name": one.name, "columns": [control_name(name) for name in names], "rows": rows})
     return tables or None
+
+
+def _control(found: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Returns a control's mean, and how many of the runs are significantly better where they were tested."""
+    if not found:
+        return None
+    tests = [test for it in found if (test := stored_test(it))]
+    beaten = sum(test.difference > 0 and test.p < LEVEL for test in tests)
+    return _mean([it[TESTED] for it in found]), f"beaten by {beaten} of {len(tests)}" if tests else ""
+
+
+def _entries(group: Group, name: str) -> list[Mapping[str, Any]]:
+    """Returns the scores of a group's runs on a set."""
+    return [found for record in group.records if (found := sets_of(record).get(name))]
 
 
 def _mean(values: Sequence[Any]) -> str:

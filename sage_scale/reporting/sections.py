@@ -12,7 +12,9 @@ from sage_scale.config import from_mapping
 from sage_scale.errors import RecipeError
 from sage_scale.reporting import clip_figures, figures
 from sage_scale.reporting.figures import brief
+from sage_scale.reporting.run_scores import best_control
 from sage_scale.reporting.runlog import RunRecord, StageLog, fixed, number
+from sage_scale.reporting.score_values import bounds, stored_interval
 from sage_scale.untrusted.display import duration
 
 PAPER_TOKEN_RATIO = 0.129
@@ -21,12 +23,6 @@ FEW_CLIPS = 20
 """Scores of fewer clips are said to be of too few."""
 NEXT_TO_NOTHING = 0.5
 """A BLEU-4 below it is next to nothing: no ratio is given to it or of it."""
-CONTROL_NAMES = {
-    "exchanged_videos": "videos exchanged at random",
-    "blank_videos": "blank videos",
-    "nearest_in_length": "training sentence nearest in length",
-    "prior_sentence": "most typical training sentence",
-}
 BROKEN = (KeyError, TypeError, ValueError, IndexError)
 """Errors of values of another kind than a run writes; a clip that has them is left out."""
 
@@ -49,7 +45,9 @@ def tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     values = record.scores
     if number(values.get("bleu4")):
         rouge = fixed(values.get("rouge_l"), 1)
-        small = ", ".join(filter(None, (clips(values), rouge and f"ROUGE-L {rouge}")))
+        interval = stored_interval(values, "bleu4")
+        between = f"95% {bounds(interval.low, interval.high)}" if interval else ""
+        small = ", ".join(filter(None, (between, clips(values), rouge and f"ROUGE-L {rouge}")))
         found.append((f"BLEU-4 on {values['split']}", f"{values['bleu4']:.1f}", small))
         if best := best_control(values):
             found.append(_against(float(values["bleu4"]), *best))
@@ -80,12 +78,6 @@ def clips(values: Mapping[str, Any]) -> str:
     return f"{count:,} clip{'' if count == 1 else 's'}" + (" (too few to tell)" if count < FEW_CLIPS else "")
 
 
-def best_control(values: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Returns (name, BLEU-4) of the control that comes nearest; None where none was scored."""
-    known = [(control_name(name), float(scored["bleu4"])) for name, scored in _scored(values.get("controls"))]
-    return max(known, key=lambda pair: pair[1]) if known else None
-
-
 def _against(bleu4: float, name: str, control: float) -> tuple[str, str, str]:
     """Returns a tile: how many times the best control's score; its score alone where either is next to nothing."""
     if min(bleu4, control) < NEXT_TO_NOTHING:
@@ -100,52 +92,6 @@ def _recall(log: StageLog) -> tuple[str, str, str] | None:
         return None
     among = f", {clips(row)}; chance {100 / row['clips']:.1f}%" if number(row.get("clips")) else ""
     return "stage 1 finds the text", f"{row['r1_v2t']:.0f}%", f"R@1, video to text, dev{among}"
-
-
-def scores(record: RunRecord) -> dict[str, Any] | None:
-    """Returns scores of each split, of its languages and unseen signers, and under them its controls."""
-    splits = [record.split, *(split for split in record.scores_by_split if split != record.split)]
-    splits = [split for split in splits if number(record.scores_by_split.get(split, {}).get("bleu4"))]
-    if not splits:
-        return None
-    groups: list[tuple[str, list[tuple[str, Mapping[str, Any], bool]]]] = []
-    for split in splits:
-        values = record.scores_by_split[split]
-        rows = [(split, values, True)]
-        rows += [(f"{split}, {tag}", scored, False) for tag, scored in _scored(values.get("languages"))]
-        rows += [(f"{split}, unseen signers", it, True) for _, it in _scored({0: values.get("heldout")})]
-        groups.append(("", rows))
-        if controls := [(control_name(name), it, False) for name, it in _scored(values.get("controls"))]:
-            of = f", {split}" if len(splits) > 1 else ""
-            groups.append((f"Controls that a translator must beat{of}", controls))
-    first = record.scores_by_split[splits[0]]
-    most = max(float(values["bleu4"]) for _, rows in groups for _, values, _ in rows)
-    further = {"content_f1": "content-word F1", "bleu4_none": "BLEU-4 without tokenisation",
-               "rouge_l_beta12": "ROUGE-L with beta 1.2"}  # fmt: skip
-    return {
-        "groups": [(title, [_score_row(*row, most) for row in rows]) for title, rows in groups],
-        "further": [f"{words} {first[key]:.2f}" for key, words in further.items() if number(first.get(key))],
-        "languages": bool(_scored(first.get("languages"))),
-        "signature": first.get("signature"),
-    }
-
-
-def _scored(values: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Returns entries with a BLEU-4, (name, scores), in the order of the file."""
-    items = values.items() if isinstance(values, Mapping) else ()
-    return [(str(name), it) for name, it in items if isinstance(it, Mapping) and number(it.get("bleu4"))]
-
-
-def control_name(name: str) -> str:
-    """Returns the words for a control of scores.json."""
-    return CONTROL_NAMES.get(name, name.replace("_", " "))
-
-
-def _score_row(name: str, values: Mapping[str, Any], strong: bool, most: float) -> dict[str, Any]:
-    others = [fixed(values.get(key), 2) for key in ("rouge_l", "bleu1", "bleu2", "bleu3")]
-    bleu4 = float(values["bleu4"])
-    return {"name": name, "strong": strong, "bleu4": f"{bleu4:.2f}", "share": figures.share(bleu4, most),
-            "others": [*others, values.get("clips", "")]}  # fmt: skip
 
 
 def timelines(record: RunRecord) -> dict[str, Any] | None:
