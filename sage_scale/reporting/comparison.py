@@ -74,7 +74,8 @@ def render(
 def title(groups: Sequence[Group]) -> str:
     """Returns the names of few groups, else their number."""
     if len(groups) <= 3 and len(groups) > 1:
-        return " and ".join(group.label for group in groups)
+        names = [group.label for group in groups]
+        return " and ".join([", ".join(names[:-1]), names[-1]])
     runs = sum(len(group.records) for group in groups)
     return f"{runs} runs of {len(groups)} recipe{'s' if len(groups) > 1 else ''}"
 

@@ -17,7 +17,7 @@ METRICS = {
 }  # fmt: skip
 """Keys of the scores that are shown, and their names."""
 HELDOUT = "unseen signers"
-KINDS = {"signer": "Signer", "words": "Length of the reference, words", "segments": "Number of segments"}
+KINDS = {"signer": "Signer", "words": "Length of the reference (words)", "segments": "Number of segments"}
 """Keys of `groups`, and their titles. Words are characters in languages without spaces."""
 CONTROL_NAMES = {
     "exchanged_videos": "videos exchanged at random",
@@ -109,5 +109,6 @@ def signed(value: float) -> str:
 
 
 def p_text(p: float) -> str:
-    """Returns p as `p = 0.012` or `p < 0.001`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    """Returns p as `p = 0.012` or `p < 0.001`, which no line breaks."""
+    words = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    return words.replace(" ", "\N{NO-BREAK SPACE}")

@@ -132,6 +132,29 @@ def test_a_dev_score_never_stands_in_the_row_of_a_test_score(tmp_path):
     assert f"{json.loads((other / 'scores.json').read_text())['dev']['bleu4']:.2f}" not in table
 
 
+def test_controls_and_groups_of_clips_are_means_over_runs(tmp_path):
+    runs = [make(tmp_path / f"r-{seed}", seed, 0.9) for seed in range(2)] + [
+        make(tmp_path / "s", 0, 0.5, clcl={"beta": 0})
+    ]
+    paired = [{"bleu4": {"difference": 9.0, "low": 5.0, "high": 12.0, "p": p}} for p in (0.001, 0.2, 0.001)]
+    for number, run in enumerate(runs):
+        entry = json.loads((run / "scores.json").read_text())["test"]
+        entry["intervals"] = {"bleu4": [1.11, 99.9]}
+        entry["controls"] = {"blank_videos": {"bleu4": 2.0 + number, "paired": paired[number]}}
+        entry["groups"] = {"signer": {"s1": {"bleu4": 10.0 + number, "clips": 7}}}
+        entry["languages"] = {"de": {"bleu4": 30.0, "clips": 30}, "zh": {"bleu4": 20.0 + number, "clips": 10}}
+        entry["macro"] = {"bleu4": 25.5, "languages": 2}
+        (run / "scores.json").write_text(json.dumps({"test": entry}))
+    text = Page(write_comparison(runs).read_text()).text
+    assert "BLEU-4 on test by language, signer" in text and "mean over languages" in text and "25.50" in text
+    assert "10.50" in text and "20.50" in text and "12.00" in text
+    controls = text[text.index("A translator must beat") :]
+    assert "2.50" in controls and "beaten by 1 of 2" in controls and "beaten by 1 of 1" in controls
+    assert "[1.11, 99.90]" in text, "a run alone has its interval over clips"
+    group = compared(runs)["scores"]["test"]["groups"][1]["scores"]["bleu4"]
+    assert (group["low"], group["high"], group["interval_over"]) == (1.11, 99.9, "clips")
+
+
 def test_many_recipes_are_a_matrix_with_holms_correction(tmp_path):
     kept = (0.95, 0.9, 0.6, 0.6, 0.3)
     runs = [make(tmp_path / f"r{at}", 0, share, clcl={"beta": at / 10}) for at, share in enumerate(kept)]

@@ -15,6 +15,7 @@ from factories.runs import make_run
 
 from sage_scale.errors import StorageError, UsageError
 from sage_scale.evaluation.stored import read_scores
+from sage_scale.reporting.figures import LINE_COLOURS
 from sage_scale.reporting.page import CSS, write_report
 
 PARTS = {
@@ -85,6 +86,7 @@ def test_the_page_can_be_heard_and_used_by_keyboard(whole):
     assert all(a.get("alt") for tag, a in page.tags if tag == "img")
     assert all(a.get("role") == "img" and a.get("aria-label") for tag, a in page.tags if tag == "svg")
     assert all(a.get("scope") for tag, a in page.tags if tag == "th")
+    assert [tag for tag, _ in page.tags].count("table") == [tag for tag, _ in page.tags].count("caption") > 0
     assert all(
         a.get("tabindex") == "0" for tag, a in page.tags if tag == "div" and a.get("class") == "scroll"
     )
@@ -269,7 +271,7 @@ def test_contrast_is_that_of_wcag_aa(theme):
         ("added", "added-bg", 4.5),
     ]
     pairs += [("accent-ink", "accent", 4.5)]
-    pairs += [(f"line{n}", "card", 3.0) for n in range(4)]
+    pairs += [(f"line{n}", "card", 3.0) for n in range(LINE_COLOURS)]
     for first, second, least in pairs:
         light, dark = sorted((_luminance(colours[first]), _luminance(colours[second])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= least, f"{first} on {second}"
@@ -346,6 +348,37 @@ def test_scores_by_language_stand_beneath_the_whole(run):
     )
     assert {a.get("lang") for tag, a in page.tags if tag == "td" and a.get("lang")} == {"de", "zh"}
     assert '今天<mark class="lost">北京</mark>天气很好' in write_report(run).read_text()
+
+
+def test_intervals_tests_and_groups_of_clips_stand_beside_the_scores(run):
+    """As `evaluation.split_scores` writes them."""
+    made = read_scores(run)["test"]
+    paired = {"bleu4": {"difference": 28.32, "low": 25.5, "high": 31.25, "p": 0.000999}}
+    groups = {
+        "signer": {"s<1>": made | {"bleu4": 41.23, "clips": 1234}},
+        "words": {"1-5": {"bleu4": 33.21, "chrf": 7.77}},
+    }
+    rewrite(run, test={
+        "version": 2, "chrf": 55.55, "chrf_signature": "nc:6", "intervals": {"bleu4": [33.1, 39.9], "chrf": [-1.5, 57]},
+        "groups": groups, "controls": {"blank_videos": made["controls"]["blank_videos"] | {"paired": paired}},
+    })  # fmt: skip
+    for form in ("txt", "tsv"):
+        (run / "predictions" / f"test.{form}").write_text("")
+    page = read(run)
+    for shown in ("[33.10, 39.90]", "[−1.50, 57.00]", "55.55", "run minus control +28.32 [25.50, 31.25]", "p < 0.001",
+                  "nc:6", "by signer, length of the reference (words)", "s<1>", "41.23", "1,234", "33.21", "7.77",
+                  "95% [33.10, 39.90], 96 clips"):  # fmt: skip
+        assert shown in page.text.replace("\N{NO-BREAK SPACE}", " "), shown
+    assert "There are no intervals" not in page.text
+    links = [href for href in page.attributes("href") if not href.startswith("#")]
+    assert links == [f"./predictions/test.{form}" for form in ("txt", "tsv", "jsonl")]
+
+
+def test_scores_of_0_1_0_have_no_intervals_and_the_page_says_how_to_get_them(run):
+    assert (
+        "There are no intervals: the scores are of version 0.1.0, sage-scale evaluate writes"
+        in read(run).text
+    )
 
 
 @pytest.mark.parametrize(
