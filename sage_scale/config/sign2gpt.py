@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sage_scale.config.extension import Need, check_chunks_of_frames, register_model
+from sage_scale.config.extension import Need, check_chunks_of_frames, register_model, since
 
 if TYPE_CHECKING:
     from sage_scale.config.recipe import Recipe
@@ -72,6 +72,9 @@ class Sign2Gpt:
     """Dropout before LoRA (released code)."""
     language_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the frozen language model's weights; adapters are always float32."""
+    language_lr_scale: float = since("0.2.0", 0.0)
+    """Learning rate of the language model's own weights, relative to `finetune.lr`. 0 freezes them (paper); otherwise
+    they are trained along with the adapters, and the export holds them."""
     language_dropout: bool = False
     """Keep the frozen language model's own dropout in training, drawn by torch's generator (released code)."""
 
@@ -127,6 +130,8 @@ def check_sign2gpt(recipe: Recipe, need: Need) -> None:
              "that stage 1 has written")  # fmt: skip
         need(recipe.model.feature_dim == g.width, f"{where}.spatial=signs: model.feature_dim="
              f"{recipe.model.feature_dim} must be {where}.width={g.width}")  # fmt: skip
+    need(not g.language_lr_scale or g.language_dtype == "float32", f"{where}.language_lr_scale={g.language_lr_scale:g} "
+         f"trains the language model: set {where}.language_dtype=float32")  # fmt: skip
     need(g.lora_rank >= 1, f"{where}.lora_rank={g.lora_rank} must be at least 1")
     need(max(g.dropout, g.drop_path, g.lora_dropout, p.dropout) < 1,
          f"the dropout rates of {where} and prototypes must be at least 0 and below 1")  # fmt: skip

@@ -27,28 +27,39 @@ def bounds_of(model: nn.Module) -> dict[nn.Parameter, Bounds]:
     }
 
 
+def own_lr_scales(model: nn.Module) -> dict[nn.Parameter, float]:
+    """Returns the factors on the learning rate of modules that have an attribute `lr_scale`, by parameter."""
+    return {
+        parameter: vars(module)["lr_scale"]
+        for module in model.modules()
+        if "lr_scale" in vars(module)
+        for parameter in module.parameters(recurse=False)
+    }
+
+
 def parameter_groups(model: nn.Module, stage: Stage, prefix: str = "") -> list[dict]:
     """Returns the trainable parameters in groups: visual side or language model, with or without weight decay.
 
     Biases, norms and logit scales (fewer than two dimensions) are not decayed. Parameters with bounds have groups of
-    their own. Each group carries `lr_scale` and `bounds`.
+    their own, as have those of modules with an attribute `lr_scale`. Each group carries `lr_scale` and `bounds`.
     """
-    groups: dict[tuple[bool, bool, Bounds], list[nn.Parameter]] = {}
-    bounds = bounds_of(model)
+    groups: dict[tuple[bool, bool, Bounds, float], list[nn.Parameter]] = {}
+    bounds, scales = bounds_of(model), own_lr_scales(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             visual = name.removeprefix(prefix).startswith(VISUAL_PARTS)
-            key = (visual, parameter.ndim >= 2, bounds.get(parameter, UNBOUNDED))
+            scale = stage.visual_lr_scale if visual else scales.get(parameter, 1.0)
+            key = (visual, parameter.ndim >= 2, bounds.get(parameter, UNBOUNDED), scale)
             groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": stage.lr * (stage.visual_lr_scale if visual else 1.0),
-            "lr_scale": stage.visual_lr_scale if visual else 1.0,
+            "lr": stage.lr * scale,
+            "lr_scale": scale,
             "weight_decay": stage.weight_decay if decayed else 0.0,
             "bounds": within,
         }
-        for (visual, decayed, within), parameters in sorted(groups.items(), reverse=True)
+        for (_, decayed, within, scale), parameters in sorted(groups.items(), reverse=True)
     ]
 
 

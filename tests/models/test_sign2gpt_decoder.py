@@ -13,8 +13,10 @@ from factories.sign2gpt import language_model, moved, settings, xglm_tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from sage_scale.config import Stage
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.decoder import SignDecoder, load_causal_model, make_texts
+from sage_scale.training.optimizer import parameter_groups
 
 KINDS = ("xglm", "gpt_neox", "qwen2")
 LENGTHS = torch.tensor([5, 1, 3])
@@ -235,14 +237,29 @@ def test_draws_decide_loras_dropout_and_nothing_else_is_dropped():
     )
 
 
-def test_no_clips_give_no_loss_and_reach_every_trained_parameter():
-    model = decoder().train()
+@pytest.mark.parametrize("along", [0.0, 0.1])
+def test_no_clips_give_no_loss_and_reach_every_trained_parameter(along):
+    model = decoder(language_lr_scale=along).train()
     empty = torch.zeros(0, 3, dtype=torch.int64)
     none = torch.zeros(0, dtype=torch.int64)
     loss, count = model(torch.zeros(0, 16, requires_grad=True), none, empty, empty, 0.1, none)
     loss.backward()
     assert loss.item() == 0 and count == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_language_model_trained_along_has_a_rate_of_its_own(kind):
+    plain = sum(p.numel() for p in language_model(kind).parameters())
+    frozen, along = (decoder(kind, language_lr_scale=scale) for scale in (0.0, 0.1))
+    trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (frozen, along)]
+    assert trained[1] - trained[0] == plain
+    counts = {
+        scale: sum(p.numel() for group in parameter_groups(along, Stage()) for p in group["params"]
+                   if group["lr_scale"] == scale)
+        for scale in (0.1, 1.0)
+    }  # fmt: skip
+    assert counts == {0.1: plain, 1.0: trained[0]}
 
 
 @pytest.mark.parametrize("positions", ["none", "sine", "learned_zero", "learned_random"])

@@ -52,10 +52,11 @@ def test_stage_1(spatial):
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
+@pytest.mark.parametrize("along", [0.0, 0.1])
 @pytest.mark.parametrize("freeze", ["none", "visual"])
 @pytest.mark.parametrize("form", ["xglm", "gpt_neox", "qwen2"])
-def test_stage_2(form, freeze):
-    made = recipe(**WIDE)
+def test_stage_2(form, freeze, along):
+    made = recipe(**WIDE, language_lr_scale=along)
     made = replace(made, finetune=replace(made.finetune, freeze=freeze))
     model = Sign2GptTranslator(made, language_model(form)).train()
     clips = video(CLIPS)

@@ -132,6 +132,38 @@ def test_with_the_visual_side_frozen_only_adapters_train(world, trained, tmp_pat
     assert gates and all(bool((value != 0).any()) for value in gates)
 
 
+def test_a_language_model_trained_along_moves_at_its_own_rate_and_is_exported(world, trained, tmp_path):
+    root, recipe = world
+    language = Path(recipe.model.language_model)
+    changes = [
+        "finetune.init=none",
+        "finetune.max_steps=3",
+        "finetune.warmup=0",
+        "model.sign2gpt.language_lr_scale=0.1",
+    ]
+    run_stage("finetune", override(recipe, changes), tmp_path / "run", str(root / "shards"))
+    first = load_file(language / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "language_model" / "model.safetensors")
+    assert first.keys() == after.keys()
+    moved = {name: (after[name] - value).abs().max().item() for name, value in first.items()}
+    rate = recipe.finetune.lr
+    decay = rate * recipe.finetune.weight_decay
+    # AdamW moves a weight by at most about its rate in a step.
+    assert all(0 < move <= 3 * 0.1 * (rate + decay) * 1.1 for move in moved.values()), moved
+    adapters = load_file(tmp_path / "run" / "model" / "adapters.safetensors")
+    gates = [value.abs().max().item() for name, value in adapters.items() if name.endswith(".gate")]
+    assert gates and max(gates) > 2 * 0.1 * rate
+    model, tokenizer, _ = export.load_translator(tmp_path / "run")
+    batch = next(iter(open_evaluation(str(root / "shards"), recipe, "test", batch_size=5)))
+    assert len(model.generate(batch.video, tokenizer, ["de"] * 5, beams=1, max_tokens=8)) == 5
+    newest = sorted((tmp_path / "run" / "finetune" / "checkpoints").glob("step-*"))[-1]
+    assert json.loads((newest / "state.json").read_text())["frozen"] == {}
+    with pytest.raises(CheckpointError, match="language_lr_scale"):
+        run_stage("finetune", override(recipe, changes[:3]), tmp_path / "run", str(root / "shards"))
+    with pytest.raises(RecipeError, match="language_dtype=float32"):
+        override(recipe, [*changes, "model.sign2gpt.language_dtype=bfloat16"])
+
+
 def test_all_words_of_the_sentence_may_be_prototypes(world, tmp_path):
     """text.target=sentence asks for words of the sentence, whatever the pseudo-glosses are (Table 9)."""
     root, recipe = world

@@ -21,7 +21,7 @@ SPEC = ModelSpec(
             f"model.sign2gpt.{key}"
             for key in (
                 "spatial", "vit_patch", "vit_adapted", "window", "downsample_after", "padding", "positions",
-                "lora_alpha",
+                "lora_alpha", "language_lr_scale",
             )
         ),
         *(f"prototypes.{key}" for key in ("vectors", "fasttext", "dim", "max_frequency", "splits")),

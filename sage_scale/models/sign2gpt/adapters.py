@@ -220,6 +220,17 @@ def adapt(language_model: PreTrainedModel, settings: Sign2Gpt, dropout: bool) ->
     return memory
 
 
+def train_along(language_model: PreTrainedModel, lr_scale: float) -> None:
+    """Train an adapted model's own weights, too, with `lr_scale` times the learning rate of the adapters."""
+    language_model.requires_grad_(True)
+    ours = {part for module in language_model.modules() if isinstance(module, Lora | GatedCrossAttention)
+            for part in module.modules()}  # fmt: skip
+    module: Any
+    for module in language_model.modules():
+        if module not in ours:
+            module.lr_scale = lr_scale
+
+
 def _pairs(settings: Sign2Gpt, memory: SignMemory) -> Callable[[nn.Linear, int, bool], Lora]:
     def pair(base: nn.Linear, salt: int, dropout: bool) -> Lora:
         return Lora(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from sage_scale.config import Sign2Gpt
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.tokens import pad_packed
-from sage_scale.models.sign2gpt.adapters import FORMS, adapt
+from sage_scale.models.sign2gpt.adapters import FORMS, adapt, train_along
 from sage_scale.models.sign2gpt.positions import TokenPositions, packed_positions
 from sage_scale.nn.weights import FiniteScores
 from sage_scale.text.hub import loading
@@ -27,13 +27,16 @@ class SignDecoder(nn.Module):
     """Tokens Z of the sign encoder to text."""
 
     def __init__(self, settings: Sign2Gpt, language_model: PreTrainedModel) -> None:
-        """The language model is frozen, held in `language_dtype`, and gets its adapters in source."""
+        """The language model is held in `language_dtype` and gets its adapters in place; it is frozen unless
+        `language_lr_scale` says otherwise."""
         super().__init__()
         language_model.to(getattr(torch, settings.language_dtype))  # type: ignore[arg-type]
         hidden = language_model.config.hidden_size
         self.positions = TokenPositions(settings.positions, settings.width)
         self.project = nn.Linear(settings.width, hidden)
         self.memory = adapt(language_model, settings, settings.language_dropout)
+        if settings.language_lr_scale:
+            train_along(language_model, settings.language_lr_scale)
         self.language_model: Any = language_model
 
     def forward(

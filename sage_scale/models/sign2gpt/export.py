@@ -2,7 +2,7 @@
 
 model/recipe.yaml             the whole recipe
 model/adapters.safetensors    what was trained, with adapters.json (models.sign2gpt.checkpoint)
-model/language_model/         a language model that the run made itself, or prepared; else the recipe names it
+model/language_model/         a language model that the run made, prepared or trained along; else the recipe names it
 model/backbone/               configuration of an image model that was trained in place of the ResNet
 model/frozen.safetensors      a vision transformer that started at random, which is in no other file
 """
@@ -23,7 +23,7 @@ from sage_scale.models.sign2gpt.checkpoint import (
     unsaved_frozen_weights,
 )
 from sage_scale.models.sign2gpt.decoder import load_causal_model
-from sage_scale.models.sign2gpt.merge import vit_beside
+from sage_scale.models.sign2gpt.merge import plain_model, vit_beside
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator
 from sage_scale.nn.frame_encoder import save_encoder_config
 from sage_scale.nn.weights import check_finite, put_weights
@@ -39,12 +39,16 @@ def save_translator(
 ) -> None:
     """Write the export folder; it replaces an older one only when it is complete.
 
-    `language` is the source of the frozen language model: copied where it is the run's own, beside the export.
+    `language` is the source of the language model: copied where it is the run's own, beside the export. One that was
+    trained along is written itself.
     """
     with replace_folder(folder) as partial:
         save_adapters(model, recipe, partial)
         save_encoder_config(model.spatial and model.spatial.backbone, partial)
-        if isinstance(language, Path) and language.resolve().parent == folder.resolve().parent:
+        if recipe.model.sign2gpt.language_lr_scale:
+            plain_model(model.decoder.language_model, merged=False).save_pretrained(partial / LANGUAGE)
+            tokenizer.save_pretrained(partial / LANGUAGE)
+        elif isinstance(language, Path) and language.resolve().parent == folder.resolve().parent:
             shutil.copytree(language, partial / LANGUAGE)
         if unsaved := unsaved_frozen_weights(model, recipe):
             save_tensors(unsaved, partial / FROZEN)

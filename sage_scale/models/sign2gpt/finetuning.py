@@ -51,7 +51,9 @@ class Sign2GptTranslation(TranslationTask):
                 taken = [context.folder / STAGE1]
         self.outputs = Sign2GptOutputs(self.model, self.stage)
         self.forward = self.outputs.forward
-        self.frozen = [prepared, *frozen_files(recipe), *taken]
+        if not recipe.model.sign2gpt.language_lr_scale:
+            taken.insert(0, prepared)
+        self.frozen = [*taken, *frozen_files(recipe)]
         self.operations = Sign2GptOperations(recipe, "finetune", self.model.decoder.language_model.config)
 
     def _make(self) -> tuple[Sign2GptTranslator, Any]:

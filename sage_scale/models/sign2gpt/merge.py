@@ -81,15 +81,15 @@ def vit_beside(folder: Path) -> list[str]:
 
 
 @torch.no_grad()
-def plain_model(adapted: Any) -> Any:
-    """Returns a model of transformers' class with each pair added to its frozen weight, float32; the adapted one
-    stays."""
+def plain_model(adapted: Any, merged: bool = True) -> Any:
+    """Returns a model of transformers' class, float32, with each pair added to its weight unless `merged` is false; the
+    adapted one stays."""
     state = {}
     for name, value in adapted.state_dict().items():
         plain = plain_name(name)
         if plain is not None:
             state[plain] = value.float() if value.is_floating_point() else value
-    for name, product in _products(adapted):
+    for name, product in _products(adapted) if merged else ():
         state[name] = state[name] + product.to(state[name])
     with torch.device("meta"):
         plain_one = type(adapted)(adapted.config)

@@ -112,9 +112,13 @@ class Sign2GptOperations:
         pairs = M * (inputs + (Q + H) + (H + Q)) + N * 2 * (H + KV)
         if joined:
             signs += N * 2 * H * Q
-        total = layers * (FROZEN * (text + signs) + TRAINED * (attention + 2 * rank * pairs))
-        # The input of the first layer has no gradient, nor, where both branches see it, that of its second product.
-        total -= M * 2 * H * (Q + 2 * KV + (feed if getattr(config, "use_parallel_residual", False) else 0))
+        own = TRAINED if g.language_lr_scale else FROZEN
+        total = layers * (own * (text + signs) + TRAINED * (attention + 2 * rank * pairs))
+        if own == FROZEN:
+            # The input of the first layer has no gradient, nor, where both branches see it, that of its second product.
+            total -= (
+                M * 2 * H * (Q + 2 * KV + (feed if getattr(config, "use_parallel_residual", False) else 0))
+            )
         taught = self._frozen != "visual" and g.spatial != "signs"
         total += N * 2 * (TRAINED if taught else FROZEN) * g.width * H
-        return total + FROZEN * M * 2 * H * config.vocab_size
+        return total + own * M * 2 * H * config.vocab_size
