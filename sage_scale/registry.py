@@ -63,6 +63,8 @@ class ModelSpec:
     """Stage 2: a `training.stage.Task`, usually a `training.translation_task.TranslationTask`."""
     language: Lazy | None = None
     """How its language model is prepared: a `training.language.prepare.LanguageModelKind`."""
+    language_in_pretrain: bool = True
+    """Whether stage 1 reads the language model."""
     language_codes: bool = False
     """Whether the language model needs a code for the language of each sentence."""
     breaking_keys: tuple[str, ...] = ()

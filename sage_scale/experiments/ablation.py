@@ -100,7 +100,7 @@ class Ablation:
         """Returns a run with its corpus and dataset made."""
         placed = in_place(recipe, self._corpora.make(recipe))
         language = None
-        if needs_language_model(recipe):
+        if needs_language_model(recipe, cell.stages):
             language = self.home / "language" / language_digest(recipe, self._corpora.digest(recipe))
         return Run(
             cell=cell.name,

@@ -47,6 +47,7 @@ def measure(table: Table, outcome: Outcome, seeds: int, overrides: Sequence[str]
             MeasuredCell(
                 name=cell.name,
                 published=cell.published,
+                needs=cell.needs,
                 scores=scores,
                 runs=len(own),
                 failed=sum(name == cell.name for name, _ in outcome.failed),

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,9 +226,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
-def needs_language_model(recipe: Recipe) -> bool:
-    """Returns whether the recipe's model has a language model to prepare."""
-    return model_spec(recipe.model.kind).language is not None
+def needs_language_model(recipe: Recipe, stages: Sequence[str]) -> bool:
+    """Returns whether these stages of the recipe's model read a language model, which is to be prepared."""
+    spec = model_spec(recipe.model.kind)
+    return spec.language is not None and (spec.language_in_pretrain or "finetune" in stages)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,8 @@ class Cell:
     """Stages to train; without finetune there are scores of stage 1 alone."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Published figures by score."""
+    needs: str = ""
+    """Weights or corpora that the cell cannot do without: it is run only where `--cells` names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +98,14 @@ class Table:
         return changed(recipe, {f"{section}.seed": seed for section in ("stream", *STAGES)})
 
     def chosen(self, names: Sequence[str]) -> tuple[Cell, ...]:
-        """Returns the cells of these names in the table's order; all where none is given. Raises UsageError."""
+        """Returns the cells of these names in the table's order; without names all that need nothing. Raises
+        UsageError."""
         known = [cell.name for cell in self.cells]
         for name in names:
             if name not in known:
                 some = nearest(name, known) or f"; it has: {', '.join(known)}"
                 raise UsageError(f"table '{self.name}' has no cell '{shortened(name)}'{some}")
-        return tuple(cell for cell in self.cells if not names or cell.name in names)
+        return tuple(cell for cell in self.cells if cell.name in names or not (names or cell.needs))
 
 
 def table_names() -> list[str]:

@@ -34,6 +34,8 @@ class MeasuredCell:
 
     name: str
     published: Mapping[str, float]
+    needs: str = ""
+    """Weights or corpora without which the cell is not run."""
     scores: Mapping[str, Measured] = field(default_factory=dict)
     runs: int = 0
     failed: int = 0

@@ -51,7 +51,8 @@ def head(table: MeasuredTable) -> list[str]:
 
 def body(table: MeasuredTable, cell: MeasuredCell) -> list[str]:
     """Returns the values of a cell under `head`."""
-    runs = f"{cell.runs} of {table.seeds}" if cell.runs else NOT_RUN
+    lacking = f"{NOT_RUN}: needs {cell.needs}" if cell.needs else NOT_RUN
+    runs = f"{cell.runs} of {table.seeds}" if cell.runs else lacking
     values = [cell.name, runs + (f", {cell.failed} failed" if cell.failed else "")]
     for score in table.scores:
         measured = cell.scores.get(score)

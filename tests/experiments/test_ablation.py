@@ -23,7 +23,7 @@ from sage_scale.experiments import ablation_data
 from sage_scale.experiments.ablation import Ablation
 from sage_scale.experiments.ablation_measured import measure
 from sage_scale.experiments.ablation_rows import Rows, digest
-from sage_scale.experiments.ablation_run import Run, make_run
+from sage_scale.experiments.ablation_run import Run, make_run, needs_language_model
 from sage_scale.experiments.ablation_table import Cell, Table
 from sage_scale.reporting.ablation_chart import chart_file
 from sage_scale.reporting.ablation_page import as_csv, as_markdown, as_page
@@ -158,6 +158,12 @@ def test_a_damaged_row_is_named_and_made_again(run_table, tmp_path, damage, caps
 def test_the_language_model_is_of_one_seed(run_table):
     _, pool = run_table()
     assert pool.language.pretrain.seed == 0
+    for recipe, stages, needed in (
+        ("ablation", ("pretrain",), True),
+        ("sign2gpt-ablation", ("pretrain",), False),
+        ("sign2gpt-ablation", ("pretrain", "finetune"), True),
+    ):
+        assert needs_language_model(load_recipe(recipe), stages) == needed
 
 
 def test_figures_are_their_definitions(run_table):

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from sage_scale.errors import RecipeError, UsageError
+from sage_scale.experiments.ablation import Outcome
+from sage_scale.experiments.ablation_measured import measure
 from sage_scale.experiments.ablation_table import load_table, table_names
+from sage_scale.reporting.ablation_page import as_markdown
 
 SMALL = """
 name: small
@@ -71,6 +74,15 @@ def test_a_wrong_table_is_refused_in_one_line(tmp_path, old, new, said):
         load_table(written(tmp_path, SMALL.replace(old, new, 1)))
     assert said in str(error.value) and "small.yaml" in str(error.value)
     assert "\n" not in str(error.value) and error.value.exit_code == 2
+
+
+def test_a_cell_that_needs_weights_is_run_where_it_is_named(tmp_path):
+    table = load_table(written(tmp_path, SMALL + "    needs: XGLM-1.7B (model.language_model)\n"))
+    assert [cell.name for cell in table.chosen([])] == ["one"]
+    assert [cell.name for cell in table.chosen(["two", "one"])] == ["one", "two"]
+    said = as_markdown(measure(table, Outcome(), 3))
+    assert "| two | not run: needs XGLM-1.7B (model.language_model) | not run |" in said
+    assert "| one | not run | not run |" in said
 
 
 def test_an_unknown_table_or_cell_names_the_nearest(tmp_path):

@@ -16,6 +16,7 @@ SPEC = ModelSpec(
     pretrain=f"{_HERE}.pretraining:PrototypeTask",
     finetune=f"{_HERE}.finetuning:Sign2GptTranslation",
     language=f"{_HERE}.causal_model:XGLM",
+    language_in_pretrain=False,
     breaking_keys=(
         *(
             f"model.sign2gpt.{key}"
