@@ -22,7 +22,7 @@ NAMED = {
     "config/sign2gpt.py": "the recipe's section model.sign2gpt",
     "segmentation/rules.py": "a segment rule has the name of the paper",
     "config/data.py": "a segment rule has the name of the paper",
-    "evaluation/metrics.py": "a publication's way to score has its name",
+    "evaluation/presets.py": "a publication's way to score has its name",
 }
 """Files outside models/ with a constant that equals a model's name, and why."""
 
