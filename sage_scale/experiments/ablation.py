@@ -85,7 +85,7 @@ class Ablation:
             for cell in self.cells:
                 recipe = self.table.recipe_of(cell, seed, self.overrides)
                 identity = identity_of(recipe, cell.stages, self.table.split, self._corpora.digest(recipe))
-                row = self.rows.find(cell.name, seed, identity)
+                row = self.rows.find(cell.name, seed, identity, self._controls(cell))
                 if row is not None:
                     self.outcome.rows[cell.name, seed] = row
                 else:
@@ -111,8 +111,13 @@ class Ablation:
             identity=identity,
             folder=self.home / self.table.name / f"{slug(cell.name)}-{seed}",
             data=self._corpora.dataset(recipe, placed),
+            controls=self._controls(cell),
             language_model=language,
         )
+
+    def _controls(self, cell: Cell) -> bool:
+        """Returns whether a cell's controls are scored: where the table shows them and the cell has translations."""
+        return "finetune" in cell.stages and any("control" in score for score in self.table.scores)
 
     def _make(self, pool: Pool, runs: list[Run], begun: float) -> None:
         done = len(self.outcome.rows)

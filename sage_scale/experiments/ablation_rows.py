@@ -43,17 +43,25 @@ class Rows:
         """Returns the file of a run's row."""
         return self.folder / self.table / f"{slug(cell)}-{seed}.json"
 
-    def find(self, cell: str, seed: int, identity: str) -> Row | None:
-        """Returns the stored row of a run; or the row of another table's run of the same recipe, which is stored as
-        its own; or None. A row that no longer fits is named in a line."""
+    def find(self, cell: str, seed: int, identity: str, controls: bool = False) -> Row | None:
+        """Returns the stored row of a run, with `controls` only one that has them; or the row of another table's run
+        of the same recipe, which is stored as its own; or None. A row that no longer fits is named in a line."""
         path = self.path(cell, seed)
         own = self._read(path) if path.is_file() else None
-        if own is not None and own.get("identity") == identity:
+        if own is not None and own["identity"] == identity and _has(own, controls):
             return own
         if own is not None:
-            tell(f"{path}: made by another recipe, stages or corpus than the cell's now; not reused")
+            reason = (
+                "without controls" if own["identity"] == identity else "of another recipe, stages or corpus"
+            )
+            tell(f"{path}: {reason}; not reused")
         other = self._by_identity.get(identity)
-        if other is None or other == path or (found := self._read(other)) is None:
+        if (
+            other is None
+            or other == path
+            or (found := self._read(other)) is None
+            or not _has(found, controls)
+        ):
             return None
         tell(f"{cell}, seed {seed}: the same run as {other}")
         self.put(found | {"cell": cell, "seed": seed})
@@ -109,6 +117,10 @@ def slug(name: str) -> str:
 def digest(texts: Sequence[str]) -> str:
     """Returns 16 hex digits of sha256 over the texts, a line each."""
     return hashlib.sha256("".join(f"{_line(text)}\n" for text in texts).encode()).hexdigest()[:16]
+
+
+def _has(row: Row, controls: bool) -> bool:
+    return not controls or "best_control" in row["scores"]
 
 
 def _check(row: Row) -> None:

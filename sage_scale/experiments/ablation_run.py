@@ -48,6 +48,8 @@ class Run:
     """Its dataset."""
     language_model: Path | None
     """Folder of the language model that all runs share; None where the model has none."""
+    controls: bool = False
+    """Whether controls are scored as well."""
 
 
 class RunActor:
@@ -105,7 +107,7 @@ def make_run(run: Run) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     if "finetune" in run.stages:
         with _timed(seconds, "evaluate"):
-            scores = evaluate_run.run(run.folder, run.data, split=run.split, controls=False, say=print)
+            scores = evaluate_run.run(run.folder, run.data, run.split, controls=run.controls, say=print)
     row = describe(run, figures, scores)
     row |= {"seconds": {name: round(value, 1) for name, value in seconds.items()}}
     row |= {"cpu_seconds": round(time.process_time() - worked, 1)}
@@ -139,7 +141,7 @@ def describe(run: Run, figures: Mapping[str, Mapping[str, Any]], scores: Mapping
         "recipe": run.recipe.name,
         "split": run.split,
         "stages": list(run.stages),
-        "scores": numbers(scores) | _stage_figures(run, figures),
+        "scores": numbers(scores) | _best_control(scores) | _stage_figures(run, figures),
         "signature": scores.get("signature", ""),
         "clips": scores.get("clips", 0),
         "languages": sorted({row["language"] for row in rows}),
@@ -164,6 +166,11 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool) and value == value:
             found[f"{prefix}{name}"] = round(float(value), 4)
     return found
+
+
+def _best_control(scores: Mapping[str, Any]) -> dict[str, float]:
+    found = [values["bleu4"] for values in scores.get("controls", {}).values()]
+    return {"best_control": round(max(found), 4)} if found else {}
 
 
 def _stage_figures(run: Run, figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

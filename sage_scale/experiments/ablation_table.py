@@ -23,6 +23,7 @@ A table, a cell and a key that do not exist are refused with the nearest one tha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,11 +92,15 @@ class Table:
     def recipe_of(self, cell: Cell, seed: int | None = None, overrides: Sequence[str] = ()) -> Recipe:
         """Returns the recipe of a cell: the base with the table's changes, `overrides`, the cell's changes, and the
         seed, each over the one before."""
-        recipe = override(changed(load_recipe(self.recipe), self.changes), overrides)
+        recipe = override(self._base, overrides)
         recipe = changed(recipe, cell.changes)
         if seed is None:
             return recipe
         return changed(recipe, {f"{section}.seed": seed for section in ("stream", *STAGES)})
+
+    @functools.cached_property
+    def _base(self) -> Recipe:
+        return changed(load_recipe(self.recipe), self.changes)
 
     def chosen(self, names: Sequence[str]) -> tuple[Cell, ...]:
         """Returns the cells of these names in the table's order; without names all that need nothing. Raises
@@ -131,6 +136,7 @@ def load_table(name: str | Path, overrides: Sequence[str] = ()) -> Table:
     values.setdefault("name", path.stem)
     try:
         table = _table(values)
+        table.recipe_of(Cell(), None, overrides)  # an error outside the cells names none
         for cell in table.cells:
             _check_cell(table, cell, overrides)
     except RecipeError as error:
@@ -139,9 +145,8 @@ def load_table(name: str | Path, overrides: Sequence[str] = ()) -> Table:
 
 
 def _check_cell(table: Table, cell: Cell, overrides: Sequence[str]) -> None:
-    table.recipe_of(Cell(), 0, overrides)  # an error outside the cell names none
     try:
-        table.recipe_of(cell, 0, overrides)
+        table.recipe_of(cell, None, overrides)
     except RecipeError as error:
         raise RecipeError(f"cell '{shortened(cell.name)}': {error}") from None
 

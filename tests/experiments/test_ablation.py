@@ -140,6 +140,7 @@ def test_a_row_is_reused_by_what_decides_its_scores(run_table, tmp_path, capsys)
         == json.loads((tmp_path / "rows/made/two-0.json").read_text())["scores"]
     )
     assert run_table(replace(TABLE, split="test"))[1].made  # another split is another run
+    assert run_table(replace(other, scores=("bleu4", "best_control")))[1].made  # its row has no controls
     assert run_table(replace(other, cells=(replace(other.cells[0], stages=("finetune",)),)))[1].made
 
 

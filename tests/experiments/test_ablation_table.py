@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from sage_scale.config import load_recipe
 from sage_scale.errors import RecipeError, UsageError
 from sage_scale.experiments.ablation import Outcome
 from sage_scale.experiments.ablation_measured import measure
 from sage_scale.experiments.ablation_table import load_table, table_names
+from sage_scale.experiments.demo import control_overrides
 from sage_scale.reporting.ablation_page import as_markdown
 
 SMALL = """
@@ -36,6 +38,13 @@ def written(folder: Path, text: str) -> Path:
 def test_shipped_tables_are_sound(name):
     table = load_table(name)
     assert table.name == name and table.title and table.source
+
+
+@pytest.mark.parametrize("name", ["demo", "sign2gpt-demo"])
+def test_the_demos_without_stage_1_have_the_budget_of_its_control(name):
+    table = load_table(name)
+    without = table.recipe_of(table.chosen(["without stage 1"])[0])
+    assert without == load_recipe(name, control_overrides(load_recipe(name)))
 
 
 def test_a_cell_is_the_base_with_the_tables_changes_overrides_and_its_own(tmp_path):
