@@ -37,7 +37,8 @@ def written(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", table_names())
 def test_shipped_tables_are_sound(name):
     table = load_table(name)
-    assert table.name == name and table.title and table.source
+    published = any(cell.published for cell in table.cells)
+    assert table.name == name and table.title and (table.source or not published)
 
 
 @pytest.mark.parametrize("name", ["demo", "sign2gpt-demo"])
