@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sage_scale.config import Recipe
+from sage_scale.errors import UsageError
 from sage_scale.experiments.ablation_rows import Row
 from sage_scale.experiments.ablation_run import Run, RunActor
 from sage_scale.precompute.pool import PASSED_ON
@@ -48,10 +49,16 @@ class RayPool:
     def __init__(self, recipe: Recipe, runs: int) -> None:
         import ray
 
-        settings = recipe.precompute
-        free = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self.count = min(settings.actors or free, runs)
-        self._gpus = settings.gpus_per_actor
+        settings, there = recipe.precompute, ray.cluster_resources()
+        free, self._gpus = max(1, int(there.get("CPU", 1))), settings.gpus_per_actor
+        if self._gpus:
+            free = min(free, int(there.get("GPU", 0) / self._gpus))
+        if not free:
+            raise UsageError(
+                f"precompute.gpus_per_actor={self._gpus:g}, and Ray has {there.get('GPU', 0):g} GPUs: set it to 0, or "
+                "join a cluster with GPUs (precompute.address)"
+            )
+        self.count = min(settings.actors or free, free, runs)
         self._all: list[Any] = []
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Run, Any, float]] = {}

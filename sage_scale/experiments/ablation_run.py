@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import importlib.metadata
 import os
 import platform
@@ -74,6 +75,7 @@ class RunActor:
         row: dict[str, Any] = {}
         with printed_to(run.folder / LOG):
             failure = _failure(lambda: row.update(make_run(run)))
+            gc.collect()  # models and caches of a run refer to themselves
         return row, failure
 
 

@@ -41,6 +41,8 @@ TABLE_FOLDER = LAUNCH_FOLDER / "tables"
 MOST_CELLS = 200
 StageName = Literal["pretrain", "finetune"]
 STAGES: tuple[StageName, ...] = ("pretrain", "finetune")
+SEEDS = ("stream.seed", "pretrain.seed", "finetune.seed")
+"""Keys that a run's seed sets."""
 Values = Mapping[str, Any]
 
 
@@ -96,7 +98,7 @@ class Table:
         recipe = changed(recipe, cell.changes)
         if seed is None:
             return recipe
-        return changed(recipe, {f"{section}.seed": seed for section in ("stream", *STAGES)})
+        return changed(recipe, dict.fromkeys(SEEDS, seed))
 
     @functools.cached_property
     def _base(self) -> Recipe:
@@ -137,11 +139,21 @@ def load_table(name: str | Path, overrides: Sequence[str] = ()) -> Table:
     try:
         table = _table(values)
         table.recipe_of(Cell(), None, overrides)  # an error outside the cells names none
+        _refuse_seeds(table, overrides)
         for cell in table.cells:
             _check_cell(table, cell, overrides)
     except RecipeError as error:
         raise RecipeError(f"{shown}: {error}") from None
     return table
+
+
+def _refuse_seeds(table: Table, overrides: Sequence[str]) -> None:
+    given = [override.partition("=")[0] for override in overrides]
+    changed_keys = [
+        key for changes in (table.changes, *(cell.changes for cell in table.cells)) for key in changes
+    ]
+    if seed := next((key for key in (*given, *changed_keys) if key in SEEDS), None):
+        raise RecipeError(f"{seed}: a run's seed is set by the table (seeds, --seeds): leave the key out")
 
 
 def _check_cell(table: Table, cell: Cell, overrides: Sequence[str]) -> None:

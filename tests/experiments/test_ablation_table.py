@@ -70,6 +70,7 @@ def test_a_cell_is_the_base_with_the_tables_changes_overrides_and_its_own(tmp_pa
         ("[finetune]", "[finetune, pretrain]", "cell 'two': stages: must be"),
         ("name: two", "name: one", "two cells are named 'one'"),
         ("name: two", "name: One!", "two cells are named 'one', or alike"),
+        ("{pretrain.max_steps: 4}", "{stream.seed: 4}", "stream.seed: a run's seed is set by the table"),
         ("name: small", "name: ../small", "name: must be of small letters"),
         ("{bleu4: 20}", "{bleu5: 20}", "published.bleu5 is no score of the table (did you mean 'bleu4'?)"),
         ("{bleu4: 20}", "{bleu4: much}", "cell 'one': published.bleu4=much: must be a finite number"),
