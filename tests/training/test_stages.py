@@ -41,6 +41,22 @@ def dev_losses(run: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in log_rows(run, event="dev")}
 
 
+def test_a_fraction_of_the_clips_is_said_and_logged(world, tmp_path, capsys):
+    root, recipe = world
+    changes = [
+        "stream.fraction=0.5",
+        "pretrain.max_steps=1",
+        "pretrain.evaluate_every=-1",
+        "pretrain.checkpoints=",
+    ]
+    run_stage("pretrain", override(recipe, changes), tmp_path / "half", str(root / "shards"))
+    (start,) = log_rows(tmp_path / "half", event="start")
+    assert 0 < start["clips"] < 29
+    said = capsys.readouterr()
+    line = f"pretrain: {start['clips']} of 29 training clips (stream.fraction=0.5)"
+    assert line in said.out + said.err
+
+
 def test_interrupted_stage_resumes_to_the_same_losses(world, tmp_path, monkeypatch):
     """A stop request mid-epoch saves; the repeated command goes on as if nothing had happened, evaluations included."""
     root, recipe = world
