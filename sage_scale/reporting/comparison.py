@@ -16,11 +16,12 @@ from sage_scale.errors import UsageError
 from sage_scale.reporting import scales
 from sage_scale.reporting.examples import EXAMPLES, best_to_worst, differences, spaced
 from sage_scale.reporting.group_curves import charts, legend
-from sage_scale.reporting.group_scores import SetScores, set_scores
+from sage_scale.reporting.group_scores import TESTED, SetScores, set_scores
 from sage_scale.reporting.groups import NO_EFFECT, Group, differing, grouped
 from sage_scale.reporting.page import Missing, document, html, readable, write_page
 from sage_scale.reporting.runlog import RunRecord, read_run
 from sage_scale.reporting.score_tables import controls, score_tables
+from sage_scale.reporting.score_values import METRICS
 from sage_scale.reporting.side_by_side import fairness, side_by_side
 from sage_scale.untrusted.display import shortened
 
@@ -65,7 +66,7 @@ def render(
         part("scores", "Scores", lambda: score_tables(groups, sets, page)),
         part("controls", "Controls", lambda: controls(groups, sets)),
         part("table", "Side by side", lambda: side_by_side(groups, missing)),
-        part("curves", "Training", lambda: curves(groups)),
+        part("curves", "Training", lambda: curves(groups, sets)),
         part("examples", "Examples", lambda: examples(groups)),
     ]
     return document(title(groups), html("about_runs", groups, TEMPLATE), Markup(), parts, missing)
@@ -101,16 +102,22 @@ def value_text(value: Any) -> str:
     return shortened(json.dumps(value, ensure_ascii=False, default=str), LONGEST_VALUE)
 
 
-def curves(groups: Sequence[Group]) -> dict[str, Any] | None:
-    """Returns the charts, and each group's course of the temperature in words."""
+def curves(groups: Sequence[Group], sets: Sequence[SetScores]) -> dict[str, Any] | None:
+    """Returns the charts, and each group's course of the temperature beside its score."""
     drawn = charts(groups)
     bands = len(groups) > 1 and any(len(group.records) > 1 for group in groups)
-    values = {"charts": drawn, "legend": legend(groups), "bands": bands, "temperature": temperature(groups)}
+    values = {
+        "charts": drawn,
+        "legend": legend(groups),
+        "bands": bands,
+        "temperature": temperature(groups, sets),
+    }
     return values if drawn else None
 
 
-def temperature(groups: Sequence[Group]) -> dict[str, Any] | None:
-    """Returns start, end and share of clamped steps of each scale, bias and temperature, means of a group's runs."""
+def temperature(groups: Sequence[Group], sets: Sequence[SetScores]) -> dict[str, Any] | None:
+    """Returns start, end and share of clamped steps of each scale, bias and temperature, means of a group's runs, and
+    the group's score on the first set."""
     found = {
         group.letter: [
             {course.key: course for course in scales.courses(record, record.logs["pretrain"])}
@@ -123,9 +130,21 @@ def temperature(groups: Sequence[Group]) -> dict[str, Any] | None:
     for group in groups:
         cells = [[run[key] for run in found[group.letter] if key in run] for key in every]
         if any(cells):
-            rows.append((group, [_course(runs) for runs in cells]))
+            rows.append((group, [_course(runs) for runs in cells], mean_score(group, sets[:1])))
     names = [course.name for course in every.values()]
-    return {"names": names, "rows": rows} if rows else None
+    score = f"{METRICS[TESTED]} on {sets[0].name}" if sets else ""
+    return {"names": names, "rows": rows, "score": score} if rows else None
+
+
+def mean_score(group: Group, sets: Sequence[SetScores]) -> str:
+    """Returns the mean of the tested score of a group on the first set; empty where it has none."""
+    found = [
+        scores[TESTED].spread.mean
+        for one in sets
+        for of, _, scores in one.rows
+        if of is group and TESTED in scores
+    ]
+    return f"{found[0]:.2f}" if found else ""
 
 
 def _course(runs: Sequence[scales.Course]) -> tuple[str, str]:

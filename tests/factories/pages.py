@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sage_scale.reporting.page import write_report
 
-VOID = {"meta", "img", "br", "hr", "input", "link", "source"}
+VOID = {"meta", "img", "br", "hr", "input", "link", "source", "wbr"}
 
 
 class Page(HTMLParser):
