@@ -75,13 +75,13 @@ def ablate(
     outcome = ablation.execute()
     for score in unknown_scores(found, list(outcome.rows.values())):
         tell(f"no run has the score '{score}' of the table")
-    measured = measure(found, outcome, count, overrides or [])
+    measured = measure(found, outcome, count, overrides or [], table)
     show(measured, sys.stdout)
     echo(*map(str, write_pages(measured, rows)))
     for (cell, seed), reason in outcome.failed.items():
         tell(f"failed: {cell}, seed {seed}: {reason}")
     if outcome.failed:
-        raise RunsFailed(f"{len(outcome.failed)} runs failed; the same command tries them again")
+        raise RunsFailed(f"failed runs: {len(outcome.failed)}; the same command tries them again")
     if outcome.left:
         raise RunsLeft(
             f"{outcome.left} runs not run: the time of --budget was over; the same command goes on"

@@ -25,8 +25,11 @@ RUN_AXES = ("tokens", "epoch_tokens", "epoch_clips", "steps", "cpu_seconds")
 clips, of one epoch; optimizer steps of all stages."""
 
 
-def measure(table: Table, outcome: Outcome, seeds: int, overrides: Sequence[str] = ()) -> MeasuredTable:
-    """Returns the measured table; cells without a finished run have no scores."""
+def measure(
+    table: Table, outcome: Outcome, seeds: int, overrides: Sequence[str] = (), given: str = ""
+) -> MeasuredTable:
+    """Returns the measured table; cells without a finished run have no scores. `given` is the table as it was asked
+    for, its name or file, for the caption's command."""
     reference = table.reference or table.cells[0].name
     rows = {cell.name: _rows(outcome, cell.name, seeds) for cell in table.cells}
     cells = []
@@ -63,7 +66,7 @@ def measure(table: Table, outcome: Outcome, seeds: int, overrides: Sequence[str]
         seeds=seeds,
         cells=tuple(cells),
         axes=table.axes,
-        caption=tuple(_caption(table, list(outcome.rows.values()), seeds, overrides)),
+        caption=tuple(_caption(table, list(outcome.rows.values()), seeds, overrides, given)),
     )
 
 
@@ -105,7 +108,9 @@ def _at(axis: str, recipe: Recipe, rows: Iterable[Row]) -> float | None:
     return sum(totals) / len(totals) if totals else None
 
 
-def _caption(table: Table, rows: Sequence[Row], seeds: int, overrides: Sequence[str]) -> list[str]:
+def _caption(
+    table: Table, rows: Sequence[Row], seeds: int, overrides: Sequence[str], given: str
+) -> list[str]:
     recipe = table.recipe_of(table.cells[0], None, overrides)
     corpus = recipe.corpus
     if corpus.name == "synthetic":
@@ -128,7 +133,7 @@ def _caption(table: Table, rows: Sequence[Row], seeds: int, overrides: Sequence[
             f"device: {_some(row['device'] for row in rows)}; CPU seconds a run: {_seconds(rows)}",
             f"dates: {_some(row['date'] for row in rows)}; versions: {_some(_versions(row) for row in rows)}",
         ]
-    command = ["sage-scale", "ablate", table.name, "--seeds", str(seeds), *overrides]
+    command = ["sage-scale", "ablate", given or table.name, "--seeds", str(seeds), *overrides]
     lines.append(f"command: {shlex.join(command)}")
     return lines
 
