@@ -83,6 +83,4 @@ def ablate(
     if outcome.failed:
         raise RunsFailed(f"failed runs: {len(outcome.failed)}; the same command tries them again")
     if outcome.left:
-        raise RunsLeft(
-            f"{outcome.left} runs not run: the time of --budget was over; the same command goes on"
-        )
+        raise RunsLeft(f"runs not begun within --budget: {outcome.left}; the same command goes on")

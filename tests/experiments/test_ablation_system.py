@@ -50,7 +50,7 @@ def test_a_killed_table_goes_on_with_the_same_rows(tmp_path: Path) -> None:
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "failed: broken, seed 1: pretrain: " in done.stderr, done.stderr
-    assert "2 runs failed" in done.stderr and (tmp_path / "home/two/broken-1/ablate.log").is_file()
+    assert "failed runs: 2;" in done.stderr and (tmp_path / "home/two/broken-1/ablate.log").is_file()
     assert len(list(rows.glob("*.json"))) == 4
     assert {name: (rows / name).read_bytes() for name in before} == before
     table = (rows.parent / "two.md").read_text()
