@@ -21,6 +21,7 @@ from typing import Any
 
 from sage_scale.config import Recipe
 from sage_scale.errors import SageError, UnitsOpen, UsageError
+from sage_scale.untrusted.files import read_text
 from sage_scale.untrusted.printer import tell
 
 CONNECT_S = 10.0
@@ -57,7 +58,9 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as folder:
-        address = recipe.precompute.address or os.environ.get("RAY_ADDRESS", "")
+        address = recipe.precompute.address
+        if address in ("", "auto"):
+            address = os.environ.get("RAY_ADDRESS", "") or address
         if address:
             _join(address)
         else:
@@ -75,6 +78,32 @@ def ray_session(recipe: Recipe) -> Iterator[None]:
                 _kill_processes()
             else:
                 ray.shutdown()
+
+
+def running_cluster() -> str:
+    """Returns HOST:PORT of the cluster of this user that `ray start` has begun on this machine; empty without one.
+
+    `ray start` records the address in the cluster's temporary folder. Ray's own `auto` also joins a Ray that another
+    program has started for itself, which records nothing and ends with that program; and it waits for a recorded one
+    that is gone. Raises UsageError where there are several.
+    """
+    import psutil
+
+    found: set[str] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError, UnicodeDecodeError):
+            given = process.cmdline()
+            if not given or os.path.basename(given[0]) != "raylet" or process.uids().real != os.getuid():
+                continue
+            options = dict(word.removeprefix("--").split("=", 1) for word in given[1:] if "=" in word)
+            recorded = read_text(os.path.join(options.get("temp_dir", ""), "ray_current_cluster")).strip()
+            if recorded and recorded == options.get("gcs-address"):
+                found.add(recorded)
+    if len(found) > 1:
+        raise UsageError(
+            f"several Ray clusters run here ({', '.join(sorted(found))}): set RAY_ADDRESS to one of them"
+        )
+    return next(iter(found), "")
 
 
 @contextlib.contextmanager
@@ -113,6 +142,13 @@ def ray_ended() -> bool:
 def _join(address: str) -> None:
     import ray
 
+    if address == "auto":
+        address = running_cluster()
+        if not address:
+            raise UsageError(
+                "precompute.address=auto: no Ray cluster of `ray start` runs on this machine; start one, name its "
+                "address, or leave precompute.address empty"
+            )
     try:
         _check_reachable(address)
         ray.init(address=address, **_QUIET)
