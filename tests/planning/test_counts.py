@@ -37,13 +37,40 @@ ROOM = 4 << 20
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes of tensors that `work` holds at once, beyond those that were there before it."""
+    """Most bytes of tensors that `work` holds at once, beyond those that were there before it.
+
+    The profiler keeps the sizes of blocks that an earlier profile saw, also when they are given back outside of one: a
+    block from before `work`, at such a place, would be given back with the size of another. So those do not count.
+    """
     cpu = torch.profiler.ProfilerActivity.CPU
     gc.collect()  # what earlier tests left in cycles must not be given back meanwhile
     with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         work()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
+    events = list(profile.profiler.kineto_results.experimental_event_tree())
+    for event in events:  # grows meanwhile: all of the tree
+        events += event.children
+    blocks = [event for event in events if event.tag == torch._C._profiler._EventType.Allocation]
+    own: dict[int, int] = {}
+    held = most = 0
+    for event in sorted(blocks, key=lambda event: event.start_time_ns):
+        block = event.typed[1]
+        if block.alloc_size > 0:
+            own[block.ptr] = block.alloc_size
+            held += block.alloc_size
+        else:
+            held -= own.pop(block.ptr, 0)
+        most = max(most, held)
+    return most
+
+
+def test_the_measurement_does_not_depend_on_earlier_ones():
+    """A block from before `work`, where an earlier profile saw another one."""
+    size, seen = 40_000_000, list[torch.Tensor]()
+    peak_bytes(lambda: seen.append(torch.empty(size, dtype=torch.uint8)))
+    place = seen.pop().data_ptr()
+    before = [torch.empty(size, dtype=torch.uint8)]
+    assert before[0].data_ptr() == place, "the allocator gives no block twice"
+    assert peak_bytes(lambda: [before.clear(), torch.empty(5_000, dtype=torch.uint8)]) == 5_000
 
 
 def loss_step(way: str, B: int, N: int, M: int, D: int) -> Callable[[], object]:
