@@ -8,6 +8,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -66,6 +67,7 @@ def align(
         chosen, similarity = _model(model, chosen, device, overrides)
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name the file of the new manifest")
+    _check_writable(out)
     folder = expanded(segments) if segments else None
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--segments: there is no folder {folder}")
@@ -115,9 +117,9 @@ def _rows(
     videos: dict[str, list[Clip]] = {}
     for clip in manifest.clips:
         videos.setdefault(clip.video, []).append(clip)
-    partial = out.with_name(out.name + ".part")
-    rows = _kept(partial, manifest, about)
-    with partial.open("w", encoding="utf-8") as file, Progress("captions aligned", "videos") as show:
+    unfinished = out.with_name(out.name + ".part")
+    rows = _kept(unfinished, manifest, about)
+    with unfinished.open("w", encoding="utf-8") as file, Progress("captions aligned", "videos") as show:
         write_lines(file, [about, *rows.values()])
         done = sum(clips[0].id in rows for clips in videos.values())
         show(done, len(videos))
@@ -125,16 +127,16 @@ def _rows(
             if clips[0].id in rows:
                 continue
 
-            def read(share: float, number: int = done + 1) -> None:
-                line = f"captions aligned: {share:.0%} of video {number:,} of {len(videos):,}"
+            def told(work: str, share: float, number: int = done + 1) -> None:
+                line = f"captions aligned: video {number:,} of {len(videos):,}, {share:.0%} {work}"
                 show.update(number - 1, len(videos), lambda: line)
 
             try:
                 signing = read_signing(
                     clips, recipe, settings, intervals=folder, sentences=sentences, similarity=similarity,
-                    progress=read,
+                    progress=partial(told, "read"),
                 )  # fmt: skip
-                found, lines = align_video(clips, signing, settings, similarity)
+                found, lines = align_video(clips, signing, settings, similarity, partial(told, "placed"))
             except ClipRejected as rejected:
                 found, lines = (
                     [unmoved(clip) for clip in clips],
@@ -146,10 +148,23 @@ def _rows(
             done += 1
             show(done, len(videos))
     ordered = [rows[clip.id] | {"video": _from(out, clip.video)} for clip in manifest.clips]
-    with partial.open("w", encoding="utf-8") as file:
+    with unfinished.open("w", encoding="utf-8") as file:
         write_lines(file, ordered)
-    os.replace(partial, out)
+    os.replace(unfinished, out)
     return ordered
+
+
+def _check_writable(out: Path) -> None:
+    """Raises UsageError where the manifest and its unfinished form cannot be written; leaves nothing."""
+    unfinished = out.with_name(out.name + ".part")
+    there = os.path.lexists(unfinished)
+    try:
+        with unfinished.open("a"):
+            pass
+        if not there:
+            unfinished.unlink()
+    except OSError as error:
+        raise UsageError(f"--out {shortened(out, 300)} cannot be written: {error.strerror}") from None
 
 
 def _from(out: Path, video: str) -> str:

@@ -18,6 +18,7 @@ and text fit best. Time is linear in captions, memory that of the pieces and of 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,22 +87,31 @@ def align(
     pieces_N2: np.ndarray,
     settings: Alignment | None = None,
     text: Text | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> list[Placement | None]:
     """Returns the place of each caption, None where there is no signing for it; both passes.
 
     `captions` are sorted by start, `pieces_N2` (seconds) sorted and disjoint. Places are disjoint and in the captions'
-    order, whatever overlap the old times had.
+    order, whatever overlap the old times had. `progress` is told of the share that is done.
     """
     settings = settings or Alignment()
     captions, pieces_N2 = _disjoint(captions), np.asarray(pieces_N2, np.float64).reshape(-1, 2)
     narrow = dataclasses.replace(settings, spread_s=min(settings.spread_s, 1.0))
     far = math.floor(settings.reach_s / 2)
-    shifted = [place(captions, _moved(captions, by), pieces_N2, narrow, text) for by in range(-far, far + 1)]
+    of_all = (2 * far + 4) * max(len(captions), 1)
+    steps = itertools.count(1)
+
+    def placed() -> None:
+        progress(min(1.0, next(steps) / of_all))
+
+    shifted = [
+        place(captions, _moved(captions, by), pieces_N2, narrow, text, placed) for by in range(-far, far + 1)
+    ]
     firsts = [
-        place(captions, captions, pieces_N2, settings, text),
+        place(captions, captions, pieces_N2, settings, text, placed),
         max(shifted, key=lambda found: _total(found, pieces_N2, settings, "energy")),
     ]
-    finals = [_second_pass(captions, found, pieces_N2, settings, text) for found in firsts]
+    finals = [_second_pass(captions, found, pieces_N2, settings, text, placed) for found in firsts]
     return max(finals, key=lambda found: _total(found, pieces_N2, settings, "fit"))
 
 
@@ -111,8 +121,10 @@ def place(
     pieces_N2: np.ndarray,
     settings: Alignment,
     text: Text | None = None,
+    placed: Callable[[], None] = lambda: None,
 ) -> list[Placement | None]:
-    """Returns the places of largest sum. `expected` are the captions at the times from which moves are counted."""
+    """Returns the places of largest sum. `expected` are the captions at the times from which moves are counted;
+    `placed` is called after each caption."""
     skipped = np.concatenate([[0.0], np.cumsum(np.diff(pieces_N2)[:, 0])]) * settings.skip
     per_letter_s, pauses = seconds_per_letter(captions), pause_shares(pieces_N2, settings)
     # best[x]: captions so far, none of them beyond boundary x (before piece x), with the signing that they skip added.
@@ -145,6 +157,7 @@ def place(
         best[low : high + 1] = np.where(taken, values[last], alone[low : high + 1])
         best[high + 1 :] = best[high]
         windows.append((low, np.where(taken, last, 0), begin, energy[begin, ends], fit[begin, ends]))
+        placed()
     return _walk_back(pieces_N2, windows)
 
 
@@ -242,6 +255,7 @@ def _second_pass(
     pieces_N2: np.ndarray,
     settings: Alignment,
     text: Text | None,
+    placed: Callable[[], None],
 ) -> list[Placement | None]:
     """Returns the places around the line of the moves that were found."""
     moved = [(caption.start_s, new.start_s - caption.start_s) for caption, new in zip(captions, found) if new]
@@ -250,7 +264,7 @@ def _second_pass(
     slope, offset, left = _line(np.array(moved))
     spread_s = min(settings.spread_s, max(0.6, 1.5 * left))
     narrow = dataclasses.replace(settings, spread_s=spread_s)
-    return place(captions, _moved(captions, offset, slope), pieces_N2, narrow, text)
+    return place(captions, _moved(captions, offset, slope), pieces_N2, narrow, text, placed)
 
 
 def _moved(captions: Sequence[Caption], offset_s: float, slope: float = 0.0) -> list[Caption]:

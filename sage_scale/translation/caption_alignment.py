@@ -60,12 +60,17 @@ class Signing:
 
 
 def align_video(
-    clips: Sequence[Clip], signing: Signing, settings: Alignment, similarity: Similarity | None = None
+    clips: Sequence[Clip],
+    signing: Signing,
+    settings: Alignment,
+    similarity: Similarity | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns the clips of one video, in their order, as rows of a manifest at their new times, and notes.
 
     `caption_start_s` and `caption_end_s` are the old times, `alignment_score` is from 0 to 1, None where the old time
-    was kept. A note is a line on captions or signing that found no partner.
+    was kept. A note is a line on captions or signing that found no partner. `progress` is told of the share of the
+    alignment that is done.
     """
     name = shortened(clips[0].video.replace("\\", "/").rpartition("/")[2])
     usable = [clip for clip in clips if clip.end_s is not None and _letters(clip)]
@@ -75,7 +80,7 @@ def align_video(
     if similarity is not None and ordered and signing.tokens_TD is not None and len(signing.tokens_TD):
         words = similarity.texts([clip.sentence for clip in ordered], [clip.language for clip in ordered])
         text = _text(words, signing)
-    placements = align(captions, signing.pieces_N2, settings, text)
+    placements = align(captions, signing.pieces_N2, settings, text, progress)
     found = {clip.id: new for clip, new in zip(ordered, placements, strict=True)}
     rows = []
     for clip in clips:

@@ -258,6 +258,8 @@ def test_wrong_use_gives_one_line(tmp_path, capsys, moved):
     base = _align(moved, tmp_path / "x.jsonl")
     for more, says in (
         (["--out", str(tmp_path)], "is a folder: name the file"),
+        (["--out", str(tmp_path / "none" / "x.jsonl")], "none/x.jsonl cannot be written: No such file"),
+        (["--out", "/proc/x.jsonl"], "/proc/x.jsonl cannot be written: "),
         (["--reach-s", "inf"], "Invalid value for '--reach-s'"),
         (["--reach-s", "1e12"], "Invalid value for '--reach-s'"),
         (["--segments", str(tmp_path / "none")], "--segments: there is no folder"),

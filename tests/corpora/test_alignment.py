@@ -55,6 +55,13 @@ def energy(caption, pieces, first, after, per_letter_s, weights) -> float:
     )
 
 
+def test_progress_is_told_caption_by_caption():
+    captions = [Caption(start_s=3.0 * n, end_s=3.0 * n + 2, letters=10) for n in range(8)]
+    pieces, shares = np.array([[3 * n + 0.5, 3 * n + 2.4] for n in range(8)]), list[float]()
+    align(captions, pieces, Alignment(reach_s=9.0), progress=shares.append)
+    assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) == 8 * (2 * 4 + 4)
+
+
 def best_of_all(captions, pieces, terms, weights) -> float:
     """The largest sum over every assignment of disjoint runs in order, or none, to the captions."""
     per_letter_s = (
