@@ -1,6 +1,7 @@
-"""`sage-scale corpus`: make the synthetic corpus, look at any corpus before work begins, align its captions.
+"""`sage-scale corpus`: make the synthetic corpus, act glossed sentences, look at any corpus, align its captions.
 
 sage-scale corpus make --root data/made
+sage-scale corpus act --table sentences.csv --root data/acted --keypoints         (corpus_act.py)
 sage-scale corpus inspect --corpus how2sign --root data/How2Sign --recipe sage-how2sign --probe
 sage-scale corpus align --corpus videos --root my_videos --out aligned.jsonl      (corpus_align.py)
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sage_scale import config
-from sage_scale.cli import Overrides, RecipeName, corpus_align
+from sage_scale.cli import Overrides, RecipeName, corpus_act, corpus_align
 from sage_scale.errors import ClipRejected, StorageError, UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import json_text, shortened
@@ -25,7 +26,8 @@ from sage_scale.untrusted.progress import Progress
 if TYPE_CHECKING:
     from sage_scale.corpora.corpus_statistics import ClipCounts, CorpusStatistics
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make, inspect or align a corpus.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make, act, inspect or align a corpus.")
+app.command("act")(corpus_act.act)
 app.command("align")(corpus_align.align)
 
 Name = Annotated[str, typer.Option("--corpus", help="Corpus reader; else the recipe's (corpus.name).")]
@@ -98,6 +100,8 @@ def inspect(
         echo("{:<14}{:>8}{:>8}{:>9}".format("language", "clips", "videos", "hours"))
         for counts in statistics.languages:
             echo(f"{counts.name:<14}{counts.clips:>8}{counts.videos:>8}{_hours(counts):>9}")
+    if manifest.notice:
+        echo(f"  {manifest.notice}")
     for note, number in manifest.notes:
         echo(f"  {number} x {note}")
     for defect, (number, first) in statistics.defects.items():

@@ -64,6 +64,8 @@ def evaluate(
         echo(f"{split}_heldout: BLEU-4 {scores['heldout']['bleu4']:.2f}, {scores['heldout']['clips']} clips")
     for name, values in scores.get("controls", {}).items():
         echo(f"  control {name.replace('_', ' ')}: BLEU-4 {values['bleu4']:.2f}")
+    if "notice" in scores:
+        echo(f"  {scores['notice']}")
 
 
 def report(

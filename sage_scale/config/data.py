@@ -88,10 +88,10 @@ class Corpus:
     """The source of the clips."""
 
     name: str = "synthetic"
-    """Name of a corpus reader: synthetic, phoenix14t, csl_daily, how2sign, youtube_sl25, youtube_asl, openasl,
+    """Name of a corpus reader: synthetic, acted, phoenix14t, csl_daily, how2sign, youtube_sl25, youtube_asl, openasl,
     csl_news, videos, manifest (docs/corpora.md)."""
     root: str = ""
-    """Folder or URL of the downloaded corpus; for `synthetic`, the folder to render it into."""
+    """Folder or URL of the downloaded corpus; for `synthetic` and `acted`, the folder to make it in."""
     language: str = "de"
     """Spoken language of the sentences, a BCP 47 tag (zh_CN is read as zh-CN, por as pt); youtube_sl25 takes the
     language of each video instead."""
@@ -111,7 +111,7 @@ class Corpus:
     captions: Captions = field(default_factory=Captions)
     """Caption filters."""
     seed: int = 0
-    """Seed of the synthetic corpus; the same seed gives the same bytes."""
+    """Seed of the synthetic corpus and of acted text; the same seed gives the same bytes."""
     train_clips: int = 480
     """Training clips of the synthetic corpus."""
     dev_clips: int = 64

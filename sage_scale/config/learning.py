@@ -197,6 +197,10 @@ class Stage:
     init: Literal["visual", "visual_context", "none"] = "visual"
     """Stage 2: weights from stage 1 (SAGE, Table 5): visual encoder and mapper; these, and the context encoder in place
     of mBART's encoder; or none."""
+    glosses: str = extension.since("0.2.0", "")
+    """Stage 2: file or folder of the clips' glosses, which the language model reads in place of visual tokens: the
+    ceiling of a translator that recognises every sign. A folder `gold` of a synthetic or acted corpus, or a table of
+    `corpus act` with the clips' ids. Stage 1 is then not needed."""
     evaluate_every: int = 0
     """Steps between evaluations on dev; 0 means once an epoch, -1 only at the end."""
     save_every: int = 0

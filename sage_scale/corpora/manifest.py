@@ -66,6 +66,8 @@ class Manifest:
     rejected: tuple[Reject, ...] = ()
     notes: tuple[tuple[str, int], ...] = ()
     """Changes made while reading that lose nothing, with their counts."""
+    notice: str = ""
+    """A sentence that has to stand beside every figure on the corpus."""
 
     def digest(self) -> str:
         """Returns 16 hex digits of sha256 over the clips, in order.

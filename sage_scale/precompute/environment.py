@@ -92,6 +92,7 @@ def describe(
             "tagger": environment.tagger,
             "rows_rejected": len(manifest.rejected),
             "corpus": recipe.corpus_part(),
+            **({"notice": manifest.notice} if manifest.notice else {}),
             **({"feature_dim": recipe.model.feature_dim} if recipe.vision.kind == "features" else {}),
         },
     )

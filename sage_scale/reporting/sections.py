@@ -36,7 +36,9 @@ def about(record: RunRecord) -> list[tuple[str, str, str]]:
     except RecipeError:
         found.append(("recipe of another version", "", ""))
     keys = {"corpus": "corpus.name", "language": "corpus.language", "segments by": "segmentation.tagger"}
-    return found + [(words, "", value) for words, key in keys.items() if (value := record.of_datasets(key))]
+    found += [(words, "", value) for words, key in keys.items() if (value := record.of_datasets(key))]
+    notice = record.scores.get("notice")
+    return [*found, ("", "b", notice)] if isinstance(notice, str) else found
 
 
 def tiles(record: RunRecord) -> list[tuple[str, str, str]]:

@@ -1,7 +1,14 @@
 """The shard format: layout, writer, index, markers, dataset, verification. shards/README.md specifies it."""
 
 from sage_scale.errors import Reject
-from sage_scale.shards.dataset import Dataset, SampleTable, open_dataset, read_metadata, unfinished_units
+from sage_scale.shards.dataset import (
+    Dataset,
+    SampleTable,
+    notice_note,
+    open_dataset,
+    read_metadata,
+    unfinished_units,
+)
 from sage_scale.shards.index import HAS_SENTENCE, build_index, make_marker
 from sage_scale.shards.layout import (
     DatasetInfo,

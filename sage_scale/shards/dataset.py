@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -299,6 +299,13 @@ def unfinished_message(url: str, missing: list[int], planned: int) -> str:
         f"{url} is not finished: {len(missing)} of {planned} units are open ({named}); "
         "run the same precompute command again"
     )
+
+
+def notice_note(datasets: Sequence[Dataset]) -> dict[str, str]:
+    """Returns the note `notice`, the sentences that have to stand beside figures on the datasets; empty without any."""
+    notices = (dataset.info.notes.get("notice") for dataset in datasets)
+    told = " ".join(dict.fromkeys(notice for notice in notices if isinstance(notice, str)))
+    return {"notice": told} if told else {}
 
 
 def read_metadata(source: str | Path | Dataset, *splits: str, most: int = 0) -> list[dict[str, Any]]:

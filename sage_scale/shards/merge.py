@@ -18,7 +18,7 @@ from sage_scale.config.recipe import flat, values_of
 from sage_scale.errors import UsageError
 from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards import layout
-from sage_scale.shards.dataset import Dataset, open_finished
+from sage_scale.shards.dataset import Dataset, notice_note, open_finished
 from sage_scale.shards.publish import (
     THREADS,
     finish_dataset,
@@ -205,7 +205,8 @@ def notes_of(made_by: str, sources: Sequence[Dataset]) -> dict[str, Any]:
         [source.info.notes.get("differing") for source in sources],
     )
     differing = {key: several for key, several in values.items() if len(several) > 1}
-    notes = {"made_by": made_by, "made_from": [source.digest for source in sources]}
+    notes: dict[str, Any] = {"made_by": made_by, "made_from": [source.digest for source in sources]}
+    notes |= notice_note(sources)
     return {**notes, "differing": differing} if differing else notes
 
 

@@ -15,6 +15,7 @@ from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.export import Translator
+from sage_scale.training.gold_glosses import gold_glosses
 from sage_scale.vision.packed import PackedVideo
 
 Change = Callable[[PackedVideo], PackedVideo]
@@ -35,14 +36,21 @@ def translate_split(
     """Returns one row per clip, in dataset order, on every rank (a collective).
 
     A row has key, id, language, hypothesis, reference, pseudo-glosses, segments, frames and signer. `change` replaces
-    the video of a batch, for controls such as blank videos; `progress` receives this rank's number of rows.
+    the video of a batch, for controls such as blank videos; `progress` receives this rank's number of rows. With
+    `finetune.glosses` the model reads these in place of the video, and nothing where the video is replaced.
     """
     model.eval()
+    glosses = gold_glosses(recipe)
     evaluation = recipe.evaluation
     rows: list[dict[str, Any]] = []
     for batch in split_batches(recipe, data, split, ranks):
         video = change(batch.video) if change else batch.video
         languages = [meta["language"] or recipe.corpus.language for meta in batch.metas]
+        read = (
+            {}
+            if glosses is None
+            else {"texts": ["" if change else glosses.text(meta) for meta in batch.metas]}
+        )
         with precision():
             hypotheses = model.generate(
                 video.to(ranks.device),
@@ -51,6 +59,7 @@ def translate_split(
                 beams=evaluation.beams,
                 max_tokens=evaluation.max_tokens,
                 length_penalty=evaluation.length_penalty,
+                **read,
             )
         rows += _rows(batch, languages, hypotheses)
         if progress:

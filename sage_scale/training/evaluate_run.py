@@ -25,7 +25,7 @@ from sage_scale.evaluation.baselines import text_controls
 from sage_scale.evaluation.metrics import content_f1, score
 from sage_scale.evaluation.stored import write_scores
 from sage_scale.registry import model_spec
-from sage_scale.shards import Dataset, read_metadata
+from sage_scale.shards import Dataset, notice_note, read_metadata
 from sage_scale.streaming import Data, open_datasets
 from sage_scale.training import distributed
 from sage_scale.training.decode import blank_video, first_batch, has_split, score_arguments, translate_split
@@ -72,12 +72,14 @@ def run(
     rows = translate(split)
     if not rows:  # all that was planned for it was rejected
         raise DatasetError(f"{datasets[0].url} has no clip in split '{split}'")
-    result: dict[str, Any] = {**score(*score_arguments(rows)), "split": split}
+    result: dict[str, Any] = {**score(*score_arguments(rows)), "split": split, **notice_note(datasets)}
     try:
         result["content_f1"] = content_f1(*score_arguments(rows))
     except ModuleNotFoundError as missing:  # a machine that only trains needs no tagger
         say(f"content-word F1 is left out: the package '{missing.name}' is not installed")
-    if model_spec(recipe.model.kind).tokens_are_segments:
+    if recipe.finetune.glosses:
+        result["input"] = "glosses"  # the ceiling of translation
+    elif model_spec(recipe.model.kind).tokens_are_segments:
         segments, frames = sum(len(row["segments"]) for row in rows), sum(row["frames"] for row in rows)
         result["token_ratio"] = segments / max(frames, 1)
         result["taggers"] = values_of(map(recorded_keys, datasets)).get("segmentation.tagger", [])

@@ -37,8 +37,10 @@ class Translator(Protocol):
         beams: int = 4,
         max_tokens: int = 150,
         length_penalty: float = 1.0,
+        **read: Any,
     ) -> list[str]:
-        """Returns one sentence per clip, by beam search."""
+        """Returns one sentence per clip, by beam search. A model whose language model reads glosses also takes `texts`,
+        glosses that it reads in place of the video."""
         ...
 
     def eval(self) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sage_scale.config import Recipe
+from sage_scale.errors import RecipeError
 from sage_scale.evaluation.metrics import score
 from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch
@@ -19,7 +20,8 @@ from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.decode import score_arguments, translate_split
 from sage_scale.training.export import need_tensors
 from sage_scale.training.frozen import FrozenOutputs
-from sage_scale.training.language.prepare import check_language_model
+from sage_scale.training.gold_glosses import check_glosses
+from sage_scale.training.language.prepare import check_language_model, language_kind
 from sage_scale.training.stage import STAGE1, Task, TaskContext, accumulate, global_batch_counts
 from sage_scale.training.throughput import video_sizes
 
@@ -33,7 +35,13 @@ class TranslationTask(Task):
     @staticmethod
     def check(recipe: Recipe, folder: Path, datasets: Sequence[Dataset]) -> None:
         check_language_model(recipe, folder, datasets)
-        if recipe.finetune.init != "none":
+        if recipe.finetune.glosses:
+            if not language_kind(recipe).reads_glosses:
+                raise RecipeError(
+                    f"finetune.glosses: the language model of model.kind={recipe.model.kind} reads none"
+                )
+            check_glosses(recipe, datasets)
+        elif recipe.finetune.init != "none":
             need_tensors(folder / STAGE1)
 
     def __init__(self, context: TaskContext) -> None:

@@ -9,6 +9,7 @@ place is. The weak hand rises early for a sign that needs it and lingers after o
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -17,7 +18,7 @@ import numpy as np
 from sage_scale.corpora.synthetic import articulation
 from sage_scale.corpora.synthetic.articulation import ANGLE, MAP, READY, REST, U, Y, Z, base_hand
 from sage_scale.corpora.synthetic.grammar import Sign
-from sage_scale.corpora.synthetic.lexicon import LEXICON, Form, form_of
+from sage_scale.corpora.synthetic.lexicon import LEXICON, Entry
 from sage_scale.corpora.synthetic.signers import Signer
 
 FPS = 25
@@ -65,25 +66,45 @@ class Motion:
 
 def animate(signs: tuple[Sign, ...], signer: Signer, rng: Random) -> Motion:
     """Returns the motion of a signed sentence; a pure function of its arguments."""
-    forms = [form_of(sign.gloss, signer.dialect) for sign in signs]
-    spans, total = _timing(signs, forms, signer, rng)
-    strong, weak = _hands(spans, forms, total, signer, rng)
-    mouth = _mouth(spans, total)
+    entries = [LEXICON[sign.gloss] for sign in signs]
+    lengths = [LENGTHS[entry.form_in(signer.dialect).length] for entry in entries]
+    spans, total = _placed(signs, draw_timing(signs, entries, lengths, signer, rng))
+    return play(spans, entries, total, signer, rng)
+
+
+def play(spans: list[Span], entries: Sequence[Entry], total: int, signer: Signer, rng: Random) -> Motion:
+    """Returns the motion, `total` frames, of signs at given times; `entries` has the sign of each span."""
+    strong, weak = _hands(spans, entries, total, signer, rng)
+    mouth = _mouth(spans, entries, total)
     brows, cheeks, head = _marks(spans, total, rng)
-    gaze = _gaze(spans, total)
+    gaze = _gaze(spans, entries, total)
     blink = np.zeros(total)
     for start in _blinks(total, rng):
         blink[start : start + 3] = 1.0
     return Motion(spans, strong, weak, mouth, brows, cheeks, head, gaze, blink)
 
 
-def _timing(
-    signs: tuple[Sign, ...], forms: list[Form], signer: Signer, rng: Random
-) -> tuple[list[Span], int]:
+@dataclass(frozen=True)
+class Timing:
+    """Drawn durations of a sentence of N signs, frames."""
+
+    signs: list[float]
+    """N, of the signs."""
+    gaps: list[float]
+    """N - 1, between them."""
+    lead_in: float
+    lead_out: float
+
+
+def draw_timing(
+    signs: Sequence[Sign], entries: Sequence[Entry], lengths: Sequence[float], signer: Signer, rng: Random
+) -> Timing:
+    """Returns random durations; `lengths` are the signs' mean ones, frames. A gap grows with the way of the hand."""
     tempo = signer.tempo * rng.lognormvariate(0.0, 0.06)
     durations, gaps = [], []
+    forms = [entry.form_in(signer.dialect) for entry in entries]
     for position, (sign, form) in enumerate(zip(signs, forms)):
-        length = LENGTHS[form.length] * tempo * rng.lognormvariate(0.0, 0.3)
+        length = lengths[position] * tempo * rng.lognormvariate(0.0, 0.3)
         if "negation" in sign.marks or "intensity" in sign.marks:
             length *= 1.3
         durations.append(max(1.6, length))
@@ -93,43 +114,50 @@ def _timing(
             gaps.append(max(1.5, (2.0 + 4.8 * distance) * tempo * rng.lognormvariate(0.0, 0.25)))
     lead_in = 7.0 + 4 * rng.random() + 6.0 * tempo
     lead_out = 6.0 + 4 * rng.random() + 6.0 * tempo
-    signing = sum(durations) + sum(gaps)
+    return Timing(durations, gaps, lead_in, lead_out)
+
+
+def _placed(signs: Sequence[Sign], timing: Timing) -> tuple[list[Span], int]:
+    signing, lead_in, lead_out = sum(timing.signs) + sum(timing.gaps), timing.lead_in, timing.lead_out
     # Sentences at either end of the range are paced so that a clip stays within 60 to 150 frames.
     pace = min(max(1.0, (LEAST_FRAMES + 3 - lead_in - lead_out) / signing),
                max(1.0, (MOST_FRAMES - 3 - lead_in - lead_out)) / signing)  # fmt: skip
     now = lead_in
     spans: list[Span] = []
-    for position, (sign, duration) in enumerate(zip(signs, durations)):
+    for position, (sign, duration) in enumerate(zip(signs, timing.signs)):
         start = round(now)
         end = max(start + 2, round(now + duration * pace))
         if spans and start <= spans[-1].end:
             start = spans[-1].end + 1
             end = max(start + 2, end)
         spans.append(Span(sign, start, end))
-        now = max(now + duration * pace, end) + (gaps[position] * pace if position < len(gaps) else 0.0)
+        gap = timing.gaps[position] * pace if position < len(timing.gaps) else 0.0
+        now = max(now + duration * pace, end) + gap
     total = min(max(round(spans[-1].end + lead_out), LEAST_FRAMES), MOST_FRAMES)
     return spans, total
 
 
 def _hands(
-    spans: list[Span], forms: list[Form], total: int, signer: Signer, rng: Random
+    spans: list[Span], entries: Sequence[Entry], total: int, signer: Signer, rng: Random
 ) -> tuple[np.ndarray, np.ndarray]:
     strong_keys: list[tuple[int, np.ndarray]] = []
     weak_keys: list[tuple[int, np.ndarray]] = []
     side = 1.0 if signer.left_handed else -1.0  # picture x of the strong hand's side
+    forms = [entry.form_in(signer.dialect) for entry in entries]
     needs = [form.hands != "one" for form in forms]
-    for index, (span, form) in enumerate(zip(spans, forms)):
+    for index, (span, form, entry) in enumerate(zip(spans, forms, entries)):
         count = span.end - span.start
         tau = np.linspace(0.0, 1.0, count)
-        path = tuple(np.array([MAP[place][0] * side, MAP[place][1]]) for place in _path(span.sign))
+        path = tuple(np.array([MAP[place][0] * side, MAP[place][1]]) for place in _path(span.sign, entry))
         shift = 0.35 * np.array([MAP[span.sign.place][0] * side, MAP[span.sign.place][1]])
+        shift += entry.nuance.shift
         wander = np.array([rng.gauss(0, signer.sloppiness), rng.gauss(0, signer.sloppiness)])
         stress = 1.35 if "intensity" in span.sign.marks else 1.0
-        reach = signer.reach * rng.lognormvariate(0.0, 0.1) * stress
+        reach = signer.reach * rng.lognormvariate(0.0, 0.1) * stress * entry.nuance.extent
         hand = articulation.trajectory(form, tau, reach, path)  # type: ignore[arg-type]
         weak = articulation.weak_trajectory(form, tau, hand, reach)
         hand[:, [U, Y]] += wander + shift
-        hand[:, ANGLE] += rng.gauss(0, 120 * signer.sloppiness)
+        hand[:, ANGLE] += rng.gauss(0, 120 * signer.sloppiness) + entry.nuance.turn
         strong_keys += list(zip(range(span.start, span.end), hand))
         if weak is not None:
             weak[:, [U, Y]] += wander * 0.7 + shift * (-1, 1)
@@ -149,8 +177,8 @@ def _hands(
     return _interpolate(strong_keys, total), _interpolate(weak_keys, total)
 
 
-def _path(sign: Sign) -> tuple[str, str]:
-    movement = LEXICON[sign.gloss].form.movement
+def _path(sign: Sign, entry: Entry) -> tuple[str, str]:
+    movement = entry.form.movement
     return {"east": ("", "ost"), "west": ("", "west")}.get(movement, sign.path)
 
 
@@ -192,10 +220,10 @@ def _jerk(tau: np.ndarray) -> np.ndarray:
 _MOUTHS = {"closed": (0.0, 0.85), "open": (1.0, 0.95), "wide": (0.4, 1.35), "round": (0.75, 0.5)}
 
 
-def _mouth(spans: list[Span], total: int) -> np.ndarray:
+def _mouth(spans: list[Span], entries: Sequence[Entry], total: int) -> np.ndarray:
     mouth = np.tile([0.12, 1.0], (total, 1))
-    for span in spans:
-        shapes = LEXICON[span.sign.gloss].mouthing
+    for span, entry in zip(spans, entries):
+        shapes = entry.mouthing
         start, end = max(0, span.start - 1), min(total, span.end + 2)
         for frame in range(start, end):
             shape = min(len(shapes) - 1, (frame - start) * len(shapes) // (end - start))
@@ -245,12 +273,12 @@ def marked_spans(spans: list[Span]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _gaze(spans: list[Span], total: int) -> np.ndarray:
+def _gaze(spans: list[Span], entries: Sequence[Entry], total: int) -> np.ndarray:
     """Returns the gaze, (T, 2): at the viewer, or along a movement over the map."""
     gaze = np.zeros((total, 2))
-    for span in spans:
-        place = _path(span.sign)[1] or span.sign.place
-        if place and (span.sign.path[1] or LEXICON[span.sign.gloss].form.movement in ("east", "west")):
+    for span, entry in zip(spans, entries):
+        place = _path(span.sign, entry)[1] or span.sign.place
+        if place and (span.sign.path[1] or entry.form.movement in ("east", "west")):
             gaze[span.start : span.end] = np.array(MAP[place]) * 2
     return np.clip(gaze, -1, 1)
 

@@ -17,14 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import signal
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -37,11 +33,12 @@ from sage_scale.corpora.manifest import Clip, Manifest, from_json_lines, to_json
 from sage_scale.corpora.synthetic.animation import FPS, Motion, animate, marked_spans
 from sage_scale.corpora.synthetic.grammar import dominant, signing
 from sage_scale.corpora.synthetic.lexicon import as_json
+from sage_scale.corpora.synthetic.making import json_document, make_missing, write_whole
 from sage_scale.corpora.synthetic.render import SIZE, render, write_h264
 from sage_scale.corpora.synthetic.sampling import Item, draw_splits
 from sage_scale.corpora.synthetic.signers import HELD_OUT_SIGNERS, SIGNERS, TRAINING_SIGNERS, Signer
 from sage_scale.corpora.synthetic.skeleton import skeleton_track
-from sage_scale.errors import SageError, StorageError, UsageError
+from sage_scale.errors import StorageError, UsageError
 from sage_scale.keypoints.arrays import npz_bytes
 from sage_scale.storage import on_this_machine
 from sage_scale.storage.folder import FolderStore
@@ -109,7 +106,6 @@ def make_corpus(
     UsageError where `root` holds something else, StorageError where it cannot be written.
     """
     root = Path(root).absolute()
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     tasks, settings = plan(corpus), _settings(corpus)
     report = progress or (lambda done, total: None)
     _check_ours(root)
@@ -121,16 +117,17 @@ def make_corpus(
         (root / "videos").mkdir(parents=True, exist_ok=True)
         (root / "gold").mkdir(exist_ok=True)
         (root / "corpus.json").unlink(missing_ok=True)
-        _write(root / "lexicon.json", _dumps(as_json()))
+        write_whole(root / "lexicon.json", json_document(as_json()))
         _sweep(root, tasks)
-        gold = _make_clips(root, tasks, workers or len(cores), report)
+        kept = {task.id: gold for task in tasks if (gold := _kept(root, task))}
+        gold = make_missing(root, tasks, kept, make_clip, workers, report)
         clips = [
             Clip(id=task.id, video=f"videos/{task.id}.mp4", end_s=None, sentence=task.item.sentence, language="de",
                  signer=task.signer, split=task.item.split, frames=gold[task.id]["frames"])
             for task in tasks
         ]  # fmt: skip
-        _write(root / "manifest.jsonl", to_json_lines(clips))
-        _write(root / "corpus.json", _dumps(settings | {"statistics": _statistics(tasks, gold)}))
+        write_whole(root / "manifest.jsonl", to_json_lines(clips))
+        write_whole(root / "corpus.json", json_document(settings | {"statistics": _statistics(tasks, gold)}))
     except OSError as error:
         reason = error.strerror or error
         raise StorageError(f"cannot write the synthetic corpus in {root}: {reason}") from None
@@ -212,7 +209,7 @@ def make_clip(root: Path, task: PlannedClip) -> dict[str, Any]:
         ],
         "non_manuals": [{"kind": kind, "start": start, "end": end} for kind, start, end in marked_spans(motion.spans)],
     }  # fmt: skip
-    _write(root / "gold" / f"{task.id}.json", _dumps(gold))
+    write_whole(root / "gold" / f"{task.id}.json", json_document(gold))
     return gold
 
 
@@ -230,41 +227,6 @@ def _kept(root: Path, task: PlannedClip) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return gold if gold.get("plan") == task.digest and gold.get("bytes") == size else None
-
-
-def _make_clips(
-    root: Path, tasks: list[PlannedClip], workers: int, report: Callable[[int, int], None]
-) -> dict[str, dict[str, Any]]:
-    gold = {task.id: kept for task in tasks if (kept := _kept(root, task))}
-    missing = [task for task in tasks if task.id not in gold]
-    report(len(gold), len(tasks))
-    if workers <= 1 or len(missing) < 4:
-        for task in missing:
-            gold[task.id] = make_clip(root, task)
-            report(len(gold), len(tasks))
-        return gold
-    # Spawned, not forked: the caller may hold threads (torch, Ray) that a fork would copy in an unknown state.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, initializer=_ignore_interrupts)
-    try:
-        futures = {pool.submit(make_clip, root, task): task for task in missing}
-        for future in as_completed(futures):
-            gold[futures[future].id] = future.result()
-            report(len(gold), len(tasks))
-    except BrokenProcessPool:
-        raise SageError(
-            f"a rendering process died after {len(gold)} of {len(tasks)} clips of {root} (out of memory?): "
-            "run the same command again"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return gold
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the parent's: clips begun are finished, no others begun
 
 
 def _settings(corpus: config.Corpus) -> dict[str, Any]:
@@ -324,13 +286,3 @@ def _statistics(tasks: list[PlannedClip], gold: dict[str, dict[str, Any]]) -> di
         "train_types": len(train),
         "least_train_count_of_an_evaluated_sign": min((train[gloss] for gloss in tested), default=0),
     }
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -46,12 +46,29 @@ class Form:
 
 
 @dataclass(frozen=True)
+class Nuance:
+    """Differences of a sign from others of the same form; the default is none."""
+
+    shift: tuple[float, float] = (0.0, 0.0)
+    """Of the place: u and y (articulation.py)."""
+    turn: float = 0.0
+    """Of the direction of the fingers, degrees."""
+    extent: float = 1.0
+    """Factor on the extent of the movement."""
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A sign: its gloss, its form, its variant of dialect B (signers.py), and its mouthing."""
+    """A sign: its gloss, its form, its variant of dialect B (signers.py), its nuance, and its mouthing."""
 
     gloss: str
     form: Form
     variant: Form | None = None
+    nuance: Nuance = Nuance()
+
+    def form_in(self, dialect: str) -> Form:
+        """Returns the form that a signer of dialect A or B uses."""
+        return self.variant if dialect == "B" and self.variant else self.form
 
     @property
     def mouthing(self) -> tuple[str, ...]:
@@ -78,8 +95,7 @@ LEXICON: dict[str, Entry] = _read_lexicon()
 
 def form_of(gloss: str, dialect: str) -> Form:
     """Returns the form that a signer of dialect A or B uses."""
-    entry = LEXICON[gloss]
-    return entry.variant if dialect == "B" and entry.variant else entry.form
+    return LEXICON[gloss].form_in(dialect)
 
 
 def minimal_pairs() -> list[tuple[str, str, str]]:

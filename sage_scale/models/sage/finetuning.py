@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from torch import Tensor
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sage import export
-from sage_scale.models.sage.mbart import LONGEST_TEXT, load_language_model, make_labels
+from sage_scale.models.sage.mbart import LONGEST_TEXT, load_language_model, make_labels, source_ids
 from sage_scale.models.sage.model import SageTranslator, load_visual
 from sage_scale.models.sage.operations import StepOperations
 from sage_scale.nn.dropout import token_seeds
 from sage_scale.nn.frame_encoder import check_frame_encoder, load_backbone
 from sage_scale.nn.weights import put_weights
 from sage_scale.shards import Dataset
+from sage_scale.streaming import Batch
+from sage_scale.training.engine import Engine
 from sage_scale.training.export import load_tensors
 from sage_scale.training.frozen import FrozenOutputs
+from sage_scale.training.gold_glosses import GoldGlosses, gold_glosses
 from sage_scale.training.language.prepare import prepare_language_model
 from sage_scale.training.stage import STAGE1, TaskContext
 from sage_scale.training.translation_task import TranslationTask, choose_attention
@@ -43,10 +47,14 @@ class SageTranslation(TranslationTask):
         # A label has two positions more than subwords: the language code and the end mark.
         self.longest_text = min(LONGEST_TEXT, language_model.config.max_position_embeddings - 2)
         self.model: SageTranslator = SageTranslator(recipe, language_model)
-        load_stage1(self.model, recipe, context.folder)
-        self.outputs = SageOutputs(self.model, self.stage)
+        glosses = gold_glosses(recipe)
+        if glosses is not None:
+            self.outputs: FrozenOutputs = GlossInputs(self.model, recipe, glosses, self.tokenizer)
+        else:
+            load_stage1(self.model, recipe, context.folder)
+            self.outputs = SageOutputs(self.model, self.stage)
+            self.frozen = [context.folder / STAGE1] if self.stage.freeze != "none" else []
         self.forward = self.outputs.forward
-        self.frozen = [context.folder / STAGE1] if self.stage.freeze != "none" else []
         self.operations = StepOperations(recipe, "finetune", language_model.config)
 
     def build(self) -> SageTranslator:
@@ -82,6 +90,30 @@ class SageOutputs(FrozenOutputs):
         if self.kind == "visual":
             return self.model.mapper(visual.tokens(values, video), None), video.clip_segments_B.tolist()
         return values, video.clip_frames_B().tolist()
+
+
+class GlossInputs(FrozenOutputs):
+    """Glosses of the clips, which the language model reads in place of visual tokens (`finetune.glosses`); the visual
+    side is not trained."""
+
+    def __init__(self, model: SageTranslator, recipe: Recipe, glosses: GoldGlosses, tokenizer: Any) -> None:
+        super().__init__(
+            model, replace(recipe.finetune, freeze="visual"), visual=[model.visual, model.mapper]
+        )
+        self.recipe, self.glosses, self.tokenizer = recipe, glosses, tokenizer
+
+    def inputs(self, batch: Batch, engine: Engine) -> tuple[PackedVideo, Tensor | None]:
+        texts = [self.glosses.text(meta) for meta in batch.metas]
+        languages = [meta["language"] or self.recipe.corpus.language for meta in batch.metas]
+        ids_M, lengths_B = source_ids(self.tokenizer, texts, languages, self.model.positions)
+        video = replace(batch.video, frames_FCHW=None, background_BCHW=None, features_FC=None)
+        return replace(video, clip_segments_B=lengths_B).to(engine.ranks.device), ids_M.to(
+            engine.ranks.device
+        )
+
+    def forward_kept(self, video: PackedVideo, kept: Tensor, *text: Any) -> tuple[Tensor, Tensor]:
+        tokens_MD = self.model.embed(kept)
+        return self.model.forward_tokens(tokens_MD, video.clip_segments_B, *text, video.clip_seeds_B)
 
 
 def load_stage1(model: SageTranslator, recipe: Recipe, run: Path) -> None:

@@ -94,6 +94,19 @@ def make_labels(
     return labels_BL.reshape(len(rows), width), inputs_BL.reshape(len(rows), width)
 
 
+def source_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], languages: Sequence[str], longest: int
+) -> tuple[Tensor, Tensor]:
+    """Returns the encoder's input of texts, packed: token ids int64 (M,) with language code and end mark, and the
+    number of each text's, int64 (B,), at most `longest`."""
+    rows = []
+    for ids, language in zip(truncated_ids(tokenizer, texts, longest - 2), languages, strict=True):
+        code, eos = language_id(tokenizer, language), tokenizer.eos_token_id
+        rows.append([code, *ids, eos] if language_first(tokenizer) else [*ids, eos, code])
+    lengths_B = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    return torch.tensor([token for row in rows for token in row], dtype=torch.int64), lengths_B
+
+
 TextKey = tuple[str, str]
 """A text and its language."""
 Encoded = tuple[list[int], Tensor]
@@ -164,14 +177,11 @@ class TextEncoder:
     def _compute(self, keys: list[TextKey]) -> dict[TextKey, Encoded]:
         self.encoder.eval()
         weight = self.encoder.embed_tokens.weight
-        ids = truncated_ids(self.tokenizer, [text for text, _ in keys], self.max_tokens)
-        rows = []
-        for row, (_, language) in zip(ids, keys):
-            code, eos = language_id(self.tokenizer, language), self.tokenizer.eos_token_id
-            rows.append([code, *row, eos] if self.language_first else [*row, eos, code])
-        lengths_B = torch.tensor([len(row) for row in rows], device=weight.device)
-        packed = torch.tensor([token for row in rows for token in row], device=weight.device)
-        ids_BL, mask_BL = pad_packed(packed, lengths_B)
+        texts, languages = [text for text, _ in keys], [language for _, language in keys]
+        ids = truncated_ids(self.tokenizer, texts, self.max_tokens)
+        packed_M, lengths_B = source_ids(self.tokenizer, texts, languages, self.max_tokens + 2)
+        packed_M, lengths_B = packed_M.to(weight.device), lengths_B.to(weight.device)
+        ids_BL, mask_BL = pad_packed(packed_M, lengths_B)
         ids_BL = ids_BL.masked_fill(~mask_BL, self.tokenizer.pad_token_id)
         hidden_BLD = self.encoder(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
         first = 1 if self.language_first else 0

@@ -22,7 +22,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.losses.objectives import objective_of
 from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sage.context import ContextEncoder, position_mask
-from sage_scale.models.sage.mbart import TextTargets, language_first, language_id
+from sage_scale.models.sage.mbart import TextTargets, language_first, language_id, source_ids
 from sage_scale.models.sage.visual import Mapper, VisualEncoder
 from sage_scale.nn.dropout import LanguageModelDropout, token_seeds
 from sage_scale.nn.frame_encoder import load_backbone
@@ -141,6 +141,15 @@ class SageTranslator(nn.Module):
         seeds_N = token_seeds(video.clip_seeds_B, video.clip_segments_B)
         return self.mapper(self.visual(video), seeds_N)
 
+    @property
+    def positions(self) -> int:
+        """The longest input of the language model, tokens."""
+        return int(self.language_model.config.max_position_embeddings)
+
+    def embed(self, ids_M: Tensor) -> Tensor:
+        """Returns text tokens (M, d_model) as the language model reads them, with its embedding scale."""
+        return self.language_model.get_encoder().embed_tokens(ids_M)
+
     def forward(
         self,
         video: PackedVideo,
@@ -211,10 +220,16 @@ class SageTranslator(nn.Module):
         beams: int = 4,
         max_tokens: int = 150,
         length_penalty: float = 1.0,
+        texts: Sequence[str] | None = None,
     ) -> list[str]:
         """Returns a sentence for each clip, in its language (an mBART code or BCP 47) and its punctuation, by beam
-        search."""
-        tokens_ND, clip_segments_B = self.encode_tokens(video), video.clip_segments_B
+        search. `texts`, glosses of the clips, are read in place of the video."""
+        if texts is None:
+            tokens_ND, clip_segments_B = self.encode_tokens(video), video.clip_segments_B
+        else:
+            ids_M, clip_segments_B = source_ids(tokenizer, texts, languages, self.positions)
+            clip_segments_B = clip_segments_B.to(video.clip_segments_B.device)
+            tokens_ND = self.embed(ids_M.to(clip_segments_B.device))
         if len(languages) != clip_segments_B.numel():
             raise ValueError(f"{len(languages)} languages for {clip_segments_B.numel()} clips")
         if not languages:

@@ -28,6 +28,7 @@ from sage_scale.shards import (
     Sample,
     finish_dataset,
     list_units,
+    notice_note,
     open_dataset,
     publish_shard,
     read_rejects,
@@ -107,7 +108,7 @@ def write_sign_features(
         recipe_part=part,
         versions={**source.info.versions, "backbone_sha256": writer.digest},
         device=writer.device.type,
-        notes={"made_by": "models signs", "made_from": [source.digest]},
+        notes={"made_by": "models signs", "made_from": [source.digest], **notice_note([source])},
     )
     start_dataset(store, info)
     listing = list_units(store)
