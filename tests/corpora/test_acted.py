@@ -24,7 +24,7 @@ from sage_scale.corpora.registry import read_corpus
 from sage_scale.corpora.synthetic.skeleton import skeleton_track
 from sage_scale.errors import StorageError, UsageError
 from sage_scale.keypoints.files import read_track
-from sage_scale.segmentation.precomputed import precomputed_labels
+from sage_scale.segmentation.precomputed import find_labels, fitted
 
 SAMPLE = Path(__file__).with_name("glossed_sentences.csv")
 PHOENIX = Path(__file__).resolve().parents[3] / "shared" / "data" / "phoenix14t_text"
@@ -217,7 +217,7 @@ def test_gold_is_of_the_track_and_serves_as_labels(made: Path) -> None:
         gold = gold_of(made, clip.key)
         track = read_track(Path(clip.video))
         assert len(track) == gold["frames"] == clip.frames and track.fps == gold["fps"] == 25
-        labels = precomputed_labels(str(made / "gold"), clip, clip.frames, 25.0)
+        labels = fitted(find_labels(str(made / "gold"), clip), clip.start_s, clip.frames, 25.0)
         assert np.flatnonzero(labels == 2).tolist() == [sign["start"] for sign in gold["signs"]]
         assert (labels > 0).sum() == sum(sign["end"] - sign["start"] for sign in gold["signs"])
         # The strong hand rests at both ends, and is up while signs are made.
