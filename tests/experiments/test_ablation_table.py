@@ -105,3 +105,20 @@ def test_an_unknown_table_or_cell_names_the_nearest(tmp_path):
     assert [cell.name for cell in table.chosen(["two"])] == ["two"]
     with pytest.raises(UsageError, match=r"no cell 'twoo' \(did you mean 'two'\?\)"):
         table.chosen(["twoo"])
+
+
+@pytest.mark.parametrize(("name", "seen"), [("batch-updates", {200}), ("batch-clips", {7168})])
+def test_batch_sizes_are_compared_at_an_equal_number_of_updates_or_clips(name, seen):
+    table, found, sizes = load_table(name), set(), set()
+    for cell in table.cells:
+        recipe = table.recipe_of(cell, 0)
+        stage = recipe.pretrain
+        sizes.add(stage.batch_size)
+        found.add(stage.max_steps * (stage.batch_size if name == "batch-clips" else 1))
+        assert (stage.micro_batch, recipe.model.batchnorm, cell.stages) == (
+            16,
+            "group",
+            ("pretrain", "finetune"),
+        )
+        assert stage.batch_size * stage.max_steps < stage.epochs * recipe.corpus.train_clips
+    assert sizes == {16, 64, 256} and found == seen

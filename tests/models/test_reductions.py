@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sage_scale.config import Augment, Recipe, Stage, override
+from sage_scale.experiments.ablation_table import load_table
 from sage_scale.models.sage.finetuning import SageOutputs
 from sage_scale.models.sage.mbart import make_labels
 from sage_scale.models.sage.model import SageTranslator
@@ -145,6 +146,18 @@ def test_token_ratio_of_equal_segments(total, frames):
     assert segments[0, 0] == 0 and segments[-1, 1] == total and (segments[1:, 0] == segments[:-1, 1]).all()
     lengths_N = segments[:, 1] - segments[:, 0]
     assert lengths_N.max() - lengths_N.min() <= 1
+
+
+def test_the_table_changes_the_reduction_alone():
+    """Every cell of `sage-2` is one tower on one corpus; those of a ratio share a dataset, whatever they pool by."""
+    table = load_table("sage-2")
+    reduction = ("segmentation.", "model.pooling", "model.window_margin")
+    assert all(key.startswith(reduction) for cell in table.cells for key in cell.changes)
+    datasets: dict[int, set[str]] = {}
+    for cell in table.cells[1:]:
+        made = table.recipe_of(cell, 0)
+        datasets.setdefault(made.segmentation.uniform_frames, set()).add(made.dataset_fingerprint())
+    assert sorted(datasets) == [2, 4, 8] and all(len(one) == 1 for one in datasets.values())
 
 
 def test_a_reduction_is_a_breaking_key_and_older_recipes_pool_the_mean():
