@@ -13,6 +13,7 @@ from sage_scale.reporting.score_values import (
     HELDOUT,
     METRICS,
     Scored,
+    aligned_words,
     bounds,
     breakdowns,
     control_name,
@@ -73,6 +74,7 @@ def _split(record: RunRecord, split: str, page: Path) -> dict[str, Any]:
         "further": [
             f"{words} {values[key]:.2f}" for key, words in FURTHER.items() if number(values.get(key))
         ],
+        "alignment": aligned_words(values),
         "languages": bool(spoken),
         "signatures": [str(values[key]) for key in ("signature", "chrf_signature") if values.get(key)],
     }

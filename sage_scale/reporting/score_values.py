@@ -84,6 +84,22 @@ def stored_test(control: Mapping[str, Any], key: str = "bleu4") -> PairedTest | 
     return None
 
 
+def aligned(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the scores of stage 1's tokens against gold signs (`evaluation.sign_alignment`); empty without them."""
+    found = values.get("alignment")
+    whole = isinstance(found, Mapping) and all(
+        number(found.get(key)) for key in ("accuracy", "chance", "scored")
+    )
+    return found if whole and isinstance(found, Mapping) else {}
+
+
+def aligned_words(values: Mapping[str, Any]) -> str:
+    """Returns these scores in a line; empty without them."""
+    if not (found := aligned(values)):
+        return ""
+    return f"{found['accuracy']:.1f}% of {found['scored']:,.0f} tokens; chance {found['chance']:.1f}%"
+
+
 def control_name(name: str) -> str:
     """Returns the words for a control of scores.json."""
     return CONTROL_NAMES.get(name, name.replace("_", " "))

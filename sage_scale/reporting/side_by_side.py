@@ -9,6 +9,7 @@ from typing import Any
 from sage_scale.reporting.groups import Group, dataset
 from sage_scale.reporting.page import Missing, readable
 from sage_scale.reporting.runlog import RunRecord, number
+from sage_scale.reporting.score_values import aligned
 from sage_scale.untrusted.display import duration
 
 EQUAL = 0.05
@@ -66,9 +67,10 @@ def side_by_side(groups: Sequence[Group], missing: Missing) -> dict[str, Any]:
         for stage, title in (("pretrain", "Stage 1"), ("finetune", "Stage 2"))
         if any(stage in record.logs for record in records)
     ]
-    found: list[Row] = [
-        ("pseudo-glosses found, micro F1", lambda r: r.found.get("f1"), lambda value: f"{value:.1f}")
-    ]
+    found: list[Row] = [("pseudo-glosses found, micro F1", lambda r: r.found.get("f1"), _tenths)]
+    for split in dict.fromkeys(split for record in records for split in record.scores_by_split):
+        name = f"tokens with their sign's pseudo-gloss, {split}, %"
+        found.append((name, partial(_aligned, split=split), _tenths))
     tables = []
     for title, rows in (("Model", model), *stages, ("Result of stage 1", found)):
         cells = [
@@ -112,6 +114,14 @@ def _stage_rows(stage: str) -> list[Row]:
         ("time", last("time_s"), duration),
         ("peak memory of rank 0", last("memory_mb"), lambda value: f"{value / 1000:.2f} GB"),
     ]
+
+
+def _aligned(record: RunRecord, split: str) -> Any:
+    return aligned(record.scores_by_split.get(split, {})).get("accuracy")
+
+
+def _tenths(value: float) -> str:
+    return f"{value:.1f}"
 
 
 def _whole(value: float) -> str:

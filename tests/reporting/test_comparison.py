@@ -144,10 +144,12 @@ def test_controls_and_groups_of_clips_are_means_over_runs(tmp_path):
         entry["groups"] = {"signer": {"s1": {"bleu4": 10.0 + number, "clips": 7}}}
         entry["languages"] = {"de": {"bleu4": 30.0, "clips": 30}, "zh": {"bleu4": 20.0 + number, "clips": 10}}
         entry["macro"] = {"bleu4": 25.5, "languages": 2}
+        entry["alignment"] = {"accuracy": 40.0 + number, "chance": 12.0, "scored": 10}
         (run / "scores.json").write_text(json.dumps({"test": entry}))
     text = Page(write_comparison(runs).read_text()).text
     assert "BLEU-4 on test by language, signer" in text and "mean over languages" in text and "25.50" in text
     assert "10.50" in text and "20.50" in text and "12.00" in text
+    assert "tokens with their sign's pseudo-gloss, test, %" in text and "40.5" in text
     controls = text[text.index("A translator must beat") :]
     assert "2.50" in controls and "beaten by 1 of 2" in controls and "beaten by 1 of 1" in controls
     assert "[1.11, 99.90]" in text, "a run alone has its interval over clips"

@@ -360,6 +360,7 @@ def test_intervals_tests_and_groups_of_clips_stand_beside_the_scores(run):
     }
     rewrite(run, test={
         "version": 2, "chrf": 55.55, "chrf_signature": "nc:6", "intervals": {"bleu4": [33.1, 39.9], "chrf": [-1.5, 57]},
+        "alignment": {"accuracy": 43.21, "chance": 12.34, "scored": 1234, "clips": 96},
         "groups": groups, "controls": {"blank_videos": made["controls"]["blank_videos"] | {"paired": paired}},
     })  # fmt: skip
     for form in ("txt", "tsv"):
@@ -367,7 +368,7 @@ def test_intervals_tests_and_groups_of_clips_stand_beside_the_scores(run):
     page = read(run)
     for shown in ("[33.10, 39.90]", "[−1.50, 57.00]", "55.55", "run minus control +28.32 [25.50, 31.25]", "p < 0.001",
                   "nc:6", "by signer, length of the reference (words)", "s<1>", "41.23", "1,234", "33.21", "7.77",
-                  "95% [33.10, 39.90], 96 clips"):  # fmt: skip
+                  "95% [33.10, 39.90], 96 clips", "43.2% of 1,234 tokens; chance 12.3%"):  # fmt: skip
         assert shown in page.text.replace("\N{NO-BREAK SPACE}", " "), shown
     assert "There are no intervals" not in page.text
     links = [href for href in page.attributes("href") if not href.startswith("#")]
