@@ -9,6 +9,7 @@ from typing import Any
 from sage_scale.evaluation.significance import Interval, Spread
 from sage_scale.reporting.group_scores import (
     LEVEL,
+    MOST_GROUPS,
     TESTED,
     Comparison,
     GroupScore,
@@ -56,6 +57,7 @@ def score_tables(
                 for group, count, scores in one.rows
             ],
             "tests": _tests(one),
+            "untested": MOST_GROUPS if len(groups) > MOST_GROUPS else 0,
             "groups": groups,
             "breakdown": breakdown(groups, one.name),
             "each": _each(groups, one.name, keys, page),

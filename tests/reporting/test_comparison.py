@@ -24,6 +24,7 @@ from sage_scale.reporting import figures
 from sage_scale.reporting.comparison import write_comparison
 from sage_scale.reporting.comparison_json import compared
 from sage_scale.reporting.group_curves import mean_and_band
+from sage_scale.reporting.group_scores import MOST_GROUPS
 from sage_scale.reporting.runlog import read_run
 from sage_scale.reporting.scales import courses
 
@@ -168,6 +169,20 @@ def test_many_recipes_are_a_matrix_with_holms_correction(tmp_path):
     page = Page(write_comparison(runs).read_text())
     matrix = page.text[page.text.index("Differences in BLEU-4") :]
     assert "Row minus column" in matrix and "10 tests" in matrix
+
+
+def test_more_groups_than_letters_are_not_tested(runs, tmp_path):
+    """Folders of one run, each with a recipe of its own."""
+    folders = []
+    for number in range(MOST_GROUPS + 1):
+        folder = tmp_path / f"r{number}"
+        (folder / "predictions").mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(f"clcl: {{beta: {number / 100}}}\n")
+        for name in ("scores.json", "predictions/test.jsonl"):
+            (folder / name).write_bytes((runs[0] / name).read_bytes())
+        folders.append(folder)
+    text = Page(write_comparison(folders).read_text()).text
+    assert f"at most {MOST_GROUPS} groups" in text and "Differences in BLEU-4" not in text and "AA" in text
 
 
 def test_a_band_spans_the_runs_and_its_line_is_their_mean():
