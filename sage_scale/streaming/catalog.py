@@ -91,10 +91,10 @@ class Catalog:
         return f"{len(self):,} of {len(self) + self.left_out:,} training clips (stream.fraction={fraction:g})"
 
     def read_bytes(self) -> NDArray[np.int64]:
-        """Returns (S,): bytes that an object store sends for each sample, with the short gap before it."""
+        """Returns (S,): bytes that an object store sends for each sample; of a subset, with the short gap before it."""
         table = self.samples
-        bytes_S = table.length.copy()
-        if len(self) > 1:
+        bytes_S = table.length.copy() if self.left_out else table.length
+        if self.left_out and len(self) > 1:
             gap = table.offset[1:] - table.offset[:-1] - table.length[:-1]
             short = (table.unit[1:] == table.unit[:-1]) & (gap > 0) & (gap <= COALESCE_GAP)
             bytes_S[1:] += np.where(short, gap, 0)

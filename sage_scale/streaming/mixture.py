@@ -177,10 +177,9 @@ def source_order(
 
     Blocks of a subset are cut by the bytes that are read, which are more than its samples'.
     """
-    bytes_S = catalog.read_bytes() if catalog.left_out else catalog.samples.length
     return dataset_order(
         catalog.samples.unit[rows],
-        bytes_S[rows],
+        catalog.read_bytes()[rows],
         lanes=stream.lanes,
         window=stream.window,
         block_bytes=int(stream.block_mb * (1 << 20)),

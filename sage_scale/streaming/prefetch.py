@@ -110,7 +110,8 @@ def plan_reads(
             )
             for part, begin in zip(order.orders, begins.tolist())
         )
-    cuts = cut_at_gaps(cuts, table.unit, table.offset, table.length, COALESCE_GAP)
+    if catalog.left_out:  # prefetch names a sample of each block
+        cuts = cut_at_gaps(cuts, table.unit, table.offset, table.length, COALESCE_GAP)
     total, ranks = int(bytes_S.sum()), max(1.0, host_share(world) * world)
     disk, memory = int(KEEP_SHARE * stream.cache_gb * 1e9), stream.memory_mb * 1_000_000
     least = 2 * total // max(1, len(cuts) - 1)  # least room to prefetch: two blocks
