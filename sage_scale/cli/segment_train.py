@@ -82,8 +82,15 @@ def train(
     weights = _start(start, settings)
     if folds:
         about["folds"] = _folds(examples, settings, weights)
-    trained = _trained("final model", examples, settings, weights)
+    # The pace of random signing says nothing of a signer's.
+    trained = _trained("final model", examples, settings, weights, choose=not synthetic)
     echo(f"held-out parts: {_line(trained.counts_CK)}")
+    if trained.limits:
+        echo(
+            "chosen on them: segmentation.decoding_threshold={:g}, decoding_gap_s={:g}".format(
+                *trained.limits
+            )
+        )
     write_tagger(trained, folder, about)
     echo(f"{printable(folder)}: {len(trained.networks)} networks from {len(examples):,} clips. Use them with")
     echo(f"segmentation.tagger=trained segmentation.weights={shlex.quote(printable(folder))}")
@@ -125,7 +132,8 @@ def _folds(examples: list[Example], settings: Settings, weights: list[Any]) -> d
     for group in groups:
         inside = [example for example in examples if example.group == group]
         rest = [example for example in examples if example.group != group]
-        counts_CK = score_examples(_trained(f"without {group}", rest, settings, weights).networks, inside)
+        trained = _trained(f"without {group}", rest, settings, weights)
+        counts_CK = score_examples(trained.networks, inside, trained.limits)
         echo(f"{shortened(group)}: {_line(counts_CK)} ({len(inside):,} clips, trained on {len(rest):,})")
         found[group] = {"clips": len(inside), **described_scores(counts_CK)}
     means = {
@@ -136,11 +144,13 @@ def _folds(examples: list[Example], settings: Settings, weights: list[Any]) -> d
     return {"mean": means, **found}
 
 
-def _trained(name: str, examples: list[Example], settings: Settings, weights: list[Any]) -> Any:
+def _trained(
+    name: str, examples: list[Example], settings: Settings, weights: list[Any], choose: bool = True
+) -> Any:
     from sage_scale.segmentation.training import train
 
     with Progress(f"segmenter, {shortened(name)}", "passes") as progress:
-        return train(examples, settings, weights, progress)
+        return train(examples, settings, weights, progress, choose)
 
 
 def _line(counts_CK: Any) -> str:

@@ -249,7 +249,7 @@ class Segmentation:
     thresholds: P(B) above .6 begins, P(O) above .5 ends a sign; runs: B or I is one sign until O; peaks: onsets at
     local maxima of P(B); hands-on: likeliest, with its repairs."""
     decoding_threshold: float = since("0.2.0", 0.4)
-    """Least P(B) of an onset, for `decoding=peaks`."""
+    """Least P(B) of an onset, for `decoding=peaks`. A model of `segment train` has its own, unless this is changed."""
     decoding_gap_s: float = since("0.2.0", 0.16)
     """Least time between onsets, for `decoding=peaks`, seconds."""
     rule: Literal["sage", "sage-unhalved", "plain"] = "sage"

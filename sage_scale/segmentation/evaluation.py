@@ -32,6 +32,7 @@ from sage_scale.segmentation.tagger import (
     cached_tagger,
     decode,
     has_model,
+    own_limits,
     tag_clip,
     wants_keypoints,
 )
@@ -269,7 +270,7 @@ class _ClipTags:
             assert found is not None, "a model gives probabilities"
             self._probabilities[model] = found
         probabilities = self._probabilities[model]
-        labels_S = decode(probabilities, segmentation, _own_decoding(segmentation))
+        labels_S = decode(probabilities, segmentation, *_own_decoding(segmentation))
         return resample_labels(labels_S, probabilities.fps, decoded.total_frames, self.fps)
 
     def _decode(self, segmentation: Segmentation) -> DecodedClip:
@@ -281,7 +282,8 @@ class _ClipTags:
         return self._decoded[by_model]
 
 
-def _own_decoding(segmentation: Segmentation) -> str:
+def _own_decoding(segmentation: Segmentation) -> tuple[str, tuple[float, float] | None]:
     if segmentation.tagger == HANDS_ON:
-        return cached_hands_on(segmentation.weights).decoding
-    return cached_tagger(segmentation.tagger, segmentation.weights).decoding
+        return cached_hands_on(segmentation.weights).decoding, None
+    tagger = cached_tagger(segmentation.tagger, segmentation.weights)
+    return tagger.decoding, own_limits(tagger)

@@ -67,7 +67,7 @@ class KeypointTagger(Protocol):
     fingerprint: str
     """Hash of its weights and configuration."""
     decoding: str
-    """Its own decoder, a name in decoding.DECODERS."""
+    """Its own decoder, a name in decoding.DECODERS. `limits`, where it has them: threshold and gap (s) of `peaks`."""
 
     def __call__(self, track: KeypointTrack) -> Probabilities: ...
 
@@ -93,7 +93,7 @@ def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> Ta
     if wants_keypoints(segmentation):
         tagger = cached_tagger(segmentation.tagger, segmentation.weights)
         probabilities = tagger(_track(decoded, segmentation.tagger))
-        labels_S = decode(probabilities, segmentation, tagger.decoding)
+        labels_S = decode(probabilities, segmentation, tagger.decoding, own_limits(tagger))
         labels_T = resample_labels(labels_S, probabilities.fps, total, fps)
         return Tagging(labels_T=labels_T, probabilities=probabilities)
     if segmentation.tagger == HANDS_ON:
@@ -119,11 +119,26 @@ def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> Ta
     return Tagging(labels_T=motion_labels(grey_movement(decoded.grey_THW, fps), fps))
 
 
-def decode(probabilities: Probabilities, segmentation: Segmentation, own: str) -> np.ndarray:
-    """Returns labels int8 (T,) at the probabilities' rate, by `segmentation.decoding`; `own` is the tagger's."""
-    decoder = DECODERS[own if segmentation.decoding == "own" else segmentation.decoding]
-    limits = segmentation.decoding_threshold, segmentation.decoding_gap_s
-    return decoder(probabilities.sign_T3, probabilities.fps, *limits)
+def decode(
+    probabilities: Probabilities,
+    segmentation: Segmentation,
+    own: str,
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Returns labels int8 (T,) at the probabilities' rate, by `segmentation.decoding`; `own` is the tagger's, `limits`
+    its threshold and gap (s), taken where the recipe asks for its own decoding and gives no others."""
+    given = segmentation.decoding_threshold, segmentation.decoding_gap_s
+    if segmentation.decoding != "own":
+        return DECODERS[segmentation.decoding](probabilities.sign_T3, probabilities.fps, *given)
+    if limits is None or given != (Segmentation.decoding_threshold, Segmentation.decoding_gap_s):
+        limits = given
+    return DECODERS[own](probabilities.sign_T3, probabilities.fps, *limits)
+
+
+def own_limits(tagger: KeypointTagger) -> tuple[float, float] | None:
+    """Returns threshold and gap of a model that has its own; one of a plug-in need not know of them."""
+    found: tuple[float, float] | None = getattr(tagger, "limits", None)
+    return found
 
 
 def uniform_labels(total: int, frames: float) -> np.ndarray:

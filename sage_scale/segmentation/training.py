@@ -8,6 +8,7 @@ weights kept are a moving average. On the CPU the same data and seed give the sa
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sage_scale.segmentation.decoding import peaks
+from sage_scale.segmentation.evaluation import GAPS_S, THRESHOLDS
 from sage_scale.segmentation.models.trained import FPS, Network, features
 from sage_scale.segmentation.rules import B, I
 from sage_scale.segmentation.scores import bootstrap_intervals, clip_counts, scores
@@ -34,6 +36,8 @@ PATIENCE = 4
 """Scores far below the best one before a network is stopped."""
 NEAR = 0.02
 """How far scores may be below the best one: the later weights are taken, since a small part's scores are noisy."""
+NOTICED = 0.01
+"""How far other limits of decoding must be above the usual ones, in a sum of two scores."""
 REPORTED = ("frame_macro_f1", "segment_f1_50", "onset_f1_1", "ratio")
 
 
@@ -60,7 +64,9 @@ class Trained:
 
     networks: list[Network]
     counts_CK: np.ndarray
-    """Counts (scores.py) of each example by the network that did not see it."""
+    """Counts (scores.py) of each example by the network that did not see it, decoded by `limits`."""
+    limits: tuple[float, float] | None
+    """Threshold and gap (s) of `peaks` that were chosen on the held-out parts."""
     passes: list[int]
     """Passes after which each network's weights were best."""
     settings: Settings = field(default_factory=Settings)
@@ -77,14 +83,15 @@ def train(
     settings: Settings,
     start: Sequence[Mapping[str, Tensor]] = (),
     show: Callable[[int, int], None] = lambda done, total: None,
+    choose: bool = True,
 ) -> Trained:
     """Returns networks trained on the examples, from the weights `start` in turn, if there are any, at half the
-    learning rate; `show` is called with passes (done, at most)."""
+    learning rate; `show` is called with passes (done, at most); `choose` also chooses the decoding's limits."""
     parts = _parts(examples, settings)
     first = [start[number % len(start)] for number in range(len(parts))] if start else [None] * len(parts)
     networks: list[Network] = []
     passes: list[int] = []
-    counts: dict[int, np.ndarray] = {}
+    found: dict[int, np.ndarray] = {}
     for number, part in enumerate(parts):
         held_out = [examples[place] for place in part]
         rest = [example for place, example in enumerate(examples) if place not in set(part)] or held_out
@@ -97,9 +104,27 @@ def train(
         )
         networks.append(network)
         passes.append(best)
-        counts |= dict(zip(part, score_examples([network], held_out)))
+        found |= dict(zip(part, probabilities([network], held_out)))
     show(len(parts) * settings.passes, len(parts) * settings.passes)
-    return Trained(networks, np.stack([counts[place] for place in range(len(examples))]), passes, settings)
+    ordered = [found[place] for place in range(len(examples))]
+    limits, counts_CK = chosen_limits(ordered, examples) if choose else (None, _counts(ordered, examples))
+    return Trained(networks, counts_CK, limits, passes, settings)
+
+
+def chosen_limits(
+    found: Sequence[np.ndarray], examples: Sequence[Example]
+) -> tuple[tuple[float, float], np.ndarray]:
+    """Returns threshold and gap (s) of `peaks` with the largest sum of segment F1 at .5 and onset F1 within a frame,
+    and the counts (C, K) they give; the usual ones where that is no more than NOTICED above theirs. `found` are
+    probabilities (T, 3) of each example."""
+    results = []
+    for limits in ((0.4, 0.16), *itertools.product(THRESHOLDS, GAPS_S)):
+        counts_CK = _counts(found, examples, limits)
+        values = scores(counts_CK.sum(0), FPS)
+        results.append((float(values["segment_f1_50"] + values["onset_f1_1"]), limits, counts_CK))
+    usual, best = results[0], max(results, key=lambda result: result[0])
+    _, limits, counts_CK = best if best[0] > usual[0] + NOTICED else usual
+    return limits, counts_CK
 
 
 def _parts(examples: Sequence[Example], settings: Settings) -> list[list[int]]:
@@ -191,11 +216,22 @@ def probabilities(networks: Sequence[Network], examples: Sequence[Example]) -> l
     return results
 
 
-def score_examples(networks: Sequence[Network], examples: Sequence[Example]) -> np.ndarray:
-    """Returns the counts of each example, float64 (C, K), decoded by `peaks` as the tagger decodes."""
+def score_examples(
+    networks: Sequence[Network], examples: Sequence[Example], limits: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Returns the counts of each example, float64 (C, K), decoded by `peaks` with threshold and gap (s), the usual ones
+    by default, as the tagger decodes."""
+    return _counts(probabilities(networks, examples), examples, limits)
+
+
+def _counts(
+    found: Sequence[np.ndarray], examples: Sequence[Example], limits: tuple[float, float] | None = None
+) -> np.ndarray:
     counts = []
-    for p_T3, example in zip(probabilities(networks, examples), examples):
-        counts.append(clip_counts(_segments(peaks(p_T3, FPS)), example.signs_N2 * FPS, len(p_T3)))
+    for p_T3, example in zip(found, examples):
+        counts.append(
+            clip_counts(_segments(peaks(p_T3, FPS, *(limits or ()))), example.signs_N2 * FPS, len(p_T3))
+        )
     return np.stack(counts)
 
 
@@ -228,6 +264,7 @@ def write_tagger(trained: Trained, out: Path, about: dict[str, Any]) -> None:
         "dilations": list(settings.dilations),
         "networks": len(trained.networks),
         "fps": FPS,
+        **(dict(zip(("decoding_threshold", "decoding_gap_s"), trained.limits)) if trained.limits else {}),
         **about,
         "training": {"passes": trained.passes, "most_passes": settings.passes, "seed": settings.seed},
         "held_out_scores": described_scores(trained.counts_CK),

@@ -9,17 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sage_scale.config import Segmentation
 from sage_scale.corpora.synthetic.random_signing import random_signing
 from sage_scale.errors import CheckpointError
 from sage_scale.keypoints.cleaning import mirrored, resampled
 from sage_scale.keypoints.track import OPENPOSE_67, KeypointTrack
+from sage_scale.segmentation.decoding import peaks
 from sage_scale.segmentation.models import trained as model
 from sage_scale.segmentation.models.trained import Network, SignerPoints, TrainedTagger, features
 from sage_scale.segmentation.motion import keypoint_movement, motion_labels
 from sage_scale.segmentation.rules import labels_to_segments
 from sage_scale.segmentation.scores import clip_counts, scores
-from sage_scale.segmentation.tagger import open_tagger, uniform_labels
-from sage_scale.segmentation.training import Settings, Trained, score_examples, train, write_tagger
+from sage_scale.segmentation.tagger import Probabilities, decode, open_tagger, own_limits, uniform_labels
+from sage_scale.segmentation.training import (
+    Settings,
+    Trained,
+    chosen_limits,
+    score_examples,
+    train,
+    write_tagger,
+)
 from sage_scale.segmentation.training_data import GAP_FRAMES, packed, random_examples, read_examples, targets
 
 DGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dgs_motion"
@@ -69,6 +78,41 @@ def test_scores_in_the_configuration_are_of_parts_that_were_held_out(learnt: Tra
     assert config["held_out_scores"]["frame_macro_f1"]["value"] == pytest.approx(
         float(scores(learnt.counts_CK.sum(0), 25)["frame_macro_f1"]), abs=1e-4
     )
+
+
+def test_limits_are_chosen_where_others_are_clearly_better_and_are_the_models_own(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Onsets that stand out by .3 alone are lost at the usual .4; the tagger decodes by what is in its folder."""
+    examples = random_examples(6, seed=4)
+    found = []
+    for example in examples:
+        p_T3 = np.tile([0.1, 0.8, 0.1], (example.frames, 1))
+        for start, end in np.rint(example.signs_N2 * 25).astype(int).tolist():
+            p_T3[end : end + 1] = [0.8, 0.1, 0.1]
+            p_T3[start] = [0.3, 0.4, 0.3]
+        found.append(p_T3)
+    (threshold, gap_s), counts_CK = chosen_limits(found, examples)
+    assert threshold < 0.4 and len(counts_CK) == 6
+    assert chosen_limits([np.tile([1.0, 0, 0], (e.frames, 1)) for e in examples], examples)[0] == (0.4, 0.16)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    tagger = {}
+    for name, own in (("usual", {}), ("own", {"decoding_threshold": threshold, "decoding_gap_s": gap_s})):
+        without = {key: value for key, value in config.items() if not key.startswith("decoding_")}
+        (tmp_path / "config.json").write_text(json.dumps({**without, **own}))
+        tagger[name] = open_tagger(tmp_path)
+    assert own_limits(tagger["usual"]) is None and own_limits(tagger["own"]) == (threshold, gap_s)
+    assert tagger["usual"].fingerprint != tagger["own"].fingerprint
+    one = Probabilities(sign_T3=found[0], sentence_T3=None, fps=25.0)
+    by = {
+        "own": decode(one, Segmentation(), "peaks", (threshold, gap_s)),
+        "recipe": decode(one, Segmentation(decoding_threshold=0.6), "peaks", (threshold, gap_s)),
+        "peaks": decode(one, Segmentation(decoding="peaks"), "peaks", (threshold, gap_s)),
+    }
+    assert (by["own"] == peaks(found[0], 25.0, threshold, gap_s)).all()
+    assert (by["recipe"] == peaks(found[0], 25.0, 0.6, 0.16)).all()
+    assert (by["peaks"] == peaks(found[0], 25.0)).all() and (by["own"] != by["peaks"]).any()
 
 
 def test_the_same_data_and_seed_give_the_same_weights_and_another_seed_others() -> None:
@@ -218,6 +262,17 @@ def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
             "other sizes",
         ),  # a terabyte
         ({"tagger": ["trained"]}, "no tagger"),
+        (
+            {
+                "tagger": "trained",
+                "width": 24,
+                "networks": 2,
+                "dilations": [1, 2, 4, 8, 4, 2],
+                "decoding_threshold": 7.0,
+                "decoding_gap_s": 0.1,
+            },
+            "no numbers above 0",
+        ),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match=message):

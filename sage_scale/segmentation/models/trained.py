@@ -193,10 +193,18 @@ class TrainedTagger:
         bias = weights.get("networks.0.project.bias")
         if [len(members), len(blocks)] != [sizes[1], len(sizes) - 2] or bias is None or len(bias) != sizes[0]:
             raise CheckpointError(f"{path}: config.json gives other sizes than the tensors have")
+        limits = [config.get(key) for key in ("decoding_threshold", "decoding_gap_s")]
+        if limits != [None, None] and not all(type(x) is float and 0 < x <= 1 for x in limits):
+            raise CheckpointError(
+                f"{path}: decoding_threshold and decoding_gap_s are no numbers above 0, at most 1"
+            )
+        self.limits = None if limits == [None, None] else tuple(limits)
+        """Threshold and gap (s) that its training chose; of the package's model none, the recipe's are for it."""
         self.networks = [Network(sizes[0], sizes[2:]).eval() for _ in range(sizes[1])]
         module = nn.ModuleDict({"networks": nn.ModuleList(self.networks)})
         load_exactly(module, weights, path)
-        self.fingerprint = fingerprint(module.state_dict(), f"trained {sizes}")
+        about = f"trained {sizes}" + (f" {limits}" if self.limits else "")
+        self.fingerprint = fingerprint(module.state_dict(), about)
 
     def __call__(self, track: KeypointTrack) -> Probabilities:
         """Returns the probabilities of a track, at 25 frames a second; of an empty track none."""
