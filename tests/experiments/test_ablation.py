@@ -20,7 +20,7 @@ from sage_scale.cli import main
 from sage_scale.config import load_recipe
 from sage_scale.evaluation import score
 from sage_scale.experiments import ablation_data
-from sage_scale.experiments.ablation import Ablation
+from sage_scale.experiments.ablation import Ablation, Outcome
 from sage_scale.experiments.ablation_measured import measure
 from sage_scale.experiments.ablation_rows import Rows, digest
 from sage_scale.experiments.ablation_run import Run, make_run, needs_language_model
@@ -271,6 +271,25 @@ def test_wrong_usage_is_one_line(arguments, said, tmp_path, monkeypatch, capsys)
     assert main.run(["ablate", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert said in error and "\n" not in error and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        (Outcome(), 0, ""),
+        (Outcome(left=2), 4, "runs not begun within --budget: 2; the same command goes on"),
+        (
+            Outcome(left=2, failed={("CLIP", 1): "the loss is inf (log: x)"}),
+            1,
+            "failed: CLIP, seed 1: the loss is inf",
+        ),
+    ],
+)
+def test_the_exit_code_says_whether_all_was_made(outcome, code, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Ablation, "execute", lambda self: outcome)
+    assert main.run(["ablate", "orderings", "--rows", str(tmp_path), "--home", str(tmp_path)]) == code
+    printed = capsys.readouterr()
+    assert said in printed.err and "not run" in printed.out and (tmp_path / "orderings.html").is_file()
 
 
 def test_the_list_names_tables_and_cells(capsys):
