@@ -285,7 +285,7 @@ class Precompute:
     actors: int = 0
     """Ray actors; 0 means one for each CPU (or each fraction of a GPU) of the cluster."""
     address: str = ""
-    """Ray cluster address; empty starts Ray locally, `auto` joins the running cluster."""
+    """Ray cluster address; empty starts Ray locally, `auto` joins the cluster that `ray start` runs on this machine."""
     object_store_mb: int = 256
     """Size of a locally started Ray object store, MB."""
     gpus_per_actor: float = 0.0
