@@ -12,7 +12,7 @@ from sage_scale.untrusted.display import duration
 
 _CHARTS: tuple[tuple[str, tuple[tuple[str, str, int], ...] | str], ...] = (
     ("Loss", (("training", "loss", 0), ("dev", "dev loss", 1))),
-    ("Loss of each level", (("embeddings", "loss_embedding", 0), ("hidden states", "loss_hidden", 2))),
+    ("Loss of each part", "loss"),
     ("BLEU-4 on dev", (("BLEU-4", "dev bleu4", 1),)),
     ("R@1 on dev, %", (("video to text", "dev r1_v2t", 0), ("text to video", "dev r1_t2v", 2))),
     ("F1 of pseudo-glosses on dev, %", (("micro", "dev f1", 0), ("macro", "dev macro_f1", 2))),
@@ -72,9 +72,8 @@ def _charts(log: StageLog) -> list[tuple[str, list[tuple[int, str]], str]]:
         if title.startswith("R@1") and log.last("clips", "dev") == 1:
             continue  # one clip is always found among one
         if isinstance(wanted, str):
-            wanted = tuple(
-                (scales.level(key), key, 2 * at) for at, key in enumerate(scales.keys_of(log, wanted))
-            )
+            keys = [key for key in scales.keys_of(log, wanted) if key not in ("loss", "loss_scale")]
+            wanted = tuple((scales.level(key), key, 2 * at) for at, key in enumerate(keys))
         lines = [
             Line(name, _points(log, key), colour, key.startswith("dev ")) for name, key, colour in wanted
         ]

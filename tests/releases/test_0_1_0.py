@@ -65,6 +65,12 @@ def test_a_model_translates_as_it_did(release: Path, model: str):
     assert (release / model / "report.html").is_file()
 
 
+def test_runs_of_the_release_are_compared(release: Path):
+    assert run(["report", *MODELS, "--out", "comparison.html"]) == 0
+    page = (release / "comparison.html").read_text()
+    assert "Scores on test" in page and "model.kind" in page.replace("<wbr>", "") and "not significant" in page
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_report_of_the_release_needs_nothing_else(release: Path, model: str):
     assert run(["report", model]) == 0
