@@ -17,7 +17,7 @@ from sage_scale.reporting import scales
 from sage_scale.reporting.examples import EXAMPLES, best_to_worst, differences, spaced
 from sage_scale.reporting.group_curves import charts, legend
 from sage_scale.reporting.group_scores import TESTED, SetScores, set_scores
-from sage_scale.reporting.groups import NO_EFFECT, Group, differing, grouped
+from sage_scale.reporting.groups import Group, differing, grouped, seeds_of, varying_seeds
 from sage_scale.reporting.page import Missing, document, html, readable, write_page
 from sage_scale.reporting.runlog import RunRecord, read_run
 from sage_scale.reporting.score_tables import controls, score_tables
@@ -83,14 +83,16 @@ def title(groups: Sequence[Group]) -> str:
 
 def recipe_keys(groups: Sequence[Group]) -> dict[str, Any] | None:
     """Returns the recipe keys that differ between groups, and the seeds of each group's runs."""
-    rows = [
-        (key, list(map(value_text, values)))
-        for key, values in differing(groups).items()
-        if key not in NO_EFFECT
-    ]
-    seeds = [", ".join(dict.fromkeys(filter(None, group.seeds))) for group in groups]
+    rows = [(key, list(map(value_text, values))) for key, values in differing(groups).items()]
+    varying = varying_seeds(groups)
+    seeds = [_joined([seeds_of(record, varying) for record in group.records]) for group in groups]
     runs = [len(group.records) for group in groups]
     return {"groups": groups, "rows": rows, "seeds": seeds, "runs": runs, "folded": len(rows) > MOST_KEYS}
+
+
+def _joined(seeds: Sequence[str]) -> str:
+    known = list(filter(None, seeds))
+    return ("; " if any("," in text for text in known) else ", ").join(known)
 
 
 def value_text(value: Any) -> str:

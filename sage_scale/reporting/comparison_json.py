@@ -9,7 +9,7 @@ from typing import Any
 from sage_scale.evaluation.significance import Interval, Spread
 from sage_scale.reporting import scales
 from sage_scale.reporting.group_scores import TESTED, Comparison, GroupScore, SetScores, set_scores
-from sage_scale.reporting.groups import NO_EFFECT, Group, differing, grouped, seeds_of
+from sage_scale.reporting.groups import Group, differing, grouped, seeds_of
 from sage_scale.reporting.runlog import read_run
 from sage_scale.reporting.side_by_side import budget
 
@@ -23,7 +23,7 @@ def compared(
     Raises UsageError where one of `runs` is no run folder.
     """
     groups = grouped([read_run(run) for run in runs])
-    keys = {key: values for key, values in differing(groups).items() if key not in NO_EFFECT}
+    keys = differing(groups)
     described = [
         _group(group, {key: values[at] for key, values in keys.items()}) for at, group in enumerate(groups)
     ]

@@ -61,7 +61,8 @@ def line_chart(title: str, lines: Sequence[Line], log: bool = False, unit: str =
     ys = [y for line in lines for y in _heights(line) if not log or y > 0]
     if not ys:
         return ""
-    x0 = min(xs) if max(xs) > min(xs) > 0.2 * max(xs) else 0.0  # one point alone keeps its step
+    drawn = any(len(line.points) > 1 for line in lines)
+    x0 = min(xs) if drawn and max(xs) > min(xs) > 0.2 * max(xs) else 0.0  # points alone keep their steps
     x1 = max(max(xs), x0 + 1)
     y_ticks = log_ticks(min(ys), max(ys)) if log else ticks(min(ys), max(ys))
     y0, y1 = (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))) if log else (y_ticks[0], y_ticks[-1])
@@ -124,9 +125,10 @@ def _curve(line: Line, point: Callable[[float, float], tuple[float, float]]) -> 
 
 
 def _band(edges: Sequence[tuple[tuple[float, float], tuple[float, float]]], colour: int) -> str:
-    """Returns the area between the lowest and highest values, as (lower point, upper point) in order."""
+    """Returns the area between the lowest and highest values, as (lower point, upper point) in order; of one step a
+    line."""
     if len(edges) < 2:
-        return ""
+        return "".join(_path(pair, f"var(--line{colour % LINE_COLOURS})", 1.5, opacity=0.5) for pair in edges)
     step = math.ceil(len(edges) / 300)
     kept = [*edges[:-1:step], edges[-1]]
     outline = [low for low, _ in kept] + [high for _, high in reversed(kept)]
@@ -136,6 +138,18 @@ def _band(edges: Sequence[tuple[tuple[float, float], tuple[float, float]]], colo
 
 def _letters(ends: Sequence[tuple[tuple[float, float], Line]], lowest: float) -> list[str]:
     """Returns the letter of each line beside its end, moved where it would lie on another or below `lowest`."""
+    parts, column = [], list[tuple[tuple[float, float], Line]]()
+    for end in (*sorted(ends, key=lambda end: end[0][0]), None):
+        if column and (end is None or end[0][0] - column[-1][0][0] >= 2 * LETTER):
+            parts += _column(column, lowest)
+            column = []
+        if end is not None:
+            column.append(end)
+    return parts
+
+
+def _column(ends: Sequence[tuple[tuple[float, float], Line]], lowest: float) -> list[str]:
+    """Returns the letters of lines that end at about the same step."""
     ends = sorted(ends, key=lambda end: end[0][1])
     heights: list[float] = []
     for (_, y), _ in ends:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,14 +19,17 @@ from sage_scale.errors import RecipeError
 from sage_scale.reporting.runlog import RunRecord
 from sage_scale.untrusted.display import shortened
 
-NO_EFFECT = frozenset(
-    ["name", "corpus.root", *(f"{stage}.{key}" for stage in ("pretrain", "finetune")
-                              for key in ("checkpoints", "offload_dir", "wandb"))]
+NO_EFFECT = (
+    "name", "corpus.root", "precompute.", "watch.", "stream.cache", "stream.give_up", "stream.memory", "stream.warn",
+    "stream.workers",
+    *(f"{stage}.{key}" for stage in ("pretrain", "finetune") for key in (
+        "async_save", "checkpoints", "keep_checkpoints", "offload_dir", "profile_steps", "save_every", "text_cache_mb",
+        "wandb")),
 )  # fmt: skip
-"""Keys that do not tell recipes apart."""
+"""Keys, or beginnings of keys, that do not tell recipes apart: places, resources, checkpoints, waiting."""
 LONGEST_LABEL = 60
 """Characters of a group's name."""
-_END_OF_NAME = re.compile(r"[-_./ =]*(seed|run|s|r)?[-_./ =]*\d*$", re.IGNORECASE)
+_END_OF_NAME = re.compile(r"([-_./ =]+(seed|run|s|r)?)?[-_./ =]*\d*$", re.IGNORECASE)
 """The part of a run's name that numbers the runs of one recipe."""
 
 
@@ -41,11 +44,6 @@ class Group:
     keys: Mapping[str, Any]
     """Values of the recipe by `section.key`, with defaults of keys that the run's version did not know; no seeds."""
 
-    @property
-    def seeds(self) -> list[str]:
-        """The seeds of each run, as `seeds_of` tells them."""
-        return [seeds_of(record) for record in self.records]
-
 
 def grouped(records: Sequence[RunRecord]) -> list[Group]:
     """Returns groups in the order of their first runs. Runs get names that tell them apart; one that is given twice
@@ -54,7 +52,7 @@ def grouped(records: Sequence[RunRecord]) -> list[Group]:
     found: list[_Members] = []
     for record in records:
         values, data, seeds = recipe_values(record), dataset(record), seeds_of(record)
-        identity = canonical({key: value for key, value in values.items() if key not in NO_EFFECT})
+        identity = canonical({key: value for key, value in values.items() if matters(key)})
         for members in found:
             same_data = members.data == data or not (members.data and data)
             if members.identity == identity and same_data and seeds not in members.seeds:
@@ -92,18 +90,34 @@ def recipe_values(record: RunRecord) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not is_seed(key)}
 
 
+def matters(key: str) -> bool:
+    """Returns whether recipes that differ in a key are different ones."""
+    return not key.startswith(NO_EFFECT)
+
+
 def is_seed(key: str) -> bool:
     """Returns whether a key is a seed of training. That of the corpus is none: it makes other clips."""
     return key.endswith(".seed") and not key.startswith("corpus.")
 
 
-def seeds_of(record: RunRecord) -> str:
-    """Returns a run's seeds: `3`, or `stream 0, pretrain 3`; empty where the recipe has none."""
-    seeds = {key.removesuffix(".seed"): value for key, value in flat(record.recipe).items() if is_seed(key)}
+def seeds_of(record: RunRecord, keys: Collection[str] = ()) -> str:
+    """Returns a run's seeds, or those of some keys: `3` where they are equal, else `stream 0, pretrain 3`."""
+    seeds = {
+        key: value for key, value in flat(record.recipe).items() if is_seed(key) and (not keys or key in keys)
+    }
     values = dict.fromkeys(map(shortened, seeds.values()))
     if len(values) < 2:
         return next(iter(values), "")
-    return ", ".join(f"{shortened(key)} {shortened(value)}" for key, value in seeds.items())
+    return ", ".join(
+        f"{shortened(key.removesuffix('.seed'))} {shortened(value)}" for key, value in seeds.items()
+    )
+
+
+def varying_seeds(groups: Sequence[Group]) -> list[str]:
+    """Returns the keys of the seeds that are not the same in all runs."""
+    every = [flat(record.recipe) for group in groups for record in group.records]
+    keys = dict.fromkeys(key for values in every for key in values if is_seed(key))
+    return [key for key in keys if len({canonical(values.get(key)) for values in every}) > 1]
 
 
 def dataset(record: RunRecord) -> str:
@@ -120,7 +134,7 @@ def differing(groups: Sequence[Group]) -> dict[str, list[Any]]:
     return {
         key: [group.keys.get(key) for group in groups]
         for key in keys
-        if len({canonical(group.keys.get(key)) for group in known}) > 1
+        if matters(key) and len({canonical(group.keys.get(key)) for group in known}) > 1
     }
 
 
@@ -161,7 +175,7 @@ def _labels(found: Sequence[_Members]) -> list[str]:
             others = [other.keys for other in found if other is not members]
             apart = ", ".join(
                 f"{key}={value}" for key, value in members.keys.items()
-                if key not in NO_EFFECT and any(canonical(value) != canonical(other.get(key)) for other in others)
+                if matters(key) and any(canonical(value) != canonical(other.get(key)) for other in others)
             )  # fmt: skip
             only = recipes[at] if recipes.count(recipes[at]) == 1 else ""
             chosen[at] = only or apart or recipes[at] or "no recipe"

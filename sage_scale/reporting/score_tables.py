@@ -15,7 +15,7 @@ from sage_scale.reporting.group_scores import (
     GroupScore,
     SetScores,
 )
-from sage_scale.reporting.groups import Group, seeds_of
+from sage_scale.reporting.groups import Group, seeds_of, varying_seeds
 from sage_scale.reporting.links import hypotheses
 from sage_scale.reporting.runlog import number
 from sage_scale.reporting.score_values import (
@@ -127,12 +127,12 @@ def _difference(one: Comparison, sign: int = 1) -> dict[str, Any]:
 
 def _each(groups: Sequence[Group], name: str, keys: Sequence[str], page: Path) -> list[dict[str, Any]]:
     """Returns a row for each run: seeds, scores with their intervals over clips, links to its hypotheses."""
-    rows = []
+    rows, varying = [], varying_seeds(groups)
     for group in groups:
         for record in group.records:
             values = sets_of(record).get(name)
             if values is not None:
-                rows.append({"group": group, "name": record.name, "seeds": seeds_of(record),
+                rows.append({"group": group, "name": record.name, "seeds": seeds_of(record, varying),
                              "cells": [score_cell(values, key) for key in keys],
                              "links": hypotheses(record, split_of(name), page)})  # fmt: skip
     return rows

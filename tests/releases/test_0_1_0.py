@@ -68,7 +68,9 @@ def test_a_model_translates_as_it_did(release: Path, model: str):
 def test_runs_of_the_release_are_compared(release: Path):
     assert run(["report", *MODELS, "--out", "comparison.html"]) == 0
     page = (release / "comparison.html").read_text()
-    assert "Scores on test" in page and "model.kind" in page.replace("<wbr>", "") and "not significant" in page
+    assert (
+        "Scores on test" in page and "model.kind" in page.replace("<wbr>", "") and "not significant" in page
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)

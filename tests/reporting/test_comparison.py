@@ -205,8 +205,8 @@ def test_bands_and_letters_stay_inside_the_picture(values):
             assert 0 <= x <= width and 0 <= y <= height
     places = [(float(x), float(y)) for x, y in re.findall(r'class="letter" x="([^"]*)" y="([^"]*)"', drawing)]
     assert len(places) == len(values) and all(0 < x < width and 0 < y < height for x, y in places)
-    heights = sorted(y for _, y in places)
-    assert all(b - a >= figures.LETTER - 0.11 for a, b in itertools.pairwise(heights))
+    for (x, y), (other_x, other_y) in itertools.combinations(places, 2):
+        assert abs(x - other_x) >= figures.LETTER or abs(y - other_y) >= figures.LETTER - 0.11
 
 
 def test_the_temperatures_course_is_told(tmp_path, runs):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_scale.config import from_mapping, to_yaml
-from sage_scale.reporting.groups import canonical, differing, grouped, letter
+from sage_scale.reporting.groups import canonical, differing, grouped, letter, seeds_of, varying_seeds
 from sage_scale.reporting.runlog import RunRecord, StageLog
 
 
@@ -35,11 +35,37 @@ def test_runs_that_differ_in_seeds_alone_are_one_group():
         seeded(f"{loss}-{seed}", seed, clcl={"loss": loss}) for seed in (0, 1, 2) for loss in ("clcl", "clip")
     ]
     groups = grouped(runs)
-    assert [(group.letter, group.label, group.seeds) for group in groups] == [
+    assert [(group.letter, group.label, [seeds_of(run) for run in group.records]) for group in groups] == [
         ("A", "clcl", ["0", "1", "2"]),
         ("B", "clip", ["0", "1", "2"]),
     ]
     assert differing(groups) == {"clcl.loss": ["clcl", "clip"]}
+
+
+def test_seeds_that_never_vary_are_left_out():
+    runs = [
+        record(f"r-{seed}", stream={"seed": 0}, pretrain={"seed": seed}, finetune={"seed": seed})
+        for seed in (1, 2)
+    ]
+    assert [seeds_of(run) for run in runs] == [
+        "stream 0, pretrain 1, finetune 1",
+        "stream 0, pretrain 2, finetune 2",
+    ]
+    varying = varying_seeds(grouped(runs))
+    assert [seeds_of(run, varying) for run in runs] == ["1", "2"]
+
+
+def test_resources_and_places_do_not_tell_recipes_apart():
+    one = seeded("a-1", 1, precompute={"actors": 2}, corpus={"root": "/x"}, finetune={"save_every": 7})
+    other = seeded("a-2", 2, precompute={"actors": 0}, corpus={"root": "/y"}, finetune={"checkpoints": "/z"})
+    [group] = grouped([one, other])
+    assert group.label == "a" and not differing([group])
+
+
+def test_a_name_keeps_a_last_letter_that_is_no_number_of_runs():
+    groups = grouped([seeded(f"uniform-tokens-{seed}", seed) for seed in range(2)])
+    assert groups[0].label == "uniform-tokens"
+    assert grouped([seeded(f"x/seed-{seed}", seed) for seed in range(2)])[0].label == "seed"
 
 
 def test_the_seed_of_the_corpus_makes_other_clips_and_a_repeated_seed_is_no_replicate():
