@@ -37,6 +37,7 @@ VERBS = {
     "pretrain": "sage_scale.cli.train:pretrain",
     "finetune": "sage_scale.cli.train:finetune",
     "evaluate": "sage_scale.cli.results:evaluate",
+    "score": "sage_scale.cli.score:score",
     "ablate": "sage_scale.cli.ablate:ablate",
     "translate": "sage_scale.cli.translate:translate",
     "report": "sage_scale.cli.results:report",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +13,15 @@ from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.printer import echo, echo_json, tell
 from sage_scale.untrusted.progress import Progress
+
+METRICS = {"bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "chrf": "chrF", "bleurt": "BLEURT", "comet": "COMET"}
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        help="bleurt=FOLDER of a checkpoint, comet or comet=MODEL, by their own packages. Several: repeat it.",
+    ),
+]
 
 
 def demo(
@@ -45,27 +55,37 @@ def evaluate(
     controls: Annotated[
         bool, typer.Option(help="Score the controls that a translator must beat as well.")
     ] = True,
+    metrics: Metrics = None,
 ) -> None:
-    """Translate a split; write its entry of scores.json and predictions/SPLIT.jsonl into the run, print the scores."""
+    """Translate a split; write its scores and predictions/SPLIT (.jsonl, .txt, .tsv) into the run, print the scores."""
     if not on_this_machine(run, "a run").is_dir():
         raise UsageError(f"there is no run {run}")
 
     from sage_scale.training import evaluate_run
 
-    scores = evaluate_run.run(run, data, split=split, controls=controls, say=tell)
-    figures = f"BLEU-4 {scores['bleu4']:.2f}  ROUGE-L {scores['rouge_l']:.2f}  ({scores['signature']})"
-    echo(f"{split}: {figures}, {scores['clips']} clips")
+    scores = evaluate_run.run(run, data, split=split, controls=controls, say=tell, metrics=metrics or [])
+    echo(f"{split}: {_line(scores)} ({scores['signature']}), {scores['clips']} clips")
     for tag, values in scores.get("languages", {}).items():
-        echo(
-            f"  {tag}: BLEU-4 {values['bleu4']:.2f}  ROUGE-L {values['rouge_l']:.2f}  ({values['signature']}), "
-            f"{values['clips']} clips"
-        )
+        echo(f"  {tag}: {_line(values)} ({values['signature']}), {values['clips']} clips")
+    if "macro" in scores:
+        echo(f"  mean over {scores['macro']['languages']} languages: {_line(scores['macro'])}")
     if "heldout" in scores:
-        echo(f"{split}_heldout: BLEU-4 {scores['heldout']['bleu4']:.2f}, {scores['heldout']['clips']} clips")
+        echo(f"{split}_heldout: {_line(scores['heldout'])}, {scores['heldout']['clips']} clips")
     for name, values in scores.get("controls", {}).items():
-        echo(f"  control {name.replace('_', ' ')}: BLEU-4 {values['bleu4']:.2f}")
+        p = values["paired"]["bleu4"]["p"]
+        echo(f"  control {name.replace('_', ' ')}: BLEU-4 {values['bleu4']:.2f} (p of no difference {p:.3f})")
     if "notice" in scores:
         echo(f"  {scores['notice']}")
+
+
+def _line(scores: Mapping[str, Any]) -> str:
+    """Returns the main scores, each with its interval if it has one."""
+    intervals, parts = scores.get("intervals", {}), []
+    for name, words in METRICS.items():
+        if name in scores:
+            between = " [{:.2f}, {:.2f}]".format(*intervals[name]) if name in intervals else ""
+            parts.append(f"{words} {scores[name]:.2f}{between}")
+    return "  ".join(parts)
 
 
 def report(

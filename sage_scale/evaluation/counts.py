@@ -34,10 +34,13 @@ class Counts:
     formula: Callable[[np.ndarray], float]
     """From the sum of rows, (K,), to the score in percent."""
 
+    def of(self, rows: Sequence[int] | None) -> Counts:
+        """Returns the counts of some sentences by their numbers; of None all."""
+        return self if rows is None else Counts(self.rows_NK[list(rows)], self.formula)
+
     def score(self, rows: Sequence[int] | None = None) -> float:
         """Returns the score of all sentences, or of some by their numbers."""
-        chosen_NK = self.rows_NK if rows is None else self.rows_NK[list(rows)]
-        return self.formula(chosen_NK.sum(0))
+        return self.formula(self.of(rows).rows_NK.sum(0))
 
 
 def counts_of(metric: str, pairs: Pairs, preset: str | None = None) -> Counts:

@@ -12,7 +12,7 @@ sentences are added up; `languages` has the scores of each language alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sage_scale.config import Text
@@ -36,11 +36,11 @@ def score(hypotheses: Sequence[str], references: Sequence[str], language: Langua
     `languages`, the same by language. Raises UsageError for empty lists or unequal lengths.
     """
     pairs = pairs_of(hypotheses, references, language)
-    groups = _by_language(language)
+    groups = by_language(language)
     counts = score_counts(pairs)
-    scores = _figures(counts, pairs, range(len(pairs)))
+    scores = figures(counts, pairs)
     if len(groups) > 1:
-        scores["languages"] = {tag: _figures(counts, pairs, rows) for tag, rows in groups.items()}
+        scores["languages"] = {tag: figures(counts, pairs, rows) for tag, rows in groups.items()}
     return scores
 
 
@@ -99,16 +99,18 @@ def content_f1(
     return 200.0 * common / (given + wanted) if given + wanted else 0.0
 
 
-def _figures(counts: dict[str, Counts], pairs: Pairs, rows: Sequence[int]) -> dict[str, Any]:
+def figures(counts: Mapping[str, Counts], pairs: Pairs, rows: Sequence[int] | None = None) -> dict[str, Any]:
+    """Returns the mapping of `score` from its counts, of all sentences or of some by their numbers."""
+    some = pairs if rows is None else [pairs[row] for row in rows]
     return {name: each.score(rows) for name, each in counts.items()} | {
-        "signature": bleu_signature([pairs[row] for row in rows], PRESETS["sacrebleu"]),
+        "signature": bleu_signature(some, PRESETS["sacrebleu"]),
         "chrf_signature": chrf_signature(),
-        "clips": len(rows),
+        "clips": len(some),
     }
 
 
-def _by_language(language: Languages) -> dict[str, list[int]]:
-    """Returns the numbers of the sentences of each language, the most frequent language first."""
+def by_language(language: Languages) -> dict[str, list[int]]:
+    """Returns the numbers of the sentences of each language, the most frequent language first; of one for all, none."""
     rows: dict[str, list[int]] = {}
     for row, tag in enumerate([] if isinstance(language, str) else language):
         rows.setdefault(tag, []).append(row)

@@ -1,7 +1,8 @@
 """`scores.json` of a run: the scores of each split, as `evaluate` leaves them.
 
-{split: {"bleu4": ..., "languages": {tag: scores}, "heldout": scores, "controls": {name: scores}, ...}}. Version 0.1.0
-wrote the scores of one split alone, with its name as `split`; they are read as that split's.
+{split: {"bleu4": ..., "languages": {tag: scores}, "heldout": scores, "controls": {name: scores}, ...}};
+`evaluation.split_scores` describes an entry. Version 0.1.0 wrote the scores of one split alone, with its name as
+`split`; they are read as that split's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 
 FILE = "scores.json"
+VERSION = 2
+"""Form of an entry. 1, unmarked, was that of 0.1.0: without chrF, intervals, groups and paired tests."""
 
 
 def read_scores(run: str | Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Scores a trained run on unseen clips, and the controls that a translator must beat.
 
-Writes into `scores.json` an entry of the split (the mapping of `sage_scale.evaluation.score`, with controls beside it;
-other splits keep theirs), `predictions/<split>.jsonl` and, for the report, `timelines/<split>.json`.
+Writes into `scores.json` an entry of the split (`sage_scale.evaluation.split_scores`; other splits keep theirs),
+`predictions/<split>.jsonl`, `.txt` and `.tsv`, and for the report `timelines/<split>.json`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from sage_scale.config import Recipe
 from sage_scale.config.recipe import values_of
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.evaluation.baselines import text_controls
-from sage_scale.evaluation.metrics import content_f1, score
+from sage_scale.evaluation.hypotheses import write_predictions
+from sage_scale.evaluation.metrics import content_f1
+from sage_scale.evaluation.neural import neural_counts, open_scorer
+from sage_scale.evaluation.split_scores import split_scores
 from sage_scale.evaluation.stored import write_scores
 from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset, notice_note, read_metadata
@@ -41,13 +44,20 @@ TIMELINES, THUMBNAIL = 6, 72
 
 
 def run(
-    run_folder: str | Path, data: Data, split: str = "test", controls: bool = True, say: Say = lambda _: None
+    run_folder: str | Path,
+    data: Data,
+    split: str = "test",
+    controls: bool = True,
+    say: Say = lambda _: None,
+    metrics: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Translate `split` with the run's export and score it; returns its entry of `scores.json`.
 
-    Where the dataset has a split `<split>_heldout` (signers never seen in training), it is scored as well.
+    `metrics` are optional ones (`evaluation.neural`), made on rank 0. Where the dataset has a split
+    `<split>_heldout` (signers never seen in training), it is scored as well.
     """
     folder = Path(run_folder)
+    scorers = dict(open_scorer(written) for written in metrics)
     started = time.monotonic()
     datasets = open_datasets(data)
     if not has_split(datasets, split):
@@ -72,7 +82,21 @@ def run(
     rows = translate(split)
     if not rows:  # all that was planned for it was rejected
         raise DatasetError(f"{datasets[0].url} has no clip in split '{split}'")
-    result: dict[str, Any] = {**score(*score_arguments(rows)), "split": split, **notice_note(datasets)}
+    hypotheses, references, _ = score_arguments(rows)
+    texts = None
+    if controls:
+        say("scoring the controls")
+        texts = _controls(recipe, datasets, rows, translate(split, blank_video))
+    neural = {
+        name: neural_counts(scorer, hypotheses, references)
+        for name, scorer in scorers.items()
+        if ranks.is_main
+    }
+    result: dict[str, Any] = {
+        **split_scores(rows, texts, neural),
+        "split": split,
+        **notice_note(datasets),
+    }
     try:
         result["content_f1"] = content_f1(*score_arguments(rows))
     except ModuleNotFoundError as missing:  # a machine that only trains needs no tagger
@@ -84,15 +108,12 @@ def run(
         result["token_ratio"] = segments / max(frames, 1)
         result["taggers"] = values_of(map(recorded_keys, datasets)).get("segmentation.tagger", [])
     if ranks.is_main:
-        write_rows(folder / "predictions" / f"{split}.jsonl", rows)
+        write_predictions(folder / "predictions", split, rows)
     heldout = translate(f"{split}_heldout")
     if heldout:
-        result["heldout"] = score(*score_arguments(heldout))
+        result["heldout"] = split_scores(heldout)
         if ranks.is_main:
-            write_rows(folder / "predictions" / f"{split}_heldout.jsonl", heldout)
-    if controls:
-        say("scoring the controls")
-        result["controls"] = _controls(recipe, datasets, rows, translate(split, blank_video))
+            write_predictions(folder / "predictions", f"{split}_heldout", heldout)
     if ranks.is_main:
         if lost := write_scores(folder, split, result):
             say(lost)
@@ -104,9 +125,9 @@ def run(
 
 def _controls(
     recipe: Recipe, data: Sequence[Dataset], rows: list[dict[str, Any]], blind: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Returns the scores of the controls: wrong videos, blank videos, and training sentences chosen without video."""
-    hypotheses, references, languages = score_arguments(rows)
+) -> dict[str, list[str]]:
+    """Returns the answers of the controls: wrong videos, blank videos, and training sentences chosen without video."""
+    hypotheses, _, languages = score_arguments(rows)
     train = [
         meta
         for dataset in data
@@ -127,13 +148,12 @@ def _controls(
         own = [row for row, other in enumerate(languages) if other == tag]
         for row, other in zip(own, derangement(len(own), seed=recipe.finetune.seed)):
             exchanged[row] = hypotheses[own[other]]
-    controls = {
+    return {
         "exchanged_videos": exchanged,
         "blank_videos": [row["hypothesis"] for row in blind],
         "nearest_in_length": answers["nearest_length"],
         "prior_sentence": answers["prior"],
     }
-    return {name: score(texts, references, languages) for name, texts in controls.items()}
 
 
 def derangement(count: int, seed: int) -> list[int]:
@@ -143,12 +163,6 @@ def derangement(count: int, seed: int) -> list[int]:
     result = np.empty(count, dtype=int)
     result[order] = np.roll(order, 1)
     return result.tolist()
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON Lines, one clip per line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_timelines(

@@ -12,6 +12,7 @@ from factories.training import make_language_folder, make_shards, tiny_recipe
 from sage_scale.config import override
 from sage_scale.errors import RecipeError
 from sage_scale.evaluation import score
+from sage_scale.evaluation.hypotheses import read_sentences
 from sage_scale.evaluation.stored import read_scores
 from sage_scale.reporting.page import write_report
 from sage_scale.reporting.runlog import read_run
@@ -66,11 +67,15 @@ def test_each_split_keeps_its_scores_and_each_clip_its_language(trained):
     for tag in ("de", "zh-CN"):
         some = [row for row in rows if row["language"] == tag]
         alone = score([row["hypothesis"] for row in some], [row["reference"] for row in some], tag)
-        assert test["languages"][tag] == alone and alone["clips"] == 3
+        found = test["languages"][tag]
+        assert {name: found[name] for name in alone} == alone and alone["clips"] == 3
     assert "tok:13a+zh" in test["signature"] and set(test["controls"]["blank_videos"]["languages"]) == {
         "de",
         "zh-CN",
     }
+    assert [row["hypothesis"] for row in rows] == read_sentences(run / "predictions" / "test.txt")
+    assert [row["reference"] for row in rows] == read_sentences(run / "predictions" / "test.tsv", "reference")
+    assert test["version"] == 2 and set(test["intervals"]) == {"bleu4", "rouge_l", "chrf"}
     record = read_run(run)
     assert record.split == "test" and {row["sentence"] for row in record.timelines} <= {
         r["reference"] for r in rows
@@ -95,11 +100,8 @@ def test_scores_of_0_1_0_are_read_and_kept(trained):
     assert set(read_scores(run)) == {"dev"} and any("scores.json is damaged" in line for line in said)
 
 
-def test_exchanged_videos_are_of_the_same_language(trained, monkeypatch):
+def test_exchanged_videos_are_of_the_same_language(trained):
     run, data = trained
-    asked: list[tuple] = []
-    whole = evaluate_run.score
-    monkeypatch.setattr(evaluate_run, "score", lambda *texts: asked.append(texts) or whole(*texts))
     rows = [
         {"hypothesis": f"{tag}{n}", "reference": "x", "language": tag, "frames": 10}
         for n in range(3)
@@ -108,8 +110,7 @@ def test_exchanged_videos_are_of_the_same_language(trained, monkeypatch):
     recipe = read_run(run)
     assert recipe.setting("finetune.seed") is not None
     datasets = evaluate_run.open_datasets(data)
-    evaluate_run._controls(tiny_recipe("frames"), datasets, rows, rows)
-    exchanged = asked[0][0]
+    exchanged = evaluate_run._controls(tiny_recipe("frames"), datasets, rows, rows)["exchanged_videos"]
     assert all(
         text[:2] == row["language"] and text != row["hypothesis"] for text, row in zip(exchanged, rows)
     )
