@@ -18,7 +18,10 @@ WORSE = ["am tag wind", "im norden", "der regen weht aus nord"] * 3
 
 @pytest.fixture
 def folder(tmp_path):
-    rows = [{"key": str(n), "hypothesis": h, "reference": r} for n, (h, r) in enumerate(zip(HYPOTHESES, REFERENCES))]
+    rows = [
+        {"key": str(n), "hypothesis": h, "reference": r}
+        for n, (h, r) in enumerate(zip(HYPOTHESES, REFERENCES))
+    ]
     write_predictions(tmp_path, "test", rows)
     (tmp_path / "worse.txt").write_text("\n".join(WORSE) + "\n", encoding="utf-8")
     (tmp_path / "references.txt").write_text("\n".join(REFERENCES) + "\n", encoding="utf-8")
@@ -64,7 +67,10 @@ def test_a_preset_and_a_paired_test(folder, capsys):
         (["--hypotheses", "missing.tsv"], "No such file"),
         (["--hypotheses", "test.tsv", "--preset", "mine"], "no scoring preset 'mine'"),
         (["--hypotheses", "test.tsv", "--against", "short.txt"], "has 1 sentences, the references 9"),
-        (["--hypotheses", "references.txt", "--references", "short.txt"], "has 9 sentences, the references 1"),
+        (
+            ["--hypotheses", "references.txt", "--references", "short.txt"],
+            "has 9 sentences, the references 1",
+        ),
         (["--hypotheses", "test.tsv", "--metric", "meteor"], "known are bleurt, comet"),
         (["--hypotheses", "empty.txt", "--references", "empty.txt"], "list of references is empty"),
         (["--hypotheses", "."], "--references FILE is needed"),
