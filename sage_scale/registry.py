@@ -88,6 +88,9 @@ class ModelSpec:
     captions: Lazy | None = None
     """(run, recipe, device) -> similarity of captions and segments by stage 1, for `corpus align --model`: `visual` and
     `texts` as in `models.sage.caption_similarity`."""
+    gloss_similarity: Lazy | None = None
+    """(run, recipe, device) -> a function from a batch to the similarity (N, G) of each clip's visual tokens and
+    pseudo-glosses by stage 1, for `evaluate --gold`."""
     # Before a run
     describe: Lazy | None = None
     """Recipe -> the model's `Part`s in the order of the data, without weights or a download."""

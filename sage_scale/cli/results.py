@@ -56,6 +56,13 @@ def evaluate(
         bool, typer.Option(help="Score the controls that a translator must beat as well.")
     ] = True,
     metrics: Metrics = None,
+    gold: Annotated[
+        str | None,
+        typer.Option(
+            "--gold",
+            help="Gold signs, to score stage 1's tokens: a synthetic corpus, a folder of .json or .eaf, a table.",
+        ),
+    ] = None,
 ) -> None:
     """Translate a split; write its scores and predictions/SPLIT (.jsonl, .txt, .tsv) into the run, print the scores."""
     if not on_this_machine(run, "a run").is_dir():
@@ -63,7 +70,9 @@ def evaluate(
 
     from sage_scale.training import evaluate_run
 
-    scores = evaluate_run.run(run, data, split=split, controls=controls, say=tell, metrics=metrics or [])
+    scores = evaluate_run.run(
+        run, data, split=split, controls=controls, say=tell, metrics=metrics or [], gold=gold
+    )
     echo(f"{split}: {_line(scores)} ({scores['signature']}), {scores['clips']} clips")
     for tag, values in scores.get("languages", {}).items():
         echo(f"  {tag}: {_line(values)} ({values['signature']}), {values['clips']} clips")
@@ -71,6 +80,11 @@ def evaluate(
         echo(f"  mean over {scores['macro']['languages']} languages: {_line(scores['macro'])}")
     if "heldout" in scores:
         echo(f"{split}_heldout: {_line(scores['heldout'])}, {scores['heldout']['clips']} clips")
+    if aligned := scores.get("alignment"):
+        echo(
+            f"  pseudo-gloss of a token is its sign's: {aligned['accuracy']:.1f}% of {aligned['scored']} tokens "
+            f"(chance {aligned['chance']:.1f}%)"
+        )
     for name, values in scores.get("controls", {}).items():
         p = values["paired"]["bleu4"]["p"]
         echo(f"  control {name.replace('_', ' ')}: BLEU-4 {values['bleu4']:.2f} (p of no difference {p:.3f})")

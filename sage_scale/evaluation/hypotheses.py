@@ -18,6 +18,10 @@ from sage_scale.untrusted.files import lines, read_text
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 
 COLUMNS = ("key", "reference", "hypothesis")
+_SAFE = {
+    **dict.fromkeys(map(ord, "\t\n\r\f\x85\u2028\u2029"), " "),
+    **dict.fromkeys(map(ord, "\v\x1c\x1d\x1e")),
+}
 TABLES = (".tsv", ".jsonl")
 """Endings of files that hold hypotheses and references."""
 
@@ -38,8 +42,8 @@ def write_predictions(folder: Path, split: str, rows: Sequence[Mapping[str, Any]
 
 
 def one_line(text: str) -> str:
-    """Returns a text without tabs and ends of lines, each of which becomes a space."""
-    return " ".join(" ".join(text.split("\t")).splitlines())
+    """Returns a text without tabs and ends of lines: spaces, or nothing where the normal form removes them, too."""
+    return text.translate(_SAFE)
 
 
 def read_sentences(path: Path, column: str = "hypothesis") -> list[str]:

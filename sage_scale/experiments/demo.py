@@ -76,7 +76,7 @@ def run(
     said.step("stage 2", f"{summaries[1]}, under DeepSpeed", timed=False)
     said.call(launcher.command("finetune", ranks, training))
     said.step("evaluate", "unseen sentences, held-out signers, and the controls to beat", timed=False)
-    said.call(sage("evaluate", "--run", run_path, "--data", shards))
+    said.call(sage("evaluate", "--run", run_path, "--data", shards, "--gold", corpus))
     said.step("translate", "one video, one sentence")
     video = first_test_video(corpus)
     said.call(sage("translate", video, "--model", run_path, "--figure", run_path / "translation.png"))

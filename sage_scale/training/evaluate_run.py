@@ -20,7 +20,7 @@ from PIL import Image
 
 from sage_scale.config import Recipe
 from sage_scale.config.recipe import values_of
-from sage_scale.errors import DatasetError, UsageError
+from sage_scale.errors import DatasetError, NoModel, UsageError
 from sage_scale.evaluation.baselines import text_controls
 from sage_scale.evaluation.hypotheses import write_predictions
 from sage_scale.evaluation.metrics import content_f1
@@ -31,6 +31,7 @@ from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset, notice_note, read_metadata
 from sage_scale.streaming import Data, open_datasets
 from sage_scale.training import distributed
+from sage_scale.training.alignment_scores import alignment_scores, open_gold
 from sage_scale.training.decode import blank_video, first_batch, has_split, score_arguments, translate_split
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import load_translator
@@ -50,14 +51,17 @@ def run(
     controls: bool = True,
     say: Say = lambda _: None,
     metrics: Sequence[str] = (),
+    gold: str | Path | None = None,
 ) -> dict[str, Any]:
     """Translate `split` with the run's export and score it; returns its entry of `scores.json`.
 
-    `metrics` are optional ones (`evaluation.neural`), made on rank 0. Where the dataset has a split
+    `metrics` are optional ones (`evaluation.neural`), made on rank 0. `gold` is an annotation of signs, against which
+    stage 1's visual tokens are scored as `alignment` (`evaluation.sign_alignment`). Where the dataset has a split
     `<split>_heldout` (signers never seen in training), it is scored as well.
     """
     folder = Path(run_folder)
     scorers = dict(open_scorer(written) for written in metrics)
+    signs = open_gold(gold) if gold is not None else None
     started = time.monotonic()
     datasets = open_datasets(data)
     if not has_split(datasets, split):
@@ -107,6 +111,11 @@ def run(
         segments, frames = sum(len(row["segments"]) for row in rows), sum(row["frames"] for row in rows)
         result["token_ratio"] = segments / max(frames, 1)
         result["taggers"] = values_of(map(recorded_keys, datasets)).get("segmentation.tagger", [])
+    if signs is not None:
+        try:
+            result["alignment"] = alignment_scores(folder, recipe, datasets, split, ranks, signs)
+        except NoModel as missing:
+            say(f"the alignment with gold signs is left out: {missing}")
     if ranks.is_main:
         write_predictions(folder / "predictions", split, rows)
     heldout = translate(f"{split}_heldout")

@@ -26,6 +26,7 @@ SPEC = ModelSpec(
     export_file="visual.safetensors",
     frame_encoder="visual.backbone.",
     captions=f"{_HERE}.caption_similarity:CaptionSimilarity",
+    gloss_similarity=f"{_HERE}.sign_similarity:gloss_similarity",
     describe=f"{_HERE}.describe:describe",
     plan=f"{_HERE}.plan:show_plan",
     stage_titles=("alignment", "translation"),
