@@ -88,6 +88,14 @@ def unshared_folders(folder: str) -> None:
         print(error, flush=True)
 
 
+def evaluated(run: str, data: str, gold: str) -> None:
+    """Evaluates a run together with the other ranks."""
+    from sage_scale.training import evaluate_run
+
+    print(json.dumps(evaluate_run.run(run, data, gold=gold)), flush=True)
+    distributed.barrier()
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])
     leave()
