@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.errors import UsageError
+from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import message_line, shortened
-from sage_scale.untrusted.files import lines, read_text
+from sage_scale.untrusted.files import expanded, lines, read_text
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 
 COLUMNS = ("key", "reference", "hypothesis")
@@ -51,8 +52,9 @@ def read_sentences(path: Path, column: str = "hypothesis") -> list[str]:
 
     Raises UsageError, which names the file, where it cannot be read or has no such column.
     """
+    path = on_this_machine(path, "sentences")
     try:
-        found = lines(read_text(path))
+        found = lines(read_text(expanded(path)))
         if path.suffix.lower() == ".jsonl":
             return [_value(parse_json_object(line), column) for line in found if line.strip()]
         if path.suffix.lower() == ".tsv":

@@ -77,6 +77,7 @@ NO_URL = (
     "pretrain --run URL --data SHARDS --recipe demo --ranks 2",
     "finetune --run URL --data SHARDS --recipe demo",
     "evaluate --run URL --data SHARDS",
+    "score --hypotheses VIDEO --references URL --language de",
     "report URL",
     "report SHARDS --out URL",
     "translate URL --model SHARDS",
