@@ -76,7 +76,9 @@ def run(
     said.step("stage 2", f"{summaries[1]}, under DeepSpeed", timed=False)
     said.call(launcher.command("finetune", ranks, training))
     said.step("evaluate", "unseen sentences, held-out signers, and the controls to beat", timed=False)
-    said.call(sage("evaluate", "--run", run_path, "--data", shards, "--gold", corpus))
+    aligned = not control and model_spec(recipe.model.kind).gloss_similarity is not None
+    gold = ["--gold", corpus] if aligned else []
+    said.call(sage("evaluate", "--run", run_path, "--data", shards, *gold))
     said.step("translate", "one video, one sentence")
     video = first_test_video(corpus)
     said.call(sage("translate", video, "--model", run_path, "--figure", run_path / "translation.png"))
