@@ -18,6 +18,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -36,7 +37,8 @@ class AlignmentCounts:
     scored: int = 0
     """Of these, tokens whose sign has a pseudo-gloss in the clip."""
     right: int = 0
-    by_chance: float = 0.0
+    by_chance: Fraction = Fraction(0)
+    """Exact, so that the order of the clips changes nothing."""
 
     def __add__(self, other: AlignmentCounts) -> AlignmentCounts:
         return AlignmentCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -46,7 +48,7 @@ class AlignmentCounts:
         scored = max(self.scored, 1)
         return {
             "accuracy": 100 * self.right / scored,
-            "chance": 100 * self.by_chance / scored,
+            "chance": float(100 * self.by_chance / scored),
             "clips": self.clips,
             "tokens": self.tokens,
             "signed": self.signed,
@@ -71,7 +73,7 @@ def clip_counts(
         segments_N2[:, None, 0], signs_S2[None, :, 0]
     )
     signed = scored = right = 0
-    by_chance = 0.0
+    by_chance = Fraction(0)
     for similarity_G, overlap_S in zip(similarity_NG, overlap_NS):
         if not len(overlap_S) or overlap_S.max() <= 0:
             continue
@@ -81,7 +83,7 @@ def clip_counts(
         if own:
             scored += 1
             right += int(similarity_G.argmax()) in own
-            by_chance += len(own) / len(pseudo_glosses)
+            by_chance += Fraction(len(own), len(pseudo_glosses))
     return AlignmentCounts(1, count, signed, scored, right, by_chance)
 
 
