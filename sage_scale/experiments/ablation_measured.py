@@ -117,7 +117,8 @@ def _caption(
         clips = f"{corpus.train_clips} training and {corpus.dev_clips} dev clips, seed {corpus.seed}"
         lines = [f"corpus: synthetic signing with German weather sentences, {clips}"]
     else:
-        lines = [f"corpus: {corpus.name}"]
+        clips = _some(row["epoch_clips"] for row in rows if "epoch_clips" in row)
+        lines = [f"corpus: {corpus.name}, {clips or 'unknown'} training clips an epoch"]
     lines.append(f"recipe: {recipe.name}; features: {recipe.vision.backbone}; split: {table.split}")
     if rows:
         shown = [f"{stage} {' or '.join(counts)}" for stage in STAGES if (counts := _steps(rows, stage))]
