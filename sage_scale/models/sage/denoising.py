@@ -29,7 +29,7 @@ from sage_scale.evaluation import score
 from sage_scale.models.sage.mbart import language_id
 from sage_scale.text.tokenizer import encode_texts, train_sentencepiece
 from sage_scale.training.language.fitting import fit_new, training_rows
-from sage_scale.training.language.noise import Example, Noise, padded, units
+from sage_scale.training.language.noise import Example, Noise, Units, padded, units
 from sage_scale.training.language.prepare import LanguageModelKind, Meta
 from sage_scale.training.language.recombine import recombine
 
@@ -134,9 +134,10 @@ def sentences_from_glosses(
 
 
 def _examples(tokenizer: Any, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[Example]:
-    return [
-        (units(tokenizer, sentence), [units(tokenizer, lemma) for lemma in row]) for sentence, row in pairs
-    ]
+    lemmas: dict[str, Units] = {}  # a few thousand, each in many sentences
+    for _, row in pairs:
+        lemmas |= {lemma: units(tokenizer, lemma) for lemma in row if lemma not in lemmas}
+    return [(units(tokenizer, sentence), [lemmas[lemma] for lemma in row]) for sentence, row in pairs]
 
 
 def _config(denoise: Denoise, tokenizer: Any) -> MBartConfig:
