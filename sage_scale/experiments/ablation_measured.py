@@ -119,6 +119,7 @@ def _caption(
     else:
         clips = _some(row["epoch_clips"] for row in rows if "epoch_clips" in row)
         lines = [f"corpus: {corpus.name}, {clips or 'unknown'} training clips an epoch"]
+    lines += dict.fromkeys(notice for row in rows if (notice := row.get("notice")))
     lines.append(f"recipe: {recipe.name}; features: {recipe.vision.backbone}; split: {table.split}")
     if rows:
         shown = [f"{stage} {' or '.join(counts)}" for stage in STAGES if (counts := _steps(rows, stage))]

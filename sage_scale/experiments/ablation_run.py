@@ -152,6 +152,7 @@ def describe(run: Run, figures: Mapping[str, Mapping[str, Any]], scores: Mapping
         "steps": {stage: values["steps"] for stage, values in figures.items()},
         **logged_totals(run),
         "ceiling": ceiling(run),
+        "notice": scores.get("notice", ""),
         "device": device(),
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

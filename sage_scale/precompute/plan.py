@@ -9,7 +9,7 @@ any of their work is done (sage_scale.shards.addition_plan).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from sage_scale.corpora.manifest import Clip, Manifest
 from sage_scale.errors import Reject, is_expected
@@ -87,7 +87,7 @@ def without_repeats(manifest: Manifest) -> Manifest:
             rejected.append(Reject(id=clip.id, reason="repeated-id", detail=detail))
         else:
             kept[clip.id] = clip
-    return Manifest(tuple(kept.values()), tuple(rejected))
+    return replace(manifest, clips=tuple(kept.values()), rejected=tuple(rejected))
 
 
 def units_of(plan: AdditionPlan, clips: Mapping[str, Clip]) -> list[Unit]:

@@ -10,12 +10,14 @@ from random import Random
 
 import numpy as np
 import pytest
+from factories.precompute import run_here
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sage_scale import config
 from sage_scale.cli.main import app
+from sage_scale.config import from_mapping
 from sage_scale.corpora.acted import corpus as making
 from sage_scale.corpora.acted import make_acted
 from sage_scale.corpora.acted.signs import act, least_frames, sign_of, signer_of
@@ -25,6 +27,8 @@ from sage_scale.corpora.synthetic.skeleton import skeleton_track
 from sage_scale.errors import StorageError, UsageError
 from sage_scale.keypoints.files import read_track
 from sage_scale.segmentation.precomputed import find_labels, fitted
+from sage_scale.shards import open_dataset, read_metadata
+from sage_scale.shards.merge import notes_of
 
 SAMPLE = Path(__file__).with_name("glossed_sentences.csv")
 PHOENIX = Path(__file__).resolve().parents[3] / "shared" / "data" / "phoenix14t_text"
@@ -365,3 +369,19 @@ def test_the_sentences_of_phoenix14t(tmp_path: Path) -> None:
     assert len(table.glosses) == 1073 and len({row.signer for row in table.rows}) == 9
     short = [row for row in table.rows if row.frames < least_frames(len(row.glosses))]
     assert len(short) < 20, "clips that hold all their signs"
+
+
+def test_the_notice_goes_with_the_dataset_and_with_what_is_made_of_it(made: Path, tmp_path: Path) -> None:
+    values = {
+        "corpus": {"name": "acted", "root": str(made)},
+        "vision": {"kind": "features", "backbone": "keypoints"},
+        "segmentation": {"tagger": "precomputed", "labels": str(made / "gold"), "rule": "plain"},
+        "text": {"tagger": "none", "target": "sentence"},
+    }
+    run_here(from_mapping(values), tmp_path / "shards").execute()
+    dataset = open_dataset(tmp_path / "shards")
+    told = manifest(made).notice
+    assert dataset.info.notes["notice"] == told
+    metas = read_metadata(dataset)
+    assert [meta["signer"] for meta in metas][:3] == ["anna", "anna", "ben"] and len(metas) == 36
+    assert notes_of("merge", [dataset, dataset])["notice"] == told
