@@ -100,8 +100,10 @@ def _restore_model(values: dict[str, Any]) -> Model:
 class Clcl:
     """The contrastive objective (SAGE, section 3.1.5; equations 3 to 5)."""
 
-    loss: Literal["clcl", "clip", "maxsim"] = "clcl"
-    """Token-level CLCL, the CLIP-style loss of mean-pooled tokens (Table 4a), or ColBERT's MaxSim both ways."""
+    loss: Literal["clcl", "clip", "maxsim", "siglip", "siglip_tokens", "cico"] = "clcl"
+    """Objective (docs/objectives.md): token-level CLCL; clip, the CLIP-style loss of mean-pooled tokens (Table 4a);
+    maxsim, ColBERT's MaxSim both ways; SigLIP's sigmoid loss over pooled tokens or CLCL's similarities; cico, CLCL with
+    swapped words in the text-to-video similarities."""
     variant: Literal["paper", "one_direction"] = "paper"
     """paper: InfoNCE over rows and columns of both similarities (equations 3 and 4); one_direction: over rows of video
     to text and columns of text to video, as in the released code."""
@@ -112,7 +114,8 @@ class Clcl:
     beta: float = 0.6
     """Weight of the embedding level against the hidden-state level (equation 5)."""
     scale_init: float = 1 / 0.07
-    """Start of the logit scales; their logarithms are trained, without weight decay (CiCo)."""
+    """Start of the logit scales; their logarithms are trained, without weight decay (CiCo). SigLIP starts at 10 where
+    this is the default."""
     scale_max: float = 100.0
     """Largest logit scale: the trained values are clamped to it after each step (CiCo)."""
     same_text: Literal["negative", "masked"] = "negative"
@@ -122,6 +125,12 @@ class Clcl:
     equations as written, with all token similarities in memory, in one process only."""
     products: Literal["float32", "tfloat32", "bfloat16"] = "float32"
     """Precision of the factors of its matrix products; sums are float32. bfloat16 is accurate to 1% and faster."""
+    neighbours: float = extension.since("0.2.0", 0.0)
+    """Weight of SignCL's term, added to any objective: near frames of a clip alike, distant ones apart (Ye et al. 2024;
+    published: 0.01). 0: none."""
+    sentence: float = extension.since("0.2.0", 0.0)
+    """Weight of C2RL's second task, added to any objective: a light decoder writes the clip's sentence, with
+    pretrain.label_smoothing (Chen et al. 2024). 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +183,7 @@ class Stage:
     final_lr: float = 0.0
     """Final learning rate of the cosine, share of the initial one."""
     label_smoothing: float = 0.2
-    """Stage 2 label smoothing (SAGE, section 4.2)."""
+    """Label smoothing of stage 2 (SAGE, section 4.2), and of stage 1's `clcl.sentence`."""
     zero_stage: int = 1
     """DeepSpeed ZeRO stage, 0 to 3."""
     offload: Literal["none", "cpu", "nvme"] = "none"

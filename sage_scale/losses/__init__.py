@@ -4,6 +4,7 @@ Shape letters: B clips (v: of the videos, t: of the texts), N visual tokens, M t
 means that the tokens of all clips stand one after the other, without padding: (sum of lengths, D).
 """
 
+from sage_scale.losses.cico import Cico
 from sage_scale.losses.clcl import clcl_loss, clip_loss, clip_similarity, info_nce, reference_similarity
 from sage_scale.losses.clcl_tiled import tiled_clcl_similarity
 from sage_scale.losses.objectives import (
@@ -13,8 +14,10 @@ from sage_scale.losses.objectives import (
     objective_of,
     triton_lacks,
 )
+from sage_scale.losses.siglip import sigmoid_loss
 
 __all__ = [
+    "Cico",
     "Objective",
     "chosen_implementation",
     "clcl_loss",
@@ -24,6 +27,7 @@ __all__ = [
     "info_nce",
     "objective_of",
     "reference_similarity",
+    "sigmoid_loss",
     "tiled_clcl_similarity",
     "triton_lacks",
 ]

@@ -3,14 +3,10 @@
 Each rank keeps its own tokens of one side, the longer one (usually the videos), and computes 1/W of the pairs: all its
 clips against every clip of the other side, whose tokens travel round the ranks (`ring.Ring`). Two passes:
 
-forward   tile by tile Zv and Zt; of them the log sums of exponentials of rows and columns and the diagonal are kept.
-          Rows end on their rank; columns are merged over ranks, each with its own maximum, so stably at any scale.
-backward  the tiles again; with L = scale Z, rows and columns closed, a tile's gradient is known at once:
-
-              dL/dZ[a,b] = scale / B (w_row softmax over b of L + w_col softmax over a of L - [a is b] (w_row + w_col))
-
-          and goes through `Tile.gradient` into the tokens. A travelling side's gradient follows its tokens one round
-          behind and comes home after the last.
+forward   tile by tile Zv and Zt, of which the loss keeps sums (`pair_losses`).
+backward  the tiles again; the loss gives the gradient of a tile's logits at once, and it goes through `Tile.gradient`
+          into the tokens. A travelling side's gradient follows its tokens one round behind and comes home after the
+          last.
 
 The operations are those of the version that keeps Z (8 E D in all, 6 where one side is frozen): the backward pass has
 to compute the tiles in either case, and Z falls out of them. So Z is kept only for kernels that do not need to
@@ -31,20 +27,13 @@ from torch.autograd.function import once_differentiable
 from sage_scale.losses.clcl_tile import Softmax, Tile
 from sage_scale.losses.clcl_tiled import Sweep
 from sage_scale.losses.collectives import group_rank
+from sage_scale.losses.pair_losses import Layout, PairLoss, Pairs, scalar
 from sage_scale.losses.products import Precision, precision_of_products
-from sage_scale.losses.ring import LogSum, Ring, sum_over_ranks
-from sage_scale.losses.tokens import Block, length_order
+from sage_scale.losses.ring import Ring
+from sage_scale.losses.tokens import length_order
 
 KEEP_BYTES = 256 << 20
 """Zv and Zt of this rank's rows are kept for the backward pass up to this size, by tiles that gain from it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Weights of the four InfoNCE terms: over rows and columns of Zv and of Zt."""
-
-    rows: tuple[float, float]
-    columns: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +58,26 @@ def ring_loss(
     visual_ND: Tensor,
     text_MD: Tensor,
     scale: Tensor,
+    bias: Tensor | None,
     batch: Batch,
-    weights: Weights,
+    loss: PairLoss,
     softmax: Softmax,
     products: Precision,
     tile_type: type[Tile],
 ) -> Tensor:
-    """Returns this rank's share of the loss (scalar), with exact gradients of both sides' tokens and the scale.
+    """Returns this rank's share of the loss (scalar), with exact gradients of both sides' tokens, scale and bias.
 
     Every rank of the batch's group must call it, and its backward pass, at the same point.
     """
     tokens = [sum(map(sum, lengths)) for lengths in (batch.visual_lengths, batch.text_lengths)]
     if tokens[0] < tokens[1]:
         # The matrices of swapped sides are Zt^T and Zv^T.
-        weights = Weights(weights.columns[::-1], weights.rows[::-1])
+        loss = loss.swapped()
         batch = Batch(
             batch.text_lengths, batch.visual_lengths, batch.text_ids, batch.trained[::-1], batch.group
         )
         visual_ND, text_MD = text_MD, visual_ND
-    return _RingLoss.apply(visual_ND, text_MD, scale, batch, weights, softmax, products, tile_type)
+    return _RingLoss.apply(visual_ND, text_MD, scale, bias, batch, loss, softmax, products, tile_type)
 
 
 class _Pass:
@@ -116,11 +106,17 @@ class _Pass:
         for lengths in batch.text_lengths:
             self.starts.append(self.starts[-1] + len(lengths))
 
+    def layout(self) -> Layout:
+        """Returns the clips as this rank sees them."""
+        mine = slice(self.starts[self.rank], self.starts[self.rank + 1])
+        own = len(self.batch.visual_lengths[self.rank])
+        return Layout(own, self.batch.clips, mine, self.rank, self.ring.world, self.batch.group)
+
     def rounds(self) -> Iterator[tuple[int, Tensor]]:
         """Yields (owner rank, its normalised texts as matrix factors) in ring order."""
         return self.ring.rounds(self.text.normalised(self.sweep.travels))
 
-    def tiles(self, owner: int, text_MD: Tensor) -> Iterator[_Pairs]:
+    def tiles(self, owner: int, text_MD: Tensor) -> Iterator[Pairs]:
         """Yields the tiles of own clips and the texts of rank `owner`."""
         order = length_order(self.batch.text_lengths[owner])
         lengths = [self.batch.text_lengths[owner][clip] for clip in order]
@@ -137,29 +133,7 @@ class _Pass:
             text_indices = slice(
                 self.starts[owner] + columns.clips.start, self.starts[owner] + columns.clips.stop
             )
-            yield _Pairs(rows, columns, rows_RD, columns_CD, u_RC, text_indices, own_ab, same_ab)
-
-
-@dataclass(slots=True)
-class _Pairs:
-    """The clip pairs of one tile: a block of own clips and a block of texts."""
-
-    rows: Block
-    columns: Block
-    rows_RD: Tensor
-    columns_CD: Tensor
-    u_RC: Tensor
-    text_indices: slice
-    """Indices of the texts among those of all ranks."""
-    own_ab: Tensor | None
-    """Pairs of a clip with its own text; None where there is none."""
-    same_ab: Tensor | None
-    """Pairs of a clip with another clip of the same text, where those are no negatives."""
-
-    def logits(self, Z_2ab: Tensor, scale: Tensor) -> Tensor:
-        """Returns scale Z, with -inf for pairs that are no negatives."""
-        logits_2ab = scale * Z_2ab
-        return logits_2ab if self.same_ab is None else logits_2ab.masked_fill_(self.same_ab, -torch.inf)
+            yield Pairs(rows, columns, rows_RD, columns_CD, u_RC, text_indices, own_ab, same_ab)
 
 
 class _RingLoss(torch.autograd.Function):
@@ -169,19 +143,18 @@ class _RingLoss(torch.autograd.Function):
         visual_ND: Tensor,
         text_MD: Tensor,
         scale: Tensor,
+        bias: Tensor | None,
         batch: Batch,
-        weights: Weights,
+        loss: PairLoss,
         softmax: Softmax,
         products: Precision,
         tile_type: type[Tile],
     ) -> Tensor:
         run = _Pass(visual_ND, text_MD, batch, softmax, products, tile_type)
         unit = run.visual.norm_N
-        own, B = len(batch.visual_lengths[run.rank]), batch.clips
-        factor = scale.detach().to(unit.dtype).reshape(())
-        by_row, by_column = LogSum((2, own), unit), LogSum((2, B), unit)
-        diagonal_2 = unit.new_zeros(2)
-        small = 2 * own * B * unit.itemsize <= KEEP_BYTES
+        factor = scalar(scale, unit)
+        ctx.sums = loss.begin(run.layout(), unit, factor, None if bias is None else scalar(bias, unit))
+        small = 2 * len(run.visual.order) * batch.clips * unit.itemsize <= KEEP_BYTES
         ctx.kept = {} if small and not run.tile.measures_first else None
         with precision_of_products(products, run.sweep.device):
             for owner, tokens_MD in run.rounds():
@@ -189,19 +162,10 @@ class _RingLoss(torch.autograd.Function):
                     Z_2ab = torch.stack(run.tile.measure(pairs.u_RC, pairs.rows, pairs.columns)[:2])
                     if ctx.kept is not None:
                         ctx.kept[pairs.rows.clip, pairs.text_indices.start] = Z_2ab
-                    logits_2ab = pairs.logits(Z_2ab, factor)
-                    by_row.add(pairs.rows.clips, logits_2ab, 2)
-                    by_column.add(pairs.text_indices, logits_2ab, 1)
-                    if pairs.own_ab is not None:
-                        diagonal_2 += torch.where(pairs.own_ab, logits_2ab, 0).sum((1, 2))
-        by_column.merge(batch.group)
-        ctx.row_sums, ctx.column_sums = by_row.value(), by_column.value()
-        ctx.run, ctx.weights, ctx.scale = run, weights, scale.detach()
+                    ctx.sums.add(pairs, Z_2ab)
+        ctx.run, ctx.scale, ctx.bias = run, scale.detach(), bias if bias is None else bias.detach()
         ctx.save_for_backward(visual_ND, text_MD)
-        row_2, column_2 = unit.new_tensor(weights.rows), unit.new_tensor(weights.columns)
-        mine = slice(run.starts[run.rank], run.starts[run.rank + 1])
-        share = row_2 @ ctx.row_sums.sum(1) + column_2 @ ctx.column_sums[:, mine].sum(1)
-        return (share - (row_2 + column_2) @ diagonal_2) / max(B, 1)
+        return ctx.sums.share()
 
     @staticmethod
     @once_differentiable
@@ -209,15 +173,9 @@ class _RingLoss(torch.autograd.Function):
         run: _Pass = ctx.run
         _ = ctx.saved_tensors  # torch checks that the tokens have not been modified
         sweep, ring, unit = run.sweep, run.ring, run.visual.norm_N
-        # The terms of a column belong to the text's rank: the gradient of its share applies to them.
-        asked_W = unit.new_zeros(ring.world)
-        asked_W[run.rank] = grads[0].to(unit.dtype)
-        asked_W = sum_over_ranks(asked_W, run.batch.group) / max(run.batch.clips, 1)
-        row_211, column_211 = (
-            unit.new_tensor(weights)[:, None, None] for weights in (ctx.weights.rows, ctx.weights.columns)
-        )
-        factor = ctx.scale.to(unit.dtype).reshape(())
-        scale_grad = unit.new_zeros(())
+        ctx.sums.begin_gradient(grads[0])
+        factor = scalar(ctx.scale, unit)
+        scale_grad, bias_grad = unit.new_zeros(()), unit.new_zeros(())
         of_visual, of_text = run.batch.trained
         visual_grad_ND = run.visual.zeros() if of_visual else None
         travelled: Tensor | None = None
@@ -236,17 +194,9 @@ class _RingLoss(torch.autograd.Function):
                     else:
                         Zv_ab, Zt_ab, kept = run.tile.measure(pairs.u_RC, rows, columns)
                         Z_2ab = torch.stack((Zv_ab, Zt_ab))
-                    logits_2ab = pairs.logits(Z_2ab, factor)
-                    G_2ab = (
-                        (logits_2ab - ctx.row_sums[:, rows.clips, None])
-                        .exp_()
-                        .mul_(row_211 * asked_W[run.rank])
-                    )
-                    logits_2ab -= ctx.column_sums[:, None, pairs.text_indices]
-                    G_2ab.addcmul_(logits_2ab.exp_(), column_211 * asked_W[owner])
-                    if pairs.own_ab is not None:
-                        G_2ab -= pairs.own_ab * ((row_211 + column_211) * asked_W[run.rank])
+                    G_2ab = ctx.sums.gradient(pairs, owner, Z_2ab)
                     scale_grad += (G_2ab * Z_2ab).sum()
+                    bias_grad += G_2ab.sum()
                     if visual_grad_ND is None and text_grad_MD is None:
                         continue
                     Gv_ab, Gt_ab = G_2ab.mul_(factor)
@@ -264,5 +214,6 @@ class _RingLoss(torch.autograd.Function):
             None if visual_grad_ND is None else run.visual.gradient(visual_grad_ND),
             None if travelled is None else run.text.gradient(travelled),
             scale_grad.to(ctx.scale.dtype).reshape(ctx.scale.shape),
+            None if ctx.bias is None else bias_grad.to(ctx.bias.dtype).reshape(ctx.bias.shape),
             None, None, None, None, None,
         )  # fmt: skip

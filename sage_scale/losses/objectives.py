@@ -2,7 +2,8 @@
 
 An objective is a similarity of videos and texts, and a loss of all pairs of a batch. `Objective.share` gathers the
 tokens of all ranks and computes both directly, which is correct at any number of ranks. The built-in objectives compute
-the same share faster (`clcl_ring`), and store only the matrices of their own clips.
+the same share faster (`clcl_ring`), and store only the matrices of their own clips. Equations and sources:
+docs/objectives.md.
 
 Rank r holds the visual tokens of its own clips and the text tokens of the same clips, and returns its share of the
 loss of the whole batch: the shares sum to that loss, and the ranks' gradients to its gradient. A rank may hold no clip
@@ -25,10 +26,11 @@ from torch import Tensor
 
 from sage_scale.errors import RecipeError
 from sage_scale.losses.clcl import Variant, clcl_loss, clip_similarity, mean_tokens, reference_similarity
-from sage_scale.losses.clcl_ring import Batch, Weights, ring_loss
+from sage_scale.losses.clcl_ring import Batch, ring_loss
 from sage_scale.losses.clcl_tile import Softmax, Tile, TorchTile
 from sage_scale.losses.clcl_tiled import tiled_clcl_similarity
 from sage_scale.losses.collectives import gather_counts, gather_rows, world_size
+from sage_scale.losses.pair_losses import InfoNce, PairLoss
 from sage_scale.losses.products import Precision
 
 Implementation = Literal["auto", "reference", "tiled", "triton"]
@@ -51,6 +53,8 @@ class Settings(Protocol):
     def implementation(self) -> Implementation: ...
     @property
     def products(self) -> Precision: ...
+    @property
+    def scale_init(self) -> float: ...
 
 
 class Objective(ABC):
@@ -58,9 +62,18 @@ class Objective(ABC):
 
     name: ClassVar[str]
     """The value of `clcl.loss`."""
+    bias_start: ClassVar[float | None] = None
+    """Start of the logits' bias, a trained number a level; None: the objective has none."""
+    second_view: ClassVar[bool] = False
+    """Whether `share` takes a second view of the texts (`cico`)."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+
+    @property
+    def scale_start(self) -> float:
+        """Returns the start of the logit scale."""
+        return self.settings.scale_init
 
     @abstractmethod
     def similarity(
@@ -69,9 +82,17 @@ class Objective(ABC):
         """Returns video-to-text and text-to-video similarities, both (Bv, Bt), before the logit scale."""
 
     def loss(
-        self, Zv_BB: Tensor, Zt_BB: Tensor, scale: Tensor | float, text_ids_B: Tensor | None = None
+        self,
+        Zv_BB: Tensor,
+        Zt_BB: Tensor,
+        scale: Tensor | float,
+        text_ids_B: Tensor | None = None,
+        bias: Tensor | float | None = None,
     ) -> Tensor:
-        """Returns the loss of the global batch, a scalar: InfoNCE as in `clcl_loss`."""
+        """Returns the loss of the global batch, a scalar: InfoNCE as in `clcl_loss`.
+
+        `bias` is given to objectives that have a `bias_start`, and to no other.
+        """
         settings = self.settings
         return clcl_loss(
             Zv_BB, Zt_BB, scale, settings.alpha, settings.variant, text_ids_B, settings.same_text
@@ -86,10 +107,11 @@ class Objective(ABC):
         scale: Tensor,
         text_ids_B: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Returns this rank's share of the loss of one level, a scalar; in one process the whole loss.
 
-        Tokens and lengths are this rank's own; gradients reach the tokens of both sides. `text_ids_B`
+        Tokens and lengths are this rank's own; gradients reach the tokens of both sides, scale and bias. `text_ids_B`
         (int64, equal for equal texts) is needed for `same_text=masked`. A collective, as is its backward pass.
         """
         every = gather_counts([len(visual_lengths_B), len(visual_ND), len(text_MD)], group, visual_ND.device)
@@ -105,7 +127,7 @@ class Objective(ABC):
             visual_lengths_B,
             text_lengths_B,
         )
-        return self.loss(*Z, scale, ids_B) / world_size(group)
+        return self.loss(*Z, scale, ids_B, **_given(bias)) / world_size(group)
 
 
 class Clcl(Objective):
@@ -131,8 +153,11 @@ class Clcl(Objective):
         scale: Tensor,
         text_ids_B: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
+        bias: Tensor | None = None,
+        pair_loss: PairLoss | None = None,
     ) -> Tensor:
         """Returns `Objective.share`, by tiles and a ring over the ranks; half precision is computed in float32.
+        `pair_loss` replaces the objective's own.
 
         Raises ValueError where lengths do not fit the tokens, RecipeError where the implementation cannot be had.
         """
@@ -153,17 +178,25 @@ class Clcl(Objective):
             for lengths_B in (visual_lengths_B, text_lengths_B)
         )
         chosen = chosen_implementation(device, settings.implementation)
-        if chosen == "reference":
+        if chosen == "reference" and pair_loss is None:
             if len(clips) > 1:
                 raise RecipeError("clcl.implementation=reference is for one process: take auto")
             Z = reference_similarity(visual_ND, text_MD, visual_lengths_B, text_lengths_B, self.tau)
-            return clcl_loss(*Z, scale, settings.alpha, self.variant, text_ids_B, settings.same_text)
+            return self.loss(*Z, scale, text_ids_B, **_given(bias))
         trained = (any(counts[1] for counts in every), any(counts[2] for counts in every))
         batch = Batch(visual_lengths, text_lengths, text_ids, trained, group)
         return ring_loss(
-            visual_ND, text_MD, scale, batch, weights_of(self.variant, settings.alpha), Softmax(self.tau),
+            visual_ND, text_MD, scale, bias, batch, pair_loss or self.pair_loss(), Softmax(self.tau),
             settings.products, tile_maker(chosen),
         )  # fmt: skip
+
+    def pair_loss(self) -> PairLoss:
+        """Returns `loss` as it is streamed over tiles: equation 4, or the released code's rows of Zv and columns of
+        Zt."""
+        if self.variant == "one_direction":
+            return InfoNce(rows=(0.5, 0.0), columns=(0.0, 0.5))
+        halves = (self.settings.alpha / 2, (1 - self.settings.alpha) / 2)
+        return InfoNce(rows=halves, columns=halves)
 
 
 class MaxSim(Clcl):
@@ -202,7 +235,7 @@ class Clip(Clcl):
 
 
 OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (Clcl, MaxSim, Clip)}
-"""By name; `registry.register_objective` adds others."""
+"""By name. The files of others add theirs (`siglip`), as `registry.register_objective` does."""
 
 
 def objective_of(settings: Settings) -> Objective:
@@ -212,16 +245,13 @@ def objective_of(settings: Settings) -> Objective:
     return OBJECTIVES[settings.loss](settings)
 
 
+def _given(bias: Tensor | None) -> dict[str, Any]:
+    """Returns the argument of `Objective.loss`, which an objective without a bias need not take."""
+    return {} if bias is None else {"bias": bias}
+
+
 def _float32(tokens_ND: Tensor) -> Tensor:
     return tokens_ND.float() if tokens_ND.dtype in (torch.float16, torch.bfloat16) else tokens_ND
-
-
-def weights_of(variant: Variant, alpha: float) -> Weights:
-    """Returns the weights of equation 4, or the released code's rows of Zv and columns of Zt."""
-    if variant == "one_direction":
-        return Weights(rows=(0.5, 0.0), columns=(0.0, 0.5))
-    halves = (alpha / 2, (1 - alpha) / 2)
-    return Weights(rows=halves, columns=halves)
 
 
 def clcl_similarity(

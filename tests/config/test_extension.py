@@ -108,5 +108,5 @@ def test_a_registered_choice_stands_beside_those_of_the_type(toy):
         load_recipe("demo", ["clcl.loss=mine"])
     register_choice("clcl.loss", "mine")
     assert load_recipe("demo", ["clcl.loss=mine"]).clcl.loss == "mine"
-    with pytest.raises(RecipeError, match=r"must be one of clcl, clip, maxsim, mine"):
+    with pytest.raises(RecipeError, match=r"must be one of clcl, .*, mine"):
         load_recipe("demo", ["clcl.loss=yours"])

@@ -21,6 +21,7 @@ class Options:
     same_text: str = "negative"
     implementation: str = "auto"
     products: str = "float32"
+    scale_init: float = 1 / 0.07
 
 
 def random_lengths(count: int, longest: int, seed: int) -> list[int]:
@@ -46,13 +47,31 @@ def aligned_tokens(visual_lengths: list[int], text_lengths: list[int], width: in
     return visual, text
 
 
-def reference_loss(visual, text, scale, n, m, options, ids=None):
+def reference_loss(visual, text, scale, n, m, options, ids=None, bias=None):
     """The loss of a whole batch by the reference."""
+    if options.loss in ("clip", "siglip"):
+        Z = clip_similarity(visual, text, n, m)
+        Zv, Zt = Z, Z
+    else:
+        Zv, Zt = reference_similarity(visual, text, n, m, 0 if options.loss == "maxsim" else options.tau)
+    if options.loss.startswith("siglip"):
+        return pairwise_sigmoid(Zv, Zt, scale, bias, options, ids)
     if options.loss == "clip":
-        return clip_loss(clip_similarity(visual, text, n, m), scale, ids, options.same_text)
-    tau = 0 if options.loss == "maxsim" else options.tau
-    Z = reference_similarity(visual, text, n, m, tau)
-    return clcl_loss(*Z, scale, options.alpha, options.variant, ids, options.same_text)
+        return clip_loss(Zv, scale, ids, options.same_text)
+    return clcl_loss(Zv, Zt, scale, options.alpha, options.variant, ids, options.same_text)
+
+
+def pairwise_sigmoid(Zv, Zt, scale, bias, options, ids=None):
+    """SigLIP's equation, pair by pair: -1/B sum of log 1 / (1 + exp(-z (t Z + b))), z = 1 for a clip's own text."""
+    B, total = len(Zv), 0.0
+    for weight, Z in ((options.alpha, Zv), (1 - options.alpha, Zt)):
+        for a in range(B):
+            for b in range(B):
+                if options.same_text == "masked" and a != b and ids is not None and ids[a] == ids[b]:
+                    continue
+                z = 1 if a == b else -1
+                total = total + weight * torch.log1p(torch.exp(-z * (scale * Z[a, b] + bias)))
+    return total.sum() / B
 
 
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:

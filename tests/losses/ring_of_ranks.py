@@ -39,16 +39,19 @@ def compute(case: dict, own: list[int], asked: float, group: dist.ProcessGroup) 
         torch.tensor([case[key][clip] for clip in own], dtype=torch.int64) for key in ("n", "m", "ids")
     )
     counter = CountedProducts()
+    objective = objective_of(options)
+    bias = torch.tensor([case["bias"]], dtype=dtype, requires_grad=True)
+    given = {} if objective.bias_start is None else {"bias": bias}
     with counter if case["counted"] else nullcontext():
-        objective = objective_of(options)
         way = Objective.share if case["plain"] else type(objective).share
-        share = way(objective, visual, text, n, m, scale, text_ids_B=ids, group=group)
+        share = way(objective, visual, text, n, m, scale, text_ids_B=ids, group=group, **given)
         (asked * share).backward()
     return {
         "share": share.detach(),
         "visual": visual.grad,
         "text": text.grad if case["text_trained"] else torch.zeros(0),
         "scale": scale.grad,
+        "bias": bias.grad if given else torch.zeros(1),
         "operations": torch.tensor(counter.operations),
     }
 

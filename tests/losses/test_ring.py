@@ -33,7 +33,7 @@ def made_case(options: Options, **changes) -> dict:
     visual, text = aligned_tokens(n, m, WIDTH, 2)
     return {
         "options": asdict(options), "n": n, "m": m, "visual": visual, "text": text, "ids": IDS, "scale": 14.0,
-        "dtype": "float64", "text_trained": True, "asked": [1.0] * 4, "parts": UNEQUAL, "counted": False,
+        "bias": -3.0, "dtype": "float64", "text_trained": True, "asked": [1.0] * 4, "parts": UNEQUAL, "counted": False,
         "plain": False,
     } | changes  # fmt: skip
 
@@ -56,6 +56,14 @@ CASES = {
     "plain-masked": made_case(Options(same_text="masked"), plain=True),
     "plain-maxsim": made_case(Options(loss="maxsim"), plain=True),
     "plain-clip": made_case(Options(loss="clip"), plain=True),
+    "cico": made_case(Options(loss="cico")),
+    "siglip": made_case(Options(loss="siglip")),
+    "siglip-tokens": made_case(Options(loss="siglip_tokens")),
+    "siglip-tokens-longer-masked": made_case(
+        Options(loss="siglip_tokens", same_text="masked"), texts_longer=True
+    ),
+    "plain-siglip-tokens": made_case(Options(loss="siglip_tokens", same_text="masked"), plain=True),
+    "siglip-float32": made_case(Options(loss="siglip_tokens"), dtype="float32", text_trained=False),
     "float32": made_case(Options(), dtype="float32"),
     "asked-unequally": made_case(Options(), asked=[1.0, -2.0, 0.5, 3.0]),
 }
@@ -81,7 +89,8 @@ def whole(case: dict, dtype: torch.dtype, size: int) -> tuple[torch.Tensor, ...]
     text = case["text"].to(dtype, copy=True).requires_grad_()
     scale = torch.tensor([case["scale"]], dtype=dtype, requires_grad=True)
     n, m, ids, options = *(torch.tensor(case[key]) for key in ("n", "m", "ids")), Options(**case["options"])
-    loss = reference_loss(visual, text, scale, n, m, options, ids)
+    bias = torch.tensor([case["bias"]], dtype=dtype, requires_grad=True)
+    loss = reference_loss(visual, text, scale, n, m, options, ids, bias)
     asked = torch.ones(CLIPS, dtype=dtype)
     for rank, own in enumerate(case["parts"][size]):
         asked[own] = case["asked"][rank]
@@ -93,7 +102,7 @@ def whole(case: dict, dtype: torch.dtype, size: int) -> tuple[torch.Tensor, ...]
         parts = [diagonal_losses(scale * side, place) for Zk in Z for side in (Zk, Zk.T)]
         weights = [options.alpha / 2] * 2 + [(1 - options.alpha) / 2] * 2
         sum(w * (asked * part).sum() for w, part in zip(weights, parts)).div(CLIPS).backward()
-    return loss.detach(), visual.grad, text.grad, scale.grad
+    return loss.detach(), visual.grad, text.grad, scale.grad, bias.grad
 
 
 @pytest.mark.system
@@ -107,6 +116,8 @@ def test_ranks_together_give_the_whole_loss_and_its_gradients(name, size, found)
     bound = lambda own, value: max(4 * error(own, value), 1e-6) if own is not value else 1e-9  # noqa: E731
     assert error(sum(rank["share"] for rank in ranks), exact[0]) < bound(naive[0], exact[0])
     assert error(sum(rank["scale"] for rank in ranks), exact[3]) < bound(naive[3], exact[3])
+    if exact[4] is not None:
+        assert error(sum(rank["bias"] for rank in ranks), exact[4]) < bound(naive[4], exact[4])
     sides = [("visual", "n", exact[1], naive[1])]
     if case["text_trained"]:
         sides.append(("text", "m", exact[2], naive[2]))

@@ -19,6 +19,9 @@ CASES = {
     "masked": Options(same_text="masked"),
     "clip": Options(loss="clip"),
     "maxsim": Options(loss="maxsim"),
+    "siglip": Options(loss="siglip"),
+    "siglip-masked": Options(loss="siglip_tokens", same_text="masked"),
+    "siglip-reference": Options(loss="siglip_tokens", implementation="reference"),
 }
 
 
@@ -28,15 +31,16 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
     return make(sum(VISUAL)), make(sum(TEXT))
 
 
-def whole(options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss and gradients of visual tokens and scale, in one process, from the reference."""
+def whole(options: Options) -> tuple[torch.Tensor | None, ...]:
+    """Loss and gradients of visual tokens, scale and bias, in one process, from the reference."""
     visual, text = tokens()
     visual.requires_grad_()
     scale = torch.tensor([14.0], dtype=torch.float64, requires_grad=True)
     n, m, ids = torch.tensor(VISUAL), torch.tensor(TEXT), torch.tensor(IDS)
-    loss = reference_loss(visual, text, scale, n, m, options, ids)
+    bias = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
+    loss = reference_loss(visual, text, scale, n, m, options, ids, bias)
     loss.backward()
-    return loss.detach(), visual.grad, scale.grad
+    return loss.detach(), visual.grad, scale.grad, bias.grad
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -44,12 +48,15 @@ def test_one_process_gives_the_whole_loss(name):
     visual, text = tokens()
     visual.requires_grad_()
     scale = torch.tensor([14.0], dtype=torch.float64, requires_grad=True)
-    share = objective_of(CASES[name]).share(
-        visual, text, torch.tensor(VISUAL), torch.tensor(TEXT), scale, text_ids_B=torch.tensor(IDS)
+    objective = objective_of(CASES[name])
+    bias = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
+    given = {} if objective.bias_start is None else {"bias": bias}
+    share = objective.share(
+        visual, text, torch.tensor(VISUAL), torch.tensor(TEXT), scale, text_ids_B=torch.tensor(IDS), **given
     )
     share.backward()
     wanted = whole(CASES[name])
-    for found, value in zip((share.detach(), visual.grad, scale.grad), wanted):
+    for found, value in zip((share.detach(), visual.grad, scale.grad, bias.grad), wanted):
         torch.testing.assert_close(found, value, rtol=1e-12, atol=1e-12)
 
 

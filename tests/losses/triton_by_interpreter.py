@@ -59,9 +59,11 @@ def loss_error(device: str, options: Options) -> float:
         v, t = (side.to(place, copy=True).requires_grad_() for side in (visual, text))
         scale = torch.tensor([14.0], dtype=torch.float64, device=place, requires_grad=True)
         if not results:
-            loss = reference_loss(v, t, scale, n, m, options)
+            loss = reference_loss(v, t, scale, n, m, options, bias=-2.0)
         else:
-            loss = objective_of(options).share(v, t, n.to(place), m.to(place), scale)
+            objective = objective_of(options)
+            given = {} if objective.bias_start is None else {"bias": torch.full_like(scale, -2.0)}
+            loss = objective.share(v, t, n.to(place), m.to(place), scale, **given)
         loss.backward()
         results.append([value.cpu() for value in (loss.detach(), v.grad, t.grad, scale.grad)])
     for value, whole in zip(results[1], results[0]):
@@ -90,6 +92,7 @@ def main() -> None:
         for name, value in errors("cpu", (24, 20), 2, (130, 129), dtypes[:1], (0.07,)).items()
     }
     found["loss float64"] = loss_error("cpu", Options(implementation="triton"))
+    found["sigmoid loss float64"] = loss_error("cpu", Options(loss="siglip_tokens", implementation="triton"))
     found["narrow bfloat16"] = narrow_error("cpu")
     json.dump(found, sys.stdout)
 

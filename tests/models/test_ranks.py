@@ -12,25 +12,32 @@ import torch.multiprocessing as mp
 from factories.models import SENTENCES, moved_norms, recipe, small_mbart, small_tokenizer, video
 
 from sage_scale.config import Augment
-from sage_scale.models.sage.mbart import TextEncoder
+from sage_scale.models.sage.mbart import TextEncoder, make_labels
 from sage_scale.models.sage.model import SageAligner
 
-CASES = [("sync", "mean"), ("frozen", "mean"), ("sync", "max"), ("sync", "window"), ("sync", "first")]
-"""Values of model.batchnorm and model.pooling."""
+CASES = [
+    ("sync", "mean", False), ("frozen", "mean", False), ("sync", "max", False), ("sync", "window", False),
+    ("sync", "first", False), ("sync", "mean", True),
+]  # fmt: skip
+"""Values of model.batchnorm and model.pooling; whether the sigmoid objective with its bias and both added terms are
+trained."""
 
 
 def run(
-    clips: list[int], mode: str, pooling: str
+    clips: list[int], mode: str, pooling: str, terms: bool
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Loss, gradients and buffers after one step on some of the clips, in float64, with dropout and augmentation."""
     torch.manual_seed(0)
+    added = {"loss": "siglip_tokens", "neighbours": 0.3, "sentence": 0.2} if terms else {}
     made = recipe(context_layers=1, dropout=0.3, batchnorm=mode, mapper_norm="batch", pooling=pooling)
     made = replace(made, pretrain=replace(made.pretrain, augment=Augment(brightness=0.3, contrast=0.2)))
-    made = replace(made, clcl=replace(made.clcl, same_text="masked"))
+    made = replace(made, clcl=replace(made.clcl, same_text="masked", **added))
     language_model = small_mbart()
     text = TextEncoder(language_model, small_tokenizer())
+    sentences, languages = [SENTENCES[clip] for clip in clips], ["de"] * len(clips)
+    labels, inputs = make_labels(small_tokenizer(), sentences, languages)
     model = moved_norms(SageAligner(made, language_model)).double().train()
-    targets = text.encode([SENTENCES[clip] for clip in clips], ["de"] * len(clips))
+    targets = replace(text.encode(sentences, languages), labels_BL=labels, inputs_BL=inputs)
     share, _ = model(video(clips, background=True), targets, torch.tensor(clips, dtype=torch.int64))
     share.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}

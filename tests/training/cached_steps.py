@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ def make_clips(
         embeddings_MD=torch.randn(M, width, generator=generator),
         hidden_MD=torch.randn(M, width, generator=generator),
         lengths_B=words,
+        labels_BL=torch.randint(5, 50, (count, 6), generator=generator),
+        inputs_BL=torch.randint(5, 50, (count, 6), generator=generator),
     )
     ids = torch.arange(count)
     ids[-1] = ids[0]
@@ -121,14 +124,7 @@ def make_clips(
 
 def part_of(batch: Batch, text: TextTargets, ids: torch.Tensor, rows: slice) -> tuple:
     """Some clips with their texts."""
-    words = torch.repeat_interleave(text.lengths_B)
-    chosen = torch.isin(words, torch.arange(len(ids))[rows])
-    some = TextTargets(
-        embeddings_MD=text.embeddings_MD[chosen],
-        hidden_MD=text.hidden_MD[chosen],
-        lengths_B=text.lengths_B[rows],
-    )
-    return batch.select(rows), some, ids[rows]
+    return batch.select(rows), text.select(rows), ids[rows]
 
 
 def expected(recipe: Recipe, counts: list[int]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -136,18 +132,19 @@ def expected(recipe: Recipe, counts: list[int]) -> tuple[float, dict[str, torch.
     chunks = chunks_of(counts)
     model = make_aligner(recipe).double().train()
     batch, text, ids = make_clips(recipe, sum(counts))
-    text = TextTargets(
-        embeddings_MD=text.embeddings_MD.double(),
-        hidden_MD=text.hidden_MD.double(),
-        lengths_B=text.lengths_B,
-    )
+    text = replace(text, embeddings_MD=text.embeddings_MD.double(), hidden_MD=text.hidden_MD.double())
     encoded, start = [], 0
+    term_counts = model.term_counts(batch.video, text)
     for count in counts:
         for rows in even_slices(count, chunks):
-            encoded.append(model.encode(batch.select(slice(start + rows.start, start + rows.stop)).video))
+            clips = slice(start + rows.start, start + rows.stop)
+            encoded.append(
+                model.encode_with_terms(batch.select(clips).video, text.select(clips), term_counts)
+            )
         start += count
-    tokens, hidden = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-    share, _ = model.loss(tokens, hidden, batch.video.clip_segments_B, text, ids)
+    tokens, hidden, terms = zip(*encoded, strict=True)
+    share, _ = model.loss(torch.cat(tokens), torch.cat(hidden), batch.video.clip_segments_B, text, ids)
+    share = share + sum(model.term_weights[name] * term for part in terms for name, term in part.items())
     share.backward()
     return share.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -157,9 +154,9 @@ def chunks_of(counts: list[int]) -> int:
     return max(-(-count // CHUNK) for count in counts)
 
 
-def recipe_of(kind: str, batchnorm: str) -> Recipe:
+def recipe_of(kind: str, batchnorm: str, *changes: str) -> Recipe:
     """The recipe of a case."""
-    return cached_recipe(kind, batchnorm, "clcl.same_text=masked")
+    return cached_recipe(kind, batchnorm, "clcl.same_text=masked", *changes)
 
 
 def write_expected(kind: str, folder: Path) -> None:
@@ -207,8 +204,6 @@ def whole_gradients(engine: Engine) -> dict[str, torch.Tensor]:
 
 def one_step(recipe: Recipe, counts: list[int], zero: int, cached: bool) -> dict[str, Any]:
     """One step of this rank at this ZeRO stage: the gradients, the buffers, the loss and what was reduced."""
-    from dataclasses import replace
-
     ranks = distributed.initialise()
     stage = replace(recipe.pretrain, zero_stage=zero)
     engine = Engine(make_aligner(recipe), stage, ranks, forward=run_task)

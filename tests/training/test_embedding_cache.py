@@ -26,18 +26,24 @@ WORST = 3e-5
 """A single weight's gradient against float64: small groups make float32 itself lose a digit in BatchNorm."""
 
 
+TERMS = ("clcl.loss=siglip_tokens", "clcl.neighbours=0.2", "clcl.sentence=0.5")
+"""An objective with a bias, and both added terms."""
+
+
 @pytest.mark.parametrize(
-    ("kind", "batchnorm", "pooling"),
+    ("kind", "batchnorm", "changes"),
     [
-        *((kind, mode, "mean") for kind in ("frames", "features") for mode in ("frozen", "group")),
-        ("features", "group", "max"),
-        ("features", "group", "window"),
-        ("frames", "group", "first"),
+        *((kind, mode, ()) for kind in ("frames", "features") for mode in ("frozen", "group")),
+        ("features", "group", ("model.pooling=max",)),
+        ("features", "group", ("model.pooling=window",)),
+        ("frames", "group", ("model.pooling=first",)),
+        ("frames", "group", TERMS),
+        ("features", "frozen", TERMS),
     ],
 )
-def test_gradients_are_those_of_one_graph(kind, batchnorm, pooling):
+def test_gradients_are_those_of_one_graph(kind, batchnorm, changes):
     """Against float64 torch with the graphs of all chunks at once; dropout, augmentation and both levels included."""
-    recipe = override(cached_steps.recipe_of(kind, batchnorm), [f"model.pooling={pooling}"])
+    recipe = cached_steps.recipe_of(kind, batchnorm, *changes)
     found = cached_steps.one_step(recipe, [24], zero=1, cached=True)
     loss, wanted = cached_steps.expected(recipe, [24])
     assert cached_steps.chunks_of([24]) == 3
@@ -88,11 +94,18 @@ def test_synchronised_statistics_are_refused():
         tiny_recipe("frames", "pretrain.micro_batch=4", "model.batchnorm=sync")
 
 
-def test_a_run_in_chunks_is_the_run_without(tmp_path):
-    """Frozen statistics: 20 steps with batches of 6 in chunks of 2; the share of repeated texts is in the log."""
+@pytest.mark.parametrize(
+    "changes", [(), (*TERMS, "clcl.beta=0"), ("clcl.beta=1",)], ids=["clcl", "terms", "one"]
+)
+def test_a_run_in_chunks_is_the_run_without(tmp_path, changes):
+    """Frozen statistics: 20 steps with batches of 6 in chunks of 2; shares, scales, biases and terms are in the log."""
     language = make_language_folder(tmp_path / "language")
     recipe = tiny_recipe(
-        "features", f"model.language_model={language}", "model.batchnorm=frozen", "model.dropout=0.1"
+        "features",
+        f"model.language_model={language}",
+        "model.batchnorm=frozen",
+        "model.dropout=0.1",
+        *changes,
     )
     data = make_shards(tmp_path / "shards", recipe, [("train", 20), ("train", 9), ("dev", 6)])
     rows = {}
@@ -101,7 +114,15 @@ def test_a_run_in_chunks_is_the_run_without(tmp_path):
         run_stage("pretrain", changed, tmp_path / str(micro), data)
         rows[micro] = log_rows(tmp_path / str(micro), event="step")
     assert len(rows[0]) == 20
-    for name in ("loss", "loss_hidden", "grad_norm", "same_text_share"):
+    names = ["loss", "grad_norm", "same_text_share", "scale_embedding", "scale_hidden"]
+    names += [f"loss_{level}" for level, weight in (("hidden", recipe.clcl.beta < 1), ("embedding", recipe.clcl.beta))
+              if weight]  # fmt: skip
+    if TERMS[0] in changes:
+        names += ["bias_embedding", "bias_hidden", "loss_neighbours", "loss_sentence"]
+    assert {name for name in rows[0][-1] if name.startswith(("loss_", "bias_"))} <= set(names)
+    dev = log_rows(tmp_path / "0", event="dev")[-1]
+    assert 0 <= dev["r1_v2t"] <= 100 and ("loss_hidden" in dev) == (recipe.clcl.beta < 1)
+    for name in names:
         assert [row[name] for row in rows[2]] == pytest.approx([row[name] for row in rows[0]], rel=1e-4)
 
 

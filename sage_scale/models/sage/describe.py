@@ -10,7 +10,9 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
+from sage_scale.losses import objective_of
 from sage_scale.models.sage.context import ContextEncoder
+from sage_scale.models.sage.sentence import SentenceDecoder
 from sage_scale.models.sage.visual import Mapper, VisualEncoder
 from sage_scale.registry import Part
 from sage_scale.text.hub import loading
@@ -40,6 +42,7 @@ def describe(recipe: Recipe) -> list[Part]:
         language_model = MBartForConditionalGeneration(config)
         layers = recipe.model.context_layers
         context = ContextEncoder(config, layers, recipe.model.dropout) if layers else None
+        sentence = SentenceDecoder(language_model) if recipe.clcl.sentence else None
     freeze = recipe.finetune.freeze
     parts = []
     if visual.backbone is not None:
@@ -50,7 +53,10 @@ def describe(recipe: Recipe) -> list[Part]:
     parts.append(_part("vision-to-language mapper", mapper, True, freeze != "visual"))
     if context is not None:
         parts.append(_part("context encoder (stage 1)", context, True, False))
-    parts.append(Part("logit scales (stage 1)", 2, 2, 0))
+    if sentence is not None:
+        parts.append(_part("sentence decoder (stage 1)", sentence, True, False))
+    numbers = 2 if objective_of(recipe.clcl).bias_start is None else 4
+    parts.append(Part("logit scales (stage 1)", numbers, numbers, 0))
     parts.append(_part("language model", language_model, False, True))
     return parts
 

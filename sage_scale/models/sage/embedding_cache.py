@@ -13,7 +13,7 @@ forward pass is the price; the activations of one chunk, and tokens with their g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,57 +51,78 @@ class EmbeddingCache:
             encoded = [
                 self.engine.forward(self._encode, batch.select(rows).video.to(device)) for rows in slices
             ]
-        # Parameters of one number stay whole under ZeRO-3, so any chunk's copy of the scales will do.
-        log_scales = [log_scale.requires_grad_() for log_scale in encoded[0][2:]]
+        # Parameters of one number stay whole under ZeRO-3, so any chunk's copy of them will do.
+        numbers = {name: value.requires_grad_() for name, value in encoded[0][2].items()}
         tokens_ND = torch.cat([part[0] for part in encoded]).requires_grad_()
-        leaves = [*log_scales, tokens_ND]
+        leaves = [*numbers.values(), tokens_ND]
         hidden_ND = None
         if encoded[0][1] is not None:
             hidden_ND = torch.cat([part[1] for part in encoded]).requires_grad_()
             leaves.append(hidden_ND)
         del encoded
+        counts = self.model.term_counts(batch.video, text)
         share, parts = self.model.loss(
             tokens_ND, hidden_ND, batch.video.clip_segments_B.to(device), text, text_ids_B,
-            log_scales=(log_scales[0], log_scales[1]),
+            logit_parameters=numbers,
         )  # fmt: skip
         gradients = torch.autograd.grad(share, leaves)
         share = share.detach()
         del leaves, tokens_ND, hidden_ND
 
         sizes = [int(batch.video.clip_segments_B[rows].sum()) for rows in slices]
-        pulled = [gradient.split(sizes) for gradient in gradients[2:]]
-        nothing = [torch.zeros_like(gradient) for gradient in gradients[:2]]
+        of_numbers, of_tokens = gradients[: len(numbers)], gradients[len(numbers) :]
+        pulled = [gradient.split(sizes) for gradient in of_tokens]
+        nothing = [torch.zeros_like(gradient) for gradient in of_numbers]
         with statistics_kept(self.model), self.engine.coalesced_reduction():
             for number, rows in enumerate(slices):
-                # Scales belong to the whole batch: the first chunk brings their gradient, the others none.
-                of_scales = nothing if number else gradients[:2]
+                # The numbers belong to the whole batch: the first chunk brings their gradient, the others none.
                 of_outputs = [part[number] for part in pulled]
                 video = batch.select(rows).video.to(device)
-                surrogate = self.engine.forward(self._pull, video, of_scales, of_outputs)
+                surrogate, terms = self.engine.forward(
+                    self._pull,
+                    video,
+                    text.select(rows),
+                    counts,
+                    nothing if number else of_numbers,
+                    of_outputs,
+                )
                 self.engine.backward(surrogate, last=number == chunks - 1)
+                for name, term in terms.items():
+                    share = share + self.model.term_weights[name] * term
+                    parts[f"loss_{name}"] = parts.get(f"loss_{name}", 0) + term
         return share, parts
 
-    def _encode(self, video: PackedVideo) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    def _encode(self, video: PackedVideo) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         tokens_ND, hidden_ND = self.model.encode(video)
-        log_scales = (
-            self.model.log_scale_embedding.detach().clone(),
-            self.model.log_scale_hidden.detach().clone(),
-        )
+        numbers = {name: value.detach().clone() for name, value in self.model.logit_parameters().items()}
         return (
             _at_least_float32(tokens_ND),
             hidden_ND if hidden_ND is None else _at_least_float32(hidden_ND),
-            *log_scales,
+            numbers,
         )
 
-    def _pull(self, video: PackedVideo, of_scales: list[Tensor], of_outputs: list[Tensor]) -> Tensor:
-        """Returns a number whose gradient is the share's: the outputs weighted with the share's gradient of them."""
-        outputs = [output for output in self.model.encode(video) if output is not None]
-        outputs += [self.model.log_scale_embedding, self.model.log_scale_hidden]
+    def _pull(
+        self,
+        video: PackedVideo,
+        text: TextTargets,
+        counts: Mapping[str, int],
+        of_numbers: Sequence[Tensor],
+        of_outputs: list[Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns a number whose gradient is the share's, and the chunk's added terms, detached.
+
+        The number is the outputs weighted with the share's gradient of them, and the terms, which are sums over clips
+        and have a gradient of their own.
+        """
+        tokens_ND, hidden_ND, terms = self.model.encode_with_terms(video, text, counts)
+        outputs = [tokens_ND, *([] if hidden_ND is None else [hidden_ND])]
+        outputs += self.model.logit_parameters().values()
         products = [
             (_at_least_float32(output) * gradient).sum()
-            for output, gradient in zip(outputs, [*of_outputs, *of_scales], strict=True)
+            for output, gradient in zip(outputs, [*of_outputs, *of_numbers], strict=True)
         ]
-        return torch.stack(products).sum()
+        products += [self.model.term_weights[name] * term for name, term in terms.items()]
+        return torch.stack(products).sum(), {name: term.detach() for name, term in terms.items()}
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

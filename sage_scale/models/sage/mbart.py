@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +30,36 @@ class TextTargets:
     embeddings_MD: Tensor
     """(M, d_model): input embeddings E[t] (equation 1), unscaled."""
     hidden_MD: Tensor
-    """(M, d_model): last hidden states of the encoder for the same tokens (equation 2)."""
+    """(M, d_model): last hidden states of the encoder for the same tokens (equation 2); (M, 0) where no level reads
+    them."""
     lengths_B: Tensor
     """int64 (B,): text tokens of each clip, at least 1."""
+    labels_BL: Tensor | None = None
+    """int64 (B, L): subwords of each clip's sentence, as `make_labels` gives them; None where no term reads them."""
+    inputs_BL: Tensor | None = None
+    """int64 (B, L): the decoder's inputs for these labels."""
+    view: TextTargets | None = None
+    """A second view of the texts (`losses.cico`)."""
 
     def to(self, device: torch.device | str) -> TextTargets:
         """Returns the same targets on another device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) if name == "view" else value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if value is not None
+        }
+        return replace(self, **moved)
+
+    def select(self, clips: slice) -> TextTargets:
+        """Returns the targets of some clips, without the second view."""
+        start = int(self.lengths_B[: clips.start].sum())
+        tokens = slice(start, start + int(self.lengths_B[clips].sum()))
         return TextTargets(
-            **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+            embeddings_MD=self.embeddings_MD[tokens],
+            hidden_MD=self.hidden_MD[tokens],
+            lengths_B=self.lengths_B[clips],
+            labels_BL=None if self.labels_BL is None else self.labels_BL[clips],
+            inputs_BL=None if self.inputs_BL is None else self.inputs_BL[clips],
         )
 
 
@@ -125,9 +148,11 @@ class TextEncoder:
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch: int = 32,
         cache_bytes: int = 2_000_000_000,
+        hidden: bool = True,
     ) -> None:
         """`model` is a loaded mBART with its tokenizer, or a folder. The model's weights are not copied, so a model
-        that is trained must not be given. Hidden states of the texts used last are kept in at most `cache_bytes`."""
+        that is trained must not be given. Hidden states of the texts used last are kept in at most `cache_bytes`;
+        without `hidden` none are computed."""
         if isinstance(model, str | Path):
             model, tokenizer = load_language_model(model)
         if tokenizer is None:
@@ -137,7 +162,7 @@ class TextEncoder:
         self.language_first = language_first(tokenizer)
         self.max_tokens = model.config.max_position_embeddings - 2
         self.batch = batch
-        self.cache_bytes = cache_bytes
+        self.cache_bytes, self.hidden = cache_bytes, hidden
         self.kept_bytes = 0
         self._kept: OrderedDict[TextKey, Encoded] = OrderedDict()
 
@@ -160,7 +185,9 @@ class TextEncoder:
         ids = torch.tensor([token for key in keys for token in known[key][0]], dtype=torch.int64)
         return TextTargets(
             embeddings_MD=weight[ids.to(weight.device)].detach().float(),
-            hidden_MD=torch.cat([torch.zeros(0, weight.shape[1]), *(known[key][1] for key in keys)]),
+            hidden_MD=torch.cat(
+                [torch.zeros(0, weight.shape[1] * self.hidden), *(known[key][1] for key in keys)]
+            ),
             lengths_B=torch.tensor([len(known[key][0]) for key in keys], dtype=torch.int64),
         ).to(device)
 
@@ -179,6 +206,8 @@ class TextEncoder:
         weight = self.encoder.embed_tokens.weight
         texts, languages = [text for text, _ in keys], [language for _, language in keys]
         ids = truncated_ids(self.tokenizer, texts, self.max_tokens)
+        if not self.hidden:
+            return {key: (row, torch.zeros(len(row), 0)) for key, row in zip(keys, ids)}
         packed_M, lengths_B = source_ids(self.tokenizer, texts, languages, self.max_tokens + 2)
         packed_M, lengths_B = packed_M.to(weight.device), lengths_B.to(weight.device)
         ids_BL, mask_BL = pad_packed(packed_M, lengths_B)

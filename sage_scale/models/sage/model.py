@@ -19,10 +19,13 @@ from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from sage_scale.config import Recipe
 from sage_scale.errors import CheckpointError
+from sage_scale.losses.collectives import gather_counts
+from sage_scale.losses.neighbours import neighbour_loss
 from sage_scale.losses.objectives import objective_of
 from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sage.context import ContextEncoder, position_mask
 from sage_scale.models.sage.mbart import TextTargets, language_first, language_id, source_ids
+from sage_scale.models.sage.sentence import SentenceDecoder
 from sage_scale.models.sage.visual import Mapper, VisualEncoder
 from sage_scale.nn.dropout import LanguageModelDropout, token_seeds
 from sage_scale.nn.frame_encoder import load_backbone
@@ -63,17 +66,90 @@ class SageAligner(nn.Module):
         # Logarithms, as in CLIP, CiCo and the released SAGE: a step on the scale itself would be scale^2 times smaller.
         # Of shape (1,): a parameter of no dimension crashes DeepSpeed over gloo.
         greatest = math.log(recipe.clcl.scale_max)
-        start = min(math.log(recipe.clcl.scale_init), greatest)
+        start = min(math.log(self.objective.scale_start), greatest)
         self.log_scale_embedding = nn.Parameter(torch.tensor([start]))
         self.log_scale_hidden = nn.Parameter(torch.tensor([start]))
         self.bounds = dict.fromkeys(("log_scale_embedding", "log_scale_hidden"), (-math.inf, greatest))
+        if self.objective.bias_start is not None:
+            self.bias_embedding = nn.Parameter(torch.tensor([self.objective.bias_start]))
+            self.bias_hidden = nn.Parameter(torch.tensor([self.objective.bias_start]))
+
+        added = {"neighbours": recipe.clcl.neighbours, "sentence": recipe.clcl.sentence}
+        self.term_weights = {name: weight for name, weight in added.items() if weight > 0}
+        """Weights of the terms added to equation 5, by name."""
+        self.label_smoothing = recipe.pretrain.label_smoothing
+        self.sentence: SentenceDecoder | None = None
+        if "sentence" in self.term_weights:
+            copied = recipe.model.context_init == "language_model"
+            self.sentence = SentenceDecoder(language_model, copied)
+
+    def logit_parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the trained numbers of the objective by name, each (1,): log_scale_LEVEL, and bias_LEVEL where it
+        has a bias, for the levels embedding and hidden."""
+        kinds = ("log_scale",) if self.objective.bias_start is None else ("log_scale", "bias")
+        names = [f"{kind}_{level}" for kind in kinds for level in ("embedding", "hidden")]
+        return {name: getattr(self, name) for name in names}
+
+    def logit_values(self, numbers: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Returns `scale` and, where the objective has one, `bias` of each level, each (1,), from `logit_parameters`
+        or from `numbers` in their place."""
+        given: Mapping[str, Tensor] = self.logit_parameters() if numbers is None else numbers
+        values: dict[str, dict[str, Tensor]] = {}
+        for name, number in given.items():
+            kind, _, level = name.rpartition("_")
+            kind, number = ("scale", number.exp()) if kind == "log_scale" else (kind, number)
+            values.setdefault(level, {})[kind] = number
+        return values
 
     def encode(self, video: PackedVideo) -> tuple[Tensor, Tensor | None]:
-        """Returns L (N, d_model), and the context encoder's hidden states (N, d_model) or None without one."""
+        """Returns L (N, d_model), and the context encoder's hidden states (N, d_model); None where nothing reads
+        them: without a context encoder, and at beta=1 without `clcl.sentence`."""
         seeds_N = token_seeds(video.clip_seeds_B, video.clip_segments_B)
         tokens_ND = self.mapper(self.visual(video), seeds_N)
-        hidden_ND = None if self.context is None else self.context(tokens_ND, video.clip_segments_B, seeds_N)
-        return tokens_ND, hidden_ND
+        return self._contextual(tokens_ND, video, seeds_N)
+
+    def encode_with_terms(
+        self, video: PackedVideo, text: TextTargets, counts: Mapping[str, int]
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Returns `encode`, and the added terms of these clips by name (`clcl.neighbours`, `clcl.sentence`): their
+        shares of a mean over the `counts` of the global batch (`term_counts`)."""
+        if not self.term_weights:
+            return *self.encode(video), {}
+        seeds_N = token_seeds(video.clip_seeds_B, video.clip_segments_B)
+        frames_FD, frames_B, visual_ND = self.visual.with_frames(video)
+        tokens_ND, hidden_ND = self._contextual(self.mapper(visual_ND, seeds_N), video, seeds_N)
+        terms = {}
+        if "neighbours" in self.term_weights:
+            terms["neighbours"] = neighbour_loss(frames_FD, frames_B, text.lengths_B)
+        if self.sentence is not None:
+            read_ND = tokens_ND if hidden_ND is None else hidden_ND
+            terms["sentence"] = self.sentence(
+                read_ND, video.clip_segments_B, text.labels_BL, text.inputs_BL, self.label_smoothing
+            )
+        return tokens_ND, hidden_ND, {name: term / max(counts[name], 1) for name, term in terms.items()}
+
+    def term_counts(
+        self, video: PackedVideo, text: TextTargets, group: dist.ProcessGroup | None = None
+    ) -> dict[str, int]:
+        """Returns what each added term is a mean over, in the whole batch: clips, labels (a collective, where there
+        are such terms)."""
+        if not self.term_weights:
+            return {}
+        labels = 0 if text.labels_BL is None else int((text.labels_BL != -100).sum())
+        every = gather_counts([video.clips, labels], group, video.clip_segments_B.device)
+        return dict(zip(("neighbours", "sentence"), (sum(column) for column in zip(*every))))
+
+    def _contextual(
+        self, tokens_ND: Tensor, video: PackedVideo, seeds_N: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.context is None:
+            return tokens_ND, None
+        if self.beta == 1 and self.sentence is None:
+            # No clips, as on an empty rank: no work, and a zero gradient for every weight, which ZeRO waits for.
+            none_N = None if seeds_N is None else seeds_N[:0]
+            nothing_ND = self.context(tokens_ND[:0], video.clip_segments_B[:0], none_N)
+            return tokens_ND + nothing_ND.sum() * 0, None
+        return tokens_ND, self.context(tokens_ND, video.clip_segments_B, seeds_N)
 
     def forward(
         self,
@@ -82,12 +158,18 @@ class SageAligner(nn.Module):
         text_ids_B: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns this rank's share of beta CE + (1 - beta) HS (equation 5), and its parts, detached.
+        """Returns this rank's share of beta CE + (1 - beta) HS (equation 5) and the added terms, and its parts,
+        detached.
 
-        Shares sum to the loss of the whole batch over the ranks of `group`; so do `loss_embedding` and `loss_hidden`.
+        Shares sum to the loss of the whole batch over the ranks of `group`; so do the parts named loss_*.
         """
-        tokens_ND, hidden_ND = self.encode(video)
-        return self.loss(tokens_ND, hidden_ND, video.clip_segments_B, text, text_ids_B, group)
+        counts = self.term_counts(video, text, group)
+        tokens_ND, hidden_ND, terms = self.encode_with_terms(video, text, counts)
+        share, parts = self.loss(tokens_ND, hidden_ND, video.clip_segments_B, text, text_ids_B, group)
+        for name, term in terms.items():
+            share = share + self.term_weights[name] * term
+            parts[f"loss_{name}"] = term.detach()
+        return share, parts
 
     def loss(
         self,
@@ -97,26 +179,30 @@ class SageAligner(nn.Module):
         text: TextTargets,
         text_ids_B: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
-        log_scales: tuple[Tensor, Tensor] | None = None,
+        logit_parameters: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns `forward` from the outputs of `encode`; `log_scales`, each (1,), replace the model's own two."""
-        beta = self.beta
-        own = (self.log_scale_embedding, self.log_scale_hidden) if log_scales is None else log_scales
-        scale_embedding, scale_hidden = (log_scale.exp() for log_scale in own)
-        # Both scales and both outputs stay in the graph at any beta: ZeRO waits for every parameter's gradient.
-        share = (scale_embedding * 0).sum() + (scale_hidden * 0).sum() + tokens_ND.sum() * 0
-        parts = {"scale_embedding": scale_embedding.detach()[0], "scale_hidden": scale_hidden.detach()[0]}
-        levels = [("loss_embedding", beta, tokens_ND, text.embeddings_MD, scale_embedding)]
+        """Returns `forward` without the added terms, from the outputs of `encode`; `logit_parameters` replace the
+        model's own."""
+        beta, values = self.beta, self.logit_values(logit_parameters)
+        named = {f"{kind}_{level}": v for level, kinds in values.items() for kind, v in kinds.items()}
+        parts = {name: value.detach()[0] for name, value in named.items()}
+        # All numbers and outputs stay in the graph at any beta: ZeRO waits for every parameter's gradient.
+        share = torch.cat([value * 0 for value in named.values()]).sum() + tokens_ND.sum() * 0
+        levels = [("embedding", beta, tokens_ND, "embeddings_MD")]
         if hidden_ND is not None:
             share = share + hidden_ND.sum() * 0
-            levels.append(("loss_hidden", 1 - beta, hidden_ND, text.hidden_MD, scale_hidden))
-        for name, weight, visual_ND, text_MD, scale in levels:
+            levels.append(("hidden", 1 - beta, hidden_ND, "hidden_MD"))
+        for level, weight, visual_ND, side in levels:
             if weight == 0:
                 continue
+            options: dict[str, Any] = dict(values[level])
+            if text.view is not None:
+                options["view"] = getattr(text.view, side), text.view.lengths_B
             part = self.objective.share(
-                visual_ND, text_MD, clip_segments_B, text.lengths_B, scale, text_ids_B, group
-            )
-            parts[name] = part.detach()
+                visual_ND, getattr(text, side), clip_segments_B, text.lengths_B, text_ids_B=text_ids_B, group=group,
+                **options,
+            )  # fmt: skip
+            parts[f"loss_{level}"] = part.detach()
             share = share + weight * part
         return share, parts
 

@@ -44,7 +44,9 @@ class VisualOperations:
         frames = recipe.vision.kind == "frames"
         width = encoder_width(model.backbone) if frames else model.feature_dim
         token = 2 * D * (model.token_dim + (model.mapper_blocks - 1) * D) if model.mapper_blocks else 0
-        token += model.context_layers * (8 * D * D + 4 * D * feed)
+        # At beta=1 no level reads the context encoder, and stage 1 skips it.
+        layers = model.context_layers if recipe.clcl.beta < 1 or recipe.clcl.sentence else 0
+        token += layers * (8 * D * D + 4 * D * feed)
         frame = 2 * model.conv_kernel * width * model.token_dim
         backbone = frame_operations(recipe) if frames else (0.0, 0.0)
         strided = model.pooling == "first"
@@ -88,7 +90,7 @@ class StepOperations:
         """Returns the operations of forward and backward of the global batch, over all ranks."""
         visual = self._visual.trained(size.frames, size.visual_tokens)
         if self._first:
-            levels = 1 + (self._recipe.model.context_layers > 0 and self._beta < 1)
+            levels = 1 + (self._recipe.model.context_layers > 0 and 0 < self._beta < 1)
             pairs = size.visual_tokens * size.text_tokens
             return visual + levels * LOSS_OPERATIONS * pairs * self._language.d_model
         if self._frozen == "visual":

@@ -89,7 +89,7 @@ def clip_cost(
     """
     language = copy(language or language_model_config(recipe))
     model, features = recipe.model, recipe.vision.kind == "features"
-    layers = model.context_layers if context else 0
+    layers = model.context_layers if context and (recipe.clcl.beta < 1 or recipe.clcl.sentence) else 0
     language.encoder_layers = language.decoder_layers = 1  # they are not measured here
     plain = replace(
         recipe,
@@ -151,7 +151,7 @@ class Stage1:
         self.clip, self.ranks = clip, ranks
         self.cost = clip_cost(recipe, clip, bf16)
         self.width = language_model_config(recipe).d_model
-        self.levels = 2 if recipe.model.context_layers and recipe.clcl.beta < 1 else 1
+        self.levels = 2 if recipe.model.context_layers and 0 < recipe.clcl.beta < 1 else 1
         self._chunk_frames = recipe.pretrain.chunk_frames
         parts = describe(recipe)
         # The frozen text side is about half of the language model, whole on every rank.

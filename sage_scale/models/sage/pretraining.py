@@ -14,11 +14,12 @@ import torch
 from sage_scale.config import Recipe
 from sage_scale.evaluation.stage1_scores import tiled_retrieval
 from sage_scale.losses import objective_of
+from sage_scale.losses.cico import swapped_words
 from sage_scale.losses.collectives import gather_counts, gather_rows
 from sage_scale.losses.ring import sum_over_ranks
 from sage_scale.models.sage import export
 from sage_scale.models.sage.embedding_cache import EmbeddingCache, run_task
-from sage_scale.models.sage.mbart import TextEncoder, load_language_model
+from sage_scale.models.sage.mbart import TextEncoder, TextTargets, load_language_model, make_labels
 from sage_scale.models.sage.model import SageAligner
 from sage_scale.models.sage.operations import StepOperations
 from sage_scale.nn.frame_encoder import check_frame_encoder
@@ -49,8 +50,9 @@ class AlignmentTask(Task):
         self.language_model, self.tokenizer = load_language_model(language_folder)
         self.model: SageAligner = SageAligner(recipe, self.language_model)
         self.text = TextEncoder(
-            self.language_model, self.tokenizer, cache_bytes=self.stage.text_cache_mb * 1_000_000
-        )
+            self.language_model, self.tokenizer, cache_bytes=self.stage.text_cache_mb * 1_000_000,
+            hidden=recipe.clcl.beta < 1,
+        )  # fmt: skip
         self.text.to(ranks.device)
         self.forward = run_task
         self.frozen = [language_folder]
@@ -68,6 +70,11 @@ class AlignmentTask(Task):
         device = self.engine.ranks.device
         texts, languages = alignment_texts(self.recipe, batch.metas)
         targets = self.text.encode(texts, languages, device)
+        if self.model.objective.second_view and batch.video.clip_seeds_B is not None:
+            views = swapped_words(texts, batch.video.clip_seeds_B.tolist())
+            targets = replace(targets, view=self.text.encode(views, languages, device))
+        if self.recipe.clcl.sentence:
+            targets = self.with_sentences(targets, batch.metas)
         ids = text_ids(texts, device)
         clips, repeated = repeated_texts(ids)
         micro = self.stage.micro_batch
@@ -81,9 +88,16 @@ class AlignmentTask(Task):
         figures = {"loss": float(share.detach()), "same_text_share": repeated / max(sum(clips), 1)}
         figures |= video_sizes(batch) | {"text_tokens": float(targets.lengths_B.sum())}
         for name, value in parts.items():
-            # Losses are shares and add up; scales are the same on every rank and are counted once.
-            figures[name] = float(value) * (first if name.startswith("scale") else 1.0)
+            # Losses are shares and add up; scales and biases are the same on every rank and are counted once.
+            figures[name] = float(value) * (1.0 if name.startswith("loss") else first)
         return figures
+
+    def with_sentences(self, targets: TextTargets, metas: Sequence[dict[str, Any]]) -> TextTargets:
+        """Returns the targets with the clips' sentences as labels."""
+        longest = self.language_model.config.max_position_embeddings - 2
+        sentences, languages = ([meta[key] for meta in metas] for key in ("sentence", "language"))
+        labels_BL, inputs_BL = make_labels(self.tokenizer, sentences, languages, longest)
+        return replace(targets, labels_BL=labels_BL, inputs_BL=inputs_BL).to(targets.lengths_B.device)
 
     def evaluate(self, step: int) -> tuple[dict[str, float], float]:
         return dev_figures(self.recipe, self.engine, self.text, self.datasets, "dev")
@@ -174,20 +188,25 @@ def dev_figures(
     objective = objective_of(replace(recipe.clcl, implementation="auto"))
     figures: dict[str, float] = {"clips": clips}
     total = 0.0
-    levels = [("embedding", ("visual", visual), ("embeddings", embeddings), recipe.clcl.beta)]
-    if hidden and recipe.clcl.beta < 1:
-        levels.append(("hidden", ("hidden", hidden), ("states", states), 1 - recipe.clcl.beta))
+    beta, values = recipe.clcl.beta, engine.evaluation_model.logit_values()
+    levels = [
+        ("embedding", ("visual", visual), ("embeddings", embeddings), beta),
+        ("hidden", ("hidden", hidden), ("states", states), 1 - beta),
+    ]
+    levels = [level for level in levels if level[3] > 0]
     # Repeated texts are negatives on dev, whatever `clcl.same_text`.
     ids_B = torch.arange(len(rows), device=device) * len(every) + engine.ranks.rank
     for name, of_visual, of_text, weight in levels:
         (visual_ND, n_B), (text_MD, m_B) = (_packed(rows, *side) for side in (of_visual, of_text))
-        scale = getattr(engine.evaluation_model, f"log_scale_{name}").detach().double().exp()
+        numbers = {kind: value.detach().double() for kind, value in values[name].items()}
         exact_ND, exact_MD = (tokens.to(device, torch.float64) for tokens in (visual_ND, text_MD))
-        share = objective.share(exact_ND, exact_MD, n_B.to(device), m_B.to(device), scale, ids_B)
+        share = objective.share(
+            exact_ND, exact_MD, n_B.to(device), m_B.to(device), text_ids_B=ids_B, **numbers
+        )
         loss = float(sum_over_ranks(share, None))
         figures[f"loss_{name}"] = loss
         total += weight * loss
-        if name == "embedding":
+        if name == levels[0][0]:  # embeddings, unless beta=0 does not train them
             figures |= tiled_retrieval(objective, visual_ND, text_MD, n_B.tolist(), m_B.tolist(), device)
     return {"loss": total, **figures}, -total
 
@@ -217,10 +236,12 @@ def write_alignment(
     batch = first_batch(recipe, data, "dev", clips)
     texts, languages = alignment_texts(recipe, batch.metas)
     with engine.precision():
-        tokens, _ = engine.evaluation_model.encode(batch.video.to(engine.ranks.device))
+        tokens, hidden = engine.evaluation_model.encode(batch.video.to(engine.ranks.device))
     targets = text.encode(texts, languages, engine.ranks.device)
-    visual = torch.nn.functional.normalize(tokens.float(), dim=-1).cpu()
-    lexical = torch.nn.functional.normalize(targets.embeddings_MD.float(), dim=-1).cpu()
+    sides = (tokens, targets.embeddings_MD)
+    if recipe.clcl.beta == 0:  # the embeddings are not aligned
+        sides = (hidden, targets.hidden_MD)
+    visual, lexical = (torch.nn.functional.normalize(side.float(), dim=-1).cpu() for side in sides)
     visual_parts = visual.split(batch.video.clip_segments_B.tolist())
     lexical_parts = lexical.split(targets.lengths_B.tolist())
     rows = []

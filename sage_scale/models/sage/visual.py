@@ -45,9 +45,21 @@ class VisualEncoder(FrameFeatures):
     def tokens(self, features_FC: Tensor, video: PackedVideo) -> Tensor:
         """Returns tokens (N, token_dim) of the features (F, C) of `pooled_frames`: temporal convolution, BatchNorm,
         ReLU, and the pooling of each segment's frames."""
+        return self._pooled(self._frame_vectors(features_FC, video), video)
+
+    def with_frames(self, video: PackedVideo) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns a vector a frame of `pooled_frames` (F, token_dim), the number of these frames in each clip (B,), and
+        `forward`, which pools them."""
+        video = self.pooled_frames(video)
+        x_FD = self._frame_vectors(self.frame_features(video), video)
+        return x_FD, video.clip_frames_B(), self._pooled(x_FD, video)
+
+    def _frame_vectors(self, features_FC: Tensor, video: PackedVideo) -> Tensor:
+        runs = video.segment_frames_N if self.pooling == "mean" else video.clip_frames_B()
+        return torch.relu(self.norm(self.temporal(features_FC, runs)))
+
+    def _pooled(self, x_FD: Tensor, video: PackedVideo) -> Tensor:
         frames_N = video.segment_frames_N
-        runs = frames_N if self.pooling == "mean" else video.clip_frames_B()
-        x_FD = torch.relu(self.norm(self.temporal(features_FC, runs)))
         if self.pooling == "window":
             rows_R, frames_N = window_frames(video, self.margin)
             x_FD = x_FD[rows_R]
