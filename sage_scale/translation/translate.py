@@ -90,6 +90,10 @@ class VideoTranslator:
         """
         self.device = choose_device(device)
         self.model, self.tokenizer, trained = load_translator(run, self.device)
+        if trained.finetune.glosses:
+            raise UsageError(
+                f"{run} was trained to read glosses (finetune.glosses), a ceiling: it translates no video"
+            )
         self.recipe = override(trained, overrides)
         if self.recipe.segmentation.tagger == "auto":
             self.recipe = with_tagger(self.recipe, trained.segmentation.tagger)

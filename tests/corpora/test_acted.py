@@ -281,6 +281,12 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(
     assert len(calls) == 100 + 36 - 7
 
 
+@pytest.mark.system
+def test_two_processes_make_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    make_acted(read_gloss_tables([SAMPLE], "de"), tmp_path, videos=False, workers=2)
+    assert files(tmp_path) == files(made)
+
+
 def test_folders_of_others_and_full_disks_are_one_line(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

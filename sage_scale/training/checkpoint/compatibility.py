@@ -28,7 +28,7 @@ BREAKING_KEYS = (
 )
 """Keys of the model, the objective and the training clips: changing them, or the model's own
 (`ModelSpec.breaking_keys`), makes a checkpoint non-resumable."""
-BREAKING_STAGE_KEYS = ("optimizer", "freeze", "init")
+BREAKING_STAGE_KEYS = ("optimizer", "freeze", "init", "glosses")
 """Breaking keys among those of the stage itself."""
 IGNORED_KEYS = (
     "name", "evaluation.", "precompute.", "stream.cache", "stream.workers", "stream.memory", "stream.warn",
