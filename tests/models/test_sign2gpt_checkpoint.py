@@ -16,6 +16,7 @@ from sage_scale.config import load_recipe
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.checkpoint import load_adapters, save_adapters
 from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
+from sage_scale.models.sign2gpt.export import load_translator, save_translator
 from sage_scale.models.sign2gpt.merge import save_merged
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator
 
@@ -48,6 +49,20 @@ def test_stored_is_what_trains_and_its_statistics_and_it_loads_onto_the_base(tmp
     assert not torch.equal(loss(fresh), loss(model))
     load_adapters(fresh, tmp_path)
     assert torch.equal(loss(fresh), loss(model))
+
+
+def test_an_export_holds_the_run_s_language_model_also_where_runs_share_one_by_a_link(tmp_path):
+    made, language = recipe(), tmp_path / "shared"
+    language_model("xglm").save_pretrained(language)
+    xglm_tokenizer().save_pretrained(language)
+    (tmp_path / "run").mkdir()
+    link = tmp_path / "run" / "language_model"
+    link.symlink_to(language, target_is_directory=True)
+    model = Sign2GptTranslator(made, load_causal_model(link)[0])
+    save_translator(model, xglm_tokenizer(), made, tmp_path / "run" / "model", link)
+    held = tmp_path / "run" / "model" / "language_model"
+    assert not held.is_symlink() and (held / "model.safetensors").is_file()
+    load_translator(tmp_path / "run" / "model", made)
 
 
 def test_the_same_base_in_bfloat16_is_the_same_base(tmp_path):

@@ -48,7 +48,7 @@ def save_translator(
         if recipe.model.sign2gpt.language_lr_scale:
             plain_model(model.decoder.language_model, merged=False).save_pretrained(partial / LANGUAGE)
             tokenizer.save_pretrained(partial / LANGUAGE)
-        elif isinstance(language, Path) and language.resolve().parent == folder.resolve().parent:
+        elif isinstance(language, Path) and language.absolute().parent == folder.absolute().parent:
             shutil.copytree(language, partial / LANGUAGE)
         if unsaved := unsaved_frozen_weights(model, recipe):
             save_tensors(unsaved, partial / FROZEN)
