@@ -43,7 +43,7 @@ def curves(record: RunRecord) -> list[dict[str, Any]]:
     """Returns training curves of both stages, with their jobs."""
     found = []
     for stage, log in record.logs.items():
-        steps = int(log.steps[-1]["step"]) if log.steps else 0
+        steps = log.steps[-1] if log.steps else 0
         notes = [f"{steps:,} steps"] if steps else []
         if (epochs := log.last("epoch")) is not None:
             notes.append(f"{epochs:.1f} epochs")
@@ -92,14 +92,12 @@ def _points(log: StageLog, key: str) -> list[tuple[float, float]]:
 
 def _waiting(log: StageLog) -> list[tuple[float, float]]:
     """Returns (step, percent): a step's time is its clips over its rate."""
-    found = []
-    for row in log.steps:
-        values = [row.get(key) for key in ("wait_s", "clips", "samples_per_s")]
-        if all(number(value) for value in values):
-            wait, count, rate = (float(value) for value in values if value is not None)
-            if count > 0 and rate > 0:
-                found.append((float(row["step"]), 100 * min(wait * rate / count, 1.0)))
-    return found
+    wait, clips, rate = (dict(log.curve(key)) for key in ("wait_s", "clips", "samples_per_s"))
+    return [
+        (step, 100 * min(seconds * rate[step] / clips[step], 1.0))
+        for step, seconds in wait.items()
+        if clips.get(step, 0) > 0 and rate.get(step, 0) > 0
+    ]
 
 
 def _key(line: Line, alone: bool) -> tuple[int, str]:

@@ -15,7 +15,8 @@ timing.json                    [{"stage", "seconds", "memory_mb", "note"}]; the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,12 @@ from sage_scale.untrusted.yaml_values import InvalidYAML, parse_yaml
 
 @dataclass(frozen=True, kw_only=True)
 class StageLog:
-    """Log of one training stage, each step once, in order."""
+    """Log of one training stage, each step once, in order. Numbers are kept by column: 40 long runs fit in memory."""
 
-    steps: list[dict[str, Any]]
-    """Rows of the event `step`."""
+    steps: Sequence[int]
+    """Steps of the event `step`."""
+    columns: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """By key: a value a step, NaN where it is no finite number."""
     dev: list[dict[str, Any]]
     """Rows of the event `dev`."""
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -46,8 +49,10 @@ class StageLog:
 
     def curve(self, key: str, event: str = "step") -> list[tuple[float, float]]:
         """Returns (step, value) wherever `key` was logged as a finite number."""
-        rows = self.dev if event == "dev" else self.steps
-        return [(float(row["step"]), float(row[key])) for row in rows if number(row.get(key))]
+        if event == "dev":
+            return [(float(row["step"]), float(row[key])) for row in self.dev if number(row.get(key))]
+        pairs = zip(self.steps, self.columns.get(key, ()), strict=False)
+        return [(float(step), value) for step, value in pairs if math.isfinite(value)]
 
     def of_event(self, name: str) -> list[dict[str, Any]]:
         """Returns rows of one of the other events, in the order of the log."""
@@ -185,7 +190,7 @@ def read_run(folder: str | Path) -> RunRecord:
 
 def read_log(path: Path) -> StageLog:
     """Returns a stage's log. Steps that a resumed run trained again count once, as they were trained last."""
-    steps: dict[int, dict[str, Any]] = {}
+    steps = _Steps()
     dev: dict[int, dict[str, Any]] = {}
     events: list[dict[str, Any]] = []
     unread = 0
@@ -195,39 +200,69 @@ def read_log(path: Path) -> StageLog:
             unread += row is None
             continue
         if row.get("event") == "step":
-            steps[step] = row
+            steps.put(step, row)
         elif row.get("event") == "dev":
             dev[step] = row
         else:
             events.append(row)
     return StageLog(
-        steps=[steps[s] for s in sorted(steps)],
+        steps=sorted(steps.places),
+        columns=steps.columns(),
         dev=[dev[s] for s in sorted(dev)],
         events=events,
         unread=unread,
     )
 
 
-def _lines(path: Path) -> list[dict[str, Any] | None]:
-    """Returns JSON objects of a JSON Lines file; None for a line that is none."""
-    found: list[dict[str, Any] | None] = []
+class _Steps:
+    """Rows of the event `step` as columns of numbers, while they are read."""
+
+    def __init__(self) -> None:
+        self.places: dict[int, int] = {}
+        """Position in the columns by step."""
+        self._columns: dict[str, array[float]] = {}
+
+    def put(self, step: int, row: Mapping[str, Any]) -> None:
+        """Adds a row, in place of an older one of that step."""
+        if step in self.places:
+            for column in self._columns.values():
+                if self.places[step] < len(column):
+                    column[self.places[step]] = math.nan
+        place = self.places.setdefault(step, len(self.places))
+        for key, value in row.items():
+            if number(value):
+                column = self._columns.setdefault(key, array("d"))
+                column.extend([math.nan] * (place + 1 - len(column)))
+                column[place] = value
+
+    def columns(self) -> dict[str, Sequence[float]]:
+        """Returns the columns in the order of the steps."""
+        order = [self.places[step] for step in sorted(self.places)]
+        return {
+            key: array("d", (column[place] if place < len(column) else math.nan for place in order))
+            for key, column in self._columns.items()
+        }
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yields the JSON objects of a JSON Lines file; None for a line that is none."""
     try:
         data = read_bytes(path)
     except OSError:
-        return [None]
+        yield None
+        return
     for line in data.split(b"\n"):
         if line.strip():
             try:
-                found.append(parse_json_object(line))
+                yield parse_json_object(line)
             except InvalidJSON:
-                found.append(None)
-    return found
+                yield None
 
 
 def _predictions(folder: Path, missing: list[tuple[str, str]]) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for path in sorted(folder.glob("*.jsonl")):
-        lines = _lines(path)
+        lines = list(_lines(path))
         rows = [row for row in lines if row and "hypothesis" in row and "reference" in row]
         if rows:
             found[path.stem] = rows

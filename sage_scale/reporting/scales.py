@@ -76,8 +76,7 @@ def courses(record: RunRecord, log: StageLog) -> list[Course]:
 
 def keys_of(log: StageLog, kind: str) -> list[str]:
     """Returns the logged keys of a kind that have a number."""
-    keys = {key for row in (*log.steps[:1], *log.steps[-1:]) for key in row}
-    wanted = [key for key in keys if key == kind or key.startswith(f"{kind}_")]
+    wanted = [key for key in log.columns if key == kind or key.startswith(f"{kind}_")]
     return [key for key in sorted(wanted) if log.curve(key)]
 
 
