@@ -127,19 +127,20 @@ def report(
         on_this_machine(out, "a page")
     if as_json and out is not None:
         raise UsageError("--json prints to the terminal and writes no page: leave --out away")
-    if as_json:
-        from sage_scale.reporting.comparison_json import compared
-
-        with Progress("tests of differences") as progress:
-            found = compared(runs, progress)
-        echo_json(found, indent=1)
-    elif len(runs) > 1:
-        from sage_scale.reporting.comparison import write_comparison
-
-        with Progress("tests of differences") as progress:
-            page = write_comparison(runs, out, progress)
-        echo(page)
-    else:
+    if len(runs) == 1 and not as_json:
         from sage_scale.reporting.page import write_report
 
         echo(write_report(runs[0], out))
+        return
+    from sage_scale.reporting.comparison import write_comparison
+    from sage_scale.reporting.comparison_json import compared
+    from sage_scale.reporting.runlog import read_runs
+
+    with Progress("runs read") as reading:
+        records = read_runs(runs, reading)
+    with Progress("tests of differences") as testing:
+        found = compared(records, testing) if as_json else write_comparison(records, out, testing)
+    if as_json:
+        echo_json(found, indent=1)
+    else:
+        echo(found)

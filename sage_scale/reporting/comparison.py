@@ -19,7 +19,7 @@ from sage_scale.reporting.group_curves import charts, legend
 from sage_scale.reporting.group_scores import TESTED, SetScores, set_scores
 from sage_scale.reporting.groups import Group, differing, grouped, seeds_of, varying_seeds
 from sage_scale.reporting.page import Missing, document, html, readable, write_page
-from sage_scale.reporting.runlog import RunRecord, read_run
+from sage_scale.reporting.runlog import RunRecord, read_runs
 from sage_scale.reporting.score_tables import controls, score_tables
 from sage_scale.reporting.score_values import METRICS
 from sage_scale.reporting.side_by_side import fairness, side_by_side
@@ -32,7 +32,7 @@ TEMPLATE = "reporting/templates/comparison.html"
 
 
 def write_comparison(
-    runs: Sequence[str | Path],
+    runs: Sequence[str | Path | RunRecord],
     out: str | Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
@@ -41,7 +41,7 @@ def write_comparison(
     `progress` is told the tests done and in all. Raises UsageError where one of them is no run folder, StorageError
     where the page cannot be written.
     """
-    records = [read_run(run) for run in runs]
+    records = read_runs(runs)
     groups = grouped(records)
     if sum(len(group.records) for group in groups) < 2:
         raise UsageError("a comparison needs two runs or more")

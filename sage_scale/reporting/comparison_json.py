@@ -10,19 +10,19 @@ from sage_scale.evaluation.significance import Interval, Spread
 from sage_scale.reporting import scales
 from sage_scale.reporting.group_scores import TESTED, Comparison, GroupScore, SetScores, set_scores
 from sage_scale.reporting.groups import Group, differing, grouped, seeds_of
-from sage_scale.reporting.runlog import read_run
+from sage_scale.reporting.runlog import RunRecord, read_runs
 from sage_scale.reporting.side_by_side import budget
 
 
 def compared(
-    runs: Sequence[str | Path], progress: Callable[[int, int], None] = lambda done, total: None
+    runs: Sequence[str | Path | RunRecord], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
     """Returns `groups` (runs, seeds, values of the differing keys) and `scores` by set: of each group mean, deviation
     and interval by metric, of each run its scores, and the `tests` of differences.
 
     Raises UsageError where one of `runs` is no run folder.
     """
-    groups = grouped([read_run(run) for run in runs])
+    groups = grouped(read_runs(runs))
     keys = differing(groups)
     described = [
         _group(group, {key: values[at] for key, values in keys.items()}) for at, group in enumerate(groups)

@@ -188,6 +188,17 @@ def read_run(folder: str | Path) -> RunRecord:
     return record
 
 
+def read_runs(
+    runs: Sequence[str | Path | RunRecord], progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[RunRecord]:
+    """Returns the records of runs, as `read_run`; a record is itself. `progress` is told the runs read and in all."""
+    records = []
+    for run in runs:
+        records.append(run if isinstance(run, RunRecord) else read_run(run))
+        progress(len(records), len(runs))
+    return records
+
+
 def read_log(path: Path) -> StageLog:
     """Returns a stage's log. Steps that a resumed run trained again count once, as they were trained last."""
     steps = _Steps()
