@@ -12,7 +12,7 @@ from factories.sign2gpt import language_model, moved, recipe, video, xglm_tokeni
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Dinov2Model
 
-from sage_scale.config import load_recipe
+from sage_scale.config import load_recipe, override
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.checkpoint import load_adapters, save_adapters
 from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
@@ -63,6 +63,9 @@ def test_an_export_holds_the_run_s_language_model_also_where_runs_share_one_by_a
     held = tmp_path / "run" / "model" / "language_model"
     assert not held.is_symlink() and (held / "model.safetensors").is_file()
     load_translator(tmp_path / "run" / "model", made)
+    held.rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"model/language_model is missing.*copy the whole export"):
+        load_translator(tmp_path / "run" / "model", override(made, ["model.language_model="]))
 
 
 def test_the_same_base_in_bfloat16_is_the_same_base(tmp_path):

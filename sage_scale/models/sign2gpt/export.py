@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from sage_scale.config import Recipe, override, to_yaml
+from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.checkpoint import (
     TENSORS,
     load_adapters,
@@ -65,6 +66,10 @@ def load_translator(
     recipe = override(recipe, [*vit_beside(path), *encoder_beside(path)])
     own = path / LANGUAGE
     language = own if own.is_dir() else recipe.model.language_model
+    if not language:
+        raise CheckpointError(
+            f"{own} is missing, and the recipe names no language model: copy the whole export"
+        )
     language_model, tokenizer = load_causal_model(language, recipe.model.sign2gpt.language_dtype)
     model = Sign2GptTranslator(recipe, language_model)
     if (path / FROZEN).is_file():
