@@ -148,7 +148,7 @@ def test_controls_and_groups_of_clips_are_means_over_runs(tmp_path):
         entry["alignment"] = {"accuracy": 40.0 + number, "chance": 12.0, "scored": 10}
         (run / "scores.json").write_text(json.dumps({"test": entry}))
     text = Page(write_comparison(runs).read_text()).text
-    assert "BLEU-4 on test by language, signer" in text and "mean over languages" in text and "25.50" in text
+    assert "BLEU-4 on test, by language, signer" in text and "mean over languages" in text and "25.50" in text
     assert "10.50" in text and "20.50" in text and "12.00" in text
     assert "tokens with their sign's pseudo-gloss, test, %" in text and "40.5" in text
     controls = text[text.index("A translator must beat") :]
