@@ -47,6 +47,8 @@ def make(
     """Render the synthetic corpus into --root: videos, sentences and gold files; the same seed, the same
     bytes."""
     chosen = _recipe(recipe, corpus, root, overrides)
+    if chosen.corpus.name == "acted":
+        raise UsageError("acted text is made from a table: sage-scale corpus act --table TABLE --root PATH")
     if chosen.corpus.name != "synthetic":
         raise UsageError(
             f"only the synthetic corpus is made; {chosen.corpus.name} is downloaded from its publisher"

@@ -152,6 +152,10 @@ def test_columns_have_many_names_and_any_delimiter(tmp_path: Path) -> None:
         row.language == "de" and read_gloss_tables([tmp_path / "d.jsonl"], "de").rows[0].language == "zh-CN"
     )
     assert read_gloss_tables([tmp_path / "b.dev.tsv"], "de").rows[0].frames == 60
+    (tmp_path / "f.csv").write_text("id,glosses,sentence\nx,GRU\u0308N GR\u00dcN,x\n", encoding="utf-8")
+    assert len(read_gloss_tables([tmp_path / "f.csv"], "de").glosses) == 1, (
+        "a letter and its mark, and both as one"
+    )
 
 
 def test_a_bad_row_is_named_and_the_others_are_kept(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import csv
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,8 @@ def _sentence(values: Mapping[str, Any], file: str, language: str) -> GlossedSen
     glosses = given.split() if isinstance(given, str) else [] if given is None else given
     require(isinstance(glosses, list) and all(isinstance(gloss, str) for gloss in glosses), "bad-row",
             "glosses are neither text nor a list of words")  # fmt: skip
-    glosses = [" ".join(gloss.split()) for gloss in glosses if gloss.strip()]
+    # In NFC: macOS stores letters and marks apart, and a gloss has one sign however its umlauts are stored.
+    glosses = [unicodedata.normalize("NFC", " ".join(gloss.split())) for gloss in glosses if gloss.strip()]
     require(glosses, "no-glosses")
     require(len(glosses) <= MAX_GLOSSES, "bad-row", f"{len(glosses):,} glosses, more than {MAX_GLOSSES}")
     for gloss in glosses:
