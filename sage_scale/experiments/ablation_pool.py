@@ -127,7 +127,7 @@ class RayPool:
 def ray_pool(recipe: Recipe, runs: int) -> Iterator[RayPool]:
     """Yields processes for so many runs on the cluster that the recipe's `precompute.address` names, or on this
     machine."""
-    with sigterm_as_interrupt(), ray_session(recipe):
+    with ray_session(recipe), sigterm_as_interrupt():  # Ray sets a handler of its own when it starts
         pool = RayPool(recipe, runs)
         try:
             yield pool

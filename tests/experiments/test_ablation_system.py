@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,18 +36,27 @@ cells:
 """
 
 
+def ended(command: list[str], number: int, when: Callable[[], bool], log: Path) -> int:
+    """Exit code of a command that got a signal as soon as `when` was true."""
+    with log.open("w") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        while not when() and child.poll() is None:
+            time.sleep(0.05)
+        (os.killpg if number == signal.SIGKILL else os.kill)(child.pid, number)
+        return child.wait()
+
+
 def test_a_killed_table_goes_on_with_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(TABLE)
     command = sage("ablate", tmp_path / "two.yaml", "--seeds", 2, "--home", tmp_path / "home", *SMALL)
     rows = tmp_path / "home" / "rows" / "two"
-    with (tmp_path / "first").open("w") as log:
-        first = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        while not list(rows.glob("*.json")) and first.poll() is None:
-            time.sleep(0.05)
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+    assert (
+        ended(command, signal.SIGTERM, lambda: (tmp_path / "home/language").is_dir(), tmp_path / "first")
+        == 130
+    )
+    ended(command, signal.SIGKILL, lambda: bool(list(rows.glob("*.json"))), tmp_path / "second")
     before = {path.name: path.read_bytes() for path in rows.glob("*.json")}
-    assert before and len(before) < 4, (tmp_path / "first").read_text()
+    assert before and len(before) < 4, (tmp_path / "second").read_text()
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "failed: broken, seed 1: pretrain: " in done.stderr, done.stderr
