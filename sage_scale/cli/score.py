@@ -74,7 +74,9 @@ def score(
             )
         echo(line)
     if against:
-        echo(f"  second figure: {against}; paired bootstrap over sentences, 95% intervals")
+        echo(
+            f"  second figure: {against}; 95% intervals by bootstrap over sentences, p by approximate randomisation"
+        )
 
 
 def _check_length(file: Path, ours: Sequence[str], references: Sequence[str]) -> None:

@@ -50,18 +50,27 @@ def test_an_interval_is_sacrebleus(metric, theirs):
 
 @pytest.mark.parametrize("share", [0.6, 0.63, 0.7])
 def test_a_paired_test_is_sacrebleus(share, monkeypatch):
-    monkeypatch.setattr(significance, "_CHUNK", 3000)  # in pieces, as of a large set
+    monkeypatch.setattr(significance, "_CHUNK", 7000)  # in pieces, as of a large set
     a, references = texts(2, 70)
     b, _ = texts(2, 70, share)
-    tested = SacrebleusTest(
-        [("a", a), ("b", b)], {"BLEU": BLEU(force=True), "chrF": CHRF()}, [references], "bs", 300
-    )
-    _, wanted = tested()
+    metrics = {"BLEU": BLEU(force=True), "chrF": CHRF()}
+    _, wanted = SacrebleusTest([("a", a), ("b", b)], metrics, [references], "ar", significance.TRIALS)()
     for metric, name in (("bleu4", "BLEU"), ("chrf", "chrF2")):
         ours = paired_test(b, a, references, "de", metric, samples=300)
-        assert ours.p == pytest.approx(wanted[name][1].p_value if a != b else 1.0)
+        assert ours.p == pytest.approx(wanted[name][1].p_value if a != b else 1.0, abs=1e-9)
         assert ours.difference == pytest.approx(wanted[name][1].score - wanted[name][0].score)
         assert ours.low <= ours.difference <= ours.high
+
+
+def test_p_is_two_sided(monkeypatch):
+    """Of 60 pairs of equal translators, at most a share of 1 in 20 differs with p < 0.05."""
+    monkeypatch.setattr(significance, "TRIALS", 400)
+    found = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        one, other = (["a" if right else "b" for right in rng.random(50) < 0.5] for _ in range(2))
+        found += paired_test(one, other, ["a"] * 50, "de", "rouge_l", samples=10).p < 0.05
+    assert found <= 9  # P(more) < 0.002 at 5 %, 0.08 at 10 %, the rate of a one-sided p
 
 
 def test_every_figure_of_score_has_an_interval_and_a_preset_its_own():
@@ -135,7 +144,7 @@ def test_equal_runs_do_not_differ_and_much_better_ones_do():
     nothing = [["kein wort"] * 40] * 2
     better = paired_over_seeds([references, references], nothing, references, "de", samples=100)
     assert better.p < 0.01 and better.low > 50
-    assert paired_test(references, nothing[0], references, "de", samples=100).p == pytest.approx(1 / 101)
+    assert paired_test(references, nothing[0], references, "de", samples=100).p == pytest.approx(1 / 10_001)
     alone = paired_over_seeds(runs[:1], runs[1:], references, "de", "rouge_l", samples=300)
     assert alone.low < alone.difference < alone.high
     with pytest.raises(UsageError, match="2 and 1 seeds"):
