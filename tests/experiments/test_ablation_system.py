@@ -15,7 +15,7 @@ import pytest
 from sage_scale.cli import main
 from sage_scale.experiments.demo import sage
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 SMALL = [
     "corpus.train_clips=12", "corpus.dev_clips=4", "corpus.test_clips=1", "corpus.heldout_clips=1",
     "segmentation.tagger=uniform", "precompute.actors=1", "denoise.steps=4", "denoise.vocabulary=100",
