@@ -41,7 +41,7 @@ def act(
     not results on the corpus of the table.
     """
     from sage_scale.cli.corpus import _recipe
-    from sage_scale.corpora.acted import make_acted
+    from sage_scale.corpora.acted.corpus import make_acted
     from sage_scale.corpora.acted.table import read_gloss_tables
 
     corpus = _recipe(recipe, "acted", root, overrides).corpus

@@ -22,7 +22,7 @@ Adapter = Callable[[Corpus], Manifest]
 
 ADAPTERS: dict[str, str | Adapter] = {
     "synthetic": "sage_scale.corpora.synthetic:read_corpus",
-    "acted": "sage_scale.corpora.acted:read_corpus",
+    "acted": "sage_scale.corpora.acted.corpus:read_corpus",
     "phoenix14t": "sage_scale.corpora.phoenix14t:read_corpus",
     "csl_daily": "sage_scale.corpora.csl_daily:read_corpus",
     "how2sign": "sage_scale.corpora.how2sign:read_corpus",

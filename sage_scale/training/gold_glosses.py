@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.corpora.acted.table import read_gloss_tables
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
-from sage_scale.segmentation.label_files import clip_names
-from sage_scale.segmentation.precomputed import file_of
 from sage_scale.shards import Dataset, read_metadata
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import expanded, is_file, is_folder, read_bytes
@@ -29,6 +26,8 @@ class GoldGlosses:
         self._table: dict[str, Sequence[str]] | None = None
         self._texts: dict[str, str] = {}
         if is_file(self.path):
+            from sage_scale.corpora.acted.table import read_gloss_tables
+
             self._table = {row.id: row.glosses for row in read_gloss_tables([self.path], "und").rows}
         elif not is_folder(self.path):
             raise UsageError(f"finetune.glosses: there is no {shortened(self.path, 300)}")
@@ -42,6 +41,9 @@ class GoldGlosses:
         return self._texts[name]
 
     def _glosses(self, clip: Clip) -> Sequence[str]:
+        from sage_scale.segmentation.label_files import clip_names  # with PyAV, which training does without
+        from sage_scale.segmentation.precomputed import file_of
+
         if self._table is not None:
             names = clip_names(clip.id, clip.split)
             return next((self._table[name] for name in names if name in self._table), ())

@@ -19,7 +19,7 @@ from sage_scale import config
 from sage_scale.cli.main import app
 from sage_scale.config import from_mapping
 from sage_scale.corpora.acted import corpus as making
-from sage_scale.corpora.acted import make_acted
+from sage_scale.corpora.acted.corpus import make_acted
 from sage_scale.corpora.acted.signs import act, least_frames, sign_of, signer_of
 from sage_scale.corpora.acted.table import read_gloss_tables
 from sage_scale.corpora.registry import read_corpus
