@@ -130,7 +130,7 @@ def _caption(
             )
         signatures = _some(row["signature"] for row in rows if row["signature"])
         lines += [
-            f"scored clips: {_some(row['clips'] for row in rows)}; steps: {', '.join(shown)}; seeds: {seeds}",
+            f"scored clips: {_some(map(_clips, rows))}; steps: {', '.join(shown)}; seeds: {seeds}",
             f"tokeniser: {signatures or 'none, no text was scored'}",
             f"device: {_some(row['device'] for row in rows)}; CPU seconds a run: {_seconds(rows)}",
             f"dates: {_some(row['date'] for row in rows)}; versions: {_some(_versions(row) for row in rows)}",
@@ -138,6 +138,11 @@ def _caption(
     command = ["sage-scale", "ablate", given or table.name, "--seeds", str(seeds), *overrides]
     lines.append(f"command: {shlex.join(command)}")
     return lines
+
+
+def _clips(row: Row) -> int:
+    """Returns the clips of the scored split; without translations those of stage 1's scores."""
+    return row["clips"] or int(row["scores"].get("prototypes.clips", row["scores"].get("pretrain.clips", 0)))
 
 
 def _steps(rows: Sequence[Row], stage: str) -> list[str]:
