@@ -31,7 +31,6 @@ from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset, notice_note, read_metadata
 from sage_scale.streaming import Data, open_datasets
 from sage_scale.training import distributed
-from sage_scale.training.alignment_scores import alignment_scores, open_gold
 from sage_scale.training.decode import blank_video, first_batch, has_split, score_arguments, translate_split
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import load_translator
@@ -61,7 +60,11 @@ def run(
     """
     folder = Path(run_folder)
     scorers = dict(open_scorer(written) for written in metrics)
-    signs = open_gold(gold) if gold is not None else None
+    signs = None
+    if gold is not None:
+        from sage_scale.training.alignment_scores import open_gold  # with PyAV, which scores alone do without
+
+        signs = open_gold(gold)
     started = time.monotonic()
     datasets = open_datasets(data)
     if not has_split(datasets, split):
@@ -113,6 +116,8 @@ def run(
         result["taggers"] = values_of(map(recorded_keys, datasets)).get("segmentation.tagger", [])
     if signs is not None:
         try:
+            from sage_scale.training.alignment_scores import alignment_scores
+
             result["alignment"] = alignment_scores(folder, recipe, datasets, split, ranks, signs)
         except NoModel as missing:
             say(f"the alignment with gold signs is left out: {missing}")

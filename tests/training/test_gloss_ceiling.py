@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,11 @@ def test_clips_without_glosses_are_counted_and_none_at_all_is_refused(
         with pytest.raises(UsageError, match=r"finetune\.glosses"):
             train(home, "wrong", f"finetune.glosses={wrong}")
     assert not (home / "wrong" / "finetune").exists()
+
+
+def test_stages_and_scores_do_without_pyav() -> None:
+    code = "import sys, sage_scale.training.evaluate_run, sage_scale.models.sage.finetuning; print('av' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
 def test_a_language_model_without_glosses_is_refused(home: Path, tmp_path: Path) -> None:
