@@ -13,6 +13,7 @@ import typer
 
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
+from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.printer import echo, tell
 
 
@@ -46,14 +47,15 @@ def ablate(
     if list_tables:
         for name in [table] if table else ablation_table.table_names():
             found = ablation_table.load_table(name)
-            echo(f"{found.name}: {found.title} ({found.source})", *(f"  {cell.name}" for cell in found.cells))
+            source = f" ({found.source})" if found.source else ""
+            echo(f"{found.name}: {found.title}{source}", *(f"  {cell.name}" for cell in found.cells))
         return
     if not table:
         raise UsageError("which table? `sage-scale ablate --list` lists them")
     found = ablation_table.load_table(table, overrides or [])
     chosen = found.chosen(cells or [])
-    home = on_this_machine(home, "the folder of the runs")
-    rows = on_this_machine(rows, "the folder of the rows") if rows else home / "rows"
+    home = expanded(on_this_machine(home, "the folder of the runs"))
+    rows = expanded(on_this_machine(rows, "the folder of the rows")) if rows else home / "rows"
 
     import sys
 

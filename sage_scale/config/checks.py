@@ -29,7 +29,12 @@ _AT_MOST_ONE = {
     "gloss_noise", "glosses", "grey", "label_smoothing", "lora_dropout", "mask", "max_frequency",
     "max_reject_rate", "momentum", "recombined", "rotation_share", "single", "warmup", "warn_wait",
 }  # fmt: skip
-_BETWEEN = {"jpeg_quality": (1, 95), "zero_stage": (0, 3), "extractor_complexity": (0, 2)}
+_BETWEEN = {
+    "jpeg_quality": (1, 95),
+    "window_margin": (0, 10_000),
+    "zero_stage": (0, 3),
+    "extractor_complexity": (0, 2),
+}
 
 
 def check(recipe: Recipe) -> None:
@@ -53,6 +58,7 @@ def check(recipe: Recipe) -> None:
     need(c.beta == 1 or m.context_layers > 0, "model.context_layers=0 has no hidden states: set clcl.beta=1")
     _check_stage("pretrain", recipe.pretrain, need)
     _check_stage("finetune", recipe.finetune, need)
+    need(not recipe.pretrain.glosses, "pretrain.glosses: stage 2 alone reads glosses (finetune.glosses)")
     if m.kind in extension.checks:
         extension.checks[m.kind](recipe, need)
     silent = recipe.watch.contact_timeout_s

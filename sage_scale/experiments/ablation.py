@@ -5,6 +5,7 @@ HOME/shards/DIGEST/        one dataset for all cells and seeds that share its re
 HOME/language/DIGEST/      one language model for all runs: it is not what is compared
 HOME/TABLE/CELL-SEED/      run folders
 HOME/rows/                 rows and pages, unless `--rows` names a folder
+HOME/lock                  held while a call makes what its runs share
 
 A run whose row is stored is not repeated; a run that was interrupted goes on with its stage.
 """
@@ -21,9 +22,15 @@ from pathlib import Path
 from sage_scale.config import Recipe
 from sage_scale.config.reading import changed
 from sage_scale.errors import SageError
-from sage_scale.experiments.ablation_data import Corpora, identity_of, in_place, language_digest
+from sage_scale.experiments.ablation_data import (
+    Corpora,
+    alone_in,
+    identity_of,
+    in_place,
+    language_digest,
+)
 from sage_scale.experiments.ablation_pool import Finished, Pool, ray_pool
-from sage_scale.experiments.ablation_rows import Row, Rows, slug
+from sage_scale.experiments.ablation_rows import Row, Rows, check_writable, slug
 from sage_scale.experiments.ablation_run import LOG, Run, needs_language_model
 from sage_scale.experiments.ablation_table import Cell, Table
 from sage_scale.untrusted.display import duration, shortened
@@ -51,7 +58,7 @@ class Outcome:
     rows: dict[tuple[str, int], Row] = field(default_factory=dict)
     """Finished runs by cell and seed."""
     failed: dict[tuple[str, int], str] = field(default_factory=dict)
-    """Reasons of failures, with the log."""
+    """Reasons of failures, with the log where there is one."""
     left: int = 0
     """Runs that were not begun."""
 
@@ -78,23 +85,48 @@ class Ablation:
         self._took: list[float] = []
 
     def execute(self) -> Outcome:
-        """Makes the runs that have no row yet, seed by seed. Raises KeyboardInterrupt after a Ctrl-C."""
+        """Makes the runs of the cells that have no row yet, seed by seed; of the table's other cells, finished runs are
+        read. Raises SageError where no run can be prepared, KeyboardInterrupt after a Ctrl-C."""
         begun = time.monotonic()
         pending: list[tuple[Cell, int, Recipe, str]] = []
         for seed in range(self.seeds):
-            for cell in self.cells:
+            for cell in self.table.cells:
+                chosen = cell in self.cells
+                if not chosen and not self.rows.path(cell.name, seed).is_file():
+                    continue
                 recipe = self.table.recipe_of(cell, seed, self.overrides)
                 identity = identity_of(recipe, cell.stages, self.table.split, self._corpora.digest(recipe))
                 row = self.rows.find(cell.name, seed, identity, self._controls(cell))
                 if row is not None:
                     self.outcome.rows[cell.name, seed] = row
-                else:
+                elif chosen:
                     pending.append((cell, seed, recipe, identity))
         self.outcome.left = len(pending)
         if pending:
+            check_writable(self.home)
+            check_writable(self.rows.path("", 0).parent)
             with self.pool(pending[0][2], len(pending)) as pool:
-                self._make(pool, [self._run(*one) for one in pending], begun)
+                with alone_in(self.home):
+                    runs = self._prepared(pending)
+                    _make_language_models(pool, runs)
+                self._make(pool, runs, begun)
         return self.outcome
+
+    def _prepared(self, pending: Sequence[tuple[Cell, int, Recipe, str]]) -> list[Run]:
+        """Returns the runs with their corpora and datasets made. Runs of a cell that has none count as failed; where
+        this leaves no run, the first error is raised."""
+        runs, errors = [], dict[str, SageError]()
+        for cell, seed, recipe, identity in pending:
+            if cell.name not in errors:
+                try:
+                    runs.append(self._run(cell, seed, recipe, identity))
+                    continue
+                except SageError as error:
+                    errors[cell.name] = error
+            self.outcome.failed[cell.name, seed] = shortened(errors[cell.name], 300)
+        if not runs:
+            raise next(iter(errors.values()))
+        return runs
 
     def _run(self, cell: Cell, seed: int, recipe: Recipe, identity: str) -> Run:
         """Returns a run with its corpus and dataset made."""
@@ -110,7 +142,7 @@ class Ablation:
             split=self.table.split,
             identity=identity,
             folder=self.home / self.table.name / f"{slug(cell.name)}-{seed}",
-            data=self._corpora.dataset(recipe, placed),
+            data=self._corpora.dataset(recipe, placed, self.table.split),
             controls=self._controls(cell),
             language_model=language,
         )
@@ -120,9 +152,8 @@ class Ablation:
         return "finetune" in cell.stages and any("control" in score for score in self.table.scores)
 
     def _make(self, pool: Pool, runs: list[Run], begun: float) -> None:
-        done = len(self.outcome.rows)
+        done = sum(any(cell.name == name for cell in self.cells) for name, _ in self.outcome.rows)
         total, running = done + len(runs), 0
-        _make_language_models(pool, runs)
         with Progress("runs", every_s=LINE_S) as progress:
             while True:
                 over = bool(self.budget_s) and time.monotonic() - begun > self.budget_s

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sage_scale.config import Recipe, to_yaml
 from sage_scale.config.extension import FIRST_RELEASE
 from sage_scale.config.reading import changed
 from sage_scale.config.recipe import flat, to_mapping, without_younger_defaults
+from sage_scale.errors import UsageError
+from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.printer import tell
 from sage_scale.untrusted.progress import Progress
 
@@ -55,9 +59,13 @@ class Corpora:
         self._made.add(root)
         return root
 
-    def dataset(self, recipe: Recipe, placed: Recipe) -> str:
-        """Returns the folder of the dataset of `recipe`, made or completed by `placed`, the recipe with its paths."""
+    def dataset(self, recipe: Recipe, placed: Recipe, split: str) -> str:
+        """Returns the folder of the dataset of `recipe`, made or completed by `placed`, the recipe with its paths.
+
+        Raises UsageError where it has no clip of the split.
+        """
         from sage_scale.precompute import precompute_corpus
+        from sage_scale.shards import open_dataset
 
         folder = self._home / "shards" / _digest([recipe.dataset_fingerprint(), self.digest(recipe)])
         if folder not in self._made:
@@ -67,8 +75,38 @@ class Corpora:
             tell(f"shards of {recipe.segmentation.tagger} segments in {folder}")
             corpus, root = placed.corpus.name, placed.corpus.root
             precompute_corpus(corpus=corpus, root=root, out=folder, recipe=given, quiet=True)
+            if split not in (there := open_dataset(folder).splits):
+                raise UsageError(
+                    f"the table's split '{shortened(split)}' has no clip in {folder}: it has {', '.join(there)}"
+                )
             self._made.add(folder)
         return str(folder)
+
+
+@contextlib.contextmanager
+def alone_in(home: Path) -> Iterator[None]:
+    """Holds the lock of a home while what its runs share is made: a second call waits."""
+    with (home / "lock").open("a") as file:
+        told = False
+        while not locked(file):
+            if not told:
+                tell(f"waiting for another `sage-scale ablate`, which makes corpus or shards in {home}")
+            told = True
+            time.sleep(0.5)
+        yield
+
+
+def locked(file: IO[str]) -> bool:
+    """Returns whether this process has, or now takes, the lock of an open file; true where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 
 def identity_of(recipe: Recipe, stages: Sequence[str], split: str, corpus: str) -> str:

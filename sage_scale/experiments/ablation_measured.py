@@ -17,12 +17,8 @@ from sage_scale.evaluation.significance import (
 )
 from sage_scale.experiments.ablation import Outcome
 from sage_scale.experiments.ablation_rows import Row
-from sage_scale.experiments.ablation_table import STAGES, Table
+from sage_scale.experiments.ablation_table import RUN_AXES, STAGES, Table
 from sage_scale.reporting.ablation_chart import Measured, MeasuredCell, MeasuredTable
-
-RUN_AXES = ("tokens", "epoch_tokens", "epoch_clips", "steps", "cpu_seconds")
-"""Axes that are figures of a run, not recipe keys: visual and text tokens that all stages were given; those, and the
-clips, of one epoch; optimizer steps of all stages."""
 
 
 def measure(

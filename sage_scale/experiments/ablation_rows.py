@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +111,17 @@ class Rows:
         return [(text, reference, tag) for text, (tag, _, reference) in zip(hypotheses, pairs, strict=True)]
 
 
+def check_writable(folder: Path) -> None:
+    """Makes a folder if missing; raises StorageError where nothing can be stored in it, before hours of training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise StorageError(f"{folder} is no folder that can be written: {reason}") from None
+
+
 def slug(name: str) -> str:
     """Returns a cell's name as part of a file's name: `CLIP, one level` as `clip-one-level`."""
     return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "cell"
@@ -124,13 +137,20 @@ def _has(row: Row, controls: bool) -> bool:
 
 
 def _check(row: Row) -> None:
-    kinds = {"cell": str, "identity": str, "signature": str, "device": str, "date": str, "seed": int,
-             "scores": dict, "steps": dict, "seconds": dict, "versions": dict, "cpu_seconds": int | float}  # fmt: skip
+    number = (int, float)
+    kinds: dict[str, Any] = {"scores": dict, "steps": dict, "versions": dict, "seed": int, "clips": int}
+    kinds |= dict.fromkeys(("cell", "identity", "signature", "references", "device", "date"), str)
+    kinds["cpu_seconds"] = number
+    optional = {"notice": str, "ceiling": (*number, type(None)), "tokens": number, "epoch_tokens": number,
+                "epoch_clips": number}  # fmt: skip
+    kinds |= {key: kind for key, kind in optional.items() if key in row}
     for key, kind in kinds.items():
         if not isinstance(row.get(key), kind):
-            raise ValueError(f"no {key}")
-    if not all(isinstance(value, int | float) for value in row["scores"].values()):
-        raise ValueError("a score is no number")
+            raise ValueError(f"'{key}' is missing or of another type")
+    parts: dict[str, Any] = {"scores": number, "steps": int, "versions": str}
+    for key, kind in parts.items():
+        if not all(isinstance(value, kind) for value in row[key].values()):
+            raise ValueError(f"a value of '{key}' is of another type")
 
 
 def _line(text: str) -> str:
@@ -140,6 +160,10 @@ def _line(text: str) -> str:
 def _write(path: Path, text: str) -> None:
     if path.is_file() and path.stat().st_size == len(text.encode()) and read_text(path) == text:
         return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another call may write the same row
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

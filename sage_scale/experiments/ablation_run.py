@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from sage_scale.config import Recipe
-from sage_scale.errors import SageError
+from sage_scale.errors import SageError, UsageError
+from sage_scale.experiments.ablation_data import locked
 from sage_scale.experiments.ablation_rows import digest
 from sage_scale.registry import model_spec
 from sage_scale.untrusted.display import message_line
@@ -96,10 +97,14 @@ def make_language_model(recipe: Recipe, data: str, folder: Path) -> None:
 
 def make_run(run: Run) -> dict[str, Any]:
     """Trains and scores a run, from where an earlier try was ended; returns its row."""
+    with begun(run):
+        return _made(run)
+
+
+def _made(run: Run) -> dict[str, Any]:
     from sage_scale.training import evaluate_run
     from sage_scale.training.stage import run_stage
 
-    begin(run)
     worked = time.process_time()
     seconds: dict[str, float] = {}
     figures: dict[str, dict[str, Any]] = {}
@@ -118,19 +123,32 @@ def make_run(run: Run) -> dict[str, Any]:
     return row
 
 
-def begin(run: Run) -> None:
-    """Makes the run's folder; one of another recipe is removed first."""
+@contextlib.contextmanager
+def begun(run: Run) -> Iterator[None]:
+    """Holds the lock of the run's folder, which is made; a run of another recipe is removed from it first.
+
+    Raises UsageError where another call trains in the folder, or where it holds files that are of no run.
+    """
     path = run.folder / IDENTITY
-    known = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    if run.folder.exists() and known != run.identity:
-        for old in run.folder.iterdir():
-            if old.name != LOG:
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    others = [old for old in run.folder.iterdir() if old.name != LOG] if run.folder.exists() else []
+    if others and not path.is_file():
+        raise UsageError(f"{run.folder} holds other files than a run's: move them, or choose another --home")
     run.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(run.identity + "\n", encoding="utf-8")
-    link = run.folder / "language_model"
-    if run.language_model is not None and not link.exists():
-        link.symlink_to(run.language_model / "language_model", target_is_directory=True)
+    with path.open("a+", encoding="utf-8") as file:
+        if not locked(file):
+            raise UsageError(f"{run.folder} is in use: another `sage-scale ablate` trains this run")
+        file.seek(0)
+        if file.read().strip() != run.identity:
+            for old in others:
+                if old.name != IDENTITY:
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+            file.truncate(0)
+            file.write(run.identity + "\n")
+            file.flush()
+        link = run.folder / "language_model"
+        if run.language_model is not None and not link.exists():
+            link.symlink_to(run.language_model / "language_model", target_is_directory=True)
+        yield
 
 
 def describe(run: Run, figures: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,15 +32,25 @@ from typing import Any, Literal
 
 from sage_scale.config import LAUNCH_FOLDER, Recipe, load_recipe, override
 from sage_scale.config.reading import changed, converted, nearest, read_mapping
-from sage_scale.config.recipe import flat
+from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.errors import RecipeError, UsageError
+from sage_scale.evaluation.counts import metric_names
 from sage_scale.experiments.ablation_rows import slug
 from sage_scale.untrusted.display import shortened
 
 TABLE_FOLDER = LAUNCH_FOLDER / "tables"
 MOST_CELLS = 200
+MOST_SEEDS = 100
 StageName = Literal["pretrain", "finetune"]
 STAGES: tuple[StageName, ...] = ("pretrain", "finetune")
+SCORES = (*metric_names(), "content_f1", "token_ratio", "best_control")
+SCORES_OF = ("heldout", "controls", "groups", "pretrain", "finetune", "prototypes")
+"""First parts of dotted scores."""
+RUN_AXES = ("tokens", "epoch_tokens", "epoch_clips", "steps", "cpu_seconds")
+"""Axes that are figures of a run, not recipe keys: visual and text tokens that all stages were given; those, and the
+clips, of one epoch; optimizer steps of all stages."""
+MOST_BYTES = 200
+"""Bytes of a table's or cell's name: a file's name has at most 255."""
 SEEDS = ("stream.seed", "pretrain.seed", "finetune.seed")
 """Keys that a run's seed sets."""
 Values = Mapping[str, Any]
@@ -139,12 +149,29 @@ def load_table(name: str | Path, overrides: Sequence[str] = ()) -> Table:
     try:
         table = _table(values)
         table.recipe_of(Cell(), None, overrides)  # an error outside the cells names none
+        _check_columns(table)
         _refuse_seeds(table, overrides)
         for cell in table.cells:
             _check_cell(table, cell, overrides)
     except RecipeError as error:
         raise RecipeError(f"{shown}: {error}") from None
     return table
+
+
+def _check_columns(table: Table) -> None:
+    for score in table.scores:
+        if score not in SCORES and score.partition(".")[0] not in SCORES_OF:
+            known = f"{', '.join(SCORES)}, and those of {', '.join(f'{one}.' for one in SCORES_OF)}"
+            raise RecipeError(
+                f"scores: no score '{shortened(score)}'{nearest(score, SCORES)}; known: {known}"
+            )
+    keys = [*RUN_AXES, *flat(to_mapping(table.recipe_of(Cell())))]
+    for axis in table.axes:
+        if axis not in keys:
+            raise RecipeError(f"axes: no recipe key or figure '{shortened(axis)}'{nearest(axis, keys)}")
+    for name, values in (("scores", table.scores), ("axes", table.axes)):
+        if twice := next((value for value in values if values.count(value) > 1), None):
+            raise RecipeError(f"{name}: '{shortened(twice)}' occurs twice")
 
 
 def _refuse_seeds(table: Table, overrides: Sequence[str]) -> None:
@@ -174,6 +201,8 @@ def _table(values: Values) -> Table:
         cell = _filled(Cell(), row, where)
         if not cell.name or not cell.name.isprintable() or len(cell.name) > 80:
             raise RecipeError(f"{where}name: must be one line of 1 to 80 characters")
+        if len(slug(cell.name).encode()) > MOST_BYTES:
+            raise RecipeError(f"{where}name: is part of a file's name: must have at most {MOST_BYTES} bytes")
         if not cell.stages or list(cell.stages) != [stage for stage in STAGES if stage in cell.stages]:
             raise RecipeError(f"{where}stages: must be pretrain, finetune or both, in this order")
         cells.append(cell)
@@ -182,16 +211,19 @@ def _table(values: Values) -> Table:
     names, files = [cell.name for cell in cells], [slug(cell.name) for cell in cells]
     if twice := next((name for name, file in zip(names, files) if files.count(file) > 1), None):
         raise RecipeError(f"two cells are named '{shortened(twice)}', or alike but for signs between words")
-    if table.name != slug(table.name):
+    if table.name != slug(table.name) or len(table.name.encode()) > MOST_BYTES:
         raise RecipeError(
-            f"name: must be of small letters, digits, dots and hyphens, as '{slug(table.name)}'"
+            f"name: must be of small letters, digits, dots and hyphens, at most {MOST_BYTES} bytes, as "
+            f"'{shortened(slug(table.name))}'"
         )
     if table.reference and table.reference not in names:
         raise RecipeError(
             f"reference: no cell '{shortened(table.reference)}'{nearest(table.reference, names)}"
         )
-    if not table.scores or not 0 < table.seeds <= 100:
-        raise RecipeError("scores: at least one; seeds: 1 to 100")
+    if not table.scores:
+        raise RecipeError("scores: at least one")
+    if not 0 < table.seeds <= MOST_SEEDS:
+        raise RecipeError(f"seeds={table.seeds}: must be 1 to {MOST_SEEDS}")
     for cell in cells:
         for score in cell.published:
             if score not in table.scores:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 from markupsafe import Markup
 
+from sage_scale.errors import StorageError
 from sage_scale.reporting.ablation_chart import (
     Measured,
     MeasuredCell,
@@ -35,7 +37,10 @@ def write_pages(table: MeasuredTable, folder: Path) -> list[Path]:
     Raises StorageError.
     """
     texts = {"md": as_markdown(table), "csv": as_csv(table), "html": as_page(table), "svg": chart_file(table)}
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} is no folder that can be written: {error.strerror or error}") from None
     return [write_page(text, folder / f"{table.name}.{ending}") for ending, text in texts.items() if text]
 
 
@@ -93,30 +98,37 @@ def _digits(score: str) -> int:
 
 def legend(table: MeasuredTable) -> list[str]:
     """Returns the lines that explain the columns."""
-    return [
+    lines = [
         "Measured: mean ± sample deviation over seeds, 95% interval of the mean (Student's t) in brackets.",
         f"Against {table.reference}: mean difference over the same seeds and clips, its 95% interval and p (variance "
         "over seeds and bootstrap variance over clips added; scores of stage 1: over seeds), each pair by itself.",
-        f"Published: {table.source}; another corpus, other models and training, for their order alone.",
     ]
+    if table.published:
+        lines.append(
+            f"Published: {table.source}; another corpus, other models and training, for their order alone."
+        )
+    return lines
 
 
 def as_markdown(table: MeasuredTable) -> str:
     """Returns the table with its caption."""
 
+    def escaped(value: str) -> str:
+        return re.sub(r"<(?=[\w/!?])", "&lt;", printable(value))  # Markdown passes HTML on
+
     def row(values: Iterable[str]) -> str:
-        return f"| {' | '.join(printable(value).replace('|', chr(92) + '|') for value in values)} |"
+        return f"| {' | '.join(escaped(value).replace('|', chr(92) + '|') for value in values)} |"
 
     names = head(table)
     lines = [
-        f"# {table.name}: {printable(table.title)}",
+        f"# {table.name}: {escaped(table.title)}",
         "",
-        *(f"- {printable(line)}" for line in table.caption),
+        *(f"- {escaped(line)}" for line in table.caption),
         "",
     ]
     lines += [row(names), "|" + "---|" * len(names)]
     lines += [row(body(table, cell)) for cell in table.cells]
-    lines += ["", *(f"{printable(line)}\n" for line in legend(table))]
+    lines += ["", *(f"{escaped(line)}\n" for line in legend(table))]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +47,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def write_page(html: str, path: Path) -> Path:
     """Write a page atomically. Raises StorageError where that is not possible."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may write the same page
     try:
         partial.write_text(html, encoding="utf-8")
         partial.replace(path)

@@ -18,12 +18,14 @@ from factories.training import make_language_folder, make_shards, tiny_recipe
 
 from sage_scale.cli import main
 from sage_scale.config import load_recipe
+from sage_scale.errors import StorageError, UsageError
 from sage_scale.evaluation import score
 from sage_scale.experiments import ablation_data
 from sage_scale.experiments.ablation import Ablation, Outcome
+from sage_scale.experiments.ablation_data import alone_in
 from sage_scale.experiments.ablation_measured import measure
 from sage_scale.experiments.ablation_rows import Rows, digest
-from sage_scale.experiments.ablation_run import Run, make_run, needs_language_model
+from sage_scale.experiments.ablation_run import Run, begun, make_run, needs_language_model
 from sage_scale.experiments.ablation_table import Cell, Table
 from sage_scale.reporting.ablation_chart import chart_file
 from sage_scale.reporting.ablation_page import as_csv, as_markdown, as_page
@@ -80,14 +82,14 @@ def made_row(run: Run) -> dict[str, Any]:
 def run_table(tmp_path, monkeypatch):
     """Runs a table with a fake pool; neither corpus nor shards are made."""
     monkeypatch.setattr(ablation_data.Corpora, "make", lambda self, recipe: tmp_path / "corpus")
-    monkeypatch.setattr(ablation_data.Corpora, "dataset", lambda self, recipe, placed: "shards")
+    monkeypatch.setattr(ablation_data.Corpora, "dataset", lambda self, recipe, placed, split: "shards")
 
     def run(table: Table = TABLE, pool: FakePool | None = None, seeds: int = 3, **more: Any):
         pool = pool or FakePool()
+        given = {"cells": table.cells, "home": tmp_path, "rows": Rows(tmp_path / "rows", table.name)} | more
         ablation = Ablation(
-            table=table, cells=table.cells, seeds=seeds, home=tmp_path, rows=Rows(tmp_path / "rows", table.name),
-            pool=lambda recipe, runs: contextlib.nullcontext(pool), **more,
-        )  # fmt: skip
+            table=table, seeds=seeds, pool=lambda recipe, runs: contextlib.nullcontext(pool), **given
+        )
         return ablation.execute(), pool
 
     return run
@@ -296,3 +298,99 @@ def test_the_list_names_tables_and_cells(capsys):
     assert main.run(["ablate", "--list"]) == 0
     printed = capsys.readouterr().out
     assert "orderings: Stage 1" in printed and "  CLIP\n" in printed
+
+
+def test_cells_and_seeds_that_were_not_asked_for_keep_their_figures(run_table):
+    run_table()
+    alone, pool = run_table(cells=TABLE.cells[1:2], seeds=4)
+    assert pool.made == [("two", 3)] and {cell for cell, _ in alone.rows} == {"one | a", "two", "three"}
+    assert {cell.name: cell.runs for cell in measure(TABLE, alone, 4).cells} == {
+        "one | a": 3,
+        "two": 4,
+        "three": 3,
+    }
+
+
+def test_a_cell_without_a_dataset_fails_alone(run_table, tmp_path, monkeypatch):
+    def dataset(self, recipe, placed, split):
+        if recipe.clcl.loss == "clip":
+            raise UsageError("segmentation.labels: there is no labels")
+        return "shards"
+
+    monkeypatch.setattr(ablation_data.Corpora, "dataset", dataset)
+    outcome, pool = run_table()
+    assert [cell for cell, _ in pool.made] == ["one | a", "three"] * 3
+    assert outcome.failed == {("two", seed): "segmentation.labels: there is no labels" for seed in range(3)}
+    with pytest.raises(UsageError, match="there is no labels"):
+        run_table(cells=TABLE.cells[1:2])
+
+
+@pytest.mark.parametrize("wrong", ["home", "rows"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_run(run_table, tmp_path, wrong):
+    (tmp_path / "file").write_text("")
+    paths = {"home": tmp_path / "home", "rows": Rows(tmp_path / "rows", "made")}
+    paths[wrong] = tmp_path / "file" if wrong == "home" else Rows(tmp_path / "file", "made")
+    pool = FakePool()
+    with pytest.raises(StorageError, match=r"file.* is no folder that can be written"):
+        run_table(pool=pool, **paths)
+    assert pool.made == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("ceiling", ["x"]), ("steps", {"pretrain": {}}), ("versions", {"torch": []}), ("tokens", "many"),
+     ("notice", {}), ("scores", {"bleu4": "high"}), ("references", "../rows")],
+)  # fmt: skip
+def test_an_edited_row_is_named_and_made_again(run_table, tmp_path, key, value, capsys):
+    run_table(seeds=1)
+    path = tmp_path / "rows/made/two-0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    outcome, pool = run_table(seeds=1)
+    assert pool.made == [("two", 0)] and "two-0.json: damaged" in capsys.readouterr().err
+    assert as_markdown(measure(TABLE, outcome, 1))
+
+
+def made_run(folder: Path, identity: str) -> Run:
+    return Run(
+        cell="one", seed=0, recipe=tiny_recipe("features"), stages=("pretrain",), split="dev", identity=identity,
+        folder=folder, data="shards", language_model=None,
+    )  # fmt: skip
+
+
+def test_two_calls_never_train_in_one_folder(tmp_path):
+    run = made_run(tmp_path / "run", "abc")
+    with begun(run):
+        (run.folder / "log").write_text("a step")
+        for other in (run, made_run(run.folder, "abd")):
+            with pytest.raises(UsageError, match="is in use"), begun(other):
+                pass
+        assert (run.folder / "log").read_text() == "a step"
+    with begun(run):  # the same run goes on
+        assert (run.folder / "log").is_file()
+    with begun(made_run(run.folder, "abd")):  # another begins anew
+        assert not (run.folder / "log").exists()
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("finished")
+    with pytest.raises(UsageError, match="holds other files than a run's"), begun(made_run(tmp_path, "abc")):
+        pass
+    assert (tmp_path / "thesis.tex").read_text() == "finished"
+
+
+def test_a_second_call_waits_while_what_runs_share_is_made(tmp_path, monkeypatch, capsys):
+    waited = []
+    with alone_in(tmp_path):
+        monkeypatch.setattr(time, "sleep", lambda seconds: waited.append(seconds) or 1 / 0)
+        with pytest.raises(ZeroDivisionError), alone_in(tmp_path):
+            pass
+    assert waited and "waiting for another" in capsys.readouterr().err
+    with alone_in(tmp_path):
+        pass
+
+
+def test_names_are_no_html_in_markdown(run_table):
+    table = replace(TABLE, cells=(replace(TABLE.cells[0], name="<script>x</script>"), *TABLE.cells[1:]))
+    outcome, _ = run_table(table)
+    page = as_markdown(measure(table, outcome, 3))
+    assert "&lt;script>" in page and "<script" not in page and "<b>" not in page and "p < 0.001" in page

@@ -78,6 +78,17 @@ def test_a_cell_is_the_base_with_the_tables_changes_overrides_and_its_own(tmp_pa
         ("name: small", "name: [small", "not YAML"),
         ("name: small", "reference: onne", "no cell 'onne' (did you mean 'one'?)"),
         ("{pretrain.max_steps: 4}", "[4]", "changes: must be a mapping"),
+        ("rouge_l", "rogue_l", "scores: no score 'rogue_l' (did you mean 'rouge_l'?)"),
+        ("rouge_l", "pretrian.loss", "scores: no score 'pretrian.loss'"),
+        ("rouge_l", "bleu4", "scores: 'bleu4' occurs twice"),
+        (
+            "name: small",
+            "axes: [stream.fracton]",
+            "axes: no recipe key or figure 'stream.fracton' (did you mean",
+        ),
+        ("name: small", "seeds: 0", "seeds=0: must be 1 to 100"),
+        ("name: one", f"name: {'漢' * 80}", "must have at most 200 bytes"),
+        ("name: small", f"name: {'a' * 300}", "at most 200 bytes"),
     ],
 )
 def test_a_wrong_table_is_refused_in_one_line(tmp_path, old, new, said):
