@@ -12,7 +12,6 @@ from sage_scale.cli import Overrides, RecipeName
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.text.languages import checked_tag
-from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.printer import echo
 from sage_scale.untrusted.progress import Progress
@@ -42,17 +41,17 @@ def act(
     """
     from sage_scale.cli.corpus import _recipe
     from sage_scale.corpora.acted.corpus import make_acted
-    from sage_scale.corpora.acted.table import read_gloss_tables
+    from sage_scale.corpora.acted.table import left_out_line, read_gloss_tables
 
     corpus = _recipe(recipe, "acted", root, overrides).corpus
     if not corpus.root:
         raise UsageError("say where to make the corpus: --root PATH")
     folder = expanded(on_this_machine(corpus.root, "a corpus"))
     language = checked_tag(corpus.language, "corpus.language")
-    sentences = read_gloss_tables([expanded(path) for path in table], language)
+    tables = [expanded(on_this_machine(path, "a table")) for path in table]
+    sentences = read_gloss_tables(tables, language)
     for row in sentences.left_out[:SHOWN]:
-        detail = f": {row.detail}" if row.detail else ""
-        echo(f"  left out: {shortened(row.id)}: {row.reason}{detail}")
+        echo(f"  left out: {left_out_line(row)}")
     if len(sentences.left_out) > SHOWN:
         echo(f"  ... and {len(sentences.left_out) - SHOWN:,} more rows, named in left_out.jsonl")
     with Progress("clips acted") as progress:

@@ -42,7 +42,7 @@ def score(
 ) -> None:
     """Score translations in files: BLEU, ROUGE-L and chrF with 95% intervals, and paired tests against other ones."""
     from sage_scale.evaluation.counts import bleu_signature, counts_by_metric
-    from sage_scale.evaluation.hypotheses import TABLES, read_sentences
+    from sage_scale.evaluation.hypotheses import TABLES, check_same_clips, read_sentences
     from sage_scale.evaluation.neural import neural_counts, open_scorer
     from sage_scale.evaluation.presets import pairs_of, preset_named
     from sage_scale.evaluation.significance import counts_interval, counts_test
@@ -52,7 +52,10 @@ def score(
     if references is None and hypotheses.suffix.lower() not in TABLES:
         raise UsageError(f"--references FILE is needed: {shortened(hypotheses, 300)} has hypotheses alone")
     texts = read_sentences(references or hypotheses, "reference")
+    if not texts:
+        raise UsageError(f"{shortened(references or hypotheses, 300)} has no sentence: nothing to score")
     files = [hypotheses, *([against] if against else [])]
+    check_same_clips([*([references] if references else []), *files])
     counted: list[dict[str, Any]] = []
     for file in files:
         ours = read_sentences(file)

@@ -8,7 +8,7 @@ that a text read back equals the written one in the normal form of the scores (`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ _SAFE = {
 }
 TABLES = (".tsv", ".jsonl")
 """Endings of files that hold hypotheses and references."""
+MAX_BYTES = 512 << 20
+MAX_SENTENCE = 20_000
+"""Longest sentence, characters: ROUGE-L takes time in the square of its words."""
 
 
 def write_predictions(folder: Path, split: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -50,34 +53,78 @@ def one_line(text: str) -> str:
 def read_sentences(path: Path, column: str = "hypothesis") -> list[str]:
     """Returns the sentences of a file in its order: lines of a .txt, a column of a .tsv or .jsonl of predictions.
 
-    Raises UsageError, which names the file, where it cannot be read or has no such column.
+    Raises UsageError, which names the file, where it cannot be read, has no such column, or a sentence is too long.
     """
     path = on_this_machine(path, "sentences")
     try:
-        found = lines(read_text(expanded(path)))
-        if path.suffix.lower() == ".jsonl":
-            return [_value(parse_json_object(line), column) for line in found if line.strip()]
-        if path.suffix.lower() == ".tsv":
-            return _column(found, column)
+        found = []
+        for number, text in _numbered(path, column):
+            if len(text) > MAX_SENTENCE:
+                raise ValueError(
+                    f"line {number} has a sentence of {len(text):,} characters, more than {MAX_SENTENCE:,}"
+                )
+            found.append(text)
         return found
-    except (OSError, ValueError, InvalidJSON) as error:
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UsageError(f"{shortened(path, 300)} is not UTF-8 (line {line}): save it as UTF-8") from None
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else message_line(error)
         raise UsageError(f"{shortened(path, 300)}: {reason}") from None
 
 
-def _column(rows: Sequence[str], column: str) -> list[str]:
+def check_same_clips(paths: Sequence[Path]) -> None:
+    """Raises UsageError where two tables of predictions with keys are not of the same clips in the same order.
+
+    Files without keys (.txt, other tables) are not compared.
+    """
+    known: tuple[Path, list[str]] | None = None
+    for path in paths:
+        try:
+            keys = read_sentences(path, "key") if path.suffix.lower() in TABLES else []
+        except UsageError:
+            continue
+        if known is not None and keys:
+            for number, (key, first) in enumerate(zip(keys, known[1]), start=1):
+                if key != first:
+                    raise UsageError(
+                        f"sentence {number} of {shortened(path, 300)} is of clip '{shortened(key)}', of "
+                        f"{shortened(known[0], 300)} of clip '{shortened(first)}': give files of the same clips in the "
+                        "same order"
+                    )
+        elif keys:
+            known = path, keys
+
+
+def _numbered(path: Path, column: str) -> Iterator[tuple[int, str]]:
+    """Yields (number of the line, text)."""
+    found = lines(read_text(expanded(path), MAX_BYTES))
+    if path.suffix.lower() == ".jsonl":
+        for number, line in enumerate(found, start=1):
+            if line.strip():
+                yield number, _value(line, column, number)
+    elif path.suffix.lower() == ".tsv":
+        yield from _column(found, column)
+    else:
+        yield from enumerate(found, start=1)
+
+
+def _column(rows: Sequence[str], column: str) -> Iterator[tuple[int, str]]:
     header = rows[0].split("\t") if rows else []
     if column not in header:
         raise ValueError(f"there is no column '{column}' in its first line; it needs a header")
-    cells = [row.split("\t") for row in rows[1:]]
-    for number, row in enumerate(cells, start=2):
-        if len(row) != len(header):
-            raise ValueError(f"line {number} has {len(row)} columns, the header {len(header)}")
-    return [row[header.index(column)] for row in cells]
+    for number, row in enumerate(rows[1:], start=2):
+        cells = row.split("\t")
+        if len(cells) != len(header):
+            raise ValueError(f"line {number} has {len(cells)} columns, the header {len(header)}")
+        yield number, cells[header.index(column)]
 
 
-def _value(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
+def _value(line: str, column: str, number: int) -> str:
+    try:
+        value = parse_json_object(line).get(column)
+    except InvalidJSON as error:
+        raise ValueError(f"line {number}: {error}") from None
     if not isinstance(value, str):
-        raise ValueError(f"a line has no text '{column}'")
+        raise ValueError(f"line {number} has no text '{column}'")
     return value

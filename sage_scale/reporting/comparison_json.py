@@ -17,8 +17,8 @@ from sage_scale.reporting.side_by_side import budget
 def compared(
     runs: Sequence[str | Path | RunRecord], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Returns `groups` (runs, seeds, values of the differing keys) and `scores` by set: of each group mean, deviation
-    and interval by metric, of each run its scores, and the `tests` of differences.
+    """Returns `groups` (runs, their missing parts, seeds, values of the differing keys) and `scores` by set: of each
+    group mean, deviation and interval by metric, of each run its scores, and the `tests` of differences.
 
     Raises UsageError where one of `runs` is no run folder.
     """
@@ -33,7 +33,7 @@ def compared(
 def _group(group: Group, keys: dict[str, Any]) -> dict[str, Any]:
     runs = [
         {"name": record.name, "folder": str(record.folder), "model": record.spec.title, "seeds": seeds_of(record),
-         "tokens": budget(record),
+         "tokens": budget(record), "missing": [{"part": part, "why": why} for part, why in record.missing],
          "temperature": {
              course.key: {"start": course.start, "end": course.end, "steps": course.steps, "clamped": course.clamped}
              for log in [record.logs.get("pretrain")] if log for course in scales.courses(record, log)}}

@@ -37,6 +37,7 @@ from sage_scale.training.export import load_translator
 from sage_scale.training.inherited import contradictions, recorded_keys
 from sage_scale.training.stage_log import record_timing
 from sage_scale.training.throughput import memory_mb
+from sage_scale.untrusted.display import shortened
 
 Say = Callable[[str], None]
 TIMELINES, THUMBNAIL = 6, 72
@@ -72,6 +73,15 @@ def run(
         raise UsageError(
             f"{datasets[0].url} has no clip in split '{split}'; it has {', '.join(there)}: give --split, or "
             "precompute a corpus that has it"
+        )
+    if signs is not None and not any(
+        (found := signs(meta)) and found.signs
+        for dataset in datasets
+        for meta in read_metadata(dataset, split)
+    ):  # said before hours of translation
+        raise UsageError(
+            f"--gold {shortened(gold, 300)} has no signs of any clip of the split '{split}': name its files or rows "
+            "by the ids or the videos of the clips"
         )
     ranks = distributed.initialise()
     model, tokenizer, recipe = load_translator(folder, ranks.device)

@@ -89,18 +89,20 @@ def check_regular(mode: int, path: str | Path) -> None:
     raise NotRegularFile(errno.EINVAL, f"{kind}, not a regular file", str(path))
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """Returns the bytes of a regular file. Errors as `open_regular`."""
+def read_bytes(path: str | Path, at_most: int | None = None) -> bytes:
+    """Returns the bytes of a regular file. Errors as `open_regular`, and OSError (EFBIG) beyond `at_most` bytes."""
     with open_regular(path) as file:
+        if at_most is not None and (size := os.fstat(file.fileno()).st_size) > at_most:
+            raise OSError(errno.EFBIG, f"{size:,} bytes, more than {at_most:,}", str(path))
         return file.read()
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, at_most: int | None = None) -> str:
     """Returns the text of a UTF-8 file, or of a UTF-16 file with its byte order mark; the mark is removed.
 
-    Raises UnicodeDecodeError, and OSError as `open_regular`. Text decoded so holds no lone surrogates.
+    Raises UnicodeDecodeError, and OSError as `read_bytes`. Text decoded so holds no lone surrogates.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, at_most)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
     return data.decode("utf-8-sig")

@@ -72,8 +72,12 @@ def test_a_preset_and_a_paired_test(folder, capsys):
             "has 9 sentences, the references 1",
         ),
         (["--hypotheses", "test.tsv", "--metric", "meteor"], "known are bleurt, comet"),
-        (["--hypotheses", "empty.txt", "--references", "empty.txt"], "list of references is empty"),
+        (["--hypotheses", "empty.txt", "--references", "empty.txt"], "empty.txt has no sentence"),
         (["--hypotheses", "."], "--references FILE is needed"),
+        (
+            ["--hypotheses", "test.tsv", "--against", "other.tsv"],
+            "sentence 1 of other.tsv is of clip 'b'.*'0'",
+        ),
         (["--hypotheses", "test.tsv", "--language", "not a tag"], "no language tag|not a language tag"),
     ],
 )
@@ -81,5 +85,7 @@ def test_bad_input_is_one_line_and_code_2(folder, capsys, monkeypatch, arguments
     monkeypatch.chdir(folder)
     (folder / "short.txt").write_text("am tag\n")
     (folder / "empty.txt").write_text("")
+    other = ["key\treference\thypothesis", *(f"b\t{text}\tim norden" for text in REFERENCES)]
+    (folder / "other.tsv").write_text("\n".join(other) + "\n", encoding="utf-8")
     code, out, err = run(capsys, *arguments)
     assert code == 2 and out == "" and re.search(says, err) and len(err.strip().splitlines()) == 1

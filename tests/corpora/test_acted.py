@@ -171,17 +171,18 @@ def test_a_bad_row_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
         {"id": "f", "glosses": "A" * 600, "sentence": "x"}, {"id": "g" * 600, "glosses": "A", "sentence": "x"},
         {"id": "h", "glosses": "A", "sentence": "x", "frames": 10**9},
         {"id": "i", "glosses": "A", "sentence": "x", "frames": True},
+        {"id": "i2", "glosses": "A", "sentence": "x", "frames": "50.5"},
         {"id": "j", "glosses": "A B", "sentence": "x", "gloss_frames": [4]},
         {"id": "k", "glosses": "A", "sentence": "x", "language": "klingon language"},
     ]  # fmt: skip
     lines = [
-        json.dumps({"id": "good", "glosses": "A", "sentence": "x"}),
+        json.dumps({"id": "good", "glosses": "A", "sentence": "x", "frames": "50.0"}),
         *map(json.dumps, [*bad.values(), *more]),
     ]
     lines += ["not json", '{"id": "nul", "glosses": "A\\u0000", "sentence": "x"}', "[1]"]
     (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
     found = read_gloss_tables([tmp_path / "t.jsonl"], "de")
-    assert [row.id for row in found.rows] == ["good"]
+    assert [(row.id, row.frames) for row in found.rows] == [("good", 50)]
     assert [row.reason for row in found.left_out] == [*bad, *["bad-row"] * (len(more) + 3)]
     assert all(re.match(r"t\.jsonl line \d+", row.detail) for row in found.left_out)
 
@@ -296,10 +297,14 @@ def test_folders_of_others_and_full_disks_are_one_line(
 ) -> None:
     table = read_gloss_tables([SAMPLE], "de")
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(UsageError, match="of something else"):
-        make_acted(table, tmp_path)
-    with pytest.raises(UsageError, match="is a file"):
-        make_acted(table, tmp_path / "README.md")
+    for next_signs in ('{"HELLO": 1}', "[]", ""):  # signs.json of others marks no corpus of ours
+        with pytest.raises(UsageError, match="of something else"):
+            make_acted(table, tmp_path)
+        (tmp_path / "signs.json").write_text(next_signs)
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    for name, kind in (("link", "a link to a missing folder"), ("README.md", "is a file")):
+        with pytest.raises(UsageError, match=kind):
+            make_acted(table, tmp_path / name)
     with pytest.raises(UsageError, match="of another corpus"):
         from sage_scale.corpora.synthetic import make_corpus
 
@@ -343,16 +348,13 @@ def test_hostile_ids_and_glosses_stay_within_the_folder_and_off_the_terminal(tmp
 
 
 def test_the_command_says_what_it_left_out_and_what_the_corpus_is_not(tmp_path: Path) -> None:
-    text = (
-        "id,glosses,sentence,signer\n"
-        + "".join(f"r{n},,es regnet,s\n" for n in range(12))
-        + "x,A B,es regnet,s\n"
-    )
-    (tmp_path / "t.csv").write_text(text)
+    rows = "".join(f"r{n},,es regnet,s\n" for n in range(12)).replace("r1,", ",", 1)
+    (tmp_path / "t.csv").write_text(f"id,glosses,sentence,signer\n{rows}x,A B,es regnet,s\n")
     arguments = ["corpus", "act", "--table", str(tmp_path / "t.csv"), "--root", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "left out: r0: no-glosses: t.csv line 2" in result.output and "2 more rows" in result.output
+    for said in ("out: r0: no-glosses: t.csv line 2", "out: bad-row: t.csv line 3: no id", "2 more rows"):
+        assert said in result.output
     assert "not results on the corpus" in result.output
     [clip] = manifest(tmp_path / "out").clips
     assert clip.video.endswith(".mp4") and Path(clip.video).stat().st_size > 1000

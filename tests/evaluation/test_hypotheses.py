@@ -37,8 +37,10 @@ def test_texts_read_back_equal_in_their_order(tmp_path_factory, pairs):
         ("a.tsv", b"key\ttext\n1\t2\n", "no column 'hypothesis'"),
         ("a.tsv", b"key\thypothesis\n1\n", "line 2 has 1 columns, the header 2"),
         ("a.tsv", b"", "no column 'hypothesis'"),
-        ("a.jsonl", b'{"hypothesis": 3}\n', "no text 'hypothesis'"),
-        ("a.jsonl", b"{", "a.jsonl"),
+        ("a.jsonl", b'{"hypothesis": "x"}\n\n{"hypothesis": 3}\n', "line 3 has no text 'hypothesis'"),
+        ("a.jsonl", b'{"hypothesis": "x"}\n{', "a.jsonl: line 2: not JSON"),
+        ("a.txt", b"am tag\nim s\xfcden\n", "a.txt is not UTF-8 .line 2."),
+        ("a.txt", b"am tag\n" + b"x" * 30_000, "line 2 has a sentence of 30,000 characters"),
         ("a.txt", b"\xff\xfe\x00", "a.txt"),
         ("missing.txt", None, "No such file"),
     ],
@@ -49,3 +51,10 @@ def test_a_bad_file_is_one_line(tmp_path, name, content, says):
     with pytest.raises(UsageError, match=says) as raised:
         read_sentences(tmp_path / name)
     assert "\n" not in str(raised.value) and name in str(raised.value)
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path):
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(1 << 40)  # sparse: no disk, but more than any memory
+    with pytest.raises(UsageError, match="1,099,511,627,776 bytes, more than"):
+        read_sentences(tmp_path / "a.txt")

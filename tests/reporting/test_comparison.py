@@ -285,6 +285,11 @@ def test_the_command_prints_json_or_writes_a_page(runs, tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert [group["name"] for group in printed["groups"]] == ["good", "bad"]
     assert printed["scores"]["test"]["tests"][0]["pairs"] == 3
+    (runs[1] / "scores.json").write_text("{")
+    assert command_line(["report", names[1], "--json"]) == 0
+    [record] = json.loads(capsys.readouterr().out)["groups"][0]["runs"]
+    [damaged] = [one["why"] for one in record["missing"] if one["part"] == "scores"]
+    assert damaged.startswith("scores.json is damaged")
     assert command_line(["report", names[0], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["scores"]["test"]["groups"][0]["runs"] == 1
     assert not (runs[0] / "comparison.html").exists() and not (runs[0] / "report.html").exists()

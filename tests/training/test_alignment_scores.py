@@ -128,5 +128,7 @@ def test_tables_and_wrong_places(trained, tmp_path):
         with pytest.raises(UsageError, match=says):
             evaluate_run.run(root / "run", data, gold=place)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no signs of any clip of the split 'test'"):
-        evaluate_run.run(root / "run", data, controls=False, gold=tmp_path / "empty")
+    said: list[str] = []
+    with pytest.raises(UsageError, match="empty has no signs of any clip of the split 'test'"):
+        evaluate_run.run(root / "run", data, controls=False, say=said.append, gold=tmp_path / "empty")
+    assert not said, "before a split is translated"

@@ -210,11 +210,17 @@ def _settings_there(root: Path) -> dict[str, Any] | None:
 
 
 def _check_ours(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise UsageError(f"{root} is a file: give a folder for the corpus")
-    names = ("videos", "keypoints", "gold", "manifest.jsonl", "corpus.json", "README.md", "left_out.jsonl")
+    if os.path.lexists(root) and not root.is_dir():
+        kind = "a file" if root.exists() else "a link to a missing folder"
+        raise UsageError(f"{root} is {kind}: give a folder for the corpus")
+    names = ("signs.json", "videos", "keypoints", "gold", "manifest.jsonl", "corpus.json", "README.md",
+             "left_out.jsonl")  # fmt: skip
     theirs = [name for name in names if os.path.lexists(root / name)]
-    if theirs and not (root / "signs.json").exists():
+    try:
+        ours = {"notice", "signs"} <= parse_json_object(read_bytes(root / "signs.json")).keys()
+    except (OSError, InvalidJSON):
+        ours = False
+    if theirs and not ours:
         raise UsageError(
             f"{root} holds '{theirs[0]}' of something else: give an empty folder for the acted corpus"
         )

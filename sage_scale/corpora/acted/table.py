@@ -114,11 +114,15 @@ def read_gloss_tables(paths: Sequence[Path], language: str) -> GlossTable:
                 left_out.append(Reject(id=name, reason=rejected.reason, detail=detail.removesuffix(": ")))
     names = ", ".join(shortened(path.name) for path in paths)
     if not rows:
-        first = (
-            f": {shortened(left_out[0].id)}: {left_out[0].reason}, {left_out[0].detail}" if left_out else ""
-        )
+        first = f": {left_out_line(left_out[0])}" if left_out else ""
         raise UsageError(f"--table {names}: no row can be acted{first}")
     return GlossTable(tuple(rows.values()), tuple(left_out), names, sha.hexdigest())
+
+
+def left_out_line(row: Reject) -> str:
+    """Returns id, reason, file and line of a row left out; without the id where the row has none."""
+    named = row.detail == row.id or row.detail.startswith(f"{row.id}:")
+    return f"{'' if named else f'{shortened(row.id)}: '}{row.reason}: {row.detail}"
 
 
 def _bytes(path: Path) -> bytes:
@@ -248,8 +252,11 @@ def _count(value: Any, key: str) -> int:
     """Returns a number of frames, 0 for none."""
     if value in (None, ""):
         return 0
-    try:
-        count = int(value) if not isinstance(value, float) else round(value)
+    try:  # spreadsheets and data frames write 50 as 50.0 where other rows are empty
+        whole = isinstance(value, str) and value.endswith(".0")
+        count = (
+            round(value) if isinstance(value, float) else int(value.removesuffix(".0") if whole else value)
+        )
     except (ValueError, TypeError, OverflowError):
         count = -1
     known = not isinstance(value, bool) and 0 <= count <= MAX_FRAMES
