@@ -27,6 +27,8 @@ SEED = 12345
 """sacrebleu's."""
 _CHUNK = 4_000_000
 """Draws that are held in memory at once."""
+_ROUNDING = 1e-9
+"""Score points within which two differences are equal."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def paired_test(
     """Returns the difference of two translations of the same clips, its bootstrap interval, and its p.
 
     p is sacrebleu's of `--paired-ar`: the share of exchanges of clips between the two at random that move them further
-    apart. Equal translations have p 1, where sacrebleu gives 1 / (trials + 1). Raises UsageError as
+    apart. Equal scores have p 1, where sacrebleu gives 1 / (trials + 1). Raises UsageError as
     `bootstrap_interval` does.
     """
     a, b = (
@@ -118,7 +120,7 @@ def counts_test(
 
 def _exchanged(a: Counts, b: Counts, difference: float, seed: int) -> float:
     """Returns p by approximate randomisation: each clip is exchanged between a and b with probability 1/2."""
-    if np.array_equal(a.rows_NK, b.rows_NK):
+    if difference <= _ROUNDING:  # every exchange moves them as far apart, also where all scores are 0
         return 1.0
     clips, generator, more = len(a.rows_NK), np.random.default_rng(seed), 0
     size = (
@@ -129,7 +131,7 @@ def _exchanged(a: Counts, b: Counts, difference: float, seed: int) -> float:
         drawn_TN = generator.integers(2, size=(min(size, TRIALS - start), clips), dtype=bool)
         one_TK = drawn_TN.astype(np.float64) @ apart_NK + b.rows_NK.sum(0)
         for one_K in one_TK:
-            more += abs(a.formula(one_K) - a.formula(both_K - one_K)) > difference + 1e-9  # beyond rounding
+            more += abs(a.formula(one_K) - a.formula(both_K - one_K)) > difference + _ROUNDING
     return (more + 1) / (TRIALS + 1)
 
 

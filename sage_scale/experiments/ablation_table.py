@@ -185,7 +185,9 @@ def _refuse_seeds(table: Table, overrides: Sequence[str]) -> None:
 
 def _check_cell(table: Table, cell: Cell, overrides: Sequence[str]) -> None:
     try:
-        table.recipe_of(cell, None, overrides)
+        finetune = table.recipe_of(cell, None, overrides).finetune
+        if "pretrain" not in cell.stages and finetune.init != "none" and not finetune.glosses:
+            raise RecipeError("stages without pretrain need finetune.init=none")
     except RecipeError as error:
         raise RecipeError(f"cell '{shortened(cell.name)}': {error}") from None
 

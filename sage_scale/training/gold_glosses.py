@@ -21,14 +21,17 @@ class GoldGlosses:
     """Glosses by clip, from a folder of gold files (`signs` with `gloss`) or a table of glossed sentences."""
 
     def __init__(self, source: str, lowercase: bool) -> None:
-        """Raises UsageError where there is neither a folder nor a table of this name."""
+        """Raises UsageError where there is neither a folder nor a readable table of this name."""
         self.path, self.lowercase = expanded(source), lowercase
         self._table: dict[str, Sequence[str]] | None = None
         self._texts: dict[str, str] = {}
         if is_file(self.path):
             from sage_scale.corpora.acted.table import read_gloss_tables
 
-            self._table = {row.id: row.glosses for row in read_gloss_tables([self.path], "und").rows}
+            try:
+                self._table = {row.id: row.glosses for row in read_gloss_tables([self.path], "und").rows}
+            except UsageError as error:
+                raise UsageError(f"finetune.glosses: {str(error).removeprefix('--table ')}") from None
         elif not is_folder(self.path):
             raise UsageError(f"finetune.glosses: there is no {shortened(self.path, 300)}")
 

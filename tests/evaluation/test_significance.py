@@ -145,6 +145,10 @@ def test_equal_runs_do_not_differ_and_much_better_ones_do():
     better = paired_over_seeds([references, references], nothing, references, "de", samples=100)
     assert better.p < 0.01 and better.low > 50
     assert paired_test(references, nothing[0], references, "de", samples=100).p == pytest.approx(1 / 10_001)
+    wrong, other = (
+        paired_test([word] * 40, nothing[0], references, "de", samples=100) for word in ("x", "y z")
+    )
+    assert (wrong.difference, wrong.p) == (other.difference, other.p) == (0, 1)  # both 0, by other words
     alone = paired_over_seeds(runs[:1], runs[1:], references, "de", "rouge_l", samples=300)
     assert alone.low < alone.difference < alone.high
     with pytest.raises(UsageError, match="2 and 1 seeds"):

@@ -23,7 +23,7 @@ cells:
   - name: one
     published: {bleu4: 20}
   - name: two
-    changes: {clcl: {loss: clip, beta: 1}, finetune.lr: 1e-3}
+    changes: {clcl: {loss: clip, beta: 1}, finetune: {lr: 1e-3, init: none}}
     stages: [finetune]
 """
 
@@ -87,6 +87,7 @@ def test_a_cell_is_the_base_with_the_tables_changes_overrides_and_its_own(tmp_pa
             "axes: no recipe key or figure 'stream.fracton' (did you mean",
         ),
         ("name: small", "seeds: 0", "seeds=0: must be 1 to 100"),
+        ("init: none", "init: visual", "cell 'two': stages without pretrain need finetune.init=none"),
         ("name: one", f"name: {'漢' * 80}", "must have at most 200 bytes"),
         ("name: small", f"name: {'a' * 300}", "at most 200 bytes"),
     ],
