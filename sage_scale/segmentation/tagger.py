@@ -23,7 +23,7 @@ from sage_scale.errors import CheckpointError, ClipRejected, NoModel, StorageErr
 from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.segmentation.decoding import DECODERS
 from sage_scale.segmentation.label_files import Labels
-from sage_scale.segmentation.motion import grey_movement, keypoint_movement, motion_labels
+from sage_scale.segmentation.motion import Movement, grey_movement, keypoint_movement, motion_labels
 from sage_scale.segmentation.precomputed import file_of, find_labels, fitted
 from sage_scale.segmentation.rules import RULE_FPS, B, I, resample_labels
 from sage_scale.untrusted.display import printable
@@ -113,10 +113,15 @@ def tag_clip(decoded: DecodedClip, segmentation: Segmentation, fps: float) -> Ta
         raise UsageError(
             f"segmentation.tagger={printable(segmentation.tagger)} is not here: {', '.join(MODELS)}"
         )
+    return Tagging(labels_T=motion_labels(movement_of(decoded, fps), fps))
+
+
+def movement_of(decoded: DecodedClip, fps: float) -> Movement:
+    """Returns the movement of a clip's hands, from its keypoints where it has them, else from its pictures."""
     if decoded.keypoints_TKC is not None:
-        return Tagging(labels_T=motion_labels(keypoint_movement(decoded.keypoints_TKC, fps), fps))
+        return keypoint_movement(decoded.keypoints_TKC, fps)
     assert decoded.grey_THW is not None, "a decoded clip has grey frames or keypoints"
-    return Tagging(labels_T=motion_labels(grey_movement(decoded.grey_THW, fps), fps))
+    return grey_movement(decoded.grey_THW, fps)
 
 
 def decode(

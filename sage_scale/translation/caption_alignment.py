@@ -24,10 +24,10 @@ from sage_scale.errors import ClipRejected, StorageError, UsageError, or_rejecte
 from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.segmentation.decoding import runs
 from sage_scale.segmentation.intervals import Interval, read_video_file
-from sage_scale.segmentation.motion import grey_movement, resting
+from sage_scale.segmentation.motion import resting
 from sage_scale.segmentation.rules import O, label_segments
 from sage_scale.segmentation.sources import decode_for_tagger
-from sage_scale.segmentation.tagger import tag_clip
+from sage_scale.segmentation.tagger import movement_of, tag_clip
 from sage_scale.shards import Sample
 from sage_scale.untrusted.display import shortened
 from sage_scale.vision.decode import DecodedClip, decode_clips, local_path, probe
@@ -203,8 +203,8 @@ def _pieces(decoded: DecodedClip, recipe: Recipe, sentences: bool) -> list[tuple
                 "a published model (segmentation.tagger=published)"
             )
         labels_T, fps = runs(tagging.probabilities.sentence_T3), tagging.probabilities.fps
-    elif recipe.segmentation.tagger == "motion" and decoded.grey_THW is not None:
-        labels_T[resting(grey_movement(decoded.grey_THW, fps), fps)] = O
+    elif recipe.segmentation.tagger == "motion":
+        labels_T[resting(movement_of(decoded, fps), fps)] = O
     times_N2 = decoded.clip.start_s + label_segments(labels_T) / fps
     return [(start, end) for start, end in times_N2.tolist()]
 

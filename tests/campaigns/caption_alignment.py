@@ -1,17 +1,20 @@
 """Claim: `corpus align` puts shifted and stretched captions back on their signing, and training gains by it.
 
-    python tests/campaigns/caption_alignment.py --corpus MADE [--model RUN] [--train STEPS --seeds 1 2 3]
+    python tests/campaigns/caption_alignment.py --corpus MADE [--model RUN] [--seeds 1]
+    python tests/campaigns/caption_alignment.py --corpus MADE --train --splits dev test --seeds 1 2 3
 
-MADE is a corpus of `sage-scale corpus make`. Its clips are joined, signer by signer, to long videos of `--clips` clips
-with rests of 0.4 to 1.5 s between them. True times are those from a clip's first sign to its last. Two kinds of errors:
+MADE is a corpus of `sage-scale corpus make --keypoints`. Its clips are joined, signer by signer, to long videos of
+`--clips` clips with rests of 0.4 to 1.5 s between them. True times are those from a clip's first sign to its last. Two
+kinds of errors:
 
 - offset: each video's captions are shifted by -3 to 3 s and stretched by up to 2% over the video, each by 0.2 s more;
 - scatter: each caption is shifted by -3 to 3 s of its own and made 0.8 to 1.25 times as long.
 
 Prints the share of captions whose start and end are within 0.5 s of the truth before and after. `--model` aligns with a
-run's stage 1, too, which must not have seen the joined clips. `--train` trains both stages on true, shifted (scatter)
-and aligned captions of the split train, and scores them on true test clips. `--dgs` is a folder with clips.jsonl:
-sentences of real conversation with signs drawn by people, joined by recording as they are, without rests.
+run's stage 1, too, which must not have seen the joined clips. `--train` joins the clips' keypoints, trains both stages
+(recipe `ablation`, one language model for all) on true, shifted (scatter) and aligned captions of the split train, and
+scores them on true test clips. `--dgs` is a folder with clips.jsonl: sentences of real conversation with signs drawn by
+people, joined by recording as they are, without rests.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import dataclasses
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,6 +42,9 @@ from sage_scale.corpora.alignment import Alignment
 from sage_scale.corpora.manifest import Clip, from_json_lines, to_json_lines
 from sage_scale.corpora.synthetic import load_gold, make_corpus
 from sage_scale.corpora.synthetic.render import SIZE, write_h264
+from sage_scale.keypoints.arrays import npz_bytes
+from sage_scale.keypoints.files import read_track
+from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.segmentation.elan import eaf_bytes
 from sage_scale.segmentation.intervals import Interval, SignIntervals
 from sage_scale.translation.caption_alignment import Signing, align_video, joined_pieces
@@ -45,8 +52,10 @@ from sage_scale.translation.caption_alignment import Signing, align_video, joine
 FPS, NEAR_S = 25, 0.5
 
 
-def joined(root: Path, out: Path, splits: Sequence[str], clips: int, seed: int) -> list[Clip]:
-    """Writes the long videos and their signs as ELAN files, and returns the true captions."""
+def joined(
+    root: Path, out: Path, splits: Sequence[str], clips: int, seed: int, keypoints: bool = False
+) -> list[Clip]:
+    """Writes the long videos, or their keypoints alone, and their signs as ELAN files; returns the true captions."""
     by_signer: dict[tuple[str, str], list[Clip]] = {}
     for clip in from_json_lines((root / "manifest.jsonl").read_text(encoding="utf-8")).clips:
         if clip.split in splits:
@@ -58,7 +67,7 @@ def joined(root: Path, out: Path, splits: Sequence[str], clips: int, seed: int) 
         for number in range(0, len(own), clips):
             name = f"{split}-{signer}-{number // clips:03d}"
             rng = random.Random(f"{name}/{seed}")
-            video, signs, parts, at = out / "videos" / f"{name}.mp4", [], [], 0
+            video, signs, parts, at = out / "videos" / f"{name}{'.npz' if keypoints else '.mp4'}", [], [], 0
             for clip in own[number : number + clips]:
                 gold, rest = load_gold(root, clip.id), round(rng.uniform(0.4, 1.5) * FPS)
                 times = [(at + sign["start"], at + sign["end"], sign["gloss"]) for sign in gold["signs"]]
@@ -67,11 +76,15 @@ def joined(root: Path, out: Path, splits: Sequence[str], clips: int, seed: int) 
                 captions.append(
                     dataclasses.replace(clip, video=str(video), start_s=start, end_s=end, frames=0)
                 )
-                parts.append((root / clip.video, rest))
+                source = root / clip.video
+                parts.append((root / "keypoints" / f"{source.stem}.npz" if keypoints else source, rest))
                 at += gold["frames"] + rest
             if not video.exists():
                 partial = video.with_suffix(".part")
-                write_h264(partial, frames(parts), FPS, SIZE)
+                if keypoints:
+                    partial.write_bytes(npz_bytes(track(parts)))
+                else:
+                    write_h264(partial, frames(parts), FPS, SIZE)
                 partial.replace(video)
             (out / "signs" / f"{name}.eaf").write_bytes(eaf_bytes(SignIntervals(signs=tuple(signs))))
     return captions
@@ -86,6 +99,17 @@ def frames(parts: Iterable[tuple[Path, int]]) -> Iterator[np.ndarray]:
                 yield picture
         for _ in range(rest):
             yield picture
+
+
+def track(parts: Iterable[tuple[Path, int]]) -> KeypointTrack:
+    """The keypoints of clips, each followed by its last frame, held for a number of frames."""
+    points: list[np.ndarray] = []
+    confidence: list[np.ndarray] = []
+    for path, rest in parts:
+        own = read_track(path)
+        for kept, values in ((points, own.points_TKC), (confidence, own.confidence_TK)):
+            kept += [values, np.repeat(values[-1:], rest, axis=0)]
+    return own.replace(points_TKC=np.concatenate(points), confidence_TK=np.concatenate(confidence))
 
 
 def displaced(captions: Sequence[Clip], kind: str, seed: int) -> list[Clip]:
@@ -187,11 +211,8 @@ def train(true: Sequence[Clip], folder: Path, options: argparse.Namespace) -> No
     """Print BLEU-4 on true test clips after a short run on each kind of captions of train."""
     taught = [clip for clip in true if clip.split == "train"]
     rest = [clip for clip in true if clip.split != "train"]
-    own = [f"{stage}.max_steps={options.train}" for stage in ("pretrain", "finetune")] + options.overrides
-    stored = ["shards.max_reject_rate=0.1"]  # a shifted clip may lie beyond the end of its video
-    if options.frozen:
-        own += ["denoise.enabled=false", f"model.language_model={options.frozen}/language_model"]
-        stored += ["vision.kind=features", f"vision.backbone={options.frozen}", "vision.background=none"]
+    recipe, language = ["--recipe", "ablation"], folder / "language_model"
+    changes = ["segmentation.tagger=motion", *options.overrides]
     scores: dict[str, list[float]] = {}
     for seed in options.seeds:
         place = folder / f"train-{seed}"
@@ -200,24 +221,20 @@ def train(true: Sequence[Clip], folder: Path, options: argparse.Namespace) -> No
         old.write_text(to_json_lines(bent), encoding="utf-8")
         run("corpus", "align", "--corpus", "manifest", "--root", old, "--out", new)
         moved = from_json_lines(new.read_text(encoding="utf-8")).clips
+        print(f"seed {seed}, start | start and end within {NEAR_S} s: shifted {near(rows_of(old), taught)}, "
+              f"aligned {near(rows_of(new), taught)}", flush=True)  # fmt: skip
         for name, clips in (("true", taught), ("shifted", bent), ("aligned", moved)):
             manifest, shards, out = (place / f"{name}{end}" for end in (".jsonl", "-shards", "-run"))
             manifest.write_text(to_json_lines([*clips, *rest]), encoding="utf-8")
             few = "shards.max_reject_rate=0.1"  # a shifted clip may lie beyond the end of its video
-            run(
-                "precompute",
-                "--corpus",
-                "manifest",
-                "--root",
-                manifest,
-                "--out",
-                shards,
-                "--recipe",
-                "demo",
-                few,
-            )
+            given = ["--corpus", "manifest", "--root", manifest, "--out", shards, *recipe]
+            run("precompute", *given, few, *changes)
             seeds = [f"pretrain.seed={seed}", f"finetune.seed={seed}"]
-            run("pretrain", "--run", out, "--data", shards, "--recipe", "demo", *own, *seeds)
+            if language.is_dir():
+                seeds += [f"model.language_model={language}", "denoise.enabled=false"]
+            run("pretrain", "--run", out, "--data", shards, *recipe, *options.overrides, *seeds)
+            if not language.is_dir():
+                shutil.copytree(out / "language_model", language)
             run("finetune", "--run", out, "--data", shards)
             run("evaluate", "--run", out, "--data", shards, "--split", "test")
             bleu = json.loads((out / "scores.json").read_text())["test"]["bleu4"]
@@ -236,13 +253,10 @@ def main() -> None:
     parser.add_argument("--dgs", type=Path, metavar="FOLDER")
     parser.add_argument("--splits", nargs="+", default=["dev", "test", "test_heldout"])
     parser.add_argument("--clips", type=int, default=12, help="clips of a long video")
-    parser.add_argument("--train", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--train", action="store_true", help="train on true, shifted and aligned captions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
-        "--frozen", help="for --train: a run whose frame encoder and language model are taken, frozen"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="for --train: changes to the recipe demo"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for --train: changes to the recipe ablation"
     )
     parser.add_argument("--keep", type=Path, help="folder that is kept")
     options = parse(parser, clips=3)
@@ -257,7 +271,7 @@ def main() -> None:
             raise SystemExit("say which corpus: --corpus MADE")
         if options.train:
             splits = ["train", *options.splits]
-            train(joined(options.corpus, folder, splits, options.clips, 0), folder, options)
+            train(joined(options.corpus, folder, splits, options.clips, 0, keypoints=True), folder, options)
             return
         true = joined(options.corpus, folder, options.splits, options.clips, 0)
         print(f"{len(true)} captions in {len({clip.video for clip in true})} videos\n")

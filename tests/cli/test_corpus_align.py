@@ -85,6 +85,21 @@ def test_late_captions_go_back_to_their_movement(moved, tmp_path):
     assert not manifest.rejected and not (tmp_path / "new.jsonl.part").exists()
 
 
+def test_late_captions_go_back_to_the_movement_of_keypoints(tmp_path):
+    """Hands that stand still between sentences are pauses in a keypoint file, too."""
+    track = random_track(250, fps=25.0)
+    track.confidence_TK[:] = 1
+    track.points_TKC[:] = np.random.default_rng(0).normal([640, 360, 0], [80, 60, 0.2], (250, 75, 3))
+    for t in range(1, 250):
+        if not any(start <= t / 25 < end for start, end in MOVES):
+            track.points_TKC[t] = track.points_TKC[t - 1]
+    (tmp_path / "film.npz").write_bytes(npz_bytes(track))
+    write_manifest(tmp_path / "late.jsonl", tmp_path / "film.npz", [(a + 1.3, b + 1.3) for a, b in MOVES])
+    invoke("--corpus", "manifest", "--root", tmp_path / "late.jsonl", "--out", tmp_path / "new.jsonl")
+    for row, (start, end) in zip(rows(tmp_path / "new.jsonl"), MOVES, strict=True):
+        assert abs(row["start_s"] - start) < 0.25 and abs(row["end_s"] - end) < 0.25
+
+
 def test_segments_from_files_replace_the_tagger_and_partners_are_named(tmp_path):
     video = moving_video(tmp_path / "film.mp4")
     times = [(0.2, 1.0), (0.9, 2.9), (3.0, 3.5), (30.0, 31.0)]
