@@ -256,7 +256,7 @@ def test_splits_follow_the_shares_and_never_move() -> None:
     assert {hash_split(name, 0, 0) for name in names} == {"train"}
 
 
-LAYOUTS = {name for name in ADAPTERS if name not in ("synthetic", "manifest", "videos")}
+LAYOUTS = {name for name in ADAPTERS if name not in ("synthetic", "acted", "manifest", "videos")}
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))

@@ -10,8 +10,7 @@ from factories.training import log_rows, make_language_folder, make_shards, tiny
 
 from sage_scale.errors import RecipeError
 from sage_scale.models.sage import pretraining as alignment
-from sage_scale.reporting.page import render
-from sage_scale.reporting.runlog import read_run
+from sage_scale.reporting.page import write_report
 from sage_scale.training.stage import run_stage
 
 
@@ -47,7 +46,7 @@ def test_a_limit_that_ends_a_stage_before_its_steps_is_told_in_log_and_report(tm
     assert run_stage("pretrain", recipe, tmp_path / "run", data)["steps"] == steps
     told = "1 of 6 steps: max_minutes=1e-06 ended it"
     assert (told in "".join(capfd.readouterr())) == (steps < 6)
-    assert (told in render(read_run(tmp_path / "run"))) == (steps < 6)
+    assert (told in write_report(tmp_path / "run").read_text(encoding="utf-8")) == (steps < 6)
 
 
 def test_a_missing_logger_is_named(tmp_path, monkeypatch):
