@@ -30,7 +30,7 @@ def test_every_piece_passes_at_toy_size_and_a_second_call_goes_on(tmp_path):
         str(tmp_path / "out"),
         "--dry",
     ]
-    first = subprocess.run([*command, "--minutes", "2.5"], capture_output=True, text=True, timeout=600)
+    first = subprocess.run([*command, "--minutes", "5"], capture_output=True, text=True, timeout=600)
     assert first.returncode == gpu_campaign.PIECES_LEFT, first.stdout[-3000:] + first.stderr[-3000:]
     second = subprocess.run([*command, "--minutes", "100"], capture_output=True, text=True, timeout=1400)
     page = (tmp_path / "out" / "gpu.md").read_text(encoding="utf-8")
