@@ -28,6 +28,7 @@ from sage_scale.registry import model_spec
 from sage_scale.untrusted.display import message_line
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json
+from sage_scale.untrusted.printer import tell
 
 LOG = "ablate.log"
 """File in a run's folder with all that the run printed."""
@@ -289,7 +290,7 @@ def _failure(work: Any) -> str:
     try:
         work()
     except (Exception, KeyboardInterrupt) as error:
-        traceback.print_exc()
+        tell(*traceback.format_exc().splitlines())
         if isinstance(error, SageError):
             return message_line(error)
         return message_line(f"{type(error).__name__}: {error}")
