@@ -78,8 +78,10 @@ def import_plugins() -> list[str]:
         _imported.add(name)  # before the import, which may read a recipe
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise UsageError(f"the plug-in {name} ({PLUGINS}) cannot be imported: {error}") from None
+        except (ImportError, SyntaxError) as error:
+            raise UsageError(
+                f"the plug-in {name} ({PLUGINS}) cannot be imported: {error}; PYTHONPATH names folders of modules"
+            ) from None
     return names
 
 
