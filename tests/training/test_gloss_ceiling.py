@@ -61,7 +61,7 @@ def test_the_translation_is_read_from_the_glosses(home: Path) -> None:
     assert losses(run, "finetune")[-1] < 0.5 * losses(run, "finetune")[0]
     scores = evaluate_run.run(run, str(home / "shards"))
     assert scores["input"] == "glosses" and "token_ratio" not in scores
-    assert scores["bleu1"] > 80 and scores["bleu1"] > 2 * scores["controls"]["blank_videos"]["bleu1"]
+    assert scores["bleu1"] > 80 and scores["bleu1"] > 30 + scores["controls"]["blank_videos"]["bleu1"]
     assert load_recipe(run / "recipe.yaml").finetune.glosses == str(home / "gold")
     with pytest.raises(UsageError, match="translates no video"):
         VideoTranslator(run)
