@@ -20,8 +20,6 @@ from sage_scale.models.sage.finetuning import SageOutputs
 from sage_scale.models.sage.mbart import make_labels
 from sage_scale.models.sage.model import SageTranslator
 from sage_scale.models.sage.visual import VisualEncoder
-from sage_scale.segmentation.rules import labels_to_segments
-from sage_scale.segmentation.tagger import uniform_labels
 
 POOLINGS = ("mean", "max", "window", "first")
 lengths = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=5), max_size=4)
@@ -141,6 +139,10 @@ def test_outputs_kept_of_frozen_parts_give_the_same_loss(pooling, freeze):
 @many(st.integers(8, 400), st.sampled_from([2, 4, 8]))
 def test_token_ratio_of_equal_segments(total, frames):
     """T/2, T/4 and T/8 of one cutting: as many tokens for every reduction, each with a frame of the grid."""
+    pytest.importorskip("av", reason="taggers read videos; a machine with a GPU may lack PyAV")
+    from sage_scale.segmentation.rules import labels_to_segments
+    from sage_scale.segmentation.tagger import uniform_labels
+
     segments = labels_to_segments(uniform_labels(total, frames), "plain")
     assert abs(len(segments) - total / frames) <= 0.5
     assert segments[0, 0] == 0 and segments[-1, 1] == total and (segments[1:, 0] == segments[:-1, 1]).all()
