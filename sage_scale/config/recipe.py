@@ -62,7 +62,7 @@ class Recipe:
         """Returns 16 hex digits of sha256 over the canonical JSON of all values except the name."""
         values = without_younger_defaults(self, FIRST_RELEASE)
         del values["name"]
-        return _digest(values)
+        return digest(values)
 
     def dataset_part(self) -> dict[str, Any]:
         """Returns the sections that decide the bytes of a dataset: text, vision, segmentation and shard size."""
@@ -81,10 +81,11 @@ class Recipe:
 
     def dataset_fingerprint(self) -> str:
         """Returns 16 hex digits of sha256 over `dataset_part`; two recipes that share it may share shards."""
-        return _digest(self.dataset_part())
+        return digest(self.dataset_part())
 
 
-def _digest(values: Any) -> str:
+def digest(values: Any) -> str:
+    """Returns 16 hex digits of sha256 over the values as canonical JSON."""
     canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import IO, Any
 from sage_scale.config import Recipe, to_yaml
 from sage_scale.config.extension import FIRST_RELEASE
 from sage_scale.config.reading import changed
-from sage_scale.config.recipe import flat, to_mapping, without_younger_defaults
+from sage_scale.config.recipe import digest, flat, to_mapping, without_younger_defaults
 from sage_scale.errors import UsageError
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.printer import tell
@@ -34,7 +32,7 @@ class Corpora:
     def digest(self, recipe: Recipe) -> str:
         """Returns the identity of the recipe's clips: of the synthetic corpus by its keys, else by the manifest."""
         if made_here(recipe):
-            return _digest({"corpus": recipe.corpus.name, **recipe.corpus_part()})
+            return digest({"corpus": recipe.corpus.name, **recipe.corpus_part()})
         from sage_scale.corpora.registry import read_corpus
 
         key = repr(recipe.corpus)
@@ -67,7 +65,7 @@ class Corpora:
         from sage_scale.precompute import precompute_corpus
         from sage_scale.shards import open_dataset
 
-        folder = self._home / "shards" / _digest([recipe.dataset_fingerprint(), self.digest(recipe)])
+        folder = self._home / "shards" / digest([recipe.dataset_fingerprint(), self.digest(recipe)])
         if folder not in self._made:
             given = folder.with_suffix(".yaml")
             given.parent.mkdir(parents=True, exist_ok=True)
@@ -116,14 +114,14 @@ def identity_of(recipe: Recipe, stages: Sequence[str], split: str, corpus: str) 
     for section in ("name", "precompute", "watch"):
         values.pop(section, None)
     values["corpus"].pop("root", None)
-    return _digest([values, list(stages), split, corpus])
+    return digest([values, list(stages), split, corpus])
 
 
 def language_digest(recipe: Recipe, corpus: str) -> str:
     """Returns 16 hex digits of all that decides the language model, seeds left out."""
     parts = without_younger_defaults(recipe, FIRST_RELEASE)
     model = {key: parts["model"][key] for key in ("kind", "language_model")}
-    return _digest([parts["denoise"], parts["text"], model, corpus])
+    return digest([parts["denoise"], parts["text"], model, corpus])
 
 
 def made_here(recipe: Recipe) -> bool:
@@ -141,8 +139,3 @@ def in_place(recipe: Recipe, root: Path) -> Recipe:
         if isinstance(value, str) and CORPUS in value:
             values[key] = value.replace(CORPUS, str(root))
     return changed(recipe, values)
-
-
-def _digest(values: Any) -> str:
-    canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, default=list, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
