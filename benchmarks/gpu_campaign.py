@@ -4,18 +4,20 @@
     python benchmarks/gpu_campaign.py run FOLDER --out RESULTS    # on the machine with the GPU; repeat it to go on
     python benchmarks/gpu_campaign.py run FOLDER --out RESULTS --dry  # every piece at toy size, on a CPU
 
-A call of `run` begins no piece that would not end within `--minutes`. RESULTS keeps `pieces.jsonl`, from which the next
-call goes on, also on another machine, and `gpu.md`, the page. The machine needs torch, transformers, Triton and pytest;
-it needs no network and none of Ray, PyAV, spaCy and boto3; wheels of FOLDER are put beside its packages. A piece that
-fails is on the page with the end of its output, and the others go on. The exit code is then 1, and 4 while pieces
-are left. `--dry` makes toy datasets where FOLDER is missing. The kernels' tests then run in Triton's interpreter, the
-virtual GPU's (tests/training/virtual_gpu.py) in place of those marked gpu, and no process finds precompute's packages.
+But for its first, a call of `run` begins no piece that would not end within `--minutes`. RESULTS keeps `pieces.jsonl`,
+from which the next call goes on, also on another machine, and `gpu.md`, the page. The machine needs torch,
+transformers, Triton and pytest; it needs no network and none of Ray, PyAV, spaCy and boto3; wheels of FOLDER are put
+beside its packages. A piece that fails is on the page with the end of its output, and the others go on. The exit code
+is then 1, and 4 while pieces are left. `--dry` makes toy datasets where FOLDER is missing. The kernels' tests then run
+in Triton's interpreter, the virtual GPU's (tests/training/virtual_gpu.py) in place of those marked gpu, and no process
+finds precompute's packages.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
@@ -165,18 +167,22 @@ def run(options: argparse.Namespace) -> int:
         else {}
     )
     campaign = pieces(options.bag.resolve())
-    environment = machine(options)
+    environment, ran = machine(options), False
     for piece in campaign:
         if piece.name in done or (options.only and piece.name not in options.only):
             continue
         left = options.minutes - (time.monotonic() - begun) / 60
         limit = piece.minutes * (4 if options.dry else 1)  # a CPU may be slow and shared
-        if limit > left:
+        if limit > left and ran:
             print(
                 f"{piece.name}: needs {limit:g} of the {left:.1f} minutes left; repeat the command to go on",
                 flush=True,
             )
             break
+        limit, ran = (
+            min(limit, left),
+            True,
+        )  # the first piece of a call always begins: it may need all of the minutes
         row = done[piece.name] = run_piece(piece, limit, environment, options.dry)
         with record.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -303,7 +309,7 @@ def main() -> int:
         verb.add_argument("bag", type=Path, metavar="FOLDER")
     bringing.add_argument("--toy", action="store_true", help="for run --dry: a dozen clips, no wheels")
     running.add_argument("--out", type=Path, required=True, metavar="RESULTS")
-    running.add_argument("--minutes", type=float, default=9.0, help="of this call")
+    running.add_argument("--minutes", type=float, help="of this call: 9, with --dry no limit")
     running.add_argument("--only", nargs="*", default=[], metavar="PIECE")
     running.add_argument(
         "--dry", action="store_true", help="every piece at toy size, on a CPU; its figures mean nothing"
@@ -312,6 +318,8 @@ def main() -> int:
     if options.verb == "bring":
         bring(options.bag, options.toy)
         return 0
+    if options.minutes is None:
+        options.minutes = math.inf if options.dry else 9.0
     if options.dry and not (options.bag / "features").is_dir():
         bring(options.bag, toy=True)
     if not (options.bag / "features").is_dir():

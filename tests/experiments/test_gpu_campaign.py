@@ -103,6 +103,12 @@ def test_a_piece_that_would_not_end_in_time_is_left_for_the_next_call(monkeypatc
     assert "not run" not in (tmp_path / "out" / "gpu.md").read_text(encoding="utf-8")
 
 
+def test_a_piece_as_long_as_a_call_begins(monkeypatch, tmp_path):
+    """Some milliseconds of the call are gone by then; left for later calls, it would never run."""
+    assert call(monkeypatch, tmp_path, [python("long", "print('done')", minutes=9.0)], minutes=9.0) == 0
+    assert "| long | passed |" in (tmp_path / "out" / "gpu.md").read_text(encoding="utf-8")
+
+
 def test_a_call_without_datasets_says_how_to_make_them(tmp_path):
     command = [sys.executable, str(SCRIPT), "run", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
