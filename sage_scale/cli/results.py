@@ -80,7 +80,13 @@ def evaluate(
         echo(f"  mean over {scores['macro']['languages']} languages: {_line(scores['macro'])}")
     if "heldout" in scores:
         echo(f"{split}_heldout: {_line(scores['heldout'])}, {scores['heldout']['clips']} clips")
-    if aligned := scores.get("alignment"):
+    aligned = scores.get("alignment")
+    if aligned and not aligned["scored"]:
+        echo(
+            f"  pseudo-gloss of a token is its sign's: not scored, since none of {aligned['signed']} tokens on gold signs "
+            "has a sign whose word is a pseudo-gloss of its sentence"
+        )
+    elif aligned:
         echo(
             f"  pseudo-gloss of a token is its sign's: {aligned['accuracy']:.1f}% of {aligned['scored']} tokens "
             f"(chance {aligned['chance']:.1f}%)"

@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 import jinja2
 from markupsafe import Markup
 
-from sage_scale.errors import StorageError
+from sage_scale.errors import StorageError, UsageError
 from sage_scale.registry import resolve
 from sage_scale.reporting import sections
 from sage_scale.reporting.curves import curves
 from sage_scale.reporting.examples import examples
 from sage_scale.reporting.run_scores import scores
 from sage_scale.reporting.runlog import RunRecord, read_run
-from sage_scale.untrusted.display import printable, redacted
+from sage_scale.untrusted.display import printable, redacted, shortened
 
 _PACKAGE = Path(__file__).parents[1]
 CSS = (_PACKAGE / "reporting/templates/style.css").read_text(encoding="utf-8")
@@ -47,6 +47,8 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def write_page(html: str, path: Path) -> Path:
     """Write a page atomically. Raises StorageError where that is not possible."""
+    if path.is_dir():
+        raise UsageError(f"{shortened(path, 300)} is a folder: name the file of the page")
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may write the same page
     try:
         partial.write_text(html, encoding="utf-8")

@@ -22,7 +22,9 @@ class GoldGlosses:
 
     def __init__(self, source: str, lowercase: bool) -> None:
         """Raises UsageError where there is neither a folder nor a readable table of this name."""
-        self.path, self.lowercase = expanded(source), lowercase
+        path = expanded(source)
+        self.path = path / "gold" if is_folder(path / "gold") else path
+        self.lowercase = lowercase
         self._table: dict[str, Sequence[str]] | None = None
         self._texts: dict[str, str] = {}
         if is_file(self.path):

@@ -243,7 +243,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(whole, tmp_path):
         write_report(whole, tmp_path / "no-folder" / "page.html")
     (tmp_path / "page.html").mkdir()
     (tmp_path / "page.html" / "x").write_text("")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="is a folder: name the file"):
         write_report(whole, tmp_path / "page.html")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 

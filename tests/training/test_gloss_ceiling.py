@@ -71,9 +71,9 @@ def test_a_table_and_a_folder_of_gold_files_train_the_same(home: Path) -> None:
     few = "finetune.max_steps=3"
     runs = [
         train(home, f"same-{name}", f"finetune.glosses={home / name}", few)
-        for name in ("gold", "table.jsonl")
+        for name in ("gold", "table.jsonl", ".")  # the last: a corpus, whose folder `gold` counts, as in `evaluate --gold`
     ]
-    assert losses(runs[0], "finetune") == losses(runs[1], "finetune")
+    assert losses(runs[0], "finetune") == losses(runs[1], "finetune") == losses(runs[2], "finetune")
 
 
 def test_clips_without_glosses_are_counted_and_none_at_all_is_refused(
