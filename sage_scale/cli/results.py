@@ -83,8 +83,8 @@ def evaluate(
     aligned = scores.get("alignment")
     if aligned and not aligned["scored"]:
         echo(
-            f"  pseudo-gloss of a token is its sign's: not scored, since none of {aligned['signed']} tokens on gold signs "
-            "has a sign whose word is a pseudo-gloss of its sentence"
+            "  pseudo-gloss of a token is its sign's: not scored, since no sign under the "
+            f"{aligned['signed']} tokens on gold signs has its word among the pseudo-glosses"
         )
     elif aligned:
         echo(

@@ -108,7 +108,7 @@ def locked(file: IO[str]) -> bool:
 
 
 def identity_of(recipe: Recipe, stages: Sequence[str], split: str, corpus: str) -> str:
-    """Returns 16 hex digits of all that decides a run's scores: its recipe without resources and the corpus' folder, its
+    """Returns 16 hex digits of all that decides a run's scores: its recipe without resources and `corpus.root`, its
     stages, the scored split, and the corpus. Other paths, such as `segmentation.weights`, count as they are written."""
     values = without_younger_defaults(recipe, FIRST_RELEASE)
     for section in ("name", "precompute", "watch"):

@@ -69,10 +69,12 @@ def test_the_translation_is_read_from_the_glosses(home: Path) -> None:
 
 def test_a_table_and_a_folder_of_gold_files_train_the_same(home: Path) -> None:
     few = "finetune.max_steps=3"
-    runs = [
-        train(home, f"same-{name}", f"finetune.glosses={home / name}", few)
-        for name in ("gold", "table.jsonl", ".")  # the last: a corpus, whose folder `gold` counts, as in `evaluate --gold`
-    ]
+    names = (
+        "gold",
+        "table.jsonl",
+        ".",
+    )  # the last: a corpus, whose folder `gold` counts, as in `evaluate --gold`
+    runs = [train(home, f"same-{name}", f"finetune.glosses={home / name}", few) for name in names]
     assert losses(runs[0], "finetune") == losses(runs[1], "finetune") == losses(runs[2], "finetune")
 
 
