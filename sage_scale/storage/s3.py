@@ -3,7 +3,7 @@
 Beyond a plain client: boto3 repeats a conditional PUT whose answer was lost and then meets its own object (412), so
 every PUT carries a random `put-id` in the object's metadata, against which a 412 is checked; a body that breaks off is
 fetched again; offset and length of a range are checked. S3 clients do not notice a flipped byte in a body: the
-caller compares hashes (sage_scale.shards).
+caller compares hashes (sage_scale.shards), and `download` compares the MD5 that every PUT records in the metadata.
 """
 
 from __future__ import annotations
@@ -123,6 +123,15 @@ class S3Store(Store):
         except (boto.BotoCoreError, boto.ClientError) as error:
             raise self._explained(name, error, attempts=1) from None
 
+    def md5(self, name: str) -> str:
+        key = self._key(name)
+        head = self._call(name, lambda: self.client.head_object(Bucket=self.bucket, Key=key))
+        return head.get("Metadata", {}).get("md5", "")
+
+    def download(self, name: str, path: Path) -> None:
+        key = self._key(name)
+        self._call(name, lambda: _save(self.client.get_object(Bucket=self.bucket, Key=key), path))
+
     def put_if_absent(self, name: str, data: bytes | Path) -> bool:
         token, key = secrets.token_hex(16), self._key(name)
 
@@ -192,7 +201,7 @@ class S3Store(Store):
                 Key=self._key(name),
                 Body=body,
                 ContentMD5=base64.b64encode(md5).decode(),
-                Metadata={"put-id": token},
+                Metadata={"put-id": token, "md5": md5.hex()},
                 **condition,
             )
 
@@ -302,6 +311,32 @@ def _read(answer: dict[str, Any], length: int) -> bytes:
             raise boto.IncompleteReadError(actual_bytes=len(data), expected_bytes=length)
         return data
     except (boto.BotoCoreError, HTTPError, OSError) as error:
+        raise _Transient(error) from None
+
+
+def _save(answer: dict[str, Any], path: Path) -> None:
+    """Writes the body to a file, and compares length and MD5. OSErrors are the file's."""
+    expected, digest, size = answer.get("Metadata", {}).get("md5"), hashlib.md5(), 0
+    with path.open("wb") as file:
+        for piece in _pieces(answer):
+            digest.update(piece)
+            size += file.write(piece)
+    if size != answer["ContentLength"]:
+        raise _Transient(boto.IncompleteReadError(actual_bytes=size, expected_bytes=answer["ContentLength"]))
+    if expected and digest.hexdigest() != expected:
+        raise _Transient(
+            boto.ChecksumError(
+                checksum_type="md5", expected_checksum=expected, actual_checksum=digest.hexdigest()
+            )
+        )
+
+
+def _pieces(answer: dict[str, Any]) -> Iterator[bytes]:
+    try:
+        with answer["Body"] as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                yield piece
+    except (boto.BotoCoreError, HTTPError, HTTPException, OSError) as error:
         raise _Transient(error) from None
 
 

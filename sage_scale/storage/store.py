@@ -74,6 +74,15 @@ class Store(ABC):
         """
         return self.get_range(name, offset, length)
 
+    def md5(self, name: str) -> str:
+        """Returns the MD5 (hexadecimal) that the object's writer recorded, "" where none is known. Raises NotFound."""
+        return ""
+
+    def download(self, name: str, path: Path) -> None:
+        """Writes the whole object to a local file, compared with its recorded MD5. Raises as `get`, OSError for the
+        file."""
+        path.write_bytes(self.get(name))
+
     @abstractmethod
     def put_if_absent(self, name: str, data: bytes | Path) -> bool:
         """Stores the bytes (or the file) unless the name is taken; nothing half-written is ever visible.

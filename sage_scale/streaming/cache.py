@@ -26,8 +26,6 @@ import errno
 import fcntl
 import os
 import re
-import stat
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -36,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from sage_scale.untrusted.files import expanded
+from sage_scale.untrusted.files import expanded, own_folder
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -276,20 +274,14 @@ def block_name(unit: int, begin: int, end: int) -> str:
 
 
 def open_cache(chosen: str, digest: str, limit: int) -> BlockCache:
-    """Opens the cache in the recipe's folder (stream.cache_dir); empty: this user's own in $TMPDIR, else in /var/tmp.
-
-    Not /tmp, which is memory on many systems. Raises CacheFailed.
-    """
-    if chosen:
-        folder = expanded(chosen)
-    else:
-        disk = "/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir()
-        folder = Path(os.environ.get("TMPDIR") or disk) / f"sage-scale-{os.getuid()}"
+    """Opens the cache in the recipe's folder (stream.cache_dir); empty: the user's own (`own_folder`). Raises
+    CacheFailed."""
+    try:
+        folder = expanded(chosen) if chosen else own_folder()
+    except OSError as error:
+        raise CacheFailed(f"{error.filename}: {error.strerror}: set stream.cache_dir") from None
     with _explained(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = os.lstat(folder)
-    if not chosen and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid()):
-        raise CacheFailed(f"{folder} was made by another user: set stream.cache_dir")
     return BlockCache(folder, digest, limit)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -67,6 +68,21 @@ def mode_of(path: str | Path) -> int:
 def expanded(path: str | Path) -> Path:
     """Returns a path with `~` as the home folder. `~name` of an unknown user stays as it is, and is not there."""
     return Path(os.path.expanduser(path))
+
+
+def own_folder() -> Path:
+    """Returns this user's folder for working files, in $TMPDIR, else in /var/tmp; makes it, closed to others.
+
+    Not /tmp, which is memory on many systems. Raises PermissionError where another user made it, other OSErrors as
+    mkdir.
+    """
+    disk = "/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir()
+    folder = Path(os.environ.get("TMPDIR") or disk) / f"sage-scale-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it was made by another user", str(folder))
+    return folder
 
 
 def is_file(path: str | Path) -> bool:
