@@ -88,8 +88,7 @@ def _command(stage: str, summary: str) -> Callable[..., None]:
         started = hosts.world if hosts else ranks
         starts_ranks = started > 1 or hosts is not None or restarts > 0
         world = max(started, join_launcher(run, stage, starts_ranks))
-        if world > chosen.stream.lanes:
-            raise UsageError(f"{world} ranks are more than stream.lanes={chosen.stream.lanes}")
+        config.check_lanes(world, chosen.stream.lanes)
         given = [part for url in data for part in ("--data", url)]
         arguments = ["--run", str(run), *given, "--recipe", name, *changes]
         if starts_ranks:

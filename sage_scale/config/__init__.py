@@ -5,7 +5,7 @@ with `section.key=value`, printed whole by every run and stored with its outputs
 the nearest known one. Each field's docstring says its unit and, where it comes from a paper, the section.
 """
 
-from sage_scale.config.checks import check
+from sage_scale.config.checks import check, check_lanes
 from sage_scale.config.data import (
     Augment,
     Captions,
@@ -33,6 +33,6 @@ from sage_scale.config.sign2gpt import Prototypes, Sign2Gpt
 __all__ = [
     "LAUNCH_FOLDER", "RECIPE_FOLDER", "Augment", "Backbone", "Captions", "Clcl", "Corpus", "Denoise", "Evaluation",
     "Model", "Precompute", "Prototypes", "Recipe", "Segmentation", "Shards", "Sign2Gpt", "Stage", "Stream", "Text",
-    "Vision", "Watch", "check", "choices", "from_mapping", "load_recipe", "override", "recipe_names", "register_choice",
-    "register_model", "since", "to_mapping", "to_yaml",
+    "Vision", "Watch", "check", "check_lanes", "choices", "from_mapping", "load_recipe", "override",
+    "recipe_names", "register_choice", "register_model", "since", "to_mapping", "to_yaml",
 ]  # fmt: skip

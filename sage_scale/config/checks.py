@@ -7,7 +7,7 @@ from sage_scale.config.data import Augment
 from sage_scale.config.extension import Need
 from sage_scale.config.learning import Stage
 from sage_scale.config.recipe import Recipe, flat, to_mapping
-from sage_scale.errors import RecipeError
+from sage_scale.errors import RecipeError, UsageError
 from sage_scale.untrusted.display import shortened
 
 MAX_NAME = 100
@@ -35,6 +35,15 @@ _BETWEEN = {
     "zero_stage": (0, 3),
     "extractor_complexity": (0, 2),
 }
+
+
+def check_lanes(world: int, lanes: int) -> None:
+    """Raise UsageError for more ranks than `stream.lanes`."""
+    if world > lanes:
+        raise UsageError(
+            f"{world} ranks cannot share {lanes} lanes: set stream.lanes={world} or a multiple of it (another order of "
+            f"the samples, so only before a run starts), or use at most {lanes} ranks"
+        )
 
 
 def check(recipe: Recipe) -> None:

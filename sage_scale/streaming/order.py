@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sage_scale.config import check_lanes
 from sage_scale.errors import UsageError
 
 Integers = NDArray[np.int64]
@@ -164,11 +165,7 @@ def check_world(rank: int, world: int, lanes: int) -> None:
     """Raises UsageError for a rank outside the world, and for more ranks than lanes."""
     if not 0 <= rank < world:
         raise UsageError(f"rank {rank} is not one of {world} ranks")
-    if world > lanes:
-        raise UsageError(
-            f"{world} ranks cannot share {lanes} lanes: raise stream.lanes to at least {world} "
-            "(a new order, so only before a run starts) or use fewer ranks"
-        )
+    check_lanes(world, lanes)
 
 
 def rank_part(lane_P: Integers, position: int, batch_size: int, rank: int, world: int) -> Integers:

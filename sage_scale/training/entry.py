@@ -11,11 +11,12 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sage_scale.config import load_recipe
+from sage_scale.config import check_lanes, load_recipe
 from sage_scale.errors import SageError, StorageError, UsageError, debugging
 from sage_scale.training import launcher
 from sage_scale.training.environment import join_launcher
 from sage_scale.training.monitor import rank_status
+from sage_scale.training.monitor.heartbeat import allow_descriptors
 from sage_scale.training.monitor.rank_monitor import start_rank_monitor
 from sage_scale.untrusted.display import message_line
 from sage_scale.untrusted.printer import tell
@@ -29,7 +30,8 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser(stage).parse_intermixed_args(arguments)
     try:
-        join_launcher(options.run, stage)
+        world = join_launcher(options.run, stage)
+        allow_descriptors(world)
     except UsageError as error:
         tell(f"sage-scale {stage}: {error}")
         return error.exit_code
@@ -42,6 +44,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
         recipe = load_recipe(
             launcher.recipe_of_run(options.run, options.recipe), [*options.overrides, *traced]
         )
+        check_lanes(world, recipe.stream.lanes)  # before torch is loaded and ranks meet
         rank_status.set_limits(run=options.run, **dataclasses.asdict(recipe.watch))
         from sage_scale.training.stage import run_stage  # with torch
 

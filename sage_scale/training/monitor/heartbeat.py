@@ -12,17 +12,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import socket
 import threading
 import time
 from typing import Any
 
+from sage_scale.errors import UsageError
 from sage_scale.untrusted.json_values import parse_json_object
 
 PORTS = 12
 """Ports after MASTER_PORT that are tried."""
 INTERVAL_S = 1.0
 """Seconds between two heartbeats."""
+OTHER_DESCRIPTORS = 64
+"""Descriptors of a monitor besides its connections; fewer than twenty are open."""
+RANK_DESCRIPTORS = 1024
+"""Descriptors of a rank besides its connections: shards, blocks, libraries."""
 _LONGEST = 1 << 16
 _GREETING_S = 5.0
 _CONNECT_S = 3.0
@@ -39,6 +45,34 @@ def ports(master_port: int) -> list[int]:
     """Returns the ports that rank 0's monitor may use."""
     after = range(master_port + 1, min(master_port + 1 + PORTS, 65536))
     return list(after) or [master_port - 1]
+
+
+def allow_descriptors(world: int) -> None:
+    """Raise this process's soft limit of open files, where needed, for connections between `world` ranks.
+
+    Rank 0's monitor has one to each other rank, and so has every rank in each process group of gloo: the default soft
+    limit of 1,024 would end a job of 1,000 ranks. Raises UsageError where the hard limit is below the monitor's need.
+    """
+    if os.name != "posix":
+        return
+    import resource
+
+    soft, hard = (
+        float("inf") if limit == resource.RLIM_INFINITY else limit
+        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    needed = world - 1 + OTHER_DESCRIPTORS
+    if hard < needed:
+        raise UsageError(
+            f"{world} ranks need {needed} open files in each process, and the hard limit of {socket.gethostname()} is "
+            f"{hard}: raise it (`ulimit -Hn`; LimitNOFILE= of the service, --ulimit nofile= of the container), or use "
+            f"at most {max(1, int(hard) - OTHER_DESCRIPTORS + 1)} ranks"
+        )
+    wanted = min(hard, 3 * world + RANK_DESCRIPTORS)  # gloo opens a second group for saves
+    if world > 1 and soft < wanted:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (int(wanted), allowed))
 
 
 class Connection:
