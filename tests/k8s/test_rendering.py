@@ -1,0 +1,75 @@
+"""The manifests under `k8s/` as kustomize renders them: the committed renderings, and what they hold."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from k8s.objects import OVERLAYS, ROOT, find, objects_of, pods, rendered_file
+
+from sage_scale import config
+
+KUSTOMIZE = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
+BY_KUSTOMIZE = pytest.mark.skipif(
+    shutil.which(KUSTOMIZE[0]) is None, reason="neither kubectl nor kustomize is installed"
+)
+
+
+def kustomized(folder) -> list[dict]:
+    done = subprocess.run([*KUSTOMIZE, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return objects_of(done.stdout)
+
+
+@BY_KUSTOMIZE
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_committed_rendering_is_what_kustomize_makes(name):
+    file, folder = rendered_file(name).relative_to(ROOT), OVERLAYS[name].relative_to(ROOT)
+    committed = objects_of((ROOT / file).read_text())
+    assert kustomized(OVERLAYS[name]) == committed, f"{' '.join(KUSTOMIZE)} {folder} > {file}"
+
+
+@BY_KUSTOMIZE
+def test_another_recipe_reaches_every_pod_under_its_new_name(tmp_path):
+    """kustomize names a ConfigMap by its content, and rewrites the names in custom resources as it is told."""
+    (tmp_path / "recipe.yaml").write_text("name: other\n")
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namePrefix": "team-",
+        "resources": [os.path.relpath(OVERLAYS["gpu-cluster"], tmp_path.resolve())],
+        "configMapGenerator": [{"name": "recipe", "behavior": "replace", "files": ["recipe.yaml"]}],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    objects = kustomized(tmp_path)
+    name = find(objects, "ConfigMap")["metadata"]["name"]
+    before = find(objects_of(rendered_file("gpu-cluster").read_text()), "ConfigMap")["metadata"]["name"]
+    assert name.startswith("team-recipe-") and name != f"team-{before}"
+    mounted = {
+        volume["configMap"]["name"]
+        for pod in pods(objects)
+        for volume in pod.spec["volumes"]
+        if "configMap" in volume
+    }
+    assert mounted == {name}
+
+
+def test_recipes_are_those_that_ship():
+    """The base has the demo's recipe; Amazon's overlay adds the backbone's weights to the one of YouTube-SL-25."""
+    assert (ROOT / "k8s/base/recipe.yaml").read_bytes() == (ROOT / "launch/recipes/demo.yaml").read_bytes()
+    mine = config.load_recipe(str(ROOT / "k8s/overlays/aws/recipe.yaml"))
+    theirs = config.load_recipe(
+        "sage-youtube-sl25", [f"vision.backbone_weights={mine.vision.backbone_weights}"]
+    )
+    assert mine == theirs and mine.vision.backbone_weights
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_no_object_of_the_kustomizations_alone_is_sent(name):
+    objects = objects_of(rendered_file(name).read_text())
+    assert not any("local-config" in str(one["metadata"]) for one in objects)
+    steps = {one["metadata"]["labels"]["app.kubernetes.io/component"] for one in objects}
+    assert {"shared", "precompute", "pretrain", "finetune"} <= steps  # what `kubectl apply -l` selects by
