@@ -19,7 +19,8 @@ LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 GENERATED = {"RayJob": 47, "JobSet": 63, "TrainJob": 63}
 """Longest names; KubeRay makes names of clusters and services from its own."""
 LOCAL_QUEUE = "kueue.x-k8s.io/queue-name"
-WRITABLE = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR", "HF_HOME")
+WRITABLE = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME")
+"""Variables, and all that end in _DIR, whose folder is written to."""
 MADE_BY_HAND = {"object-store"}
 """Secrets that the README tells how to make; no file has one."""
 
@@ -126,7 +127,9 @@ def _container(pod: Pod, container: dict[str, Any], volumes: set[str]) -> Iterat
     yield from (f"environment variable {name} twice" for name, n in Counter(names).items() if n > 1)
     for entry in container.get("env", []):
         name, value = entry["name"], entry.get("value", "")
-        if name in WRITABLE and not any(f"{value}/".startswith(f"{path}/") for path in writable):
+        if (name in WRITABLE or name.endswith("_DIR")) and not any(
+            f"{value}/".startswith(f"{path}/") for path in writable
+        ):
             yield f"{name}={value} lies in no emptyDir, and the root is read-only"
         if re.search(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY", name) and "value" in entry:
             yield f"{name} is a secret in a file"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 
 import pytest
 import yaml
 from k8s.objects import OVERLAYS, ROOT, find, objects_of, pods, rendered_file
+from k8s.rules import findings
 
 from sage_scale import config
 
+COMPONENTS = ["object-store", "tensorboard", "trainjob", "kueue"]
 KUSTOMIZE = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
 BY_KUSTOMIZE = pytest.mark.skipif(
     shutil.which(KUSTOMIZE[0]) is None, reason="neither kubectl nor kustomize is installed"
@@ -55,6 +58,34 @@ def test_another_recipe_reaches_every_pod_under_its_new_name(tmp_path):
         if "configMap" in volume
     }
     assert mounted == {name}
+
+
+@BY_KUSTOMIZE
+@pytest.mark.parametrize("name", ["single-node", "gpu-cluster", "aws"])
+def test_any_components_on_any_overlay_keep_every_rule(name, tmp_path):
+    """Each component alone, and all of them in the order of the README."""
+    for number, chosen in enumerate([[], *([one] for one in COMPONENTS), COMPONENTS]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        base = os.path.relpath(ROOT / "k8s", folder.resolve())
+        overlay = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [f"{base}/overlays/{name}"],
+            "components": [f"{base}/components/{one}" for one in chosen],
+        }
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        assert findings(kustomized(folder)) == [], chosen
+
+
+@BY_KUSTOMIZE
+def test_the_overlay_of_the_readme_renders(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "k8s/README.md").read_text(), re.DOTALL)
+    base = os.path.relpath(ROOT / "k8s", tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(text.replace("../k8s", base))
+    objects = kustomized(tmp_path)
+    assert findings(objects) == []
+    assert {one["metadata"]["namespace"] for one in objects} == {"signs"}
 
 
 def test_recipes_are_those_that_ship():
