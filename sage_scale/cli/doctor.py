@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -34,6 +36,10 @@ PACKAGES = {
     "matplotlib": "no timeline figures",
 }
 """Consequence of the absence of each required package."""
+OLDEST_DRIVERS = {13: 580, 12: 525, 11: 450}
+"""Oldest branch of NVIDIA's driver on Linux for each major version of CUDA (its guide "CUDA Compatibility")."""
+CUDA_12 = "https://download.pytorch.org/whl/cu126"
+"""Index of torch's builds for CUDA 12."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +145,52 @@ def _arithmetic() -> Iterator[Check]:
         listing = Path("/proc/cpuinfo")
         flags = listing.read_text(errors="replace").split() if listing.exists() else []
         units = next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "none")
+    if check := driver_check(torch.version.cuda or "", nvidia_driver(), torch.cuda.is_available()):
+        yield check
     cost = "precision: auto computes in float32; bf16 would be slower here, not faster."
     yield _check(part, "bf16 matrix units", units != "none", units, cost)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lacking = triton_lacks(device)
     found = "Triton kernels" if chosen_implementation(device) == "triton" else "tiled, by torch operations"
     yield Check(part, "CLCL", "ok", found if not lacking or device == "cpu" else f"{found} ({lacking})")
+
+
+def driver_check(cuda: str, driver: str, usable: bool) -> Check | None:
+    """Returns NVIDIA's driver beside the one that torch's build needs; None where neither is there.
+
+    `cuda` is torch's version of CUDA ("13.0", or "" for other builds), `driver` the installed driver ("" without one),
+    `usable` whether torch reaches a GPU, by NVIDIA's compatibility package also with an older driver.
+    """
+    name, major = "driver", int(cuda.partition(".")[0] or 0)
+    if not major:
+        cost = "torch is not built for it, so no GPU is used: README, On a GPU."
+        return Check("Arithmetic", name, "note", driver, cost) if driver else None
+    oldest = OLDEST_DRIVERS.get(major, max(OLDEST_DRIVERS.values()))
+    needed = f"torch for CUDA {cuda} needs {oldest} or newer"
+    if usable or (driver and int(driver.partition(".")[0]) >= oldest):
+        return Check("Arithmetic", name, "ok", f"{driver or 'not shown'} ({needed})")
+    if not driver:
+        cost = (
+            "Without GPU that is all right; else install NVIDIA's driver on the host (docker run --gpus all)."
+        )
+        return Check("Arithmetic", name, "note", f"none ({needed})", cost)
+    fits_12 = major > 12 and int(driver.partition(".")[0]) >= OLDEST_DRIVERS[12]
+    other = f", or torch for CUDA 12: pip install -c constraints.txt torch --index-url {CUDA_12}"
+    cost = f"No GPU is used. Install a newer driver on the host{other if fits_12 else ''}."
+    return Check("Arithmetic", name, "missing", f"{driver} ({needed})", cost)
+
+
+def nvidia_driver(listing: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Returns the version of NVIDIA's driver on this machine, such as "580.95.05"; "" without one."""
+    if listing.exists():
+        text = listing.read_text(errors="replace")
+    elif program := shutil.which("nvidia-smi"):  # the driver of WSL has no such file
+        query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+        text = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False).stdout
+    else:
+        return ""
+    found = re.search(r"\b\d{3,4}\.\d{1,4}(\.\d{1,4})?\b", text)
+    return found[0] if found else ""
 
 
 def _packages() -> Iterator[Check]:
@@ -203,7 +249,7 @@ def _keypoints() -> Iterator[Check]:
 
 def _storage() -> Iterator[Check]:
     part = "Object storage"
-    source = credentials_source(os.environ, Path.home())
+    source = credentials_source(os.environ, Path(os.path.expanduser("~")))
     cost = "For s3:// datasets set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     yield _check(part, "S3 credentials", bool(source), source or "none", cost)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,10 @@ def _check_config(folder: Path) -> None:
 
 
 def _reason(folder: Path, error: Exception) -> str:
+    # transformers saves weights that nobody but their owner may read; safetensors then says that there is no such file.
+    for path in sorted(folder.glob("*")):
+        if not os.access(path, os.R_OK):
+            return f"uid {os.getuid()} may not read {path.name}: run `chmod -R a+rX` on the folder"
     for path in sorted(folder.glob("*.json")):
         value = None
         with contextlib.suppress(OSError, ValueError, RecursionError):

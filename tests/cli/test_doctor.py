@@ -68,6 +68,58 @@ def test_credentials_are_found_where_boto3_finds_them(tmp_path, environment, fil
     assert doctor.credentials_source(environment, tmp_path) == expected
 
 
+PROC = (
+    "NVRM version: NVIDIA UNIX {}  {}  {}  Thu Oct 30 04:32:59 UTC 2025\nGCC version:  gcc version 12.2.0\n"
+)
+OPEN = PROC.format("Open Kernel Module for x86_64", "{}", "Release Build  (dvs-builder@U22-I3)")
+CLOSED = PROC.format("x86_64 Kernel Module", "{}", "")
+
+
+@pytest.mark.parametrize("text", [OPEN, CLOSED, "{}\n"])
+@pytest.mark.parametrize("version", ["580.95.05", "570.86.15", "535.274.02", "470.57"])
+def test_the_driver_is_read_as_the_kernel_writes_it(tmp_path, text, version):
+    listing = tmp_path / "version"
+    listing.write_text(text.format(version))
+    assert doctor.nvidia_driver(listing) == version
+
+
+def test_without_the_kernels_file_nvidia_smi_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.nvidia_driver(tmp_path / "none") == ""
+    program = tmp_path / "nvidia-smi"
+    for printed, version in (("580.95.05", "580.95.05"), ("NVIDIA-SMI has failed", "")):
+        program.write_text(f"#!/bin/sh\necho '{printed}'\n")
+        program.chmod(0o755)
+        assert doctor.nvidia_driver(tmp_path / "none") == version
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "usable", "state", "said"),
+    [
+        # NVIDIA, CUDA Compatibility: CUDA 13 runs on branch 580 and newer, CUDA 12 on 525, CUDA 11 on 450.
+        ("13.0", "580.65.06", True, "ok", "580 or newer"),
+        ("13.2", "580.95.05", False, "ok", "580 or newer"),
+        ("13.0", "590.10", True, "ok", "590.10"),
+        ("13.0", "575.57.08", False, "missing", "whl/cu126"),
+        ("13.0", "525.60.13", False, "missing", "whl/cu126"),
+        ("13.0", "470.57.02", False, "missing", "newer driver on the host."),
+        ("12.6", "525.60.13", True, "ok", "525 or newer"),
+        ("12.6", "515.48.07", False, "missing", "newer driver on the host."),
+        ("13.0", "550.90.07", True, "ok", "550.90.07"),  # with NVIDIA's package cuda-compat
+        ("13.0", "", False, "note", "none"),
+        ("", "580.95.05", False, "note", "not built for it"),
+    ],
+)
+def test_the_driver_that_torch_needs_stands_beside_the_one_that_is_there(cuda, driver, usable, state, said):
+    check = doctor.driver_check(cuda, driver, usable)
+    assert check is not None and check.state == state
+    assert said in check.found + check.cost and bool(check.cost) == (state != "ok")
+
+
+def test_a_machine_without_cuda_has_no_line_about_drivers():
+    assert doctor.driver_check("", "", False) is None
+
+
 def test_plug_ins_are_named(monkeypatch):
     monkeypatch.setenv("SAGE_SCALE_PLUGINS", "json")
     assert found()["plug-ins"].found == "json"
