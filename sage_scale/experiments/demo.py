@@ -1,6 +1,6 @@
 """The demo: all commands from corpus to report, run on one machine.
 
-Synthetic corpus, shards, both stages under the `deepspeed` launcher, scores with controls, the translation of one
+Synthetic corpus, shards, both stages under DeepSpeed, scores with controls, the translation of one
 video, and the report. Every command can be repeated: finished steps are skipped, interrupted ones resume.
 """
 
@@ -72,9 +72,9 @@ def run(
     training = ["--run", run_path, "--data", shards, "--recipe", recipe_name, *changes]
     if not control:
         said.step("stage 1", f"{summaries[0]}, under DeepSpeed", timed=False)
-        said.call(launcher.command("pretrain", ranks, training))
+        said.call(sage("pretrain", *training, "--ranks", ranks))
     said.step("stage 2", f"{summaries[1]}, under DeepSpeed", timed=False)
-    said.call(launcher.command("finetune", ranks, training))
+    said.call(sage("finetune", *training, "--ranks", ranks))
     said.step("evaluate", "unseen sentences, held-out signers, and the controls to beat", timed=False)
     aligned = not control and model_spec(recipe.model.kind).gloss_similarity is not None
     gold = ["--gold", corpus] if aligned else []

@@ -39,23 +39,24 @@ def run_with_restarts(
 ) -> None:
     """Run `attempt` until the stage is done, with at most `restarts` restarts after pauses of 1, 2, 4 ... 60 seconds.
 
-    Raises KeyboardInterrupt if this process was told to stop, StageEndedEarly (with the ranks' exit code) if the stage
-    failed and is not restarted.
+    Raises KeyboardInterrupt if this process was told to stop and the ranks did, StageEndedEarly (with the ranks' exit
+    code) if the stage failed and is not restarted.
     """
     say = say or (lambda line: tell(f"sage-scale {stage}: {line}"))
     furthest, stalled, started = last_step(run, stage), 0, 0
     while True:
         ended = attempt()
-        if ended.asked:
-            raise KeyboardInterrupt
         if ended.code == 0:
             return
+        # A requested stop whose save failed is a failure.
+        if ended.asked and (ended.code == 130 or ended.code < 0):
+            raise KeyboardInterrupt
         now = last_step(run, stage)
         stalled = 0 if now > furthest else stalled + 1
         furthest = max(furthest, now)
         # The line of a diagnosis stands on the terminal already.
         unsaid = "" if ended.why else f"{ended.line}; "
-        if ended.code in PERMANENT_CODES or ended.why.get("permanent") or restarts == 0:
+        if ended.code in PERMANENT_CODES or ended.why.get("permanent") or restarts == 0 or ended.asked:
             raise _error(ended, unsaid.removesuffix("; "))
         if stalled >= MAX_STARTS_WITHOUT_PROGRESS:
             raise _error(

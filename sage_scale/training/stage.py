@@ -25,7 +25,8 @@ from sage_scale.shards import Dataset
 from sage_scale.storage import on_this_machine
 from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, open_stream
 from sage_scale.training import distributed
-from sage_scale.training.checkpoint.checkpoints import TrainingProgress, check_writable
+from sage_scale.training.checkpoint.checkpoints import TrainingProgress
+from sage_scale.training.checkpoint.shared_place import check_shared
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
 from sage_scale.training.inherited import inherit
@@ -124,8 +125,8 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
             tell(f"sage-scale {name}: {line}")
     check_datasets(datasets, recipe)
     kind.check(recipe, folder, datasets)
-    if stage.checkpoints:
-        distributed.run_on_rank0(lambda: check_writable(checkpoint_location(stage, folder, name)))
+    if stage.checkpoints or ranks.world > 1:
+        check_shared(checkpoint_location(stage, folder, name), f"{name}.checkpoints", ranks)
     if ranks.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "recipe.yaml.partial"

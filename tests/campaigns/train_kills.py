@@ -2,9 +2,9 @@
 
     python tests/campaigns/train_kills.py [--kills 50] [--seed 0] [--zero 2]
 
-Stage 1 of a tiny model trains on two gloo ranks under the `deepspeed` launcher, in float32 with AdamW, and saves every
-second step in the background. Every so often one process gets SIGKILL: a rank, the process that watches a rank, the
-launcher or the process that it starts ranks with; while they start and resume, some steps later, or at the moment
+Stage 1 of a tiny model trains on two gloo ranks of `sage-scale pretrain`, in float32 with AdamW, and saves every
+second step in the background. Every so often one process gets SIGKILL: a rank, the process that watches a rank, or the
+launcher; while they start and resume, some steps later, or at the moment
 when a checkpoint is half written. All others must then end by themselves, and the same command is started again, until
 the stage is over. The run that nobody disturbed is made first. Checked are
 
@@ -57,7 +57,7 @@ END_S = 120.0
 """Nothing may outlive a killed process by more; ranks whose launcher died save first."""
 TOLERANCE = 1e-5
 MARK = "SAGE_SCALE_KILLS"
-WHO = ("rank", "rank", "watcher", "launcher", "inner launcher")
+WHO = ("rank", "rank", "watcher", "launcher")
 WHEN = ("starting", "steps", "steps", "saving", "saving")
 
 
@@ -149,7 +149,15 @@ class Campaign:
         arguments = ["--run", run, "--data", data, "--recipe", recipe]
         output = (self.scratch / f"{run.name}.out").open("ab")
         return subprocess.Popen(
-            launcher.command("pretrain", RANKS, arguments),
+            [
+                sys.executable,
+                "-m",
+                "sage_scale.cli.main",
+                "pretrain",
+                *map(str, arguments),
+                "--ranks",
+                str(RANKS),
+            ],
             env={**launcher.environment(), MARK: self.token, "DS_ACCELERATOR": "cpu"},
             stdout=output,
             stderr=output,
@@ -221,15 +229,13 @@ class Campaign:
         kill_marked(f"{MARK}={self.token}")
 
     def _processes(self, outer: int) -> dict[str, list[int]]:
-        """Who is who below a launcher: the process that starts ranks, watchers of ranks, and the ranks themselves."""
+        """Who is who below a launcher: watchers of ranks, and the ranks themselves."""
         found: dict[str, list[int]] = {"launcher": [outer]}
         scripts = {}
         for pid in marked(f"{MARK}={self.token}"):
             with contextlib.suppress(OSError, IndexError):
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if any(b"deepspeed.launcher.launch" in word for word in line):
-                    found.setdefault("inner launcher", []).append(pid)
-                elif any(word.endswith(b"launch/pretrain.py") for word in line[:4]) and pid != outer:
+                if any(word.endswith(b"launch/pretrain.py") for word in line[:4]) and pid != outer:
                     scripts[pid] = parent(pid)
         for pid, above in scripts.items():
             watches = pid in scripts.values() and above not in scripts

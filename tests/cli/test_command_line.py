@@ -189,19 +189,3 @@ def test_version_is_the_packages():
 
     result = call("--version")
     assert (result.returncode, result.stdout.strip()) == (0, f"sage-scale {version('sage-scale')}")
-
-
-def test_several_ranks_go_to_the_deepspeed_launcher(tmp_path):
-    from sage_scale.config import LAUNCH_FOLDER
-
-    fake = tmp_path / "deepspeed"
-    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\nexit 3\n')
-    fake.chmod(0o755)
-    data = ["--data", "s3://b/p", "--data", "b"]
-    given = ["--run", "runs/x", *data, "--recipe", "demo", "pretrain.lr=0.1"]
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    result = call("pretrain", "--ranks", "2", *given, PATH=path)
-    line = (tmp_path / "arguments").read_text().splitlines()
-    assert line[line.index("--num_gpus") + 1] == "2" and line[line.index("--master_port") + 1].isdigit()
-    assert line[-len(given) - 1 :] == [str(LAUNCH_FOLDER / "pretrain.py"), *given]
-    assert result.returncode == 3 and "the launcher ended with exit code 3" in result.stderr

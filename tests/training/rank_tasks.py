@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,10 +13,11 @@ from factories.ranks import leave
 from toy_stage import Toy
 
 from sage_scale.config import Stage
-from sage_scale.errors import CheckpointError, StorageError
+from sage_scale.errors import CheckpointError, SageError, StorageError
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress, read_together
 from sage_scale.training.checkpoint.saving import Saver
+from sage_scale.training.checkpoint.shared_place import check_shared
 from sage_scale.training.engine import Engine
 from sage_scale.training.loss_guard import LossGuard
 
@@ -52,6 +54,33 @@ def one_bad(zero: str) -> None:
         if name.startswith("head")
     )
     print(json.dumps({"updated": updated, "head": head.flatten().tolist()}), flush=True)
+
+
+def shared_place(folder: str) -> None:
+    """Two ranks as the first of two hosts prove that one place of checkpoints is theirs, in several places."""
+    os.environ["LOCAL_RANK"] = "0"
+    ranks = distributed.initialise()
+    here = Path(folder) / f"host-{ranks.rank}"
+    one, own = Path(folder) / "one", here / "run" / "pretrain" / "checkpoints"
+    found = {}
+    for name, place in {"one": one, "own": own, "file": one / "file" / "x"}.items():
+        if name == "file" and ranks.is_main:
+            (one / "file").write_text("no folder")
+        try:
+            check_shared(place, "pretrain.checkpoints", ranks, wait_s=1)
+            found[name] = "shared"
+        except SageError as error:
+            found[name] = f"{error.exit_code} {error}"
+    # A file system that shows the file late.
+    late = here / "late"
+
+    def appear(_: float) -> None:
+        late.parent.mkdir()
+        late.symlink_to(Path(folder) / "host-0" / "late")
+
+    check_shared(late, "pretrain.checkpoints", ranks, sleep=appear)
+    left = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
+    print(json.dumps({**found, "left": left}), flush=True)
 
 
 def reading(folder: str, damaged: str) -> None:

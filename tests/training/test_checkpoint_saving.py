@@ -312,6 +312,26 @@ def test_hosts_that_share_no_folder_are_told_so(tmp_path):
         assert "the hosts share no such folder" in output
 
 
+@pytest.mark.system
+def test_every_host_proves_that_it_sees_the_checkpoints_before_the_first_step(tmp_path):
+    outputs = run_ranks(Path(__file__).with_name("rank_tasks.py"), 2, ["shared_place", tmp_path])
+    for output in outputs:
+        found = json.loads(output.splitlines()[-1])
+        assert found["one"] == "shared"
+        assert found["own"].startswith("2 rank 1 on ") and "does not see what rank 0 writes" in found["own"]
+        assert "set pretrain.checkpoints=s3://" in found["own"]
+        assert found["file"].startswith("2 ") and "Not a directory" in found["file"]
+    # Nothing is left of the trials but the folders of the places that serve.
+    assert json.loads(outputs[0].splitlines()[-1])["left"] == [
+        "host-0",
+        "host-0/late",
+        "host-1",
+        "host-1/late",
+        "one",
+        "one/file",
+    ]
+
+
 def sealed(state: dict) -> bytes:
     body = {key: value for key, value in state.items() if key != "xxh3_128"}
     return json.dumps({**body, "xxh3_128": _digest(body)}).encode()

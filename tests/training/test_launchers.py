@@ -50,12 +50,12 @@ def test_no_option_of_ours_is_the_prefix_of_several_of_deepspeeds():
     assert parse_args(["--num_gpus", "2", SCRIPT, *words]).user_args == words
 
 
-def joined(monkeypatch, starts_ranks: bool = False, **variables: object) -> dict[str, str]:
+def joined(monkeypatch, **variables: object) -> dict[str, str]:
     """What torch reads after `join_launcher` with these variables alone."""
     environment = {name: str(value) for name, value in variables.items()}
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", environment)
-        world = join_launcher("runs/r", "pretrain", starts_ranks)
+        world = join_launcher("runs/r", "pretrain")
     assert world == int(environment.get("WORLD_SIZE", 1))
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
     return {name: environment[name] for name in names if name in environment}
@@ -123,33 +123,33 @@ def test_one_process_and_ranks_of_torch_stay_as_they_are(monkeypatch):
     assert joined(monkeypatch, SLURM_PROCID=0, SLURM_NTASKS=1, SLURM_LOCALID=0) == {}
     torch = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "h"}
     assert joined(monkeypatch, **torch, SLURM_PROCID=1, SLURM_NTASKS=2) == torch
-    # A batch script that starts the ranks itself, or wants none.
+    # A batch script that wants no rank beside itself.
     script = {"SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NTASKS": 8}
-    assert joined(monkeypatch, starts_ranks=True, **script) == {}
     assert joined(monkeypatch, WORLD_SIZE=1, **script) == {"WORLD_SIZE": "1"}
 
 
 @pytest.mark.parametrize(
-    ("variables", "starts_ranks", "said"),
+    ("variables", "said"),
     [
-        ({"RANK": 1}, False, "WORLD_SIZE is not"),
-        ({"WORLD_SIZE": 2}, False, "RANK is not set"),
-        ({"RANK": 2, "WORLD_SIZE": 2}, False, "not below"),
-        ({"RANK": "x", "WORLD_SIZE": 2}, False, "not a number"),
-        ({"RANK": "0", "WORLD_SIZE": "9" * 5000}, False, "not a number"),
-        ({"RANK": 0, "WORLD_SIZE": 2}, True, "already"),
-        ({"PMI_RANK": 1, "PMI_SIZE": 4}, False, "MASTER_ADDR"),
-        ({"OMPI_COMM_WORLD_RANK": 1, "OMPI_COMM_WORLD_SIZE": 4, "OMPI_COMM_WORLD_LOCAL_SIZE": 2}, False, "MASTER_ADDR"),
-        ({"SLURM_PROCID": 1}, False, "SLURM_STEP_NUM_TASKS"),
-        ({**SRUN, "WORLD_SIZE": 4}, False, "has started 8"),
-        (SRUN, True, "Slurm has started 8 processes already"),
-        ({**SRUN, "SLURM_PROCID": "-1"}, False, "not a number"),
-        ({**SRUN, "SLURM_STEP_NUM_NODES": 2}, False, "MASTER_ADDR"),
+        ({"RANK": 1}, "WORLD_SIZE is not"),
+        ({"WORLD_SIZE": 2}, "RANK is not set"),
+        ({"RANK": 2, "WORLD_SIZE": 2}, "not below"),
+        ({"RANK": "x", "WORLD_SIZE": 2}, "not a number"),
+        ({"RANK": "0", "WORLD_SIZE": "9" * 5000}, "not a number"),
+        ({"PMI_RANK": 1, "PMI_SIZE": 4}, "MASTER_ADDR"),
+        (
+            {"OMPI_COMM_WORLD_RANK": 1, "OMPI_COMM_WORLD_SIZE": 4, "OMPI_COMM_WORLD_LOCAL_SIZE": 2},
+            "MASTER_ADDR",
+        ),
+        ({"SLURM_PROCID": 1}, "SLURM_STEP_NUM_TASKS"),
+        ({**SRUN, "WORLD_SIZE": 4}, "has started 8"),
+        ({**SRUN, "SLURM_PROCID": "-1"}, "not a number"),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": 2}, "MASTER_ADDR"),
     ],
-)  # fmt: skip
-def test_variables_that_make_no_job_are_refused_in_one_line(monkeypatch, variables, starts_ranks, said):
+)
+def test_variables_that_make_no_job_are_refused_in_one_line(monkeypatch, variables, said):
     with pytest.raises(UsageError, match=said) as refused:
-        joined(monkeypatch, starts_ranks, **variables)
+        joined(monkeypatch, **variables)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 200
 
 

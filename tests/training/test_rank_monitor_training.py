@@ -65,7 +65,8 @@ class Training:
 
     def trainer(self, local_rank: int) -> psutil.Process:
         """The process that trains as a rank: the child of its rank monitor."""
-        both = [p for p in self.below("launch/pretrain.py") if f"--local_rank={local_rank}" in p.cmdline()]
+        ranks = self.below("launch/pretrain.py")
+        both = [p for p in ranks if p.environ()["LOCAL_RANK"] == str(local_rank)]
         return next(p for p in both if p.ppid() in {other.pid for other in both})
 
     def kill(self):
@@ -102,11 +103,8 @@ def test_a_stopped_rank_is_named_and_the_run_restarted_and_a_killed_launcher_lea
         assert row["at"].startswith("step ")
         training.wait_for(lambda: training.step() >= row["reached_step"] + 4)
 
-        runner = next(p for p in training.below("/deepspeed") if "--num_gpus" in p.cmdline())
-        runner.kill()
+        training.process.kill()
         killed = time.monotonic()
-        code = training.process.wait(60)
-        assert code == 1, training.output.read_text()
         while training.below("launch/pretrain.py"):
             assert time.monotonic() - killed < 90, [p.cmdline() for p in training.below("launch/pretrain.py")]
             time.sleep(0.1)

@@ -13,8 +13,9 @@ import threading
 import pytest
 
 from sage_scale.errors import UsageError
-from sage_scale.training import launcher, restarts
-from sage_scale.training.launcher import AttemptResult, Hosts
+from sage_scale.training import hostfile, restarts
+from sage_scale.training.hostfile import Hosts, start_hosts
+from sage_scale.training.launcher import AttemptResult
 
 KILLED = {
     "line": "rank 1 on b was killed",
@@ -102,13 +103,13 @@ def test_a_hostfile_gives_ranks_and_the_address_of_the_first(tmp_path, monkeypat
     path.write_text("# two machines\nme@node-a slots=8\n\nnode-b slots=4  # half of it\n")
     hosts = Hosts.read(path)
     assert (hosts.world, hosts.address) == (12, "node-a")
-    monkeypatch.setattr(launcher.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(hostfile.shutil, "which", lambda name: f"/bin/{name}")
     words = hosts.command("pretrain", ["--run", "r"], 20001)
     assert (
         words[words.index("--hostfile") + 1] == str(path)
         and words[words.index("--master_addr") + 1] == "node-a"
     )
-    monkeypatch.setattr(launcher.shutil, "which", lambda name: None)
+    monkeypatch.setattr(hostfile.shutil, "which", lambda name: None)
     with pytest.raises(UsageError, match="pdsh"):
         hosts.command("pretrain", [], 20001)
 
@@ -120,30 +121,46 @@ def test_a_wrong_hostfile_is_refused_by_its_line(tmp_path, line):
         Hosts.read(tmp_path / "hosts")
 
 
-def test_a_launcher_that_says_0_though_no_rank_ended_well_is_not_believed():
-    """DeepSpeed's runner ends with 0 where the process below it was killed by a signal."""
-    assert launcher.start_and_wait([sys.executable, "-c", "pass"]).code == 1
+def test_a_stop_whose_save_failed_is_a_failure(tmp_path):
+    with pytest.raises(restarts.StageEndedEarly) as caught:
+        Attempts(tmp_path, (10, AttemptResult(1, asked=True))).run_with_restarts(5)
+    assert caught.value.exit_code == 1
 
 
-def test_the_verdict_of_the_ranks_decides_the_exit_code():
-    write = "import os, json, sys; json.dump({}, open(os.environ['SAGE_ENDED_FILE'], 'w')); sys.exit(7)"
+class OneProcess(Hosts):
+    """A hostfile whose launcher is a Python script."""
+
+    script = ""
+
+    def command(self, stage, arguments, port):
+        return [sys.executable, "-c", self.script]
+
+
+def launched(script: str, tmp_path) -> AttemptResult:
+    hosts = OneProcess(tmp_path / "hosts", {"node-a": 1}, "127.0.0.1")
+    object.__setattr__(hosts, "script", script)
+    return start_hosts(hosts, "pretrain", [], tmp_path / "ended.json")
+
+
+def test_the_verdict_of_the_ranks_decides_the_exit_code(tmp_path):
     said = json.dumps({**KILLED, "code": 2})
-    ended = launcher.start_and_wait([sys.executable, "-c", write.replace("{}", f"json.loads({said!r})", 1)])
+    script = "import os, json, sys; json.dump({}, open(os.environ['SAGE_ENDED_FILE'], 'w')); sys.exit(7)"
+    ended = launched(script.replace("{}", f"json.loads({said!r})", 1), tmp_path)
     assert ended.code == 2 and ended.line == KILLED["line"]
 
 
 def test_two_hasty_ctrl_c_are_one_request(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(launcher, "_signal_ranks", lambda pid: told.append(pid) or 1)
+    monkeypatch.setattr(hostfile, "request_stop", lambda *address: told.append(address) or True)
     saving = f"import time; time.sleep(1.5); open({str(tmp_path / 'saved')!r}, 'w')"
     hasty = [threading.Timer(at, os.kill, (os.getpid(), signal.SIGINT)) for at in (0.4, 0.7, 1.0)]
     for timer in hasty:
         timer.start()
-    ended = launcher.start_and_wait([sys.executable, "-c", saving])
+    ended = launched(saving, tmp_path)
     assert ended.asked and len(told) == 1 and (tmp_path / "saved").exists()
 
 
-def test_a_process_too_large_to_be_forked_starts_its_launcher_all_the_same(monkeypatch):
+def test_a_process_too_large_to_be_forked_starts_its_launcher_all_the_same(monkeypatch, tmp_path):
     start = subprocess.Popen
 
     def refuse(*arguments, preexec_fn=None, **settings):
@@ -152,4 +169,4 @@ def test_a_process_too_large_to_be_forked_starts_its_launcher_all_the_same(monke
         return start(*arguments, **settings)
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    test_the_verdict_of_the_ranks_decides_the_exit_code()
+    test_the_verdict_of_the_ranks_decides_the_exit_code(tmp_path)

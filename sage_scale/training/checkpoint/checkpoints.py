@@ -47,7 +47,6 @@ from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_obje
 
 FORMAT = 2
 STATE = "state.json"
-_TRIAL = "trial"
 _FILE_NAME = re.compile(r"tensors-[0-9A-Za-z-]+\.safetensors")
 _ENTRY = re.compile(r"^step-(\d{8})/([^/]+)$")
 
@@ -109,13 +108,6 @@ class _State:
 def folder_of(step: int) -> str:
     """Returns `step-00000123`."""
     return f"step-{step:08d}"
-
-
-def check_writable(url: str | Path) -> None:
-    """Write and delete a test object before the stage begins. Raises StorageError if the store refuses it."""
-    store = open_store(url)
-    store.put(_TRIAL, b"")
-    store.delete(_TRIAL)
 
 
 class Checkpoints:

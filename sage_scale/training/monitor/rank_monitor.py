@@ -48,6 +48,7 @@ def start_rank_monitor(stage: str) -> None:
     `SAGE_WATCHDOG=0` disables the fork, for debuggers. Call it before any thread is started.
     """
     if os.environ.get("SAGE_WATCHDOG", "1") == "0" or not hasattr(os, "fork"):
+        _accept_stops()
         return
     stacks = tempfile.TemporaryFile()  # noqa: SIM115 - both processes keep it for life
     read_end, write_end = os.pipe()
@@ -59,6 +60,7 @@ def start_rank_monitor(stage: str) -> None:
         if os.getppid() != parent:
             os._exit(1)
         rank_status.attach(write_end, stacks)
+        _accept_stops()
         return
     os.close(write_end)
     code = 1
@@ -74,6 +76,11 @@ def start_rank_monitor(stage: str) -> None:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _accept_stops() -> None:
+    """Unblock SIGTERM, which our launcher blocks in a new rank (launcher.py)."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 class RankMonitor(ABC):
@@ -94,6 +101,7 @@ class RankMonitor(ABC):
         """Monitor the rank until it ends; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: self.process.signal(received))
+        _accept_stops()
         before = time.monotonic()
         while True:
             time.sleep(TICK_S)

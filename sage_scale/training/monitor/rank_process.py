@@ -233,9 +233,14 @@ class Launchers:
         self._parent = os.getppid() if "LOCAL_RANK" in os.environ else 0
         self._others: list[psutil.Process] = []
         self._looked = 0.0
+        self._late = False
+        """Whether our own launcher had died before this process looked."""
         if self._parent:
             with contextlib.suppress(psutil.Error):
-                self._others = [process for process in psutil.Process().parents() if _is_launcher(process)]
+                parents = psutil.Process().parents()
+                self._others = [process for process in parents if _is_launcher(process)]
+                ours = os.environ.get(LAUNCHER_PID, "")
+                self._late = ours != "" and ours not in (str(process.pid) for process in parents)
 
     def gone(self, now: float) -> bool:
         """Returns whether a launcher has died (checked twice a second)."""
@@ -244,8 +249,10 @@ class Launchers:
         self._looked = now
         # A zombie has died, though its parent has not asked yet.
         dead = (psutil.STATUS_ZOMBIE, "")
-        return os.getppid() != self._parent or any(
-            not process.is_running() or process_state(process.pid) in dead for process in self._others
+        return (
+            self._late
+            or os.getppid() != self._parent
+            or any(not process.is_running() or process_state(process.pid) in dead for process in self._others)
         )
 
 
