@@ -29,7 +29,7 @@ HEAD = f"{CLUSTER}.headGroupSpec.template.spec"
 GROUP = f"{CLUSTER}.workerGroupSpecs.0"
 WORKER = f"{GROUP}.template.spec"
 CHECK = "spec.submitterPodTemplate.spec.initContainers.0"
-ENTRY = "sage-scale precompute --corpus synthetic --root /data/corpus --out {} --recipe /etc/sage-scale/recipe.yaml{}"
+ENTRY = "sage-scale precompute --corpus synthetic --root /data/corpus --out {} --recipe /recipe/recipe.yaml{}"
 DIGEST = "registry.example/sage-scale@sha256:" + "a" * 64
 JOBSET, RAYJOB = "JobSet/pretrain", "RayJob/precompute"
 

@@ -98,6 +98,18 @@ def test_recipes_are_those_that_ship():
     assert mine == theirs and mine.vision.backbone_weights
 
 
+def test_pods_run_as_the_user_of_the_images():
+    """Commands are `args`, so that the images' init process starts them; KubeRay starts Ray by a shell of its own."""
+    for file in (ROOT / "launch/docker").glob("Dockerfile.*"):
+        assert {"USER 1000:1000", 'ENTRYPOINT ["tini", "--"]'} <= set(file.read_text().splitlines())
+    for pod in (pod for name in OVERLAYS for pod in pods(objects_of(rendered_file(name).read_text()))):
+        assert (pod.spec["securityContext"]["runAsUser"], pod.spec["securityContext"]["runAsGroup"]) == (
+            1000,
+            1000,
+        )
+        assert not any("command" in container for container in pod.containers())
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_no_object_of_the_kustomizations_alone_is_sent(name):
     objects = objects_of(rendered_file(name).read_text())
