@@ -91,6 +91,8 @@ BROKEN_RULES = [Mutation(*row) for row in [
      [(JOBSET, f"{POD}.serviceAccountName", "trainer")], [(JOBSET, f"{POD}.enableServiceLinks", False)]),
     ("dangling queue", "queued", "no LocalQueue gpus",
      [(JOBSET, "metadata.labels.kueue~x-k8s~io/queue-name", "gpus")], [("LocalQueue", "spec.clusterQueue", "gpus")]),
+    ("a version of Kueue's that is gone", "queued", "is not served by Kueue 0.20",
+     [("LocalQueue", "apiVersion", "kueue.x-k8s.io/v1beta1")], [("LocalQueue", "spec.stopPolicy", "Hold")]),
     ("dangling runtime", "trainjob", "no TrainingRuntime torch-distributed",
      [("TrainJob", "spec.runtimeRef.name", "torch-distributed")], [("TrainJob", "spec.suspend", True)]),
     ("dangling secret", "queued", "envFrom of an unknown secret",

@@ -74,6 +74,8 @@ def _references(objects: Objects) -> Iterator[str]:
         where = f"{one['kind']} {one['metadata']['name']}"
         if queue := one["metadata"].get("labels", {}).get(LOCAL_QUEUE):
             yield from missing(where, "LocalQueue", queue)
+        if one["kind"] == "LocalQueue" and one["apiVersion"] != "kueue.x-k8s.io/v1beta2":
+            yield f"{where}: {one['apiVersion']} is not served by Kueue 0.20, and v1beta2 is from 0.15 on"
         if one["kind"] == "TrainJob":
             reference = one["spec"]["runtimeRef"]
             yield from missing(where, reference.get("kind", "ClusterTrainingRuntime"), reference["name"])
