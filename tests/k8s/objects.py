@@ -98,7 +98,9 @@ def pods(objects: list[dict[str, Any]]) -> Iterator[Pod]:
             cluster = spec.get("rayClusterSpec", {})
             templates[f"{where}, submitter"] = spec.get("submitterPodTemplate", {"spec": {}})
             if head := cluster.get("headGroupSpec"):
-                templates[f"{where}, head"] = head["template"]
+                templates[f"{where}, head"] = _with_autoscaler(
+                    head["template"], cluster.get("autoscalerOptions")
+                )
             for group in cluster.get("workerGroupSpecs", []):
                 templates[f"{where}, worker {group['groupName']}"] = group["template"]
         for place, template in templates.items():
@@ -108,3 +110,12 @@ def pods(objects: list[dict[str, Any]]) -> Iterator[Pod]:
             template = job["template"]["spec"]["template"]
             labels = template.get("metadata", {}).get("labels", {})
             yield Pod(f"{where}, {job['name']}", labels, template["spec"])
+
+
+def _with_autoscaler(template: dict[str, Any], options: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the head's template with the container that KubeRay adds: the head's image, and mounts of its volumes."""
+    if not options:
+        return template
+    spec = template["spec"]
+    container = {"name": "autoscaler", "image": spec["containers"][0].get("image", ""), **options}
+    return {**template, "spec": {**spec, "containers": [*spec["containers"], container]}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -26,3 +28,35 @@ def test_a_mutation_is_found_and_its_valid_twin_passes(mutation: Mutation):
     found = findings(changed(rendered(mutation.overlay), *mutation.changes))
     assert any(mutation.said in line for line in found), found
     assert findings(changed(rendered(mutation.overlay), *mutation.twin)) == []
+
+
+REFERENCES = re.compile(
+    r"serviceAccountName|.*\.claimName|.*configMap\.name|.*volumeMounts\.\d+\.name|.*secretRef\.name"
+    r"|.*runtimeRef\.name|.*containerName|.*replicatedJob|metadata\.labels\.kueue~x-k8s~io/queue-name"
+)
+"""Paths at which one object, or one part of an object, names another."""
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of each scalar inside an object."""
+    parts = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    )
+    if parts is None:
+        yield path[1:], value
+        return
+    for name, inner in parts:
+        yield from leaves(inner, f"{path}.{str(name).replace('.', '~')}")
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_misspelt_name_is_found_wherever_it_stands(name):
+    objects, missed, tried = rendered(name), [], 0
+    for one in objects:
+        target = f"{one['kind']}/{one['metadata']['name']}"
+        for path, value in leaves(one):
+            if REFERENCES.fullmatch(path):
+                tried += 1
+                if not findings(changed(objects, (target, path, f"{value}x"))):
+                    missed.append(f"{target} {path}")
+    assert missed == [] and tried > 30
