@@ -6,7 +6,8 @@ ray submit launch/ray/hosts.yaml launch/preprocess.py -- --corpus phoenix14t --r
 ray job submit --working-dir . -- python launch/preprocess.py --corpus ... --root ... --out ...
 python launch/preprocess.py ...          (joins a cluster of `ray start` on this machine, else uses this machine)
 
-Options are those of `sage-scale precompute`. The corpus must be mounted at the same path on every node.
+Options are those of `sage-scale precompute`; with `--check` no cluster is needed. The corpus must be mounted at the
+same path on every node.
 """
 
 import os
@@ -32,6 +33,6 @@ def name_cluster() -> None:
 
 
 if __name__ == "__main__":
-    if "--help" not in sys.argv:
+    if not {"--help", "--check"} & set(sys.argv):
         name_cluster()
     main(["precompute", *(argument for argument in sys.argv[1:] if argument != "--")])

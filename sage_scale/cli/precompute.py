@@ -35,11 +35,34 @@ def precompute(
     events: Annotated[
         Path | None, typer.Option(help="File to which progress is appended as JSON Lines.")
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only check recipe, corpus, weights, output and credentials; no Ray."),
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Decode, segment and tag a corpus into shards on Ray. Repeat the command to go on after whatever stopped it."""
-    from sage_scale.precompute import precompute_corpus
+    from sage_scale.precompute import corpus_job, precompute_corpus
 
+    if check:
+        from sage_scale.precompute.preflight import preflight
+
+        for line in preflight(
+            lambda: corpus_job(
+                corpus,
+                root,
+                recipe,
+                overrides or [],
+                url=out,
+                overwrite=overwrite,
+                give_up=frozenset(give_up or []),
+                retry_rejects=retry_rejects,
+                extend=extend,
+                quiet=True,
+            )
+        ):
+            echo(line)
+        return
     summary = precompute_corpus(
         corpus=corpus,
         root=root,

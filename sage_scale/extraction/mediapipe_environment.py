@@ -32,10 +32,17 @@ SET_UP = "sage-scale keypoints --setup"
 
 
 def folder() -> Path:
-    """Returns the folder of the environment, which need not exist: below $XDG_DATA_HOME, or ~/.local/share."""
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    """Returns the folder of the environment, which need not exist: below $XDG_DATA_HOME, or ~/.local/share.
+
+    Raises UsageError for a user without a home folder.
+    """
+    data = expanded(os.environ.get("XDG_DATA_HOME") or "~/.local/share")
+    if str(data).startswith("~"):
+        raise UsageError(
+            f"MediaPipe's environment needs a folder: set HOME or XDG_DATA_HOME, or {VARIABLE}=PATH to its Python"
+        )
     digest = hashlib.sha256(read_bytes(LOCK)).hexdigest()[:8]
-    return expanded(data) / "sage-scale" / f"mediapipe-0.10.21-{digest}"
+    return data / "sage-scale" / f"mediapipe-0.10.21-{digest}"
 
 
 def python() -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sage_scale.precompute.job import PrecomputeJob
     from sage_scale.precompute.progress import Summary
 
 
@@ -30,6 +31,37 @@ def precompute_corpus(
     `address` joins that Ray cluster unless the recipe names one. Raises UsageError (also for another recipe or
     manifest in `out`), StorageError, TooManyRejects, UnitsOpen.
     """
+    job = corpus_job(
+        corpus,
+        root,
+        recipe,
+        overrides,
+        address=address,
+        url=str(out),
+        overwrite=overwrite,
+        give_up=frozenset(give_up),
+        retry_rejects=retry_rejects,
+        extend=extend,
+        events=events,
+        quiet=quiet,
+    )
+    if job.recipe.vision.extractor != "none":
+        from sage_scale.precompute.keypoint_job import extract_missing
+
+        extract_missing(job.recipe, job.manifest, events=events, quiet=quiet)
+    return job.execute()
+
+
+def corpus_job(
+    corpus: str,
+    root: str | Path,
+    recipe: str | Path,
+    overrides: Iterable[str],
+    *,
+    address: str = "",
+    **settings: Any,
+) -> PrecomputeJob:
+    """Returns the job that `precompute_corpus` would execute; `settings` are those of PrecomputeJob."""
     import dataclasses
     import os
 
@@ -45,19 +77,4 @@ def precompute_corpus(
         corpus=dataclasses.replace(chosen.corpus, name=corpus, root=folder),
         precompute=dataclasses.replace(chosen.precompute, address=chosen.precompute.address or address),
     )
-    job = PrecomputeJob(
-        recipe=chosen,
-        manifest=read_corpus(chosen.corpus),
-        url=str(out),
-        overwrite=overwrite,
-        give_up=frozenset(give_up),
-        retry_rejects=retry_rejects,
-        extend=extend,
-        events=events,
-        quiet=quiet,
-    )
-    if chosen.vision.extractor != "none":
-        from sage_scale.precompute.keypoint_job import extract_missing
-
-        extract_missing(chosen, job.manifest, events=events, quiet=quiet)
-    return job.execute()
+    return PrecomputeJob(recipe=chosen, manifest=read_corpus(chosen.corpus), **settings)

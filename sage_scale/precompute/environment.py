@@ -22,7 +22,7 @@ from sage_scale.precompute.frozen_backbone import weights_sha256
 from sage_scale.precompute.plan import Unit
 from sage_scale.segmentation.tagger import has_model, segmenter_fingerprint
 from sage_scale.shards.layout import DATASET_JSON, DatasetInfo, PlannedUnit, parse_info
-from sage_scale.storage import Store
+from sage_scale.storage import Store, Unconditional
 
 _SIZE_KEYS = ("train_clips", "dev_clips", "test_clips", "heldout_clips")
 """Keys of the synthetic corpus by which it may grow in an extension."""
@@ -59,11 +59,17 @@ class EnvironmentCheck:
         self._said: set[str] = set()
 
     def __call__(self, here: Environment) -> str:
-        """Returns the digest of dataset.json. Raises UsageError for an environment that may not add to the output."""
+        """Returns the digest of dataset.json. Raises UsageError for an environment that may not add to the output, and
+        Unconditional where a new output's store does not keep its first writer's object."""
         url, recipe = self.store.url, self.recipe
         if self.info is None:
             info = describe(recipe, self.manifest, self.units, here)
             if self.store.put_if_absent(DATASET_JSON, info.to_bytes()):
+                if self.store.put_if_absent(
+                    DATASET_JSON, info.to_bytes()
+                ):  # each shard is stored once by this alone
+                    self.store.delete(DATASET_JSON)
+                    raise Unconditional(url)
                 self.info = info
             else:  # another driver was faster; its output must be the same
                 self.info = parse_info(self.store.get(DATASET_JSON), f"{url}/{DATASET_JSON}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sage_scale.config import Recipe, Vision, load_recipe
 from sage_scale.config.data import feature_width
 from sage_scale.config.learning import Model
-from sage_scale.errors import CheckpointError, RecipeError, UsageError
+from sage_scale.errors import CheckpointError, RecipeError, SageError, UsageError
 from sage_scale.untrusted.files import expanded
 from sage_scale.untrusted.hashes import check_hashes
 from sage_scale.vision.backbone_choice import (
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 FILES = ("visual.safetensors", "model/visual.safetensors", "pretrain/visual.safetensors")
 """The visual side's file in a run or an export, the later stage first."""
+NETWORK_MB = 90.0
+"""Most that the weights of a network with a name take, MB."""
 _PREFIX = "visual.backbone."
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _SETTINGS = ("config.json", "preprocessor_config.json")
@@ -94,11 +96,34 @@ def read_backbone_weights(vision: Vision) -> None:
         read_state_dict(weights)
 
 
+def weights_mb(vision: Vision) -> float | None:
+    """Returns the size of the backbone's weights, MB; None where they are not to be seen from this machine."""
+    if vision.backbone in NETWORKS:
+        return NETWORK_MB
+    try:
+        return sum(file.stat().st_size for file in _weight_files(vision)[0]) / 2**20
+    except (SageError, OSError):
+        return None
+
+
 def weights_sha256(vision: Vision) -> str:
     """Returns the hash of the backbone's weights, file by file in order of names; empty for random ones.
 
     Of a transformers model, a run's too, its configuration counts: layers, activations, normalisation of pictures.
     """
+    files, configured = _weight_files(vision)
+    if not files:
+        return ""
+    settings = [configured / name for name in _SETTINGS] if configured else []
+    sha = hashlib.sha256()
+    for file in [*files, *(file for file in settings if file.is_file())]:
+        with file.open("rb") as stream:
+            sha.update(hashlib.file_digest(stream, "sha256").digest())
+    return sha.hexdigest()
+
+
+def _weight_files(vision: Vision) -> tuple[list[Path], Path | None]:
+    """Returns the files of the weights and the folder of a model's configuration. Raises UsageError, NoModel."""
     configured: Path | None = None
     if folder := model_folder(vision.backbone):
         path = configured = folder
@@ -106,18 +131,13 @@ def weights_sha256(vision: Vision) -> str:
         path = run_weights(vision.backbone)
         configured = path.parent / ENCODER
     elif not vision.backbone_weights:
-        return ""
+        return [], None
     else:
         path = Path(vision.backbone_weights)
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise UsageError(f"vision.backbone_weights={path}: no weights there (safetensors or a state dict)")
-    settings = [configured / name for name in _SETTINGS] if configured else []
-    sha = hashlib.sha256()
-    for file in [*files, *(file for file in settings if file.is_file())]:
-        with file.open("rb") as stream:
-            sha.update(hashlib.file_digest(stream, "sha256").digest())
-    return sha.hexdigest()
+    return files, configured
 
 
 def open_backbone(vision: Vision, device: str | torch.device = "cpu") -> FrozenBackbone:

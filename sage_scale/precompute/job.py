@@ -42,24 +42,31 @@ from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
 from sage_scale.segmentation.choice import check_segmenter, decide, with_tagger
 from sage_scale.segmentation.precomputed import check_labels
 from sage_scale.segmentation.tagger import segmenter_fingerprint
-from sage_scale.shards import Dataset, UnitListing, finish_dataset, list_units, restore_marker
+from sage_scale.shards import Dataset, UnitListing, delete_dataset, finish_dataset, list_units, restore_marker
 from sage_scale.shards.addition_plan import AdditionPlan, load_additions
 from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished
 from sage_scale.shards.layout import (
     DATASET_JSON,
-    INDEX_JSON,
     REMOVED,
     DatasetInfo,
     addition_name,
-    index_name,
-    marker_name,
     parse_info,
-    tar_name,
 )
 from sage_scale.shards.rejects import count_current_rejects, current_rejects, removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import check_tagger
 from sage_scale.untrusted.printer import tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The dataset in an output before a job."""
+
+    info: DatasetInfo | None = None
+    """dataset.json; None for a new output."""
+    finished: Dataset | None = None
+    replaced: bool = False
+    """Another dataset is there, which --overwrite deletes."""
 
 
 @dataclass(kw_only=True)
@@ -172,23 +179,55 @@ class PrecomputeJob:
             stages=stages,
         )
 
-    def _make_planned(self) -> tuple[Dataset, str]:
-        """Make all units with this manifest's clips. Returns the dataset and the seconds by stage."""
-        url, ours = self.store.url, self.manifest.digest()
+    def found(self) -> Found:
+        """Returns the dataset in the output, as one GET or two tell. Raises UsageError for one of another recipe."""
+        url = self.store.url
         finished = open_finished(self.store)
-        info: DatasetInfo | None = None
-        if finished is not None:
-            info = finished.info
-        else:
+        info = finished.info if finished is not None else None
+        if finished is None:
             with contextlib.suppress(NotFound):
                 info = parse_info(self.store.get(DATASET_JSON), f"{url}/{DATASET_JSON}")
         # --overwrite repeated after a kill continues an unfinished output of the same recipe and manifest.
-        same = info is not None and (info.recipe, info.manifest) == (self.recipe.dataset_fingerprint(), ours)
+        ours = (self.recipe.dataset_fingerprint(), self.manifest.digest())
+        same = info is not None and (info.recipe, info.manifest) == ours
         if self.overwrite and (finished is not None or (info is not None and not same)):
-            erase(self.store)
-            finished = info = None
+            return Found(replaced=True)
         if info is not None:
             check_same_recipe(url, info, self.recipe)
+        return Found(info=info, finished=finished)
+
+    def check_listed(
+        self, info: DatasetInfo | None, listing: UnitListing, additions: Sequence[AdditionPlan]
+    ) -> None:
+        """Raises UsageError where this job may not add to the listed output; `info` is None for a new one."""
+        url, ours = self.store.url, self.manifest.digest()
+        if info is None:
+            if listing.tar_bytes and not self.overwrite:
+                raise UsageError(
+                    f"{url} holds shards but no {DATASET_JSON}: use another --out, or --overwrite to delete them"
+                )
+            return
+        if info.manifest == ours:
+            return
+        if not any(addition.manifest == ours for addition in additions):
+            if not self.extend:
+                check_same_manifest(url, info, self.recipe, self.manifest)
+            check_same_choice(url, info, self.recipe)
+        missing = sorted(set(range(len(info.units))) - listing.generation.keys())
+        if missing:
+            raise UsageError(
+                f"{url} cannot be extended before it is whole: {len(missing)} of {len(info.units)} units "
+                f"are open (first {missing[0]:06d}); run the command that began it again, with the corpus as it was "
+                "then, or --overwrite to start again with all clips"
+            )
+
+    def _make_planned(self) -> tuple[Dataset, str]:
+        """Make all units with this manifest's clips. Returns the dataset and the seconds by stage."""
+        url, ours = self.store.url, self.manifest.digest()
+        found = self.found()
+        info, finished = found.info, found.finished
+        if found.replaced:
+            delete_dataset(self.store)
         if finished is not None and holds_manifest(finished, ours):
             return finished, ""
         if self.overwrite and info is not None and not self.quiet:
@@ -198,33 +237,19 @@ class PrecomputeJob:
         except StorageError as error:
             raise UsageError(str(error)) from None
         listing = list_units(self.store)
+        additions = load_additions(self.store, listing.additions) if info is not None else ()
+        self.check_listed(info, listing, additions)
         if info is None:
             if listing.tar_bytes:
-                if not self.overwrite:
-                    raise UsageError(
-                        f"{url} holds shards but no {DATASET_JSON}: use another --out, or --overwrite to delete them"
-                    )
-                listing = erase(self.store)
+                listing = delete_dataset(self.store)
             return self._make(self.units, listing, None)
-        additions = load_additions(self.store, listing.additions)
         self._tell_of_unfinished(additions, listing)
         if info.manifest == ours:
             return self._make([*self.units, *self._units_of(additions)], listing, info)
-        if not any(addition.manifest == ours for addition in additions):
-            if not self.extend:
-                check_same_manifest(url, info, self.recipe, self.manifest)
-            check_same_choice(url, info, self.recipe)
         return self._extend(info, listing)
 
     def _extend(self, info: DatasetInfo, listing: UnitListing) -> tuple[Dataset, str]:
         """Add the clips that are in no shard; continues an extension that was cut off."""
-        missing = sorted(set(range(len(info.units))) - listing.generation.keys())
-        if missing:
-            raise UsageError(
-                f"{self.store.url} cannot be extended before it is whole: {len(missing)} of {len(info.units)} units "
-                f"are open (first {missing[0]:06d}); run the command that began it again, with the corpus as it was "
-                "then, or --overwrite to start again with all clips"
-            )
         for unit in sorted(listing.unmarked):
             restore_marker(self.store, unit)
         ours = self.manifest.digest()
@@ -288,7 +313,7 @@ class PrecomputeJob:
         if not left:
             return open_unfinished(self.store), ""
         done = [unit for unit in units if unit.number in listing.done]
-        self._check_before_ray(left)
+        self.check_before_ray(left)
         check = self.environment_check(info)
         with (
             JobProgress(
@@ -314,7 +339,7 @@ class PrecomputeJob:
             ).run(pool)
         return open_unfinished(self.store), progress.stage_seconds()
 
-    def _check_before_ray(self, units: Sequence[Unit]) -> None:
+    def check_before_ray(self, units: Sequence[Unit]) -> None:
         """Raise the errors of actors that can be found before Ray is started or anything written.
 
         On a cluster the nodes have files and packages of their own; there each actor checks (`UnitWorker.environment`).
@@ -353,25 +378,6 @@ class PrecomputeJob:
     def actor(self, memory_mb: int) -> Any:
         """Returns a handle to a new Ray actor with that memory budget."""
         return new_actor(self.worker, self.recipe, self.store.url, self.give_up, memory_mb)
-
-
-def erase(store: Store) -> UnitListing:
-    """Delete every object of the dataset in `store`, and nothing else. Returns the listing that is left.
-
-    index.json goes first and dataset.json second, so that a kill in between never leaves an output that looks whole.
-    The record of clips that were removed on request stays: they are left out of a new output too.
-    """
-    listing = list_units(store)
-    # The last addition goes first: they are found by counting up.
-    additions = [addition_name(number) for number in range(listing.additions, 0, -1)]
-    names = [INDEX_JSON, DATASET_JSON, *listing.superseded, *additions]
-    for unit in sorted(listing.tar_bytes):
-        # The tar goes last: a listing knows its index and marker by it.
-        newest = listing.generation[unit]
-        names += [marker_name(unit, newest), index_name(unit, newest), tar_name(unit, newest)]
-    for name in names:
-        store.delete(name)
-    return list_units(store)
 
 
 def _first_reject(dataset: Dataset) -> str:

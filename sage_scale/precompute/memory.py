@@ -17,17 +17,20 @@ import psutil
 
 from sage_scale.config import Recipe
 from sage_scale.errors import UsageError
+from sage_scale.precompute.frozen_backbone import weights_mb
 from sage_scale.segmentation.tagger import has_model
 
 MB = 2**20
 FLOOR_MB = 1024
 """Least budget that is chosen for an actor without a neural network."""
-FLOOR_TAGGER_MB = 2048
+FLOOR_TAGGER_MB = 1280
 """Least budget that is chosen for one with torch and a tagger's model, which takes up to 0.6 GB (that of 2026)."""
-FLOOR_BACKBONE_MB = 3072
-"""Least budget that is chosen for one with torch and a backbone's weights."""
+FLOOR_UNKNOWN_MB = 3072
+"""Least budget that is chosen for one whose backbone runs on a GPU, or lies where its driver cannot see it."""
+BATCH_MB = 384
+"""Activations of 32 frames of 224 x 224 pixels in a frozen backbone, with room to spare."""
 CEILING_MB = 8192
-"""Most that is chosen; a recipe may give more."""
+"""Most that is chosen where a backbone needs no more; a recipe may give more."""
 LOOK_EVERY_S = 0.05
 GRACE_S = 5.0
 """An actor that lives so long after it reported to be above its budget ends itself, seconds."""
@@ -35,22 +38,37 @@ FAR_ABOVE_MB = 1024
 """An actor so much above its budget (or half of the budget, if that is more) ends itself at once."""
 
 
+def least_memory_mb(recipe: Recipe) -> int:
+    """Returns the least budget of one actor, MB: `precompute.actor_memory_mb`, or enough for its neural networks.
+
+    An actor with a ResNet-34 or DINOv2-S/14 gets 1.6 GB, of which it uses 0.8 (docs/results/precompute.md), so that the
+    CPUs of machines with 2 GB each are full, too.
+    """
+    settings, vision = recipe.precompute, recipe.vision
+    if settings.actor_memory_mb:
+        return settings.actor_memory_mb
+    if vision.kind != "features" or vision.backbone == "keypoints":
+        return FLOOR_TAGGER_MB if has_model(recipe.segmentation) else FLOOR_MB
+    weights = weights_mb(vision)
+    if weights is None or settings.gpus_per_actor > 0:
+        return FLOOR_UNKNOWN_MB
+    activations = BATCH_MB * vision.backbone_batch / 32 * (vision.crop / 224) ** 2
+    return int(FLOOR_MB + 2 * weights + activations)  # while they are loaded, weights are there twice
+
+
 def memory_budget_mb(recipe: Recipe, nodes: Iterable[Mapping[str, Any]]) -> int:
     """Returns the budget of one actor: the recipe's, or an equal share of the smallest node that can run actors.
 
     `nodes` are those of `ray.nodes()`. Every actor of a job has the same budget.
     """
-    settings = recipe.precompute
-    if settings.actor_memory_mb:
-        return settings.actor_memory_mb
-    backbone = recipe.vision.kind == "features" and recipe.vision.backbone != "keypoints"
-    tagger = FLOOR_TAGGER_MB if has_model(recipe.segmentation) else FLOOR_MB
-    floor = FLOOR_BACKBONE_MB if backbone else tagger
+    least = least_memory_mb(recipe)
+    if recipe.precompute.actor_memory_mb:
+        return least
     shares = []
     for resources in _working(nodes):
-        if actors := _by_processors(resources, settings.gpus_per_actor):
+        if actors := _by_processors(resources, recipe.precompute.gpus_per_actor):
             shares.append(int(_memory_mb(resources) / actors))
-    return min(max([floor, min(shares, default=floor)]), CEILING_MB)
+    return max(least, min([CEILING_MB, *shares]) if shares else 0)
 
 
 def room_for_actors(recipe: Recipe, nodes: Iterable[Mapping[str, Any]], budget_mb: int) -> int:
@@ -117,12 +135,14 @@ def own_memory_mb() -> float:
     return (memory.rss - memory.shared) / MB
 
 
+def has_processors(node: Mapping[str, Any]) -> bool:
+    """Returns whether a node of `ray.nodes()` lives and has processors for actors; a cluster's head may have none."""
+    return bool(node.get("Alive")) and node.get("Resources", {}).get("CPU", 0) >= 1
+
+
 def _working(nodes: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, float]]:
-    """Yields resources of living nodes that have processors for actors; a cluster's head may have none."""
-    for node in nodes:
-        resources = node.get("Resources", {})
-        if node.get("Alive") and resources.get("CPU", 0) >= 1:
-            yield resources
+    """Yields the resources of nodes that can run actors."""
+    return (node["Resources"] for node in nodes if has_processors(node))
 
 
 def _memory_mb(resources: Mapping[str, float]) -> float:

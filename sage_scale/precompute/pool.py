@@ -2,6 +2,9 @@
 
 An actor that dies (killed, out of memory, its node lost) is restarted by Ray up to `precompute.max_restarts` times and
 replaced by a new one after that; its unit comes back as `UnitFailed`, and the schedule decides whether it is retried.
+
+The pool grows with the cluster and shrinks with the units left: an autoscaler is asked for nodes (autoscaling.py), new
+nodes get actors, and actors without a unit end, so that their nodes become idle and go.
 """
 
 from __future__ import annotations
@@ -15,16 +18,23 @@ from typing import Any
 
 from sage_scale.config import Recipe
 from sage_scale.errors import SageError, UnitsOpen
+from sage_scale.precompute.autoscaling import ResourceRequests
 from sage_scale.precompute.environment import Environment
-from sage_scale.precompute.memory import memory_budget_mb, room_for_actors
+from sage_scale.precompute.memory import has_processors, memory_budget_mb, room_for_actors
 from sage_scale.precompute.plan import Unit
 from sage_scale.precompute.progress import ClipDone, Event, Failure, FramesDone, UnitDone, UnitFailed
-from sage_scale.precompute.ray_session import ENDED, ray_ended, ray_session, sigterm_as_interrupt
+from sage_scale.precompute.ray_session import (
+    ENDED,
+    ray_ended,
+    ray_session,
+    sigterm_as_interrupt,
+    started_here,
+)
 
 PASSED_ON = ("AWS_", "SAGE_SCALE_", "XDG_DATA_HOME")
 """Variables of the driver that its actors get, by their beginning; a node of a cluster may lack them."""
 LOOK_EVERY_S = 10.0
-"""Seconds between two looks at the cluster for room for more actors."""
+"""Seconds between two looks at the cluster for room for more actors, and two requests for nodes."""
 LOST_IN_A_ROW = 20
 """Actors that may die one after the other, without any clip done in between, before the job ends."""
 
@@ -65,24 +75,30 @@ class ActorPool:
         self,
         recipe: Recipe,
         make: Callable[[int], Any],
-        most: int,
+        units: int,
         check: Callable[[Environment], str],
+        requests: ResourceRequests | None = None,
     ) -> None:
-        """`make` returns a new actor handle (of worker.Worker) for a memory budget in MB; `most` limits their
-        number; `check` takes each actor's environment, may refuse it, and returns the digest of dataset.json."""
-        self.recipe, self._make, self._most, self._check = recipe, make, most, check
+        """`make` returns a new actor handle (of worker.Worker) for a memory budget in MB; `units` are left, which
+        limits the actors; `check` takes each actor's environment, may refuse it, and returns the digest of
+        dataset.json; `requests` go to the cluster's autoscaler."""
+        self.recipe, self._make, self._units, self._check = recipe, make, units, check
+        self._requests = requests
         self.memory_mb = 0
-        """Budget of each actor, MB; known once the pool is entered."""
+        """Budget of each new actor, MB: the least one until a node has joined."""
+        self._sized = False
         self._digest = ""
         self._lost_in_a_row = 0
         self._looked = 0.0
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> ActorPool:
-        self._add_actors()
+        self._follow_cluster()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._requests and not ray_ended():
+            self._requests.withdraw()
         for worker in self._workers if not ray_ended() else ():
             _kill(worker, no_restart=True)
         self._workers.clear()
@@ -96,6 +112,10 @@ class ActorPool:
     def busy(self) -> int:
         """Units being worked on."""
         return sum(worker.unit is not None for worker in self._workers)
+
+    def want(self, units: int) -> None:
+        """Take the number of units that are left, those in progress included."""
+        self._units = units
 
     def start(self, unit: Unit, tar_stored: bool, alone: bool = False) -> None:
         """Give the unit to an idle actor. `alone` makes the actor go clip by clip and wait until each of its events was
@@ -169,7 +189,7 @@ class ActorPool:
         yield unit, event
 
     def _look_at_cluster(self) -> None:
-        """End the job where Ray has ended; every few seconds, add actors where nodes have joined."""
+        """End the job where Ray has ended; every few seconds, follow the cluster and the units left."""
         import ray
 
         if ray_ended():
@@ -180,20 +200,31 @@ class ActorPool:
         starting = all(worker.environment is not None for worker in self._workers)
         if starting and not any(node["Alive"] for node in ray.nodes()):
             raise UnitsOpen("Ray has lost its last node (was its raylet killed?): run the same command again")
-        self._add_actors()
+        self._follow_cluster()
 
-    def _add_actors(self) -> None:
-        """As many actors as the recipe says or the cluster has room for by now."""
+    def _follow_cluster(self) -> None:
+        """Have as many actors as the recipe says or the cluster has room for by now, and none without a unit."""
         import ray
 
         nodes = ray.nodes()
-        if not self.memory_mb:
+        if not self._sized:
             self.memory_mb = memory_budget_mb(self.recipe, nodes)
+            self._sized = any(has_processors(node) for node in nodes)
+        if self._requests:
+            self._requests.ask(self._units)
         room = room_for_actors(self.recipe, nodes, self.memory_mb)
-        while len(self._workers) < max(1, min(room, self._most)):
+        while len(self._workers) < max(1, min(room, self._units)):
             worker = _Worker(self._make(self.memory_mb))
             worker.environment = worker.handle.environment.remote()
             self._workers.append(worker)
+        # Those that wait for a node go first: they would keep the autoscaler from ending others.
+        spare = sorted(
+            (worker for worker in self._workers if worker.unit is None and not worker.ending),
+            key=lambda worker: worker.idle,
+        )
+        for worker in spare[: max(0, len(self._workers) - max(1, self._units))]:
+            _kill(worker, no_restart=True)
+            self._workers.remove(worker)
 
     def _kill_overdue(self) -> None:
         limit = self.recipe.precompute.unit_timeout_s
@@ -240,12 +271,14 @@ class ActorPool:
 
 @contextlib.contextmanager
 def ray_actors(
-    recipe: Recipe, make: Callable[[int], Any], most: int, check: Callable[[Environment], str]
+    recipe: Recipe, make: Callable[[int], Any], units: int, check: Callable[[Environment], str]
 ) -> Iterator[ActorPool]:
     """Yields a pool in a Ray session of its own, or the one that is there; SIGTERM ends it as Ctrl-C does."""
     # The handler comes after Ray's start, which sets one of its own.
-    with ray_session(recipe), sigterm_as_interrupt(), ActorPool(recipe, make, most, check) as pool:
-        yield pool
+    with ray_session(recipe), sigterm_as_interrupt():
+        requests = None if started_here() else ResourceRequests(recipe)
+        with ActorPool(recipe, make, units, check, requests) as pool:
+            yield pool
 
 
 def new_actor(

@@ -10,9 +10,11 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -123,6 +125,11 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def started_here() -> bool:
+    """Returns whether the Ray of this process was started by it, on this machine alone, without an autoscaler."""
+    return _head_node() is not None
+
+
 def ray_ended() -> bool:
     """Returns whether the gcs_server or raylet of a Ray that this process has started is gone.
 
@@ -153,6 +160,11 @@ def _join(address: str) -> None:
         _check_reachable(address)
         ray.init(address=address, **_QUIET)
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error.__cause__, ray.exceptions.AuthenticationError):
+            raise UsageError(
+                f"the Ray cluster at '{address}' asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                "RAY_AUTH_TOKEN_PATH, or copy it to ~/.ray/auth_token"
+            ) from None
         first = str(error).strip().splitlines()[0]
         raise UsageError(
             f"no Ray cluster at '{address}' ({first}); start one, or leave precompute.address empty"
@@ -168,6 +180,7 @@ def _check_reachable(address: str) -> None:
 
 def _start(recipe: Recipe, temporary: str) -> None:
     """Starts Ray on this machine; a second time if it timed out. Raises SageError if that one does too."""
+    _have_token()
     import ray
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -193,6 +206,22 @@ def _start(recipe: Recipe, temporary: str) -> None:
                     "Ray did not start on this machine in its time, twice: most often it is overloaded or out of "
                     "memory. Finished units stay done: run the same command again when it has room"
                 ) from None
+
+
+def _have_token() -> None:
+    """Gives this process and its Ray a token of their own where Ray cannot keep one in ~/.ray.
+
+    A container may have neither HOME nor an entry for its user in /etc/passwd, or a home on a read-only file system.
+    """
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        return
+    if home := os.environ.get("HOME"):
+        folder = os.path.join(home, ".ray")
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+            if os.access(os.path.join(folder, "auth_token"), os.R_OK) or os.access(folder, os.W_OK | os.X_OK):
+                return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextlib.contextmanager
@@ -254,10 +283,8 @@ def _kill_processes() -> None:
 
 def _head_node() -> Any:
     """Returns Ray's record of the processes that it started for this one; None where it joined others."""
-    with contextlib.suppress(ImportError, AttributeError):
-        from ray._private import worker
-
-        node: Any = worker._global_node
+    with contextlib.suppress(KeyError, AttributeError):
+        node: Any = sys.modules["ray._private.worker"]._global_node  # not imported for this question
         if node is not None and node.is_head() and node.all_processes is not None:
             return node
     return None

@@ -35,6 +35,7 @@ class Actors(Protocol):
     def idle(self) -> int: ...
     @property
     def busy(self) -> int: ...
+    def want(self, units: int) -> None: ...
     def start(self, unit: Unit, tar_stored: bool, alone: bool = False) -> None: ...
     def wait(self, timeout_s: float) -> list[tuple[Unit, Event]]: ...
 
@@ -99,7 +100,8 @@ class Schedule:
 
     def run(self, pool: Actors) -> None:
         """Run units until each is done or left open. Raises UnitsOpen, TooManyRejects, UsageError."""
-        while self._pending or self._later or self._alone or pool.busy:
+        while left := len(self._pending) + len(self._later) + len(self._alone) + pool.busy:
+            pool.want(left)
             self._start(pool)
             for unit, event in pool.wait(0.5):
                 self._take(unit, event)

@@ -19,6 +19,7 @@ from sage_scale.shards.layout import (
     sample_key,
 )
 from sage_scale.shards.publish import (
+    delete_dataset,
     finish_dataset,
     publish_shard,
     rebuild_index,

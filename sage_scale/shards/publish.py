@@ -171,6 +171,25 @@ def delete_superseded(store: Store) -> int:
     return len(names)
 
 
+def delete_dataset(store: Store) -> layout.UnitListing:
+    """Delete every object of the dataset in `store`, and nothing else. Returns the listing that is left.
+
+    index.json goes first and dataset.json second, so that a kill in between never leaves an output that looks whole.
+    The record of clips that were removed on request stays: they are left out of a new output too.
+    """
+    listing = layout.list_units(store)
+    # The last addition goes first: they are found by counting up.
+    additions = [layout.addition_name(number) for number in range(listing.additions, 0, -1)]
+    names = [layout.INDEX_JSON, layout.DATASET_JSON, *listing.superseded, *additions]
+    for unit in sorted(listing.tar_bytes):
+        # The tar goes last: a listing knows its index and marker by it.
+        newest = listing.generation[unit]
+        names += [kind(unit, newest) for kind in (layout.marker_name, layout.index_name, layout.tar_name)]
+    for name in names:
+        store.delete(name)
+    return layout.list_units(store)
+
+
 def restore_marker(store: Store, unit: int) -> layout.Marker:
     """Recreate index and marker of a unit from its newest tar. Raises NotFound, DatasetError."""
     return _put_marker(store, _stored_index(store, unit))

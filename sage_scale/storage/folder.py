@@ -89,19 +89,30 @@ class FolderStore(Store):
             os.close(descriptor)
 
     def check_writable(self) -> None:
-        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         hidden = self.root / f".writable.{secrets.token_hex(6)}.tmp"
-        try:
-            with _explained(_writing, self.root / "index.json"):
-                self.root.mkdir(parents=True, exist_ok=True)
+        with self._new_folders_removed(), _explained(_writing, self.root / "index.json"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            try:
                 _create_hidden(self.root, hidden)[0].close()
-        finally:
-            with contextlib.suppress(OSError):
+            finally:
                 hidden.unlink(missing_ok=True)
-                for folder in made:
-                    folder.rmdir()
         for leftover in self.root.rglob(".*.tmp"):
             _remove_leftover(leftover)
+
+    def try_conditional_put(self) -> str:
+        with self._new_folders_removed():
+            return super().try_conditional_put()
+
+    @contextlib.contextmanager
+    def _new_folders_removed(self) -> Iterator[None]:
+        """Removes the store's folder and those above it at the end, where they are new and empty."""
+        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
 
     def put(self, name: str, data: bytes | Path) -> None:
         path = self.local_path(name)

@@ -96,8 +96,11 @@ def _open_folder(text: str) -> FolderStore:
 
 def _mode(path: Path) -> int:
     """Returns the mode of an expanded path, 0 where it is missing. Raises UsageError for an impossible name."""
-    if str(path).startswith("~") and not os.path.lexists(path) and len(path.parts[0]) > 1:
-        raise UsageError(f"{shortened(path)}: there is no user of that name: give another path")
+    if str(path).startswith("~") and not os.path.lexists(path):
+        fault = (
+            "there is no user of that name" if len(path.parts[0]) > 1 else "there is no home, HOME is not set"
+        )
+        raise UsageError(f"{shortened(path)}: {fault}: give another path")
     try:
         return path.stat().st_mode
     except OSError as error:  # the reader or writer of the path reports every other error

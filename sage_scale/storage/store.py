@@ -8,6 +8,7 @@ joined by `/`.
 from __future__ import annotations
 
 import contextlib
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,18 @@ class NoBucket(StorageError):
     """The named bucket does not exist or has an impossible name: a usage error, not an outage."""
 
     exit_code = 2
+
+
+class Unconditional(StorageError):
+    """The store replaces an object although the PUT forbids it: a usage error, since two writers would collide."""
+
+    exit_code = 2
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"{url}: its server ignores `If-None-Match: *` on PUT, so that two writers overwrite each other: use one "
+            "that honours it, as Amazon's and Ceph's do"
+        )
 
 
 class Unavailable(StorageError):
@@ -104,6 +117,23 @@ class Store(ABC):
 
     def check_writable(self) -> None:  # noqa: B027 - S3 refuses a key without permission at the first object
         """Raises StorageError where nothing can be written, and removes files left by killed writers."""
+
+    def try_conditional_put(self) -> str:
+        """Stores, protects, reads and deletes an object. Returns its name where it may not be deleted, else "".
+
+        Raises StorageError where it cannot be stored or read, Unconditional where a second PUT replaced it.
+        """
+        name, data = f"preflight-{secrets.token_hex(8)}", secrets.token_bytes(16)
+        left = name
+        try:
+            stored, again = self.put_if_absent(name, data), self.put_if_absent(name, b"another writer's")
+            if again or self.get(name) != data or not stored:
+                raise Unconditional(self.url)
+        finally:
+            with contextlib.suppress(StorageError):
+                self.delete(name)
+                left = ""
+        return left
 
     @abstractmethod
     def put(self, name: str, data: bytes | Path) -> None:

@@ -56,6 +56,14 @@ def test_without_mediapipe_one_line_says_how_to_get_it(tmp_path, capsys):
     assert not (tmp_path / "out" / "keypoints.json").exists()
 
 
+def test_without_a_home_the_message_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda user: {}[user])
+    with pytest.raises(UsageError, match=r"set HOME or XDG_DATA_HOME, or SAGE_SCALE_MEDIAPIPE=PATH"):
+        environment.python()
+
+
 def test_an_interpreter_of_another_version_is_refused_by_name(tmp_path):
     newer = program(tmp_path / "python", "echo 3.13")
     with pytest.raises(UsageError, match=r"3\.11 and 3\.12, and --python .* is Python 3\.13: name one"):

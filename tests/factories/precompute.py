@@ -72,6 +72,9 @@ class HerePool:
     def busy(self) -> int:
         return len(self.waiting)
 
+    def want(self, units: int) -> None:
+        pass
+
     def start(self, unit: Unit, tar_stored: bool, alone: bool = False) -> None:
         self.waiting.append((unit, tar_stored))
 

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sage_scale.config import from_mapping
+from sage_scale.precompute.autoscaling import ResourceRequests
+
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
 
@@ -22,3 +25,12 @@ def test_ray_accepts_the_cluster_file(name: str) -> None:
     assert "~/.ray/auth_token" in cluster["file_mounts"]
     text = (LAUNCH / "ray" / f"{name}.yaml").read_text(encoding="utf-8")
     assert "AKIA" not in text and "aws_secret" not in text.lower()
+
+
+def test_the_autoscaler_counts_an_actor_for_each_cpu_of_a_worker() -> None:
+    cluster = yaml.safe_load((LAUNCH / "ray" / "aws.yaml").read_text(encoding="utf-8"))
+    there = cluster["available_node_types"]["worker"]["resources"]
+    bundle = ResourceRequests(from_mapping({"vision": {"kind": "features"}})).bundle
+    assert min(there[name] // amount for name, amount in bundle.items()) == there["CPU"]
+    # Ray counts what is free of the machine's 32 GiB, less the object store.
+    assert there["memory"] < 0.96 * 32 * 2**30 - 10**9

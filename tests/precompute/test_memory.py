@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from sage_scale.config import Recipe, from_mapping, override
 from sage_scale.errors import UsageError
-from sage_scale.precompute.memory import CEILING_MB, FLOOR_MB, memory_budget_mb, room_for_actors
+from sage_scale.precompute.memory import (
+    CEILING_MB,
+    FLOOR_MB,
+    FLOOR_TAGGER_MB,
+    FLOOR_UNKNOWN_MB,
+    least_memory_mb,
+    memory_budget_mb,
+    room_for_actors,
+)
 
 MB = 2**20
 
@@ -31,14 +39,44 @@ CLUSTERS = st.lists(
 
 
 def test_a_model_has_a_higher_least_budget() -> None:
-    """Torch and a tagger's model, or a backbone."""
+    """Torch and a tagger's model; a backbone whose weights are known by name, seen in a folder, or not to be seen."""
+    features = ["vision.kind=features", "segmentation.tagger=published"]
     for changes, least_mb in (
         ([], FLOOR_MB),
-        (["segmentation.tagger=published"], 2048),
-        (["segmentation.tagger=hands-on"], 2048),
-        (["vision.kind=features", "segmentation.tagger=published"], 3072),
+        (["segmentation.tagger=published"], FLOOR_TAGGER_MB),
+        (["segmentation.tagger=hands-on"], FLOOR_TAGGER_MB),
+        (["vision.kind=features", "vision.backbone=keypoints"], FLOOR_MB),
+        (features, 1588),
+        ([*features, "vision.backbone_batch=128"], 1588 + 3 * 384),
+        ([*features, "precompute.gpus_per_actor=0.5"], FLOOR_UNKNOWN_MB),
+        ([*features, "vision.backbone=/no/such/run"], FLOOR_UNKNOWN_MB),
     ):
-        assert memory_budget_mb(override(Recipe(), changes), [node(8, 5_000)]) == least_mb
+        assert memory_budget_mb(override(Recipe(), changes), []) == least_mb
+        assert least_memory_mb(override(Recipe(), changes)) == least_mb
+
+
+def test_larger_weights_have_a_larger_budget_even_above_the_usual_ceiling(tmp_path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(4400 * MB)  # a ViT-g in float32
+    giant = override(Recipe(), ["vision.kind=features", f"vision.backbone={tmp_path}"])
+    assert least_memory_mb(giant) == 1024 + 2 * 4400 + 384
+    assert memory_budget_mb(giant, [node(8, 64_000)]) == 1024 + 2 * 4400 + 384
+
+
+# What Ray counts as memory: what is free (some 4% is not) less the object store, 30% by default.
+@pytest.mark.parametrize(
+    ("machine", "cpus", "gib", "object_store_mb"),
+    [("m7i.4xlarge", 16, 64, None), ("m7i.large", 2, 8, None), ("c7i.4xlarge", 16, 32, 1000), ("c7i.large", 2, 4, 80)],
+)  # fmt: skip
+def test_common_machines_are_full_of_actors_with_a_backbone(machine, cpus, gib, object_store_mb) -> None:
+    free_mb = gib * 1024 * 0.96
+    there = node(cpus, free_mb * 0.7 if object_store_mb is None else free_mb - object_store_mb)
+    features = override(Recipe(), ["vision.kind=features"])
+    budget_mb = memory_budget_mb(features, [there])
+    assert room_for_actors(features, [there], budget_mb) == cpus
+    # Where an actor waits for its first node, the autoscaler's arithmetic with the least budget gives as many.
+    assert room_for_actors(features, [there], least_memory_mb(features)) == cpus
 
 
 @given(CLUSTERS, st.sampled_from([0, 256, 1500, 4000]), st.integers(0, 40))

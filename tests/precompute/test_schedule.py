@@ -45,6 +45,7 @@ class MadeUpPool:
         self.most_at_once = 0
         self.beside_alone: list[int] = []
         self.done: list[int] = []
+        self.wanted: list[int] = []
 
     @property
     def idle(self) -> int:
@@ -53,6 +54,9 @@ class MadeUpPool:
     @property
     def busy(self) -> int:
         return len(self.running)
+
+    def want(self, units: int) -> None:
+        self.wanted.append(units)
 
     def start(self, unit: Unit, tar_stored: bool, alone: bool = False) -> None:
         assert self.idle > 0, "more units in flight than actors"
@@ -118,6 +122,7 @@ def test_units_in_flight_are_bounded_by_the_actors() -> None:
     pool = MadeUpPool(3, lambda unit, attempt: None)
     schedule(units(20)).run(pool)
     assert pool.most_at_once == 3 and sorted(pool.done) == list(range(20))
+    assert pool.wanted == list(range(20, 0, -1)), "the pool is told of the units left"
 
 
 def test_a_clip_that_kills_its_actor_twice_is_run_alone_and_then_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from sage_scale.errors import UsageError
 from sage_scale.precompute.actor import scratch_folder
-from sage_scale.precompute.ray_session import ray_folder
+from sage_scale.precompute.ray_session import _have_token, ray_folder
 
 
 @pytest.fixture
@@ -109,9 +110,33 @@ def test_stale_tars_of_our_own_go(temporary, tmp_path) -> None:
     assert [path.name for path in folder.iterdir()] == [f"{os.getpid()}-000000.tar"]
 
 
-def precompute(root: Path, out: Path, *words: str) -> subprocess.Popen[str]:
+@pytest.mark.parametrize("home", ["none", "read-only", "a file", "empty", "with a token"])
+def test_ray_has_a_token_where_it_cannot_keep_one_at_home(monkeypatch, tmp_path, home) -> None:
+    """A container may have no HOME at all; root may write everywhere, hence a folder below a file."""
+    for name in ("HOME", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    place = tmp_path / "home"
+    if home == "a file":
+        place.touch()
+    else:
+        (place / ".ray").mkdir(parents=True)
+    if home == "read-only":
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    if home == "with a token":
+        (place / ".ray" / "auth_token").write_text("0" * 64)
+    if home != "none":
+        monkeypatch.setenv("HOME", str(place))
+    _have_token()
+    own = os.environ.get("RAY_AUTH_TOKEN", "")
+    assert bool(own) == (home in ("none", "read-only", "a file"))
+    _have_token()
+    assert os.environ.get("RAY_AUTH_TOKEN", "") == own, "a process has one token"
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def precompute(root: Path, out: Path, *words: str, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "sage_scale.cli.main", "precompute", "--corpus", "videos", "--root", str(root),
+        [*by, sys.executable, "-m", "sage_scale.cli.main", "precompute", "--corpus", "videos", "--root", str(root),
          "--out", str(out), "corpus.language=de", "text.tagger=none", "text.target=sentence", "precompute.actors=1",
          "shards.clips_per_unit=1", "vision.background=none", "vision.min_frames=4", *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -164,7 +189,18 @@ def test_our_own_ray_listens_on_the_loopback_alone_and_its_killed_server_ends_th
     assert run.returncode == 4, output
     said = [line for line in output.splitlines() if "clips," not in line and line.strip()]
     assert len(said) == 1 and "Ray has ended" in said[0] and "run the same command again" in said[0], output
-    # The same command goes on, and no folder is left.
-    again = precompute(corpus_root, tmp_path / "out", "vision.size=512", "vision.crop=448")
+    # The same command goes on, also for a user without a home and an entry in /etc/passwd, and no folder is left.
+    stranger: tuple[str, ...] = (
+        "unshare",
+        "--user",
+        "--map-user=4242",
+        "--map-group=4242",
+        "env",
+        "-u",
+        "HOME",
+    )
+    if shutil.which("unshare") is None or subprocess.run([*stranger, "true"], capture_output=True).returncode:
+        stranger = ("env", "-u", "HOME")  # no user namespaces here
+    again = precompute(corpus_root, tmp_path / "out", "vision.size=512", "vision.crop=448", by=stranger)
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output

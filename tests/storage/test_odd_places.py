@@ -102,3 +102,12 @@ def test_a_tar_whose_name_is_no_text_is_named(tmp_path) -> None:
     with pytest.raises(DatasetError, match=r"a.udcff\.tar.*not UTF-8") as refused:
         index_webdataset(open_store(tmp_path))
     str(refused.value).encode()
+
+
+@pytest.mark.parametrize("place", ["~", "~/shards", "~no-such-user/shards"])
+def test_without_a_home_no_folder_of_that_sign_is_made(place, monkeypatch) -> None:
+    """A container's user may have neither HOME nor an entry in /etc/passwd."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda user: {}[user])
+    with pytest.raises(UsageError, match=r"HOME is not set|no user of that name"):
+        open_store(place)
