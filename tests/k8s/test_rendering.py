@@ -15,9 +15,25 @@ from k8s.rules import findings
 from sage_scale import config
 
 COMPONENTS = ["object-store", "tensorboard", "trainjob", "kueue"]
-KUSTOMIZE = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
+
+
+def kustomize() -> list[str]:
+    """The command that renders a folder by kustomize 5, of kubectl or alone; empty without one."""
+    tried = (
+        (["kubectl", "kustomize"], ["kubectl", "version", "--client"]),
+        (["kustomize", "build"], ["kustomize", "version"]),
+    )
+    for command, version in tried:
+        if shutil.which(command[0]):
+            said = subprocess.run(version, capture_output=True, text=True, check=False).stdout
+            if re.search(r"(Kustomize Version: |^)v?5\.", said, re.MULTILINE):
+                return command
+    return []
+
+
+KUSTOMIZE = kustomize()
 BY_KUSTOMIZE = pytest.mark.skipif(
-    shutil.which(KUSTOMIZE[0]) is None, reason="neither kubectl nor kustomize is installed"
+    not KUSTOMIZE, reason="neither kubectl nor kustomize of version 5 is installed"
 )
 
 
