@@ -1,4 +1,6 @@
-"""Every rendering keeps every rule; each mutation breaks the rule that it is about, and its valid twin breaks none."""
+"""Every rendering keeps every rule, and the command line parses its commands; each mutation breaks its rule, and its
+valid twin breaks none.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from functools import cache
 from typing import Any
 
 import pytest
-from k8s.mutations import BROKEN_RULES, Mutation
+from k8s.commands import command_findings
+from k8s.mutations import BROKEN_COMMANDS, BROKEN_RULES, Mutation
 from k8s.objects import OVERLAYS, changed, objects_of, rendered_file
 from k8s.rules import findings
 
@@ -20,7 +23,7 @@ def rendered(name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_a_rendering_keeps_every_rule(name):
-    assert findings(rendered(name)) == []
+    assert findings(rendered(name)) + command_findings(rendered(name)) == []
 
 
 @pytest.mark.parametrize("mutation", BROKEN_RULES, ids=lambda one: one.name)
@@ -28,6 +31,14 @@ def test_a_mutation_is_found_and_its_valid_twin_passes(mutation: Mutation):
     found = findings(changed(rendered(mutation.overlay), *mutation.changes))
     assert any(mutation.said in line for line in found), found
     assert findings(changed(rendered(mutation.overlay), *mutation.twin)) == []
+
+
+@pytest.mark.parametrize("mutation", BROKEN_COMMANDS, ids=lambda one: one.name)
+def test_a_wrong_command_is_found_and_its_valid_twin_passes(mutation: Mutation):
+    found = command_findings(changed(rendered(mutation.overlay), *mutation.changes))
+    assert any(mutation.said in line for line in found), found
+    twin = changed(rendered(mutation.overlay), *mutation.twin)
+    assert findings(twin) + command_findings(twin) == []
 
 
 REFERENCES = re.compile(
