@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +81,9 @@ def command_findings(objects: list[dict[str, Any]]) -> list[str]:
             continue
         try:
             verb, given = parsed(words[1:])
-            recipe = _recipe(objects, given)
+            if given["recipe"] != RECIPE:
+                raise UsageError(f"the recipe is {given['recipe']}, not {RECIPE}")
+            recipe = recipe_of(objects, given.get("overrides") or [])
             for url in [given.get("out"), *(given.get("data") or [])]:
                 if url:
                     open_store(url)
@@ -99,16 +101,14 @@ def command_findings(objects: list[dict[str, Any]]) -> list[str]:
     return lines + [f"{name}: {sorted(seen)} differ" for name, seen in places.items() if len(seen) > 1]
 
 
-def _recipe(objects: list[dict[str, Any]], given: dict[str, Any]) -> config.Recipe:
-    """Returns the recipe of the ConfigMap with the changes of the command."""
-    if given["recipe"] != RECIPE:
-        raise UsageError(f"the recipe is {given['recipe']}, not {RECIPE}")
+def recipe_of(objects: list[dict[str, Any]], overrides: Sequence[str] = ()) -> config.Recipe:
+    """Returns the recipe of the ConfigMap, changed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.yaml"
         file.write_text(
             next(one["data"]["recipe.yaml"] for one in objects if "recipe.yaml" in one.get("data", {}))
         )
-        return config.load_recipe(str(file), given.get("overrides") or [])
+        return config.load_recipe(str(file), list(overrides))
 
 
 def _layout(given: dict[str, Any], recipe: config.Recipe, size: tuple[int, int]) -> Iterator[str]:

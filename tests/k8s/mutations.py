@@ -144,6 +144,8 @@ BROKEN_RULES = [Mutation(*row) for row in [
     ("workers that no one asks for", "queued", "nothing that would ask for one",
      [(RAYJOB, f"{GROUP}.replicas", 0), (RAYJOB, f"{GROUP}.minReplicas", 0)],
      [(RAYJOB, f"{GROUP}.replicas", 1), (RAYJOB, f"{GROUP}.minReplicas", 1)]),
+    ("actors that fill the pod's memory", "gpu-cluster", "may outgrow the pod's memory",
+     [(RAYJOB, f"{GROUP}.rayStartParams.memory", GONE)], [(RAYJOB, f"{GROUP}.rayStartParams.memory", "58000000000")]),
     ("a restarted pod under autoscaler v2", "gpu-cluster", "restartPolicy Always under autoscaler v2",
      [(RAYJOB, f"{WORKER}.restartPolicy", "Always")], [(RAYJOB, f"{WORKER}.restartPolicy", GONE)]),
     ("a coordinator that is not there", "gpu-cluster", "the coordinator's pod is not there",

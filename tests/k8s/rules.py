@@ -279,8 +279,19 @@ def _raycluster(cluster: dict[str, Any], metadata: dict[str, Any]) -> Iterator[s
             yield f"worker group {group['groupName']}: minReplicas {least} above maxReplicas {most}"
         if not least <= group.get("replicas", 0) <= most or most < 1:
             yield f"worker group {group['groupName']}: replicas {group.get('replicas', 0)} outside {least} to {most}"
+        parameters = group.get("rayStartParams", {})
+        limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+        taken = int(parameters.get("memory", 0)) + int(parameters.get("object-store-memory", 0))
+        if not int(parameters.get("memory", 0)) or taken + 10**9 > _bytes(limits.get("memory", "0")):
+            yield f"worker group {group['groupName']}: Ray and its actors may outgrow the pod's memory"
         if not scales and group.get("replicas", 0) < 1:
             yield f"worker group {group['groupName']}: no worker, and nothing that would ask for one"
+
+
+def _bytes(quantity: str) -> int:
+    """Returns an amount of memory as Kubernetes writes it, in bytes."""
+    number = quantity.rstrip("KMGTi")
+    return int(number) * {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}.get(quantity[len(number) :], 1)
 
 
 def _trainjobs(objects: Objects) -> Iterator[str]:

@@ -10,10 +10,12 @@ from functools import cache
 from typing import Any
 
 import pytest
-from k8s.commands import command_findings
+from k8s.commands import command_findings, recipe_of
 from k8s.mutations import BROKEN_COMMANDS, BROKEN_RULES, Mutation
-from k8s.objects import OVERLAYS, changed, objects_of, rendered_file
+from k8s.objects import OVERLAYS, changed, find, objects_of, rendered_file
 from k8s.rules import findings
+
+from sage_scale.precompute.autoscaling import ResourceRequests
 
 
 @cache
@@ -39,6 +41,23 @@ def test_a_wrong_command_is_found_and_its_valid_twin_passes(mutation: Mutation):
     assert any(mutation.said in line for line in found), found
     twin = changed(rendered(mutation.overlay), *mutation.twin)
     assert findings(twin) + command_findings(twin) == []
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_ray_scales_workers_whose_processors_all_get_an_actor(name):
+    """The cluster as the autoscaler in the head's pod reads it, against the bundles that precompute asks for."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    job = find(rendered(name), "RayJob")
+    cluster = {
+        "metadata": {"name": "precompute", "namespace": "signs"},
+        "spec": job["spec"]["rayClusterSpec"],
+    }
+    types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    bundle = ResourceRequests(recipe_of(rendered(name))).bundle
+    worker = types["cpu"]["resources"]
+    assert worker["memory"] // bundle["memory"] >= worker["CPU"] // bundle["CPU"] > 0
 
 
 REFERENCES = re.compile(
