@@ -3,7 +3,6 @@
 from sage_scale.errors import Reject
 from sage_scale.shards.dataset import (
     Dataset,
-    SampleTable,
     notice_note,
     open_dataset,
     read_metadata,
@@ -28,5 +27,6 @@ from sage_scale.shards.publish import (
 )
 from sage_scale.shards.rejects import read_rejects
 from sage_scale.shards.sample import Sample, read_sample, sample_hash
+from sage_scale.shards.sample_table import SampleTable
 from sage_scale.shards.verify import VerifyReport, verify_dataset
 from sage_scale.shards.writer import write_shard

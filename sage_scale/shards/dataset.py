@@ -6,63 +6,40 @@ sample: dataset.json, all markers, all index records, in one line of checksummed
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sage_scale.errors import DatasetError, NoDataset
 from sage_scale.parallel import map_threads
 from sage_scale.shards import layout
 from sage_scale.shards.addition_plan import Addition, load_additions
-from sage_scale.shards.index import LANGUAGE_MASK, LANGUAGE_SHIFT, RECORD, parse_index
+from sage_scale.shards.index import RECORD, parse_index
+from sage_scale.shards.index_json import (
+    Allocate,
+    Arrays,
+    Once,
+    alone,
+    head_of,
+    index_json,
+    read_index,
+    units_of,
+)
 from sage_scale.shards.sample import Sample, read_sample
+from sage_scale.shards.sample_table import SampleTable
 from sage_scale.shards.tar import BLOCK
+from sage_scale.shards.units import Units
 from sage_scale.storage import NotFound, Store, open_store
-from sage_scale.untrusted.json_values import build, parse_stored
+from sage_scale.untrusted.json_values import InvalidJSON, build, parse_stored
 
 _DESCRIPTION_BYTES = 4096
 """Bytes of a sample fetched for its description; the rest of a longer description is fetched again."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SampleTable:
-    """The samples of chosen splits, in the order of units and tars: row i of each column is sample i."""
-
-    unit: np.ndarray
-    """int32: ordinal in `Dataset.units`, not the unit's number."""
-    offset: np.ndarray
-    """int64: first byte in the tar."""
-    length: np.ndarray
-    """int64: bytes."""
-    hash: np.ndarray
-    """uint8 (samples, 16): xxh3-128 of the bytes."""
-    key: np.ndarray
-    """uint64: the key's 16 hex digits as a number."""
-    frames: np.ndarray
-    """int64: frames of the clip at the recipe's rate."""
-    segments: np.ndarray
-    """int64: segments (65,535 means at least)."""
-    glosses: np.ndarray
-    """int64: pseudo-glosses (65,535 means at least)."""
-    flags: np.ndarray
-    """uint32: bit 0, the sample has a sentence."""
-    language: np.ndarray
-    """int32: index of the sample's language in `Dataset.languages`."""
-
-    def __len__(self) -> int:
-        return len(self.unit)
-
-    def take(self, rows: np.ndarray) -> SampleTable:
-        """Returns the table of these rows (indices or a mask)."""
-        return SampleTable(**{name: column[rows] for name, column in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,10 +48,12 @@ class Dataset:
 
     store: Store
     info: layout.DatasetInfo
-    units: tuple[layout.Marker, ...]
+    units: Units
     """Markers of the finished units, by unit number."""
     records: np.ndarray
     """RECORD (samples,), unit after unit."""
+    unit_of_row: NDArray[np.int32]
+    """(samples,): ordinal in `units` of each record."""
     finished: bool
     digest: str
     """32 hex digits that change with any sample, unit or order of them."""
@@ -88,63 +67,44 @@ class Dataset:
     @cached_property
     def splits(self) -> dict[str, int]:
         """Samples of each split."""
-        counts: Counter[str] = Counter()
-        for unit in self.units:
-            counts[unit.split] += unit.samples
-        return dict(counts)
-
-    @property
-    def unit_of_row(self) -> np.ndarray:
-        """int32 (samples,): ordinal in `units` of each record."""
-        counts = np.array([unit.samples for unit in self.units], np.int64)
-        return np.repeat(np.arange(len(self.units), dtype=np.int32), counts)
+        counts = np.bincount(self.units.table["split"], self.units.table["samples"], len(self.units.splits))
+        return dict(zip(self.units.splits, counts.astype(int).tolist()))
 
     def records_by_unit(self) -> list[np.ndarray]:
         """Returns the RECORDs of each unit."""
-        return np.split(self.records, np.cumsum([unit.samples for unit in self.units])[:-1])
+        return np.split(self.records, np.cumsum(self.units.table["samples"])[:-1])
 
     @cached_property
     def languages(self) -> tuple[str, ...]:
         """Languages of all samples, sorted."""
-        return tuple(sorted({language for unit in self.units for language in unit.languages or ("",)}))
+        return tuple(sorted({language for some in self.units.languages for language in some}))
 
     def samples(self, *splits: str) -> SampleTable:
         """Returns the samples of the named splits (default: all). Raises DatasetError for an unknown split."""
-        known = {unit.split for unit in self.units}
+        known = self.units.splits
         for split in splits:
             if split not in known:
                 has = ", ".join(sorted(known)) or "none"
                 raise DatasetError(f"{self.url} has no split '{split}'; it has {has}")
-        chosen = np.array([not splits or unit.split in splits for unit in self.units], bool)
-        unit_S = self.unit_of_row
-        rows = chosen[unit_S]
-        taken, unit_S = self.records[rows], unit_S[rows]
-        flags = taken["flags"].astype(np.uint32)
-        numbers = ("offset", "length", "frames", "segments", "glosses")
-        return SampleTable(
-            unit=unit_S,
-            hash=np.ascontiguousarray(taken["hash"]),
-            key=taken["key"].astype(np.uint64),
-            flags=flags,
-            language=self._languages_of(unit_S, flags),
-            **{name: taken[name].astype(np.int64) for name in numbers},
+        table = SampleTable(
+            records=self.records, unit=self.unit_of_row, languages=self.units.language_lists()
         )
-
-    def _languages_of(self, unit_S: np.ndarray, flags_S: np.ndarray) -> np.ndarray:
-        numbers = {language: number for number, language in enumerate(self.languages)}
-        lists = [[numbers[language] for language in unit.languages or ("",)] for unit in self.units]
-        starts = np.cumsum([0, *map(len, lists)])
-        own = np.minimum((flags_S >> LANGUAGE_SHIFT) & LANGUAGE_MASK, np.diff(starts)[unit_S] - 1)
-        return np.array([number for numbers in lists for number in numbers], np.int32)[
-            starts[unit_S] + own.astype(np.int64)
-        ]
+        wanted = np.array([not splits or split in splits for split in known], bool)
+        chosen = wanted[self.units.table["split"]]
+        if chosen.all():
+            return table
+        ends = np.cumsum(self.units.table["samples"])
+        first, *_, last = np.flatnonzero(chosen)[[0, -1]].tolist()
+        if chosen[first : last + 1].all():
+            return table.take(slice(int(ends[first] - self.units.table["samples"][first]), int(ends[last])))
+        return table.take(chosen[self.unit_of_row])
 
     def read(self, table: SampleTable, row: int) -> Sample:
         """Returns one sample, checked against its hash. Raises DatasetError, StorageError."""
-        tar = self.units[int(table.unit[row])].tar
-        key, digest = f"{int(table.key[row]):016x}", table.hash[row].tobytes()
+        tar, record = self.units.tar(int(table.unit[row])), table.records[row]
+        key, digest = f"{int(record['key']):016x}", record["hash"].tobytes()
         try:
-            data = self.store.get_range(tar, int(table.offset[row]), int(table.length[row]))
+            data = self.store.get_range(tar, int(record["offset"]), int(record["length"]))
         except NotFound:
             raise DatasetError(
                 f"{self.url}/{tar}, sample {key}: the shard is missing; a newer generation may have replaced it: "
@@ -153,19 +113,25 @@ class Dataset:
         return read_sample(data, key=key, digest=digest, where=f"{self.url}/{tar}")
 
 
-def open_dataset(source: str | Path | Store, *, unfinished: bool = False) -> Dataset:
+def open_dataset(source: str | Path | Store, *, unfinished: bool = False, once: Once = alone) -> Dataset:
     """Opens the dataset at a URL, path or store, by one GET of index.json.
 
     `unfinished=True` also opens a dataset with open units, from its markers (one listing and two small GETs a unit).
+    `once` may take the index from another process of the node.
     Raises NoDataset, and DatasetError for an unfinished dataset (naming the open units) or a damaged index.
     """
     store = source if isinstance(source, Store) else open_store(source)
-    finished = open_finished(store)
-    if finished is not None:
-        return finished
-    dataset = open_unfinished(store)
     if unfinished:
-        return dataset
+        return open_finished(store) or open_unfinished(store)
+    return dataset_of(store, once(lambda allocate: _finished_arrays(store, allocate), store.url))
+
+
+def _finished_arrays(store: Store, allocate: Allocate) -> Arrays:
+    """Returns the arrays of the index. Raises DatasetError for an unfinished dataset."""
+    arrays = read_index(store, allocate)
+    if arrays is not None:
+        return arrays
+    dataset = open_unfinished(store)
     missing = unfinished_units(dataset)
     if missing:
         raise DatasetError(unfinished_message(store.url, missing, len(dataset.info.units)))
@@ -177,11 +143,8 @@ def open_dataset(source: str | Path | Store, *, unfinished: bool = False) -> Dat
 
 def open_finished(store: Store) -> Dataset | None:
     """Opens the dataset in `store` by one GET of index.json; None where that is not stored (yet)."""
-    try:
-        data = store.get(layout.INDEX_JSON)
-    except NotFound:
-        return None
-    return _parse_index_json(store, data)
+    arrays = read_index(store)
+    return None if arrays is None else dataset_of(store, arrays)
 
 
 def unfinished_units(dataset: Dataset) -> list[int]:
@@ -198,54 +161,23 @@ def holds_manifest(dataset: Dataset, digest: str) -> bool:
     )
 
 
-def index_json(
-    info: layout.DatasetInfo,
-    units: Iterable[layout.Marker],
-    records: np.ndarray,
-    additions: Iterable[Addition] = (),
-) -> bytes:
-    """Returns the bytes of index.json."""
-    values = {
-        "format": layout.FORMAT,
-        "version": layout.VERSION,
-        "dataset": info.to_mapping(),
-        "units": [unit.to_mapping() for unit in units],
-        "samples": len(records),
-        "record_bytes": RECORD.itemsize,
-        "records": base64.b64encode(records.tobytes()).decode("ascii"),
-    }
-    added = [asdict(addition) for addition in additions]
-    return layout.checksummed_json({**values, "additions": added} if added else values)
-
-
-def _parse_index_json(store: Store, data: bytes) -> Dataset:
-    where = f"{store.url}/{layout.INDEX_JSON}"
-    broken = DatasetError(f"{where} is damaged: rebuild it with `sage-scale shards index {quote(store.url)}`")
+def dataset_of(store: Store, arrays: Arrays) -> Dataset:
+    """Returns the finished dataset of the arrays of its index (`read_index`). Raises DatasetError."""
+    where, head = f"{store.url}/{layout.INDEX_JSON}", head_of(arrays)
     try:
-        values, digest = layout.parse_checksummed_json(data)
-        if values["format"] != layout.FORMAT:
-            raise DatasetError(
-                f"{where} is of the format '{values['format']}', not part of a dataset of ours"
-            )
-        if values["version"] != layout.VERSION:
-            raise DatasetError(
-                f"{where} is of format version {values['version']}, this program reads {layout.VERSION}"
-            )
-        units = tuple(layout.marker_from(unit, where) for unit in values["units"])
-        records = np.frombuffer(binascii.a2b_base64(values["records"]), RECORD)
-        info = layout.info_from(values["dataset"], where)
-        additions = tuple(build(Addition, entry) for entry in values.get("additions", ()))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise broken from None
-    if len(records) != values["samples"] or len(records) != sum(unit.samples for unit in units):
-        raise broken
+        additions = tuple(build(Addition, entry) for entry in head["additions"])
+    except InvalidJSON as error:
+        raise DatasetError(
+            f"{where} is damaged ({error}): rebuild it with `sage-scale shards index {quote(store.url)}`"
+        ) from None
     return Dataset(
         store=store,
-        info=info,
-        units=units,
-        records=records,
+        info=layout.info_from(head["dataset"], where),
+        units=units_of(arrays, where),
+        records=arrays["records"],
+        unit_of_row=arrays["unit_of_row"],
         finished=True,
-        digest=digest,
+        digest=head["digest"],
         additions=additions,
     )
 
@@ -278,7 +210,7 @@ def open_unfinished(store: Store) -> Dataset:
 
     loaded = map_threads(load, sorted(listing.done))
     records = np.concatenate([np.zeros(0, RECORD), *(records for _, records in loaded)])
-    units = tuple(marker for marker, _ in loaded)
+    units = Units.of((marker for marker, _ in loaded), store.url)
     additions = tuple(plan.addition for plan in load_additions(store, listing.additions))
     digest = layout.checksum_of(index_json(info, units, records, additions))
     return Dataset(
@@ -286,6 +218,7 @@ def open_unfinished(store: Store) -> Dataset:
         info=info,
         units=units,
         records=records,
+        unit_of_row=np.repeat(np.arange(len(units), dtype=np.int32), units.table["samples"]),
         finished=False,
         digest=digest,
         additions=additions,
@@ -325,8 +258,8 @@ def read_metadata(source: str | Path | Dataset, *splits: str, most: int = 0) -> 
 
 
 def _read_description(dataset: Dataset, table: SampleTable, row: int) -> dict[str, Any]:
-    tar, key = dataset.units[int(table.unit[row])].tar, f"{int(table.key[row]):016x}"
-    offset, length = int(table.offset[row]), int(table.length[row])
+    tar, record = dataset.units.tar(int(table.unit[row])), table.records[row]
+    key, offset, length = f"{int(record['key']):016x}", int(record["offset"]), int(record["length"])
     head = dataset.store.get_range(tar, offset, min(_DESCRIPTION_BYTES, length))
     try:
         if head[: len(key) + 6] != f"{key}.json\0".encode():

@@ -17,11 +17,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from sage_scale.errors import StorageError
-from sage_scale.storage.store import Entry, NotFound, Store, check_name, is_name
-from sage_scale.untrusted.files import check_regular, open_descriptor, read_bytes
+from sage_scale.storage.store import PIECE_BYTES, Buffer, Entry, NotFound, Store, T, check_name, is_name
+from sage_scale.untrusted.files import check_regular, open_descriptor, open_regular, read_bytes
 
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _COPY_BYTES = 1 << 20
@@ -49,6 +49,11 @@ class FolderStore(Store):
         path = self.local_path(name)
         with _explained(_reading, path):
             return read_bytes(path)
+
+    def read(self, name: str, parse: Callable[[int, Iterator[Buffer]], T]) -> T:
+        path = self.local_path(name)
+        with _explained(_reading, path), open_regular(path) as file:
+            return parse(os.fstat(file.fileno()).st_size, _pieces(file))
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
         path = self.local_path(name)
@@ -151,6 +156,12 @@ class FolderStore(Store):
         path = self.local_path(name)
         with _explained(_writing, path):
             path.unlink(missing_ok=True)
+
+
+def _pieces(file: BinaryIO) -> Iterator[Buffer]:
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    while size := file.readinto(buffer):  # type: ignore[attr-defined]
+        yield buffer[:size]
 
 
 def _write(path: Path, data: bytes | Path, *, replace: bool) -> bool:

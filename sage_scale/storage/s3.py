@@ -9,6 +9,7 @@ caller compares hashes (sage_scale.shards), and `download` compares the MD5 that
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -16,7 +17,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,16 @@ from urllib3.exceptions import HTTPError
 from sage_scale.errors import StorageError
 from sage_scale.retry import backoff, retry
 from sage_scale.storage.s3_errors import BUSY, code_of, end_redirects, endpoint, explain, server
-from sage_scale.storage.store import MAX_OBJECT_BYTES, Buffer, Entry, NotFound, Store, check_name, is_name
+from sage_scale.storage.store import (
+    MAX_OBJECT_BYTES,
+    Buffer,
+    Entry,
+    NotFound,
+    Store,
+    T,
+    check_name,
+    is_name,
+)
 from sage_scale.untrusted.printer import logger
 
 log = logger("sage_scale.storage")
@@ -89,10 +99,15 @@ class S3Store(Store):
 
     def get(self, name: str) -> bytes:
         key = self._key(name)
+        return self._call(name, lambda: _read(self.client.get_object(Bucket=self.bucket, Key=key)))
 
-        def fetch() -> bytes:
+    def read(self, name: str, parse: Callable[[int, Iterator[Buffer]], T]) -> T:
+        key = self._key(name)
+
+        def fetch() -> T:
             answer = self.client.get_object(Bucket=self.bucket, Key=key)
-            return _read(answer, answer["ContentLength"])
+            with contextlib.closing(_pieces(answer)) as pieces:
+                return parse(answer["ContentLength"], pieces)
 
         return self._call(name, fetch)
 
@@ -100,7 +115,7 @@ class S3Store(Store):
         self._key(name)
         if length == 0:
             return b""
-        return self._call(name, lambda: _read(self._request(self.client, name, offset, length), length))
+        return self._call(name, lambda: _read(self._request(self.client, name, offset, length)))
 
     def try_range(
         self,
@@ -303,26 +318,17 @@ def _log_retry(where: str, most: int, caught_exception: Exception | None = None,
     log.warning("%s does not answer (%d of %d attempts), asking again", where, made, most)
 
 
-def _read(answer: dict[str, Any], length: int) -> bytes:
-    try:
-        with answer["Body"] as stream:
-            data = stream.read()
-        if len(data) != length:
-            raise boto.IncompleteReadError(actual_bytes=len(data), expected_bytes=length)
-        return data
-    except (boto.BotoCoreError, HTTPError, OSError) as error:
-        raise _Transient(error) from None
+def _read(answer: dict[str, Any]) -> bytes:
+    return b"".join(_pieces(answer))
 
 
 def _save(answer: dict[str, Any], path: Path) -> None:
-    """Writes the body to a file, and compares length and MD5. OSErrors are the file's."""
-    expected, digest, size = answer.get("Metadata", {}).get("md5"), hashlib.md5(), 0
+    """Writes the body to a file, and compares its MD5. OSErrors are the file's."""
+    expected, digest = answer.get("Metadata", {}).get("md5"), hashlib.md5()
     with path.open("wb") as file:
         for piece in _pieces(answer):
             digest.update(piece)
-            size += file.write(piece)
-    if size != answer["ContentLength"]:
-        raise _Transient(boto.IncompleteReadError(actual_bytes=size, expected_bytes=answer["ContentLength"]))
+            file.write(piece)
     if expected and digest.hexdigest() != expected:
         raise _Transient(
             boto.ChecksumError(
@@ -331,11 +337,16 @@ def _save(answer: dict[str, Any], path: Path) -> None:
         )
 
 
-def _pieces(answer: dict[str, Any]) -> Iterator[bytes]:
+def _pieces(answer: dict[str, Any]) -> Generator[bytes, None, None]:
+    """Yields the body in pieces. Raises _Transient where it breaks off."""
+    length, received = answer["ContentLength"], 0
     try:
         with answer["Body"] as stream:
             while piece := stream.read(_PIECE_BYTES):
+                received += len(piece)
                 yield piece
+        if received != length:
+            raise boto.IncompleteReadError(actual_bytes=received, expected_bytes=length)
     except (boto.BotoCoreError, HTTPError, HTTPException, OSError) as error:
         raise _Transient(error) from None
 

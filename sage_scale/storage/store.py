@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from sage_scale.errors import StorageError
 
@@ -21,6 +22,9 @@ MAX_OBJECT_BYTES = 5 * 1024**3
 
 Buffer = bytes | bytearray | memoryview
 """Bytes of an answer."""
+PIECE_BYTES = 1 << 20
+"""Bytes of a piece of an object that is read so."""
+T = TypeVar("T")
 
 
 class NotFound(StorageError):
@@ -67,6 +71,15 @@ class Store(ABC):
     @abstractmethod
     def get(self, name: str) -> bytes:
         """Returns the whole object. Raises NotFound, StorageError where it cannot be read."""
+
+    def read(self, name: str, parse: Callable[[int, Iterator[Buffer]], T]) -> T:
+        """Returns `parse(bytes, pieces)` of a large object, by one GET whose body is never held as a whole.
+
+        A piece is valid until the next. After a body that broke off, `parse` is called again, from the first byte.
+        Raises as `get`.
+        """
+        data = self.get(name)
+        return parse(len(data), iter((data,)))
 
     @abstractmethod
     def get_range(self, name: str, offset: int, length: int) -> bytes:

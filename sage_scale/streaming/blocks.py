@@ -66,10 +66,11 @@ class Blocks:
         self.catalog = catalog
         self.plan = plan
         self._client = client
-        self._cuts = cut_at_gaps(plan.cuts, table.unit, table.offset, table.length, gap)
+        self._cuts = cut_at_gaps(plan.cuts, table.unit, table.offset, table.records["length"], gap)
         first, last = self._cuts[:-1], self._cuts[1:] - 1
         self._unit_K = table.unit[first]
-        self._span_K = np.stack([table.offset[first], table.offset[last] + table.length[last]], axis=1)
+        ends_K = table.offset[last] + table.records["length"][last]
+        self._span_K = np.stack([table.offset[first], ends_K], axis=1)
         in_memory = plan.keep == "memory"
         self._memory: LRUCache[int, memoryview] | None = LRUCache(plan.memory_bytes) if in_memory else None
         self._unused: dict[int, int] = {}

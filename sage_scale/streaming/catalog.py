@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ COALESCE_GAP = 128 << 10
 """Unused bytes between two samples up to which they share one GET: 128 KiB take about a millisecond, a request tens of
 them."""
 
+_HASHED_ROWS = 1 << 18
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Catalog:
@@ -30,7 +33,7 @@ class Catalog:
     shards: tuple[str, ...]
     """Names of its tars; `samples.unit` is an index into them."""
     samples: SampleTable
-    """Shard, offset, length and hash of each sample, as columns: 10^8 samples can be held and forked."""
+    """Shard, offset, length and hash of each sample: 10^8 samples can be held and forked."""
     names: tuple[str, ...] = ()
     """Keys of samples whose keys are no numbers (another writer's WebDataset)."""
     parts: tuple[Catalog, ...] = ()
@@ -45,9 +48,9 @@ class Catalog:
         Raises DatasetError for an unknown split.
         """
         samples = dataset.samples(*splits)
-        if require_text:
-            samples = samples.take(samples.flags & HAS_SENTENCE != 0)
-        return cls(url=dataset.url, shards=tuple(unit.tar for unit in dataset.units), samples=samples)
+        if require_text and not (told := samples.flags & HAS_SENTENCE != 0).all():
+            samples = samples.take(told)
+        return cls(url=dataset.url, shards=dataset.units.tars(), samples=samples)
 
     @classmethod
     def joined(cls, parts: Sequence[Catalog]) -> Catalog:
@@ -58,17 +61,28 @@ class Catalog:
         if len(parts) == 1:
             return parts[0]
         begins = np.cumsum([0, *(len(part.shards) for part in parts)]).tolist()
-        columns = {
-            name: np.concatenate([getattr(part.samples, name) for part in parts])
-            for name in vars(parts[0].samples)
-        }
         units = [part.samples.unit + begin for part, begin in zip(parts, begins)]
-        columns["unit"] = np.concatenate(units).astype(np.int32)
+        language_begins, languages = zip(*(part.samples.languages for part in parts))
+        numbers = np.cumsum([0, *map(len, languages)]).tolist()
+        samples = SampleTable(
+            records=np.concatenate([part.samples.records for part in parts]),
+            unit=np.concatenate(units).astype(np.int32),
+            languages=(
+                np.concatenate(
+                    [[0], *(some[1:] + number for some, number in zip(language_begins, numbers))]
+                ).astype(np.int64),
+                np.concatenate(languages),
+            ),
+        )
+        bounds = np.cumsum([0, *map(len, parts)]).tolist()
         return cls(
             url=" + ".join(part.url for part in parts),
             shards=tuple(shard for part in parts for shard in part.shards),
-            samples=SampleTable(**columns),
-            parts=tuple(parts),
+            samples=samples,
+            parts=tuple(  # over the joined records: theirs are not kept
+                replace(part, samples=replace(part.samples, records=samples.records[begin:end]))
+                for part, begin, end in zip(parts, bounds, bounds[1:])
+            ),
             left_out=sum(part.left_out for part in parts),
         )
 
@@ -90,14 +104,18 @@ class Catalog:
             return f"{len(self):,} training clips"
         return f"{len(self):,} of {len(self) + self.left_out:,} training clips (stream.fraction={fraction:g})"
 
-    def read_bytes(self) -> NDArray[np.int64]:
-        """Returns (S,): bytes that an object store sends for each sample; of a subset, with the short gap before it."""
+    def read_bytes(self) -> NDArray[np.integer[Any]]:
+        """Returns (S,): bytes that an object store sends for each sample; of a subset, with the short gap before it.
+
+        Of a whole dataset these are the records' own lengths: sums of them take an int64.
+        """
         table = self.samples
-        bytes_S = table.length.copy() if self.left_out else table.length
-        if self.left_out and len(self) > 1:
-            gap = table.offset[1:] - table.offset[:-1] - table.length[:-1]
-            short = (table.unit[1:] == table.unit[:-1]) & (gap > 0) & (gap <= COALESCE_GAP)
-            bytes_S[1:] += np.where(short, gap, 0)
+        if not self.left_out or len(self) < 2:
+            return table.records["length"]
+        bytes_S = table.records["length"].astype(np.int64)
+        gap = table.offset[1:] - table.offset[:-1] - bytes_S[:-1]
+        short = (table.unit[1:] == table.unit[:-1]) & (gap > 0) & (gap <= COALESCE_GAP)
+        bytes_S[1:] += np.where(short, gap, 0)
         return bytes_S
 
     def __len__(self) -> int:
@@ -105,10 +123,16 @@ class Catalog:
 
     def digest(self) -> str:
         """Returns 16 hex digits that change with any sample, its bytes or its position in the order."""
-        table, sha = self.samples, hashlib.sha256()
-        columns = ((table.key, "<u8"), (table.hash, "u1"), (table.unit, "<i8"), (table.length, "<i8"))
+        records, sha = self.samples.records, hashlib.sha256()
+        columns = (
+            (records["key"], "<u8"),
+            (records["hash"], "u1"),
+            (self.samples.unit, "<i8"),
+            (records["length"], "<i8"),
+        )
         for column, kind in columns:
-            sha.update(np.ascontiguousarray(column, dtype=kind).tobytes())
+            for begin in range(0, len(column), _HASHED_ROWS):  # a column as a whole would be copied
+                sha.update(np.ascontiguousarray(column[begin : begin + _HASHED_ROWS], dtype=kind).data)
         return sha.hexdigest()[:16]
 
     @cached_property
@@ -140,7 +164,8 @@ class Catalog:
 
     def describe(self, sample: int) -> str:
         """Returns shard and sample, for a message."""
-        begin = int(self.samples.offset[sample])
-        end = begin + int(self.samples.length[sample])
+        record = self.samples.records[sample]
+        begin = int(record["offset"])
+        end = begin + int(record["length"])
         url = self.shard_urls[int(self.samples.unit[sample])]
         return f"sample {self.key(sample)} of {url} (bytes {begin} to {end})"

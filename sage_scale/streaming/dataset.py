@@ -136,8 +136,8 @@ class SampleDataset(torch.utils.data.Dataset):
     def _decoder(self, request: StepRequest) -> Any:
         """Returns the decoder of a step's samples. The index bounds the frames of their segments: all of a clip, and
         one for each segment between two grid points."""
-        table, samples_B = self.catalog.samples, request.samples_B
-        rows = int((-(-table.frames[samples_B] // self.shape.stride) + table.segments[samples_B]).sum())
+        table = self.catalog.samples.take(request.samples_B)
+        rows = int((-(-table.frames // self.shape.stride) + table.segments).sum())
         return Packer(self.shape, rows, self._allocate)
 
     def __getstate__(self) -> dict[str, Any]:

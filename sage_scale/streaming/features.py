@@ -62,15 +62,15 @@ class _Layout:
     segments_at_B: Integers
 
     @classmethod
-    def of(cls, table: SampleTable, samples_B: Integers, shape: SampleShape) -> _Layout | None:
-        """Returns the layout by the index; None where it does not say enough."""
-        segments_B = table.segments[samples_B]
-        if not len(samples_B) or segments_B.max() >= UNCOUNTED:
+    def of(cls, table: SampleTable, shape: SampleShape) -> _Layout | None:
+        """Returns the layout by the index rows of the samples; None where they do not say enough."""
+        segments_B = table.segments
+        if not len(table) or segments_B.max() >= UNCOUNTED:
             return None
-        rows_B = -(-table.frames[samples_B] // shape.stride)
+        rows_B = -(-table.frames // shape.stride)
         # A view after the first has a header of its own, and as many rows.
         rest_B = shape.stored_views * _view_bytes(rows_B * (2 * shape.feature_dim)) - BLOCK - NPY_HEADER
-        head_B = table.length[samples_B] - rest_B
+        head_B = table.length - rest_B
         features_at_B = head_B - NPY_HEADER - BLOCK
         segments_at_B = features_at_B - BLOCK - _padded(NPY_HEADER + 8 * segments_B)
         if segments_at_B.min() < 2 * BLOCK:
@@ -95,8 +95,9 @@ class FeatureReader:
     def batch(self, request: StepRequest) -> Batch | None:
         """Returns the batch of a request, every byte checked; None where the general reader has to read it."""
         began = time.perf_counter()
-        table, samples_B, width = self.catalog.samples, request.samples_B, self.shape.feature_dim
-        layout = _Layout.of(table, samples_B, self.shape)
+        samples_B, width = request.samples_B, self.shape.feature_dim
+        table = self.catalog.samples.take(samples_B)
+        layout = _Layout.of(table, self.shape)
         if layout is None:
             return None
         total = int(layout.rows_B.sum())
@@ -129,7 +130,7 @@ class FeatureReader:
             weights_B=torch.ones(len(keys)),
             counts=ReadCounts(
                 samples=len(keys),
-                bytes=int(table.length[samples_B].sum()),
+                bytes=int(table.length.sum()),
                 read_s=read - began,
                 decode_s=time.perf_counter() - read,
             ),

@@ -27,7 +27,7 @@ from sage_scale.config import Stream
 from sage_scale.errors import DatasetError, RecipeError, UsageError
 from sage_scale.shards import Dataset, open_dataset
 from sage_scale.streaming.catalog import Catalog
-from sage_scale.streaming.order import Integers, Order, dataset_order
+from sage_scale.streaming.order import Column, Integers, Order, dataset_order, lanes_in_turn
 
 Data = str | Path | Dataset | Sequence[str | Path | Dataset]
 """A dataset, by its URL or opened, or several."""
@@ -83,10 +83,10 @@ class Mixture:
         )
         return f"{self.length} of ({sources})"
 
-    def epoch(self, epoch: int) -> tuple[Integers, Integers]:
+    def epoch(self, epoch: int) -> tuple[Integers, Column]:
         """Returns sample (E,) and lane (E,) of each position; samples are numbered through all sources."""
         if len(self.orders) == 1 and self.length == self.orders[0].samples:
-            return self.orders[0].epoch(epoch), np.arange(self.length) % self.lanes
+            return self.orders[0].epoch(epoch), lanes_in_turn(self.length, self.lanes)
         quotas_s = quotas(self.weights, self.length)
         source_P = schedule(quotas_s)
         sample_P, lane_P = np.empty(self.length, dtype=np.int64), np.empty(self.length, dtype=np.int64)
@@ -138,8 +138,9 @@ def mixed_order(
     having = [dataset for dataset in datasets if split in dataset.splits]
     whole = catalogs_of(datasets, split, require_text=require_text)
     catalogs = [catalog.subset(stream.fraction) for catalog in whole]
-    languages = [catalog.samples.language for catalog in catalogs]
+    languages = []
     if stream.mix == "language":
+        languages = [catalog.samples.language for catalog in catalogs]
         # A source is a run of the catalog: the clips of a language lie together, in dataset order.
         rows = [np.argsort(language_S, kind="stable") for language_S in languages]
         catalogs = [catalog.take(chosen) for catalog, chosen in zip(catalogs, rows)]

@@ -15,6 +15,7 @@ from sage_scale.errors import StorageError
 from sage_scale.storage import NotFound, Store, Unavailable, open_store
 from sage_scale.streaming.blocks import Blocks
 from sage_scale.streaming.catalog import COALESCE_GAP, Catalog
+from sage_scale.streaming.order import Column
 from sage_scale.streaming.prefetch import ReadPlan
 from sage_scale.streaming.range_requests import RangeClient, RangeRequest
 from sage_scale.streaming.read_counts import ReadCounts
@@ -65,9 +66,7 @@ class Span:
     members: tuple[int, ...]
 
 
-def coalesce(
-    shard_B: NDArray[np.int64], offset_B: NDArray[np.int64], bytes_B: NDArray[np.int64], gap: int, limit: int
-) -> list[Span]:
+def coalesce(shard_B: Column, offset_B: Column, bytes_B: Column, gap: int, limit: int) -> list[Span]:
     """Returns spans that cover every sample; neighbours at most `gap` bytes apart share one of at most `limit`."""
     spans: list[Span] = []
     for member in np.lexsort((offset_B, shard_B)).tolist():
@@ -159,10 +158,10 @@ class ObjectReader(SampleReader):
 
     def _fetch_alone(self, samples: NDArray[np.int64]) -> list[memoryview | DamagedSample]:
         """Fetches samples outside their blocks, neighbours with one GET."""
-        table = self.catalog.samples
+        table = self.catalog.samples.take(samples)
         deadline = time.monotonic() + self.plan.give_up_after_s
-        begin_B, bytes_B = table.offset[samples], table.length[samples]
-        spans = coalesce(table.unit[samples], begin_B, bytes_B, COALESCE_GAP, COALESCE_BYTES)
+        begin_B, bytes_B = table.offset, table.length
+        spans = coalesce(table.unit, begin_B, bytes_B, COALESCE_GAP, COALESCE_BYTES)
         requests = [
             self._client.submit(self.catalog.shards[span.shard], span.begin, span.end - span.begin)
             for span in spans

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ from sage_scale.config import check_lanes
 from sage_scale.errors import UsageError
 
 Integers = NDArray[np.int64]
+Column = NDArray[np.integer[Any]]
+"""Integers of any size, such as a column of the index; sums of them take an int64."""
 
 BLOCKS_PER_LANE = 4
 """A dataset is cut into at least this many blocks a lane (as far as samples allow), however small it is."""
@@ -55,7 +58,7 @@ def block_limit(total_bytes: int, lanes: int, block_bytes: int) -> int:
     return max(1, min(block_bytes, total_bytes // (BLOCKS_PER_LANE * lanes)))
 
 
-def cut_blocks(shard_S: Integers, bytes_S: Integers, limit: int) -> Integers:
+def cut_blocks(shard_S: Column, bytes_S: Column, limit: int) -> Integers:
     """Returns (K + 1,) int64: block k is the samples [cuts[k], cuts[k + 1]).
 
     `shard_S` numbers each sample's shard (equal numbers in a row), `bytes_S` is its size. A block never
@@ -82,6 +85,11 @@ def lane_lengths(samples: int, lanes: int) -> Integers:
     return samples // lanes + (np.arange(lanes) < samples % lanes).astype(np.int64)
 
 
+def lanes_in_turn(length: int, lanes: int) -> Column:
+    """Returns (length,): the lane of each position of an order of one source, in few bytes."""
+    return np.resize(np.arange(lanes, dtype=np.min_scalar_type(lanes)), length)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """The order of one dataset: its blocks and the three recipe constants."""
@@ -105,13 +113,26 @@ class Order:
     def epoch(self, epoch: int) -> Integers:
         """Returns (S,) int64: the sample at each position of the epoch; each sample once."""
         order_P = np.empty(self.samples, dtype=np.int64)
-        sequence = self._blocks_permuted(epoch)
+        words = random_words(
+            len(self.cuts) - 1, seed=self.seed, epoch=epoch, purpose=PERMUTE_BLOCKS, source=self.source
+        )
+        permuted = np.argsort(words, kind="stable")
+        lengths_K = np.diff(self.cuts)[permuted]
+        ends_K = np.cumsum(lengths_K)
+        begins_K = ends_K - lengths_K
+        shift_K = self.cuts[:-1][permuted] - begins_K
         begin = 0
         for lane, length in enumerate(lane_lengths(self.samples, self.lanes).tolist()):
-            if length:
-                part = sequence[begin : begin + length]
+            if (
+                length
+            ):  # lane by lane: the blocks of all lanes in their order would take another 16 bytes a sample
+                end = begin + length
+                first, last = np.searchsorted(ends_K, (begin, end - 1), side="right").tolist()
+                own = slice(first, last + 1)
+                inside = np.minimum(ends_K[own], end) - np.maximum(begins_K[own], begin)
+                part = np.repeat(shift_K[own], inside) + np.arange(begin, end)
                 order_P[lane :: self.lanes] = part[self._shuffle(length, epoch, lane)]
-            begin += length
+                begin = end
         return order_P
 
     def describe(self) -> str:
@@ -119,15 +140,6 @@ class Order:
         cuts = hashlib.sha256(self.cuts.astype("<i8").tobytes()).hexdigest()
         constants = f"seed={self.seed} lanes={self.lanes} window={self.window} source={self.source}"
         return f"order 1 {constants} cuts={cuts}"
-
-    def _blocks_permuted(self, epoch: int) -> Integers:
-        words = random_words(
-            len(self.cuts) - 1, seed=self.seed, epoch=epoch, purpose=PERMUTE_BLOCKS, source=self.source
-        )
-        permuted = np.argsort(words, kind="stable")
-        lengths = np.diff(self.cuts)[permuted]
-        begins = np.cumsum(lengths) - lengths
-        return np.repeat(self.cuts[:-1][permuted] - begins, lengths) + np.arange(self.samples)
 
     def _shuffle(self, length: int, epoch: int, lane: int) -> Integers:
         keys = random_words(
@@ -141,8 +153,8 @@ class Order:
 
 
 def dataset_order(
-    shard_S: Integers,
-    bytes_S: Integers,
+    shard_S: Column,
+    bytes_S: Column,
     *,
     lanes: int,
     window: int,
@@ -168,7 +180,7 @@ def check_world(rank: int, world: int, lanes: int) -> None:
     check_lanes(world, lanes)
 
 
-def rank_part(lane_P: Integers, position: int, batch_size: int, rank: int, world: int) -> Integers:
+def rank_part(lane_P: Column, position: int, batch_size: int, rank: int, world: int) -> Integers:
     """Returns the positions of rank `rank` in the step that starts at `position`; may be of any size, also empty.
 
     `lane_P` is the lane that each position of the epoch belongs to.

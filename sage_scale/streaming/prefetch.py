@@ -23,12 +23,13 @@ from sage_scale.streaming.batch import StepRequest
 from sage_scale.streaming.cache import KEEP_SHARE
 from sage_scale.streaming.catalog import COALESCE_GAP, Catalog
 from sage_scale.streaming.mixture import Mixture
-from sage_scale.streaming.order import Integers, cut_blocks
+from sage_scale.streaming.order import Column, Integers, cut_blocks
 
 MAX_PREFETCH_STEPS = 256
 """Steps that prefetch looks ahead at most."""
 PREFETCH_BYTES = 512 << 20
 """Most bytes of a rank's prefetched blocks: with 64 lanes of 8 MiB blocks, all first blocks of an epoch."""
+_ROWS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,21 +60,24 @@ class ReadPlan:
         return replace(self, cuts=np.r_[begin, inside, end] - begin if end > begin else np.zeros(1, np.int64))
 
 
-def cut_at_gaps(
-    cuts: Integers, shard_S: Integers, offset_S: Integers, bytes_S: Integers, gap: int
-) -> Integers:
+def cut_at_gaps(cuts: Integers, shard_S: Column, offset_S: Column, bytes_S: Column, gap: int) -> Integers:
     """Returns blocks that are also cut where more than `gap` unused bytes lie between two samples, or a shard ends."""
     if len(shard_S) == 0:
         return np.zeros(1, np.int64)
-    apart = (
-        (shard_S[1:] != shard_S[:-1])
-        | (offset_S[1:] > offset_S[:-1] + bytes_S[:-1] + gap)
-        | (offset_S[1:] < offset_S[:-1])
-    )
-    return np.union1d(cuts, np.flatnonzero(apart) + 1).astype(np.int64)
+    found = [cuts]
+    for begin in range(0, len(shard_S) - 1, _ROWS):  # whole columns would take three copies of them
+        one, two = slice(begin, begin + _ROWS), slice(begin + 1, begin + _ROWS + 1)
+        offsets, after = offset_S[one][: len(offset_S[two])], offset_S[two]
+        apart = (
+            (shard_S[two] != shard_S[one][: len(after)])
+            | (after > offsets + bytes_S[one][: len(after)] + gap)
+            | (after < offsets)
+        )
+        found.append(np.flatnonzero(apart) + begin + 1)
+    return np.unique(np.concatenate(found)).astype(np.int64)
 
 
-def blocks_in_use(cuts: Integers, bytes_S: Integers, *, lanes: int, window: int) -> int:
+def blocks_in_use(cuts: Integers, bytes_S: Column, *, lanes: int, window: int) -> int:
     """Returns the bytes of blocks that `lanes` lanes use at a time.
 
     A lane of m samples a block needs w + m samples' worth of blocks: a block from its first sample to its last one
@@ -83,7 +87,7 @@ def blocks_in_use(cuts: Integers, bytes_S: Integers, *, lanes: int, window: int)
     samples, blocks = len(bytes_S), max(1, len(cuts) - 1)
     if samples == 0:
         return 0
-    total = int(bytes_S.sum())
+    total = int(bytes_S.sum(dtype=np.int64))
     return min(total, int(lanes * 2 * (window + samples / blocks) * total / samples))
 
 
@@ -99,7 +103,7 @@ def plan_reads(
     """
     table, bytes_S = catalog.samples, catalog.read_bytes()
     if order is None:
-        cuts = cut_blocks(table.unit, table.length, int(stream.block_mb * (1 << 20)))
+        cuts = cut_blocks(table.unit, table.records["length"], int(stream.block_mb * (1 << 20)))
         in_use = 0
     else:
         begins = np.cumsum([0, *(part.samples for part in order.orders)])
@@ -111,8 +115,8 @@ def plan_reads(
             for part, begin in zip(order.orders, begins.tolist())
         )
     if catalog.left_out:  # prefetch names a sample of each block
-        cuts = cut_at_gaps(cuts, table.unit, table.offset, table.length, COALESCE_GAP)
-    total, ranks = int(bytes_S.sum()), max(1.0, host_share(world) * world)
+        cuts = cut_at_gaps(cuts, table.unit, table.offset, table.records["length"], COALESCE_GAP)
+    total, ranks = int(bytes_S.sum(dtype=np.int64)), max(1.0, host_share(world) * world)
     disk, memory = int(KEEP_SHARE * stream.cache_gb * 1e9), stream.memory_mb * 1_000_000
     least = 2 * total // max(1, len(cuts) - 1)  # least room to prefetch: two blocks
     on_host, in_rank = min(total, int(in_use * host_share(world))), min(total, in_use // world)
@@ -142,14 +146,14 @@ def host_share(world: int) -> float:
 
 
 def with_prefetch(
-    requests: Iterable[StepRequest], cuts: Integers, bytes_S: Integers, horizon: int
+    requests: Iterable[StepRequest], cuts: Integers, bytes_S: Column, horizon: int
 ) -> Iterator[StepRequest]:
     """Yields the requests, each with `prefetch_A`: a sample of each block that some step is the first of its epoch to
     need.
 
     A request names its own such blocks, and those of later steps as far as `horizon` bytes of blocks reach.
     """
-    size_K = np.add.reduceat(bytes_S, cuts[:-1]) if len(bytes_S) else np.zeros(0, np.int64)
+    size_K = np.add.reduceat(bytes_S, cuts[:-1], dtype=np.int64) if len(bytes_S) else np.zeros(0, np.int64)
     epoch_K = np.full(len(size_K), -1, np.int64)  # the last epoch in which the block was named
     source = iter(requests)
     waiting: deque[tuple[StepRequest, int]] = deque()

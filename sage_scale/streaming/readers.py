@@ -55,8 +55,9 @@ class SampleReader(ABC):
         One sample after another: a caller that drops one before it takes the next keeps the memory in use small
         enough for the processor's cache.
         """
-        table, picked = self.catalog.samples, np.asarray(samples, dtype=np.int64)
-        hashes, lengths = table.hash[picked].tobytes(), table.length[picked].tolist()
+        picked = np.asarray(samples, dtype=np.int64)
+        table = self.catalog.samples.take(picked)
+        hashes, lengths = table.hash.tobytes(), table.length.tolist()
         for row, (source, length) in enumerate(zip(self.locate(picked), lengths)):
             data = source if isinstance(source, DamagedSample) else self._get(samples[row], source, length)
             expected = hashes[16 * row : 16 * row + 16]
@@ -96,7 +97,7 @@ class SampleReader(ABC):
             if isinstance(again, DamagedSample) or xxhash.xxh3_128_digest(again) == expected:
                 return again, repeated
         # Linux reads up to 2 GiB at once: less is the end of a file.
-        short = len(data) < int(self.catalog.samples.length[sample])
+        short = len(data) < int(self.catalog.samples.records["length"][sample])
         fault = "the shard is cut off" if short else "its bytes do not have the hash of the index"
         return DamagedSample(f"{self.catalog.describe(sample)}: {fault}; {ADVICE}"), repeated
 

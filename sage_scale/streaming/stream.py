@@ -26,7 +26,7 @@ from sage_scale.errors import CheckpointError, SageError, UsageError
 from sage_scale.streaming.batch import StepBatch, StepRequest
 from sage_scale.streaming.dataset import SampleDataset
 from sage_scale.streaming.executor import PriorityExecutor
-from sage_scale.streaming.order import Integers, check_world, rank_part
+from sage_scale.streaming.order import Column, Integers, check_world, rank_part
 from sage_scale.streaming.read_counts import ReadCounts
 from sage_scale.streaming.workers import worker_batches
 from sage_scale.untrusted.printer import logger
@@ -47,7 +47,7 @@ class EpochOrder(Protocol):
     def length(self) -> int: ...
     @property
     def lanes(self) -> int: ...
-    def epoch(self, epoch: int) -> tuple[Integers, Integers]: ...
+    def epoch(self, epoch: int) -> tuple[Integers, Column]: ...
     def describe(self) -> str: ...
 
 

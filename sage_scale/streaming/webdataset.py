@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from sage_scale.config import Stream as Settings
 from sage_scale.errors import DatasetError
 from sage_scale.shards import SampleTable
+from sage_scale.shards.index import RECORD
 from sage_scale.shards.webdataset_index import WebDatasetIndex, open_webdataset_index, read_members
 from sage_scale.streaming.batch import SampleShape, StepBatch, StepRequest
 from sage_scale.streaming.catalog import Catalog
@@ -33,6 +34,8 @@ from sage_scale.streaming.read_counts import ReadCounts
 from sage_scale.streaming.stream import Stream, check_batch_size
 
 Decode = Callable[[dict[str, Any]], Any]
+_RECORD = np.dtype([(name, "<u8" if name == "length" else RECORD[name]) for name in RECORD.names or ()])
+"""RECORD for samples beyond 4 GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +126,14 @@ def open_webdataset(
 
 
 def _catalog_of(index: WebDatasetIndex) -> Catalog:
-    columns = {column.name: np.zeros(len(index.keys), np.int64) for column in fields(SampleTable)}
-    columns["unit"] = index.shard_of
-    columns["offset"] = index.records["offset"].astype(np.int64)
-    columns["length"] = index.records["length"].astype(np.int64)
-    columns["hash"] = np.ascontiguousarray(index.records["hash"])
-    numbers = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") for key in index.keys]
-    columns["key"] = np.array(numbers, np.uint64)
+    records = np.zeros(len(index.keys), _RECORD)
+    for name in index.records.dtype.names or ():
+        records[name] = index.records[name]
+    records["key"] = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") for key in index.keys]
+    languages = np.arange(len(index.shards) + 1), np.zeros(len(index.shards), np.int32)
     return Catalog(
         url=index.tars,
         shards=tuple(shard.name for shard in index.shards),
-        samples=SampleTable(**columns),
+        samples=SampleTable(records=records, unit=index.shard_of, languages=languages),
         names=index.keys,
     )

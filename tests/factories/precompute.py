@@ -117,6 +117,6 @@ class Counted(FolderStore):
         self.requests: list[str] = []
 
     def __getattribute__(self, name: str):
-        if name in ("get", "get_range", "put", "put_if_absent", "list", "size", "exists", "delete"):
-            self.requests.append(name)
+        if name in ("get", "read", "get_range", "put", "put_if_absent", "list", "size", "exists", "delete"):
+            self.requests.append("get" if name == "read" else name)
         return super().__getattribute__(name)

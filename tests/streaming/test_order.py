@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sage_scale.errors import UsageError
 from sage_scale.streaming.order import (
+    PERMUTE_BLOCKS,
     block_limit,
     check_world,
     cut_blocks,
@@ -66,7 +67,11 @@ def test_no_sample_moves_by_a_window_within_its_lane(sizes, window, epoch):
     lanes = 3
     order = make_order(sizes, lanes, window)
     moved = order.epoch(epoch)
-    sequence = order._blocks_permuted(epoch)
+    words = random_words(len(order.cuts) - 1, seed=order.seed, epoch=epoch, purpose=PERMUTE_BLOCKS)
+    blocks = [
+        np.arange(order.cuts[block], order.cuts[block + 1]) for block in np.argsort(words, kind="stable")
+    ]
+    sequence = np.concatenate([np.zeros(0, np.int64), *blocks])
     begin = 0
     for lane, length in enumerate(lane_lengths(order.samples, lanes)):
         place = {sample: i for i, sample in enumerate(sequence[begin : begin + length].tolist())}

@@ -15,6 +15,7 @@ from sage_scale.errors import DatasetError, OtherDataset, RecipeError
 from sage_scale.shards import Dataset, DatasetInfo
 from sage_scale.shards.index import RECORD
 from sage_scale.shards.merge import notes_of, shared_info
+from sage_scale.shards.units import Units
 from sage_scale.storage import open_store
 from sage_scale.training.inherited import UNRECORDED, contradictions, inherit, recorded_keys
 
@@ -34,8 +35,8 @@ def dataset(*changes: str, name: str = "shards", **info) -> Dataset:
         **info,
     }
     return Dataset(
-        store=open_store(Path("/nowhere") / name), info=DatasetInfo(**values), units=(),
-        records=np.zeros(0, RECORD), finished=True, digest="",
+        store=open_store(Path("/nowhere") / name), info=DatasetInfo(**values), units=Units.of((), ""),
+        records=np.zeros(0, RECORD), unit_of_row=np.zeros(0, np.int32), finished=True, digest="",
     )  # fmt: skip
 
 
