@@ -23,6 +23,11 @@ def test_ray_accepts_the_cluster_file(name: str) -> None:
     assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
     assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+    if "available_node_types" in cluster:
+        head, worker = (cluster["available_node_types"][kind] for kind in ("head", "worker"))
+        # The job itself asks for workers; the head runs no actor, and each CPU of a worker has the memory of one.
+        assert head["resources"]["CPU"] == 0 == worker["min_workers"] < worker["max_workers"]
+        assert worker["resources"]["memory"] / worker["resources"]["CPU"] >= 1.6e9
     text = (LAUNCH / "ray" / f"{name}.yaml").read_text(encoding="utf-8")
     assert "AKIA" not in text and "aws_secret" not in text.lower()
 
