@@ -231,9 +231,9 @@ def test_the_language_of_all_clips_is_the_datasets():
 
     unit = Marker(unit=0, split="train", dataset="", samples=0, frames=0, segments=0, rejects=0, reasons={}, bytes=0,
                 sha256="", index_sha256="", languages=("zh",))  # fmt: skip
-    made = replace(dataset(), units=(unit,))
+    made = replace(dataset(), units=Units.of([unit], ""))
     assert of(MINE, made).recipe.corpus.language == "zh"
-    both = replace(made, units=(unit, replace(unit, unit=1, languages=("de", "en"))))
+    both = replace(made, units=Units.of([unit, replace(unit, unit=1, languages=("de", "en"))], ""))
     assert of(MINE, both).recipe.corpus.language == "de"
 
 
