@@ -1,0 +1,151 @@
+"""Claim: two attempts of one job that overlap leave one dataset, byte for byte, and both end well.
+
+    python tests/campaigns/precompute_overlaps.py --rounds 20 --server ceph
+
+A job that is retried (a RayJob's second attempt, a requeued Slurm job) may meet its older attempt: a node that was cut
+off or suspended comes back. In each round the older attempt is paused (SIGSTOP) once a random number of shards is
+stored: all its processes with its own Ray, or its driver alone, or its actors. A newer attempt of the same command with
+another Ray begins; the older one is woken in the middle of it, or after its end. Both must end with code 0 (the older
+one may also end with 4, since Ray's processes time each other out; then the same command must end with 0), and every
+object must equal that of an undisturbed run, when the newer one has ended and again when the older one has. With
+`--server` the output is a bucket behind a proxy that breaks requests, as in precompute_kills.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
+from common import parse
+from factories.precompute import run_here
+from factories.processes import kill_marked, marked, wait_until
+from precompute_kills import VERBS, find, hashes, run, write_corpus
+from servers.trouble import Trouble, troubled_server
+
+from sage_scale.config import load_recipe, override
+from sage_scale.storage import open_store
+
+PAUSED = ("all", "driver", "actors")
+LONGEST_S = 240.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--clips", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--server", choices=("ceph", "moto"), help="S3 server, with faults; else a folder")
+    settings = parse(parser, rounds=1, clips=12)
+    chance = random.Random(settings.seed)
+    wrong: Counter[str] = Counter()
+    with (
+        tempfile.TemporaryDirectory(prefix="sage-scale-overlaps-") as scratch,
+        contextlib.ExitStack() as stack,
+    ):
+        corpus = Path(scratch) / "corpus"
+        write_corpus(corpus, settings.clips)
+        expected = undisturbed(corpus, Path(scratch) / "undisturbed")
+        trouble: Trouble | None = None
+        base = str(Path(scratch) / "outputs")
+        if settings.server:
+            trouble = stack.enter_context(troubled_server(settings.server, settings.seed))
+            base = trouble.url
+        print(f"{'round':>5}  paused  shards  woken   newer  older  faults  seconds  objects", flush=True)
+        for number in range(settings.rounds):
+            begun = time.monotonic()
+            with trouble.some() if trouble else contextlib.nullcontext(Counter()) as faults:
+                told, equal = overlap(corpus, f"{base}/round-{number:03d}", expected, chance)
+            wrong["rounds"] += not equal
+            verdict = "equal" if equal else "WRONG"
+            print(
+                f"{number:>5}  {told}  {faults.total():>6}  {time.monotonic() - begun:>7.1f}  {verdict}",
+                flush=True,
+            )
+    if not wrong["rounds"]:
+        print(f"{settings.rounds} overlapping attempts: every object equal")
+    return 1 if wrong["rounds"] else 0
+
+
+def undisturbed(corpus: Path, out: Path) -> dict[str, str]:
+    """sha256 of every object of a run without Ray."""
+    given = VERBS["precompute"]
+    recipe = load_recipe("demo", [word for word in given if "=" in word])
+    run_here(override(recipe, ["corpus.name=videos", f"corpus.root={corpus}"]), out).execute()
+    return hashes(str(out))
+
+
+def overlap(corpus: Path, out: str, expected: dict[str, str], chance: random.Random) -> tuple[str, bool]:
+    """One round: its line of the table, and whether all went well."""
+    shards = sum(name.endswith(".tar") for name in expected)
+    kind, at = chance.choice(PAUSED), chance.randrange(shards)
+    late = chance.random() < 0.6
+    middle = chance.randrange(at, shards)
+    older = run("precompute", corpus, out)
+    wait_until(lambda: stored(out) >= at or older.poll() is not None, LONGEST_S)
+    time.sleep(chance.uniform(0, 0.4))
+    paused = pause(kind, older)
+    found = stored(out)
+    newer = run("precompute", corpus, out)
+    try:
+        if not late:
+            wait_until(lambda: stored(out) > middle or newer.poll() is not None, LONGEST_S)
+            wake(paused)
+        code = newer.wait(LONGEST_S)
+        right = code == 0 and hashes(out) == expected
+        wake(paused)
+        codes = [older.wait(LONGEST_S)]
+        if codes[0] == 4:
+            codes.append(run("precompute", corpus, out).wait(LONGEST_S))
+        right = right and codes[-1] == 0 and hashes(out) == expected
+    except subprocess.TimeoutExpired:
+        code, codes, right = newer.poll(), [older.poll()], False
+    finally:
+        wake(paused)
+        for process in (newer, older):
+            wait_until(lambda process=process: not marked(process.mark), 10, pause=0.2)
+            kill_marked(process.mark)
+    ended = "+".join(map(str, codes))
+    return f"{kind:>6}  {found:>6}  {'after' if late else 'amid':>5}  {code!s:>6}  {ended:>5}", right
+
+
+def pause(kind: str, process: subprocess.Popen) -> list[int]:
+    """Stop processes of a run: their ids, the driver's first."""
+    chosen = {
+        "all": [process.pid, *marked(process.mark)],  # type: ignore[attr-defined]
+        "driver": [process.pid],
+        "actors": find("actor", process),
+    }[kind]
+    return [pid for pid in chosen if tell(pid, signal.SIGSTOP)]
+
+
+def wake(pids: list[int]) -> None:
+    """Let stopped processes go on."""
+    for pid in pids:
+        tell(pid, signal.SIGCONT)
+
+
+def tell(pid: int, number: int) -> bool:
+    """Send a signal; False where the process is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return True
+    return False
+
+
+def stored(out: str) -> int:
+    """Shards whose tar is stored."""
+    return sum(entry.name.endswith(".tar") for entry in open_store(out).list())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
