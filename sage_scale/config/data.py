@@ -283,7 +283,8 @@ class Precompute:
     """Resources of a preprocessing run; none of them changes a byte of the result."""
 
     actors: int = 0
-    """Ray actors; 0 means one for each CPU (or each fraction of a GPU) of the cluster."""
+    """Most Ray actors; 0 means one for each CPU (or each fraction of a GPU) of the cluster, which an autoscaler may
+    enlarge for up to 1,000."""
     address: str = ""
     """Ray cluster address; empty starts Ray locally, `auto` joins the cluster that `ray start` runs on this machine."""
     object_store_mb: int = 256
@@ -292,7 +293,7 @@ class Precompute:
     """Share of a GPU given to each actor's backbone."""
     actor_memory_mb: int = 0
     """Memory reserved for an actor, MB; an actor above it is ended and its unit retried. 0 is an equal share of the
-    node, at least 1 GB (2 GB with a tagger's model, 3 GB with a neural backbone) and at most 8 GB."""
+    node, at most 8 GB, and at least 1 GB (1.25 with a tagger's model, 1.6 and more with a neural backbone)."""
     max_restarts: int = 4
     """Most restarts of an actor, and retries of a unit, after a crash."""
     unit_timeout_s: float = 3600.0

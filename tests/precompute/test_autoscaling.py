@@ -265,7 +265,7 @@ recipe = load_recipe(recipe_file, ["precompute.address=auto"])
 class Unhurried(UnitWorker):
     def work(self, unit, *more):
         for event in super().work(unit, *more):
-            time.sleep(0.7 if unit.number else 10)  # so that the first unit is the last
+            time.sleep(0 if unit.number else 8)  # so that the first unit is the last
             yield event
 job = PrecomputeJob(recipe=recipe, manifest=read_corpus(recipe.corpus), url=out, quiet=True, worker=Unhurried)
 seen = []
