@@ -30,6 +30,7 @@ from sage_scale.precompute.ray_session import (
     sigterm_as_interrupt,
     started_here,
 )
+from sage_scale.untrusted.printer import tell
 
 PASSED_ON = ("AWS_", "SAGE_SCALE_", "XDG_DATA_HOME")
 """Variables of the driver that its actors get, by their beginning; a node of a cluster may lack them."""
@@ -211,7 +212,12 @@ class ActorPool:
             self.memory_mb = memory_budget_mb(self.recipe, nodes)
             self._sized = any(has_processors(node) for node in nodes)
         if self._requests:
+            first = not self._requests.asked
             self._requests.ask(self._units)
+            if first and not self._sized:
+                tell(
+                    f"the cluster has no node for actors yet: its autoscaler is asked for {self._requests.asked:,}"
+                )
         room = room_for_actors(self.recipe, nodes, self.memory_mb)
         while len(self._workers) < max(1, min(room, self._units)):
             worker = _Worker(self._make(self.memory_mb))

@@ -44,7 +44,9 @@ def test_only_declared_folders_are_written_to(container):
     assert "Read-only file system" in printed
 
     corpus = ["--corpus", "videos", "--root", "/given/videos", "--recipe", "/given/tiny.yaml"]
-    container.run([*program, "precompute", *corpus, "--out", "/data/shards"], {"HOME": "/tmp"})
+    precompute = [*program, "precompute", *corpus, "--out", "/data/shards"]
+    assert "a conditional PUT keeps the first" in container.run([*precompute, "--check"])
+    container.run(precompute)
     data = container.inside("/data")
     assert verify_dataset(data / "shards").problems == ()
     trained = ["--run", "/data/run", "--data", "/data/shards"]

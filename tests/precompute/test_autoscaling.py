@@ -149,7 +149,7 @@ def made_up_run(monkeypatch, recipe: Recipe, ticks: dict[int, int]) -> MadeUpClu
     return cluster
 
 
-def test_requests_rise_and_fall_and_nodes_with_them(monkeypatch) -> None:
+def test_requests_rise_and_fall_and_nodes_with_them(monkeypatch, capsys) -> None:
     """Sixty units, one of them long: no node at first, all that may be, one for the last unit, none."""
     cluster = made_up_run(monkeypatch, Recipe(), {number: 150 if number == 3 else 4 for number in range(60)})
     asked = [len(bundles) for bundles in cluster.requests]
@@ -162,6 +162,8 @@ def test_requests_rise_and_fall_and_nodes_with_them(monkeypatch) -> None:
     assert cluster.nodes_at[-1] == 1, "nodes without a unit are gone before the last unit is done"
     assert cluster.actors == []
     assert cluster.nodes_at[0] == 1, "the first request came before the first look"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "the cluster has no node for actors yet: its autoscaler is asked for 60"
 
 
 def test_the_recipe_bounds_the_requests(monkeypatch) -> None:
