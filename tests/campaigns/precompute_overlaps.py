@@ -28,8 +28,8 @@ from pathlib import Path
 sys.path.extend(map(str, (Path(__file__).parents[1], Path(__file__).parents[2] / "benchmarks")))
 from common import parse
 from factories.precompute import run_here
-from factories.processes import kill_marked, marked, wait_until
-from precompute_kills import VERBS, find, hashes, run, write_corpus
+from factories.processes import marked, wait_until
+from precompute_kills import VERBS, find, hashes, run, sweep, write_corpus
 from servers.trouble import Trouble, troubled_server
 
 from sage_scale.config import load_recipe, override
@@ -111,8 +111,7 @@ def overlap(corpus: Path, out: str, expected: dict[str, str], chance: random.Ran
     finally:
         wake(paused)
         for process in (newer, older):
-            wait_until(lambda process=process: not marked(process.mark), 10, pause=0.2)
-            kill_marked(process.mark)
+            sweep(process)
     ended = "  ".join(f"{'+'.join(map(str, c)):>7}" for c in (codes, older_codes))
     return f"{kind:>6}  {found:>6}  {'after' if late else 'amid':>5}  {ended}", right
 
