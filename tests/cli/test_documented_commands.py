@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from factories.documents import ROOT, Command, commands, parse
+from factories.documents import ROOT, Command, commands, parse, spans
 from factories.training import COLOURS, make_language_folder
 from factories.videos import write_square
 
@@ -18,6 +18,7 @@ GUIDES += sorted((ROOT / "docs").glob("*.md"))
 GUIDES += [
     path for kind in ("docker", "ray", "slurm", "sky") for path in sorted((ROOT / "launch" / kind).iterdir())
 ]
+PAGES = [page for page in (*GUIDES, ROOT / "CONTRIBUTING.md") if page.suffix == ".md"]
 RECORDS = sorted((ROOT / "docs" / "results").glob("*.md"))
 """Pages of measurements: their commands made the figures, and are only parsed."""
 PROGRAMS = (
@@ -88,6 +89,16 @@ def test_options_recipes_and_keys_are_those_of_the_command_line(command):
         ("docker", "apptainer", "sky", "on_nodes")
     ):
         assert parse(command.words)
+
+
+@pytest.mark.parametrize("command", [span for page in PAGES for span in spans(page)], ids=_ids)
+def test_a_command_within_a_sentence_has_real_options_and_keys_too(command):
+    words = [word for word in command.words if word not in ("URL]", "$SIZES")]
+    try:
+        assert parse(words)
+    except Exception as error:
+        if type(error).__name__ not in ("MissingParameter", "NoArgsIsHelpError"):  # a verb's name alone
+            raise
 
 
 @pytest.mark.parametrize("command", _commands(GUIDES), ids=_ids)

@@ -80,6 +80,12 @@ def commands(page: Path, programs: Sequence[str]) -> list[Command]:
     return found
 
 
+def spans(page: Path) -> list[Command]:
+    """Commands of ours within sentences and tables of a page, in backticks."""
+    found = re.findall(r"`(sage-scale [^`]+)`", page.read_text(encoding="utf-8"))
+    return [Command(str(page.relative_to(ROOT)), " ".join(text.split())) for text in dict.fromkeys(found)]
+
+
 def parse(words: Sequence[str]) -> str:
     """The verb of a command line that the real parsers accept, with its recipe and its changes.
 
