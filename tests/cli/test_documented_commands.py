@@ -45,6 +45,7 @@ TESTED = {
     r"sage-scale keypoints .*": "tests/extraction/test_mediapipe.py",
     r"sage-scale precompute .* sage-keypoints .*": "tests/training/test_keypoint_stages.py",
     r"sage-scale (pretrain|finetune|translate) .* runs/points.*": "tests/training/test_keypoint_stages.py",
+    r"sage-scale precompute .* --check": "tests/precompute/test_preflight.py",
     r"sage-scale precompute --corpus NAME .*": "tests/precompute/test_precompute_ray.py",
     r"sage-scale precompute .* segmentation.tagger=published .*": "tests/precompute/test_segmenter_models.py",
     r"sage-scale precompute .* segmentation.tagger=trained .*": "tests/precompute/test_segmenter_models.py",
