@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # ninja and the console script are found first; one thread a process keeps small machines from thrashing.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-system test-extras bench-gpu lint format clean
+.PHONY: setup demo test test-system test-extras bench-gpu plans lint format clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,15 @@ test-extras: $(STAMP)
 # On a machine with a GPU (docs/results/gpu.md); BENCH_GPU=--dry runs every piece at toy size on a CPU. Repeat it to go on.
 bench-gpu:
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_campaign.py run build/gpu --out build/gpu-results $(BENCH_GPU)
+
+# The pages of docs/plans.md, from the package's constants.
+PLANNED := sage-phoenix14t sage-csl-daily sage-how2sign sage-youtube-sl25 sage-csl-news
+plans: $(STAMP)
+	@{ echo "# Plans of five corpora"; echo; \
+	echo "Made by \`make plans\`; [plan.md](plan.md) says how they are computed. **No GPU has run this project**: rates of GPUs are"; \
+	echo "assumed, as the list of constants below each plan says. No prices: give yours with \`--prices\`."; \
+	for recipe in $(PLANNED); do echo; $(BIN)/sage-scale plan $$recipe --gpu h100 --markdown || exit 1; done; } > docs/plans.new
+	@mv docs/plans.new docs/plans.md
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

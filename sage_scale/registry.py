@@ -97,7 +97,7 @@ class ModelSpec:
     describe_note: Lazy | None = None
     """Recipe -> a line on parameters that the parts leave out."""
     plan: Lazy | None = None
-    """`planning.PlanRequest` -> texts and tables on memory and time of both stages."""
+    """`planning.PlanRequest` -> `planning.StagePlans`: memory and operations of both stages' steps."""
     # Reports
     stage_titles: tuple[str, str] = ("pretraining", "translation")
     """The work of each stage, in a word."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ from sage_scale.errors import ClipRejected, StorageError, UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import json_text, shortened
 from sage_scale.untrusted.files import expanded
-from sage_scale.untrusted.printer import echo
+from sage_scale.untrusted.printer import echo, echo_json
 from sage_scale.untrusted.progress import Progress
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ def inspect(
     rejects: Annotated[
         Path | None, typer.Option(help="File for every rejected row, one JSON object a line.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object, also for `plan --corpus FILE.json`.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Count clips, hours, signers, words and languages of a corpus, and list its defects.
@@ -89,8 +93,21 @@ def inspect(
     chosen = _recipe(recipe, corpus, root, overrides)
     manifest = read_corpus(chosen.corpus)
     videos = [clip.video for clip in manifest.clips] if probe else []
-    durations_s, unreadable, notes = _probe_videos(videos)
+    durations_s, heights, unreadable, notes = _probe_videos(videos)
     statistics = corpus_statistics(manifest, durations_s, chosen.vision.source_fps)
+    if rejects is not None:
+        rows = (json_text(dataclasses.asdict(row)) + "\n" for row in manifest.rejected)
+        rejects.write_text("".join(rows), encoding="utf-8")
+    if as_json:
+        echo_json(
+            {
+                "corpus": chosen.corpus.name, "language": chosen.corpus.language, "manifest": manifest.digest(),
+                "notice": manifest.notice, "height": int(median(heights)) if heights else 0,
+                **dataclasses.asdict(statistics), "unreadable": unreadable,
+            },
+            indent=1,
+        )  # fmt: skip
+        return
     echo(f"corpus {chosen.corpus.name}, manifest {manifest.digest()}, {len(manifest.clips)} clips")
     row = "{:<14}{:>8}{:>8}{:>9}{:>9}{:>11}  {:>18}  {}"
     echo(row.format("split", "clips", "videos", "signers", "hours", "sentences", "words", "languages"))
@@ -123,8 +140,6 @@ def inspect(
     if not probe and any(split.unknown_lengths for split in statistics.splits):
         echo("  hours are known in part: --probe opens the videos' headers")
     if rejects is not None:
-        rows = (json_text(dataclasses.asdict(row)) + "\n" for row in manifest.rejected)
-        rejects.write_text("".join(rows), encoding="utf-8")
         echo(f"  {len(manifest.rejected)} rejected rows are in {rejects}")
 
 
@@ -166,16 +181,20 @@ def _recipe(recipe: str, corpus: str, root: str, overrides: list[str] | None) ->
     return dataclasses.replace(chosen, corpus=dataclasses.replace(chosen.corpus, **named))
 
 
-def _probe_videos(videos: list[str]) -> tuple[dict[str, float], dict[str, str], dict[str, str]]:
-    """Returns by video: seconds where the file states them, the error where it cannot be opened, notes."""
+def _probe_videos(
+    videos: list[str],
+) -> tuple[dict[str, float], list[int], dict[str, str], dict[str, str]]:
+    """Returns by video seconds where the file states them; heights of pictures; by video the error where it cannot be
+    opened, and notes."""
     from sage_scale.vision.decode import probe
 
     durations_s: dict[str, float] = {}
+    heights: list[int] = []
     unreadable: dict[str, str] = {}
     notes: dict[str, str] = {}
     wanted = list(dict.fromkeys(videos))
     if not wanted:
-        return durations_s, unreadable, notes
+        return durations_s, heights, unreadable, notes
     with Progress("videos opened") as progress:
         for done, video in enumerate(wanted, start=1):
             progress(done, len(wanted))
@@ -188,6 +207,8 @@ def _probe_videos(videos: list[str]) -> tuple[dict[str, float], dict[str, str], 
             else:
                 if track is not None and track.end_s:
                     durations_s[video] = track.end_s
+                if track is not None and track.height:
+                    heights.append(track.height)
                 if track is not None and track.note:
                     notes[video] = track.note
-    return durations_s, unreadable, notes
+    return durations_s, heights, unreadable, notes

@@ -20,6 +20,7 @@ import typer
 from sage_scale.config.extension import import_plugins
 from sage_scale.errors import UsageError
 from sage_scale.untrusted.printer import echo, echo_coloured, echo_json
+from sage_scale.vision.backbone_choice import bfloat16_units
 
 State = Literal["ok", "note", "missing"]
 MARKS: dict[State, tuple[str, str]] = {"ok": ("+", "green"), "note": ("~", "yellow"), "missing": ("-", "red")}
@@ -142,9 +143,7 @@ def _arithmetic() -> Iterator[Check]:
         built = f"torch is built for {torch.version.cuda or torch.version.hip or 'CPU'}"
         cost = "The demo and small corpora train on CPU; the full-size recipes need a GPU."
         yield Check(part, "gpu", "note", f"none ({built})", cost)
-        listing = Path("/proc/cpuinfo")
-        flags = listing.read_text(errors="replace").split() if listing.exists() else []
-        units = next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "none")
+        units = bfloat16_units() or "none"
     if check := driver_check(torch.version.cuda or "", nvidia_driver(), torch.cuda.is_available()):
         yield check
     cost = "precision: auto computes in float32; bf16 would be slower here, not faster."

@@ -44,6 +44,7 @@ VERBS = {
     "recipe": "sage_scale.cli.recipe:app",
     "models": "sage_scale.cli.models:app",
     "plan": "sage_scale.cli.plan:plan",
+    "bench": "sage_scale.cli.bench:app",
     "doctor": "sage_scale.cli.doctor:doctor",
 }
 """Every verb, in the order of the work, and its function or Typer application."""

@@ -33,6 +33,8 @@ class ClipCounts:
     """Distinct words, split at spaces, of languages written with spaces."""
     characters: int
     """Distinct characters of languages written without spaces, such as Chinese."""
+    mean_words: float
+    """Mean words of a sentence (characters, in languages written without spaces); 0 without sentences."""
     languages: tuple[str, ...]
 
 
@@ -82,8 +84,12 @@ def _counts(
     for name, group in groups.items():
         known = [length for length in map(seconds, group) if length is not None]
         words: dict[bool, set[str]] = {True: set(), False: set()}
+        lengths: dict[tuple[str, str], int] = {}
         for sentence, language in {(clip.sentence, clip.language) for clip in group}:
-            words[unspaced(language)].update(split_words(sentence, language))
+            found = split_words(sentence, language)
+            words[unspaced(language)].update(found)
+            lengths[sentence, language] = len(found)
+        said = [lengths[clip.sentence, clip.language] for clip in group if clip.sentence]
         counts.append(
             ClipCounts(
                 name=name,
@@ -95,6 +101,7 @@ def _counts(
                 sentences=len({clip.sentence for clip in group if clip.sentence}),
                 words=len(words[False]),
                 characters=len(words[True]),
+                mean_words=round(sum(said) / len(said), 2) if said else 0.0,
                 languages=tuple(sorted({clip.language for clip in group})),
             )
         )

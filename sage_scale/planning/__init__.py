@@ -6,9 +6,18 @@ is in its folder.
 """
 
 from sage_scale.planning.loss import LossSize, loss_bytes, loss_operations
-from sage_scale.planning.step import GPUS, ClipSize, Gpu, PlanRequest, StepSize, WeightsMemory, weights_bytes
+from sage_scale.planning.step import (
+    GPUS,
+    ClipSize,
+    Gpu,
+    PlanRequest,
+    StagePlans,
+    StepSize,
+    WeightsMemory,
+    weights_bytes,
+)
 
 __all__ = [
-    "GPUS", "ClipSize", "Gpu", "LossSize", "PlanRequest", "StepSize", "WeightsMemory", "loss_bytes", "loss_operations",
-    "weights_bytes",
+    "GPUS", "ClipSize", "Gpu", "LossSize", "PlanRequest", "StagePlans", "StepSize", "WeightsMemory", "loss_bytes",
+    "loss_operations", "weights_bytes",
 ]  # fmt: skip

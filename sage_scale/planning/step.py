@@ -7,9 +7,9 @@ embedding cache) does not count twice, and a backward pass is two forward passes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sage_scale.config import Recipe, Stage
 
@@ -22,6 +22,8 @@ LOGIT_BYTES = {4: 12, 2: 14}
 """Kept for a subword of the vocabulary (product, float32, log-probability, gradient), by bytes of a product's value."""
 RESERVED = 0.08
 """Share of a GPU's memory that is not ours: context, libraries, fragments."""
+BUCKET_ELEMENTS = 50_000_000
+"""Gradient elements that DeepSpeed reduces over the ranks in one bucket, unless one weight is larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,19 @@ def gb(size: float) -> str:
     return f"{size / 1e9:.3g}" if size < 1e12 else f"{size / 1e9:,.0f}"
 
 
+class StagePlans(Protocol):
+    """The plan of a model's stages, which `ModelSpec.plan` makes of a PlanRequest."""
+
+    trained: Mapping[str, float]
+    """Numbers that `pretrain` and `finetune` train."""
+
+    def shown(self) -> Iterator[str | Table]:
+        """Yields the memory of both stages by part, and the largest batches."""
+
+    def step(self, stage: str, batch: int, ranks: int, micro_batch: int) -> StepPlan:
+        """Returns a step at a global batch; a rank holds at most `micro_batch` of its clips at once (0: all)."""
+
+
 def largest(fits: Callable[[int], bool], limit: int = 1 << 30) -> int:
     """Returns the largest number up to `limit` for which `fits` holds, where it holds for all smaller ones; 0 for
     none."""
@@ -123,6 +138,7 @@ WEIGHT_ROWS = {
     "own part of the weights (ZeRO-1, 2)": "flat",
     "frozen weights": "frozen",
     "bfloat16 copies of a step": "rounded",
+    "reduction buffer": "buffer",
 }
 """Rows of `step_table` for the fields of WeightsMemory."""
 
@@ -142,11 +158,14 @@ class WeightsMemory:
     """Frozen weights, float32, whole on every rank."""
     rounded: float
     """bfloat16 copies that autocast makes of the weights for a step."""
+    buffer: float
+    """Bucket in which DeepSpeed reduces float32 gradients (ZeRO-1 to 3)."""
 
     @property
     def total(self) -> float:
         """Returns the sum."""
-        return self.weights + self.gradients + self.states + self.flat + self.frozen + self.rounded
+        own = self.weights + self.gradients + self.states + self.flat
+        return own + self.frozen + self.rounded + self.buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +181,8 @@ class StepPlan:
     """Most bytes of activations that are there at the same time."""
     operations: float
     """FLOPs of the step."""
+    exchanged: float = 0.0
+    """Bytes of tokens that the rank passes on in the loss, beside gradients."""
 
     @property
     def device_bytes(self) -> float:
@@ -191,12 +212,19 @@ def step_table(title: str, steps: Mapping[str, StepPlan]) -> Table:
 
 
 def weights_bytes(
-    stage: Stage, trained: float, frozen: float, ranks: int, bf16: bool, cached: bool = False
+    stage: Stage,
+    trained: float,
+    frozen: float,
+    ranks: int,
+    bf16: bool,
+    cached: bool = False,
+    largest: float = 0,
 ) -> WeightsMemory:
     """Returns the memory for numbers of trained and frozen parameters. `cached`: gradients of a step in chunks, which
-    are whole on every rank until they are reduced, once.
+    are whole on every rank until they are reduced, once. `largest` is the size of the largest trained weight.
     """
     zero = stage.zero_stage
+    bucket = min(trained, max(BUCKET_ELEMENTS, largest))
     states = 2 if stage.optimizer == "adamw" else int(stage.momentum > 0)
     return WeightsMemory(
         weights=4 * trained / (ranks if zero == 3 else 1),
@@ -205,4 +233,5 @@ def weights_bytes(
         flat=4 * trained / ranks if zero in (1, 2) else 0,
         frozen=4 * frozen,
         rounded=2 * trained if bf16 else 0,
+        buffer=4 * bucket if zero else 0,
     )

@@ -23,7 +23,10 @@ from sage_scale.precompute.plan import Unit
 from sage_scale.segmentation.tagger import has_model, segmenter_fingerprint
 from sage_scale.shards.layout import DATASET_JSON, DatasetInfo, PlannedUnit, parse_info
 from sage_scale.storage import Store, Unconditional
+from sage_scale.vision.backbone_choice import bfloat16_units
 
+NO_UNITS = "no bfloat16 units"
+"""End of the kind of device of an actor whose processor computes in bfloat16 without units for it."""
 _SIZE_KEYS = ("train_clips", "dev_clips", "test_clips", "heldout_clips")
 """Keys of the synthetic corpus by which it may grow in an extension."""
 
@@ -75,10 +78,16 @@ class EnvironmentCheck:
                 self.info = parse_info(self.store.get(DATASET_JSON), f"{url}/{DATASET_JSON}")
                 check_same_recipe(url, self.info, recipe)
                 check_same_manifest(url, self.info, recipe, self.manifest)
-        mixed = check_same_environment(self.info, here, recipe.precompute.allow_mixed)
-        if mixed and mixed not in self._said:
-            self._said.add(mixed)
-            self.say(mixed)
+        lines = [check_same_environment(self.info, here, recipe.precompute.allow_mixed)]
+        if here.device.endswith(NO_UNITS):
+            lines.append(
+                f"vision.backbone_dtype=bfloat16 on a processor with {NO_UNITS}: it is slower than float32 there, and "
+                "the output's other actors must lack them too"
+            )
+        for line in lines:
+            if line and line not in self._said:
+                self._said.add(line)
+                self.say(line)
         return self.info.digest
 
 
@@ -129,6 +138,8 @@ def environment_here(recipe: Recipe, tagger: str) -> Environment:
             device = torch.cuda.get_device_name()
         else:
             device += f" {torch.backends.cpu.get_cpu_capability().lower()}"
+            if backbone and vision.backbone_dtype == "bfloat16":  # other units, other bytes
+                device += f", {bfloat16_units() or NO_UNITS}"
     return Environment(versions=dict(sorted(versions.items())), device=device, tagger=tagger)
 
 

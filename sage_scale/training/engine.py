@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sage_scale.config import Stage
 from sage_scale.errors import RecipeError
+from sage_scale.planning.step import BUCKET_ELEMENTS
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.optimizer import (
     can_compile,
@@ -41,10 +42,6 @@ def compute_dtype(stage: Stage, device: torch.device) -> torch.dtype:
     if stage.precision == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[stage.precision]
-
-
-BUCKET_ELEMENTS = 50_000_000
-"""Gradient elements reduced over the ranks in one bucket."""
 
 
 def deepspeed_config(stage: Stage, world: int, sizes: Sequence[int]) -> dict[str, Any]:

@@ -22,6 +22,13 @@ ENCODER = "backbone"
 """Folder beside a run's weights with the configuration of a trained image model."""
 
 
+def bfloat16_units() -> str:
+    """Returns the flag of this processor's units that multiply bfloat16 matrices or vectors; empty for none."""
+    listing = Path("/proc/cpuinfo")
+    flags = listing.read_text(errors="replace").split() if listing.exists() else []
+    return next((name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags), "")
+
+
 def check_weights(vision: Vision) -> Path | None:
     """Returns the file or folder of the weights of a network; None where weights are random.
 

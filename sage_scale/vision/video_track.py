@@ -82,6 +82,8 @@ class VideoTrack:
     strays: int
     note: str
     """Note to the user on the choice of stream and clock, one line; mostly empty."""
+    height: int = 0
+    """Of the stored pictures, pixels; 0 if unknown."""
 
     def reopened(self, container: Any) -> VideoTrack:
         """Returns the same track of the same file, opened once more."""
@@ -212,7 +214,7 @@ def open_track(container: Any, scan: PacketScan | None) -> VideoTrack:
     if restarts:
         often = "once" if restarts == 1 else f"{restarts} times"
         note += f"{'; ' if note else ''}its clock starts again {often}: times go on from there"
-    return VideoTrack(stream, first_ticks, first_s, end_s, rate, restarts, strays, note)
+    return VideoTrack(stream, first_ticks, first_s, end_s, rate, restarts, strays, note, stream.height or 0)
 
 
 def _end_s(

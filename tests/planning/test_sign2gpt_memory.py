@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from factories.memory import peak_bytes
 from factories.sign2gpt import language_model, recipe
-from test_counts import TOLERANCE, peak_bytes
+from test_counts import TOLERANCE
 from typer.testing import CliRunner
 
 from sage_scale.cli.main import app

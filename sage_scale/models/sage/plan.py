@@ -13,7 +13,7 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 from sage_scale.config import Recipe
 from sage_scale.models.sage.describe import describe, language_model_config
 from sage_scale.models.sage.model import SageAligner, SageTranslator
-from sage_scale.models.sage.operations import VisualOperations, translation_operations
+from sage_scale.models.sage.operations import StepOperations, VisualOperations, translation_operations
 from sage_scale.planning.loss import WAYS, LossSize, Way, loss_bytes, loss_operations
 from sage_scale.planning.measure import REST, autocast, fake_tensor, kept_per_clip, without_memory
 from sage_scale.planning.step import (
@@ -24,6 +24,7 @@ from sage_scale.planning.step import (
     PlanRequest,
     StepPlan,
     StepSize,
+    WeightsMemory,
     gb,
     largest,
     step_table,
@@ -155,12 +156,18 @@ class Stage1:
         self._chunk_frames = recipe.pretrain.chunk_frames
         parts = describe(recipe)
         # The frozen text side is about half of the language model, whole on every rank.
-        frozen = next(part.parameters for part in parts if part.name == "language model") / 2
-        trained = sum(part.stage1 for part in parts)
-        self._weights = {
-            cached: weights_bytes(recipe.pretrain, trained, frozen, ranks, bf16, cached)
-            for cached in (False, True)
-        }
+        self._frozen = next(part.parameters for part in parts if part.name == "language model") / 2
+        self.trained = float(sum(part.stage1 for part in parts))
+        self._stage, self._bf16 = recipe.pretrain, bf16
+
+    def on(self, ranks: int) -> Stage1:
+        """Returns the same stage on another number of ranks, without measuring again."""
+        other = copy(self)
+        other.ranks = ranks
+        return other
+
+    def _weights(self, cached: bool) -> WeightsMemory:
+        return weights_bytes(self._stage, self.trained, self._frozen, self.ranks, self._bf16, cached)
 
     def plan(self, batch: int, way: Way = "ring", micro_batch: int = 0) -> StepPlan:
         """Returns a step at a global batch; `micro_batch` clips pass the encoder at once (0: all of the rank's).
@@ -175,10 +182,12 @@ class Stage1:
         tokens, loss = own * self.cost.token_bytes, loss_bytes(size, way) + (self.levels - 1) * waiting
         return StepPlan(
             batch=batch,
-            weights=self._weights[cached],
+            weights=self._weights(cached),
             parts={ENCODER: encoder, LANGUAGE: 0.0, TOKENS: tokens, LOSS: loss},
             peak_bytes=tokens + (max(encoder, loss) if cached else encoder + loss),
             operations=self.encoder_operations(batch, cached) + self.loss_operations(batch, way),
+            # Every other rank's texts come once round the ring, and once more in the backward pass.
+            exchanged=2 * self.levels * 4 * self.width * own * self.clip.text_tokens * (self.ranks - 1),
         )
 
     def encoder_operations(self, batch: int, cached: bool) -> float:
@@ -215,25 +224,40 @@ class Stage2:
         trained = sum(part.stage2 for part in parts) - trimmed
         # Stage 1's own parts are not there.
         own = sum(part.parameters for part in parts if "stage 1" not in part.name) - trimmed
-        self._weights = weights_bytes(recipe.finetune, trained, own - trained, ranks, bf16)
+        self.trained, self._frozen, self._bf16 = float(trained), own - trained, bf16
         self._value = 2 if bf16 else 4
         self._language = _kept_by_language_model(recipe, clip, config, bf16)
+        self._operations = StepOperations(recipe, "finetune", config)
 
-    def plan(self, batch: int) -> StepPlan:
-        """Returns a step at a global batch; with `finetune.micro_batch` fewer clips are held at once."""
+    def on(self, ranks: int) -> Stage2:
+        """Returns the same stage on another number of ranks, without measuring again."""
+        other = copy(self)
+        other.ranks = ranks
+        return other
+
+    def plan(self, batch: int, micro_batch: int = 0) -> StepPlan:
+        """Returns a step at a global batch; `micro_batch` clips are held at once (0: `finetune.micro_batch`)."""
         own = -(-batch // self.ranks)
-        held = min(own, self._stage.micro_batch) if self._stage.micro_batch else own
+        micro_batch = micro_batch or self._stage.micro_batch
+        held = min(own, micro_batch) if micro_batch else own
         N, M = self.clip.visual_tokens, self.clip.text_tokens + 2  # language code and end of sentence
         frozen = self._stage.freeze
         cost = self.cost
         visual = 0.0 if frozen == "visual" else held * cost.after_bytes
         if frozen == "none":
             visual = cost.held_bytes(held, self._stage.chunk_frames)
-        operations = cost.step_operations(own, 1, self._stage.chunk_frames) if frozen == "none" else 0.0
-        operations += own * PASSES * translation_operations(self._config, StepSize(1, 0, N, M))
+        size = StepSize(own, own * self.clip.frames, own * N, own * M)
+        operations = self._operations(size)
+        if frozen == "none":  # what chunks compute again counts as well
+            operations = cost.step_operations(own, 1, self._stage.chunk_frames)
+            operations += PASSES * translation_operations(self._config, size)
         logits = held * M * self.vocabulary * LOGIT_BYTES[self._value]
         parts = {ENCODER: visual, LANGUAGE: held * self._language, TOKENS: 0.0, LOSS: logits}
-        return StepPlan(batch, self._weights, parts, sum(parts.values()), operations)
+        embeddings = self.vocabulary * self._config.d_model
+        weights = weights_bytes(
+            self._stage, self.trained, self._frozen, self.ranks, self._bf16, largest=embeddings
+        )
+        return StepPlan(batch, weights, parts, sum(parts.values()), operations)
 
 
 def _kept_by_language_model(recipe: Recipe, clip: ClipSize, config: MBartConfig, bf16: bool) -> float:
@@ -256,54 +280,70 @@ def _kept_by_language_model(recipe: Recipe, clip: ClipSize, config: MBartConfig,
     return kept_per_clip(forward, model, {"layers": [model.language_model.model]})["layers"]
 
 
-def show_plan(request: PlanRequest) -> Iterator[str | Table]:
-    """Yields the memory of both stages by part at the recipe's batch; stage 1 at others, and the largest that fits."""
-    from rich.table import Table
+class SagePlans:
+    """Both stages of a recipe."""
 
-    chosen, clip, ranks, device, share = (
-        request.recipe, request.clip, request.ranks, request.device, request.share,
-    )  # fmt: skip
-    tokens, words = clip.visual_tokens, clip.text_tokens
-    bf16 = chosen.pretrain.precision != "fp32"
-    micro = request.chunk or chosen.pretrain.micro_batch or 16
-    stage = Stage1(chosen, clip, ranks, bf16)
-    width = stage.width
-    yield (
-        f"recipe {chosen.name}: {ranks} x {request.gpu} with {device.memory_gb:g} GB, "
-        f"ZeRO-{chosen.pretrain.zero_stage}, "
-        f"encoder in {'bfloat16' if bf16 else 'float32'}\n"
-        f"a clip: {clip.frames:.0f} stored frames, {tokens:g} visual and {words:g} text tokens of width {width}\n"
-    )
-    second = Stage2(chosen, clip, ranks, chosen.finetune.precision != "fp32", request.vocabulary)
-    first = stage.plan(chosen.pretrain.batch_size, micro_batch=chosen.pretrain.micro_batch)
-    steps = (first, second.plan(chosen.finetune.batch_size))
-    yield step_table(
-        "the recipe's own steps, one rank, GB by part",
-        {f"stage {number}, batch {step.batch}": step for number, step in enumerate(steps, start=1)},
-    )
-    table = Table(title="stage 1 on one rank, GB", title_justify="left")
-    for name in ("batch", "loss naive", "tiled", "ring", "weights", "direct step", f"cached by {micro}",
-                 "host", "PFLOP encoder", "loss", "seconds a step"):  # fmt: skip
-        table.add_column(name, justify="right")
-    for size in request.batches or (16, 256, 4096, 65536):
-        losses = [loss_bytes(LossSize(size, tokens, words, width, ranks), way) for way in WAYS]
-        direct, cached = stage.plan(size), stage.plan(size, micro_batch=micro)
-        host = -(-size // ranks) * stage.cost.input_bytes
-        encoder, loss = stage.encoder_operations(size, micro < -(-size // ranks)), stage.loss_operations(size)
-        table.add_row(
-            f"{size:,}", *map(gb, losses), gb(direct.weights.total), gb(direct.device_bytes),
-            gb(cached.device_bytes), gb(host), f"{encoder / 1e15:.3g}", f"{loss / 1e15:.3g}",
-            f"{cached.operations / (share * device.bf16_tflops * 1e12):.3g}",
-        )  # fmt: skip
-    yield table
-    largest = Table(title=f"largest batch in {device.memory_gb:g} GB a rank", title_justify="left")
-    for name in ("encoder", *(f"loss {way}" for way in WAYS)):
-        largest.add_column(name, justify="right")
-    for name, held in (("direct", 0), (f"cached by {micro}", micro)):
-        found = [stage.largest_batch(device.memory_gb * 1e9, way, held) for way in WAYS]
-        largest.add_row(name, *(f"{size:,}" for size in found))
-    yield largest
-    yield (
-        f"seconds: the cached step at {100 * share:g}% of {device.bf16_tflops:g} TFLOP/s, without loading and "
-        "traffic; host: the rank's clips before decoding is repeated"
-    )
+    def __init__(self, request: PlanRequest) -> None:
+        """Raises CheckpointError where the recipe's language model is unknown."""
+        self._request, recipe, ranks = request, request.recipe, request.ranks
+        self._first = Stage1(recipe, request.clip, ranks, recipe.pretrain.precision != "fp32")
+        half = recipe.finetune.precision != "fp32"
+        self._second = Stage2(recipe, request.clip, ranks, half, request.vocabulary)
+        self.trained = {"pretrain": self._first.trained, "finetune": self._second.trained}
+
+    def step(self, stage: str, batch: int, ranks: int, micro_batch: int) -> StepPlan:
+        """Returns a step at a global batch; a rank holds at most `micro_batch` of its clips at once (0: all)."""
+        if stage == "pretrain":
+            return self._first.on(ranks).plan(batch, micro_batch=micro_batch)
+        return self._second.on(ranks).plan(batch, micro_batch)
+
+    def shown(self) -> Iterator[str | Table]:
+        """Yields the memory of both stages by part at the recipe's batch; stage 1 at others, and the largest that
+        fits."""
+        from rich.table import Table
+
+        request, stage, second = self._request, self._first, self._second
+        chosen, clip, ranks, device = request.recipe, request.clip, request.ranks, request.device
+        tokens, words, width = clip.visual_tokens, clip.text_tokens, stage.width
+        bf16 = chosen.pretrain.precision != "fp32"
+        micro = request.chunk or chosen.pretrain.micro_batch or 16
+        yield (
+            f"recipe {chosen.name}: {ranks} x {request.gpu} with {device.memory_gb:g} GB, "
+            f"ZeRO-{chosen.pretrain.zero_stage}, "
+            f"encoder in {'bfloat16' if bf16 else 'float32'}\n"
+            f"a clip: {clip.frames:.0f} stored frames, {tokens:.3g} visual and {words:.3g} text tokens of width "
+            f"{width}\n"
+        )
+        first = stage.plan(chosen.pretrain.batch_size, micro_batch=chosen.pretrain.micro_batch)
+        steps = (first, second.plan(chosen.finetune.batch_size))
+        yield step_table(
+            "the recipe's own steps, one rank, GB by part",
+            {f"stage {number}, batch {step.batch}": step for number, step in enumerate(steps, start=1)},
+        )
+        table = Table(title="stage 1 on one rank, GB", title_justify="left")
+        for name in ("batch", "loss naive", "tiled", "ring", "weights", "direct step", f"cached by {micro}",
+                     "host", "PFLOP encoder", "loss", "seconds a step"):  # fmt: skip
+            table.add_column(name, justify="right")
+        for size in request.batches or (16, 256, 4096, 65536):
+            losses = [loss_bytes(LossSize(size, tokens, words, width, ranks), way) for way in WAYS]
+            direct, cached = stage.plan(size), stage.plan(size, micro_batch=micro)
+            host = -(-size // ranks) * stage.cost.input_bytes
+            encoder = stage.encoder_operations(size, micro < -(-size // ranks))
+            loss = stage.loss_operations(size)
+            table.add_row(
+                f"{size:,}", *map(gb, losses), gb(direct.weights.total), gb(direct.device_bytes),
+                gb(cached.device_bytes), gb(host), f"{encoder / 1e15:.3g}", f"{loss / 1e15:.3g}",
+                f"{cached.operations / (request.share * device.bf16_tflops * 1e12):.3g}",
+            )  # fmt: skip
+        yield table
+        largest = Table(title=f"largest batch in {device.memory_gb:g} GB a rank", title_justify="left")
+        for name in ("encoder", *(f"loss {way}" for way in WAYS)):
+            largest.add_column(name, justify="right")
+        for name, held in (("direct", 0), (f"cached by {micro}", micro)):
+            found = [stage.largest_batch(device.memory_gb * 1e9, way, held) for way in WAYS]
+            largest.add_row(name, *(f"{size:,}" for size in found))
+        yield largest
+        yield (
+            f"seconds: the cached step at {100 * request.share:g}% of {device.bf16_tflops:g} TFLOP/s, without loading "
+            "and traffic; host: the rank's clips before decoding is repeated"
+        )

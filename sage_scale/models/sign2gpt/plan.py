@@ -7,6 +7,7 @@ below the adapters are counted.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +66,25 @@ class Sign2GptPlan:
         self._kept = {precision: self._measure_signs(precision) for precision in precisions} if signs else {}
         self._language = self._measure_decoder()
 
-    def plan(self, stage: str, batch: int) -> StepPlan:
-        """Returns a step of `pretrain` or `finetune` at a global batch; `micro_batch` holds fewer clips at once."""
+    def on(self, ranks: int) -> Sign2GptPlan:
+        """Returns the same plan on another number of ranks, without measuring again."""
+        other = copy(self)
+        other.ranks = ranks
+        return other
+
+    def trained(self, stage: str) -> float:
+        """Returns the numbers that a stage trains."""
+        return float(
+            sum(part.stage1 if stage == "pretrain" else part.stage2 for part in self._parts.values())
+        )
+
+    def plan(self, stage: str, batch: int, micro_batch: int = 0) -> StepPlan:
+        """Returns a step of `pretrain` or `finetune` at a global batch; `micro_batch` clips are held at once (0: the
+        recipe's)."""
         settings: Stage = getattr(self.recipe, stage)
         own = -(-batch // self.ranks)
-        held = min(own, settings.micro_batch) if settings.micro_batch else own
+        micro_batch = micro_batch or settings.micro_batch
+        held = min(own, micro_batch) if micro_batch else own
         N, M = self.clip.visual_tokens, self.clip.text_tokens + 1
         first, value = stage == "pretrain", 4 if settings.precision == "fp32" else 2
         pixels = below = spatial = signs = head = 0.0
@@ -181,22 +196,38 @@ class Sign2GptPlan:
         return sum(kept_per_clip(forward, decoder, {}).values())
 
 
-def show_plan(request: PlanRequest) -> Iterator[str | Table]:
-    """Yields both stages' steps by part, at the recipe's batch and others."""
-    plan = Sign2GptPlan(request.recipe, request.clip, request.ranks, request.prototypes)
-    gpu, device, batches, share = request.gpu, request.device, request.batches, request.share
-    recipe, clip = plan.recipe, plan.clip
-    sizes = f"{clip.frames:.0f} stored frames, {clip.visual_tokens:.0f} visual and {clip.text_tokens:g} text tokens"
-    yield f"recipe {recipe.name}: {plan.ranks} x {gpu} with {device.memory_gb:g} GB\na clip: {sizes}\n"
-    for stage, number in (("pretrain", 1), ("finetune", 2)):
-        steps = [plan.plan(stage, size) for size in (getattr(recipe, stage).batch_size, *batches)]
-        table = step_table(
-            f"stage {number} on one rank, GB by part", {f"batch {step.batch:,}": step for step in steps}
+class Sign2GptPlans:
+    """Both stages of a recipe."""
+
+    def __init__(self, request: PlanRequest) -> None:
+        """Raises CheckpointError where the recipe's language model is unknown."""
+        self._request = request
+        self._plan = Sign2GptPlan(request.recipe, request.clip, request.ranks, request.prototypes)
+        self.trained = {stage: self._plan.trained(stage) for stage in ("pretrain", "finetune")}
+
+    def step(self, stage: str, batch: int, ranks: int, micro_batch: int) -> StepPlan:
+        """Returns a step at a global batch; a rank holds at most `micro_batch` of its clips at once (0: all)."""
+        return self._plan.on(ranks).plan(stage, batch, micro_batch)
+
+    def shown(self) -> Iterator[str | Table]:
+        """Yields both stages' steps by part, at the recipe's batch and others."""
+        request, plan = self._request, self._plan
+        gpu, device, batches, share = request.gpu, request.device, request.batches, request.share
+        recipe, clip = plan.recipe, plan.clip
+        sizes = (
+            f"{clip.frames:.0f} stored frames, {clip.visual_tokens:.0f} visual and "
+            f"{clip.text_tokens:.3g} text tokens"
         )
-        rate = share * device.bf16_tflops * 1e12
-        table.add_row("seconds a step", *(f"{step.operations / rate:.3g}" for step in steps))
-        yield table
-        most = plan.largest_batch(stage, device.memory_gb * 1e9)
-        yield f"largest batch in {device.memory_gb:g} GB a rank: {most:,}\n"
-    reached = f"{100 * share:g}% of {device.bf16_tflops:g} TFLOP/s"
-    yield f"seconds: at {reached}, without loading, traffic and what chunks compute again"
+        yield f"recipe {recipe.name}: {plan.ranks} x {gpu} with {device.memory_gb:g} GB\na clip: {sizes}\n"
+        for stage, number in (("pretrain", 1), ("finetune", 2)):
+            steps = [plan.plan(stage, size) for size in (getattr(recipe, stage).batch_size, *batches)]
+            table = step_table(
+                f"stage {number} on one rank, GB by part", {f"batch {step.batch:,}": step for step in steps}
+            )
+            rate = share * device.bf16_tflops * 1e12
+            table.add_row("seconds a step", *(f"{step.operations / rate:.3g}" for step in steps))
+            yield table
+            most = plan.largest_batch(stage, device.memory_gb * 1e9)
+            yield f"largest batch in {device.memory_gb:g} GB a rank: {most:,}\n"
+        reached = f"{100 * share:g}% of {device.bf16_tflops:g} TFLOP/s"
+        yield f"seconds: at {reached}, without loading, traffic and what chunks compute again"
