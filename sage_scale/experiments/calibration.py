@@ -7,12 +7,14 @@ videos are given: a textured ground, a patch that moves, a camera's noise.
 
 from __future__ import annotations
 
+import io
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,12 +228,8 @@ def _jpeg(found: Calibration, settings: Settings) -> None:
     for side in sorted({*SIDES, settings.recipe.vision.size}):
         stills = _stills(settings, side)
         stored = [encode_jpeg(picture, 92) for picture in stills]
-        encode[str(side)] = cpu_rate(
-            lambda stills=stills: len([encode_jpeg(picture, 92) for picture in stills]), settings.seconds
-        )
-        decode[str(side)] = cpu_rate(
-            lambda stored=stored: len([_opened(data) for data in stored]), settings.seconds
-        )
+        encode[str(side)] = cpu_rate(partial(_encoded, stills), settings.seconds)
+        decode[str(side)] = cpu_rate(partial(_decoded, stored), settings.seconds)
         sizes[str(side)] = statistics.fmean(map(len, stored))
         if side == SIDES[-1]:
             means = {q: statistics.fmean(len(encode_jpeg(p, q)) for p in stills) for q in QUALITIES}
@@ -244,11 +242,15 @@ def _jpeg(found: Calibration, settings: Settings) -> None:
         found.add("jpeg.quality", quality, f"bytes at a quality against quality 92; {of}")
 
 
-def _opened(data: bytes) -> np.ndarray:
-    import io
+def _encoded(stills: Sequence[np.ndarray]) -> float:
+    return float(len([encode_jpeg(picture, 92) for picture in stills]))
 
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image)
+
+def _decoded(stored: Sequence[bytes]) -> float:
+    for data in stored:
+        with Image.open(io.BytesIO(data)) as image:
+            np.asarray(image)
+    return float(len(stored))
 
 
 def _segments_and_text(found: Calibration, settings: Settings) -> None:
@@ -257,7 +259,8 @@ def _segments_and_text(found: Calibration, settings: Settings) -> None:
         _write_video(path, 320, 240)
         clip = decode_clip(Clip(id="clip", video=str(path)), Vision(), grey=True)
     for name, tagger in (("motion", "motion"), ("labels", "uniform")):
-        chosen: Any = replace(settings.recipe.segmentation, tagger=tagger)
+        kind: Any = tagger
+        chosen: Any = replace(settings.recipe.segmentation, tagger=kind)
 
         def segment(chosen: Any = chosen) -> float:
             segment_clip(clip, chosen)
@@ -315,7 +318,7 @@ def _shards(found: Calibration, settings: Settings) -> None:
     features = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float16)
     samples = []
     for number in range(count):
-        meta = {
+        meta: dict[str, Any] = {
             "id": f"c{number}", "sentence": "ein satz", "pseudo_glosses": ["satz"], "language": "de", "fps": 25.0,
             "frame_stride": 2, "frames": 2 * rows, "source": "c.mp4", "signer": "", "split": "train",
         }  # fmt: skip

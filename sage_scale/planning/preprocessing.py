@@ -61,14 +61,14 @@ def clip_size(recipe: Recipe, corpus: CorpusSize, constants: Constants) -> ClipS
 
 
 def _rule(recipe: Recipe) -> str:
-    return "uniform" if recipe.segmentation.tagger == "uniform" else "sage"
+    return "uniform" if recipe.segmentation.tagger == "uniform" else "signs"
 
 
 def storage(recipe: Recipe, corpus: CorpusSize, clip: ClipSize, constants: Constants) -> Storage:
     """Returns the bytes of the dataset; a corpus that was measured in a dataset has its mean sample."""
     vision, clips = recipe.vision, corpus.clips
     described = DESCRIPTION + 7 * corpus.words * 1.5
-    sample = {
+    sample: dict[str, float] = {
         "descriptions and segments": BLOCK
         + math.ceil(described / BLOCK) * BLOCK
         + BLOCK

@@ -109,8 +109,10 @@ def gb(size: float) -> str:
 class StagePlans(Protocol):
     """The plan of a model's stages, which `ModelSpec.plan` makes of a PlanRequest."""
 
-    trained: Mapping[str, float]
-    """Numbers that `pretrain` and `finetune` train."""
+    @property
+    def trained(self) -> Mapping[str, float]:
+        """Returns the numbers that `pretrain` and `finetune` train."""
+        ...
 
     def shown(self) -> Iterator[str | Table]:
         """Yields the memory of both stages by part, and the largest batches."""
