@@ -199,6 +199,14 @@ def tables(plan: Overview) -> list[tuple[str, Sequence[str], Sequence[Sequence[s
     corpus, stored, made = plan.corpus, plan.storage, plan.preprocessing
     rows = [(name, digits(size / 1e9)) for name, size in stored.parts.items()]
     rows.append((f"all, {stored.units:,} shards", digits(stored.total / 1e9)))
+    if plan.machine.remote:
+        cache = min(stored.total, plan.recipe.stream.cache_gb * 1e9)
+        rows.append(
+            (
+                f"of it in a node's cache (stream.cache_gb={plan.recipe.stream.cache_gb:g})",
+                digits(cache / 1e9),
+            )
+        )
     if plan.prices:
         rows.append(("a month", plan.prices.shown(plan.storage_price)))
     found.append((f"storage of {corpus.clips:,} clips as {stored.kind}", ("part", "GB"), rows))
@@ -213,7 +221,7 @@ def tables(plan: Overview) -> list[tuple[str, Sequence[str], Sequence[Sequence[s
         )
     found.append(("precompute", ("stage", "CPU hours"), rows))
     kind = "ranks" if plan.machine.gpu == "cpu" else plan.machine.gpu
-    columns = [kind, "steps", "step, ms: compute", "decoding", "network", "store", "bound", "time", "GPU hours",
+    columns = [kind, "steps", "step, ms: compute", "decoding", "network", "store", "bound", "time", "of it beside steps", "GPU hours",
                "GB a rank", "checkpoint, GB", "its save, s"]  # fmt: skip
     if plan.prices:
         columns.append("price")
@@ -227,6 +235,7 @@ def tables(plan: Overview) -> list[tuple[str, Sequence[str], Sequence[Sequence[s
                     *(digits(1000 * seconds) for seconds in time.parts.values()),
                     time.bound,
                     hours(time.hours),
+                    hours(sum(time.extra.values()) / 3600),
                     digits(time.gpu_hours),
                     digits(time.memory_bytes / 1e9) + ("" if time.fits else " (too much)"),
                     digits(time.checkpoint_bytes / 1e9),
@@ -254,6 +263,7 @@ def digits(value: float) -> str:
 def notes(plan: Overview) -> list[str]:
     """Returns lines before the tables: what is planned, and what the figures rest on."""
     corpus, clip = plan.corpus, plan.clip
+    beside = ", ".join(plan.stages[0].extra)
     lines = [
         f"corpus {corpus.name}: {corpus.train:,} training, {corpus.dev:,} dev and {corpus.test:,} other clips, "
         f"{digits(corpus.hours)} hours ({corpus.source})",
@@ -262,6 +272,7 @@ def notes(plan: Overview) -> list[str]:
     ]
     if plan.machine.gpu != "cpu":
         lines.append("no GPU has run this project: all rates of GPUs are assumed (last table)")
+    lines.append(f"a stage's time beside its steps: {beside}")
     if plan.machine.remote:
         lines.append("the dataset is taken to lie in an object store; --shards FOLDER measures one on disk")
     if plan.prices is None:
