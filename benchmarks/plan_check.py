@@ -7,7 +7,7 @@
 1. A pilot (a few clips of the synthetic corpus) is made, and `bench calibrate` runs with its videos and shards.
 2. The corpus is made with other clips and looked at by `corpus inspect --probe --json`; the plan is computed from this
    file and the calibration alone.
-3. Precompute really runs, to frames and to features of two views: bytes of all objects, CPU seconds of the actors' work
+3. Precompute really runs, to frames, and on the pilot to features of two views: bytes of all objects, CPU seconds of the actors' work
    (without Ray; with `--clock` the command, with Ray, by the clock).
 4. Both stages really run from those shards for a number of steps, their language model of two steps.
 5. Peak memory of both stages' steps under DeepSpeed, by torch's profiler, beside the plan's.
@@ -86,9 +86,9 @@ class Line:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clips", type=int, default=240, help="training clips")
+    parser.add_argument("--clips", type=int, default=160, help="training clips")
     parser.add_argument("--pilot", type=int, default=32, help="training clips of the pilot")
-    parser.add_argument("--steps", type=int, default=48, help="of each stage; 0: stages are left out")
+    parser.add_argument("--steps", type=int, default=30, help="of each stage; 0: stages are left out")
     parser.add_argument("--batch", type=int, default=32, help="clips of the steps whose memory is measured")
     parser.add_argument(
         "--clock", action="store_true", help="times by the clock, with Ray, on an idle machine"
@@ -99,19 +99,18 @@ def main() -> None:
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="sage-scale-plan-") as scratch:
         folder = Path(scratch)
-        counts = corpus_counts(options.pilot, seed=1)
-        pilot, shards = make_corpus(folder / "pilot", counts), folder / "pilot-shards"
-        precompute(load_recipe("demo", [f"corpus.root={pilot}", *counts]), shards)
+        few = corpus_counts(options.pilot, seed=1)
+        pilot, shards = make_corpus(folder / "pilot", few), folder / "pilot-shards"
+        precompute(load_recipe("demo", [f"corpus.root={pilot}", *few]), shards)
         rates = calibrate(
             pilot, shards, folder / "machine.yaml", options.steps, 0.02 if options.small else 1.0
         )
         counts = corpus_counts(options.clips, seed=2)
         root = make_corpus(folder / "corpus", counts)
-        inspect = folder / "inspect.json"
-        asked = sage("corpus", "inspect", "--root", root, "--probe", "--json", *counts)
-        inspect.write_text(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
-        for name, changes in (("frames", ()), ("features of two views", FEATURES)):
-            lines += check_precompute(root, inspect, [*counts, *changes], rates, folder, name, options.clock)
+        lines += check_precompute(root, counts, rates, folder, "frames", options.clock)
+        lines += check_precompute(
+            pilot, [*few, *FEATURES], rates, folder, "features of two views", options.clock
+        )
         if options.steps:
             lines += check_stages(folder / "frames", rates, options.steps, options.clock)
     lines += check_memory(options.batch)
@@ -161,9 +160,12 @@ def calibrate(pilot: Path, shards: Path, out: Path, steps: int, seconds: float) 
 
 
 def check_precompute(
-    root: Path, inspect: Path, changes: Sequence[str], rates: Path, folder: Path, name: str, clock: bool
+    root: Path, changes: Sequence[str], rates: Path, folder: Path, name: str, clock: bool
 ) -> list[Line]:
     """Storage, and the time of precompute; of features, whose backbone was not calibrated on, storage alone."""
+    inspect = folder / "inspect.json"
+    asked = sage("corpus", "inspect", "--root", root, "--probe", "--json", *changes)
+    inspect.write_text(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
     recipe = load_recipe("demo", [f"corpus.root={root}", *changes])
     features = recipe.vision.kind == "features"
     if features:

@@ -221,7 +221,8 @@ def tables(plan: Overview) -> list[tuple[str, Sequence[str], Sequence[Sequence[s
         )
     found.append(("precompute", ("stage", "CPU hours"), rows))
     kind = "ranks" if plan.machine.gpu == "cpu" else plan.machine.gpu
-    columns = [kind, "steps", "step, ms: compute", "decoding", "network", "store", "bound", "time", "of it beside steps", "GPU hours",
+    columns = [kind, "steps", "step, ms: compute", "decoding", "network", "store", "bound", "time",
+               "of it beside steps", "GPU hours",
                "GB a rank", "checkpoint, GB", "its save, s"]  # fmt: skip
     if plan.prices:
         columns.append("price")
