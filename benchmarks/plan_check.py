@@ -7,8 +7,8 @@
 1. A pilot (a few clips of the synthetic corpus) is made, and `bench calibrate` runs with its videos and shards.
 2. The corpus is made with other clips and looked at by `corpus inspect --probe --json`; the plan is computed from this
    file and the calibration alone.
-3. Precompute really runs, to frames, and on the pilot to features of two views: bytes of all objects, CPU seconds of the actors' work
-   (without Ray; with `--clock` the command, with Ray, by the clock).
+3. Precompute really runs, to frames, and on the pilot to features of two views: bytes of all objects, CPU seconds of
+   the actors' work (without Ray; with `--clock` the command, with Ray, by the clock).
 4. Both stages really run from those shards for a number of steps, their language model of two steps.
 5. Peak memory of both stages' steps under DeepSpeed, by torch's profiler, beside the plan's.
 
