@@ -110,8 +110,8 @@ class Overview:
         cache = recipe.stream.cache_gb * 1e9
         if self.machine.remote and self.storage.total > cache:
             lines.append(
-                f"the dataset ({self.storage.total / 1e9:,.0f} GB) is larger than a node's cache: with "
-                f"stream.cache_gb={self.storage.total / 1e9 * 1.05:.0f} and such a disk it is transferred once"
+                f"the dataset ({digits(self.storage.total / 1e9)} GB) is larger than a node's cache: with "
+                f"stream.cache_gb={math.ceil(self.storage.total / 1e9 * 1.05)} and such a disk it is transferred once"
             )
         return lines
 
@@ -258,7 +258,7 @@ def digits(value: float) -> str:
     """Returns a number with three digits, without exponent."""
     if value >= 1000 or value == 0:
         return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value >= 0.001 else "0.00"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value >= 0.001 else "<0.001"
 
 
 def notes(plan: Overview) -> list[str]:
@@ -272,7 +272,7 @@ def notes(plan: Overview) -> list[str]:
         f"{clip.text_tokens:.3g} text tokens; its pictures are {corpus.height} pixels high",
     ]
     if plan.machine.gpu != "cpu":
-        lines.append("no GPU has run this project: all rates of GPUs are assumed (last table)")
+        lines.append("no GPU has run this project: all rates of GPUs are assumed (last list)")
     lines.append(f"a stage's time beside its steps: {beside}")
     if plan.machine.remote:
         lines.append("the dataset is taken to lie in an object store; --shards FOLDER measures one on disk")
