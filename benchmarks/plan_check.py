@@ -42,6 +42,7 @@ from transformers import MBartForConditionalGeneration
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.corpora.registry import read_corpus
 from sage_scale.experiments import calibration
+from sage_scale.experiments.calibration_pieces import pieces
 from sage_scale.experiments.calibration_steps import calibrate_steps
 from sage_scale.models.sage.describe import language_model_config
 from sage_scale.models.sage.model import SageAligner, SageTranslator
@@ -150,7 +151,7 @@ def calibrate(pilot: Path, shards: Path, out: Path, steps: int, seconds: float) 
     found = calibration.Calibration("sage-scale bench calibrate --videos PILOT --data SHARDS --recipe demo")
     videos = calibration.videos_of(pilot / "videos")
     settings = calibration.Settings(recipe=load_recipe("demo"), seconds=seconds, videos=videos)
-    for name, measure in calibration.pieces(settings):
+    for name, measure in pieces(settings):
         if name in NEEDED:
             measure(found)
     if steps:

@@ -54,6 +54,7 @@ def calibrate(
 
     from sage_scale.config import load_recipe
     from sage_scale.experiments import calibration
+    from sage_scale.experiments.calibration_pieces import pieces
     from sage_scale.experiments.calibration_steps import calibrate_steps
 
     chosen = load_recipe(recipe, overrides or ())
@@ -65,7 +66,7 @@ def calibrate(
     chosen_videos = calibration.videos_of(expanded(videos)) if videos else ()
     settings = calibration.Settings(recipe=chosen, seconds=seconds, videos=chosen_videos, store=store)
     torch.set_num_threads(1)
-    work = [*calibration.pieces(settings)]
+    work = [*pieces(settings)]
     if data:
         steps = f"training steps of {chosen.name}"
         work.append((steps, lambda found: calibrate_steps(found, recipe, overrides or (), data)))

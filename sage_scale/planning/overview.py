@@ -20,6 +20,7 @@ from sage_scale.planning.preprocessing import (
     half_precision_gain,
     preprocessing,
     storage,
+    stored_otherwise,
 )
 from sage_scale.planning.prices import Prices
 from sage_scale.planning.step import ClipSize, StagePlans
@@ -134,6 +135,7 @@ class Overview:
             "storage": {
                 **dataclasses.asdict(self.storage),
                 "total_bytes": self.storage.total,
+                "otherwise_bytes": stored_otherwise(self.recipe, self.corpus, self.clip, self.constants),
                 "price_a_month": self.storage_price,
             },
             "precompute": {
@@ -210,6 +212,9 @@ def tables(plan: Overview) -> list[tuple[str, Sequence[str], Sequence[Sequence[s
     if plan.prices:
         rows.append(("a month", plan.prices.shown(plan.storage_price)))
     found.append((f"storage of {corpus.clips:,} clips as {stored.kind}", ("part", "GB"), rows))
+    others = stored_otherwise(plan.recipe, corpus, plan.clip, plan.constants)
+    rows = [(name, digits(size / 1e9)) for name, size in others.items()]
+    found.append(("the same clips as other samples", ("kind", "GB"), rows))
     rows = [(name, digits(seconds / 3600)) for name, seconds in made.cpu_seconds.items()]
     rows.append(("all stages, CPU hours", digits(made.cpu_hours)))
     if made.gpu_seconds:

@@ -95,6 +95,24 @@ def storage(recipe: Recipe, corpus: CorpusSize, clip: ClipSize, constants: Const
     return Storage(kind=vision.kind, views=views, sample_bytes=sum(sample.values()), parts=parts, units=units)
 
 
+def stored_otherwise(
+    recipe: Recipe, corpus: CorpusSize, clip: ClipSize, constants: Constants
+) -> dict[str, float]:
+    """Returns the bytes of the same clips as other kinds of samples: frames, and features of one and four views."""
+    vision = recipe.vision
+    named = vision if vision.kind == "features" else replace(vision, backbone="dinov2-vits14")
+    width = feature_width(named) or recipe.model.feature_dim
+    kinds = {f"frames of {vision.size} pixels": replace(vision, kind="frames")}
+    for views in (1, 4):
+        title = f"features of {width} numbers, {views} view{'s' * (views > 1)}"
+        kinds[title] = replace(named, kind="features", feature_views=views)
+    measured = replace(corpus, stored_bytes=0.0)
+    return {
+        title: storage(replace(recipe, vision=kind), measured, clip, constants).total
+        for title, kind in kinds.items()
+    }
+
+
 def _quality(vision: Vision) -> int:
     return min((75, 85, 92, 95), key=lambda known: abs(known - vision.jpeg_quality))
 
@@ -156,8 +174,7 @@ def preprocessing(
     elif vision.backbone != "keypoints":
         passes = rows * vision.feature_views
         if on_gpu and gpu is not None:
-            share = constants.number("gpu.share", "backbone") * gpu.bf16_tflops * 1e12
-            gpu_seconds = passes * backbone_operations(recipe, constants) / share
+            gpu_seconds = passes * _gpu_backbone_seconds(recipe, constants, gpu)
         else:
             seconds["features"] = passes * backbone_seconds(recipe, constants)
     seconds["write"] = stored.total / constants.number("write.bytes_per_cpu_s")
@@ -180,6 +197,17 @@ def backbone_operations(recipe: Recipe, constants: Constants) -> float:
     name = recipe.vision.backbone
     known = name if constants.knows("backbone.flops", name) else "resnet34"
     return constants.number("backbone.flops", known) * (recipe.vision.crop / 224) ** 2
+
+
+def _gpu_backbone_seconds(recipe: Recipe, constants: Constants, gpu: Gpu) -> float:
+    vision = recipe.vision
+    timed = f"{vision.backbone} {vision.backbone_dtype}"
+    if constants.knows("backbone.frames_per_gpu_s", timed):
+        return (vision.crop / 224) ** 2 / constants.number("backbone.frames_per_gpu_s", timed)
+    rate = constants.number("gpu.share", "backbone") * gpu.bf16_tflops * 1e12
+    if vision.backbone_dtype == "float32":
+        rate *= constants.number("gpu.float32_rate")
+    return backbone_operations(recipe, constants) / rate
 
 
 def backbone_seconds(recipe: Recipe, constants: Constants) -> float:

@@ -207,10 +207,14 @@ def _rate(recipe: Recipe, name: str, constants: Constants, machine: Machine) -> 
         half = "bfloat16" if precision == "bf16" else "float32"
         rate = constants.number("cpu.flops_per_cpu_s", half)
         return rate * (machine.share or constants.number("cpu.share"))
+    if constants.knows("train.flops_per_gpu_s", f"{recipe.name} {name}"):
+        return constants.number("train.flops_per_gpu_s", f"{recipe.name} {name}")
     share = machine.share or constants.number("gpu.share", "training")
     if precision == "fp32":
         share *= constants.number("gpu.float32_rate")
-    return share * machine.device.bf16_tflops * 1e12
+    measured = "gpu.matrix_flops_per_s"
+    sheet = machine.device.bf16_tflops * 1e12
+    return share * (constants.number(measured) if constants.knows(measured) else sheet)
 
 
 def _decoding(

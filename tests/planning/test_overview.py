@@ -180,6 +180,38 @@ def test_more_gpus_are_recommended_only_where_they_pay():
     assert hours[2] > 1.5 * hours[0]
 
 
+def test_measured_gpus_take_the_place_of_data_sheets():
+    recipe = load_recipe("sage-youtube-sl25", ["precompute.gpus_per_actor=0.25"])
+    rates = {
+        "train.flops_per_gpu_s": {"value": {"sage-youtube-sl25 pretrain": 1e12}, **MEASURED},
+        "gpu.matrix_flops_per_s": {"value": 1e12, **MEASURED},
+        "backbone.frames_per_gpu_s": {"value": {"dinov2-vits14 float32": 100.0}, **MEASURED},
+    }
+    measured = parse_constants(yaml.safe_dump(rates).encode(), "t")
+    assumed = load_constants()._constants
+    plain = overview(recipe, Plans(flops=1e13), Constants(assumed))
+    timed = overview(recipe, Plans(flops=1e13), Constants({**assumed, **measured}))
+    floor = load_constants().number("gpu.step_floor_s")
+    for stage, rate in (("pretrain", 1e12), ("finetune", 0.4e12)):
+        batch = getattr(recipe, stage).batch_size
+        assert timed.of(stage)[0].parts["compute"] == pytest.approx(batch * 1e13 / rate + floor)
+    rows = 1020 * 4.0 * 25 / 2
+    assert timed.preprocessing.gpu_seconds == pytest.approx(rows / 100)
+    assert plain.preprocessing.gpu_seconds < timed.preprocessing.gpu_seconds
+    assert "features" not in timed.preprocessing.cpu_seconds
+
+
+def test_the_other_kinds_of_samples_are_told():
+    both = [
+        dict(overview(load_recipe(name)).to_mapping()["storage"]["otherwise_bytes"])
+        for name in ("sage-phoenix14t", "sage-youtube-sl25")
+    ]
+    assert both[0].keys() == both[1].keys()
+    for kinds in both:
+        frames, one, four = kinds.values()
+        assert frames > four > 3.5 * one
+
+
 def test_steps_end_with_epochs_or_steps():
     stage = load_recipe("demo").pretrain
     assert stage_steps(replace(stage, epochs=2, max_steps=0, batch_size=32), 33) == 4
