@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,6 +85,19 @@ class Line:
         return abs(self.off) <= ALLOWED[self.kind]
 
 
+class Lines(list[Line]):
+    """The comparisons, each told when it is made."""
+
+    def __iadd__(self, more: Iterable[Line]) -> Lines:  # type: ignore[override,misc]
+        for line in more:
+            print(
+                f"{line.kind}: {line.name}: {line.planned:.4g} {line.unit}, measured {line.measured:.4g}",
+                flush=True,
+            )
+            self.append(line)
+        return self
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clips", type=int, default=160, help="training clips")
@@ -97,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="page of Markdown to write")
     options = parse(parser, clips=4, pilot=3, steps=0, batch=2)
     torch.set_num_threads(1)
-    lines: list[Line] = []
+    lines = Lines()
     with tempfile.TemporaryDirectory(prefix="sage-scale-plan-") as scratch:
         folder = Path(scratch)
         few = corpus_counts(options.pilot, seed=1)
@@ -192,7 +205,7 @@ def check_precompute(
     return lines
 
 
-def check_stages(shards: Path, rates: Path, steps: int, clock: bool) -> list[Line]:
+def check_stages(shards: Path, rates: Path, steps: int, clock: bool) -> Iterator[Line]:
     """Seconds of both stages, on one rank."""
     limits = [
         f"{stage}.{key}" for stage in STAGES for key in (f"max_steps={steps}", "epochs=1e9", "max_minutes=0")
@@ -206,7 +219,6 @@ def check_stages(shards: Path, rates: Path, steps: int, clock: bool) -> list[Lin
     plans = SagePlans(PlanRequest(recipe, clip, 1, "cpu", device, (), 0, 1, 0, 0.3))
     machine = Machine(gpu="cpu", device=device, cpus=1.0, share=0.0, remote=False)
     stored = storage(recipe, corpus, clip, constants)
-    lines = []
     with tempfile.TemporaryDirectory(prefix="sage-scale-plan-run-") as run:
         for stage in STAGES:
             time_of = stage_time(recipe, stage, plans, corpus, clip, stored, constants, machine, 1, 1)
@@ -217,19 +229,11 @@ def check_stages(shards: Path, rates: Path, steps: int, clock: bool) -> list[Lin
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             measured = time.monotonic() - begun if clock else spent
-            lines.append(
-                Line(
-                    "time",
-                    f"{stage} of the demo, {steps} steps",
-                    time_of.seconds,
-                    measured,
-                    "s" if clock else "CPU s",
-                )
-            )
-    return lines
+            unit = "s" if clock else "CPU s"
+            yield Line("time", f"{stage} of the demo, {steps} steps", time_of.seconds, measured, unit)
 
 
-def check_memory(clips: int) -> list[Line]:
+def check_memory(clips: int) -> Iterator[Line]:
     """Peak of tensors of two steps of each stage under DeepSpeed, the model's making included."""
     ranks = distributed.initialise()
     recipe = load_recipe(
@@ -237,7 +241,6 @@ def check_memory(clips: int) -> list[Line]:
     )
     video, clip = made_video(recipe, clips, 48)
     config = language_model_config(recipe)
-    lines = []
 
     def first() -> None:
         engine = Engine(SageAligner(recipe, MBartForConditionalGeneration(config)), recipe.pretrain, ranks)
@@ -263,10 +266,7 @@ def check_memory(clips: int) -> list[Line]:
         planned_1.device_bytes - planned_1.weights.frozen
     )  # the frozen text side is outside of a step here
     for name, work, planned in (("1", first, without_text), ("2", second, planned_2.device_bytes)):
-        lines.append(
-            Line("memory", f"stage {name}, {clips} clips", planned / 1e6, peak_bytes(work) / 1e6, "MB")
-        )
-    return lines
+        yield Line("memory", f"stage {name}, {clips} clips", planned / 1e6, peak_bytes(work) / 1e6, "MB")
 
 
 def report(lines: Sequence[Line], options: argparse.Namespace) -> str:
