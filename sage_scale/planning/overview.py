@@ -87,7 +87,7 @@ class Overview:
         gain = half_precision_gain(recipe, self.constants)
         if gain > 1 and self.preprocessing.device == "cpu":
             lines.append(
-                "vision.backbone_dtype=bfloat16 where every processor of precompute has bfloat16 matrix units (AMX; "
+                "vision.backbone_dtype=bfloat16 where every processor of precompute has bfloat16 units (AMX, AVX-512; "
                 f"`sage-scale doctor` says so): the backbone is then {gain:.1f} times faster. It gives other bytes; "
                 "nothing switches by machine"
             )
