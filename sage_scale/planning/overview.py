@@ -221,14 +221,12 @@ def tables(plan: Overview) -> list[tuple[str, Sequence[str], Sequence[Sequence[s
         rows.append(("backbone, GPU hours", digits(made.gpu_seconds / 3600)))
     rows.append((f"by the clock, {made.actors:,} actors", hours(made.wall_seconds / 3600)))
     if plan.prices:
-        rows.append(
-            (f"{plan.nodes} nodes of {plan.cpus} CPUs meanwhile", plan.prices.shown(plan.precompute_price))
-        )
+        rows.append((f"{plan.nodes} x {plan.cpus} CPUs meanwhile", plan.prices.shown(plan.precompute_price)))
     found.append(("precompute", ("stage", "CPU hours"), rows))
     kind = "ranks" if plan.machine.gpu == "cpu" else plan.machine.gpu
-    columns = [kind, "steps", "step, ms: compute", "decoding", "network", "store", "bound", "time",
+    columns = [kind, "steps", "ms of a step: compute", "ms: decoding", "ms: network", "ms: store", "bound by", "time",
                "of it beside steps", "GPU hours",
-               "GB a rank", "checkpoint, GB", "its save, s"]  # fmt: skip
+               "GB a rank", "checkpoint, GB", "seconds of its save, in the background"]  # fmt: skip
     if plan.prices:
         columns.append("price")
     for stage, number in zip(STAGES, (1, 2)):
@@ -236,7 +234,7 @@ def tables(plan: Overview) -> list[tuple[str, Sequence[str], Sequence[Sequence[s
         for time in plan.of(stage):
             lines.append(
                 [
-                    f"{time.ranks}" if time.nodes == 1 else f"{time.nodes} x {time.gpus}",
+                    f"{time.ranks}" if time.nodes == 1 else f"{time.nodes} nodes x {time.gpus}",
                     f"{time.steps:,}",
                     *(digits(1000 * seconds) for seconds in time.parts.values()),
                     time.bound,
@@ -250,7 +248,9 @@ def tables(plan: Overview) -> list[tuple[str, Sequence[str], Sequence[Sequence[s
                 ]
             )
         batch = getattr(plan.recipe, stage).batch_size
-        found.append((f"stage {number}, {stage}, batch {batch:,}", columns, lines))
+        title = f"stage {number}, {stage}, batch {batch:,}"
+        first, *rest = zip(columns, *lines)
+        found.append((title, first, rest))
     return found
 
 
