@@ -5,6 +5,7 @@ Records are not copied where the chosen samples lie in a row: a table of ten mil
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from sage_scale.shards.index import LANGUAGE_MASK, LANGUAGE_SHIFT
 
+_COPIED_ROWS = 1 << 18
 Rows = NDArray[np.int64] | NDArray[np.bool_] | slice
 
 
@@ -34,9 +36,20 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.unit)
 
-    def take(self, rows: Rows) -> SampleTable:
-        """Returns the table of these rows (indices, a mask, or a slice, which copies nothing)."""
-        return SampleTable(records=self.records[rows], unit=self.unit[rows], languages=self.languages)
+    def take(self, rows: Rows, allocate: Callable[[int], NDArray[np.uint8]] | None = None) -> SampleTable:
+        """Returns the table of these rows: indices, a mask, or a slice, which copies nothing.
+
+        Copies lie in memory by `allocate`, where given.
+        """
+        if isinstance(rows, slice) or allocate is None:
+            return SampleTable(records=self.records[rows], unit=self.unit[rows], languages=self.languages)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        records = allocate(len(rows) * self.records.itemsize).view(self.records.dtype)
+        unit = allocate(4 * len(rows)).view(np.int32)
+        for begin in range(0, len(rows), _COPIED_ROWS):  # at once, the copy would exist twice
+            some = slice(begin, begin + _COPIED_ROWS)
+            records[some], unit[some] = self.records[rows[some]], self.unit[rows[some]]
+        return SampleTable(records=records, unit=unit, languages=self.languages)
 
     @property
     def offset(self) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_scale.shards import HAS_SENTENCE, Dataset, SampleTable
+from sage_scale.shards.index_json import Allocate, private
 from sage_scale.streaming.subset import in_fraction
 
 COALESCE_GAP = 128 << 10
@@ -40,33 +41,44 @@ class Catalog:
     """Catalogs of the joined datasets; empty for one dataset."""
     left_out: int = 0
     """Samples that `subset` left out."""
+    known_digest: str = ""
+    """Of all samples, where it was computed before."""
 
     @classmethod
-    def of(cls, dataset: Dataset, *splits: str, require_text: bool) -> Catalog:
+    def of(cls, dataset: Dataset, *splits: str, require_text: bool, allocate: Allocate = private) -> Catalog:
         """Returns the samples of the named splits, with `require_text` only those that have a sentence.
 
         Raises DatasetError for an unknown split.
         """
         samples = dataset.samples(*splits)
         if require_text and not (told := samples.flags & HAS_SENTENCE != 0).all():
-            samples = samples.take(told)
+            samples = samples.take(told, allocate)
         return cls(url=dataset.url, shards=dataset.units.tars(), samples=samples)
 
     @classmethod
-    def joined(cls, parts: Sequence[Catalog]) -> Catalog:
+    def joined(
+        cls,
+        parts: Sequence[Catalog],
+        records: NDArray[Any] | None = None,
+        unit: NDArray[np.int32] | None = None,
+    ) -> Catalog:
         """Returns all samples of the parts, one after another; a single part is returned itself.
 
-        Samples and shards are numbered through; language numbers stay each dataset's own.
+        Samples and shards are numbered through; language numbers stay each dataset's own. `records` and `unit` are the
+        joined ones, where they were made before.
         """
         if len(parts) == 1:
             return parts[0]
         begins = np.cumsum([0, *(len(part.shards) for part in parts)]).tolist()
-        units = [part.samples.unit + begin for part, begin in zip(parts, begins)]
+        if records is None or unit is None:
+            records = np.concatenate([part.samples.records for part in parts])
+            units = [part.samples.unit + begin for part, begin in zip(parts, begins)]
+            unit = np.concatenate(units).astype(np.int32)
         language_begins, languages = zip(*(part.samples.languages for part in parts))
         numbers = np.cumsum([0, *map(len, languages)]).tolist()
         samples = SampleTable(
-            records=np.concatenate([part.samples.records for part in parts]),
-            unit=np.concatenate(units).astype(np.int32),
+            records=records,
+            unit=unit,
             languages=(
                 np.concatenate(
                     [[0], *(some[1:] + number for some, number in zip(language_begins, numbers))]
@@ -89,7 +101,7 @@ class Catalog:
     def take(self, rows: NDArray[np.int64]) -> Catalog:
         """Returns the catalog of these rows, in this order."""
         names = tuple(self.names[row] for row in rows.tolist()) if self.names else ()
-        return replace(self, samples=self.samples.take(rows), names=names)
+        return replace(self, samples=self.samples.take(rows), names=names, known_digest="")
 
     def subset(self, fraction: float) -> Catalog:
         """Returns the samples that `stream.fraction` chooses, in the same order; all of them at 1."""
@@ -123,6 +135,8 @@ class Catalog:
 
     def digest(self) -> str:
         """Returns 16 hex digits that change with any sample, its bytes or its position in the order."""
+        if self.known_digest:
+            return self.known_digest
         records, sha = self.samples.records, hashlib.sha256()
         columns = (
             (records["key"], "<u8"),

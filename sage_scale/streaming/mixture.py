@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from sage_scale.config import Stream
 from sage_scale.errors import DatasetError, RecipeError, UsageError
-from sage_scale.shards import Dataset, open_dataset
+from sage_scale.shards import Dataset, SampleTable, open_dataset
+from sage_scale.shards.index_json import Allocate, Arrays, Once, alone, private
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.order import Column, Integers, Order, dataset_order, lanes_in_turn
 
@@ -103,13 +104,15 @@ class Mixture:
         return sample_P, lane_P
 
 
-def open_datasets(data: Data) -> tuple[Dataset, ...]:
+def open_datasets(data: Data, once: Once = alone) -> tuple[Dataset, ...]:
     """Returns the datasets, opened by one GET each; open ones are returned themselves.
+
+    With `once` (`OncePerNode`) every rank calls it, and each index is fetched and parsed once a node.
 
     Raises DatasetError where none or the same one twice is given.
     """
     given = (data,) if isinstance(data, str | Path | Dataset) else tuple(data)
-    datasets = tuple(each if isinstance(each, Dataset) else open_dataset(each) for each in given)
+    datasets = tuple(each if isinstance(each, Dataset) else open_dataset(each, once=once) for each in given)
     if not datasets:
         raise DatasetError("no dataset was given")
     urls = [dataset.url.rstrip("/") for dataset in datasets]
@@ -119,24 +122,50 @@ def open_datasets(data: Data) -> tuple[Dataset, ...]:
     return datasets
 
 
-def catalogs_of(datasets: Sequence[Dataset], split: str, *, require_text: bool) -> list[Catalog]:
+def catalogs_of(
+    datasets: Sequence[Dataset], split: str, *, require_text: bool, allocate: Allocate = private
+) -> list[Catalog]:
     """Returns the split's samples in each dataset that has it. Raises DatasetError where none has."""
     having = [dataset for dataset in datasets if split in dataset.splits]
     if not having:
         datasets[0].samples(split)  # says which splits there are
-    return [Catalog.of(dataset, split, require_text=require_text) for dataset in having]
+    return [Catalog.of(dataset, split, require_text=require_text, allocate=allocate) for dataset in having]
 
 
 def mixed_order(
-    datasets: Sequence[Dataset], split: str, stream: Stream, *, seed: int, require_text: bool
+    datasets: Sequence[Dataset],
+    split: str,
+    stream: Stream,
+    *,
+    seed: int,
+    require_text: bool,
+    once: Once = alone,
 ) -> tuple[Catalog, Mixture]:
     """Returns the samples of a split over all datasets that have it, of which `stream.fraction` is taken, and their
     order.
 
+    With `once` every rank calls it, and one a node makes the samples' table, the blocks and the digest.
+
     Raises DatasetError where no dataset has the split or a usable clip, RecipeError for a wrong number of weights.
     """
     having = [dataset for dataset in datasets if split in dataset.splits]
-    whole = catalogs_of(datasets, split, require_text=require_text)
+
+    def make(allocate: Allocate) -> Arrays:
+        whole = catalogs_of(datasets, split, require_text=require_text, allocate=allocate)
+        return _arrays_of(*_mixed(having, whole, split, stream, seed, require_text))
+
+    arrays = once(make, " + ".join(dataset.url for dataset in datasets))
+    return _of_arrays(having, arrays, stream, seed)
+
+
+def _mixed(
+    having: Sequence[Dataset],
+    whole: Sequence[Catalog],
+    split: str,
+    stream: Stream,
+    seed: int,
+    require_text: bool,
+) -> tuple[Catalog, Mixture]:
     catalogs = [catalog.subset(stream.fraction) for catalog in whole]
     languages = []
     if stream.mix == "language":
@@ -169,6 +198,51 @@ def mixed_order(
         weights=tuple(weights.tolist()),
         length=stream.epoch_samples or len(catalog),
     )
+
+
+def _arrays_of(catalog: Catalog, mixture: Mixture) -> Arrays:
+    """Returns all that takes memory or time in a catalog and its order."""
+    parts = catalog.parts or (catalog,)
+    return {
+        "records": catalog.samples.records,
+        "unit": catalog.samples.unit,
+        "samples": np.array([len(part) for part in parts]),
+        "left_out": np.array([part.left_out for part in parts]),
+        "digest": np.frombuffer(catalog.digest().encode(), np.uint8).copy(),
+        "weights": np.array(mixture.weights),
+        "length": np.array([mixture.length]),
+        **{f"unit of {number}": part.samples.unit for number, part in enumerate(catalog.parts)},
+        **{f"cuts of {number}": order.cuts for number, order in enumerate(mixture.orders)},
+    }
+
+
+def _of_arrays(
+    having: Sequence[Dataset], arrays: Arrays, stream: Stream, seed: int
+) -> tuple[Catalog, Mixture]:
+    """Returns catalog and order of the arrays."""
+    ends = np.cumsum(arrays["samples"]).tolist()
+    parts = [
+        Catalog(
+            url=dataset.url,
+            shards=dataset.units.tars(),
+            samples=SampleTable(
+                records=arrays["records"][begin:end],
+                unit=arrays.get(f"unit of {number}", arrays["unit"]),
+                languages=dataset.units.language_lists(),
+            ),
+            left_out=int(arrays["left_out"][number]),
+        )
+        for number, (dataset, begin, end) in enumerate(zip(having, [0, *ends], ends))
+    ]
+    catalog = Catalog.joined(parts, records=arrays["records"], unit=arrays["unit"])
+    orders = (
+        Order(cuts=arrays[f"cuts of {n}"], lanes=stream.lanes, window=stream.window, seed=seed, source=n)
+        for n in range(len(arrays["weights"]))
+    )
+    mixture = Mixture(
+        orders=tuple(orders), weights=tuple(arrays["weights"].tolist()), length=int(arrays["length"][0])
+    )
+    return replace(catalog, known_digest=arrays["digest"].tobytes().decode()), mixture
 
 
 def source_order(

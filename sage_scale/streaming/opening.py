@@ -1,4 +1,4 @@
-"""Opens datasets for training or evaluation, by one GET of each index."""
+"""Opens datasets for training or evaluation, by one GET of each index, or one a node."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from sage_scale.config import Recipe
 from sage_scale.errors import OtherDataset
 from sage_scale.shards import Dataset
+from sage_scale.shards.index_json import Once, alone
 from sage_scale.streaming.batch import SampleShape
 from sage_scale.streaming.catalog import Catalog
 from sage_scale.streaming.dataset import SampleDataset
@@ -28,10 +29,12 @@ def open_stream(
     require_text: bool = True,
     workers: int | None = None,
     pin_memory: bool = False,
+    once: Once = alone,
 ) -> Stream:
     """Returns the training stream of one rank: the recipe's global order over the samples of a split.
 
     `data` is a dataset or several, by URL or opened, mixed by `stream.mix`. `batch_size` counts the clips of all ranks.
+    With `once` (`per_node.OncePerNode`) every rank calls it, and index, table and blocks are made once a node.
     `seed` and `workers` are the recipe's unless given. Without `epochs` the stream does not end. Samples without a
     sentence are left out unless `require_text` is false, and of the others `stream.fraction` is taken. Raises
     DatasetError where the dataset has no such split, no usable sample, or was made by a recipe with other frames;
@@ -40,8 +43,8 @@ def open_stream(
     settings = recipe.stream
     seed = settings.seed if seed is None else seed
     workers = settings.workers if workers is None else workers
-    datasets = _open(data, recipe)
-    catalog, order = mixed_order(datasets, split, settings, seed=seed, require_text=require_text)
+    datasets = _open(data, recipe, once)
+    catalog, order = mixed_order(datasets, split, settings, seed=seed, require_text=require_text, once=once)
     samples = SampleDataset(
         catalog,
         _shape(datasets, recipe, training=True),
@@ -118,8 +121,8 @@ def check_datasets(datasets: tuple[Dataset, ...], recipe: Recipe) -> None:
     _shape(datasets, recipe, training=True)
 
 
-def _open(data: Data, recipe: Recipe) -> tuple[Dataset, ...]:
-    datasets = open_datasets(data)
+def _open(data: Data, recipe: Recipe, once: Once = alone) -> tuple[Dataset, ...]:
+    datasets = open_datasets(data, once)
     check_datasets(datasets, recipe)
     return datasets
 

@@ -23,7 +23,7 @@ from sage_scale.planning.step import StepSize
 from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset
 from sage_scale.storage import on_this_machine
-from sage_scale.streaming import Batch, Data, check_datasets, open_datasets, open_stream
+from sage_scale.streaming import Batch, Data, OncePerNode, check_datasets, open_datasets, open_stream
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.checkpoint.shared_place import check_shared
@@ -117,7 +117,8 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
     ranks = distributed.initialise()
     stage: Stage = getattr(recipe, name)
     torch.manual_seed(stage.seed)
-    datasets = open_datasets(data)  # before anything is written: a wrong URL leaves no files
+    once = OncePerNode(distributed.gather_objects)
+    datasets = open_datasets(data, once)  # before anything is written: a wrong URL leaves no files
     inherited = inherit(recipe, datasets, folder)
     recipe = inherited.recipe
     if ranks.is_main:
@@ -141,7 +142,9 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
         world=ranks.world,
         batch_size=stage.batch_size,
         seed=task.stream_seed,
+        once=once,
     )
+    del once  # and with it what the stream did not take
     if ranks.is_main and recipe.stream.fraction < 1:
         tell(f"sage-scale {name}: {stream.dataset.catalog.describe_subset(recipe.stream.fraction)}")
     engine = Engine(task.model, stage, ranks, forward=task.forward, build=task.build)
