@@ -35,6 +35,7 @@ PACKAGES = {
     "boto3": "no s3:// datasets",
     "sacrebleu": "no scores",
     "matplotlib": "no timeline figures",
+    "prometheus_client": "no /metrics (watch.http_port)",
 }
 """Consequence of the absence of each required package."""
 OLDEST_DRIVERS = {13: 580, 12: 525, 11: 450}

@@ -11,6 +11,7 @@ import typer
 from sage_scale.cli import Overrides, RecipeName
 from sage_scale.errors import UsageError
 from sage_scale.storage import on_this_machine
+from sage_scale.training.run_place import RunPlace, is_readable, run_place
 from sage_scale.untrusted.printer import echo, echo_json, tell
 from sage_scale.untrusted.progress import Progress
 
@@ -44,7 +45,7 @@ def demo(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
+    run: Annotated[str, typer.Option("--run", help="Folder of a finished run, or s3://bucket/runs/NAME.")],
     data: Annotated[
         list[str],
         typer.Option("--data", help="Dataset: a folder, file:// or s3://bucket/prefix. Several: repeat it."),
@@ -65,7 +66,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Translate a split; write its scores and predictions/SPLIT (.jsonl, .txt, .tsv) into the run, print the scores."""
-    if not on_this_machine(run, "a run").is_dir():
+    place = run_place(run)
+    if not place.url and not place.folder.is_dir():
         raise UsageError(f"there is no run {run}")
 
     from sage_scale.training import evaluate_run
@@ -110,8 +112,11 @@ def _line(scores: Mapping[str, Any]) -> str:
 
 def report(
     runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="Folder of a run, finished or not; several: side by side."),
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folder of a run, finished or not, or s3://bucket/runs/NAME; several: side by side.",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -133,20 +138,31 @@ def report(
         on_this_machine(out, "a page")
     if as_json and out is not None:
         raise UsageError("--json prints to the terminal and writes no page: leave --out away")
+    places = [run_place(run) for run in runs]
+    folders = [place.fetch_to_read(is_readable) for place in places]
     if len(runs) == 1 and not as_json:
         from sage_scale.reporting.page import write_report
 
-        echo(write_report(runs[0], out))
+        _echo_page(write_report(folders[0], out), places[0], out)
         return
     from sage_scale.reporting.comparison import write_comparison
     from sage_scale.reporting.comparison_json import compared
     from sage_scale.reporting.runlog import read_runs
 
     with Progress("runs read") as reading:
-        records = read_runs(runs, reading)
+        records = read_runs(folders, reading)
     with Progress("tests of differences") as testing:
         found = compared(records, testing) if as_json else write_comparison(records, out, testing)
-    if as_json:
-        echo_json(found, indent=1)
+    if isinstance(found, Path):
+        _echo_page(found, places[0], out)
     else:
-        echo(found)
+        echo_json(found, indent=1)
+
+
+def _echo_page(page: Path, place: RunPlace, out: Path | None) -> None:
+    """Print the place of a page; one that lies in a run's working folder is sent to the run's URL first."""
+    if place.copy is not None and out is None:
+        place.copy.upload()
+        echo(f"{place.url}/{page.name}")
+    else:
+        echo(page)

@@ -31,11 +31,18 @@ from sage_scale.training import entry, launcher
 from sage_scale.training.environment import join_launcher
 from sage_scale.training.hostfile import Hosts, start_hosts
 from sage_scale.training.node import Node, NodeOptions, alone_on_its_node, this_node
+from sage_scale.training.restarts import LOG as RESTARTS
 from sage_scale.training.restarts import StageEndedEarly, run_with_restarts
+from sage_scale.training.run_place import run_place
+from sage_scale.untrusted.printer import tell
 
 RunFolder = Annotated[
-    Path,
-    typer.Option("--run", "--run-dir", help="Folder of the run (runs/mine); the same folder resumes."),
+    str,
+    typer.Option(
+        "--run",
+        "--run-dir",
+        help="Folder of the run (runs/mine), or s3://bucket/runs/NAME; the same one resumes.",
+    ),
 ]
 Datasets = Annotated[
     list[str],
@@ -128,7 +135,8 @@ def _command(stage: str, summary: str) -> Callable[..., None]:
         world = starts.world if starts else join_launcher(run, stage)
         config.check_lanes(world, chosen.stream.lanes)
         given = [part for url in data for part in ("--data", url)]
-        arguments = ["--run", str(run), *given, "--recipe", name, *changes]
+        named = ["--recipe", recipe] if recipe else []  # the stored one is on each host
+        arguments = ["--run", run, *given, *named, *changes]
         if starts:
             _launch(stage, run, arguments, restarts, starts)
         elif world > 1:  # a rank of srun or mpirun
@@ -158,12 +166,17 @@ def _interrupt_by_sigterm() -> None:
 
 def _launch(
     stage: str,
-    run: Path,
+    run: str,
     arguments: Sequence[object],
     restarts: int,
     starts: Hosts | Node,
 ) -> None:
-    record = run / stage / "ended.json"
+    place = run_place(run)
+    record = place.folder / stage / "ended.json"
+
+    def say(line: str) -> None:
+        tell(f"sage-scale {stage}: {line}")
+        place.send(RESTARTS)
 
     def attempt() -> launcher.AttemptResult:
         if isinstance(starts, Hosts):
@@ -171,7 +184,7 @@ def _launch(
         return launcher.start_node(starts, stage, arguments, record)
 
     try:
-        run_with_restarts(stage, run, attempt, restarts)
+        run_with_restarts(stage, place.folder, attempt, restarts, say)
     except StageEndedEarly as ended:
         if not str(ended):  # the ranks have printed the reason
             raise typer.Exit(ended.exit_code) from None

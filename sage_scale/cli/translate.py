@@ -12,12 +12,19 @@ import typer
 
 from sage_scale.errors import ClipRejected, SageError, UsageError
 from sage_scale.storage import on_this_machine
+from sage_scale.training.run_place import is_export, is_model, run_place
 from sage_scale.untrusted.printer import echo, echo_json, tell
 
 
 def translate(
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO", help="One or more video files.")],
-    model: Annotated[Path, typer.Option("--model", help="Folder of a run, or its exported model/ folder.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="Folder of a run or its exported model/ folder; or s3://bucket/runs/NAME, with or without /model.",
+        ),
+    ],
     figure: Annotated[
         Path | None, typer.Option("--figure", help="Timeline to write, .png, .svg or .pdf; for one video.")
     ] = None,
@@ -45,7 +52,8 @@ def translate(
     if figure:
         check_target(figure)
     logging.disable_progress_bar()  # stderr is for errors
-    translator = VideoTranslator(model, device, changes or [])
+    folder = run_place(model).fetch_to_read(is_model, is_export)
+    translator = VideoTranslator(folder, device, changes or [])
     for line in translator.warnings:
         tell(f"sage-scale: {line}")
     failed = 0

@@ -30,6 +30,7 @@ _AT_MOST_ONE = {
     "max_reject_rate", "momentum", "recombined", "rotation_share", "single", "warmup", "warn_wait",
 }  # fmt: skip
 _BETWEEN = {
+    "http_port": (0, 65535),
     "jpeg_quality": (1, 95),
     "window_margin": (0, 10_000),
     "zero_stage": (0, 3),

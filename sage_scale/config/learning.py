@@ -310,6 +310,9 @@ class Watch:
     or Google at the start), aws, gcp, the path of a file that appears, or a URL that answers 200."""
     stop_notice_every_s: float = 5.0
     """Interval of these checks on each host, seconds."""
+    http_port: int = extension.since("0.2.0", 0)
+    """Port of an endpoint on each host, on all its addresses, with /healthz, /readyz and /metrics (docs/training.md);
+    0: none."""
 
 
 extension.register_model("sage", check=extension.check_chunks_of_frames)

@@ -42,18 +42,19 @@ class WorkingCopy:
         self.store, self.folder = store, folder
         self._mirrored = mirrored
         self._single = store.single_attempt()
-        self._equal: dict[str, State] = {}
-        """States of the files that equal their objects."""
+        self._equal: dict[str, State] | None = None
+        """States of the files that equal their objects, or are not to be sent; None before they are known."""
         self._sending = threading.Lock()
 
     def fetch(
         self,
         wanted: Callable[[str], bool] = lambda name: True,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
-        """Make the files with `wanted` names equal to their objects; `progress` is told the files done and in all.
+    ) -> int:
+        """Make the files with `wanted` names equal to their objects; returns the number of these objects.
 
-        Only one process of this machine fetches at a time. Raises StorageError.
+        `progress` is told the files done and in all. One process of this machine fetches at a time. Raises
+        StorageError.
         """
         with _explained(self.folder), _alone(self.folder.parent):
             found = [
@@ -63,39 +64,45 @@ class WorkingCopy:
             for leftover in self.folder.rglob(".*.tmp"):
                 if _TEMPORARY.fullmatch(leftover.name):  # of a killed process: nobody else fetches now
                     leftover.unlink(missing_ok=True)
-            for name in [name for name in self._files() if wanted(name) and name not in kept]:
-                (self.folder / name).unlink(missing_ok=True)
-                self._equal.pop(name, None)
+            for name in self._files():
+                if wanted(name) and name not in kept:
+                    (self.folder / name).unlink(missing_ok=True)
             pool = ThreadPoolExecutor(THREADS, "fetch")
             try:
                 for done, _ in enumerate(pool.map(self._fetch, found), 1):
                     progress(done, len(found))
             finally:
                 pool.shutdown(cancel_futures=True)
+            self.adopt()
+        return len(found)
 
     def adopt(self) -> None:
         """Take the files as they are for equal to their objects: another process of this machine keeps them so."""
         self._equal = self._files()
 
     def upload(self, single_attempt: bool = False) -> None:
-        """Send the files that changed since they were last equal, and delete the objects of those that were removed.
+        """Send the files that changed since `fetch` or `adopt`, and delete the objects of those that were removed.
 
-        `single_attempt` is for callers that repeat it: what was sent is not sent again. Raises StorageError.
+        Nothing is sent before one of the two: an old folder's files would replace newer objects. `single_attempt` is
+        for callers that repeat it: what was sent is not sent again. Raises StorageError.
         """
         store = self._single if single_attempt else self.store
         with _explained(self.folder), self._sending:
+            equal = self._equal
+            if equal is None:
+                return
             found = self._files()
             for name, state in found.items():
-                if self._equal.get(name) != state:
+                if equal.get(name) != state:
                     path = self.folder / name
                     try:
                         store.put(name, read_bytes(path) if _GROWING.search(name) else path)
                     except (FileNotFoundError, NotFound):
                         continue  # replaced or removed meanwhile: of another upload
-                    self._equal[name] = state
-            for name in self._equal.keys() - found.keys():
+                    equal[name] = state
+            for name in equal.keys() - found.keys():
                 store.delete(name)
-                del self._equal[name]
+                del equal[name]
 
     def _files(self) -> dict[str, State]:
         """Returns the mirrored files, by name in order."""
@@ -121,7 +128,6 @@ class WorkingCopy:
                     temporary.replace(path)
                 finally:
                     temporary.unlink(missing_ok=True)
-            self._equal[entry.name] = _state(path)
         except NotFound:  # deleted since it was listed
             path.unlink(missing_ok=True)
 

@@ -25,6 +25,8 @@ ANSWER_S = 5.0
 """Time limit of the hub's answer, seconds."""
 MAX_LAYERS = 1000
 """Most layers of a config.json; the largest published models have some 130."""
+LARGEST_FILE = "4GB"
+"""Size from which saved weights are divided: one PUT to S3 carries 5 GiB."""
 
 
 def model_source(name: str | Path) -> str | Path:

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from sage_scale.errors import CheckpointError
-from sage_scale.text.hub import loading, model_source
+from sage_scale.text.hub import LARGEST_FILE, loading, model_source
 from sage_scale.text.languages import split_words, unspaced
 from sage_scale.text.tokenizer import apply_nfkc, encode_texts, load_tokenizer, set_language
 from sage_scale.untrusted.hashes import apply_umask
@@ -339,6 +339,6 @@ def _rebuilt(model: Any, config: Any, generation: Any, state: Mapping[str, Tenso
 
 def _save(model: Any, folder: Path, name: str, document: Mapping[str, Any]) -> None:
     """Writes a model and a JSON document beside its tokenizer."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=LARGEST_FILE)
     apply_umask(folder)
     (folder / name).write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")

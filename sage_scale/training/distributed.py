@@ -144,6 +144,16 @@ def run_on_all_ranks(work: Callable[[], str | None]) -> str | None:
     return next((line for line, _ in gathered if line is not None), None)
 
 
+def run_on_each_host(work: Callable[[], Any]) -> None:
+    """Run `work` on the first rank of each host; an error is raised on all ranks (a collective)."""
+
+    def first_of_host() -> None:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            work()
+
+    run_on_all_ranks(first_of_host)
+
+
 def _tried(work: Callable[[], Any]) -> tuple[Any, SageError | None]:
     try:
         return work(), None

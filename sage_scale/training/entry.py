@@ -18,6 +18,7 @@ from sage_scale.training.environment import join_launcher
 from sage_scale.training.monitor import rank_status
 from sage_scale.training.monitor.heartbeat import allow_descriptors
 from sage_scale.training.monitor.rank_monitor import start_rank_monitor
+from sage_scale.training.run_place import run_place
 from sage_scale.untrusted.display import message_line
 from sage_scale.untrusted.printer import tell
 
@@ -45,7 +46,8 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> int:
             launcher.recipe_of_run(options.run, options.recipe), [*options.overrides, *traced]
         )
         check_lanes(world, recipe.stream.lanes)  # before torch is loaded and ranks meet
-        rank_status.set_limits(run=options.run, **dataclasses.asdict(recipe.watch))
+        place = run_place(options.run)
+        rank_status.set_limits(run=str(place.folder), url=place.url, **dataclasses.asdict(recipe.watch))
         from sage_scale.training.stage import run_stage  # with torch
 
         run_stage(stage, recipe, options.run, options.data)
@@ -101,7 +103,13 @@ def _parser(stage: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"launch/{stage}.py", allow_abbrev=False)
     add = parser.add_argument
     # torchrun ends with "ambiguous option" at --run, a prefix of its --run-path and --run_path, even behind the script.
-    add("--run-dir", "--run", dest="run", required=True, help="run folder, for instance runs/phoenix")
+    add(
+        "--run-dir",
+        "--run",
+        dest="run",
+        required=True,
+        help="run folder (runs/phoenix), or s3://bucket/runs/NAME",
+    )
     add(
         "--data", required=True, action="append", help="folder or s3:// URL of the shards; several: repeat it"
     )

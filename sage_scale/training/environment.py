@@ -122,7 +122,8 @@ def join_launcher(run: str | Path, stage: str) -> int:
 def job_port(run: str | Path, stage: str) -> int:
     """Returns a port that is the same in all processes of a job; `run` and `stage` name it if no scheduler does."""
     job = " ".join(os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    block = zlib.crc32(f"{job} {os.path.abspath(run)} {stage}".encode(errors="surrogateescape")) % 760
+    place = run if str(run).startswith("s3://") else os.path.abspath(run)
+    block = zlib.crc32(f"{job} {place} {stage}".encode(errors="surrogateescape")) % 760
     return 20000 + block * _BLOCK
 
 

@@ -35,6 +35,7 @@ from sage_scale.training.decode import blank_video, first_batch, has_split, scor
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import load_translator
 from sage_scale.training.inherited import contradictions, recorded_keys
+from sage_scale.training.run_place import run_place
 from sage_scale.training.stage_log import record_timing
 from sage_scale.training.throughput import memory_mb
 from sage_scale.untrusted.display import shortened
@@ -55,11 +56,13 @@ def run(
 ) -> dict[str, Any]:
     """Translate `split` with the run's export and score it; returns its entry of `scores.json`.
 
-    `metrics` are optional ones (`evaluation.neural`), made on rank 0. `gold` is an annotation of signs, against which
-    stage 1's visual tokens are scored as `alignment` (`evaluation.sign_alignment`). Where the dataset has a split
-    `<split>_heldout` (signers never seen in training), it is scored as well.
+    `run_folder` may be a run's URL (run_place.py). `metrics` are optional ones (`evaluation.neural`), made on rank 0.
+    `gold` is an annotation of signs, against which stage 1's visual tokens are scored as `alignment`
+    (`evaluation.sign_alignment`). Where the dataset has a split `<split>_heldout` (signers never seen in training), it
+    is scored as well.
     """
-    folder = Path(run_folder)
+    place = run_place(run_folder)
+    folder = place.folder
     scorers = dict(open_scorer(written) for written in metrics)
     signs = None
     if gold is not None:
@@ -84,6 +87,7 @@ def run(
             "by the ids or the videos of the clips"
         )
     ranks = distributed.initialise()
+    distributed.run_on_each_host(place.fetch_to_read)
     model, tokenizer, recipe = load_translator(folder, ranks.device)
     for line in contradictions(recipe, datasets):
         say(line)
@@ -144,6 +148,7 @@ def run(
         write_timelines(recipe, datasets, split, rows, folder / "timelines" / f"{split}.json")
         name = "evaluate" if split == "test" else f"evaluate {split}"
         record_timing(folder, name, time.monotonic() - started, memory_mb(ranks.device))
+        place.upload(recipe.stream.give_up_after_s)
     return result
 
 

@@ -28,10 +28,12 @@ from sage_scale.training.launcher import (
 from sage_scale.training.monitor.heartbeat import request_stop
 from sage_scale.training.monitor.rank_monitor import ENDED_FILE
 from sage_scale.training.monitor.rank_process import end_with_parent
+from sage_scale.untrusted.printer import LOG_FORMAT
 
 FORWARDED = (
     "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "DS_ACCELERATOR", "DS_LOG_LEVEL", "SAGE_DEBUG", "SAGE_WATCHDOG", PLUGINS,
-    ENDED_FILE, "HF_HOME", "HF_HUB_OFFLINE", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
+    LOG_FORMAT, ENDED_FILE, "HF_HOME", "HF_HUB_OFFLINE", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
 )  # fmt: skip
 """Environment variables for the ranks on other hosts, besides NCCL_* and PYTHON*, which DeepSpeed passes on itself.
 None is a secret: every user can read the command line of ssh."""

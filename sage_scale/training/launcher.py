@@ -22,11 +22,11 @@ from typing import Any
 
 from sage_scale.config import LAUNCH_FOLDER, recipe_names
 from sage_scale.errors import UsageError
-from sage_scale.storage import on_this_machine
 from sage_scale.training.monitor.rank_monitor import ENDED_FILE
 from sage_scale.training.monitor.rank_process import LAUNCHER_PID
 from sage_scale.training.monitor.stop_requests import SAME_S
 from sage_scale.training.node import Node
+from sage_scale.training.run_place import run_place
 from sage_scale.untrusted.files import read_bytes
 from sage_scale.untrusted.json_values import parse_json_object
 
@@ -38,9 +38,9 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 def recipe_of_run(run: str | Path, recipe: str) -> str:
     """Returns the named recipe, else the one stored with the run. Raises UsageError without either."""
-    stored = on_this_machine(run, "a run") / "recipe.yaml"
     if recipe:
         return recipe
+    stored = run_place(run).stored_recipe()
     if stored.is_file():
         return str(stored)
     known = ", ".join(recipe_names())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ import torch
 from sage_scale.config import Recipe, Stage
 from sage_scale.errors import SageError
 from sage_scale.planning.step import StepSize
+from sage_scale.storage.working_copy import WorkingCopy
 from sage_scale.streaming import DataStallMonitor, Stream
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import Checkpoints, TrainingProgress
@@ -27,6 +29,7 @@ from sage_scale.training.engine import Engine
 from sage_scale.training.loss_guard import LossGuard
 from sage_scale.training.monitor import rank_status
 from sage_scale.training.monitor.stop_requests import Interrupted, StopRequest
+from sage_scale.training.run_place import RunPlace
 from sage_scale.training.stage_log import StageLog, clock
 from sage_scale.training.throughput import StepMetrics, StepTrace, Throughput, memory_now, reduce_metrics
 from sage_scale.untrusted.printer import tell
@@ -38,11 +41,11 @@ Compute = Callable[[Any], dict[str, float]]
 Evaluate = Callable[[int], tuple[dict[str, float], float]]
 
 
-def checkpoint_location(stage: Stage, run: Path, name: str) -> str | Path:
+def checkpoint_location(stage: Stage, run: RunPlace, name: str) -> str | Path:
     """Returns the URL of a stage's checkpoints, which holds the run's name: several runs may share a recipe."""
-    if not stage.checkpoints:
-        return run / name / "checkpoints"
-    return f"{stage.checkpoints.rstrip('/')}/{run.absolute().name}/{name}"
+    if stage.checkpoints:
+        return f"{stage.checkpoints.rstrip('/')}/{run.folder.absolute().name}/{name}"
+    return f"{run.url}/{name}/checkpoints" if run.url else run.folder / name / "checkpoints"
 
 
 class Loop:
@@ -52,7 +55,7 @@ class Loop:
         self,
         name: str,
         recipe: Recipe,
-        run: Path,
+        run: RunPlace,
         engine: Engine,
         stream: Stream,
         frozen: Sequence[Path] = (),
@@ -67,11 +70,12 @@ class Loop:
         self.stage: Stage = engine.stage
         self.engine = engine
         self.stream = stream
-        self.folder = run / name
+        self.folder = run.folder / name
         self.stalls = DataStallMonitor(
             recipe.stream.warn_wait, remote=stream.dataset.remote, workers=stream.workers
         )
-        self.log = StageLog(self.folder, name, ranks.is_main, self.stage.wandb, run.absolute().name)
+        called = run.folder.absolute().name
+        self.log = StageLog(self.folder, name, ranks.is_main, self.stage.wandb, called, run.url)
         self.throughput = Throughput(engine, operations)
         self.trace = StepTrace(self.folder, self.stage.profile_steps if ranks.is_main else 0)
         identity = distributed.run_on_rank0(lambda: RunIdentity.of(name, recipe, frozen))
@@ -79,13 +83,25 @@ class Loop:
             checkpoint_location(self.stage, run, name), self.stage.keep_checkpoints, identity
         )
         self.saver = Saver(
-            self.checkpoints, ranks, self.stage.async_save, recipe.stream.give_up_after_s, self._say
+            self.checkpoints,
+            ranks,
+            self.stage.async_save,
+            recipe.stream.give_up_after_s,
+            self._say,
+            partial(self._upload, run.copy) if run.copy else None,
         )
         self.guard = LossGuard(engine, self.stage)
         self.progress = TrainingProgress(stage=name, recipe=recipe.fingerprint())
         self._saved = 0
         """Step of the last save."""
+        self._saves = 0
+        self._reports = recipe.watch.http_port > 0
         self.total_steps = self.stage.max_steps or math.ceil(self.stage.epochs * stream.steps_per_epoch)
+
+    def _upload(self, copy: WorkingCopy) -> None:
+        """Send the run's files to its URL, called by the saving thread of rank 0."""
+        self.log.flush()
+        copy.upload(single_attempt=True)
 
     def resume(self) -> bool:
         """Continue from the newest undamaged checkpoint of this stage; returns whether there is one."""
@@ -263,6 +279,12 @@ class Loop:
 
     def _log_saves(self) -> None:
         for saved in self.saver.finished_saves():
+            self._saves += 1
+            self._report(
+                saves=self._saves,
+                save_seconds=saved.blocked_s + saved.seconds,
+                save_blocked_seconds=saved.blocked_s,
+            )
             self.log.event(
                 "save", saved.step, blocked_s=saved.blocked_s, background_s=saved.seconds, bytes=saved.bytes
             )
@@ -284,6 +306,14 @@ class Loop:
             grad_norm=self.engine.gradient_norm(),
             time_s=progress.seconds,
         )
+        self._report(
+            step=progress.step,
+            total_steps=self.total_steps,
+            loss=metrics.loss,
+            samples_per_second=metrics.samples_per_s,
+            data_wait_share=metrics.wait_s / max(metrics.seconds, 1e-9),
+            restarts=self.log.starts,
+        )
         if metrics.skipped:
             self._say_once(
                 f"{metrics.skipped:.0f} damaged samples skipped at step {progress.step}; each rank names its own"
@@ -295,6 +325,11 @@ class Loop:
             f"step {progress.step}/{self.total_steps}  loss {metrics.loss:.3f}  lr {rate:.2g}  "
             f"{metrics.samples_per_s:.0f} clips/s  {clock(left)} left",
         )
+
+    def _report(self, **figures: float) -> None:
+        """Send figures to this host's endpoint: all of them from rank 0, its step from any other rank."""
+        if self._reports and (self.engine.ranks.is_main or "step" in figures):
+            rank_status.report(**figures if self.engine.ranks.is_main else {"step": figures["step"]})
 
     def _evaluate_once(self, evaluate: Evaluate) -> None:
         progress = self.progress

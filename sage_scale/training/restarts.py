@@ -15,7 +15,7 @@ from sage_scale.errors import SageError
 from sage_scale.training.launcher import AttemptResult
 from sage_scale.untrusted.display import json_text
 from sage_scale.untrusted.json_values import parse_json
-from sage_scale.untrusted.printer import tell
+from sage_scale.untrusted.printer import echo_row, tell
 
 LOG = "restarts.jsonl"
 PERMANENT_CODES = (2, 3, 4, 130)
@@ -77,6 +77,7 @@ def run_with_restarts(
             }  # fmt: skip
             with (run / LOG).open("a", encoding="utf-8") as log:
                 log.write(json_text(row) + "\n")
+            echo_row(stage, row)
         how_far = f"step {now} was reached" if now >= 0 else "no step was made"
         say(
             f"{unsaid}starting again from the last checkpoint in {pause:.0f} s ({started} of {restarts}; {how_far})"

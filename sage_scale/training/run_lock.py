@@ -45,6 +45,23 @@ def lock_run(run: str | Path, wait_s: float = WAIT_S) -> Iterator[None]:
             os.close(descriptor)
 
 
+def is_locked(run: Path) -> bool:
+    """Returns whether a process of this machine trains in the run folder now."""
+    try:
+        import fcntl
+
+        folder = os.open(run, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(folder)
+    return False
+
+
 def _lock(run: Path, end: float) -> int | None:
     """Returns the locked file descriptor of the folder; None on a system or file system without locks."""
     told = False

@@ -11,6 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from sage_scale.errors import UsageError
 from sage_scale.planning.step import StepSize
 from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset
-from sage_scale.storage import on_this_machine
 from sage_scale.streaming import Batch, Data, OncePerNode, check_datasets, open_datasets, open_stream
 from sage_scale.training import distributed
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
@@ -31,10 +31,14 @@ from sage_scale.training.distributed import Ranks
 from sage_scale.training.engine import Engine
 from sage_scale.training.inherited import inherit
 from sage_scale.training.loop import Loop, checkpoint_location
+from sage_scale.training.monitor import rank_status
+from sage_scale.training.monitor.status_server import StatusServer
+from sage_scale.training.monitor.stop_requests import Interrupted
 from sage_scale.training.run_lock import lock_run
+from sage_scale.training.run_place import RunPlace, run_place
 from sage_scale.training.stage_log import record_timing
 from sage_scale.training.throughput import memory_mb
-from sage_scale.untrusted.printer import tell
+from sage_scale.untrusted.printer import check_log_format, tell
 
 STAGE1 = "pretrain/visual.safetensors"
 """File of the weights that stage 2 takes from stage 1."""
@@ -49,6 +53,8 @@ class TaskContext:
     """The run's."""
     datasets: Sequence[Dataset]
     ranks: Ranks
+    share: Callable[[], None] = lambda: None
+    """Brings files that rank 0 has written into the run's folder to every host (a collective)."""
 
 
 class Task(ABC):
@@ -99,26 +105,44 @@ class Task(ABC):
 def run_stage(name: str, recipe: Recipe, run_folder: str | Path, data: Data) -> dict[str, Any]:
     """Train or resume a stage, `pretrain` or `finetune`, of a run on the datasets at `data`; called by every rank.
 
-    The keys of `recipe` that describe datasets are inherited from these (`inherit`); the result is the run's recipe.
-    Writes `NAME/log.jsonl`, checkpoints and the task's outputs (`pretrain/visual.safetensors`; the export `model/`).
-    Returns steps, seconds and the dev scores of the best weights.
+    `run_folder` is a folder or `s3://bucket/runs/NAME` (run_place.py). The keys of `recipe` that describe datasets are
+    inherited from these (`inherit`); the result is the run's recipe. Writes `NAME/log.jsonl`, checkpoints and the
+    task's outputs (`pretrain/visual.safetensors`; the export `model/`). Returns steps, seconds and the dev scores of
+    the best weights.
     """
-    folder = on_this_machine(run_folder, "a run")
+    check_log_format()
+    place = run_place(run_folder)
+    folder = place.folder
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--run {folder} is a file: name the folder of a run, there or to be made")
     # Before the process group forms: a command typed twice is refused in a moment.
     first = int(os.environ.get("RANK", "0")) == 0
-    with lock_run(folder) if first else contextlib.nullcontext():
-        return _run_stage(name, recipe, folder, data)
+    with (
+        lock_run(folder) if first else contextlib.nullcontext(),
+        _status_endpoint(name, recipe.watch.http_port),
+    ):
+        try:
+            return _run_stage(name, recipe, place, data)
+        except Exception as error:
+            # After a failure the monitor sends the log, so that the other ranks hear of it at once.
+            if first and (isinstance(error, Interrupted) or not rank_status.monitored()):
+                place.upload_once()
+            raise
 
 
-def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str, Any]:
+def _run_stage(name: str, recipe: Recipe, place: RunPlace, data: Data) -> dict[str, Any]:
+    folder = place.folder
     kind: type[Task] = model_spec(recipe.model.kind).part(name)
     ranks = distributed.initialise()
     stage: Stage = getattr(recipe, name)
     torch.manual_seed(stage.seed)
     once = OncePerNode(distributed.gather_objects)
     datasets = open_datasets(data, once)  # before anything is written: a wrong URL leaves no files
+    if place.url:
+        with rank_status.phase("fetching the run"):
+            distributed.run_on_each_host(place.fetch)
+        if ranks.is_main:
+            tell(f"sage-scale {name}: {place.url} has its working folder in {folder}")
     inherited = inherit(recipe, datasets, folder)
     recipe = inherited.recipe
     if ranks.is_main:
@@ -126,14 +150,15 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
             tell(f"sage-scale {name}: {line}")
     check_datasets(datasets, recipe)
     kind.check(recipe, folder, datasets)
-    if stage.checkpoints or ranks.world > 1:
-        check_shared(checkpoint_location(stage, folder, name), f"{name}.checkpoints", ranks)
+    if stage.checkpoints or place.url or ranks.world > 1:
+        check_shared(checkpoint_location(stage, place, name), f"{name}.checkpoints", ranks)
     if ranks.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "recipe.yaml.partial"
-        partial.write_text(to_yaml(recipe), encoding="utf-8")
-        partial.replace(folder / "recipe.yaml")  # other ranks may be reading it
-    task = kind(TaskContext(recipe, folder, datasets, ranks))
+        unfinished = folder / "recipe.yaml.partial"
+        unfinished.write_text(to_yaml(recipe), encoding="utf-8")
+        unfinished.replace(folder / "recipe.yaml")  # other ranks may be reading it
+    patience_s = recipe.stream.give_up_after_s
+    task = kind(TaskContext(recipe, folder, datasets, ranks, partial(_share, place, patience_s)))
     stream = open_stream(
         datasets,
         recipe,
@@ -149,7 +174,7 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
         tell(f"sage-scale {name}: {stream.dataset.catalog.describe_subset(recipe.stream.fraction)}")
     engine = Engine(task.model, stage, ranks, forward=task.forward, build=task.build)
     task.begin(engine)
-    loop = Loop(name, recipe, folder, engine, stream, frozen=task.frozen, operations=task.operations)
+    loop = Loop(name, recipe, place, engine, stream, frozen=task.frozen, operations=task.operations)
     loop.differing = inherited.differing
     loop.resume()
     progress = loop.train(task.compute, task.evaluate)
@@ -157,8 +182,34 @@ def _run_stage(name: str, recipe: Recipe, folder: Path, data: Data) -> dict[str,
         figures = task.finish(model, progress)
     if ranks.is_main:
         record_timing(folder, name, progress.seconds, memory_mb(ranks.device), loop.cut_short)
+    with rank_status.phase("uploading the run"):
+        distributed.run_on_rank0(lambda: place.upload(patience_s))
     distributed.barrier()
     return {"steps": progress.step, "seconds": progress.seconds, **figures}
+
+
+@contextlib.contextmanager
+def _status_endpoint(name: str, port: int) -> Iterator[None]:
+    """Serve `watch.http_port` in this process if no rank monitor does."""
+    if not port or rank_status.monitored() or int(os.environ.get("LOCAL_RANK", "0")):
+        yield
+        return
+    server = StatusServer(port, name, int(os.environ.get("RANK", "0")))
+    rank_status.listen(server.receive)
+    try:
+        yield
+    finally:
+        rank_status.listen(None)
+        server.close()
+
+
+def _share(place: RunPlace, patience_s: float) -> None:
+    """Bring what rank 0 has written to the working folders of the other hosts, by way of the URL (a collective)."""
+    hosts = distributed.gather_objects(int(os.environ.get("LOCAL_RANK", "0"))).count(0)
+    if place.url and hosts > 1:
+        with rank_status.phase("bringing files of the run to every host"):
+            distributed.run_on_rank0(lambda: place.upload(patience_s))
+            distributed.run_on_each_host(place.fetch)
 
 
 def accumulate(

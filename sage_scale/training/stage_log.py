@@ -13,28 +13,38 @@ import torch
 
 from sage_scale.errors import RecipeError
 from sage_scale.untrusted.display import json_text
-from sage_scale.untrusted.files import read_bytes
+from sage_scale.untrusted.files import open_regular, read_bytes
 from sage_scale.untrusted.json_values import parse_json
+from sage_scale.untrusted.printer import echo_row
 from sage_scale.untrusted.progress import Progress
 
 
 class StageLog:
     """Log of one stage in `folder`. Only rank 0's writes; the others pass `active=False`."""
 
-    def __init__(self, folder: Path, name: str, active: bool = True, wandb: str = "", run: str = "") -> None:
-        """`wandb` names a Weights & Biases project that also receives the numbers, as its run `run`/`name`."""
+    def __init__(
+        self, folder: Path, name: str, active: bool = True, wandb: str = "", run: str = "", url: str = ""
+    ) -> None:
+        """`wandb` names a Weights & Biases project that also receives the numbers, as its run `run`/`name`; `url` is
+        the run's, if it has one."""
         self.name = name
         self.active = active
+        self.starts = 0
+        """Earlier starts of the stage, by its log."""
         self._wandb: Any = None
         if not active:
             return
         if wandb:
-            self._wandb = _wandb_run(wandb, f"{run}/{name}", folder)
+            self._wandb = _wandb_run(wandb, f"{run}/{name}", folder, url)
         self._progress = Progress().__enter__()
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        path = folder / "log.jsonl"
+        if path.is_file():
+            with open_regular(path) as log:
+                self.starts = sum(line.startswith(b'{"event": "start"') for line in log)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), flush_secs=30)
 
     def event(self, event: str, step: int, **values: Any) -> None:
@@ -42,7 +52,9 @@ class StageLog:
         if not self.active:
             return
         plain = {key: _plain(value) for key, value in values.items()}
-        self._file.write(json_text({"event": event, "step": step, **plain}) + "\n")
+        row = {"event": event, "step": step, **plain}
+        self._file.write(json_text(row) + "\n")
+        echo_row(self.name, row)
         numbers = {
             f"{event}/{key}": value
             for key, value in plain.items()
@@ -69,6 +81,11 @@ class StageLog:
         if self.active:
             self._progress.__exit__()
 
+    def flush(self) -> None:
+        """Write the events so far to the files."""
+        if self.active:
+            self._tensorboard.flush()
+
     def close(self) -> None:
         """Flush and close the files."""
         if self.active:
@@ -79,8 +96,8 @@ class StageLog:
                 self._wandb.finish()
 
 
-def _wandb_run(project: str, name: str, folder: Path) -> Any:
-    """Returns the run of Weights & Biases; the same name and folder resume the same one."""
+def _wandb_run(project: str, name: str, folder: Path, url: str) -> Any:
+    """Returns the run of Weights & Biases; the same name and place (the URL, else the folder) resume the same one."""
     try:
         import wandb
     except ImportError:
@@ -88,7 +105,8 @@ def _wandb_run(project: str, name: str, folder: Path) -> Any:
             f"the recipe asks for Weights & Biases (wandb={project}), which is not installed: "
             "pip install 'sage-scale[wandb]', or leave the key empty"
         ) from None
-    identity = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+    place = f"{url}/{folder.name}" if url else str(folder.absolute())
+    identity = hashlib.sha256(place.encode()).hexdigest()[:16]
     return wandb.init(project=project, name=name, id=identity, resume="allow", dir=str(folder))
 
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import time
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from sage_scale.untrusted.display import json_text, message_line, printable, redacted
+from sage_scale.errors import UsageError
+from sage_scale.untrusted.display import json_text, message_line, printable, redacted, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+LOG_FORMAT = "SAGE_LOG"
+"""Environment variable: `json` writes the rows of a stage's log to stdout, too."""
 _CLEARED = "\r\033[K"
 """Moves to the start of the terminal's line and clears it."""
 
@@ -32,6 +38,20 @@ def echo_json(value: Any, indent: int | None = None) -> None:
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     text = json_text(value, indent)
     _write(sys.stdout, (text if unicode else json.dumps(json.loads(text), indent=indent)) + "\n")
+
+
+def check_log_format() -> None:
+    """Raises UsageError for an unknown value of SAGE_LOG."""
+    value = os.environ.get(LOG_FORMAT, "")
+    if value not in ("", "json"):
+        raise UsageError(f"{LOG_FORMAT}={shortened(value)} is unknown: json, or leave it unset")
+
+
+def echo_row(stage: str, row: Mapping[str, Any]) -> None:
+    """Prints a row of a stage's log to stdout as one line of JSON with time (ISO 8601) and stage, if SAGE_LOG=json."""
+    if os.environ.get(LOG_FORMAT) == "json":
+        echo_json({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stage": stage, **row})
+        sys.stdout.flush()
 
 
 def echo_coloured(*pieces: tuple[object, str]) -> None:

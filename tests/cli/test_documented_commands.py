@@ -55,6 +55,7 @@ TESTED = {
     r"sage-scale ablate orderings.*": "tests/experiments/test_ablation_system.py",
     r"sage-scale (pretrain|finetune|evaluate) .* data/shards( .*sign2gpt.*)?": "tests/training/test_sign2gpt_stages.py",
     r"sage-scale report runs/mine": "tests/reporting/test_page.py",
+    r"sage-scale \w+ .*s3://bucket/runs/mine.*": "tests/training/test_run_at_url.py",
     r"sage-scale pretrain .* --ranks 8 --restarts 5": "tests/training/test_restarts.py",
     r"sage-scale pretrain .* --nodes 4 .*": "tests/training/test_node.py",
     r"(sage-scale|deepspeed) .*--hostfile hosts .*": "tests/faults/test_two_hosts.py",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 FORBIDDEN = (
     "ray", "av", "spacy", "boto3", "botocore", "jieba", "HanTa", "webdataset", "langcodes", "tenacity", "fastapi",
+    "prometheus_client",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 

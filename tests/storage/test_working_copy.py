@@ -46,7 +46,12 @@ def test_a_folder_comes_up_elsewhere_byte_for_byte_and_only_changes_are_sent(s3,
         proxy.seen.clear()
         return sorted(names)
 
-    here = WorkingCopy(open_store(s3.url), write(tmp_path / "a" / "run", FILES))
+    here = WorkingCopy(open_store(s3.url), tmp_path / "a" / "run")
+    write(here.folder, {"old.json": b"of a folder that was not compared with its objects"})
+    here.upload()
+    assert sent("PUT") == []
+    here.fetch()
+    write(here.folder, FILES)
     here.upload()
     assert sent("PUT") == sorted(FILES)
     there = WorkingCopy(open_store(s3.url), tmp_path / "b" / "run")
@@ -66,7 +71,8 @@ def test_a_folder_comes_up_elsewhere_byte_for_byte_and_only_changes_are_sent(s3,
 
 
 def test_damage_and_outages_on_the_way(s3, behind_proxy, tmp_path):
-    WorkingCopy(open_store(s3.url), write(tmp_path / "a" / "run", FILES)).upload()
+    for name, data in FILES.items():
+        open_store(s3.url).put(name, data)
     proxy = behind_proxy(s3)
     for action, at in (("corrupt", 1_000_000), ("truncate", 1_000_000), ("reset", 2_000_000)):
         rule = proxy.add(action, path="visual", at=at)

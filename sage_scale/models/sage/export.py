@@ -21,6 +21,7 @@ from sage_scale.models.sage.mbart import load_language_model
 from sage_scale.models.sage.model import SageAligner, SageTranslator
 from sage_scale.nn.frame_encoder import save_encoder_config
 from sage_scale.nn.weights import check_finite, put_weights
+from sage_scale.text.hub import LARGEST_FILE
 from sage_scale.training.export import load_tensors, replace_folder, save_tensors
 from sage_scale.vision.backbone_choice import encoder_beside
 
@@ -44,7 +45,7 @@ def save_translator(
     """
     with replace_folder(folder) as partial:
         save_visual(model, partial / EXPORT_FILE)
-        model.language_model.save_pretrained(partial / "language_model")
+        model.language_model.save_pretrained(partial / "language_model", max_shard_size=LARGEST_FILE)
         tokenizer.save_pretrained(partial / "language_model")
         if language_folder is not None and (language_folder / VOCABULARY).is_file():
             shutil.copyfile(language_folder / VOCABULARY, partial / "language_model" / VOCABULARY)

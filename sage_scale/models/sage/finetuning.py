@@ -41,7 +41,9 @@ class SageTranslation(TranslationTask):
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
         recipe = context.recipe
-        self.language_folder = prepare_language_model(recipe, context.folder, context.datasets, context.ranks)
+        self.language_folder = prepare_language_model(
+            recipe, context.folder, context.datasets, context.ranks, share=context.share
+        )
         language_model, self.tokenizer = load_language_model(self.language_folder)
         choose_attention(language_model, context.ranks.device)
         # A label has two positions more than subwords: the language code and the end mark.

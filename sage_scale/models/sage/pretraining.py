@@ -46,7 +46,9 @@ class AlignmentTask(Task):
         recipe, ranks = context.recipe, context.ranks
         self.recipe, self.folder, self.datasets = recipe, context.folder, context.datasets
         self.stage = recipe.pretrain
-        language_folder = prepare_language_model(recipe, context.folder, context.datasets, ranks)
+        language_folder = prepare_language_model(
+            recipe, context.folder, context.datasets, ranks, share=context.share
+        )
         self.language_model, self.tokenizer = load_language_model(language_folder)
         self.model: SageAligner = SageAligner(recipe, self.language_model)
         self.text = TextEncoder(

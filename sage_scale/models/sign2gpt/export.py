@@ -28,6 +28,7 @@ from sage_scale.models.sign2gpt.merge import plain_model, vit_beside
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator
 from sage_scale.nn.frame_encoder import save_encoder_config
 from sage_scale.nn.weights import check_finite, put_weights
+from sage_scale.text.hub import LARGEST_FILE
 from sage_scale.training.export import load_tensors, replace_folder, save_tensors
 from sage_scale.vision.backbone_choice import encoder_beside
 
@@ -47,7 +48,9 @@ def save_translator(
         save_adapters(model, recipe, partial)
         save_encoder_config(model.spatial and model.spatial.backbone, partial)
         if recipe.model.sign2gpt.language_lr_scale:
-            plain_model(model.decoder.language_model, merged=False).save_pretrained(partial / LANGUAGE)
+            plain_model(model.decoder.language_model, merged=False).save_pretrained(
+                partial / LANGUAGE, max_shard_size=LARGEST_FILE
+            )
             tokenizer.save_pretrained(partial / LANGUAGE)
         elif isinstance(language, Path) and language.absolute().parent == folder.absolute().parent:
             shutil.copytree(language, partial / LANGUAGE)

@@ -40,7 +40,9 @@ class Sign2GptTranslation(TranslationTask):
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
         recipe = context.recipe
-        prepared = prepare_language_model(recipe, context.folder, context.datasets, context.ranks)
+        prepared = prepare_language_model(
+            recipe, context.folder, context.datasets, context.ranks, share=context.share
+        )
         # A path that is no folder is a name in the local cache or hub.
         self.language_folder = prepared if prepared.is_dir() else str(prepared)
         self.model, self.tokenizer = self._make()

@@ -76,6 +76,7 @@ def load_or_make_prototypes(context: TaskContext) -> RunPrototypes:
     """
     folder = context.folder / FOLDER
     run_on_rank0(lambda: _make_prototypes(context, folder))
+    context.share()
     description = _description(folder)
     file = folder / "prototypes.safetensors"
     vocabulary = PrototypeVocabulary(tuple(description["glosses"]), tuple(description["frequent"]))

@@ -1,9 +1,10 @@
 """Saves checkpoints in the background: the step gathers and copies to host memory, a thread does the rest.
 
 The thread of each rank serialises, hashes and writes the rank's files and then its marker; rank 0's waits for all
-markers, writes state.json, drops old checkpoints and the leftovers of killed saves. Threads
-coordinate through files alone, since their collectives would interfere with those of the training. At most one save is
-active. The next save and the end of the stage wait for it, and then all ranks agree whether it succeeded.
+markers, uploads the files of a run at a URL, writes state.json, drops old checkpoints and the leftovers of killed
+saves. Threads coordinate through files alone, since their collectives would interfere with those of the training. At
+most one save is active. The next save and the end of the stage wait for it, and then all ranks agree whether it
+succeeded.
 
 Storage that does not answer, is full or refuses is reported at once and retried, while training continues. Only if
 training waits for the save, it fails after `give_up_after_s` seconds without success.
@@ -68,13 +69,16 @@ class Saver:
         background: bool = True,
         give_up_after_s: float = 300.0,
         say: Say = lambda line: None,
+        before_complete: Callable[[], None] | None = None,
     ) -> None:
-        """`say` must be thread-safe: the saving thread calls it, too."""
+        """`say` must be thread-safe: the saving thread calls it, too. Rank 0's calls `before_complete` before each
+        checkpoint is complete; its storage errors count as the checkpoint's."""
         self.checkpoints = checkpoints
         self.ranks = ranks
         self.background = background
         self.give_up_after_s = give_up_after_s
         self.say = say
+        self.before_complete = before_complete
         self._copies = HostCopies()
         self._group = distributed.long_timeout_group()
         self._save: _Save | None = None
@@ -174,6 +178,8 @@ class _Save(threading.Thread):
                 files: dict[str, Any] = {}
                 for rank in range(ranks.world):
                     files |= self._part_of(rank)
+                if self.saver.before_complete is not None:
+                    self._retry(self.saver.before_complete)
                 self._retry(lambda: self.checkpoints.write_state(self.progress, files, self.shaped))
                 best = int(self.progress["best_step"])
                 self._retry(lambda: self.checkpoints.drop_old(self.step, best))

@@ -175,9 +175,10 @@ def prepare_language_model(
     ranks: Ranks,
     say: Callable[[str], None] | None = None,
     threads: int = 0,
+    share: Callable[[], None] = lambda: None,
 ) -> Path:
     """Returns the Hugging Face folder that both stages load; rank 0 makes it if it does not exist, with `threads`
-    (0: one a core).
+    (0: one a core), and `share` brings it to the other hosts (`TaskContext.share`).
 
     With `denoise.enabled` a small model is pretrained on the training sentences; otherwise `model.language_model` is
     adapted to them, or used unchanged (`LanguageModelKind`).
@@ -199,6 +200,7 @@ def prepare_language_model(
         raise failure
     if failed is not None:
         raise CheckpointError(f"rank 0 could not prepare the language model: {failed}")
+    share()
     if (folder / "config.json").is_file():
         return folder
     return expanded(recipe.model.language_model)

@@ -30,8 +30,9 @@ from sage_scale.training.monitor.heartbeat import (
     run_token,
 )
 from sage_scale.training.monitor.rank_process import RankProcess, end_with_parent
+from sage_scale.training.run_place import run_place
 from sage_scale.untrusted.display import json_text, message_line
-from sage_scale.untrusted.printer import tell
+from sage_scale.untrusted.printer import echo_row, tell
 
 ENDED_FILE = "SAGE_ENDED_FILE"
 """Environment variable: where rank 0's monitor also writes why the run ended, besides `RUN/STAGE/ended.json`."""
@@ -145,7 +146,10 @@ class RankMonitor(ABC):
         if announces:
             self._record(diagnosis)
         self.close()
+        if self.process.status_server is not None:
+            self.process.status_server.close()
         self.process.reap()
+        self._upload(announces)
         return diagnosis.code
 
     def _say(self, line: str) -> None:
@@ -155,6 +159,8 @@ class RankMonitor(ABC):
     def _record(self, diagnosis: Diagnosis) -> None:
         """Write `ended.json` of the stage, for the launcher that restarts and for later reading."""
         row = {**asdict(diagnosis), "step": self.process.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        with contextlib.suppress(OSError):
+            echo_row(self.stage, {"event": "ended", **row})
         paths = [Path(os.environ[ENDED_FILE])] if ENDED_FILE in os.environ else []
         run = self.process.run_folder
         if run is not None and (run / self.stage).is_dir():
@@ -164,6 +170,19 @@ class RankMonitor(ABC):
                 partial = path.with_name(f"ended.{self.rank}.partial")
                 partial.write_text(json_text(row, indent=1) + "\n", encoding="utf-8")
                 partial.replace(path)
+
+    def _upload(self, announces: bool) -> None:
+        """Send `ended.json`, the log and this rank's stacks to the URL of the run, if it has one."""
+        run, stacks = self.process.run_folder, self.process.stacks_file
+        if run is None or not self.process.run_url:
+            return
+        names = [f"{self.stage}/ended.json"] if announces else []
+        if self.rank == 0 and self.process.step >= 0:  # else the folder may be older than the URL
+            names.append(f"{self.stage}/log.jsonl")
+        if stacks is not None and stacks.is_relative_to(run):
+            names.append(str(stacks.relative_to(run)))
+        if names:
+            run_place(self.process.run_url).send(*names)
 
 
 class Rank0Monitor(RankMonitor):

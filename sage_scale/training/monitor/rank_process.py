@@ -13,13 +13,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
+from sage_scale.errors import UsageError
 from sage_scale.training.monitor.diagnosis import FaultReport
 from sage_scale.training.monitor.stop_requests import watch_for_notice
 from sage_scale.untrusted.json_values import parse_json_object
+
+if TYPE_CHECKING:
+    from sage_scale.training.monitor.status_server import StatusServer
 
 LAUNCHER_PID = "SAGE_LAUNCHER_PID"
 """Environment variable: process id of our own launcher, on this machine."""
@@ -45,6 +49,11 @@ class RankProcess:
         self.limits: dict[str, Any] = {}
         """The recipe's `watch` section, once the rank has read it."""
         self.run_folder: Path | None = None
+        self.run_url = ""
+        """URL that the run folder mirrors, if any."""
+        self.status_server: StatusServer | None = None
+        self.stacks_file: Path | None = None
+        """File of tracebacks and stacks, once they were kept."""
         self.at, self.step, self.in_phase = "starting", -1, True
         self.progressed = time.monotonic()
         self.alive = True
@@ -112,6 +121,8 @@ class RankProcess:
 
     def _handle(self, message: dict[str, Any], now: float) -> None:
         self.progressed = now
+        if self.status_server is not None:
+            self.status_server.receive(message)
         if "step" in message:
             self.step = message["step"]
             self.at, self.in_phase = f"step {self.step + 1}", False
@@ -120,9 +131,11 @@ class RankProcess:
             self.at = message["phase"] or (f"step {self.step + 1}" if self.step >= 0 else "starting")
         elif "limits" in message:
             self.limits = limits = message["limits"]
-            self.run_folder = Path(limits["run"])
+            self.run_folder, self.run_url = Path(limits["run"]), limits["url"]
             if self.local_rank == 0 and limits["stop_notice"] != "none":
                 watch_for_notice(limits["stop_notice"], limits["stop_notice_every_s"], self._preempt)
+            if self.local_rank == 0 and limits["http_port"]:
+                self._serve_status(limits["http_port"])
         elif "done" in message:
             self.code = message["done"]
         elif "failed" in message:
@@ -131,6 +144,14 @@ class RankProcess:
             text = message["failed"] if own else f"failed: {message['failed']}"
             file = "" if own else self._keep_stacks()
             self._fault(kind, text, code=code, permanent=message["permanent"], known=own, file=file)
+
+    def _serve_status(self, port: int) -> None:
+        from sage_scale.training.monitor.status_server import StatusServer  # with http.server: 3 MB
+
+        try:
+            self.status_server = StatusServer(port, self.stage, self.rank)
+        except UsageError as error:
+            self._fault("failed", str(error), code=error.exit_code, permanent=True, known=True)
 
     def _preempt(self, notice: str) -> None:
         self.say(f"{notice}; saving and stopping")
@@ -219,6 +240,7 @@ class RankProcess:
                 path.write_bytes(text)
         except OSError:
             return ""
+        self.stacks_file = path if text else None
         return str(path) if text else ""
 
 

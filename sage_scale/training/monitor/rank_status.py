@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 _MAX_LINE = 4000
@@ -31,6 +32,7 @@ _COLLECTIVE_ERRORS = {"DistError", "DistBackendError", "DistNetworkError", "Dist
 
 _pipe: int | None = None
 _stacks: IO[bytes] | None = None
+_listener: Callable[[dict[str, Any]], None] | None = None
 _phases: list[str] = []
 
 
@@ -41,6 +43,12 @@ def attach(pipe: int, stacks: IO[bytes]) -> None:
     _pipe, _stacks = pipe, stacks
     faulthandler.enable(stacks)
     faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
+
+
+def listen(receive: Callable[[dict[str, Any]], None] | None) -> None:
+    """Also pass every message to `receive`, for a process without a monitor; None ends it."""
+    global _listener
+    _listener = receive
 
 
 def monitored() -> bool:
@@ -57,6 +65,12 @@ def step_done(step: int) -> None:
     """Report a finished step; the next one begins."""
     _phases.clear()
     _send({"step": step})
+
+
+def report(**figures: float | None) -> None:
+    """Send figures for `/metrics` (status_server.METRICS); those that are no finite numbers are left out."""
+    finite = {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
+    _send({"figures": finite})
 
 
 @contextlib.contextmanager
@@ -107,6 +121,8 @@ def failed_collective(error: BaseException) -> bool:
 
 
 def _send(message: dict[str, Any]) -> None:
+    if _listener is not None:
+        _listener(message)
     if _pipe is None:
         return
     line = json.dumps(message).encode()
