@@ -140,6 +140,7 @@ def _command(stage: str, summary: str) -> Callable[..., None]:
         if starts:
             _launch(stage, run, arguments, restarts, starts)
         elif world > 1:  # a rank of srun or mpirun
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a rank's monitor tells what it ended
             raise typer.Exit(entry.main(stage, arguments))
         else:
             from sage_scale.training.stage import run_stage  # with torch

@@ -29,6 +29,7 @@ HELPERS = {"common.py", "damage.py"}
 """Modules that scripts share."""
 ELSEWHERE = {
     "loaders_peers.py",  # test_peers.py, in the peers' environment
+    "launchers.py",  # faults/test_campaigns.py, which runs it whole
     "gpu_campaign.py",  # test_gpu_campaign.py, which runs the scripts for GPUs, too
     "gpu_stages.py", "gpu_backbone.py", "clcl_gpu.py", "train_gpu.py", "sign2gpt_gpu.py", "local_attention.py",
 }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +64,9 @@ def tiny_recipe(kind: str = "frames", *overrides: str) -> Recipe:
     return override(recipe, overrides)
 
 
-def make_language_folder(folder: Path, width: int = 16) -> Path:
-    """A random mBART of one layer with a tokenizer trained on the colours, as a Hugging Face folder."""
-    tokenizer = train_sentencepiece([" ".join(COLOURS)] * 4 + list(COLOURS), 60)
+def make_language_folder(folder: Path, width: int = 16, texts: Sequence[str] = ()) -> Path:
+    """A random mBART of one layer with a tokenizer trained on `texts` (the colours), as a Hugging Face folder."""
+    tokenizer = train_sentencepiece(list(texts) or [" ".join(COLOURS)] * 4 + list(COLOURS), 60)
     torch.manual_seed(0)
     config = MBartConfig(
         vocab_size=len(tokenizer),

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from servers.ceph import missing_programs
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 CAMPAIGNS = Path(__file__).resolve().parents[1] / "campaigns"
 
 
 def run(script: str, *options: str) -> str:
     """Returns the last line that a campaign prints."""
     command = [sys.executable, str(CAMPAIGNS / script), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=560)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     return done.stdout.splitlines()[-1]
 
@@ -31,6 +31,12 @@ def test_kills_of_training_change_no_weight_and_lose_no_clip():
     """Ranks, rank monitors and launchers of a training run."""
     said = run("train_kills.py", "--kills", "4", "--seed", "1")
     assert "weights, losses and clips equal, nothing left behind" in said
+
+
+@pytest.mark.extras
+def test_every_launcher_keeps_exit_codes_and_saves_or_is_known_not_to():
+    """plain, --ranks, --nodes, deepspeed, torchrun, srun (with Slurm) and ray job."""
+    assert "launchers, ours as stated" in run("launchers.py")
 
 
 def test_eight_kills_of_driver_actors_and_raylet_beside_s3_faults_change_no_byte():

@@ -17,7 +17,6 @@ from two_hosts import hosts, start_s3, why_not
 from sage_scale.config import to_yaml
 
 pytestmark = [
-    pytest.mark.system,
     pytest.mark.timeout(300),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "possible"),
 ]
@@ -39,6 +38,7 @@ for entry in s3.list_objects_v2(Bucket="bucket", Prefix="set/")["Contents"]:
 """
 
 
+@pytest.mark.system
 def test_two_hosts_write_one_dataset_to_one_s3_server(tmp_path) -> None:
     corpus = write_corpus(tmp_path / "corpus", clips=20)
     run_here(recipe_for(corpus), tmp_path / "undisturbed").execute()
@@ -77,6 +77,7 @@ def test_two_hosts_write_one_dataset_to_one_s3_server(tmp_path) -> None:
     assert writers == {address["host-a"], address["host-b"]}
 
 
+@pytest.mark.extras
 def test_a_cluster_over_ssh_is_brought_up_and_given_the_script(tmp_path) -> None:
     """`ray up` and `ray submit` with launch/ray/hosts.yaml, from a third host, over sshd, less the installation."""
     missing = [name for name in ("ssh", "sshd", "ssh-keygen", "rsync") if shutil.which(name) is None]

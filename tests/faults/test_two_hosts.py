@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 from factories.training import make_language_folder, make_shards, tiny_recipe
-from two_hosts import Switch, hosts, start_s3, why_not
+from two_hosts import Switch, hosts, start_s3, start_sshd, why_no_ssh, why_not
 
 from sage_scale.config import to_yaml
 
 TESTS = Path(__file__).resolve().parents[1]
 pytestmark = [
-    pytest.mark.system,
     pytest.mark.timeout(600),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "possible"),
 ]
@@ -127,6 +125,7 @@ def switch():
         yield made
 
 
+@pytest.mark.system
 def test_a_cut_link_ends_both_hosts_which_name_each_other(world, switch):
     run = Run(switch, world, "cut")
     try:
@@ -146,6 +145,7 @@ def test_a_cut_link_ends_both_hosts_which_name_each_other(world, switch):
     assert "Traceback" not in run.said()
 
 
+@pytest.mark.system
 def test_a_rank_that_fails_before_the_group_forms_ends_the_other_host(world, switch, tmp_path):
     (tmp_path / "transformers.py").write_text("raise ImportError('transformers is of another Python')\n")
     run = Run(switch, world, "import", broken=str(tmp_path))
@@ -161,6 +161,7 @@ def test_a_rank_that_fails_before_the_group_forms_ends_the_other_host(world, swi
     assert run.lines("host-b") == []
 
 
+@pytest.mark.system
 def test_a_host_that_never_starts_is_named(world, switch):
     run = Run(switch, world, "absent", only="host-a", overrides="watch.start_timeout_s=6")
     try:
@@ -173,6 +174,7 @@ def test_a_host_that_never_starts_is_named(world, switch):
     ), lines
 
 
+@pytest.mark.system
 def test_s3_away_during_a_save_is_told_at_once_and_ends_the_run_in_the_stated_time(world, switch, tmp_path):
     give_up_s = 8
     s3, keys = start_s3(switch, tmp_path)
@@ -194,27 +196,13 @@ def test_s3_away_during_a_save_is_told_at_once_and_ends_the_run_in_the_stated_ti
 @pytest.fixture
 def reachable(switch, tmp_path):
     """sshd on both hosts, and the environment with which pdsh gets in."""
-    missing = [name for name in ("pdsh", "ssh", "sshd", "ssh-keygen") if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} not installed (Debian: pdsh openssh-server openssh-client)")
-    Path("/run/sshd").mkdir(exist_ok=True)
-    key = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    settings = {"HostKey": key, "AuthorizedKeysFile": f"{key}.pub", "PermitRootLogin": "yes", "StrictModes": "no",
-                "UsePAM": "no", "PidFile": "none"}  # fmt: skip
-    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-    command = [shutil.which("sshd"), "-D", "-e", "-f", "/dev/null", *options]
-    servers = [
-        switch.start(host, command, {}, tmp_path / f"sshd-{host}.txt") for host in ("host-a", "host-b")
-    ]
-    ssh = f"-i {key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-    yield {"PDSH_SSH_ARGS_APPEND": ssh, "PDSH_RCMD_TYPE": "ssh", "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1",
-           "PYTHONPATH": str(TESTS.parent), "DS_LOG_LEVEL": "error"}  # fmt: skip
-    for server in servers:
-        server.kill()
-        server.wait()
+    with start_sshd(switch, tmp_path) as ssh:
+        yield {**ssh, "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent),
+               "DS_LOG_LEVEL": "error"}  # fmt: skip
 
 
+@pytest.mark.extras
+@pytest.mark.skipif(bool(why_no_ssh()), reason=why_no_ssh() or "possible")
 def test_a_hostfile_run_is_restarted_after_a_kill_and_saves_when_told_to_stop(
     world, switch, reachable, tmp_path
 ):

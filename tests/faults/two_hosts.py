@@ -1,7 +1,7 @@
 """Hosts on one machine: network, process, name and mount namespaces on one switch, whose cables can be pulled.
 
-Linux, root, iproute2 and util-linux. A host has its own name, address, process table and /dev/shm, and shares the
-file system with the others, as hosts of a cluster do.
+Linux, root, iproute2 and util-linux. A host has its own name, address, process table and /dev/shm. It shares the file
+system with the others, as hosts of a cluster may do, or has a disk of its own beside what all hosts can only read.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from servers.moto import S3Server
+
+TESTS = Path(__file__).resolve().parents[1]
 
 
 def why_not() -> str:
@@ -64,10 +68,28 @@ class Switch:
         _ip("-n", self.space, "link", "set", self._ports[name], "master", "bridge")
 
     def start(
-        self, name: str, command: Sequence[object], environment: dict[str, str], output: Path
+        self,
+        name: str,
+        command: Sequence[object],
+        environment: dict[str, str],
+        output: Path,
+        disk: Path | None = None,
     ) -> subprocess.Popen:
-        """Run a command on a host; stdout and stderr go to the file `output`. Killing it ends all that it started."""
-        inside = 'hostname "$0"; mount -t tmpfs tmpfs /dev/shm; exec "$@"'
+        """Run a command on a host; stdout and stderr go to the file `output`. Killing it ends all that it started.
+
+        With `disk` the host shares no place to write with others: `/mnt` is that folder, `/tmp` its own `tmp`, and the
+        root file system is read-only.
+        """
+        own = ""
+        if disk is not None:
+            (disk / "tmp").mkdir(parents=True, exist_ok=True)
+            mounts = (
+                f"mount --bind {disk} /mnt",
+                f"mount --bind {disk}/tmp /tmp",
+                "mount -o remount,bind,ro /",
+            )
+            own = f"{' && '.join(mounts)} && cd /mnt || exit 99; "
+        inside = f'hostname "$0"; mount -t tmpfs tmpfs /dev/shm; {own}exec "$@"'
         space = ["ip", "netns", "exec", self.spaces[name]]
         unshare = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         with output.open("ab") as written:
@@ -101,17 +123,74 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
 
 
-def start_s3(switch: Switch, folder: Path) -> tuple[subprocess.Popen, dict[str, str]]:
-    """Starts an S3 server on host-s3, makes `bucket` from host-a, and returns server and environment of its clients."""
-    server = [sys.executable, "-c", "from moto.server import main; main(['-H', '0.0.0.0', '-p', '5000'])"]
-    process = switch.start("host-s3", server, {}, folder / "s3.txt")
-    keys = {"AWS_ENDPOINT_URL": f"http://{switch.addresses['host-s3']}:5000", "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+_MOTO = "from moto.server import main; main(['-H', '0.0.0.0', '-p', '5000'])"
+_CEPH = (
+    "import time\nfrom servers.ceph import ceph_gateway\n"
+    "with ceph_gateway('0.0.0.0', 5000):\n    time.sleep(10**6)\n"
+)
+
+
+def start_s3(switch: Switch, folder: Path, ceph: bool = False) -> tuple[subprocess.Popen, dict[str, str]]:
+    """Starts an S3 server on host-s3, makes `bucket` from host-a, and returns server and environment of its clients.
+
+    The server is moto, or Ceph's gateway.
+    """
+    server = [sys.executable, "-c", _CEPH if ceph else _MOTO]
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS)))}
+    process = switch.start("host-s3", server, paths, folder / "s3.txt")
+    keys = {"AWS_ENDPOINT_URL": f"http://{switch.addresses['host-s3']}:5000", "AWS_ACCESS_KEY_ID": S3Server.access_key,
+            "AWS_SECRET_ACCESS_KEY": S3Server.secret_key, "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
     make = (
-        "import boto3, botocore.config\n"
-        "patient = botocore.config.Config(retries={'max_attempts': 10})\n"
-        "boto3.client('s3', config=patient).create_bucket(Bucket='bucket')\n"
+        "import boto3, time\n"
+        "end = time.monotonic() + 50\n"
+        "while True:\n"
+        "    try:\n"
+        "        boto3.client('s3').create_bucket(Bucket='bucket')\n"
+        "        break\n"
+        "    except Exception:\n"  # the server starts, or makes its user
+        "        assert time.monotonic() < end\n"
+        "        time.sleep(0.2)\n"
     )
     made = switch.start("host-a", [sys.executable, "-c", make], keys, folder / "bucket.txt")
-    assert made.wait(60) == 0, (folder / "bucket.txt").read_text()
+    assert made.wait(90) == 0, (folder / "bucket.txt").read_text()
     return process, keys
+
+
+def why_no_ssh() -> str:
+    """Why hosts cannot be reached by ssh; '' where they can."""
+    missing = [name for name in ("pdsh", "ssh", "sshd", "ssh-keygen") if shutil.which(name) is None]
+    return (
+        f"{', '.join(missing)} not installed (Debian: pdsh openssh-server openssh-client)" if missing else ""
+    )
+
+
+@contextlib.contextmanager
+def start_sshd(
+    switch: Switch, folder: Path, disk: Callable[[str], Path] | None = None
+) -> Iterator[dict[str, str]]:
+    """Starts sshd on host-a and host-b; yields the environment with which pdsh gets in.
+
+    `disk` gives the disk of a host, if hosts share none.
+    """
+    Path("/run/sshd").mkdir(exist_ok=True)
+    key = folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    servers = []
+    seen = Path("/mnt/key") if disk else key
+    settings = {"HostKey": seen, "AuthorizedKeysFile": f"{seen}.pub", "PermitRootLogin": "yes", "StrictModes": "no",
+                "UsePAM": "no", "PidFile": "none"}  # fmt: skip
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    command = [shutil.which("sshd"), "-D", "-e", "-f", "/dev/null", *options]
+    for host in ("host-a", "host-b"):
+        own = disk(host) if disk else None
+        for name in ("key", "key.pub") if own else ():
+            shutil.copy(folder / name, own / name)
+        servers.append(switch.start(host, command, {}, folder / f"sshd-{host}.log", own))
+    ssh = f"-i {seen} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    try:
+        yield {"PDSH_SSH_ARGS_APPEND": ssh, "PDSH_RCMD_TYPE": "ssh"}
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()

@@ -50,7 +50,7 @@ osd_data = {folder}/osd
 osd_objectstore = memstore
 memstore_device_bytes = 4294967296
 [client.rgw.a]
-rgw_frontends = beast endpoint=127.0.0.1:{gateway_port}
+rgw_frontends = beast endpoint={bind}:{gateway_port}
 rgw_data = {folder}/rgw
 rgw_enable_ops_log = false
 """
@@ -70,9 +70,9 @@ def missing_programs() -> list[str]:
 class Gateway(S3Server):
     """A running gateway whose processes a test may stop, kill or start again."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__("127.0.0.1", free_port())
-        self.folder = folder
+    def __init__(self, folder: Path, bind: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__("127.0.0.1", port or free_port())
+        self.folder, self.bind = folder, bind
         self.processes: dict[str, subprocess.Popen] = {}
 
     def start(self) -> None:
@@ -82,7 +82,13 @@ class Gateway(S3Server):
         fsid, monitor_port = str(uuid.uuid4()), free_port()
         config, keyring, monmap = (str(self.folder / name) for name in ("ceph.conf", "keyring", "monmap"))
         Path(config).write_text(
-            _CONFIG.format(fsid=fsid, folder=self.folder, monitor_port=monitor_port, gateway_port=self.port)
+            _CONFIG.format(
+                fsid=fsid,
+                folder=self.folder,
+                monitor_port=monitor_port,
+                bind=self.bind,
+                gateway_port=self.port,
+            )
         )
         for number, (name, pairs) in enumerate(_CAPABILITIES.items()):
             capabilities = [
@@ -136,10 +142,10 @@ class Gateway(S3Server):
 
 
 @contextlib.contextmanager
-def ceph_gateway() -> Iterator[Gateway]:
-    """A running gateway; it ends with the context."""
+def ceph_gateway(bind: str = "127.0.0.1", port: int = 0) -> Iterator[Gateway]:
+    """A running gateway on an address (port 0: a free one); it ends with the context."""
     folder = Path(tempfile.mkdtemp(prefix="rgw-"))
-    gateway = Gateway(folder)
+    gateway = Gateway(folder, bind, port)
     try:
         gateway.start()
         yield gateway
