@@ -79,7 +79,9 @@ class Hosts:
         if shutil.which("pdsh") is None:
             raise UsageError("--hostfile needs pdsh and ssh (Debian: apt-get install pdsh openssh-client)")
         program = shutil.which("deepspeed") or Path(sys.executable).with_name("deepspeed")
-        options = ["--hostfile", self.path, "--launcher", "pdsh", "--no_ssh_check", "--force_multi"]
+        # At its own level it prints the command line of ssh, with what .deepspeed_env holds.
+        quiet = ["--log_level", "critical"]
+        options = [*quiet, "--hostfile", self.path, "--launcher", "pdsh", "--no_ssh_check", "--force_multi"]
         rendezvous = ["--master_addr", self.address, "--master_port", port]
         script = LAUNCH_FOLDER / f"{stage}.py"
         return [str(word) for word in (program, *options, *rendezvous, script, *arguments)]

@@ -44,9 +44,9 @@ out.mkdir()
 for entry in s3.list_objects_v2(Bucket="bucket", Prefix="set/")["Contents"]:
     s3.download_file("bucket", entry["Key"], str(out / entry["Key"].removeprefix("set/")))
 """
-STEPS = 60
+STEPS = 24
 CONTACT_S = 8
-PATIENCE_S = 300.0
+PATIENCE_S = 420.0
 
 
 class Cluster:
@@ -115,7 +115,7 @@ def cluster(undisturbed, tmp_path):
     recipe = tiny_recipe(
         "frames", "model.language_model=/mnt/language", "model.batchnorm=sync", f"pretrain.max_steps={STEPS}",
         "pretrain.save_every=5", f"watch.contact_timeout_s={CONTACT_S}", "vision.size=32", "vision.crop=32",
-        "vision.frame_stride=1", "text.target=sentence", "text.tagger=none",
+        "vision.frame_stride=2", "text.target=sentence", "text.tagger=none", "stream.cache_gb=0", "pretrain.lr=0.0003",
     )  # fmt: skip
     for host in ("host-a", "host-b"):
         disk = tmp_path / "hosts" / host
@@ -177,7 +177,7 @@ def test_a_dataset_and_a_stage_of_two_hosts_are_those_of_one(cluster, undisturbe
     assert not (cluster.disk("host-a") / "apart").exists() and not (cluster.disk("host-b") / "apart").exists()
 
     first, second = pods("two", place)
-    cluster.reaches("two", 8, first, second)
+    cluster.reaches("two", 7, first, second)
     cluster.switch.pull("host-b")
     second.kill()
     cluster.ends(first, 1)
@@ -186,7 +186,7 @@ def test_a_dataset_and_a_stage_of_two_hosts_are_those_of_one(cluster, undisturbe
 
     # On one host, until it is asked to stop.
     alone = cluster.sage("host-a", "pretrain", "--run", "/mnt/two", *given, place)
-    cluster.reaches("two", lost_at + 5, alone)
+    cluster.reaches("two", lost_at + 3, alone)
     psutil.Process(alone.pid).children()[0].terminate()  # below `unshare`
     cluster.ends(alone, 130)
     stopped_at = last_step(cluster.disk("host-a") / "two", "pretrain")
@@ -206,12 +206,16 @@ def test_a_dataset_and_a_stage_of_two_hosts_are_those_of_one(cluster, undisturbe
         again = ["--hostfile", "/mnt/hosts", "--master-addr", cluster.addresses["host-a"]]
         cluster.ends(cluster.sage("host-a", "pretrain", "--run", "/mnt/two", *given, place, *again), 0)
 
+    assert cluster.environment["AWS_SECRET_ACCESS_KEY"] not in cluster.said(), "no secret is printed"
+
     one, two = (log_rows(cluster.disk("host-a") / run) for run in ("one", "two"))
     expected = {row["step"]: row["loss"] for row in one if row["event"] == "step"}
     steps = [row for row in two if row["event"] == "step"]
     assert sorted({row["step"] for row in steps}) == sorted(expected) == list(range(1, STEPS + 1))
+    # Sums in float32 have another order on two ranks, and each step carries their differences on.
     for row in steps:
-        assert row["loss"] == pytest.approx(expected[row["step"]], rel=1e-4), row["step"]
+        assert row["loss"] == pytest.approx(expected[row["step"]], rel=1e-3), row["step"]
+    print(max(abs(row["loss"] / expected[row["step"]] - 1) for row in steps))
     starts = [row for row in two if row["event"] == "start"]
     assert [row["ranks"] for row in starts] == [2, 1, 2]
     assert [row["step"] for row in starts][2] == stopped_at

@@ -83,11 +83,14 @@ class Switch:
         own = ""
         if disk is not None:
             (disk / "tmp").mkdir(parents=True, exist_ok=True)
-            mounts = (
+            # The shell of an ssh reads its user's settings, which may want to write.
+            shells = [path for path in (Path.home() / ".bashrc", Path.home() / ".profile") if path.exists()]
+            mounts = [
                 f"mount --bind {disk} /mnt",
                 f"mount --bind {disk}/tmp /tmp",
+                *(f"mount --bind /dev/null {path}" for path in shells),
                 "mount -o remount,bind,ro /",
-            )
+            ]
             own = f"{' && '.join(mounts)} && cd /mnt || exit 99; "
         inside = f'hostname "$0"; mount -t tmpfs tmpfs /dev/shm; {own}exec "$@"'
         space = ["ip", "netns", "exec", self.spaces[name]]
