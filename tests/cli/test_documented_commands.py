@@ -33,10 +33,13 @@ RUN_HERE = (
 )  # fmt: skip
 """Commands that `test_the_commands_run_as_printed` runs, on the pages of `PRINTED`."""
 PRINTED = {"README.md": RUN_HERE, "shards/README.md": RUN_HERE, "docs/clcl.md": RUN_HERE, "docs/ablations.md": RUN_HERE,
-           "docs/sign2gpt.md": (r"sage-scale (recipe|models describe) .*",)}  # fmt: skip
+           "docs/sign2gpt.md": (r"sage-scale (recipe|models describe) .*",),
+           "docs/plan.md": (r"sage-scale corpus inspect .*", r"sage-scale plan (?!.*--calibration).*")}  # fmt: skip
 
 TESTED = {
     r"make (setup|test)": ".ci/run",
+    r"sage-scale plan .* --calibration .*": "tests/planning/test_overview.py",
+    r"sage-scale bench calibrate .*": "tests/experiments/test_calibration.py",
     r"make demo.*": "tests/experiments/test_demo.py::test_both_models_take_the_same_corpus_and_shards",
     r"sage-scale corpus inspect --corpus NAME .*": "tests/corpora/test_published_layouts.py",
     r"sage-scale (corpus act|precompute --corpus acted) .*": "tests/corpora/test_acted.py",
@@ -162,6 +165,8 @@ def test_the_commands_run_as_printed(tmp_path):
                 words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
             )
             assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            if command.written:
+                (tmp_path / command.written).write_text(done.stdout, encoding="utf-8")
             ran += 1
     assert ran > 15
     assert (tmp_path / "holiday.png").is_file() and (tmp_path / "runs" / "mine" / "report.html").is_file()

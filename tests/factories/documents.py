@@ -27,9 +27,14 @@ class Command(NamedTuple):
     """The line as printed, continued lines joined, without comment."""
 
     @property
+    def written(self) -> str:
+        """The file that its output goes to; "" without one."""
+        return self.text.partition(" > ")[2]
+
+    @property
     def words(self) -> list[str]:
-        """Its words for a shell, without the placeholders `...` and `[KEY=VALUE]...`."""
-        words = shlex.split(self.text, comments=True)
+        """Its words for a shell, without the placeholders `...` and `[KEY=VALUE]...`, and without `> FILE`."""
+        words = shlex.split(self.text.partition(" > ")[0], comments=True)
         return [word for word in words if word != "..." and not word.startswith("[")]
 
 
