@@ -21,11 +21,11 @@ RECIPE = "/recipe/recipe.yaml"
 
 
 class Command(NamedTuple):
-    """The words of a command and where they stand; `size` is (pods, GPUs of each) of a stage's job."""
+    """The words of a command, where they stand, and the job of a stage whose pods run it."""
 
     where: str
     words: list[str]
-    size: tuple[int, int] | None = None
+    job: dict[str, Any] | None = None
 
 
 def commands(objects: list[dict[str, Any]]) -> Iterator[Command]:
@@ -33,27 +33,23 @@ def commands(objects: list[dict[str, Any]]) -> Iterator[Command]:
     for pod in pods(objects):
         for container in pod.containers():
             if words := [*container.get("command", []), *container.get("args", [])]:
-                yield Command(f"{pod.where}, {container['name']}", words, _size(objects, pod.where))
+                yield Command(f"{pod.where}, {container['name']}", words, _job(objects, pod.where))
     for one in objects:
         where = f"{one['kind']} {one['metadata']['name']}"
         if one["kind"] == "RayJob":
             yield Command(f"{where}, entrypoint", shlex.split(one["spec"].get("entrypoint", "")))
         if one["kind"] == "TrainJob":
             trainer, runtime = one["spec"]["trainer"], one["spec"]["runtimeRef"]["name"]
-            size = _size(objects, f"TrainingRuntime {runtime}, node")
-            yield Command(where, [*trainer.get("command", []), *trainer.get("args", [])], size)
+            job = _job(objects, f"TrainingRuntime {runtime}, node")
+            yield Command(where, [*trainer.get("command", []), *trainer.get("args", [])], job)
 
 
-def _size(objects: list[dict[str, Any]], where: str) -> tuple[int, int] | None:
+def _job(objects: list[dict[str, Any]], where: str) -> dict[str, Any] | None:
+    """Returns the specification of the job whose pods stand at `where`."""
     for owner, spec in jobset_specs(objects):
         for job in spec["replicatedJobs"]:
             if where == f"{owner}, {job['name']}":
-                limits = (
-                    job["template"]["spec"]["template"]["spec"]["containers"][0]
-                    .get("resources", {})
-                    .get("limits", {})
-                )
-                return job["template"]["spec"]["parallelism"], int(limits.get("nvidia.com/gpu", 0))
+                return job["template"]["spec"]
     return None
 
 
@@ -73,7 +69,7 @@ def command_findings(objects: list[dict[str, Any]]) -> list[str]:
     """Returns one line for each command that the command line would refuse, or that contradicts the manifest."""
     lines: list[str] = []
     places: dict[str, set[str]] = {"shards": set(), "run": set(), "corpus": set()}
-    for where, words, size in commands(objects):
+    for where, words, job in commands(objects):
         if words[:1] == ["tensorboard"]:
             continue
         if words[:1] != ["sage-scale"]:
@@ -93,7 +89,7 @@ def command_findings(objects: list[dict[str, Any]]) -> list[str]:
             continue
         if verb in ("pretrain", "finetune"):
             places["run"].add(str(given["run"]))
-            lines.extend(f"{where}: {line}" for line in _layout(given, recipe, size or (1, 0)))
+            lines.extend(f"{where}: {line}" for line in _layout(given, recipe, job or {}))
         else:
             places["corpus"].add(given["root"])
     if not any(words[-1:] == ["--check"] for _, words, _ in commands(objects)):
@@ -111,11 +107,18 @@ def recipe_of(objects: list[dict[str, Any]], overrides: Sequence[str] = ()) -> c
         return config.load_recipe(str(file), list(overrides))
 
 
-def _layout(given: dict[str, Any], recipe: config.Recipe, size: tuple[int, int]) -> Iterator[str]:
-    count, gpus = size
+def _layout(given: dict[str, Any], recipe: config.Recipe, job: dict[str, Any]) -> Iterator[str]:
+    """Yields what a stage's command and the pods that run it contradict each other in."""
+    container = job["template"]["spec"]["containers"][0]
+    count = job["parallelism"]
+    gpus = int(container.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0))
     if given["nodes"] != count:
         yield f"--nodes {given['nodes']}, and {count} pods"
     if gpus and given["ranks"] != gpus:
         yield f"--ranks {given['ranks']}, and {gpus} GPUs"
     if count * given["ranks"] > recipe.stream.lanes:
         yield f"{count * given['ranks']} ranks, and stream.lanes is {recipe.stream.lanes}"
+    ports = {port.get("name"): port["containerPort"] for port in container.get("ports", [])}
+    probed = container.get("readinessProbe", {}).get("httpGet", {}).get("port")
+    if probed is not None and ports.get(probed, probed) != recipe.watch.http_port:
+        yield f"probes port {ports.get(probed, probed)}, and watch.http_port is {recipe.watch.http_port}"

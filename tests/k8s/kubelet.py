@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from k8s.objects import Pod, find
 def placed(
     objects: list[dict[str, Any]], pod: Pod, container: dict[str, Any], folder: Path, claims: Path
 ) -> Container:
-    """Returns a container of a pod: `folder` holds the pod's emptyDirs, `claims` the persistent claims of all pods."""
+    """Returns a container of a pod: `folder` holds the pod's emptyDirs, `claims` the persistent claims of all pods.
+
+    A folder among the values of a ConfigMap is copied.
+    """
     volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
     read, writable = {}, []
     for mount in container["volumeMounts"]:
@@ -21,7 +25,10 @@ def placed(
             read[path] = folder / "config" / config["name"]
             read[path].mkdir(parents=True, exist_ok=True)
             for name, text in find(objects, "ConfigMap", config["name"])["data"].items():
-                (read[path] / name).write_text(text, encoding="utf-8")
+                if isinstance(text, Path):
+                    shutil.copytree(text, read[path] / name, dirs_exist_ok=True)
+                else:
+                    (read[path] / name).write_text(text, encoding="utf-8")
         elif path != "/dev/shm":  # every container has one
             writable.append(path)
             if claim := volume.get("persistentVolumeClaim"):
