@@ -151,8 +151,8 @@ def disturbed(
             return counts
 
 
-def run(verb: str, corpus: Path, out: str) -> subprocess.Popen:
-    """Start the command, its processes marked, its output kept out of the table."""
+def run(verb: str, corpus: Path, out: str, log: int = subprocess.DEVNULL) -> subprocess.Popen:
+    """Start the command, its processes marked, its output kept out of the table; `log` is a descriptor for errors."""
     token = secrets.token_hex(8)
     command = sage(*VERBS[verb], "--root", corpus, "--out", out)
     variables = {**os.environ, MARK: token}
@@ -163,7 +163,7 @@ def run(verb: str, corpus: Path, out: str) -> subprocess.Popen:
         command,
         env=variables,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=log,
         start_new_session=True,
     )
     process.mark = f"{MARK}={token}"  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--server", choices=("ceph", "moto"), help="S3 server, with faults; else a folder")
     settings = parse(parser, rounds=1, clips=12, seed=3)
     chance = random.Random(settings.seed)
-    wrong: Counter[str] = Counter()
+    wrong = 0
     with (
         tempfile.TemporaryDirectory(prefix="sage-scale-overlaps-") as scratch,
         contextlib.ExitStack() as stack,
@@ -65,16 +65,23 @@ def main() -> int:
         for number in range(settings.rounds):
             begun = time.monotonic()
             with trouble.some() if trouble else contextlib.nullcontext(Counter()) as faults:
-                told, equal = overlap(corpus, f"{base}/round-{number:03d}", expected, chance)
-            wrong["rounds"] += not equal
+                log = stack.enter_context(tempfile.TemporaryFile())
+                told, equal = overlap(corpus, f"{base}/round-{number:03d}", expected, chance, log.fileno())
+            log.seek(0)
+            errors = [
+                line.decode(errors="replace").strip() for line in log if line.startswith(b"sage-scale:")
+            ]
+            wrong += not equal
             verdict = "equal" if equal else "WRONG"
             print(
                 f"{number:>5}  {told}  {faults.total():>6}  {time.monotonic() - begun:>7.1f}  {verdict}",
                 flush=True,
             )
-    if not wrong["rounds"]:
+            for line in errors:
+                print(line, file=sys.stderr)
+    if not wrong:
         print(f"{settings.rounds} overlapping attempts: every object equal")
-    return 1 if wrong["rounds"] else 0
+    return 1 if wrong else 0
 
 
 def undisturbed(corpus: Path, out: Path) -> dict[str, str]:
@@ -85,26 +92,28 @@ def undisturbed(corpus: Path, out: Path) -> dict[str, str]:
     return hashes(str(out))
 
 
-def overlap(corpus: Path, out: str, expected: dict[str, str], chance: random.Random) -> tuple[str, bool]:
-    """One round: its line of the table, and whether all went well."""
+def overlap(
+    corpus: Path, out: str, expected: dict[str, str], chance: random.Random, log: int
+) -> tuple[str, bool]:
+    """One round: its line of the table, and whether all went well. `log` is a descriptor for what attempts print."""
     shards = sum(name.endswith(".tar") for name in expected)
     kind, at = chance.choice(PAUSED), chance.randrange(shards)
     late = chance.random() < 0.6
     middle = chance.randrange(at, shards)
-    older = run("precompute", corpus, out)
+    older = run("precompute", corpus, out, log)
     wait_until(lambda: stored(out) >= at or older.poll() is not None, LONGEST_S)
     time.sleep(chance.uniform(0, 0.4 if at else 8))  # at 0 anywhere in the start
     paused = pause(kind, older)
     found = stored(out)
-    newer = run("precompute", corpus, out)
+    newer = run("precompute", corpus, out, log)
     try:
         if not late:
             wait_until(lambda: stored(out) > middle or newer.poll() is not None, LONGEST_S)
             wake(paused)
-        codes = repeated(newer, corpus, out)
+        codes = repeated(newer, corpus, out, log)
         right = codes[-1] == 0 and looked(out) == expected
         wake(paused)
-        older_codes = repeated(older, corpus, out)
+        older_codes = repeated(older, corpus, out, log)
         right = right and older_codes[-1] == 0 and looked(out) == expected
     except subprocess.TimeoutExpired:
         codes, older_codes, right = [newer.poll()], [older.poll()], False
@@ -116,11 +125,11 @@ def overlap(corpus: Path, out: str, expected: dict[str, str], chance: random.Ran
     return f"{kind:>6}  {found:>6}  {'after' if late else 'amid':>5}  {ended}", right
 
 
-def repeated(process: subprocess.Popen, corpus: Path, out: str) -> list[int | None]:
+def repeated(process: subprocess.Popen, corpus: Path, out: str, log: int) -> list[int | None]:
     """Exit codes of an attempt and of the same command again, until one is 0; at most five."""
     codes: list[int | None] = [process.wait(LONGEST_S)]
     while codes[-1] != 0 and len(codes) < 5:
-        codes.append(run("precompute", corpus, out).wait(LONGEST_S))
+        codes.append(run("precompute", corpus, out, log).wait(LONGEST_S))
     return codes
 
 
