@@ -213,7 +213,8 @@ class ActorPool:
             self._sized = any(has_processors(node) for node in nodes)
         if self._requests:
             first = not self._requests.asked
-            self._requests.ask(self._units)
+            running = sum(worker.environment is None for worker in self._workers)
+            self._requests.ask(self._units if self._units > running else 0)
             if first and not self._sized:
                 tell(
                     f"the cluster has no node for actors yet: its autoscaler is asked for {self._requests.asked:,}"

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import ray
 from factories.precompute import hashes, recipe_for, run_here, write_corpus
+from hypothesis import given
+from hypothesis import strategies as st
 from test_schedule import marker, units
 
 from sage_scale.config import Recipe, from_mapping, to_yaml
@@ -33,8 +35,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 class MadeUpCluster:
     """A head without CPUs and an autoscaler: a tick is a `ray.wait` for what is yet to come. Stands in for Ray."""
 
-    def __init__(self, ticks: dict[int, int]) -> None:
-        """`ticks` is how long each unit takes."""
+    def __init__(self, ticks: dict[int, int], whole: bool = False) -> None:
+        """`ticks` is how long each unit takes; `whole` refuses requests beyond the cluster's maximum, as Ray's second
+        autoscaler does."""
+        self.whole = whole
         self.ticks, self.bundles, self.now = ticks, [], 0
         self.requests: list[list[dict]] = []
         self.nodes_alive: dict[str, int] = {}
@@ -48,6 +52,9 @@ class MadeUpCluster:
         self.bundles = bundles
         self.requests.append(bundles)
 
+    def refused(self) -> int:
+        return len(self.bundles) if self.whole and len(self.bundles) > NODES * CPUS else 0
+
     def nodes(self) -> list[dict]:
         worker = {"CPU": float(CPUS), "memory": CPUS * 4096.0 * MB}
         return [
@@ -59,7 +66,8 @@ class MadeUpCluster:
         if ready := [source for source in sources if source.ready()][:1]:
             return ready, []
         self.now += 1
-        wanted = min(NODES, math.ceil(len(self.bundles) / CPUS))
+        wanted = 0 if self.refused() else min(NODES, math.ceil(len(self.bundles) / CPUS))
+        wanted = max(wanted, bool(self.actors))  # the demand of the first actor, which waits
         if len(self.nodes_alive) < wanted:
             self.joined += 1
             self.nodes_alive[f"node {self.joined}"] = self.now
@@ -127,9 +135,9 @@ class Answer:
         return event
 
 
-def made_up_run(monkeypatch, recipe: Recipe, ticks: dict[int, int]) -> MadeUpCluster:
+def made_up_run(monkeypatch, recipe: Recipe, ticks: dict[int, int], whole: bool = False) -> MadeUpCluster:
     """A schedule's run over one unit for each entry of `ticks`."""
-    cluster, work = MadeUpCluster(ticks), units(len(ticks))
+    cluster, work = MadeUpCluster(ticks, whole), units(len(ticks))
     here = Environment(versions={}, device="", tagger="")
     monkeypatch.setattr(pool, "LOOK_EVERY_S", 0.0)
     for name, stand_in in (
@@ -140,7 +148,7 @@ def made_up_run(monkeypatch, recipe: Recipe, ticks: dict[int, int]) -> MadeUpClu
     ):
         monkeypatch.setattr(ray, name, stand_in)
     progress = JobProgress(clips=3 * len(work), units=len(work), quiet=True)
-    requests = ResourceRequests(recipe, cluster.request)
+    requests = ResourceRequests(recipe, cluster.request, cluster.refused)
     with pool.ActorPool(
         recipe, lambda mb: MadeUpActor(cluster, mb), len(work), lambda here: "", requests
     ) as actors:
@@ -153,7 +161,7 @@ def test_requests_rise_and_fall_and_nodes_with_them(monkeypatch, capsys) -> None
     """Sixty units, one of them long: no node at first, all that may be, one for the last unit, none."""
     cluster = made_up_run(monkeypatch, Recipe(), {number: 150 if number == 3 else 4 for number in range(60)})
     asked = [len(bundles) for bundles in cluster.requests]
-    assert asked[0] == 60 and asked[-2:] == [1, 0]
+    assert asked[0] == 60 and asked[-2:] == [NODES * CPUS + 1, 0], "until each unit left has an actor"
     assert asked == sorted(asked, reverse=True), "units are done, none comes back"
     assert all(
         bundle == {"CPU": 1, "memory": 1024 * MB} for bundles in cluster.requests for bundle in bundles
@@ -164,6 +172,30 @@ def test_requests_rise_and_fall_and_nodes_with_them(monkeypatch, capsys) -> None
     assert cluster.nodes_at[0] == 1, "the first request came before the first look"
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "the cluster has no node for actors yet: its autoscaler is asked for 60"
+
+
+def test_an_autoscaler_that_refuses_what_it_cannot_have_is_asked_for_all_that_it_can(monkeypatch) -> None:
+    cluster = made_up_run(monkeypatch, Recipe(), dict.fromkeys(range(300), 9), whole=True)
+    asked = [len(bundles) for bundles in cluster.requests]
+    assert asked[0] == 300 and NODES * CPUS in asked[:12]
+    assert cluster.most_nodes == NODES and cluster.most_working == NODES * CPUS
+
+
+@given(st.integers(0, 40), st.integers(1, 2000), st.integers(1, 2000), st.lists(st.booleans(), max_size=40))
+def test_the_largest_request_that_fits_is_found_however_late_refusals_are_seen(
+    most, actors, limit, seen
+) -> None:
+    """A refusal may be seen at a later look, and then still be that of an older request."""
+    state = {"sent": 0, "refused": 0}
+    recipe = from_mapping({"precompute": {"actors": limit}})
+    requests = ResourceRequests(
+        recipe, lambda bundles: state.update(sent=len(bundles)), lambda: state["refused"]
+    )
+    for look in [*seen, *[True] * 60]:
+        requests.ask(actors)
+        if look:
+            state["refused"] = state["sent"] if state["sent"] > most else 0
+    assert state["sent"] == min(most, actors, limit)
 
 
 def test_the_recipe_bounds_the_requests(monkeypatch) -> None:
@@ -187,7 +219,9 @@ def test_actors_of_later_nodes_have_their_share_of_memory(monkeypatch) -> None:
 
 def test_a_million_units_ask_for_a_thousand_actors_and_gpus_are_asked_for_by_share() -> None:
     sent: list[list[dict]] = []
-    requests = ResourceRequests(from_mapping({"precompute": {"gpus_per_actor": 0.25}}), sent.append)
+    requests = ResourceRequests(
+        from_mapping({"precompute": {"gpus_per_actor": 0.25}}), sent.append, lambda: 0
+    )
     requests.ask(10**6)
     assert len(sent[0]) == MOST_REQUESTED and sent[0][0] == {"CPU": 1, "memory": 1024 * MB, "GPU": 0.25}
     requests.withdraw()
@@ -199,7 +233,7 @@ def test_an_autoscaler_that_cannot_be_asked_is_told_once(capsys) -> None:
     def refuse(bundles: list[dict]) -> None:
         raise RuntimeError("no GCS")
 
-    requests = ResourceRequests(Recipe(), refuse)
+    requests = ResourceRequests(Recipe(), refuse, lambda: 0)
     for _ in range(3):
         requests.ask(4)
     requests.withdraw()
@@ -262,14 +296,16 @@ from sage_scale.corpora.registry import read_corpus
 from sage_scale.precompute import pool
 from sage_scale.precompute.actor import UnitWorker
 from sage_scale.precompute.job import PrecomputeJob
-pool.LOOK_EVERY_S = 0.5
+pool.LOOK_EVERY_S = 1.5  # the autoscalers look once a second
 recipe = load_recipe(recipe_file, ["precompute.address=auto"])
-class Unhurried(UnitWorker):
+class Waiting(UnitWorker):
+    '''Its units wait until two nodes are there, the first one until one of them is gone again.'''
     def work(self, unit, *more):
-        for event in super().work(unit, *more):
-            time.sleep(0 if unit.number else 8)  # so that the first unit is the last
-            yield event
-job = PrecomputeJob(recipe=recipe, manifest=read_corpus(recipe.corpus), url=out, quiet=True, worker=Unhurried)
+        until = time.monotonic() + 100
+        while not Path("grown" if unit.number else "shrunk").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        yield from super().work(unit, *more)
+job = PrecomputeJob(recipe=recipe, manifest=read_corpus(recipe.corpus), url=out, quiet=True, worker=Waiting)
 seen = []
 def look():
     while not over.wait(0.3):
@@ -279,6 +315,10 @@ def look():
             continue
         if not seen or seen[-1] != nodes:
             seen.append(nodes)
+        if nodes == 2:
+            Path("grown").touch()
+        elif 2 in seen:
+            Path("shrunk").touch()
 over = threading.Event()
 ray.init(address="127.0.0.1:6379", log_to_driver=False, logging_level="error")
 threading.Thread(target=look, daemon=True).start()
