@@ -2,8 +2,8 @@
 
 A pool has as many actors as the living nodes have room for, so that none of them waits for a node: without a request
 an autoscaler would never add one. The request is the size of the whole cluster, one bundle of resources for each unit
-left, up to `precompute.actors`. It ends once each unit left has an actor: an autoscaler may keep idle nodes for it beside
-the busy ones. Ray keeps one request a cluster; it is repeated, since another job's end withdraws it.
+left, up to `precompute.actors`. It ends once each unit left has an actor, since autoscalers may keep idle nodes for it
+beside busy ones. Ray keeps one request a cluster; it is repeated, since the end of another job withdraws it.
 
 Ray's second autoscaler adds nothing at all for a request beyond its maximum. It tells nobody that maximum, only that a
 request was refused, so requests are bisected between what fits and what was refused.
