@@ -26,7 +26,7 @@ import psutil
 
 from sage_scale.errors import ClipRejected, DatasetError, StorageError, UsageError
 from sage_scale.precompute.environment import Environment, environment_here
-from sage_scale.precompute.plan import Unit
+from sage_scale.precompute.plan import TRIED_LATER, Unit
 from sage_scale.precompute.progress import ClipDone, Event, UnitDone
 from sage_scale.precompute.unit_clips import Outcome, UnitClips
 from sage_scale.precompute.worker import GIVEN_UP, CurrentClip, Worker
@@ -36,7 +36,7 @@ from sage_scale.shards.index import ShardIndex
 from sage_scale.shards.layout import REMOVED, Marker, tar_name
 from sage_scale.shards.rejects import removed_keys_if_announced, removed_reject
 from sage_scale.shards.writer import write_shard
-from sage_scale.storage import Store
+from sage_scale.storage import NotFound, Store
 
 
 class UnitWorker(Worker):
@@ -72,18 +72,22 @@ class UnitWorker(Worker):
         current: CurrentClip,
     ) -> UnitDone:
         """Makes and commits a unit as `work` says; `report` takes its clips' events. Raises errors of the machine."""
-        with contextlib.ExitStack() as draft:
-            tar = index = None
-            if not tar_stored:
-                scratch = self.scratch / f"{os.getpid()}-{unit.name}.tar"
-                tar = draft.enter_context(self.store.draft(scratch))
-                rejects = [self.rejected(row.id, row.reason, row.detail) for row in unit.rejected]
-                samples = self._samples(unit, rejects, current, report, alone)
-                index = write_shard(tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest)
-                current.clear()
-            begun = time.perf_counter()
-            marker = commit_unit(self.store, unit.number, digest, tar, index)
-            return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})
+        if tar_stored:
+            with contextlib.suppress(NotFound):  # the shard was dropped since
+                return self._commit(unit, digest)
+        with self.store.draft(self.scratch / f"{os.getpid()}-{unit.name}.tar") as tar:
+            rejects = [self.rejected(row.id, row.reason, row.detail) for row in unit.rejected]
+            samples = self._samples(unit, rejects, current, report, alone)
+            index = write_shard(tar, samples, rejects, unit=unit.number, split=unit.split, dataset=digest)
+            current.clear()
+            return self._commit(unit, digest, tar, index)
+
+    def _commit(
+        self, unit: Unit, digest: str, tar: Path | None = None, index: ShardIndex | None = None
+    ) -> UnitDone:
+        begun = time.perf_counter()
+        marker = commit_unit(self.store, unit.number, digest, tar, index)
+        return UnitDone(marker=marker, stages={"commit": time.perf_counter() - begun})
 
     def _samples(
         self,
@@ -113,6 +117,8 @@ class UnitWorker(Worker):
                         _, outcome = next(made)
                     except OSError as error:  # the shard writer would take it for one of its own
                         raise StorageError(f"clip '{current.id}' cannot be read: {error}") from error
+                    if clip.id in unit.tried_later and isinstance(outcome, Sample):
+                        outcome = ClipRejected(TRIED_LATER, "its second try is in a later shard")
                 if isinstance(outcome, ClipRejected):
                     reject = self.rejected(clip.id, outcome.reason, outcome.detail)
                     rejects.append(reject)

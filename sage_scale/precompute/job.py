@@ -1,8 +1,8 @@
 """The precompute job: from a manifest and a recipe to a finished dataset, however often it is killed and repeated.
 
-A finished output is recognised by one GET of index.json, an unfinished one is continued after one listing. New clips
-(`extend`) and retried rejects are units behind the planned ones. Only a clip's own bytes, or `--give-up`, reject it:
-failures of machine and storage are retried or leave units open (schedule.py).
+A finished output is recognised by a GET of index.json and a HEAD, an unfinished one is continued after one listing.
+New clips (`extend`) and retried rejects are units behind the planned ones. Only a clip's own bytes, or `--give-up`,
+reject it: failures of machine and storage are retried or leave units open (schedule.py).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from sage_scale.precompute.plan import (
     plan_retry,
     plan_units,
     units_of,
+    with_later_tries,
     without_repeats,
 )
 from sage_scale.precompute.pool import new_actor, ray_actors
@@ -42,16 +43,17 @@ from sage_scale.precompute.schedule import Actors, RejectLimit, Schedule
 from sage_scale.segmentation.choice import check_segmenter, decide, with_tagger
 from sage_scale.segmentation.precomputed import check_labels
 from sage_scale.segmentation.tagger import segmenter_fingerprint
-from sage_scale.shards import Dataset, UnitListing, delete_dataset, finish_dataset, list_units, restore_marker
+from sage_scale.shards import Dataset, UnitListing, delete_dataset, finish_dataset, list_units
 from sage_scale.shards.addition_plan import AdditionPlan, load_additions
-from sage_scale.shards.dataset import holds_manifest, open_finished, open_unfinished
-from sage_scale.shards.layout import (
-    DATASET_JSON,
-    REMOVED,
-    DatasetInfo,
-    addition_name,
-    parse_info,
+from sage_scale.shards.dataset import (
+    generations,
+    holds_manifest,
+    open_finished,
+    open_unfinished,
+    unfinished_units,
 )
+from sage_scale.shards.layout import DATASET_JSON, REMOVED, DatasetInfo, addition_name, parse_info
+from sage_scale.shards.publish import is_current, restore_markers
 from sage_scale.shards.rejects import count_current_rejects, current_rejects, removed_keys
 from sage_scale.storage import NotFound, Store, open_store
 from sage_scale.text.pseudogloss import check_tagger
@@ -228,7 +230,7 @@ class PrecomputeJob:
         info, finished = found.info, found.finished
         if found.replaced:
             delete_dataset(self.store)
-        if finished is not None and holds_manifest(finished, ours):
+        if finished is not None and holds_manifest(finished, ours) and is_current(finished):
             return finished, ""
         if self.overwrite and info is not None and not self.quiet:
             tell(f"{url} holds an unfinished dataset of this recipe and manifest: it is continued")
@@ -245,20 +247,22 @@ class PrecomputeJob:
             return self._make(self.units, listing, None)
         self._tell_of_unfinished(additions, listing)
         if info.manifest == ours:
-            return self._make([*self.units, *self._units_of(additions)], listing, info)
+            return self._make(self._units_of(additions, self.units), listing, info)
         return self._extend(info, listing)
 
     def _extend(self, info: DatasetInfo, listing: UnitListing) -> tuple[Dataset, str]:
         """Add the clips that are in no shard; continues an extension that was cut off."""
-        for unit in sorted(listing.unmarked):
-            restore_marker(self.store, unit)
         ours = self.manifest.digest()
         while True:
+            restore_markers(self.store, listing.unmarked)
             listing = list_units(self.store)
             additions = load_additions(self.store, listing.additions)
             if any(addition.manifest == ours for addition in additions):
                 break
+            self.check_listed(info, listing, additions)
             dataset = open_unfinished(self.store)
+            if unfinished_units(dataset):  # a shard is being rewritten: its clips would count as new
+                continue
             plan = plan_extension(self.manifest, self.limits, dataset, listing, additions)
             # If another driver stored this number first, its clips must be known before the next plan.
             self.store.put_if_absent(addition_name(len(additions) + 1), plan.to_bytes())
@@ -267,21 +271,23 @@ class PrecomputeJob:
 
     def _retry(self, dataset: Dataset) -> tuple[Dataset, str]:
         """Try the clips that are rejected now once more; continues a retry that was cut off."""
-        listing = list_units(self.store)
-        additions = load_additions(self.store, listing.additions)
-        units = self._units_of(additions)
-        if all(unit.number in listing.done for unit in units):
-            if not dataset.finished or listing.superseded:
+        base = self.units if dataset.info.manifest == self.manifest.digest() else ()
+        while True:
+            listing = list_units(self.store)
+            additions = load_additions(self.store, listing.additions)
+            units = self._units_of(additions, base)
+            if not all(unit.number in listing.done for unit in units):
+                return self._make(units, listing, dataset.info)
+            if generations(dataset) != {unit: listing.generation[unit] for unit in listing.done}:
+                # A plan goes by all shards: a clip whose second try is in a shard that is away counts as rejected.
                 dataset = open_unfinished(self.store)
+                continue
             removed = removed_keys(self.store)
             plan = plan_retry(self.manifest, self.limits, dataset, listing, additions, removed)
             if plan is None:
                 return dataset, ""
+            # If another driver stored this number first, its units must be done before the next plan.
             self.store.put_if_absent(addition_name(len(additions) + 1), plan.to_bytes())
-            listing = list_units(self.store)
-            units = self._units_of(load_additions(self.store, listing.additions))
-        base = self.units if dataset.info.manifest == self.manifest.digest() else ()
-        return self._make([*base, *units], listing, dataset.info)
 
     def _tell_of_unfinished(self, additions: Sequence[AdditionPlan], listing: UnitListing) -> None:
         """Print a line for an addition that another command began and this one ends as well."""
@@ -300,10 +306,11 @@ class PrecomputeJob:
                 f"{len(numbers)} open units are done as well{left}"
             )
 
-    def _units_of(self, additions: Sequence[AdditionPlan]) -> list[Unit]:
-        """Returns units of additions whose clips are in this manifest."""
+    def _units_of(self, additions: Sequence[AdditionPlan], planned: Sequence[Unit] = ()) -> list[Unit]:
+        """Returns the planned units, and those of additions whose clips are in this manifest."""
         clips = {clip.id: clip for clip in self.manifest.clips}
-        return [unit for addition in additions for unit in units_of(addition, clips)]
+        added = (unit for addition in additions for unit in units_of(addition, clips))
+        return with_later_tries([*planned, *added], additions)
 
     def _make(
         self, units: Sequence[Unit], listing: UnitListing, info: DatasetInfo | None

@@ -30,6 +30,10 @@ class Limits:
     """Frame rate at which durations are counted as frames."""
 
 
+TRIED_LATER = "tried-later"
+"""Reason of a clip in a shard that is made again after `--retry-rejects` has planned the clip in a later shard."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unit:
     """One shard's clips, all of one split."""
@@ -41,6 +45,8 @@ class Unit:
     """The clips, in the order of their samples in the tar."""
     rejected: tuple[Reject, ...] = ()
     """Manifest rows rejected while reading; they are recorded in the first unit."""
+    tried_later: frozenset[str] = frozenset()
+    """Ids of clips whose outcome is in a later unit: no sample of them may be in this one, even if they can be made."""
 
     @property
     def name(self) -> str:
@@ -104,6 +110,22 @@ def units_of(plan: AdditionPlan, clips: Mapping[str, Clip]) -> list[Unit]:
     ]
 
 
+def with_later_tries(units: Sequence[Unit], additions: Sequence[AdditionPlan]) -> list[Unit]:
+    """Returns the units with the clips that additions have planned in later units as `tried_later`."""
+    last = {
+        clip: number
+        for addition in additions
+        for number, unit in zip(addition.addition.units, addition.units)
+        for clip in unit.clips
+    }
+    return [
+        replace(
+            unit, tried_later=frozenset(c.id for c in unit.clips if last.get(c.id, unit.number) > unit.number)
+        )
+        for unit in units
+    ]
+
+
 def plan_extension(
     manifest: Manifest,
     limits: Limits,
@@ -139,13 +161,15 @@ def plan_retry(
 ) -> AdditionPlan | None:
     """Plans the clips of `manifest` whose last outcome is a reject as units behind all others; None without any.
 
-    `removed` are keys of clips that were removed on request.
+    Also clips that no shard mentions: damage may have hit the rejects of a tar. `removed` are keys of clips that were
+    removed on request. All units of the manifest are done.
     """
-    rejected = _rejects_by_key(dataset).keys() - _sample_keys(dataset) - set(removed)
-    again = tuple(clip for clip in manifest.clips if clip.key in rejected)
+    rejected, stored = _rejects_by_key(dataset).keys(), _sample_keys(dataset)
+    again = tuple(clip for clip in manifest.clips if clip.key not in stored and clip.key not in removed)
     if not again:
         return None
-    return _addition("", Manifest(again), limits, listing, dataset, additions, {clip.id for clip in again})
+    before = {clip.id for clip in again if clip.key in rejected}
+    return _addition("", Manifest(again), limits, listing, dataset, additions, before)
 
 
 def _addition(

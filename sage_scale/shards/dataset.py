@@ -153,6 +153,12 @@ def unfinished_units(dataset: Dataset) -> list[int]:
     return [unit for unit in range(len(dataset.info.units)) if unit not in done]
 
 
+def generations(dataset: Dataset) -> dict[int, int]:
+    """Returns the generation of each unit by its number."""
+    table = dataset.units.table
+    return dict(zip(table["unit"].tolist(), table["generation"].tolist()))
+
+
 def holds_manifest(dataset: Dataset, digest: str) -> bool:
     """Returns whether the dataset holds all clips of the manifest with this digest, planned or added."""
     done = {unit.unit for unit in dataset.units}
@@ -190,6 +196,27 @@ def open_unfinished(store: Store) -> Dataset:
         raise NoDataset(
             f"{store.url} is not a dataset ({layout.DATASET_JSON} is missing): give the --out of precompute"
         ) from None
+    listing, loaded = layout.despite_changes(store, lambda: _load_units(store, info))
+    records = np.concatenate([np.zeros(0, RECORD), *(records for _, records in loaded)])
+    units = Units.of((marker for marker, _ in loaded), store.url)
+    additions = tuple(plan.addition for plan in load_additions(store, listing.additions))
+    digest = layout.checksum_of(index_json(info, units, records, additions))
+    return Dataset(
+        store=store,
+        info=info,
+        units=units,
+        records=records,
+        unit_of_row=np.repeat(np.arange(len(units), dtype=np.int32), units.table["samples"]),
+        finished=False,
+        digest=digest,
+        additions=additions,
+    )
+
+
+def _load_units(
+    store: Store, info: layout.DatasetInfo
+) -> tuple[layout.UnitListing, list[tuple[layout.Marker, np.ndarray]]]:
+    """Returns a listing, and markers and RECORDs of the units that are done by it. Raises NotFound, DatasetError."""
     listing = layout.list_units(store)
 
     def load(unit: int) -> tuple[layout.Marker, np.ndarray]:
@@ -208,21 +235,7 @@ def open_unfinished(store: Store) -> Dataset:
             )
         return marker, records
 
-    loaded = map_threads(load, sorted(listing.done))
-    records = np.concatenate([np.zeros(0, RECORD), *(records for _, records in loaded)])
-    units = Units.of((marker for marker, _ in loaded), store.url)
-    additions = tuple(plan.addition for plan in load_additions(store, listing.additions))
-    digest = layout.checksum_of(index_json(info, units, records, additions))
-    return Dataset(
-        store=store,
-        info=info,
-        units=units,
-        records=records,
-        unit_of_row=np.repeat(np.arange(len(units), dtype=np.int32), units.table["samples"]),
-        finished=False,
-        digest=digest,
-        additions=additions,
-    )
+    return listing, map_threads(load, sorted(listing.done))
 
 
 def unfinished_message(url: str, missing: list[int], planned: int) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import xxhash
 
 from sage_scale.errors import DatasetError
-from sage_scale.storage import Store
+from sage_scale.storage import NotFound, Store
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json
 
 FORMAT, VERSION = "sage-scale-shards", 1
@@ -258,6 +258,22 @@ def list_units(store: Store) -> UnitListing:
         orphans=orphans,
         additions=sum(map(is_addition, sizes)),
     )
+
+
+def despite_changes(store: Store, work: Callable[[], T]) -> T:
+    """Returns `work()`, repeated where it meets objects that another process replaced or deleted since it listed them.
+
+    Raises NotFound where an object is missing and two listings agree.
+    """
+    before = None
+    while True:
+        try:
+            return work()
+        except NotFound:
+            now = list_units(store)
+            if now == before:
+                raise
+            before = now
 
 
 def newest_generation(store: Store, unit: int) -> int | None:

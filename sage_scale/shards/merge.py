@@ -22,6 +22,7 @@ from sage_scale.shards.dataset import Dataset, notice_note, open_finished
 from sage_scale.shards.publish import (
     THREADS,
     finish_dataset,
+    is_current,
     publish_copies,
     restore_marker,
     start_dataset,
@@ -119,7 +120,7 @@ def compose(
         for entry in source.store.list(REMOVED_PREFIX):
             out.put_if_absent(entry.name, source.store.get(entry.name))
     finished = open_finished(out)
-    if finished is not None:
+    if finished is not None and is_current(finished):
         return finished
     listing = layout.list_units(out)
 

@@ -10,6 +10,7 @@ keep reading the older objects; these are deleted last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards import layout
 from sage_scale.shards.dataset import (
     Dataset,
+    generations,
     index_json,
     open_dataset,
     open_unfinished,
@@ -74,17 +76,22 @@ def publish_shard(store: Store, tar: Path, index: ShardIndex | None = None) -> l
 
     `index` is the tar's index from its writer (`write_shard`); by default it is read from the tar. If the store
     already has a tar of this unit and generation, it is valid and the local tar is ignored. If it has a newer
-    generation, this writer was presumed dead, and its tar is deleted again.
+    generation, this writer was presumed dead, and its tar is deleted again. If that tar is dropped before its marker
+    is made, the local tar is stored after all.
     """
     index = build_index(tar) if index is None else index
     unit, generation = index.header.unit, index.header.generation
-    stored = store.put_if_absent(layout.tar_name(unit, generation), tar)
-    # The name was free although a newer generation exists: the older one was deleted, and changed.json announced it.
-    changed = stored and store.exists(CHANGED_JSON)
-    newer = changed and (layout.newest_generation(store, unit) or 0) > generation
-    if stored and newer:
-        store.delete(layout.tar_name(unit, generation))
-    return _put_marker(store, index) if stored and not newer else restore_marker(store, unit)
+    while True:
+        stored = store.put_if_absent(layout.tar_name(unit, generation), tar)
+        # The name may be free because a newer generation replaced this one, which changed.json announced.
+        changed = stored and store.exists(CHANGED_JSON)
+        newer = changed and (layout.newest_generation(store, unit) or 0) > generation
+        if stored and not newer:
+            return _put_marker(store, index)
+        if newer:
+            store.delete(layout.tar_name(unit, generation))
+        with contextlib.suppress(NotFound):
+            return restore_marker(store, unit)
 
 
 def publish_copies(
@@ -162,6 +169,24 @@ def units_containing(dataset: Dataset, keys: frozenset[str]) -> list[layout.Mark
     return [unit for unit, yes in zip(dataset.units, chosen) if yes]
 
 
+def is_current(dataset: Dataset) -> bool:
+    """Returns whether index.json names the newest stored shards, without a clip that was to be removed.
+
+    A writer that was paused may store an older index.json, or delete a shard, and die before it looks. Without
+    `changed.json` no shard was ever replaced or deleted: one HEAD. Else a listing and a GET for each removal.
+    """
+    store = dataset.store
+    if not store.exists(CHANGED_JSON):
+        return True
+    listing = layout.list_units(store)
+    if listing.superseded or listing.generation != generations(dataset):
+        return False
+    try:
+        return not units_containing(dataset, removed_keys(store))
+    except NotFound:  # another process is at work on its shards
+        return False
+
+
 def delete_superseded(store: Store) -> int:
     """Delete the objects of older generations, tars first, and return their number."""
     names = layout.list_units(store).superseded
@@ -178,6 +203,8 @@ def delete_dataset(store: Store) -> layout.UnitListing:
     The record of clips that were removed on request stays: they are left out of a new output too.
     """
     listing = layout.list_units(store)
+    if listing.generation:  # another process may finish the output meanwhile: later writers then look
+        announce_change(store)
     # The last addition goes first: they are found by counting up.
     additions = [layout.addition_name(number) for number in range(listing.additions, 0, -1)]
     names = [layout.INDEX_JSON, layout.DATASET_JSON, *listing.superseded, *additions]
@@ -191,18 +218,32 @@ def delete_dataset(store: Store) -> layout.UnitListing:
 
 
 def restore_marker(store: Store, unit: int) -> layout.Marker:
-    """Recreate index and marker of a unit from its newest tar. Raises NotFound, DatasetError."""
-    return _put_marker(store, _stored_index(store, unit))
+    """Recreate index and marker of a unit from its newest tar. Raises NotFound without a tar, DatasetError."""
+    return _put_marker(store, layout.despite_changes(store, lambda: _stored_index(store, unit)))
+
+
+def restore_markers(store: Store, units: Iterable[int]) -> None:
+    """Recreate index and marker of these units; a unit whose shard was dropped meanwhile stays open."""
+
+    def restore(unit: int) -> None:
+        with contextlib.suppress(NotFound):
+            restore_marker(store, unit)
+
+    map_threads(restore, sorted(units), threads=THREADS)
 
 
 def reconcile(store: Store, progress: ProgressCallback | None = None) -> Dataset:
     """Write missing markers, rewrite shards with removed clips, and return the dataset, finished or not."""
     removed = removed_keys(store)
-    while True:
-        unmarked = sorted(layout.list_units(store).unmarked)
-        map_threads(lambda unit: restore_marker(store, unit), unmarked, threads=THREADS)
+
+    def rewrite() -> Dataset | None:
+        restore_markers(store, layout.list_units(store).unmarked)
         dataset = open_unfinished(store)
-        if not rewrite_without(dataset, removed, progress):
+        return None if rewrite_without(dataset, removed, progress) else dataset
+
+    while True:
+        dataset = layout.despite_changes(store, rewrite)
+        if dataset is not None:
             return dataset
 
 
@@ -213,14 +254,20 @@ def finish_dataset(store: Store, progress: ProgressCallback | None = None) -> Da
     of older generations are deleted at the end. Raises UnitsOpen with the missing units, and DatasetError if a marker
     contradicts its tar.
     """
+    stored = False
     while True:
         dataset = reconcile(store, progress)
         missing = unfinished_units(dataset)
+        if missing and layout.list_units(store).generation.keys() & set(missing):
+            continue  # stored since, or being rewritten
         if missing:
+            if stored:  # of the two, whoever is later deletes the index.json that names a dropped shard
+                store.delete(layout.INDEX_JSON)
             raise UnitsOpen(unfinished_message(store.url, missing, len(dataset.info.units)))
         store.put(
             layout.INDEX_JSON, index_json(dataset.info, dataset.units, dataset.records, dataset.additions)
         )
+        stored = True
         # Of two writers the later one sees the other's shards: index.json ends up naming the newest generations.
         newest = layout.list_units(store).generation
         if all(newest.get(unit.unit) == unit.generation for unit in dataset.units):
@@ -237,9 +284,10 @@ def rebuild_index(store: Store, progress: ProgressCallback | None = None) -> Dat
     listing = layout.list_units(store)
 
     def rebuild(unit: int) -> None:
-        index = _stored_index(store, unit)
-        _compare_with_marker(store, index)
-        _put_marker(store, index)
+        with contextlib.suppress(NotFound):  # the shard was dropped since
+            index = layout.despite_changes(store, lambda: _stored_index(store, unit))
+            _compare_with_marker(store, index)
+            _put_marker(store, index)
 
     map_threads(
         rebuild,
@@ -266,8 +314,8 @@ def _rewrite_unit(store: Store, unit: layout.Marker, keys: frozenset[str]) -> No
             samples = verified_samples(memory_reader(view), index.records[~removed], where)
             publish_copies(store, header, samples, rejects)
     except NotFound:
-        if (layout.newest_generation(store, unit.unit) or 0) > unit.generation:
-            return  # another process was faster, and has deleted the older generation
+        if layout.newest_generation(store, unit.unit) != unit.generation:
+            return  # another process was faster, and has deleted the older generation, or dropped the shard
         raise DatasetError(f"{where} is missing: {_repair_first(store.url)}") from None
 
 

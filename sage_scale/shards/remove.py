@@ -12,14 +12,14 @@ that finishes the dataset, resumes. Other shards are not touched.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from shlex import quote
 
 from sage_scale.errors import UnitsOpen, UsageError
 from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.dataset import Dataset, open_finished, open_unfinished, unfinished_units
-from sage_scale.shards.layout import list_units, sample_key
+from sage_scale.shards.layout import despite_changes, list_units, sample_key
 from sage_scale.shards.publish import delete_superseded, finish_dataset, reconcile, units_containing
 from sage_scale.shards.rejects import read_rejects, record_removal, reject_key, removed_keys
 from sage_scale.storage import Store
@@ -61,15 +61,9 @@ def remove_clips(
     Raises UsageError, before anything is written, for ids that a finished dataset does not have, unless
     `ignore_unknown`; DatasetError where a shard with one of the clips is damaged.
     """
-    dataset = _open_as_stored(store)
-    before = removed_keys(store)
+    before, wanted = removed_keys(store), tuple(wanted)
+    dataset, names, absent, shards = despite_changes(store, lambda: _find(store, wanted, before))
     known = {f"{key:016x}" for key in dataset.records["key"].tolist()}
-    names = {name if _KEY.fullmatch(name) and name in known else sample_key(name): name for name in wanted}
-    absent = [key for key in names if key not in known and key not in before]
-    if absent:
-        rejects = map_threads(lambda unit: read_rejects(store, unit), dataset.units)
-        rejected = {reject_key(reject) for rows in rejects for reject in rows}
-        absent = [key for key in absent if key not in rejected]
     missing = len(unfinished_units(dataset))
     if absent and not missing and not ignore_unknown:
         named = ", ".join(f"'{names[key]}'" for key in absent[:_NAMED]) + (
@@ -82,7 +76,6 @@ def remove_clips(
     if new := names.keys() - before:
         record_removal(store, new)
     removed = before | names.keys()
-    shards = len(units_containing(dataset, removed))
     objects = len(list_units(store).superseded)
     try:
         now = finish_dataset(store, progress)
@@ -99,6 +92,24 @@ def remove_clips(
         unfinished_units=missing,
         left=len(now.records),
     )
+
+
+def _find(
+    store: Store, wanted: Sequence[str], before: Collection[str]
+) -> tuple[Dataset, dict[str, str], list[str], int]:
+    """Returns the dataset, the wanted names by key, the keys it does not know, and how many shards change.
+
+    Raises NotFound where a shard is replaced meanwhile.
+    """
+    dataset = _open_as_stored(store)
+    known = {f"{key:016x}" for key in dataset.records["key"].tolist()}
+    names = {name if _KEY.fullmatch(name) and name in known else sample_key(name): name for name in wanted}
+    absent = [key for key in names if key not in known and key not in before]
+    if absent:
+        rejects = map_threads(lambda unit: read_rejects(store, unit), dataset.units)
+        rejected = {reject_key(reject) for rows in rejects for reject in rows}
+        absent = [key for key in absent if key not in rejected]
+    return dataset, names, absent, len(units_containing(dataset, frozenset({*before, *names})))
 
 
 def _open_as_stored(store: Store) -> Dataset:

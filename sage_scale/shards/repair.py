@@ -8,6 +8,7 @@ again, byte for byte.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from shlex import quote
 from typing import Literal
@@ -21,12 +22,12 @@ from sage_scale.shards.publish import (
     finish_dataset,
     memory_reader,
     publish_copies,
-    restore_marker,
+    restore_markers,
     verified_samples,
 )
-from sage_scale.shards.rejects import KEY_PREFIX
+from sage_scale.shards.rejects import KEY_PREFIX, announce_change
 from sage_scale.shards.tar import map_tar
-from sage_scale.storage import Store
+from sage_scale.storage import NotFound, Store
 
 Mode = Literal["keep", "drop"]
 
@@ -96,26 +97,30 @@ def carry_out_repair(plan: RepairPlan, mode: Mode = "keep") -> bool:
     store, state = plan.store, plan.state
     if state.restore_info:
         store.put(layout.DATASET_JSON, state.info.to_bytes())
-    if any(is_dropped(unit, mode) for unit in plan.damaged):
+    dropped = any(is_dropped(unit, mode) for unit in plan.damaged)
+    if dropped:
         # First: without its shards an unfinished dataset is left, never a wrong one. Older generations go too, or the
-        # newest of them would replace the dropped one.
+        # newest of them would replace the dropped one. `changed.json` makes later writers look what is stored.
+        announce_change(store)
         store.delete(layout.INDEX_JSON)
         delete_superseded(store)
     for unit in plan.damaged:
         if unit.fault == "marker":
-            restore_marker(store, unit.unit)
+            restore_markers(store, [unit.unit])
         elif is_dropped(unit, mode):
             # The tar goes last: a listing finds index and marker by it.
             for name in (layout.marker_name, layout.index_name, layout.tar_name):
                 store.delete(name(unit.unit, unit.generation))
         else:
-            _keep_intact(store, state.info, unit)
+            with contextlib.suppress(NotFound):  # another repair has replaced or dropped the shard
+                _keep_intact(store, state.info, unit)
     listing = layout.list_units(store)
     if set(range(len(state.info.units))) <= listing.generation.keys():
         finish_dataset(store)
         return True
-    for number in sorted(listing.unmarked):
-        restore_marker(store, number)
+    if dropped:  # once more, if a writer that saw the shards has stored it since
+        store.delete(layout.INDEX_JSON)
+    restore_markers(store, listing.unmarked)
     delete_superseded(store)
     return False
 

@@ -32,7 +32,7 @@ from urllib3.exceptions import HTTPError
 
 from sage_scale.errors import StorageError
 from sage_scale.retry import backoff, retry
-from sage_scale.storage.s3_errors import BUSY, code_of, end_redirects, endpoint, explain, server
+from sage_scale.storage.s3_errors import BUSY, MISSING, code_of, end_redirects, endpoint, explain, server
 from sage_scale.storage.store import (
     MAX_OBJECT_BYTES,
     Buffer,
@@ -158,7 +158,12 @@ class S3Store(Store):
                 if code_of(error) not in ("PreconditionFailed", "412"):
                     raise
             # The name is taken: by another writer, or by our own PUT whose answer was lost.
-            head = self.client.head_object(Bucket=self.bucket, Key=key)
+            try:
+                head = self.client.head_object(Bucket=self.bucket, Key=key)
+            except boto.ClientError as error:
+                if code_of(error) in MISSING:  # and free again: the object was deleted since
+                    raise _Transient(error) from None
+                raise
             return head.get("Metadata", {}).get("put-id") == token
 
         return self._call(name, store)

@@ -16,6 +16,8 @@ from sage_scale.storage.store import NoBucket, NotFound, Unavailable
 
 BUSY = ("ConditionalRequestConflict", "OperationAborted", "409")
 """Codes of two conditional PUTs that clashed: to be repeated."""
+MISSING = ("NoSuchKey", "404", "NotFound")
+"""Codes of an object that is not there."""
 _TRANSIENT = (
     "SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException", "TooManyRequests",
     "RequestLimitExceeded", "429", *BUSY,
@@ -32,7 +34,7 @@ _MOVED = (
 )
 Message = tuple[type[StorageError], str]
 _BY_CODE: dict[tuple[str, ...], Message] = {
-    ("NoSuchKey", "404", "NotFound"): (NotFound, "{what} does not exist"),
+    MISSING: (NotFound, "{what} does not exist"),
     ("NoSuchBucket",): (
         NoBucket,
         "{what}: bucket '{bucket}' does not exist on {where}; create it or correct it",

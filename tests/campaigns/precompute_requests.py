@@ -1,4 +1,4 @@
-"""Claim: a second run over a finished output costs one GET, over an unfinished one, one bare listing.
+"""Claim: a second run over a finished output costs one GET and one HEAD, over an unfinished one, one bare listing.
 
     python tests/campaigns/precompute_requests.py --shards 10000 --server ceph
 

@@ -83,7 +83,8 @@ def test_dropped_shards_are_made_again_byte_for_byte(store: Store, undisturbed, 
     assert not carry_out_repair(plan_repair(store), "drop")
     assert not any(store.exists(name) for name in lost)
     run_here(recipe_for(corpus_root), store.url).execute()
-    assert {entry.name: store.get(entry.name) for entry in store.list()} == undisturbed
+    made = {entry.name: store.get(entry.name) for entry in store.list()}
+    assert made.pop("changed.json") and made == undisturbed
 
 
 def test_clips_lost_to_damage_are_tried_again_like_rejects(store: Store, corpus_root: Path) -> None:

@@ -63,12 +63,12 @@ def test_the_bytes_do_not_depend_on_where_the_corpus_lies(undisturbed, corpus_ro
     assert hashes(tmp_path / "out") == hashes(undisturbed)
 
 
-def test_a_finished_output_is_recognised_by_one_get(undisturbed, corpus_root) -> None:
+def test_a_finished_output_is_recognised_by_a_get_and_a_head(undisturbed, corpus_root) -> None:
     run = run_here(recipe_for(corpus_root), undisturbed)
     run.store = Counted(undisturbed)
     before = hashes(undisturbed)
     summary = run.execute()
-    assert run.store.requests == ["get"]
+    assert run.store.requests == ["get", "exists", "size"]  # the second of changed.json
     assert (summary.clips, summary.rejects, summary.shards) == (CLIPS + 2, 0, 5)
     assert hashes(undisturbed) == before
 
@@ -171,6 +171,7 @@ def test_shards_without_dataset_json_are_not_mixed_with_new_ones(undisturbed, co
     with pytest.raises(UsageError, match=r"holds shards but no dataset\.json"):
         run_here(recipe_for(corpus_root), out).execute()
     run_here(recipe_for(corpus_root), out, overwrite=True).execute()
+    (out / "changed.json").unlink()
     assert hashes(out) == hashes(undisturbed)
 
 
@@ -202,6 +203,7 @@ def test_overwrite_repeated_after_a_kill_goes_on(undisturbed, corpus_root, tmp_p
     again.interrupt = lambda unit: done.append(unit.number)
     again.execute()
     assert done == [3, 4]
+    (out / "changed.json").unlink()
     assert hashes(out) == hashes(undisturbed)
 
 
