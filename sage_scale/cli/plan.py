@@ -15,7 +15,6 @@ sage-scale plan sage-phoenix14t --shards data/shards stream.fraction=0.1
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +22,7 @@ import typer
 from sage_scale.cli import Overrides, RecipeToShow
 from sage_scale.errors import UsageError
 from sage_scale.untrusted.display import printable
-from sage_scale.untrusted.printer import console, echo, echo_json
+from sage_scale.untrusted.printer import console, echo, echo_json, tell
 
 if TYPE_CHECKING:
     from sage_scale.config import Recipe
@@ -90,7 +89,7 @@ def plan(
     from sage_scale.registry import model_spec
 
     if ranks:
-        warnings.warn("--ranks is now --gpus, GPUs of a node", DeprecationWarning, 2)
+        tell("sage-scale plan: --ranks is now --gpus, the GPUs of a node; use the new name")
         gpus = ranks
     if gpu not in GPUS and gpu != "cpu":
         raise UsageError(f"no GPU '{gpu}' in the list ({', '.join(GPUS)}): give its memory with --memory-gb")

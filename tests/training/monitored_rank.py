@@ -22,8 +22,9 @@ fault = os.environ.get("FAULT", "") if rank == int(os.environ.get("FAULTY", 1)) 
 (run / f"pid-{rank}").write_text(str(os.getpid()))
 (run / f"monitor-{rank}").write_text(str(os.getppid()))
 limits = {"contact_timeout_s": 10.0, "start_timeout_s": 30.0, "hang_timeout_s": 30.0, "long_timeout_s": 30.0,
-          "stop_notice": "none", "stop_notice_every_s": 0.2, **json.loads(os.environ.get("LIMITS", "{}"))}  # fmt: skip
-rank_status.set_limits(run=str(run), **limits)
+          "stop_notice": "none", "stop_notice_every_s": 0.2, "http_port": 0,
+          **json.loads(os.environ.get("LIMITS", "{}"))}  # fmt: skip
+rank_status.set_limits(run=str(run), url="", **limits)
 
 
 def fail(error: Exception, code: int, permanent: bool) -> None:
