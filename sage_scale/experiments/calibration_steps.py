@@ -29,10 +29,10 @@ FEW, MORE = 6, 18
 
 
 def calibrate_steps(found: Calibration, name: str, overrides: Sequence[str], data: Sequence[str]) -> None:
-    """Measure `train.flops_per_cpu_s` and `start_cpu_s` of a recipe's stages. Raises SageError where a run fails."""
+    """Measure `train.flops_per_cpu_s` and `train.start_cpu_s` of a recipe's stages. Raises SageError if a run fails."""
     recipe = load_recipe(name, overrides)
     rates: dict[str, float] = {}
-    starts: list[float] = []
+    starts: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="sage-scale-calibrate-") as scratch:
         spent: dict[tuple[str, int], float] = {}
         for steps in (FEW, MORE):
@@ -41,7 +41,7 @@ def calibrate_steps(found: Calibration, name: str, overrides: Sequence[str], dat
                 spent[stage, steps] = _run(name, overrides, data, run, stage, steps)
         for stage in STAGES:
             step_s = (spent[stage, MORE] - spent[stage, FEW]) / (MORE - FEW)
-            starts.append(max(0.1, spent[stage, FEW] - FEW * step_s))
+            starts[f"{recipe.name} {stage}"] = max(0.1, spent[stage, FEW] - FEW * step_s)
             rates[f"{recipe.name} {stage}"] = _operations(Path(scratch) / str(MORE), stage) / max(
                 step_s, 1e-9
             )
@@ -51,10 +51,9 @@ def calibrate_steps(found: Calibration, name: str, overrides: Sequence[str], dat
         found.add("train.flops_per_gpu_s", rates, unit)
     else:
         found.add("train.flops_per_cpu_s", rates, unit)
+        # Of each stage by itself: stage 1 also prepares the language model.
         found.add(
-            "start_cpu_s",
-            statistics.fmean(starts),
-            "CPU seconds of a stage outside of its steps, with one save",
+            "train.start_cpu_s", starts, "CPU seconds outside of the steps, with one save, by recipe and stage"
         )
 
 

@@ -145,7 +145,7 @@ def stage_time(
     saves = max(1, steps // (stage.save_every or epoch))
     forward = step.operations / PASSES / own / rate
     extra = {
-        "start": constants.number(f"start_{'cpu' if machine.gpu == 'cpu' else 'gpu'}_s"),
+        "start": _start(recipe, name, constants, machine),
         "evaluations": _evaluations(stage, steps, epoch)
         * _evaluation(recipe, name, corpus, clip, forward, used, constants, machine),
         "frozen outputs": _frozen_outputs(
@@ -196,6 +196,15 @@ def _frozen_outputs(
     forward = plans.step("pretrain", 1, 1, 0).operations / PASSES
     views = min(max(1, recipe.finetune.frozen_views) * clips, seen)
     return views * forward / rate / ranks
+
+
+def _start(recipe: Recipe, name: str, constants: Constants, machine: Machine) -> float:
+    """Returns the seconds of a stage before its first step, measured of this recipe where there is a calibration."""
+    if machine.gpu != "cpu":
+        return constants.number("start_gpu_s")
+    if constants.knows("train.start_cpu_s", f"{recipe.name} {name}"):
+        return constants.number("train.start_cpu_s", f"{recipe.name} {name}")
+    return constants.number("start_cpu_s")
 
 
 def _rate(recipe: Recipe, name: str, constants: Constants, machine: Machine) -> float:

@@ -80,7 +80,7 @@ def test_videos_are_spread_over_a_folder(tmp_path):
 
 
 def test_the_rate_of_steps_is_the_difference_of_two_runs(monkeypatch):
-    """Runs that take 20 CPU seconds to start and 2 (stage 2: half) for a step of 3e10 operations."""
+    """Runs that take 20 CPU seconds to start (stage 2: 5) and 2 (stage 2: 1) for a step of 3e10 operations."""
 
     def a_run(name, overrides, data, folder, stage, steps):
         log = folder / stage / "log.jsonl"
@@ -90,12 +90,13 @@ def test_the_rate_of_steps_is_the_difference_of_two_runs(monkeypatch):
             for n in range(steps)
         ]
         log.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{half a li")
-        return 20 + steps * (2.0 if stage == "pretrain" else 1.0)
+        return 20 + steps * 2.0 if stage == "pretrain" else 5 + steps * 1.0
 
     monkeypatch.setattr(calibration_steps, "_run", a_run)
     found = Calibration("sage-scale bench calibrate")
     calibration_steps.calibrate_steps(found, "demo", (), ["data"])
-    assert found.constants["start_cpu_s"].value == pytest.approx(20)
+    starts = found.constants["train.start_cpu_s"].value
+    assert starts == {"demo pretrain": pytest.approx(20), "demo finetune": pytest.approx(5)}
     rates = found.constants["train.flops_per_cpu_s"].value
     assert rates == {"demo pretrain": pytest.approx(1.5e10), "demo finetune": pytest.approx(3e10)}
     assert parse_constants(found.to_yaml().encode(), "t").keys() == found.constants.keys()

@@ -201,6 +201,17 @@ def test_measured_gpus_take_the_place_of_data_sheets():
     assert "features" not in timed.preprocessing.cpu_seconds
 
 
+def test_each_stage_starts_in_its_own_measured_time():
+    """On a CPU; a stage that was not measured has the assumed start."""
+    recipe = load_recipe("sage-phoenix14t")
+    starts = {"train.start_cpu_s": {"value": {f"{recipe.name} pretrain": 65.0}, **MEASURED}}
+    measured = parse_constants(yaml.safe_dump(starts).encode(), "t")
+    constants = Constants({**load_constants()._constants, **measured})
+    found = overview(recipe, constants=constants, gpu="cpu")
+    assert found.of("pretrain")[0].extra["start"] == 65.0
+    assert found.of("finetune")[0].extra["start"] == load_constants().number("start_cpu_s")
+
+
 def test_the_other_kinds_of_samples_are_told():
     both = [
         dict(overview(load_recipe(name)).to_mapping()["storage"]["otherwise_bytes"])
