@@ -53,7 +53,9 @@ def calibrate_steps(found: Calibration, name: str, overrides: Sequence[str], dat
         found.add("train.flops_per_cpu_s", rates, unit)
         # Of each stage by itself: stage 1 also prepares the language model.
         found.add(
-            "train.start_cpu_s", starts, "CPU seconds outside of the steps, with one save, by recipe and stage"
+            "train.start_cpu_s",
+            starts,
+            "CPU seconds outside of the steps, with one save, by recipe and stage",
         )
 
 
