@@ -41,10 +41,13 @@ def calibrate_steps(found: Calibration, name: str, overrides: Sequence[str], dat
                 spent[stage, steps] = _run(name, overrides, data, run, stage, steps)
         for stage in STAGES:
             step_s = (spent[stage, MORE] - spent[stage, FEW]) / (MORE - FEW)
+            if step_s <= 0:
+                raise SageError(
+                    f"calibration: {MORE} steps of {stage} took no longer than {FEW}, as other work disturbed the "
+                    "runs: run it again on an idle machine"
+                )
             starts[f"{recipe.name} {stage}"] = max(0.1, spent[stage, FEW] - FEW * step_s)
-            rates[f"{recipe.name} {stage}"] = _operations(Path(scratch) / str(MORE), stage) / max(
-                step_s, 1e-9
-            )
+            rates[f"{recipe.name} {stage}"] = _operations(Path(scratch) / str(MORE), stage) / step_s
     second = "second" if torch.cuda.is_available() else "CPU second"
     unit = f"FLOP a {second} of a rank in training steps, by recipe and stage"
     if torch.cuda.is_available():

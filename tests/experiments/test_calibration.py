@@ -102,6 +102,12 @@ def test_the_rate_of_steps_is_the_difference_of_two_runs(monkeypatch):
     assert parse_constants(found.to_yaml().encode(), "t").keys() == found.constants.keys()
 
 
+def test_runs_that_other_work_disturbed_are_refused(monkeypatch):
+    monkeypatch.setattr(calibration_steps, "_run", lambda *given: 100.0 - given[-1])
+    with pytest.raises(SageError, match="run it again on an idle machine"):
+        calibration_steps.calibrate_steps(Calibration("c"), "demo", (), ["data"])
+
+
 def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
     ended = subprocess.CompletedProcess([], 2, "", "some line\nsage-scale: there is no dataset\n")
     monkeypatch.setattr(calibration_steps.subprocess, "run", lambda *_, **__: ended)
