@@ -34,8 +34,8 @@ from sage_scale.streaming.read_counts import ReadCounts
 from sage_scale.streaming.stream import Stream, check_batch_size
 
 Decode = Callable[[dict[str, Any]], Any]
-_RECORD = np.dtype([(name, "<u8" if name == "length" else RECORD[name]) for name in RECORD.names or ()])
-"""RECORD for samples beyond 4 GiB."""
+_RECORD = np.dtype([(name, "<i8" if name == "length" else RECORD[name]) for name in RECORD.names or ()])
+"""RECORD for samples beyond 4 GiB; signed, as sums with signed offsets would else be floats."""
 
 
 @dataclass(frozen=True, kw_only=True)
