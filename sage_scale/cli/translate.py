@@ -47,13 +47,13 @@ def translate(
     from transformers.utils import logging
 
     from sage_scale.translation.timeline import check_target, write_timeline
-    from sage_scale.translation.translate import NEEDS, NEEDS_KEYPOINTS, VideoTranslator
+    from sage_scale.translation.translate import NEEDS, NEEDS_KEYPOINTS, Translator
 
     if figure:
         check_target(figure)
     logging.disable_progress_bar()  # stderr is for errors
     folder = run_place(model).fetch_to_read(is_model, is_export)
-    translator = VideoTranslator(folder, device, changes or [])
+    translator = Translator(folder, device, changes or [])
     for line in translator.warnings:
         tell(f"sage-scale: {line}")
     failed = 0

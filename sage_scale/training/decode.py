@@ -14,7 +14,7 @@ from sage_scale.shards import Dataset
 from sage_scale.streaming import Batch, open_evaluation
 from sage_scale.training import distributed
 from sage_scale.training.distributed import Ranks
-from sage_scale.training.export import Translator
+from sage_scale.training.export import TranslationModel
 from sage_scale.training.gold_glosses import gold_glosses
 from sage_scale.vision.packed import PackedVideo
 
@@ -24,7 +24,7 @@ Change = Callable[[PackedVideo], PackedVideo]
 @torch.no_grad()
 def translate_split(
     recipe: Recipe,
-    model: Translator,
+    model: TranslationModel,
     tokenizer: Any,
     data: Sequence[Dataset],
     split: str,

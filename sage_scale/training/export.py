@@ -26,7 +26,7 @@ from sage_scale.untrusted.hashes import check_hashes, write_hashes
 from sage_scale.vision.packed import PackedVideo
 
 
-class Translator(Protocol):
+class TranslationModel(Protocol):
     """A trained model."""
 
     def generate(
@@ -63,7 +63,9 @@ def export_folder(folder: str | Path) -> Path:
     )
 
 
-def load_translator(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Translator, Any, Recipe]:
+def load_translator(
+    folder: str | Path, device: str | torch.device = "cpu"
+) -> tuple[TranslationModel, Any, Recipe]:
     """Returns (translator in evaluation mode, tokenizer, recipe) of a run folder or its export `model/`.
 
     Raises CheckpointError naming what is missing or damaged (`hashes.json`), NoModel where there is no export.

@@ -80,7 +80,7 @@ class Translation:
         }
 
 
-class VideoTranslator:
+class Translator:
     """A trained translator, loaded once for any number of videos."""
 
     def __init__(self, run: str | Path, device: str = "", overrides: Iterable[str] = ()) -> None:

@@ -2,12 +2,13 @@
 
     python tests/campaigns/launchers.py [--only NAME ...] [--out docs/results/launchers.md]
 
-Stage 1 of a tiny model trains on two gloo ranks (`plain`: one) with its checkpoints in a moto S3 server. Each launcher
-starts the same run four times: on a URL without a dataset; then a rank gets SIGKILL; then the launcher is asked to
-stop, while each PUT of the save waits 2 s in a proxy; then to the end. A launcher that may be a container's main
-process is process 1 of a PID namespace: when it ends, the kernel kills the ranks that it left behind. Counted as saved
-is a run whose last logged step has a whole checkpoint. Prints a Markdown table; ends with code 1 where one of ours
-differs from EXPECTED.
+Stage 1 of a tiny model trains on two gloo ranks (`plain`: one) with its checkpoints in a moto S3 server. Each
+launcher starts the same run four times: on a URL without a dataset; then a rank gets SIGKILL; then the launcher is
+asked to stop, while each PUT of the save waits 2 s in a proxy; then to the end. A launcher that may be a container's
+main process is process 1 of a PID namespace: when it ends, the kernel kills the ranks that it left behind. Process 1
+ignores a signal for which it has no handler: a launcher that does not end within GRACE_S of SIGTERM gets SIGKILL, as
+a pod does. Counted as saved is a run whose last logged step has a whole checkpoint. Prints a Markdown table; ends
+with code 1 where one of ours differs from EXPECTED.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ STEPS = 100_000
 MOVES_S = 2.0
 """Wait of each PUT of the last save, seconds."""
 PATIENCE_S = 240.0
+GRACE_S = 45.0
+"""From SIGTERM to SIGKILL, seconds; a save takes some 10."""
 SCRIPT = LAUNCH_FOLDER / "pretrain.py"
 BIN = Path(sys.executable).parent
 KILLED = {"plain": "137"}
@@ -82,8 +85,14 @@ class Started:
         process = psutil.Process(self.processes[-1].pid)
         return process.children()[0] if self.main else process
 
-    def codes(self) -> str:
-        """Exit codes as a shell has them; waits for the end."""
+    def codes(self, grace_s: float | None = None) -> str:
+        """Exit codes as a shell has them, after the end; the first process gets SIGKILL after `grace_s` seconds."""
+        if grace_s is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.processes[-1].wait(grace_s)
+            if self.processes[-1].poll() is None:
+                with contextlib.suppress(psutil.Error):
+                    self.first().kill()
         ended = [process.wait(PATIENCE_S) for process in self.processes]
         return ", ".join(str(code if code >= 0 else 128 - code) for code in ended)
 
@@ -135,7 +144,7 @@ class Campaign:
             launcher.stop(started)
         else:
             started.first().terminate()
-        row.stopped = started.codes()
+        row.stopped = started.codes(GRACE_S)
         self._all_gone(run)
         self.proxy.rules.remove(slow)
         steps = Checkpoints(f"s3://bucket/runs/{run.name}/pretrain").steps()

@@ -287,7 +287,7 @@ class Provider(FakeMultiNodeProvider):
         less = {name: amount for name, amount in resources.items() if name != "memory"}
         super()._create_node_with_resources_and_labels(config, tags, count, less, labels)
 ''')
-os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ["PYTHONPATH"]])
+os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
 subprocess.run([str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-cpus=0", "--port=6379",
                 "--object-store-memory=83886080", "--include-dashboard=false", f"--temp-dir={temporary}",
                 "--autoscaling-config=cluster.json"], check=True, stdout=subprocess.DEVNULL)

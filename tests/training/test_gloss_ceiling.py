@@ -25,7 +25,7 @@ from sage_scale.models.sage.model import SageTranslator
 from sage_scale.shards import open_dataset, read_metadata
 from sage_scale.training import evaluate_run
 from sage_scale.training.stage import run_stage
-from sage_scale.translation.translate import VideoTranslator
+from sage_scale.translation.translate import Translator
 
 PLAN = [("train", 64), ("train", 64), ("dev", 4), ("test", 12)]
 TRAIN = ("finetune.lr=0.005", "finetune.optimizer=adamw", "finetune.max_steps=180", "finetune.batch_size=24",
@@ -64,7 +64,7 @@ def test_the_translation_is_read_from_the_glosses(home: Path) -> None:
     assert scores["bleu1"] > 80 and scores["bleu1"] > 30 + scores["controls"]["blank_videos"]["bleu1"]
     assert load_recipe(run / "recipe.yaml").finetune.glosses == str(home / "gold")
     with pytest.raises(UsageError, match="translates no video"):
-        VideoTranslator(run)
+        Translator(run)
 
 
 def test_a_table_and_a_folder_of_gold_files_train_the_same(home: Path) -> None:

@@ -21,7 +21,7 @@ from sage_scale.errors import OtherDataset, UsageError
 from sage_scale.keypoints.files import pose_bytes
 from sage_scale.precompute.environment import check_same_environment, describe, environment_here
 from sage_scale.training.stage import run_stage
-from sage_scale.translation.translate import VideoTranslator
+from sage_scale.translation.translate import Translator
 
 SMALL = [
     "text.tagger=none", "text.trim_vocabulary=false", "shards.clips_per_unit=8", "stream.lanes=4", "stream.window=8",
@@ -63,13 +63,13 @@ def test_from_pose_files_to_a_translation(tmp_path) -> None:
     with pytest.raises(OtherDataset, match=r"model\.feature_dim=150 is given"):
         run_stage("pretrain", given, tmp_path / "third", str(tmp_path / "shards"))
     run_stage("finetune", recipe, tmp_path / "run", str(tmp_path / "shards"))
-    translator = VideoTranslator(tmp_path / "run")
+    translator = Translator(tmp_path / "run")
     translation = translator.translate(root / "dev" / "0.pose", start_s=0.5, end_s=2.5)
     assert translation.frames == 50 and len(translation.segments) and not translator.warnings
     # A run of 0.1.0 knew no aspect of the picture: one line says so.
     file = tmp_path / "run" / "model" / "recipe.yaml"
     file.write_text("".join(line for line in file.open() if "source_aspect" not in line))
-    (line,) = VideoTranslator(tmp_path / "run").warnings
+    (line,) = Translator(tmp_path / "run").warnings
     assert "0.1.0" in line and ".pose" in line
 
 

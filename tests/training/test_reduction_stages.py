@@ -13,7 +13,7 @@ from sage_scale.config import load_recipe, override
 from sage_scale.errors import CheckpointError
 from sage_scale.training import evaluate_run
 from sage_scale.training.stage import run_stage
-from sage_scale.translation.translate import VideoTranslator
+from sage_scale.translation.translate import Translator
 
 
 @pytest.mark.system
@@ -30,7 +30,7 @@ def test_strided_frames_from_videos_to_a_translation(tmp_path) -> None:
         run_stage(stage, recipe, run, data)
     evaluate_run.run(run, data, split="dev", controls=False)
     rows = [json.loads(line) for line in (run / "predictions" / "dev.jsonl").read_text().splitlines()]
-    translator = VideoTranslator(run)
+    translator = Translator(run)
     assert translator.recipe.model.pooling == translator.model.visual.pooling == "first"
     sentences = {row["id"]: row["hypothesis"] for row in rows}
     for video in sorted((root / "dev").glob("*.pose")):

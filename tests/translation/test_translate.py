@@ -30,7 +30,7 @@ from sage_scale.streaming import open_datasets, open_evaluation
 from sage_scale.training.decode import translate_split
 from sage_scale.training.distributed import Ranks
 from sage_scale.translation.timeline import segment_pictures, write_timeline
-from sage_scale.translation.translate import VideoTranslator, choose_device
+from sage_scale.translation.translate import Translator, choose_device
 
 RECIPE = override(tiny_recipe(), ["vision.size=24", "vision.crop=16", "vision.background=median"])
 
@@ -57,8 +57,8 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def translator(run) -> VideoTranslator:
-    return VideoTranslator(run, device="cpu")
+def translator(run) -> Translator:
+    return Translator(run, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_sentences_are_those_of_evaluation(translator, dataset, videos):
 
 
 def test_a_run_and_its_export_are_the_same_model(run, translator, videos):
-    assert VideoTranslator(run / "model", device="cpu").translate(videos[0]).sentence == (
+    assert Translator(run / "model", device="cpu").translate(videos[0]).sentence == (
         translator.translate(videos[0]).sentence
     )
 
@@ -109,7 +109,7 @@ def test_a_stretch_of_a_video_is_a_clip_of_its_own(translator, videos):
 
 
 def test_overrides_change_the_segments(run, videos):
-    uniform = VideoTranslator(run, "cpu", ["segmentation.tagger=uniform", "segmentation.uniform_frames=8"])
+    uniform = Translator(run, "cpu", ["segmentation.tagger=uniform", "segmentation.uniform_frames=8"])
     segments = uniform.translate(videos[0]).segments
     assert {int(end - start) for start, end in segments} == {8}
 
