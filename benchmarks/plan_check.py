@@ -191,7 +191,8 @@ def check_precompute(
     if clock and not features:
         cpus = os.cpu_count() or 1
         made = preprocessing(recipe, corpus, stored, constants, cpus)
-        command = sage("precompute", "--root", root, "--out", out, "--recipe", "demo", *changes)
+        made_there = ("--corpus", "synthetic", "--root", root)
+        command = sage("precompute", *made_there, "--out", out, "--recipe", "demo", *changes)
         subprocess.run(command, check=True, capture_output=True)
         planned, spent = made.wall_seconds, time.monotonic() - begun
     else:

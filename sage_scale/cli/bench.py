@@ -46,7 +46,7 @@ def calibrate(
     seconds: Annotated[float, typer.Option(min=0.01, help="CPU seconds of a measurement, at least.")] = 1.0,
     overrides: Overrides = None,
 ) -> None:
-    """Time decoding, JPEG, segments, text, backbones, shards, matrix products, disk and all-reduce on this machine.
+    """Time this machine: decoding, JPEG, segments, text, backbones, shards, Ray's start, matrices, disk, all-reduce.
 
     One measurement after the other, each on one thread; about a minute without --data, on an idle machine.
     """

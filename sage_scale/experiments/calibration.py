@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +21,9 @@ import torch
 import yaml
 
 from sage_scale.config import Recipe
-from sage_scale.errors import UsageError
+from sage_scale.errors import SageError, UsageError
 from sage_scale.planning.constants import Constant
+from sage_scale.untrusted.display import shortened
 from sage_scale.vision.backbone_choice import bfloat16_units
 
 
@@ -50,6 +53,15 @@ def cpu_rate(
             amount += work()
         rates.append(amount / (clock() - begun))
     return statistics.median(rates)
+
+
+def run_verb(title: str, *words: object) -> None:
+    """Run a verb as a user would. Raises SageError with `title` and its last line if it fails."""
+    command = [sys.executable, "-m", "sage_scale.cli.main", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SageError(f"calibration: {title} ended with {done.returncode}: {shortened(last, 500)}")
 
 
 def machine() -> str:

@@ -1,4 +1,4 @@
-"""The measurements of `bench calibrate`, in their order; here those of shards, matrix products, disk and all-reduce."""
+"""The measurements of `bench calibrate`, in their order; here all but those of clips (calibration_clips.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sage_scale.experiments.calibration import Calibration, Settings, cpu_rate
+from sage_scale.experiments.calibration import Calibration, Settings, cpu_rate, run_verb
 from sage_scale.experiments.calibration_clips import backbones, decoding, jpeg, segments_and_text
 from sage_scale.shards import (
     DatasetInfo,
@@ -41,6 +41,7 @@ def pieces(settings: Settings) -> Iterator[tuple[str, Callable[[Calibration], No
         ("segments and text", segments_and_text),
         ("frozen backbones", backbones),
         ("writing and loading", _shards),
+        ("start of precompute", _precompute_start),
         ("matrix products", _matrices),
         ("disk", _disk),
         ("all-reduce", _all_reduce),
@@ -94,6 +95,19 @@ def _shards(found: Calibration, settings: Settings) -> None:
 
         rate = cpu_rate(load, settings.seconds)
         found.add("loader.bytes_per_cpu_s", rate, "bytes of features a CPU second: read, checked, packed")
+
+
+def _precompute_start(found: Calibration, settings: Settings) -> None:
+    one = [f"corpus.{split}_clips=1" for split in ("train", "dev", "test", "heldout")]
+    with tempfile.TemporaryDirectory(prefix="sage-scale-calibrate-") as scratch:
+        corpus = ("--corpus", "synthetic", "--root", Path(scratch) / "corpus")
+        run_verb("corpus make", "corpus", "make", *corpus, *one)
+        begun = time.perf_counter()
+        run_verb(
+            "precompute", "precompute", *corpus, "--out", Path(scratch) / "set", "--recipe", "demo", *one
+        )
+        unit = "seconds before the first clip, Ray and the tagger's model: precompute of four clips, by the clock"
+        found.add("precompute.start_s", time.perf_counter() - begun, unit)
 
 
 def _matrices(found: Calibration, settings: Settings) -> None:

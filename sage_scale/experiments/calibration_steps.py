@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,9 +17,8 @@ import torch
 
 from sage_scale.config import load_recipe
 from sage_scale.errors import SageError
-from sage_scale.experiments.calibration import Calibration
+from sage_scale.experiments.calibration import Calibration, run_verb
 from sage_scale.planning.training_time import STAGES
-from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.json_values import InvalidJSON, parse_json_object
 
 FEW, MORE = 6, 18
@@ -71,24 +68,8 @@ def _run(
         f"{stage}.evaluate_every=-1", f"{stage}.save_every=1000000000", "denoise.steps=2", "denoise.max_minutes=0",
     ]  # fmt: skip
     given = [word for url in data for word in ("--data", url)]
-    command = [
-        sys.executable,
-        "-m",
-        "sage_scale.cli.main",
-        stage,
-        "--run",
-        str(run),
-        *given,
-        "--recipe",
-        name,
-    ]
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run([*command, *changes], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SageError(
-            f"calibration: {stage} of recipe {name} ended with {done.returncode}: {shortened(last, 500)}"
-        )
+    run_verb(f"{stage} of recipe {name}", stage, "--run", run, *given, "--recipe", name, *changes)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if torch.cuda.is_available():
         return time.monotonic() - begun

@@ -29,7 +29,7 @@ from sage_scale.evaluation.split_scores import split_scores
 from sage_scale.evaluation.stored import write_scores
 from sage_scale.registry import model_spec
 from sage_scale.shards import Dataset, notice_note, read_metadata
-from sage_scale.streaming import Data, open_datasets
+from sage_scale.streaming import Data, OncePerNode, open_datasets
 from sage_scale.training import distributed
 from sage_scale.training.decode import blank_video, first_batch, has_split, score_arguments, translate_split
 from sage_scale.training.engine import has_fast_bf16
@@ -70,7 +70,8 @@ def run(
 
         signs = open_gold(gold)
     started = time.monotonic()
-    datasets = open_datasets(data)
+    ranks = distributed.initialise()
+    datasets = open_datasets(data, OncePerNode(distributed.gather_objects))
     if not has_split(datasets, split):
         there = sorted({name for dataset in datasets for name in dataset.splits})
         raise UsageError(
@@ -86,7 +87,6 @@ def run(
             f"--gold {shortened(gold, 300)} has no signs of any clip of the split '{split}': name its files or rows "
             "by the ids or the videos of the clips"
         )
-    ranks = distributed.initialise()
     distributed.run_on_each_host(place.fetch_to_read)
     model, tokenizer, recipe = load_translator(folder, ranks.device)
     for line in contradictions(recipe, datasets):

@@ -110,7 +110,7 @@ def test_runs_that_other_work_disturbed_are_refused(monkeypatch):
 
 def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
     ended = subprocess.CompletedProcess([], 2, "", "some line\nsage-scale: there is no dataset\n")
-    monkeypatch.setattr(calibration_steps.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(calibration.subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(
         SageError, match="pretrain of recipe demo ended with 2: sage-scale: there is no dataset"
     ):

@@ -97,18 +97,15 @@ class Container:
             place: shlex.quote(f"{root}{place}")
             for place in (*same, *self.read, *self.writable, "/dev", "/proc", "/sys")
         }
-        # Outer folders first: the interpreter may lie below another.
-        bound = dict(sorted({**same, **self.read}.items()))
-        for place, folder in bound.items():
+        # Outer folders first: the interpreter may lie below another, and a checkout below /tmp.
+        kinds = {place: (folder, "bind,ro") for place, folder in {**same, **self.read}.items()}
+        kinds |= {place: (self.inside(place), "bind") for place in self.writable}
+        for place, (folder, kind) in sorted(kinds.items()):
             lines.append(
-                f"mkdir -p {places[place]}; mount -o bind,ro {shlex.quote(str(folder))} {places[place]}"
+                f"mkdir -p {places[place]}; mount -o {kind} {shlex.quote(str(folder))} {places[place]}"
             )
         if str(packages) != sys.prefix:
             lines.append(f"test -e {root}{sys.prefix} || ln -s {packages} {root}{sys.prefix}")
-        for place in self.writable:
-            lines.append(
-                f"mkdir -p {places[place]}; mount --bind {shlex.quote(str(self.inside(place)))} {places[place]}"
-            )
         lines += [f"mkdir -p {places[place]}" for place in ("/dev", "/proc", "/sys")]
         return [
             *lines,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from sage_scale.config import Recipe
-from sage_scale.errors import CheckpointError, DatasetError, NoModel, RecipeError
+from sage_scale.errors import CheckpointError, DatasetError, NoModel, RecipeError, UsageError
 from sage_scale.registry import model_spec
 from sage_scale.shards import HAS_SENTENCE, Dataset, read_metadata
 from sage_scale.text.hub import loading, model_source
@@ -201,9 +202,14 @@ def prepare_language_model(
     if failed is not None:
         raise CheckpointError(f"rank 0 could not prepare the language model: {failed}")
     share()
-    if (folder / "config.json").is_file():
-        return folder
-    return expanded(recipe.model.language_model)
+    made = (folder / "config.json").is_file()
+    seen = distributed.gather_objects((made, socket.gethostname()))
+    if blind := next((host for there, host in seen if there != seen[0][0]), ""):
+        raise UsageError(
+            f"{blind} does not see the language model that rank 0 made in {folder}: give --run a place that all hosts "
+            "share, or s3://bucket/runs/NAME"
+        )
+    return folder if made else expanded(recipe.model.language_model)
 
 
 def _prepare(
