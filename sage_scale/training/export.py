@@ -12,13 +12,14 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from sage_scale.config import Recipe, load_recipe
 from sage_scale.errors import NoModel
+from sage_scale.nn.beam_search import Candidate
 from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.registry import model_names, model_spec
 from sage_scale.storage import on_this_machine
@@ -45,6 +46,30 @@ class TranslationModel(Protocol):
 
     def eval(self) -> Any:
         """Set evaluation mode."""
+        ...
+
+
+@runtime_checkable
+class SearchingModel(TranslationModel, Protocol):
+    """A trained model that also gives scores, several candidates, and the tokens by which signing is familiar."""
+
+    def visual_tokens(self, video: PackedVideo) -> tuple[Tensor, Tensor]:
+        """Returns the input of `search`: tokens (N, D), and the tokens of each clip, int64 (B,)."""
+        ...
+
+    def search(
+        self,
+        tokens_ND: Tensor,
+        lengths_B: Tensor,
+        tokenizer: Any,
+        languages: Sequence[str],
+        beams: int = 4,
+        max_tokens: int = 150,
+        length_penalty: float = 1.0,
+        count: int = 0,
+    ) -> list[list[Candidate]]:
+        """Returns the `count` best sentences of each clip, best first, with scores; with `count` 0 the best one
+        without its score."""
         ...
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sage_scale.config import Recipe, override
 from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
+from sage_scale.nn.beam_search import Candidate
 from sage_scale.precompute.sample_maker import SampleMaker
 from sage_scale.segmentation.choice import has_keypoints, with_tagger
 from sage_scale.segmentation.precomputed import has_labels
@@ -28,10 +29,10 @@ from sage_scale.segmentation.tagger import HANDS_ON, features_file, wants_keypoi
 from sage_scale.shards import Sample
 from sage_scale.streaming import SampleShape, pack_sample
 from sage_scale.training.engine import has_fast_bf16
-from sage_scale.training.export import export_folder, load_translator
+from sage_scale.training.export import SearchingModel, export_folder, load_translator
 from sage_scale.training.inherited import changes_samples
 from sage_scale.untrusted.files import expanded, read_text
-from sage_scale.vision.packed import PackedVideo
+from sage_scale.vision.packed import PackedVideo, joined
 
 FALLBACK = "motion"
 """Tagger of a video without what the tagger of the training data needs."""
@@ -63,6 +64,8 @@ class Translation:
     """How it was cut: `segmentation.tagger`."""
     seconds: float
     """Time it took, decoding included."""
+    score: float | None = None
+    """Mean log-probability of a token (`Candidate.score`)."""
     sample: Sample = field(repr=False, compare=False)
     """The sample that the model saw; its frames make the figure."""
 
@@ -71,6 +74,7 @@ class Translation:
         return {
             "video": self.video,
             "sentence": self.sentence,
+            "score": self.score,
             "language": self.language,
             "frames": self.frames,
             "fps": self.fps,
@@ -131,6 +135,33 @@ class Translator:
         sample = self._makers[tagger].make(clip)
         return sample, pack_sample(sample, self._shape).video
 
+    def generate(
+        self, videos: Sequence[PackedVideo], languages: str | Sequence[str] = "", count: int = 1
+    ) -> list[list[Candidate]]:
+        """Returns the `count` best sentences of each prepared clip, best first; all clips are translated at once.
+
+        `languages` are the spoken languages of the sentences, or that of all; by default the model's own.
+        """
+        if not videos:
+            return []
+        spoken = self.recipe.corpus.language
+        each = [languages] * len(videos) if isinstance(languages, str) else languages
+        settings = self.recipe.evaluation
+        packed = joined(videos).to(self.device)
+        given: dict[str, Any] = {
+            "beams": settings.beams,
+            "max_tokens": settings.max_tokens,
+            "length_penalty": settings.length_penalty,
+        }
+        asked = [language or spoken for language in each]
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            if not isinstance(self.model, SearchingModel):
+                sentences = self.model.generate(packed, self.tokenizer, asked, **given)
+                return [[Candidate(sentence)] for sentence in sentences]
+            return self.model.search(
+                *self.model.visual_tokens(packed), self.tokenizer, asked, **given, count=count
+            )
+
     def translate(
         self, video: str | Path, language: str = "", start_s: float = 0.0, end_s: float | None = None
     ) -> Translation:
@@ -142,19 +173,11 @@ class Translator:
         spoken = self.recipe.corpus.language
         clip = Clip(id=str(video), video=str(video), start_s=start_s, end_s=end_s, language=spoken)
         sample, packed = self.prepare(clip)
-        settings = self.recipe.evaluation
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            (sentence,) = self.model.generate(
-                packed.to(self.device),
-                self.tokenizer,
-                [language or spoken],
-                beams=settings.beams,
-                max_tokens=settings.max_tokens,
-                length_penalty=settings.length_penalty,
-            )
+        ((best, *_),) = self.generate([packed], language)
         return Translation(
             video=str(video),
-            sentence=sentence,
+            sentence=best.sentence,
+            score=best.score,
             language=language or spoken,
             fps=float(sample.meta["fps"]),
             frames=int(sample.meta["frames"]),

@@ -9,6 +9,7 @@ SplitMix64, Steele et al. 2014): no layout of ranks, batches or workers changes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,6 +60,12 @@ class PackedVideo:
             if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+
+def joined(videos: Sequence[PackedVideo]) -> PackedVideo:
+    """Returns the clips of all `videos`, which hold the same kind of content, as one; clip after clip."""
+    names = [name for name, value in vars(videos[0]).items() if value is not None]
+    return PackedVideo(**{name: torch.cat([getattr(video, name) for video in videos]) for name in names})
 
 
 def mix(key: Tensor, counter: Tensor | int) -> Tensor:

@@ -26,7 +26,7 @@ from sage_scale.losses import clcl_loss, clcl_similarity
 from sage_scale.losses.neighbours import neighbour_loss
 from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sage.describe import describe
-from sage_scale.models.sage.mbart import TextEncoder, make_labels
+from sage_scale.models.sage.mbart import TextEncoder, language_id, make_labels
 from sage_scale.models.sage.model import SageAligner, SageTranslator, load_visual
 from sage_scale.vision.packed import PackedVideo
 
@@ -335,3 +335,35 @@ def test_the_description_counts_what_is_built(tmp_path):
     assert sum(part.stage2 for part in parts) == count(SageTranslator(made, small_mbart()))
     with pytest.raises(CheckpointError, match="is no folder with"):
         describe(replace(made, model=replace(made.model, language_model="nowhere")))
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+def test_scores_of_candidates_are_those_by_which_beam_search_ranks(beams):
+    """With a length penalty of 1 they equal `sequences_scores` of transformers, and fall from first to last."""
+    model, tokenizer = translator(), small_tokenizer()
+    model.language_model.final_logits_bias[0, tokenizer.eos_token_id] += 1.5  # else none of them ends
+    tokens, lengths = model.visual_tokens(video())
+    found = model.search(tokens, lengths, tokenizer, ["de"] * 3, beams, 40, count=beams)
+    for clip, given in enumerate(tokens.split(TOKENS)):
+        wanted = model.language_model.generate(
+            inputs_embeds=given[None],
+            attention_mask=torch.ones(1, len(given), dtype=torch.int64),
+            num_beams=beams,
+            num_return_sequences=beams,
+            max_new_tokens=40,
+            do_sample=False,
+            decoder_start_token_id=tokenizer.eos_token_id,
+            forced_bos_token_id=language_id(tokenizer, "de"),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        texts = [text.strip() for text in tokenizer.batch_decode(wanted.sequences, skip_special_tokens=True)]
+        scores: dict[str, float] = {}
+        for text, score in zip(texts, wanted.sequences_scores.tolist(), strict=True):
+            scores.setdefault(text, score)
+        assert [candidate.sentence for candidate in found[clip]] == list(scores)
+        assert [candidate.score for candidate in found[clip]] == pytest.approx(
+            list(scores.values()), abs=1e-4
+        )
+    best = model.generate(video(), tokenizer, ["de"] * 3, beams=beams, max_tokens=40)
+    assert [candidates[0].sentence for candidates in found] == best

@@ -187,15 +187,21 @@ def test_beam_search_with_its_caches_equals_one_without(kind):
     model = taught(kind)
     sentences = model.generate(tokens(), LENGTHS, xglm_tokenizer(), beams=4, max_tokens=12)
     assert model.memory.features_BSD is None
-    again = []
+    again, scores = [], []
     for b, part in enumerate(tokens().split(LENGTHS.tolist())):
         # A row for each beam, nothing kept.
         model._set_features(part.repeat(4, 1), LENGTHS[[b]].repeat(4), None, 1)
         ids = model.language_model.generate(
             input_ids=torch.tensor([[2]]), attention_mask=torch.tensor([[1]]), num_beams=4, max_new_tokens=11,
-            do_sample=False, use_cache=False, eos_token_id=2, pad_token_id=1,
+            do_sample=False, use_cache=False, eos_token_id=2, pad_token_id=1, return_dict_in_generate=True,
+            output_scores=True,
         )  # fmt: skip
-        again += xglm_tokenizer().batch_decode(ids[:, 1:], skip_special_tokens=True)
+        again += xglm_tokenizer().batch_decode(ids.sequences[:, 1:], skip_special_tokens=True)
+        scores += ids.sequences_scores.tolist()
+    found = model.search(tokens(), LENGTHS, xglm_tokenizer(), beams=4, max_tokens=12, count=3)
+    assert [candidates[0].sentence for candidates in found] == sentences
+    assert [candidates[0].score for candidates in found] == pytest.approx(scores, abs=1e-4)
+    assert all(len(candidates) > 1 for candidates in found)
     assert sentences == [text.strip() for text in again]
     assert len(set(sentences)) == 3, "each clip has a sentence of its own"
 

@@ -264,3 +264,14 @@ def test_real_videos_of_any_size_and_rate_go_through(translator, tmp_path):
         write_timeline(translation, tmp_path / f"{path.stem}.png")
         with Image.open(tmp_path / f"{path.stem}.png") as image:
             assert image.size[0] == 1800
+
+
+def test_clips_translated_together_have_the_sentences_and_scores_of_each_alone(translator, videos):
+    packed = [translator.prepare(Clip(id=path.stem, video=str(path)))[1] for path in videos]
+    together = translator.generate(packed, count=2)
+    assert translator.generate([]) == [] and all(1 <= len(candidates) <= 2 for candidates in together)
+    for path, candidates in zip(videos, together, strict=True):
+        alone = translator.translate(path)
+        assert candidates[0].sentence == alone.sentence
+        assert candidates[0].score == pytest.approx(alone.score, abs=1e-3) and alone.score <= 0
+        assert all(other.score <= candidates[0].score for other in candidates)

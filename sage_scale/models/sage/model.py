@@ -27,6 +27,7 @@ from sage_scale.models.sage.context import ContextEncoder, position_mask
 from sage_scale.models.sage.mbart import TextTargets, language_first, language_id, source_ids
 from sage_scale.models.sage.sentence import SentenceDecoder
 from sage_scale.models.sage.visual import Mapper, VisualEncoder
+from sage_scale.nn.beam_search import Candidate, by_clip, mean_log_probabilities, ranked
 from sage_scale.nn.dropout import LanguageModelDropout, token_seeds
 from sage_scale.nn.frame_encoder import load_backbone
 from sage_scale.nn.weights import FiniteScores, put_weights
@@ -227,6 +228,10 @@ class SageTranslator(nn.Module):
         seeds_N = token_seeds(video.clip_seeds_B, video.clip_segments_B)
         return self.mapper(self.visual(video), seeds_N)
 
+    def visual_tokens(self, video: PackedVideo) -> tuple[Tensor, Tensor]:
+        """Returns the input of `search`: `encode_tokens`, and the tokens of each clip, int64 (B,)."""
+        return self.encode_tokens(video), video.clip_segments_B
+
     @property
     def positions(self) -> int:
         """The longest input of the language model, tokens."""
@@ -311,11 +316,30 @@ class SageTranslator(nn.Module):
         """Returns a sentence for each clip, in its language (an mBART code or BCP 47) and its punctuation, by beam
         search. `texts`, glosses of the clips, are read in place of the video."""
         if texts is None:
-            tokens_ND, clip_segments_B = self.encode_tokens(video), video.clip_segments_B
+            tokens_ND, clip_segments_B = self.visual_tokens(video)
         else:
             ids_M, clip_segments_B = source_ids(tokenizer, texts, languages, self.positions)
             clip_segments_B = clip_segments_B.to(video.clip_segments_B.device)
             tokens_ND = self.embed(ids_M.to(clip_segments_B.device))
+        found = self.search(
+            tokens_ND, clip_segments_B, tokenizer, languages, beams, max_tokens, length_penalty
+        )
+        return [candidates[0].sentence for candidates in found]
+
+    @torch.no_grad()
+    def search(
+        self,
+        tokens_ND: Tensor,
+        clip_segments_B: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        languages: Sequence[str],
+        beams: int = 4,
+        max_tokens: int = 150,
+        length_penalty: float = 1.0,
+        count: int = 0,
+    ) -> list[list[Candidate]]:
+        """Returns the `count` best sentences of each clip's tokens (`visual_tokens`) with scores; with `count` 0 the
+        best one without its score."""
         if len(languages) != clip_segments_B.numel():
             raise ValueError(f"{len(languages)} languages for {clip_segments_B.numel()} clips")
         if not languages:
@@ -323,28 +347,40 @@ class SageTranslator(nn.Module):
         embeds_BLD, mask_BL = self._pad(tokens_ND, clip_segments_B)
         embeds_BLD = embeds_BLD.to(self.language_model.dtype)
         limit = min(max_tokens, self.language_model.config.max_position_embeddings - 2)
-        sentences = [""] * len(languages)
+        found: list[list[Candidate]] = [[] for _ in languages]
         generator: Any = self.language_model
         for language in sorted(set(languages)):
             rows = [row for row, other in enumerate(languages) if other == language]
-            code = language_id(tokenizer, language)
-            if language_first(tokenizer):
-                start = {"decoder_start_token_id": tokenizer.eos_token_id, "forced_bos_token_id": code}
-            else:
-                start = {"decoder_start_token_id": code, "forced_bos_token_id": None}
+            code, first = language_id(tokenizer, language), language_first(tokenizer)
+            start = (
+                {"decoder_start_token_id": tokenizer.eos_token_id, "forced_bos_token_id": code}
+                if first
+                else {"decoder_start_token_id": code, "forced_bos_token_id": None}
+            )
+            read = {"inputs_embeds": embeds_BLD[rows], "attention_mask": mask_BL[rows].long()}
             ids = generator.generate(
-                inputs_embeds=embeds_BLD[rows],
-                attention_mask=mask_BL[rows].long(),
+                **read,
                 num_beams=beams,
+                num_return_sequences=max(count, 1),
                 max_new_tokens=limit,
                 length_penalty=length_penalty,
                 do_sample=False,
                 logits_processor=[FiniteScores()],
                 **start,
             )
-            for row, sentence in zip(rows, tokenizer.batch_decode(ids, skip_special_tokens=True)):
-                sentences[row] = restore_punctuation(sentence.strip(), language)
-        return sentences
+
+            def score(ids_BL: Tensor, read: Any = read, first: bool = first) -> list[float]:
+                logits_BLV = generator(**read, decoder_input_ids=ids_BL[:, :-1]).logits
+                end: Any = tokenizer.eos_token_id
+                return mean_log_probabilities(logits_BLV, ids_BL[:, 1:], end, forced=first)
+
+            def finish(text: str, _clip: int, language: str = language) -> str:
+                return restore_punctuation(text.strip(), language)
+
+            some = ranked(by_clip(ids, max(count, 1)), tokenizer, finish, score if count else None)
+            for row, candidates in zip(rows, some, strict=True):
+                found[row] = candidates
+        return found
 
 
 def load_visual(module: SageTranslator | SageAligner, state: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sage_scale.errors import CheckpointError
 from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sign2gpt.adapters import FORMS, adapt, train_along
 from sage_scale.models.sign2gpt.positions import TokenPositions, packed_positions
+from sage_scale.nn.beam_search import Candidate, by_clip, mean_log_probabilities, ranked
 from sage_scale.nn.weights import FiniteScores
 from sage_scale.text.hub import loading
 from sage_scale.text.tokenizer import truncated_ids
@@ -110,7 +111,24 @@ class SignDecoder(nn.Module):
         max_tokens: int = 64,
         length_penalty: float = 1.0,
     ) -> list[str]:
-        """Returns a sentence for each clip, by beam search (section 4.2) from "</s>" on.
+        """Returns a sentence for each clip, the best one of `search`."""
+        found = self.search(tokens_ND, lengths_B, tokenizer, beams, max_tokens, length_penalty)
+        return [candidates[0].sentence for candidates in found]
+
+    @torch.no_grad()
+    def search(
+        self,
+        tokens_ND: Tensor,
+        lengths_B: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        beams: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+        count: int = 0,
+        finish: Callable[[str, int], str] = lambda text, clip: text,
+    ) -> list[list[Candidate]]:
+        """Returns the `count` best sentences of each clip with scores, by beam search (section 4.2) from "</s>" on;
+        with `count` 0 the best one without its score. `finish` changes the text of a clip.
 
         The keys and values of text and of signs are kept, those of signs once for all beams of a clip.
         """
@@ -123,6 +141,7 @@ class SignDecoder(nn.Module):
                 input_ids=start,
                 attention_mask=torch.ones_like(start),
                 num_beams=beams,
+                num_return_sequences=max(count, 1),
                 max_new_tokens=max(1, max_tokens - 1),
                 length_penalty=length_penalty,
                 do_sample=False,
@@ -132,7 +151,18 @@ class SignDecoder(nn.Module):
             )
         finally:
             self.memory.clear()
-        return [text.strip() for text in tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)]
+
+        def score(ids_BL: Tensor) -> list[float]:
+            hidden_BLD = self.hidden(tokens_ND, lengths_B, torch.cat([start, ids_BL[:, :-1]], dim=1))
+            logits_BLV = self.language_model.get_output_embeddings()(hidden_BLD)
+            return mean_log_probabilities(logits_BLV, ids_BL, int(tokenizer.eos_token_id))
+
+        return ranked(
+            by_clip(ids[:, 1:], max(count, 1)),
+            tokenizer,
+            lambda text, clip: finish(text.strip(), clip),
+            score if count else None,
+        )
 
 
 def make_texts(

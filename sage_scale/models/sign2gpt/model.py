@@ -17,6 +17,7 @@ from sage_scale.models.sign2gpt.decoder import SignDecoder
 from sage_scale.models.sign2gpt.prototypes import PrototypeHead, PrototypeScores, prototype_loss
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel, drawn_frames
+from sage_scale.nn.beam_search import Candidate
 from sage_scale.nn.weights import put_weights
 from sage_scale.text.languages import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
@@ -113,13 +114,35 @@ class Sign2GptTranslator(SignFeatures):
     ) -> list[str]:
         """Returns a sentence for each clip by beam search, in the language that was trained; `languages` (BCP 47, one a
         clip) say whose punctuation to bring back."""
-        tokens_ND, lengths_B = self.encode(video)
-        sentences = self.decoder.generate(tokens_ND, lengths_B, tokenizer, beams, max_tokens, length_penalty)
-        if not languages:
-            return sentences
-        return [
-            restore_punctuation(text, language) for text, language in zip(sentences, languages, strict=True)
-        ]
+        found = self.search(*self.encode(video), tokenizer, languages, beams, max_tokens, length_penalty)
+        return [candidates[0].sentence for candidates in found]
+
+    def visual_tokens(self, video: PackedVideo) -> tuple[Tensor, Tensor]:
+        """Returns the input of `search`: `encode`."""
+        return self.encode(video)
+
+    def search(
+        self,
+        tokens_ND: Tensor,
+        lengths_B: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        languages: Sequence[str] = (),
+        beams: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+        count: int = 0,
+    ) -> list[list[Candidate]]:
+        """Returns the `count` best sentences of each clip's tokens (`visual_tokens`) with scores; with `count` 0 the
+        best one without its score."""
+        if languages and len(languages) != lengths_B.numel():
+            raise ValueError(f"{len(languages)} languages for {lengths_B.numel()} clips")
+
+        def finish(text: str, clip: int) -> str:
+            return restore_punctuation(text, languages[clip]) if languages else text
+
+        return self.decoder.search(
+            tokens_ND, lengths_B, tokenizer, beams, max_tokens, length_penalty, count, finish
+        )
 
 
 def load_signs(module: SignFeatures, state: Mapping[str, Tensor]) -> None:
