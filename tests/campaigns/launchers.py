@@ -85,16 +85,21 @@ class Started:
         process = psutil.Process(self.processes[-1].pid)
         return process.children()[0] if self.main else process
 
-    def codes(self, grace_s: float | None = None) -> str:
-        """Exit codes as a shell has them, after the end; the first process gets SIGKILL after `grace_s` seconds."""
-        if grace_s is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.processes[-1].wait(grace_s)
-            if self.processes[-1].poll() is None:
-                with contextlib.suppress(psutil.Error):
-                    self.first().kill()
+    def codes(self, grace_s: float = PATIENCE_S) -> str:
+        """Exit codes as a shell has them, after the end.
+
+        The first process gets SIGKILL after `grace_s` seconds: 137, which `unshare` itself would end with 1.
+        """
+        last = self.processes[-1]
+        killed = ""
+        try:
+            last.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.first().kill()
+            killed = "137"
         ended = [process.wait(PATIENCE_S) for process in self.processes]
-        return ", ".join(str(code if code >= 0 else 128 - code) for code in ended)
+        codes = [str(code if code >= 0 else 128 - code) for code in ended]
+        return ", ".join([*codes[:-1], killed or codes[-1]])
 
 
 @dataclass
