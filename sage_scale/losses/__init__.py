@@ -7,6 +7,7 @@ means that the tokens of all clips stand one after the other, without padding: (
 from sage_scale.losses.cico import Cico
 from sage_scale.losses.clcl import clcl_loss, clip_loss, clip_similarity, info_nce, reference_similarity
 from sage_scale.losses.clcl_tiled import tiled_clcl_similarity
+from sage_scale.losses.gradient_cache import cached_backward
 from sage_scale.losses.objectives import (
     Objective,
     chosen_implementation,
@@ -19,6 +20,7 @@ from sage_scale.losses.siglip import sigmoid_loss
 __all__ = [
     "Cico",
     "Objective",
+    "cached_backward",
     "chosen_implementation",
     "clcl_loss",
     "clcl_similarity",

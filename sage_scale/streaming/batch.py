@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from sage_scale.config import Recipe
+from sage_scale.errors import UsageError
 from sage_scale.streaming.read_counts import ReadCounts
 from sage_scale.vision.packed import PackedVideo
 
@@ -105,6 +107,12 @@ class StepBatch:
     counts: ReadCounts = field(default_factory=ReadCounts)
     """Cost of reading it."""
 
+    def __getitem__(self, name: object) -> Any:
+        """Raises TypeError, naming the attributes: a batch is no mapping."""
+        own = [field.name for field in fields(self)]
+        own += [name for name, value in vars(type(self)).items() if isinstance(value, property)]
+        raise TypeError(f"a {type(self).__name__} has attributes, as in batch.keys: {', '.join(own)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(StepBatch):
@@ -118,6 +126,21 @@ class Batch(StepBatch):
     """The frames or features of the clips' segments."""
     weights_B: Tensor
     """float32 (B,): 1 for a clip, 0 for one that only keeps a rank in step."""
+
+    @property
+    def sentences(self) -> list[str]:
+        """Returns the B sentences; "" where a clip has none."""
+        return [meta["sentence"] for meta in self.metas]
+
+    @property
+    def languages(self) -> list[str]:
+        """Returns the BCP 47 tags of the B sentences."""
+        return [meta["language"] for meta in self.metas]
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """Returns the batch with its tensors on another device; Lightning and accelerate call it."""
+        moved = self.weights_B.to(device, non_blocking=non_blocking)
+        return replace(self, video=self.video.to(device, non_blocking), weights_B=moved)
 
     def select(self, rows: slice | Sequence[int]) -> Batch:
         """Returns the clips of these rows, in this order, as a batch of the same step."""
@@ -147,6 +170,17 @@ class Batch(StepBatch):
         """Returns the batch in page-locked memory (DataLoader calls this for pin_memory=True)."""
         pinned = {n: value.pin_memory() for n, value in vars(self.video).items() if isinstance(value, Tensor)}
         return replace(self, video=replace(self.video, **pinned), weights_B=self.weights_B.pin_memory())
+
+
+def _refuse_to_collate(batches: Sequence[StepBatch], *, collate_fn_map: Any = None) -> Any:
+    raise UsageError(
+        "the stream makes whole batches, which a DataLoader cannot collate again: give it "
+        "DataLoader(stream, batch_size=None), and the stream the batch size (open_stream(..., batch_size=...))"
+    )
+
+
+# DataLoader looks an item's type up here before it fails with a bare TypeError.
+default_collate_fn_map[StepBatch] = _refuse_to_collate
 
 
 def _select_clips(video: PackedVideo, rows_B: Tensor) -> PackedVideo:

@@ -35,10 +35,10 @@ def open_stream(
 
     `data` is a dataset or several, by URL or opened, mixed by `stream.mix`. `batch_size` counts the clips of all ranks.
     With `once` (`per_node.OncePerNode`) every rank calls it, and index, table and blocks are made once a node.
-    `seed` and `workers` are the recipe's unless given. Without `epochs` the stream does not end. Samples without a
-    sentence are left out unless `require_text` is false, and of the others `stream.fraction` is taken. Raises
-    DatasetError where the dataset has no such split, no usable sample, or was made by a recipe with other frames;
-    UsageError for more ranks than lanes.
+    `seed` and `workers` are the recipe's unless given. The stream yields `epochs` epochs in all; without it, it does
+    not end. Samples without a sentence are left out unless `require_text` is false, and of the others
+    `stream.fraction` is taken. Raises DatasetError where the dataset has no such split, no usable sample, or was made
+    by a recipe with other frames; UsageError for more ranks than lanes.
     """
     settings = recipe.stream
     seed = settings.seed if seed is None else seed

@@ -69,7 +69,7 @@ class SequentialOrder:
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Batches of one rank, epoch after epoch. Iterating continues from the state.
+    """Batches of one rank, epoch after epoch. Iterating continues from the state; the end of `epochs` is final.
 
     It has loader processes of its own. To use torch's, take `DataLoader(stream, batch_size=None, num_workers=n)`:
     worker i then reads the steps i, i + n, i + 2n ..., which such a loader hands out in turn, so that the order is the
@@ -110,6 +110,7 @@ class Stream(torch.utils.data.IterableDataset):
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._restart = restart
         self._skip: int | None = None
+        self._ended = False
         self._digests = (dataset.catalog.digest(), _digest(order.describe()))
 
     @property
@@ -152,11 +153,20 @@ class Stream(torch.utils.data.IterableDataset):
             )
         if epoch < 0 or not 0 <= position <= self.samples:
             raise CheckpointError(f"the checkpoint's stream position {position} lies outside the dataset")
-        self.epoch, self.position, self._skip = epoch, position, skip
+        self.epoch, self.position, self._skip, self._ended = epoch, position, skip, False
 
     def __iter__(self) -> Iterator[Any]:
+        """Yields the batches after the state. Raises UsageError where an earlier iterator has yielded the last."""
         if self._restart:
             self.epoch = self.position = 0
+        elif self._ended:
+            raise UsageError(
+                f"the stream has ended after epochs={self.epochs}, and iterating does not start it again: open it with "
+                "as many epochs as you need and iterate once, or open it again"
+            )
+        return self._handed_out()
+
+    def _handed_out(self) -> Iterator[Any]:
         requests = self._requests(self.epoch, self.position)
         outer = torch.utils.data.get_worker_info()
         if outer is None:
@@ -170,6 +180,7 @@ class Stream(torch.utils.data.IterableDataset):
                 batch = next(batches, None)
                 self.wait_seconds += time.perf_counter() - started
                 if batch is None:
+                    self._ended = True
                     return
                 if isinstance(batch, SageError):
                     raise batch

@@ -49,6 +49,10 @@ class WebBatch(StepBatch):
         """Returns the batch itself: bytes are not pinned."""
         return self
 
+    def to(self, device: object, non_blocking: bool = True) -> WebBatch:
+        """Returns the batch itself: move the results of `decode` yourself."""
+        return self
+
 
 class _WebDecoder:
     """Makes a WebBatch of samples, added one after another."""

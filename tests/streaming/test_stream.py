@@ -224,3 +224,57 @@ def test_the_states_of_a_dataloader_s_workers_resume_each_worker(features_datase
         for step, batch in enumerate(second, start=done):
             found[number + 3 * step] = batch.keys
     assert [found[step] for step in range(len(found))] == wanted
+
+
+def test_a_stream_that_has_ended_says_so(features_dataset):
+    """A second `for` over it would otherwise train nothing, in silence."""
+    url, recipe, _ = features_dataset
+    stream = open_stream(url, recipe, batch_size=16, epochs=1)
+    state = stream.state_dict()
+    assert sum(len(batch.keys) for batch in stream) == 39
+    with pytest.raises(UsageError, match=r"has ended after epochs=1.*as many epochs as you need"):
+        for _ in stream:
+            pass
+    stream.load_state_dict(state)
+    assert sum(len(batch.keys) for batch in stream) == 39
+
+
+def test_a_state_at_the_end_gives_nothing_more(features_dataset):
+    """A job that is started again after its last step."""
+    url, recipe, _ = features_dataset
+    first, second = (open_stream(url, recipe, batch_size=16, epochs=1) for _ in range(2))
+    assert len(list(first)) == 3
+    second.load_state_dict(first.state_dict())
+    assert list(second) == []
+
+
+def test_stopping_early_and_iterating_again_goes_on(features_dataset):
+    url, recipe, _ = features_dataset
+    stream = open_stream(url, recipe, batch_size=16, epochs=1)
+    begun = iter(stream)
+    assert next(begun).position == 16
+    begun.close()
+    assert [batch.position for batch in stream] == [32, 39]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_with_a_batch_size_is_told_what_to_write(features_dataset, workers):
+    url, recipe, _ = features_dataset
+    stream = open_stream(url, recipe, batch_size=16, epochs=1)
+    with pytest.raises(UsageError, match=r"DataLoader\(stream, batch_size=None\)"):
+        next(iter(torch.utils.data.DataLoader(stream, batch_size=4, num_workers=workers)))
+
+
+def test_a_batch_names_its_attributes(features_dataset):
+    url, recipe, _ = features_dataset
+    batch = next(iter(open_stream(url, recipe, batch_size=4, epochs=1)))
+    with pytest.raises(TypeError, match=r"batch\.keys: keys, .*video.*sentences"):
+        _ = batch["frames"]
+    assert batch.sentences == [meta["sentence"] for meta in batch.metas] and len(batch.languages) == 4
+
+
+def test_a_batch_moves_with_all_its_tensors(features_dataset):
+    url, recipe, _ = features_dataset
+    moved = next(iter(open_stream(url, recipe, batch_size=4, epochs=1))).to("meta")
+    tensors = [*vars(moved.video).values(), moved.weights_B]
+    assert {part.device.type for part in tensors if torch.is_tensor(part)} == {"meta"}
