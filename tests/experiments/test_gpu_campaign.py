@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_campaign.py"
 
 
-@pytest.mark.system
+@pytest.mark.extras
 @pytest.mark.timeout(1500)
 def test_every_piece_passes_at_toy_size_and_a_second_call_goes_on(tmp_path):
     command = [
