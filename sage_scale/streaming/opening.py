@@ -76,15 +76,19 @@ def open_evaluation(
     require_text: bool = False,
     workers: int = 0,
     pin_memory: bool = False,
+    most: int = 0,
 ) -> Stream:
     """Returns a stream of every sample of a split exactly once, in dataset order; each iteration starts over.
 
-    The split is whole, whatever `stream.fraction`. `batch_size` counts the clips of all ranks; rank r takes the
+    The split is whole, whatever `stream.fraction`; of a larger one about `most` samples, where given, chosen by a hash
+    of their keys. `batch_size` counts the clips of all ranks; rank r takes the
     positions p with p mod W = r, and every rank gets as many batches. A damaged sample raises, whatever the recipe
     says: a score must not leave clips out.
     """
     datasets = _open(data, recipe)
     catalog = Catalog.joined(catalogs_of(datasets, split, require_text=require_text))
+    if most and len(catalog) > most:
+        catalog = catalog.subset(most / len(catalog))
     samples = SampleDataset(
         catalog,
         _shape(datasets, recipe, training=False),

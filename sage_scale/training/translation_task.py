@@ -19,6 +19,7 @@ from sage_scale.streaming import Batch
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.decode import score_arguments, translate_split
 from sage_scale.training.export import need_tensors
+from sage_scale.training.familiarity import measure_familiarity, write_familiarity
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.gold_glosses import check_glosses
 from sage_scale.training.language.prepare import check_language_model, language_kind
@@ -98,9 +99,15 @@ class TranslationTask(Task):
         return {"clips": len(rows), **shown}, float(scores["bleu4"])
 
     def finish(self, model: Any, progress: TrainingProgress) -> dict[str, Any]:
-        """Write the export `model/`."""
-        if self.engine.ranks.is_main:
-            self.save(model, self.context.folder / "model")
+        """Write the export `model/`, then what its training data looks like."""
+        export, ranks = self.context.folder / "model", self.engine.ranks
+        if ranks.is_main:
+            self.save(model, export)
+        familiarity = measure_familiarity(
+            self.recipe, model, self.tokenizer, self.context.datasets, ranks, self.engine.precision
+        )
+        if ranks.is_main and familiarity is not None:
+            write_familiarity(export, familiarity)
         return {"dev_bleu4": progress.best_score}
 
 

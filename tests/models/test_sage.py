@@ -344,7 +344,7 @@ def test_scores_of_candidates_are_those_by_which_beam_search_ranks(beams):
     model.language_model.final_logits_bias[0, tokenizer.eos_token_id] += 1.5  # else none of them ends
     tokens, lengths = model.visual_tokens(video())
     found = model.search(tokens, lengths, tokenizer, ["de"] * 3, beams, 40, count=beams)
-    for clip, given in enumerate(tokens.split(TOKENS)):
+    for clip, given in enumerate(model.encode_tokens(video()).split(TOKENS)):
         wanted = model.language_model.generate(
             inputs_embeds=given[None],
             attention_mask=torch.ones(1, len(given), dtype=torch.int64),

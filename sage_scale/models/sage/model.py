@@ -229,8 +229,9 @@ class SageTranslator(nn.Module):
         return self.mapper(self.visual(video), seeds_N)
 
     def visual_tokens(self, video: PackedVideo) -> tuple[Tensor, Tensor]:
-        """Returns the input of `search`: `encode_tokens`, and the tokens of each clip, int64 (B,)."""
-        return self.encode_tokens(video), video.clip_segments_B
+        """Returns the input of `search`: tokens before the mapper (N, token_dim), and those of each clip, int64
+        (B,)."""
+        return self.visual(video), video.clip_segments_B
 
     @property
     def positions(self) -> int:
@@ -316,12 +317,12 @@ class SageTranslator(nn.Module):
         """Returns a sentence for each clip, in its language (an mBART code or BCP 47) and its punctuation, by beam
         search. `texts`, glosses of the clips, are read in place of the video."""
         if texts is None:
-            tokens_ND, clip_segments_B = self.visual_tokens(video)
+            tokens_ND, clip_segments_B = self.encode_tokens(video), video.clip_segments_B
         else:
             ids_M, clip_segments_B = source_ids(tokenizer, texts, languages, self.positions)
             clip_segments_B = clip_segments_B.to(video.clip_segments_B.device)
             tokens_ND = self.embed(ids_M.to(clip_segments_B.device))
-        found = self.search(
+        found = self._search(
             tokens_ND, clip_segments_B, tokenizer, languages, beams, max_tokens, length_penalty
         )
         return [candidates[0].sentence for candidates in found]
@@ -340,6 +341,21 @@ class SageTranslator(nn.Module):
     ) -> list[list[Candidate]]:
         """Returns the `count` best sentences of each clip's tokens (`visual_tokens`) with scores; with `count` 0 the
         best one without its score."""
+        given = clip_segments_B, tokenizer, languages, beams, max_tokens, length_penalty, count
+        return self._search(self.mapper(tokens_ND), *given)
+
+    def _search(
+        self,
+        tokens_ND: Tensor,
+        clip_segments_B: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        languages: Sequence[str],
+        beams: int,
+        max_tokens: int,
+        length_penalty: float,
+        count: int = 0,
+    ) -> list[list[Candidate]]:
+        """Returns `search` from the input of the language model."""
         if len(languages) != clip_segments_B.numel():
             raise ValueError(f"{len(languages)} languages for {clip_segments_B.numel()} clips")
         if not languages:
