@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # ninja and the console script are found first; one thread a process keeps small machines from thrashing.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-system test-extras bench-gpu plans lint format clean
+.PHONY: setup demo test test-system test-extras bench-gpu plans notebook lint format clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ plans: $(STAMP)
 	echo "assumed, as the list of constants below each plan says. No prices: give yours with \`--prices\`."; \
 	for recipe in $(PLANNED); do echo; $(BIN)/sage-scale plan $$recipe --gpu h100 --markdown || exit 1; done; } > docs/plans.new
 	@mv docs/plans.new docs/plans.md
+
+# docs/python.ipynb, from docs/python.md: run, with outputs.
+notebook: $(STAMP)
+	@$(BIN)/python tests/factories/notebook.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
