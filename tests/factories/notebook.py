@@ -34,7 +34,8 @@ CLIENT = """\
 import sys, nbformat
 from nbclient import NotebookClient
 book = nbformat.read(sys.argv[1], 4)
-NotebookClient(book, timeout=300, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": sys.argv[3]}}).execute()
+place = {"metadata": {"path": sys.argv[3]}}
+NotebookClient(book, timeout=300, kernel_name="python3", coalesce_streams=True, resources=place).execute()
 nbformat.write(book, sys.argv[2])
 """
 
@@ -117,7 +118,7 @@ def run_notebook(python: Path, source: Path, target: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment |= {
         "PATH": os.pathsep.join([str(python.parent), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "dumb", "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "DS_ACCELERATOR": "cpu",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "client.py"
