@@ -37,6 +37,7 @@ from sage_scale.training.export import export_folder, load_translator
 from sage_scale.training.familiarity import FILE as FAMILIARITY
 from sage_scale.training.familiarity import measure_familiarity, write_familiarity
 from sage_scale.training.inherited import contradictions, recorded_keys
+from sage_scale.training.model_card import add_scores
 from sage_scale.training.run_place import run_place
 from sage_scale.training.stage_log import record_timing
 from sage_scale.training.throughput import memory_mb
@@ -154,6 +155,7 @@ def run(
     if ranks.is_main:
         if lost := write_scores(folder, split, result):
             say(lost)
+        add_scores(export_folder(folder), split, result)
         write_timelines(recipe, datasets, split, rows, folder / "timelines" / f"{split}.json")
         name = "evaluate" if split == "test" else f"evaluate {split}"
         record_timing(folder, name, time.monotonic() - started, memory_mb(ranks.device))

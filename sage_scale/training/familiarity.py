@@ -32,7 +32,7 @@ from sage_scale.training.decode import has_split
 from sage_scale.training.distributed import Ranks
 from sage_scale.training.export import SearchingModel
 from sage_scale.training.monitor import rank_status
-from sage_scale.untrusted.hashes import write_hashes
+from sage_scale.untrusted.hashes import add_hash
 from sage_scale.vision.perturbation import perturbed
 
 FILE = "familiarity.safetensors"
@@ -172,14 +172,14 @@ def measure_familiarity(
 
 
 def write_familiarity(export: Path, familiarity: Familiarity) -> None:
-    """Write the statistics into an export folder, and its hashes again."""
+    """Write the statistics into an export folder, with their hash."""
     tensors = {
         name: value.contiguous() for name, value in vars(familiarity).items() if isinstance(value, Tensor)
     }
     tensors["token_limits"] = torch.tensor(familiarity.token_limits)
     tensors["limit"] = torch.tensor(familiarity.limit, dtype=torch.float64)
     write_weights(tensors, export / FILE)
-    write_hashes(export)
+    add_hash(export, FILE)
 
 
 def read_familiarity(export: Path) -> Familiarity | None:

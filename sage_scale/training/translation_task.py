@@ -23,6 +23,7 @@ from sage_scale.training.familiarity import measure_familiarity, write_familiari
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.gold_glosses import check_glosses
 from sage_scale.training.language.prepare import check_language_model, language_kind
+from sage_scale.training.model_card import write_card
 from sage_scale.training.stage import STAGE1, Task, TaskContext, accumulate, global_batch_counts
 from sage_scale.training.throughput import video_sizes
 
@@ -99,10 +100,11 @@ class TranslationTask(Task):
         return {"clips": len(rows), **shown}, float(scores["bleu4"])
 
     def finish(self, model: Any, progress: TrainingProgress) -> dict[str, Any]:
-        """Write the export `model/`, then what its training data looks like."""
+        """Write the export `model/`, its card, and what its training data looks like."""
         export, ranks = self.context.folder / "model", self.engine.ranks
         if ranks.is_main:
             self.save(model, export)
+            write_card(export, self.recipe, self.context.datasets)
         familiarity = measure_familiarity(
             self.recipe, model, self.tokenizer, self.context.datasets, ranks, self.engine.precision
         )

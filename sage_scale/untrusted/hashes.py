@@ -37,10 +37,37 @@ class _Table:
 
 def write_hashes(folder: Path) -> None:
     """Writes `hashes.json` of a finished folder and applies the umask to its files."""
+    (folder / HASHES).unlink(missing_ok=True)
+    _write(folder, {name: _described(folder / name) for name in _names(folder)})
+
+
+def add_hash(folder: Path, name: str) -> None:
+    """Puts one new or rewritten file into `hashes.json`; the rows of the other files stay as they were."""
+    _write(folder, dict(sorted({**read_hashes(folder), name: _described(folder / name)}.items())))
+
+
+def read_hashes(folder: Path) -> dict[str, dict[str, object]]:
+    """Returns `bytes` and `xxh3_128` of each file by name, as written at export; empty for a folder of 0.1.0.
+
+    Raises CheckpointError for a damaged `hashes.json`.
+    """
     table = folder / HASHES
-    table.unlink(missing_ok=True)
-    files = {name: _described(folder / name) for name in _names(folder)}
-    table.write_text(json.dumps({"format": 1, "files": files}, indent=1) + "\n", encoding="utf-8")
+    if not table.exists():
+        return {}
+    try:
+        document = build(_Table, parse_json_object(read_bytes(table)))
+        if document.format != 1 or not document.files:
+            raise InvalidJSON("not of format 1")
+    except (OSError, InvalidJSON) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{table} is damaged ({reason}): export the model again") from None
+    return {name: asdict(row) for name, row in document.files.items()}
+
+
+def _write(folder: Path, files: dict[str, dict[str, object]]) -> None:
+    partial = folder / f"{HASHES}.partial"
+    partial.write_text(json.dumps({"format": 1, "files": files}, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / HASHES)
     apply_umask(folder)
 
 
@@ -60,24 +87,16 @@ def check_hashes(folder: Path) -> None:
 
     Reads every byte once: 0.9 s a GB from memory on a busy core, else the disk's time, which loading then saves.
     """
-    table = folder / HASHES
-    if not table.exists():
+    files = read_hashes(folder)
+    if not files:
         return
-    try:
-        document = build(_Table, parse_json_object(read_bytes(table)))
-        files = document.files
-        if document.format != 1 or not files:
-            raise InvalidJSON("not of format 1")
-    except (OSError, InvalidJSON) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{table} is damaged ({reason}): export the model again") from None
     present = set(_names(folder))
     for name, row in files.items():
         if name not in present:
             raise CheckpointError(
                 f"{shortened(folder / name, 300)} is missing: copy the whole folder, or export the model again"
             )
-        if _described(folder / name) != asdict(row):
+        if _described(folder / name) != row:
             raise CheckpointError(
                 f"{folder / name} is not the file that was exported (its hash differs): copy or export it again; after "
                 f"a change of your own delete {HASHES}"
