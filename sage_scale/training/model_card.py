@@ -135,7 +135,7 @@ def read_card(folder: Path) -> ModelCard | None:
 
 
 def model_id(folder: Path) -> str:
-    """Returns 16 hex digits of the files of an export; recipe, card and familiarity, which change later, are left out."""
+    """Returns 16 hex digits of the files of an export, but recipe, card and familiarity, which change later."""
     files = {name: row for name, row in read_hashes(folder).items() if name not in (FILE, FAMILIARITY)}
     return xxhash.xxh3_64_hexdigest(json.dumps(files, sort_keys=True).encode())
 
