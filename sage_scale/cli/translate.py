@@ -28,13 +28,20 @@ def translate(
     figure: Annotated[
         Path | None, typer.Option("--figure", help="Timeline to write, .png, .svg or .pdf; for one video.")
     ] = None,
-    language: Annotated[str, typer.Option("--language", help="Spoken language; else the model's own.")] = "",
+    language: Annotated[str, typer.Option("--language", help="Spoken language, one of the model's.")] = "",
+    candidates: Annotated[
+        int,
+        typer.Option(
+            "--candidates", help="Number of sentences to print, best first; at most evaluation.beams."
+        ),
+    ] = 1,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; else the best there is.")] = "",
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change to the model's recipe.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a video, with segment times.")
+        bool,
+        typer.Option("--json", help="One JSON object a video: candidates, warnings, segments, rests, model."),
     ] = False,
 ) -> None:
     """Print the sentence of each signing video; with several videos each line starts with the file's name."""
@@ -47,33 +54,35 @@ def translate(
     from transformers.utils import logging
 
     from sage_scale.translation.timeline import check_target, write_timeline
-    from sage_scale.translation.translate import NEEDS, NEEDS_KEYPOINTS, Translator
+    from sage_scale.translation.translate import Translator
 
     if figure:
         check_target(figure)
     logging.disable_progress_bar()  # stderr is for errors
     folder = run_place(model).fetch_to_read(is_model, is_export)
     translator = Translator(folder, device, changes or [])
-    for line in translator.warnings:
+    translator.check(language, candidates)
+    for line in (translator.trained_on, *translator.warnings):
         tell(f"sage-scale: {line}")
     failed = 0
     for video in videos:
         try:
-            translation = translator.translate(video, language)
+            translation = translator.translate(video, language, candidates=candidates)
         except ClipRejected as reason:
             tell(f"sage-scale: {video} cannot be translated: {reason}")
             failed += 1
             continue
-        if translator.recipe.segmentation.tagger != translation.tagger:
-            trained_on = translator.recipe.segmentation.tagger
-            tell(
-                f"sage-scale: {video} is cut by {translation.tagger}: the model was trained on {trained_on} segments, "
-                f"and {NEEDS.get(trained_on, NEEDS_KEYPOINTS)}"
-            )
+        for line in translation.warnings[len(translator.warnings) :]:
+            tell(f"sage-scale: warning: {video}: {line}")
+        if score := translation.score_line():
+            tell(f"sage-scale: {video}: {score}")
         if as_json:
             echo_json(translation.as_mapping())
         else:
             echo(f"{video.name}: {translation.sentence}" if len(videos) > 1 else translation.sentence)
+            for number, other in enumerate(translation.candidates[1:], start=2):
+                scored = "" if other.score is None else f" (score {other.score:.2f})"
+                echo(f"  {number}. {other.sentence}{scored}")
         if figure:
             write_timeline(translation, figure)
     if failed and len(videos) > 1:

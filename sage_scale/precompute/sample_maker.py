@@ -17,8 +17,8 @@ from sage_scale.config import Recipe
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import ClipRejected
 from sage_scale.precompute.frozen_backbone import open_backbone
-from sage_scale.segmentation import segment_clip
-from sage_scale.segmentation.tagger import segmenter_fingerprint, wants_keypoints
+from sage_scale.segmentation.rules import apply_rule
+from sage_scale.segmentation.tagger import segmenter_fingerprint, tag_clip, wants_keypoints
 from sage_scale.shards import Sample
 from sage_scale.text.pseudogloss import cached_glosser
 from sage_scale.vision.decode import DecodedClip, decode_clip, encode_jpeg
@@ -38,6 +38,8 @@ class SampleMaker:
         """Seconds spent in each stage since `take_stages`."""
         self.notes: list[str] = []
         """Lines for people on the labels of clips."""
+        self.labels_T: np.ndarray = np.zeros(0, np.int8)
+        """Labels O, I, B of the clip made last, by the tagger."""
         self._backbone: FrozenBackbone | None = None
 
     @property
@@ -103,7 +105,10 @@ class SampleMaker:
         """
         vision = self.recipe.vision
         with self.stage("segment"):
-            segments_N2 = segment_clip(decoded, self.recipe.segmentation, notes=self.notes)
+            tagging = tag_clip(decoded, self.recipe.segmentation, decoded.fps)
+            self.labels_T = tagging.labels_T
+            self.notes += tagging.notes
+            segments_N2 = apply_rule(tagging.labels_T, self.recipe.segmentation, decoded.fps)
         with self.stage("text"):
             glosses = cached_glosser(clip.language, self.recipe.text)(clip.sentence)
         frames: dict[int, bytes] | None = None

@@ -90,7 +90,8 @@ class Familiarity:
     def warnings(self, tokens_ND: Tensor) -> list[str]:
         """Returns a line for each way in which a clip is unlike training: its look, and its number of tokens."""
         lines, distance = [], self.distance(tokens_ND)
-        alarms = f"{100 * self.false_alarms:.1f}% of {len(self.dev_distances):,} dev clips are warned of"
+        dev = len(self.dev_distances)
+        alarms = f"false alarms: {round(dev * self.false_alarms):,} of {dev:,} dev clips"
         if distance > self.limit:
             lines.append(
                 f"this signing looks unlike the training data (distance {distance:.1f}, limit {self.limit:.1f}; "

@@ -1,4 +1,5 @@
-"""The figure of one translation: frames above, sign segments as coloured bars below, the sentence as title."""
+"""The figure of one translation: frames above, sign segments as coloured bars below, rests hatched; as title the
+sentence, its score, the warnings and the model."""
 
 from __future__ import annotations
 
@@ -15,10 +16,14 @@ from sage_scale.errors import UsageError
 from sage_scale.reporting.figures import letters
 from sage_scale.segmentation.segment_figure import COLOURS, installed_fonts
 from sage_scale.shards import Sample
-from sage_scale.translation.translate import Translation
+from sage_scale.translation.result import Translation
+from sage_scale.untrusted.display import shortened
 
 WIDTH, MARGIN, LEAST = 12.0, 0.3, 0.35
 """Of the figure, of its sides, and of the narrowest picture, inches."""
+LINE = 0.19
+"""Height of a line below the sentence, inches."""
+WARNING, INK, REST = "#b3261e", "#4a5560", "#8a929b"
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 
 
@@ -39,14 +44,20 @@ def write_timeline(translation: Translation, path: Path) -> None:
     # 84 letters are the width of the figure; East Asian ones are twice as wide.
     sentence = translation.sentence or "(no words)"
     title = textwrap.fill(sentence, max(int(84 * len(sentence) / letters(sentence)), 20))
+    notes = _notes(translation)
     strip = 1.2 if pictures else 0.0
-    height = strip + 1.2 + 0.32 * (title.count("\n") + 1)
+    above = (
+        0.32 * (title.count("\n") + 1)
+        + LINE * sum(text.count("\n") + 1 for text, _ in notes)
+        + 0.12 * bool(notes)
+    )
+    height = strip + 1.2 + above
     figure = plt.figure(figsize=(WIDTH, height))
     across = [MARGIN / WIDTH, 1 - 2 * MARGIN / WIDTH]
     bars = figure.add_axes((across[0], 0.5 / height, across[1], 0.6 / height))
     if pictures:
-        above = figure.add_axes((across[0], 1.15 / height, across[1], strip / height), sharex=bars)
-        _draw_pictures(above, translation, pictures, strip)
+        pictured = figure.add_axes((across[0], 1.15 / height, across[1], strip / height), sharex=bars)
+        _draw_pictures(pictured, translation, pictures, strip)
     for number, (start, end) in enumerate(segments):
         bars.barh(0, (end - start) / fps, left=start / fps, height=0.8, color=COLOURS[number % len(COLOURS)],
                   edgecolor="white", linewidth=1)  # fmt: skip
@@ -60,14 +71,33 @@ def write_timeline(translation: Translation, path: Path) -> None:
                 color="white",
                 fontsize=7,
             )
+    for start, end in translation.rests:
+        bars.barh(0, (end - start) / fps, left=start / fps, height=0.86, color=(1, 1, 1, 0.8), edgecolor=REST,
+                  hatch="////", linewidth=0).patches[0].set_gid("rest")  # fmt: skip
+        if end - start >= 0.04 * translation.frames:
+            bars.text((start + end) / 2 / fps, 0, "rest", ha="center", va="center", color=INK, fontsize=8,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     bars.set(xlim=(0, translation.frames / fps), ylim=(-0.5, 0.5), yticks=[], xlabel="time, seconds")
     for side in ("left", "right", "top"):
         bars.spines[side].set_visible(False)
     figure.suptitle(title, y=1 - 0.08 / height, va="top", fontsize=13, parse_math=False)
+    top = 0.12 + 0.32 * (title.count("\n") + 1)
+    for text, colour in notes:
+        figure.text(
+            0.5, 1 - top / height, text, ha="center", va="top", fontsize=9, color=colour, parse_math=False
+        )
+        top += LINE * (text.count("\n") + 1)
     try:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     finally:
         plt.close(figure)
+
+
+def _notes(translation: Translation) -> list[tuple[str, str]]:
+    """Returns lines below the sentence with their colours: warnings, score, model."""
+    lines = [(f"Warning: {line}", WARNING) for line in translation.warnings]
+    lines += [(line, INK) for line in (translation.score_line(), translation.trained_on) if line]
+    return [(textwrap.fill(shortened(line, 600), 150), colour) for line, colour in lines]
 
 
 def _draw_pictures(

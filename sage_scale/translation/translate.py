@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sage_scale.config import Recipe, override
@@ -28,9 +26,14 @@ from sage_scale.segmentation.precomputed import has_labels
 from sage_scale.segmentation.tagger import HANDS_ON, features_file, wants_keypoints
 from sage_scale.shards import Sample
 from sage_scale.streaming import SampleShape, pack_sample
+from sage_scale.text.languages import language_tag, matches
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import SearchingModel, export_folder, load_translator
+from sage_scale.training.familiarity import read_familiarity
 from sage_scale.training.inherited import changes_samples
+from sage_scale.training.model_card import model_id, read_card
+from sage_scale.translation.result import Translation, rests_of
+from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import expanded, read_text
 from sage_scale.vision.packed import PackedVideo, joined
 
@@ -41,47 +44,10 @@ NEEDS = {
     "hands-on": "there are no features of this video (--set segmentation.features=FOLDER)",
 }
 """Tagger -> words for a video without its labels or features."""
+UNKNOWN = (
+    "model {}, exported before 0.2.0: it does not say what it was trained on (evaluate it to add warnings)"
+)
 NEEDS_KEYPOINTS = "there is no keypoint file of this video (`sage-scale keypoints` makes it)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Translation:
-    """A video with its segments and its translation."""
-
-    video: str
-    """The file, as it was named."""
-    sentence: str
-    """The translation."""
-    language: str
-    """BCP 47 tag (or mBART code) of the sentence."""
-    fps: float
-    """Frame rate to which the video was brought; segments count frames at this rate."""
-    frames: int
-    """T, frames at `fps`."""
-    segments: np.ndarray
-    """int32 (N, 2): half-open frame intervals, one visual token each."""
-    tagger: str
-    """How it was cut: `segmentation.tagger`."""
-    seconds: float
-    """Time it took, decoding included."""
-    score: float | None = None
-    """Mean log-probability of a token (`Candidate.score`)."""
-    sample: Sample = field(repr=False, compare=False)
-    """The sample that the model saw; its frames make the figure."""
-
-    def as_mapping(self) -> dict[str, Any]:
-        """Returns a mapping for JSON, with segments as [start, end] in seconds."""
-        return {
-            "video": self.video,
-            "sentence": self.sentence,
-            "score": self.score,
-            "language": self.language,
-            "frames": self.frames,
-            "fps": self.fps,
-            "tagger": self.tagger,
-            "segments_s": (np.asarray(self.segments) / self.fps).round(3).tolist(),
-            "seconds": round(self.seconds, 2),
-        }
 
 
 class Translator:
@@ -105,6 +71,15 @@ class Translator:
             raise UsageError(f"segmentation.labels: there is no {self.recipe.segmentation.labels}")
         self.warnings = [*_other_than_trained(trained, self.recipe), *_older_keypoints(run, trained)]
         """Lines on the differences between the overrides and the training recipe."""
+        export = export_folder(run)
+        self.card = read_card(export)
+        self.familiarity = read_familiarity(export)
+        self.model_id = self.card.id if self.card else model_id(export)
+        """16 hex digits, a hash of the model's files."""
+        self.trained_on = self.card.line() if self.card else UNKNOWN.format(self.model_id)
+        """One line on the training data."""
+        if self.card and self.card.notice:
+            self.trained_on += f"; {self.card.notice}"
         on_gpu = dataclasses.replace(self.recipe.precompute, gpus_per_actor=float(self.device.type == "cuda"))
         plain = dataclasses.replace(self.recipe.vision, feature_views=1)
         self._makers: dict[str, SampleMaker] = {}
@@ -127,12 +102,43 @@ class Translator:
             found = None
         return (found, segmentation.tagger) if found else (clip, FALLBACK)
 
+    def check(self, language: str = "", candidates: int = 1) -> str:
+        """Returns the language of the sentence: the given one, or by default the model's own.
+
+        Raises UsageError for one that the model was not trained on, naming those that it was, and for more candidates
+        than beams.
+        """
+        beams = self.recipe.evaluation.beams
+        if not 1 <= candidates <= beams:
+            raise UsageError(
+                f"{candidates} candidates: beam search has 1 to evaluation.beams={beams} of them; "
+                f"--set evaluation.beams={max(candidates, 1)} gives more"
+            )
+        known = self.card.languages if self.card else ()
+        own = self.recipe.corpus.language
+        if not language:
+            return own if own in known or not known else known[0]
+        if known and language not in known:
+            tag = language_tag(language) or language
+            if not any(matches(tag, other) or matches(other, tag) for other in known):
+                raise UsageError(
+                    f"--language {shortened(language, 40)}: this model was trained on {', '.join(known)} alone, and "
+                    "can write nothing else"
+                )
+        return language
+
     def prepare(self, clip: Clip) -> tuple[Sample, PackedVideo]:
-        """Returns the sample that precompute would store of `clip`, and the model's input from it (B = 1)."""
+        """Returns the sample that precompute would store of `clip`, and the model's input from it (B = 1).
+
+        The description of the sample also has `tagger` and `rests` (`Translation`).
+        """
         clip, tagger = self.named(clip)
         if tagger not in self._makers:
             self._makers[tagger] = SampleMaker(override(self._plain, [f"segmentation.tagger={tagger}"]))
-        sample = self._makers[tagger].make(clip)
+        maker = self._makers[tagger]
+        sample = maker.make(clip)
+        rests = rests_of(maker.labels_T, float(sample.meta["fps"]))
+        sample = dataclasses.replace(sample, meta={**sample.meta, "tagger": tagger, "rests": rests})
         return sample, pack_sample(sample, self._shape).video
 
     def generate(
@@ -140,52 +146,103 @@ class Translator:
     ) -> list[list[Candidate]]:
         """Returns the `count` best sentences of each prepared clip, best first; all clips are translated at once.
 
-        `languages` are the spoken languages of the sentences, or that of all; by default the model's own.
+        `languages` are the spoken languages of the sentences, or that of all; by default the model's own. Raises
+        UsageError for a language that the model was not trained on, and for more candidates than beams.
         """
+        return [candidates for candidates, _ in self._generated(videos, languages, count)]
+
+    def _generated(
+        self, videos: Sequence[PackedVideo], languages: str | Sequence[str], count: int
+    ) -> list[tuple[list[Candidate], list[str]]]:
+        """Returns `generate`, and the lines on unfamiliar signing, of each clip."""
+        settings = self.recipe.evaluation
+        each = [languages] * len(videos) if isinstance(languages, str) else languages
+        asked = [self.check(language, count) for language in each]
         if not videos:
             return []
-        spoken = self.recipe.corpus.language
-        each = [languages] * len(videos) if isinstance(languages, str) else languages
-        settings = self.recipe.evaluation
         packed = joined(videos).to(self.device)
         given: dict[str, Any] = {
             "beams": settings.beams,
             "max_tokens": settings.max_tokens,
             "length_penalty": settings.length_penalty,
         }
-        asked = [language or spoken for language in each]
         with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             if not isinstance(self.model, SearchingModel):
                 sentences = self.model.generate(packed, self.tokenizer, asked, **given)
-                return [[Candidate(sentence)] for sentence in sentences]
-            return self.model.search(
-                *self.model.visual_tokens(packed), self.tokenizer, asked, **given, count=count
-            )
+                return [([Candidate(sentence)], []) for sentence in sentences]
+            tokens_ND, lengths_B = self.model.visual_tokens(packed)
+            found = self.model.search(tokens_ND, lengths_B, self.tokenizer, asked, **given, count=count)
+        parts = tokens_ND.split(lengths_B.tolist())
+        known = self.familiarity
+        return [
+            (candidates, known.warnings(part) if known else [])
+            for candidates, part in zip(found, parts, strict=True)
+        ]
 
     def translate(
-        self, video: str | Path, language: str = "", start_s: float = 0.0, end_s: float | None = None
+        self,
+        video: str | Path,
+        language: str = "",
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        candidates: int = 1,
     ) -> Translation:
-        """Returns the translation of a video file, or of an interval of it (seconds).
+        """Returns the translation of a video file, or of an interval of it (seconds), with its best `candidates`.
 
-        Raises ClipRejected if the video is unreadable, too short or too long for the recipe.
+        Raises ClipRejected if the video is unreadable, too short or too long for the recipe, UsageError as `generate`.
         """
-        began = time.monotonic()
-        spoken = self.recipe.corpus.language
-        clip = Clip(id=str(video), video=str(video), start_s=start_s, end_s=end_s, language=spoken)
-        sample, packed = self.prepare(clip)
-        ((best, *_),) = self.generate([packed], language)
-        return Translation(
-            video=str(video),
-            sentence=best.sentence,
-            score=best.score,
-            language=language or spoken,
-            fps=float(sample.meta["fps"]),
-            frames=int(sample.meta["frames"]),
-            segments=sample.segments,
-            tagger=self.named(clip)[1],
-            seconds=time.monotonic() - began,
-            sample=sample,
-        )
+        began, own = time.monotonic(), self.recipe.corpus.language
+        self.check(language, candidates)
+        clip = Clip(id=str(video), video=str(video), start_s=start_s, end_s=end_s, language=own)
+        return self.translate_prepared([(clip, *self.prepare(clip))], language, candidates, began)[0]
+
+    def translate_prepared(
+        self,
+        prepared: Sequence[tuple[Clip, Sample, PackedVideo]],
+        language: str = "",
+        candidates: int = 1,
+        began: float | None = None,
+    ) -> list[Translation]:
+        """Returns the translations of clips with what `prepare` made of them, all translated at once.
+
+        `began` is the time.monotonic() from which their seconds are counted.
+        """
+        began = time.monotonic() if began is None else began
+        found = self._generated([video for _, _, video in prepared], language, candidates)
+        seconds = time.monotonic() - began
+        return [
+            Translation(
+                video=clip.video,
+                sentence=best[0].sentence,
+                candidates=tuple(best),
+                percentile=self.familiarity.percentile(best[0].score) if self.familiarity else None,
+                warnings=(*self.warnings, *self._doubts(sample), *unfamiliar),
+                language=self.check(language),
+                fps=float(sample.meta["fps"]),
+                frames=int(sample.meta["frames"]),
+                segments=sample.segments,
+                rests=sample.meta["rests"],
+                tagger=sample.meta["tagger"],
+                seconds=seconds,
+                model=self.model_id,
+                trained_on=self.trained_on,
+                sample=sample,
+            )
+            for (clip, sample, _), (best, unfamiliar) in zip(prepared, found, strict=True)
+        ]
+
+    def _doubts(self, sample: Sample) -> list[str]:
+        """Returns the lines on another tagger than training's, and on a video without signing."""
+        tagger, trained = sample.meta["tagger"], self.recipe.segmentation.tagger
+        lines = []
+        if tagger != trained:
+            lines.append(
+                f"cut by {tagger}: the model was trained on {trained} segments, and "
+                f"{NEEDS.get(trained, NEEDS_KEYPOINTS)}"
+            )
+        if sample.meta["rests"] == ((0, sample.meta["frames"]),):
+            lines.append(f"no sign was found in this video ({tagger}): the sentence is made up")
+        return lines
 
 
 def labelled(clip: Clip, labels: str) -> Clip | None:

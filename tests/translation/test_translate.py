@@ -140,7 +140,7 @@ def test_one_bad_video_among_good_ones(capsys, run, videos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", ["video", "model", "empty-model", "figure-suffix", "figure-folder", "language", "device"]
+    "kind", ["video", "model", "empty-model", "figure-suffix", "figure-folder", "device"]
 )
 def test_wrong_input_is_one_line(capsys, run, videos, tmp_path, kind):
     arguments = {
@@ -149,7 +149,6 @@ def test_wrong_input_is_one_line(capsys, run, videos, tmp_path, kind):
         "empty-model": (videos[0], "--model", tmp_path),
         "figure-suffix": (videos[0], "--model", run, "--figure", tmp_path / "figure.xyz"),
         "figure-folder": (videos[0], "--model", run, "--figure", tmp_path / "nowhere" / "figure.png"),
-        "language": (videos[0], "--model", run, "--language", "tlh"),
         "device": (videos[0], "--model", run, "--device", "cuda:99"),
     }[kind]
     expected = {
@@ -158,7 +157,6 @@ def test_wrong_input_is_one_line(capsys, run, videos, tmp_path, kind):
         "empty-model": "no trained translator",
         "figure-suffix": ".png",
         "figure-folder": "there is no folder",
-        "language": "tlh",
         "device": "no device 'cuda:99'",
     }[kind]
     code, out, err = call(capsys, "translate", *arguments)
