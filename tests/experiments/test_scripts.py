@@ -29,6 +29,7 @@ HELPERS = {"common.py", "damage.py"}
 """Modules that scripts share."""
 ELSEWHERE = {
     "loaders_peers.py",  # test_peers.py, in the peers' environment
+    "familiarity.py",  # below, among the extras: it makes a corpus, a dataset and a run
     "launchers.py",  # faults/test_campaigns.py, which runs it whole
     "gpu_campaign.py",  # test_gpu_campaign.py, which runs the scripts for GPUs, too
     "gpu_stages.py", "gpu_backbone.py", "clcl_gpu.py", "train_gpu.py", "sign2gpt_gpu.py", "local_attention.py",
@@ -56,6 +57,12 @@ def ended_well(command: list[object], folder: Path) -> str:
 @pytest.mark.parametrize("script", [name for name in RUN if name not in ELSEWHERE])
 def test_a_benchmark_runs_at_toy_size_and_says_so(script, tmp_path):
     assert MEANINGLESS in ended_well([SCRIPTS[script], "--small"], tmp_path)
+
+
+@pytest.mark.extras
+def test_the_benchmark_of_familiar_signing_runs_at_toy_size(tmp_path):
+    printed = ended_well([SCRIPTS["familiarity.py"], "--small"], tmp_path)
+    assert MEANINGLESS in printed and "| test, held-out signers | 1 |" in printed
 
 
 @contextlib.contextmanager
