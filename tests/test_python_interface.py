@@ -9,6 +9,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from factories.training import make_translator
+from factories.videos import write_square
 
 import sage_scale
 
@@ -46,7 +48,10 @@ def test_import_brings_nothing():
     assert set(loaded) - set(bare) == {"sage_scale"}
 
 
-def test_losses_streaming_and_scores_work_where_ray_spacy_and_deepspeed_cannot_be_imported():
+def test_all_work_where_ray_spacy_and_deepspeed_cannot_be_imported(tmp_path):
+    """Losses, streaming and scores; and a model translates a video, which has no sentence to tag."""
+    make_translator(tmp_path / "run")
+    write_square(tmp_path / "video.mp4", frames=30, seed=1)
     sample = Path(sage_scale.__file__).parents[1] / "shards" / "sample"
     printed = run(
         f"""
@@ -67,11 +72,12 @@ def test_losses_streaming_and_scores_work_where_ray_spacy_and_deepspeed_cannot_b
         print(score(["es regnet"], ["es regnet"], "de")["rouge_l"])
         print({{"av", "transformers"}} & set(sys.modules))
         from sage_scale import Translator
+        print(Translator({str(tmp_path / "run")!r}, device="cpu").translate({str(tmp_path / "video.mp4")!r}).frames > 5)
         """,
         before=REFUSING,
     ).splitlines()
     assert float(printed[0]) == pytest.approx(float(printed[1]), rel=1e-5)
-    assert printed[2:] == ["{'train': 3, 'dev': 1, 'test': 1}", "3 (3, 48, 48)", "100.0", "set()"]
+    assert printed[2:] == ["{'train': 3, 'dev': 1, 'test': 1}", "3 (3, 48, 48)", "100.0", "set()", "True"]
 
 
 def test_editors_and_the_interpreter_see_the_same_names():

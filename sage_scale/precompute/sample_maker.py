@@ -110,7 +110,8 @@ class SampleMaker:
             self.notes += tagging.notes
             segments_N2 = apply_rule(tagging.labels_T, self.recipe.segmentation, decoded.fps)
         with self.stage("text"):
-            glosses = cached_glosser(clip.language, self.recipe.text)(clip.sentence)
+            # A video to translate has no sentence, and spaCy takes a second to load.
+            glosses = cached_glosser(clip.language, self.recipe.text)(clip.sentence) if clip.sentence else []
         frames: dict[int, bytes] | None = None
         background = None
         if vision.kind == "features":

@@ -31,7 +31,14 @@ from sage_scale.training.monitor import rank_status
 from sage_scale.training.monitor.stop_requests import Interrupted, StopRequest
 from sage_scale.training.run_place import RunPlace
 from sage_scale.training.stage_log import StageLog, clock
-from sage_scale.training.throughput import StepMetrics, StepTrace, Throughput, memory_now, reduce_metrics
+from sage_scale.training.throughput import (
+    StepMetrics,
+    StepTrace,
+    Throughput,
+    long_step,
+    memory_now,
+    reduce_metrics,
+)
 from sage_scale.untrusted.printer import tell
 
 TRIM_EVERY = 16
@@ -178,17 +185,22 @@ class Loop:
         """Make steps to the end of the stage, with evaluations and saves when due. Raises Interrupted as `train`."""
         with self.trace:
             batches = iter(self.stream) if self.fraction < 1 else iter(())
+            first, told = self.progress.step, ""
             while self.fraction < 1:
                 started = time.monotonic()
                 before = self.stream.counts
                 batch = next(batches)
                 waited = time.monotonic() - started
+                if self.progress.step == first:
+                    told = self._say_long_step(self.throughput.estimate(batch))
                 bad, shares, rate = self._step(compute, batch)
                 step = self.progress.step
                 rank_status.step_done(step)
                 spent = self.stream.counts - before
                 metrics = reduce_metrics(shares, waited, started, spent, stop.asked, self.engine.ranks)
                 self._log_step(metrics, rate)
+                if step == first + 1 and not told:
+                    self._say_long_step(metrics.seconds, measured=True)
                 self.progress.stream = self.stream.state_dict()
                 if bad:
                     self._handle_bad_step(bad)
@@ -207,6 +219,13 @@ class Loop:
                 if metrics.stop_asked:
                     self._finish_saving()
                     self._leave_as_asked()
+
+    def _say_long_step(self, seconds: float, measured: bool = False) -> str:
+        """Print a line where a step takes more than a minute, without a sign of progress. Returns the line."""
+        left = self.total_steps - self.progress.step
+        if line := long_step(seconds, left, self.engine.ranks.device, measured):
+            self._say_once(line)
+        return line
 
     def _due(self, every: int) -> bool:
         """Returns whether evaluation or save is due (`every` steps; 0: epochs; below: never) before the stage's end."""

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import torch
 
+from sage_scale.planning.constants import load_constants
 from sage_scale.planning.step import StepSize, gpu_named
 from sage_scale.streaming import Batch, ReadCounts
 from sage_scale.training import distributed
@@ -31,6 +32,10 @@ READING = ("samples", "bytes", "cache_hits", "node_hits", "requests", "retries",
 SIZES = ("frames", "visual_tokens", "text_tokens")
 _SIDE = 768
 """Of the square matrices whose product is timed."""
+CHARACTERS = 4.5
+"""Of a sentence, for each subword, about."""
+LONG_STEP_S = 60.0
+"""Seconds of a step from which on a line tells it before progress does."""
 FIRST_TRACED = 4
 """The first step of a trace: those before it compile, allocate and fill caches."""
 
@@ -107,6 +112,15 @@ def reduce_metrics(
     )
 
 
+def long_step(seconds: float, steps: int, device: torch.device, measured: bool = False) -> str:
+    """Returns a line on steps that take more than a minute, else ""."""
+    if seconds < LONG_STEP_S:
+        return ""
+    lacking = "" if device.type == "cuda" else "no GPU: "
+    took = f"the first step took {seconds:.0f} s" if measured else f"about {seconds:.0f} s a step"
+    return f"{lacking}{took}, {steps:,} steps to go (Ctrl-C saves and stops; `sage-scale plan` computes GPUs)"
+
+
 def video_sizes(batch: Batch) -> dict[str, float]:
     """Returns the numbers of frames and visual tokens in a rank's part of the batch."""
     return {
@@ -147,6 +161,20 @@ class Throughput:
             "peak_tflops": None if self.peak is None else self.peak / 1e12,
             "peak_source": self.source,
         }
+
+    def estimate(self, batch: Batch) -> float:
+        """Returns the seconds that a step of this rank's part of a batch will take, about; 0 where nothing is known.
+
+        Operations of forward and backward, over the share of the peak that the planner assumes.
+        """
+        if self._operations is None or self.peak is None or not batch.keys:
+            return 0.0
+        subwords = sum(map(len, batch.sentences)) / CHARACTERS
+        size = StepSize(len(batch.keys), **video_sizes(batch), text_tokens=subwords)
+        share = load_constants().number(
+            f"{'gpu' if self._engine.ranks.device.type == 'cuda' else 'cpu'}.share"
+        )
+        return self._operations(size) / (self.peak * share)
 
     def rates(self, metrics: StepMetrics) -> dict[str, float]:
         """Returns tokens_per_s and frames_per_s of a step, and where known tflops (a rank's) and mfu (0 to 1)."""

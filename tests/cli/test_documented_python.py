@@ -15,7 +15,7 @@ import pytest
 import torch
 from factories.forks import fork_ranks, in_fork
 from factories.notebook import NOTEBOOK, PAGE, ROOT, blocks_of, make_environment, notebook_of, run_notebook
-from factories.training import make_causal_folder, make_language_folder, sign2gpt_recipe, tiny_recipe
+from factories.training import make_causal_folder, make_translator, sign2gpt_recipe
 from factories.videos import write_square
 
 from sage_scale import config
@@ -55,13 +55,7 @@ def of_sign2gpt() -> dict[str, Any]:
 
 def of_python() -> dict[str, Any]:
     """A model that has learnt nothing, and a video."""
-    from sage_scale.models.sage.export import save_translator
-    from sage_scale.models.sage.mbart import load_language_model
-    from sage_scale.models.sage.model import SageTranslator
-
-    language_model, tokenizer = load_language_model(make_language_folder(Path("language_model")))
-    recipe = config.override(tiny_recipe(), ["vision.size=24", "vision.crop=16"])
-    save_translator(SageTranslator(recipe, language_model), tokenizer, recipe, Path("runs/mine/model"))
+    make_translator(Path("runs/mine"))
     write_square(Path("holiday.mp4"), frames=30, seed=1)
     return {}
 

@@ -92,6 +92,18 @@ def make_language_folder(folder: Path, width: int = 16, texts: Sequence[str] = (
     return folder
 
 
+def make_translator(run: Path) -> Path:
+    """A run whose model has learnt nothing, for videos of any size; returns its folder."""
+    from sage_scale.models.sage.export import save_translator
+    from sage_scale.models.sage.mbart import load_language_model
+    from sage_scale.models.sage.model import SageTranslator
+
+    language_model, tokenizer = load_language_model(make_language_folder(run / "language_model"))
+    recipe = override(tiny_recipe(), ["vision.size=24", "vision.crop=16"])
+    save_translator(SageTranslator(recipe, language_model), tokenizer, recipe, run / "model")
+    return run
+
+
 def make_sample(number: int, split: str, kind: str) -> Sample:
     """A clip of 2 to 5 colours, each shown for 6 to 10 frames."""
     rng = np.random.default_rng([number, len(split)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from factories.training import log_rows, losses, make_language_folder, make_shar
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError, DatasetError, RecipeError, UsageError
 from sage_scale.models.sage.pretraining import AlignmentTask
-from sage_scale.training import evaluate_run, export
+from sage_scale.training import evaluate_run, export, throughput
 from sage_scale.training.checkpoint.saving import Saver
 from sage_scale.training.evaluate_run import derangement
 from sage_scale.training.export import load_tensors
@@ -271,3 +272,24 @@ def test_cosine_schedule_follows_its_formula():
 def test_ranks_wait_for_a_first_rank_that_is_slower_than_the_time_out():
     for output in run_ranks(Path(__file__).with_name("rank_tasks.py"), 2, ["slow_first"]):
         assert "got it" in output
+
+
+@pytest.mark.parametrize(
+    ("stage", "peak", "limit", "line"),
+    [
+        ("pretrain", 1e3, 60.0, r"pretrain: no GPU: about \d{3,} s a step, 2 steps to go \(Ctrl-C saves"),
+        ("pretrain", None, 1e-9, r"pretrain: no GPU: the first step took 0 s, 1 steps to go"),
+        ("pretrain", 1e3, 1e12, ""),
+    ],
+)
+def test_a_step_of_more_than_a_minute_is_said_once(
+    world, tmp_path, capsys, monkeypatch, stage, peak, limit, line
+):
+    """Before the first step by its operations, or else after it: no progress is seen meanwhile."""
+    root, recipe = world
+    monkeypatch.setattr(throughput, "peak_rate", lambda *_: (peak, "given"))
+    monkeypatch.setattr(throughput, "LONG_STEP_S", limit)
+    changes = [f"{stage}.max_steps=2", f"{stage}.evaluate_every=-1", f"{stage}.checkpoints="]
+    run_stage(stage, override(recipe, changes), tmp_path / "run", str(root / "shards"))
+    said = "".join(capsys.readouterr())
+    assert len(re.findall("no GPU", said)) == bool(line) and re.search(line, said)
