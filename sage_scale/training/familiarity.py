@@ -139,7 +139,7 @@ def measure_familiarity(
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> Familiarity | None:
     """Returns the statistics of a trained model on its datasets (a collective); None where there are none: a model
-    that gives no tokens or reads glosses, datasets without train or dev."""
+    that gives no tokens or reads glosses, whose tokens are no numbers, datasets without train or dev."""
     there = all(has_split(data, split) for split in ("train", "dev"))
     if not there or recipe.finetune.glosses or not isinstance(model, SearchingModel):
         return None
@@ -147,7 +147,7 @@ def measure_familiarity(
     with rank_status.phase("measuring what is familiar"):
         train = _gathered(_clips(recipe, model, None, data, "train", ranks, precision))
         dev = _gathered(_clips(recipe, model, tokenizer, data, "dev", ranks, precision))
-    if not train or not dev:
+    if not train or not dev or not all(row.vector_D.isfinite().all() for row in (*train, *dev)):
         return None
     train_BD = torch.stack([row.vector_D for row in train])
     own = [row for row in dev if row.view == 0]
