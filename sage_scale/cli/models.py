@@ -1,4 +1,4 @@
-"""`sage-scale models`: the parts of a recipe's model, and a trained one as plain models."""
+"""`sage-scale models`: the parts of a recipe's model, and a trained one as a folder to hand on or as plain models."""
 
 from __future__ import annotations
 
@@ -70,6 +70,71 @@ def merge(
         )
     for line in spec.part("merge")(*load_translator(run), out):
         echo(line)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(help="A run with stage 2 trained (also s3://...), or its model/ folder.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write to; it must not exist or be empty.")],
+    name: Annotated[str, typer.Option(help="Name on the card; else the folder's.")] = "",
+    licence: Annotated[
+        str, typer.Option(help="Licence of the model, an identifier of the hub: cc-by-nc-4.0.")
+    ] = "",
+    data_licence: Annotated[str, typer.Option(help="Licence of the training data, in words.")] = "",
+    half: Annotated[bool, typer.Option("--half", help="Store 16 bits a number: half the size.")] = False,
+    push: Annotated[
+        str,
+        typer.Option(metavar="OWNER/NAME", help="Also upload it to this repository of the Hugging Face hub."),
+    ] = "",
+    private: Annotated[bool, typer.Option("--private", help="Make that repository private.")] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="Dataset of the training: for the card of a run of 0.1.0, which has none."
+        ),
+    ] = None,
+) -> None:
+    """Write a trained model as one folder with its card, which any machine opens: to hand on, or to publish."""
+    from sage_scale.config import load_recipe
+    from sage_scale.errors import UsageError
+    from sage_scale.evaluation.stored import read_scores
+    from sage_scale.streaming import open_datasets
+    from sage_scale.text.hub import check_name, push_model
+    from sage_scale.training.export import export_folder
+    from sage_scale.training.model_card import add_scores, copy_card, read_card, write_card
+    from sage_scale.training.model_readme import render_readme
+    from sage_scale.training.run_place import is_export, is_model, run_place
+    from sage_scale.training.standalone import write_standalone
+
+    on_this_machine(out, "an exported model")
+    if push:
+        check_name(push)
+    folder = run_place(run).fetch_to_read(is_model, is_export)
+    source = export_folder(folder)
+    if read_card(source) is None and not data:
+        raise UsageError(
+            f"{run} was exported by 0.1.0, without a card: give the dataset of its training, --data URL"
+        )
+
+    def finish(made: Path) -> None:
+        if data:
+            write_card(made, load_recipe(source / "recipe.yaml"), open_datasets(data))
+            for split, entry in read_scores(folder).items():
+                add_scores(made, split, entry)
+        else:
+            copy_card(source, made)
+        card = read_card(made)
+        assert card is not None
+        text = render_readme(card, name or out.name, licence, data_licence, push or str(out.name))
+        (made / "README.md").write_text(text, encoding="utf-8")
+
+    write_standalone(source, out, half, finish)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    echo(f"{out}: {size / 1e6:,.0f} MB; README.md is the model card")
+    if push:
+        echo(push_model(out, push, private))
 
 
 @app.command()

@@ -205,7 +205,12 @@ def _check_crop(made: Recipe, vision: Vision) -> None:
 
 
 def _recipe(file: Path) -> Recipe:
+    return load_recipe(run_recipe(file), encoder_beside(file.parent))
+
+
+def run_recipe(file: Path) -> Path:
+    """Returns the recipe of a run's weights file, beside it or above. Raises CheckpointError where there is none."""
     for folder in (file.parent, file.parent.parent):
         if (folder / "recipe.yaml").is_file():
-            return load_recipe(folder / "recipe.yaml", encoder_beside(file.parent))
+            return folder / "recipe.yaml"
     raise CheckpointError(f"{file}: no recipe.yaml beside it or in the folder above says how it is built")

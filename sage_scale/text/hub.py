@@ -15,8 +15,9 @@ from typing import Any
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from sage_scale.errors import CheckpointError, NoModel, SageError
+from sage_scale.errors import CheckpointError, NoModel, SageError, StorageError, UsageError
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import expanded, read_bytes
 from sage_scale.untrusted.json_values import parse_json
@@ -54,6 +55,50 @@ def model_source(name: str | Path) -> str | Path:
             "(HF_HOME)"
         )
     return cached
+
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.txt", "*.model", "tagger/*")
+"""Files of a model folder (training/standalone.py) that are fetched from the hub."""
+
+
+def fetch_model(name: str, revision: str | None = None) -> Path:
+    """Returns the folder in the hub's cache of a model of sage-scale. Raises NoModel where there is none."""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+    except (OSError, ValueError) as error:  # the library's errors are of these types
+        first = str(error).strip().partition("\n")[0]
+        raise NoModel(
+            f"no model '{shortened(name)}': no such folder, and {constants.ENDPOINT} gave none: {shortened(first, 300)}"
+        ) from None
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless this is a name of a repository, OWNER/NAME."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"--push {shortened(name)}: {str(error).splitlines()[0]}") from None
+    if name.count("/") != 1:
+        raise UsageError(f"--push {shortened(name)} is no OWNER/NAME")
+
+
+def push_model(folder: Path, name: str, private: bool) -> str:
+    """Upload a model folder to the hub, into a repository that is made if need be; returns its address.
+
+    The token is the one of `hf auth login`, or HF_TOKEN. Raises StorageError.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        made = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Export of sage-scale")
+    except (OSError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise StorageError(
+            f"{constants.ENDPOINT} did not take {shortened(name)}: {shortened(first, 300)}; the model is in {folder}"
+        ) from None
+    return str(made)
 
 
 @contextlib.contextmanager

@@ -17,14 +17,23 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sage_scale.config import Recipe, load_recipe
-from sage_scale.errors import NoModel
+from sage_scale.config import Recipe, load_recipe, override
+from sage_scale.config.recipe import flat, to_mapping
+from sage_scale.errors import CheckpointError, NoModel
 from sage_scale.nn.beam_search import Candidate
 from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.registry import model_names, model_spec
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.hashes import check_hashes, write_hashes
 from sage_scale.vision.packed import PackedVideo
+
+PARTS = {
+    "segmentation.weights": "tagger",
+    "vision.backbone": "frozen_backbone",
+    "vision.backbone_weights": "frozen_backbone",
+    "model.sign2gpt.vit_weights": "vit",
+}
+"""Recipe keys that name other files -> their folder in an export of `sage-scale models export` (standalone.py)."""
 
 
 class TranslationModel(Protocol):
@@ -97,8 +106,23 @@ def load_translator(
     """
     path = export_folder(folder)
     check_hashes(path)
-    recipe = load_recipe(path / "recipe.yaml")
+    recipe = parts_inside(load_recipe(path / "recipe.yaml"), path)
     return model_spec(recipe.model.kind).part("load")(path, recipe, device)
+
+
+def parts_inside(recipe: Recipe, folder: Path) -> Recipe:
+    """Returns the recipe with the paths of the parts that lie in the folder, which names them relative to itself.
+
+    Raises CheckpointError where one of them is missing.
+    """
+    changes, known = [], flat(to_mapping(recipe))
+    for key, part in PARTS.items():
+        value = str(known.get(key) or "")
+        if value == f"./{part}" or value.startswith(f"./{part}/"):
+            if ".." in Path(value).parts or not (folder / value).exists():
+                raise CheckpointError(f"{folder / value} is missing: copy the whole folder")
+            changes.append(f"{key}={folder / value}")
+    return override(recipe, changes) if changes else recipe
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -122,6 +122,13 @@ def add_scores(folder: Path, split: str, entry: Mapping[str, Any]) -> None:
         _write(folder, dataclasses.replace(card, scores=scores))
 
 
+def copy_card(source: Path, folder: Path) -> None:
+    """Write the card of the export `source` to a copy of it in another form, which has an identity of its own."""
+    card = read_card(source)
+    if card is not None:
+        _write(folder, dataclasses.replace(card, id=model_id(folder)))
+
+
 def read_card(folder: Path) -> ModelCard | None:
     """Returns the card of an export; None of a folder of 0.1.0. Raises CheckpointError for a damaged one."""
     path = folder / FILE

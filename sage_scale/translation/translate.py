@@ -8,6 +8,7 @@ sentence that `sage-scale evaluate` would write.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -86,6 +87,21 @@ class Translator:
         self._plain = dataclasses.replace(self.recipe, precompute=on_gpu, vision=plain)
         self._shape = SampleShape.of(self.recipe)
         self._bf16 = self.recipe.finetune.precision != "fp32" and has_fast_bf16(self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, device: str = "", overrides: Iterable[str] = (), revision: str | None = None
+    ) -> Translator:
+        """Returns the translator of a folder (of `models export`, or a run), or of a name on the Hugging Face hub.
+
+        `revision` is a branch, tag or commit of the hub's repository. Raises NoModel where there is none, else as
+        `Translator`.
+        """
+        if not expanded(model).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+            from sage_scale.text.hub import fetch_model
+
+            model = fetch_model(str(model), revision)
+        return cls(model, device, overrides)
 
     def named(self, clip: Clip) -> tuple[Clip, str]:
         """Returns the clip with the id that its labels have, and the tagger that segments it.

@@ -1,7 +1,7 @@
 """Hashes of the files of a model folder, written at export and checked before the weights are used.
 
-`hashes.json` holds size and xxh3-128 of every file but `recipe.yaml`, which users edit. It detects damage and mixed-up
-files, not an attacker, who could rewrite it. Folders without it (those of 0.1.0) are not checked.
+`hashes.json` holds size and xxh3-128 of every file but `recipe.yaml` and `README.md`, which users edit. It detects
+damage and mixed-up files, not an attacker, who could rewrite it. Folders without it (those of 0.1.0) are not checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sage_scale.untrusted.files import open_regular, read_bytes
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
 
 HASHES = "hashes.json"
-_EDITED = "recipe.yaml"
+_EDITED = ("recipe.yaml", "README.md")
 _CHUNK = 1 << 22
 
 
@@ -72,14 +72,17 @@ def _write(folder: Path, files: dict[str, dict[str, object]]) -> None:
 
 
 def apply_umask(folder: Path) -> None:
-    """Gives each file below `folder` the mode of the umask; safetensors writes files for their owner alone (0600)."""
+    """Gives `folder` and all below it the mode of the umask; safetensors writes files for their owner alone
+    (0600), and a copied folder has the mode of the first one."""
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode & 0o666
     probe.unlink()
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             path.chmod(mode)
+        elif path.is_dir() and not path.is_symlink():
+            path.chmod(mode | (mode & 0o444) >> 2)
 
 
 def check_hashes(folder: Path) -> None:
@@ -105,7 +108,7 @@ def check_hashes(folder: Path) -> None:
 
 def _names(folder: Path) -> list[str]:
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    return [name for name in names if name not in (_EDITED, HASHES)]
+    return [name for name in names if name not in (*_EDITED, HASHES)]
 
 
 def _described(path: Path) -> dict[str, object]:

@@ -1,0 +1,88 @@
+"""README.md of a model folder: the model card with the front matter of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sage_scale.registry import model_spec
+from sage_scale.training.model_card import ModelCard
+from sage_scale.untrusted.display import printable
+
+_TEMPLATE = "model_readme.md"
+_METRICS = {"bleu4": ("bleu", "BLEU-4"), "rouge_l": ("rouge", "ROUGE-L"), "chrf": ("chrf", "chrF")}
+
+
+def render_readme(
+    card: ModelCard, name: str, licence: str = "", data_licence: str = "", place: str = ""
+) -> str:
+    """Returns the card as Markdown with YAML front matter.
+
+    `licence` is the model's, an identifier of the hub such as cc-by-nc-4.0; `place` is where the model is opened from:
+    a folder or a name of the hub.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="translation", dataset_type=" ".join(card.corpora) or "unknown",
+            dataset_name=" ".join(card.corpora) or "unknown", dataset_split=split, metric_type=kind, metric_name=title,
+            metric_value=round(float(entry[metric]), 2),
+        )
+        for split, entry in card.scores.items()
+        for metric, (kind, title) in _METRICS.items()
+        if metric in entry
+    ]  # fmt: skip
+    front = ModelCardData(
+        language=[tag.partition("-")[0] for tag in card.languages], license=licence or None,
+        library_name="sage-scale", tags=["sign-language-translation", card.model], model_name=name,
+        eval_results=results or None,
+    )  # fmt: skip
+    signatures = {str(entry.get("signature", "")) for entry in card.scores.values()} - {""}
+    body = _environment().get_template(_TEMPLATE).render(
+        card=card, name=name, title=model_spec(card.model).title, place=printable(place or name),
+        data_licence=data_licence, signature="; ".join(sorted(signatures)), figure=_figure, control=_control,
+    )  # fmt: skip
+    return f"---\n{front.to_yaml().strip()}\n---\n\n{body}"
+
+
+def _figure(entry: Mapping[str, Any], metric: str) -> str:
+    if metric not in entry:
+        return ""
+    interval = entry.get("intervals", {}).get(metric)
+    around = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+    return f"{entry[metric]:.1f}{around}"
+
+
+def _control(entry: Mapping[str, Any]) -> str:
+    controls = entry.get("controls", {})
+    if not controls:
+        return ""
+    best = max(controls, key=lambda name: controls[name]["bleu4"])
+    return f"{controls[best]['bleu4']:.1f} ({best.replace('_', ' ')})"
+
+
+def _plain(value: str) -> str:
+    """Text from outside as Markdown shows it: no markup, no end of a table's cell."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(value))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown: the filter `plain`
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"plain": _plain, "quote": shlex.quote, "json": json.dumps}
+    return made
