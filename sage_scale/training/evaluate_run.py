@@ -33,9 +33,9 @@ from sage_scale.streaming import Data, OncePerNode, open_datasets
 from sage_scale.training import distributed
 from sage_scale.training.decode import blank_video, first_batch, has_split, score_arguments, translate_split
 from sage_scale.training.engine import has_fast_bf16
-from sage_scale.training.export import export_folder, load_translator
+from sage_scale.training.export import SearchingModel, export_folder, load_translator
 from sage_scale.training.familiarity import FILE as FAMILIARITY
-from sage_scale.training.familiarity import measure_familiarity, write_familiarity
+from sage_scale.training.familiarity import add_familiarity
 from sage_scale.training.inherited import contradictions, recorded_keys
 from sage_scale.training.model_card import add_scores
 from sage_scale.training.run_place import run_place
@@ -100,11 +100,9 @@ def run(
         return torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=use_bf16)
 
     export = export_folder(folder)
-    if not (export / FAMILIARITY).is_file():  # exported before 0.2.0
+    if isinstance(model, SearchingModel) and not (export / FAMILIARITY).is_file():  # exported before 0.2.0
         say("measuring the signing that is familiar, for warnings of other signing")
-        familiarity = measure_familiarity(recipe, model, tokenizer, datasets, ranks, precision)
-        if ranks.is_main and familiarity is not None:
-            write_familiarity(export, familiarity)
+        add_familiarity(export, recipe, model, tokenizer, datasets, ranks, precision, say)
 
     def translate(name: str, change: Any = None) -> list[dict[str, Any]]:
         return translate_split(recipe, model, tokenizer, datasets, name, ranks, precision, change)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sage_scale.config import Recipe
-from sage_scale.errors import CheckpointError
+from sage_scale.errors import CheckpointError, SageError
 from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.shards import Dataset
 from sage_scale.streaming import open_evaluation
@@ -101,11 +101,7 @@ class Familiarity:
         if count * TOKEN_MARGIN < least or count > most * TOKEN_MARGIN:
             lines.append(
                 f"{count:,} visual tokens, training clips have {least:,} to {most:,} ({alarms}): "
-                + (
-                    "cut the video at pauses (--start, --end)"
-                    if count > most
-                    else "it may be no whole sentence"
-                )
+                + ("cut the video at pauses" if count > most else "it may be no whole sentence")
             )
         return lines
 
@@ -129,6 +125,27 @@ def shrunk_covariance(clips_BD: Tensor) -> Tensor:
     return (1 - max(share, 1e-3)) * sample + max(share, 1e-3) * target
 
 
+def add_familiarity(
+    export: Path,
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    data: Sequence[Dataset],
+    ranks: Ranks,
+    precision: Callable[[], AbstractContextManager[Any]],
+    say: Callable[[str], None],
+) -> None:
+    """Measure and write the statistics of an export (a collective); a damaged sample ends this with a line, not with
+    an error, since the model is trained and whole without them."""
+    try:
+        familiarity = measure_familiarity(recipe, model, tokenizer, data, ranks, precision)
+    except SageError as error:
+        say(f"familiar signing is not measured, translate will not warn of other signing: {error}")
+        return
+    if ranks.is_main and familiarity is not None:
+        write_familiarity(export, familiarity)
+
+
 @torch.no_grad()
 def measure_familiarity(
     recipe: Recipe,
@@ -139,7 +156,10 @@ def measure_familiarity(
     precision: Callable[[], AbstractContextManager[Any]],
 ) -> Familiarity | None:
     """Returns the statistics of a trained model on its datasets (a collective); None where there are none: a model
-    that gives no tokens or reads glosses, whose tokens are no numbers, datasets without train or dev."""
+    that gives no tokens or reads glosses, whose tokens are no numbers, datasets without train or dev.
+
+    Raises the first rank's SageError on every rank, such as DatasetError for a damaged sample.
+    """
     there = all(has_split(data, split) for split in ("train", "dev"))
     if not there or recipe.finetune.glosses or not isinstance(model, SearchingModel):
         return None
@@ -245,5 +265,15 @@ def _clips(
 
 
 def _gathered(rows: Iterator[_Row]) -> list[_Row]:
-    every = [row for part in distributed.gather_objects(list(rows)) for row in part]
+    """Returns the rows of all ranks in dataset order (a collective)."""
+    own: list[_Row] | SageError
+    try:
+        own = list(rows)
+    except SageError as error:
+        own = error
+    every: list[_Row] = []
+    for part in distributed.gather_objects(own):
+        if isinstance(part, SageError):
+            raise part
+        every += part
     return sorted(every, key=lambda row: (row.position, row.view))

@@ -19,13 +19,14 @@ from sage_scale.streaming import Batch
 from sage_scale.training.checkpoint.checkpoints import TrainingProgress
 from sage_scale.training.decode import score_arguments, translate_split
 from sage_scale.training.export import need_tensors
-from sage_scale.training.familiarity import measure_familiarity, write_familiarity
+from sage_scale.training.familiarity import add_familiarity
 from sage_scale.training.frozen import FrozenOutputs
 from sage_scale.training.gold_glosses import check_glosses
 from sage_scale.training.language.prepare import check_language_model, language_kind
 from sage_scale.training.model_card import write_card
 from sage_scale.training.stage import STAGE1, Task, TaskContext, accumulate, global_batch_counts
 from sage_scale.training.throughput import video_sizes
+from sage_scale.untrusted.printer import tell
 
 
 class TranslationTask(Task):
@@ -105,11 +106,10 @@ class TranslationTask(Task):
         if ranks.is_main:
             self.save(model, export)
             write_card(export, self.recipe, self.context.datasets)
-        familiarity = measure_familiarity(
-            self.recipe, model, self.tokenizer, self.context.datasets, ranks, self.engine.precision
-        )
-        if ranks.is_main and familiarity is not None:
-            write_familiarity(export, familiarity)
+        add_familiarity(
+            export, self.recipe, model, self.tokenizer, self.context.datasets, ranks, self.engine.precision,
+            lambda line: tell(f"sage-scale finetune: {line}") if ranks.is_main else None,
+        )  # fmt: skip
         return {"dev_bleu4": progress.best_score}
 
 

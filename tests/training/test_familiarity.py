@@ -30,6 +30,7 @@ from sage_scale.training.familiarity import (
     shrunk_covariance,
     write_familiarity,
 )
+from sage_scale.training.stage import run_stage
 from sage_scale.untrusted.hashes import check_hashes
 from sage_scale.vision.perturbation import perturbed
 
@@ -195,3 +196,25 @@ def test_other_recording_conditions_keep_shapes_and_depend_on_the_clip_alone(wor
     last = batch.select(slice(23, 24))
     alone = perturbed(last.video, last.keys, 1).frames_FCHW
     assert torch.equal(alone, changed.frames_FCHW[-len(alone) :])
+
+
+def test_a_damaged_sample_leaves_the_trained_model_and_says_so(tmp_path, capsys):
+    """Training skips a damaged sample; the statistics that read it must not end a finished stage."""
+    language = make_language_folder(tmp_path / "language")
+    changes = [
+        f"model.language_model={language}",
+        "finetune.init=none",
+        "finetune.max_steps=1",
+        "stream.on_corrupt=skip",
+    ]
+    recipe = tiny_recipe("features", "evaluation.max_tokens=6", *changes)
+    data = make_shards(tmp_path / "shards", recipe, PLAN)
+    tar = tmp_path / "shards" / "000000.tar"
+    damaged = bytearray(tar.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    tar.write_bytes(damaged)
+    run_stage("finetune", recipe, tmp_path / "run", data)
+    printed = capsys.readouterr()
+    assert "familiar signing is not measured" in printed.out + printed.err
+    assert read_familiarity(tmp_path / "run" / "model") is None
+    load_translator(tmp_path / "run")
