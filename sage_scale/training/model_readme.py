@@ -16,7 +16,7 @@ from sage_scale.registry import model_spec
 from sage_scale.training.model_card import ModelCard
 from sage_scale.untrusted.display import printable
 
-_TEMPLATE = "model_readme.md"
+_TEMPLATE = "model_readme.md.j2"
 _METRICS = {"bleu4": ("bleu", "BLEU-4"), "rouge_l": ("rouge", "ROUGE-L"), "chrf": ("chrf", "chrF")}
 
 
