@@ -134,8 +134,18 @@ def synthetic_videos(folder: Path, clips: int) -> Iterator[tuple[str, Path]]:
         videos["another wall"] = (list(rendering.render(motion, painted)), 25)
         with mock.patch.object(rendering, "_background", return_value=cluttered(rng)):
             videos["cluttered wall"] = (list(rendering.render(motion, signer)), 25)
+        # Of no kind by which the export's limit was widened:
+        noise = rng.normal(0, 12, (len(plain), *plain[0].shape))
+        videos["noise"] = (list(np.clip(plain + noise, 0, 255).astype(np.uint8)), 25)
+        videos["grey"] = (
+            [np.repeat(frame.mean(-1, keepdims=True), 3, -1).astype(np.uint8) for frame in plain],
+            25,
+        )
+        videos["tilted by 6 degrees"] = ([tilted(frame, 6) for frame in plain], 25)
+        videos["strong compression"] = (plain, 25)
         for name, (frames, rate) in videos.items():
-            yield name, written(folder / "synthetic.mp4", frames, rate)
+            crf = 40 if name == "strong compression" else 21
+            yield name, written(folder / "synthetic.mp4", frames, rate, crf)
 
 
 def perturbed_copies(originals: Sequence[Path], folder: Path, count: int) -> Iterator[Path]:
@@ -197,6 +207,12 @@ def blurred(frame: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).filter(ImageFilter.GaussianBlur(radius)))
 
 
+def tilted(frame: np.ndarray, degrees: float) -> np.ndarray:
+    """The frame turned about its middle, with the colour of its first pixel in the corners."""
+    picture = Image.fromarray(frame)
+    return np.asarray(picture.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=picture.getpixel((0, 0))))
+
+
 def at_rate(frames: Frames, rate: float, wanted: float) -> Frames:
     """The frames shown at another rate: some left out, or shown twice."""
     count = max(1, int(len(frames) * wanted / rate))
@@ -214,13 +230,13 @@ def read(path: Path) -> tuple[Frames, float]:
     return [resized(frame, width, height) for frame in frames], rate
 
 
-def written(path: Path, frames: Frames, rate: float) -> Path:
+def written(path: Path, frames: Frames, rate: float, crf: int = 21) -> Path:
     """An H.264 file of the frames, cut to even sides."""
     height, width = (side // 2 * 2 for side in frames[0].shape[:2])
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"preset": "ultrafast", "crf": "21"}
+        stream.options = {"preset": "ultrafast", "crf": str(crf)}
         for frame in frames:
             pixels = np.ascontiguousarray(frame[:height, :width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

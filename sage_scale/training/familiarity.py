@@ -68,11 +68,14 @@ class Familiarity:
     """(V,): scores of their sentences (`nn.beam_search.Candidate`), ascending."""
 
     def distance(self, tokens_ND: Tensor) -> float:
-        """Returns the distance of a clip's visual tokens from training clips."""
-        return float(self._distances(clip_vector(tokens_ND)[None])[0])
-
-    def _distances(self, clips_BD: Tensor) -> Tensor:
-        return ((clips_BD - self.mean_D) @ self.whitening_DD.T).norm(dim=1)
+        """Returns the distance of a clip's visual tokens from training clips. Raises CheckpointError for tokens of
+        another width."""
+        if tokens_ND.shape[1] != len(self.mean_D):
+            raise CheckpointError(
+                f"{FILE} belongs to another model (tokens of width {len(self.mean_D)}, here {tokens_ND.shape[1]}): "
+                "delete it and evaluate the run again"
+            )
+        return float((self.whitening_DD @ (clip_vector(tokens_ND) - self.mean_D)).norm())
 
     @property
     def false_alarms(self) -> float:

@@ -168,6 +168,8 @@ def test_the_file_is_part_of_the_hashed_export(world, familiarity, tmp_path):
     path.write_bytes(path.read_bytes()[:-9] + bytes(9))
     with pytest.raises(CheckpointError, match=FILE):
         read_familiarity(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="another model"):
+        familiarity.distance(torch.ones(3, 5))
     path.unlink()
     assert read_familiarity(tmp_path / "model") is None
 
