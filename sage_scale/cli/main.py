@@ -8,6 +8,7 @@ Exit codes: 0 done; 2 wrong usage; 3 too many rejects; 4 work units left open; 1
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import difflib
 import errno
@@ -15,6 +16,7 @@ import os
 import pkgutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -123,6 +125,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if pool is not None and pool.ray_ended():
         sys.stderr.flush()
         os._exit(code)  # Ray's own end at exit waits for its killed server, for half a minute
+    if argv is None and "torch" in sys.modules:
+        # All is written; the interpreter's last collection of garbage takes a second with torch and transformers.
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 

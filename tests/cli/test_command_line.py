@@ -184,6 +184,26 @@ def test_ctrl_c_is_one_line_and_code_130(tmp_path):
     assert printed == "sage-scale: interrupted; run the same command again to go on\n"
 
 
+def test_a_verb_that_has_loaded_torch_ends_at_once_with_all_written(tmp_path):
+    """Threads, handlers and output end as ever; garbage is left, here an object that would speak when collected."""
+    script = tmp_path / "ends.py"
+    script.write_text(
+        "import atexit, sys, threading, time, types\n"
+        "from sage_scale.cli import main\n"
+        "class Speaking:\n    def __del__(self):\n        print('collected')\n"
+        "kept = Speaking()\n"
+        "atexit.register(lambda: print('handler'))\n"
+        "def trial():\n"
+        "    threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()\n"
+        "    print('verb')\n    return 3\n"
+        "sys.modules['torch'] = types.ModuleType('torch')\n"
+        "ends = types.ModuleType('ends_verb')\nends.trial = trial\nsys.modules['ends_verb'] = ends\n"
+        "main.VERBS['trial'] = 'ends_verb:trial'\nsys.argv = ['sage-scale', 'trial']\nmain.main()\n"
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (3, "verb\nthread\nhandler\n"), result.stderr
+
+
 def test_version_is_the_packages():
     from importlib.metadata import version
 

@@ -28,7 +28,7 @@ PROGRAMS = (
 
 RUN_HERE = (
     r"sage-scale (corpus inspect|precompute|pretrain|finetune|evaluate|report) .*(my_videos|_of_mine|runs/mine).*",
-    r"sage-scale translate holiday.mp4 .*",
+    r"sage-scale (translate holiday.mp4|models export) .*",
     r"sage-scale (shards|plan|recipe|models describe) .*", r"sage-scale ablate --list", r"\S*sage-scale doctor",
 )  # fmt: skip
 """Commands that `test_the_commands_run_as_printed` runs, on the pages of `PRINTED`."""

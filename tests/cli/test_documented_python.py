@@ -56,6 +56,7 @@ def of_sign2gpt() -> dict[str, Any]:
 def of_python() -> dict[str, Any]:
     """A model that has learnt nothing, and a video."""
     make_translator(Path("runs/mine"))
+    make_translator(Path("mine_to_give"))
     write_square(Path("holiday.mp4"), frames=30, seed=1)
     return {}
 
