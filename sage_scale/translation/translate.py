@@ -7,7 +7,6 @@ sentence that `sage-scale evaluate` would write.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -21,34 +20,23 @@ from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
 from sage_scale.nn.beam_search import Candidate
-from sage_scale.precompute.sample_maker import SampleMaker
-from sage_scale.segmentation.choice import has_keypoints, with_tagger
-from sage_scale.segmentation.precomputed import has_labels
-from sage_scale.segmentation.tagger import HANDS_ON, features_file, wants_keypoints
+from sage_scale.segmentation.choice import with_tagger
 from sage_scale.shards import Sample
-from sage_scale.streaming import SampleShape, pack_sample
 from sage_scale.text.languages import language_tag, matches
 from sage_scale.training.engine import has_fast_bf16
 from sage_scale.training.export import SearchingModel, export_folder, load_translator
 from sage_scale.training.familiarity import read_familiarity
 from sage_scale.training.inherited import changes_samples
 from sage_scale.training.model_card import model_id, read_card
-from sage_scale.translation.result import Translation, rests_of
+from sage_scale.translation.preparation import NEEDS, NEEDS_KEYPOINTS, Preparation
+from sage_scale.translation.result import Translation
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import expanded, read_text
 from sage_scale.vision.packed import PackedVideo, joined
 
-FALLBACK = "motion"
-"""Tagger of a video without what the tagger of the training data needs."""
-NEEDS = {
-    "precomputed": "there are no labels of this video (--set segmentation.labels=FILE_OR_FOLDER)",
-    "hands-on": "there are no features of this video (--set segmentation.features=FOLDER)",
-}
-"""Tagger -> words for a video without its labels or features."""
 UNKNOWN = (
     "model {}, exported before 0.2.0: it does not say what it was trained on (evaluate it to add warnings)"
 )
-NEEDS_KEYPOINTS = "there is no keypoint file of this video (`sage-scale keypoints` makes it)"
 
 
 class Translator:
@@ -81,11 +69,7 @@ class Translator:
         """One line on the training data."""
         if self.card and self.card.notice:
             self.trained_on += f"; {self.card.notice}"
-        on_gpu = dataclasses.replace(self.recipe.precompute, gpus_per_actor=float(self.device.type == "cuda"))
-        plain = dataclasses.replace(self.recipe.vision, feature_views=1)
-        self._makers: dict[str, SampleMaker] = {}
-        self._plain = dataclasses.replace(self.recipe, precompute=on_gpu, vision=plain)
-        self._shape = SampleShape.of(self.recipe)
+        self.preparation = Preparation(self.recipe, self.device.type == "cuda")
         self._bf16 = self.recipe.finetune.precision != "fp32" and has_fast_bf16(self.device)
 
     @classmethod
@@ -102,21 +86,6 @@ class Translator:
 
             model = fetch_model(str(model), revision)
         return cls(model, device, overrides)
-
-    def named(self, clip: Clip) -> tuple[Clip, str]:
-        """Returns the clip with the id that its labels have, and the tagger that segments it.
-
-        The tagger is `motion` if this video has no labels, keypoints or features, which the recipe's needs.
-        """
-        segmentation = self.recipe.segmentation
-        found: Clip | None = clip
-        if segmentation.tagger == "precomputed":
-            found = labelled(clip, segmentation.labels)
-        elif segmentation.tagger == HANDS_ON:
-            found = with_features(clip, segmentation.features)
-        elif wants_keypoints(segmentation) and not has_keypoints(clip.video, self.recipe.vision):
-            found = None
-        return (found, segmentation.tagger) if found else (clip, FALLBACK)
 
     def check(self, language: str = "", candidates: int = 1) -> str:
         """Returns the language of the sentence: the given one, or by default the model's own.
@@ -146,16 +115,9 @@ class Translator:
     def prepare(self, clip: Clip) -> tuple[Sample, PackedVideo]:
         """Returns the sample that precompute would store of `clip`, and the model's input from it (B = 1).
 
-        The description of the sample also has `tagger` and `rests` (`Translation`).
+        The description of the sample also has `tagger` and `rests` (`Translation`). Raises ClipRejected.
         """
-        clip, tagger = self.named(clip)
-        if tagger not in self._makers:
-            self._makers[tagger] = SampleMaker(override(self._plain, [f"segmentation.tagger={tagger}"]))
-        maker = self._makers[tagger]
-        sample = maker.make(clip)
-        rests = rests_of(maker.labels_T, float(sample.meta["fps"]))
-        sample = dataclasses.replace(sample, meta={**sample.meta, "tagger": tagger, "rests": rests})
-        return sample, pack_sample(sample, self._shape).video
+        return self.preparation.prepare(clip)
 
     def generate(
         self, videos: Sequence[PackedVideo], languages: str | Sequence[str] = "", count: int = 1
@@ -259,27 +221,6 @@ class Translator:
         if sample.meta["rests"] == ((0, sample.meta["frames"]),):
             lines.append(f"no sign was found in this video ({tagger}): the sentence is made up")
         return lines
-
-
-def labelled(clip: Clip, labels: str) -> Clip | None:
-    """Returns the clip with the id that its precomputed labels have: the path, file name or stem of its video.
-
-    Returns None if `labels` has none of these or does not exist. Raises UsageError if `labels` is not a label file.
-    """
-    there = labels and Path(labels).exists()
-    return next((named for named in _names(clip) if has_labels(labels, named)), None) if there else None
-
-
-def with_features(clip: Clip, features: str) -> Clip | None:
-    """Returns the clip with the id that its features file has, as `labelled` does."""
-    folder = expanded(features)
-    there = features and folder.is_dir()
-    return next((named for named in _names(clip) if features_file(folder, named)), None) if there else None
-
-
-def _names(clip: Clip) -> list[Clip]:
-    video = Path(clip.video)
-    return [dataclasses.replace(clip, id=name) for name in (clip.id, video.name, video.stem)]
 
 
 def _other_than_trained(trained: Recipe, wanted: Recipe) -> list[str]:
