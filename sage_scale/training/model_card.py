@@ -60,6 +60,8 @@ class ModelCard:
     tagger: str
     """How clips were cut into segments."""
     rule: str
+    segmenters: tuple[str, ...] = ()
+    """Hashes of the tagger's weights, one for each that cut training data; empty for a tagger without a model."""
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Split -> main scores, their `intervals` and `controls`, and `signature`."""
     trained: str
@@ -92,7 +94,7 @@ class ModelCard:
 def write_card(folder: Path, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
     """Write the card of a finished export, whose hashes are there."""
     corpora, signing = dict[str, None](), dict[str, None]()
-    languages, clips = set[str](), Counter[str]()
+    languages, clips, segmenters = set[str](), Counter[str](), dict[str, None]()
     for dataset in datasets:
         keys = recorded_keys(dataset)
         name = str(keys.get("corpus.name", ""))
@@ -100,14 +102,16 @@ def write_card(folder: Path, recipe: Recipe, datasets: Sequence[Dataset]) -> Non
         signing |= dict.fromkeys(SIGN_LANGUAGES.get(name, keys.get("corpus.sign_languages", ())))
         languages |= {tag or recipe.corpus.language for tag in _training_languages(dataset)}
         clips.update(dataset.splits)
+        segmenters |= dict.fromkeys(dataset.info.versions.get("segmenter_sha256", "").split(" | "))
     _write(
         folder,
         ModelCard(
             id=model_id(folder), model=recipe.model.kind, corpora=tuple(name for name in corpora if name),
             sign_languages=tuple(signing), languages=tuple(sorted(languages)),
             notice=notice_note(datasets).get("notice", ""), clips=dict(clips),
-            tagger=recipe.segmentation.tagger, rule=recipe.segmentation.rule, trained=time.strftime("%Y-%m-%d"),
-            version=importlib.metadata.version("sage-scale"),
+            tagger=recipe.segmentation.tagger, rule=recipe.segmentation.rule,
+            segmenters=tuple(name for name in segmenters if name not in ("", "none")),
+            trained=time.strftime("%Y-%m-%d"), version=importlib.metadata.version("sage-scale"),
         ),
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from sage_scale.corpora.manifest import Clip
 from sage_scale.errors import UsageError
 from sage_scale.nn.beam_search import Candidate
 from sage_scale.segmentation.choice import with_tagger
+from sage_scale.segmentation.tagger import has_model, segmenter_fingerprint
 from sage_scale.shards import Sample
 from sage_scale.text.languages import language_tag, matches
 from sage_scale.training.engine import has_fast_bf16
@@ -199,7 +200,7 @@ class Translator:
                 fps=float(sample.meta["fps"]),
                 frames=int(sample.meta["frames"]),
                 segments=sample.segments,
-                rests=sample.meta["rests"],
+                rests=tuple((start, end) for start, end in sample.meta["rests"]),
                 tagger=sample.meta["tagger"],
                 seconds=seconds,
                 model=self.model_id,
@@ -218,9 +219,19 @@ class Translator:
                 f"cut by {tagger}: the model was trained on {trained} segments, and "
                 f"{NEEDS.get(trained, NEEDS_KEYPOINTS)}"
             )
-        if sample.meta["rests"] == ((0, sample.meta["frames"]),):
+        elif self._other_segmenter():
+            lines.append(
+                f"cut by {tagger} with other weights than the training data: its segments may differ"
+            )
+        if [tuple(rest) for rest in sample.meta["rests"]] == [(0, sample.meta["frames"])]:
             lines.append(f"no sign was found in this video ({tagger}): the sentence is made up")
         return lines
+
+    def _other_segmenter(self) -> bool:
+        """Returns whether the tagger's model is none of those that cut the training data."""
+        known = self.card.segmenters if self.card else ()
+        segmentation = self.recipe.segmentation
+        return bool(known) and has_model(segmentation) and segmenter_fingerprint(segmentation) not in known
 
 
 def _other_than_trained(trained: Recipe, wanted: Recipe) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -50,7 +51,7 @@ def signed(folder: Path) -> Path:
 def test_from_pose_files_to_a_translation(tmp_path) -> None:
     root, language = signed(tmp_path / "signed"), make_language_folder(tmp_path / "language")
     changes = [*SMALL, f"corpus.root={root}", f"model.language_model={language}"]
-    recipe = load_recipe("sage-keypoints", changes)
+    recipe = load_recipe("sage-keypoints", [*changes, "segmentation.tagger=trained"])
     assert recipe.model.feature_dim == 300  # 75 points, x and y, velocities
     made = run_here(recipe, tmp_path / "shards").execute()
     assert made.clips == 18
@@ -66,6 +67,12 @@ def test_from_pose_files_to_a_translation(tmp_path) -> None:
     translator = Translator(tmp_path / "run")
     translation = translator.translate(root / "dev" / "0.pose", start_s=0.5, end_s=2.5)
     assert translation.frames == 50 and len(translation.segments) and not translator.warnings
+    # Another model of the tagger than the one that cut the training data is named.
+    assert translation.tagger == "trained" and not any("weights" in line for line in translation.warnings)
+    (own,) = translator.card.segmenters
+    translator.card = replace(translator.card, segmenters=(own[::-1],))
+    again = translator.translate(root / "dev" / "0.pose", start_s=0.5, end_s=2.5)
+    assert any("with other weights than the training data" in line for line in again.warnings)
     # A run of 0.1.0 knew no aspect of the picture: one line says so.
     file = tmp_path / "run" / "model" / "recipe.yaml"
     file.write_text("".join(line for line in file.open() if "source_aspect" not in line))
