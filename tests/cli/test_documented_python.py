@@ -188,3 +188,37 @@ def test_gradients_of_the_page_s_step_are_those_of_one_large_batch():
             wanted = weight.grad.flatten()
             error = torch.tensor(found[0][stage]["gradients"][name], dtype=torch.float64) - wanted
             assert error.norm() < 1e-5 * wanted.norm(), name
+
+
+def aligner_of_the_page(rank: int, world: int) -> list[list[float]]:
+    """Gradients of docs/python.md's model for the first global batch of shards/sample, under DDP on several ranks."""
+    from sage_scale import load_recipe, open_stream
+
+    (block,) = (block for block in blocks_of(PAGE) if "class Aligner" in block.text)
+    names: dict[str, Any] = {}
+    exec(block.text.partition("\ntorch.manual_seed(0)")[0], names)
+    torch.manual_seed(0)
+    model = names["Aligner"]()
+    trained = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    recipe = load_recipe("demo", ["vision.size=48", "vision.crop=48", "vision.frame_stride=4"])
+    stream = open_stream(ROOT / "shards" / "sample", recipe, batch_size=3, epochs=1, rank=rank, world=world)
+    (batch,) = stream
+    assert len(batch.keys) < 3 or world == 1
+    trained(batch).backward()
+    return [weight.grad.flatten().tolist() for weight in model.parameters()]
+
+
+@pytest.mark.system
+def test_the_page_s_model_has_the_same_gradients_on_two_ranks():
+    """What Lightning and accelerate train under: DDP, whose mean over ranks the model turns into a sum."""
+
+    def work() -> list[list[float]]:
+        from sage_scale.training import distributed
+
+        ranks = distributed.initialise()
+        return aligner_of_the_page(ranks.rank, ranks.world)
+
+    wanted = aligner_of_the_page(0, 1)
+    for found in fork_ranks(2, work):
+        for one, other in zip(found, wanted, strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-7)
