@@ -118,7 +118,8 @@ def long_step(seconds: float, steps: int, device: torch.device, measured: bool =
         return ""
     lacking = "" if device.type == "cuda" else "no GPU: "
     took = f"the first step took {seconds:.0f} s" if measured else f"about {seconds:.0f} s a step"
-    return f"{lacking}{took}, {steps:,} steps to go (Ctrl-C saves and stops; `sage-scale plan` computes GPUs)"
+    left = f"{steps:,} step{'s' * (steps != 1)} to go"
+    return f"{lacking}{took}, {left} (Ctrl-C saves and stops; `sage-scale plan` computes GPUs)"
 
 
 def video_sizes(batch: Batch) -> dict[str, float]:

@@ -278,7 +278,7 @@ def test_ranks_wait_for_a_first_rank_that_is_slower_than_the_time_out():
     ("stage", "peak", "limit", "line"),
     [
         ("pretrain", 1e3, 60.0, r"pretrain: no GPU: about \d{3,} s a step, 2 steps to go \(Ctrl-C saves"),
-        ("pretrain", None, 1e-9, r"pretrain: no GPU: the first step took 0 s, 1 steps to go"),
+        ("pretrain", None, 1e-9, r"pretrain: no GPU: the first step took 0 s, 1 step to go"),
         ("pretrain", 1e3, 1e12, ""),
     ],
 )
