@@ -57,6 +57,8 @@ class ModelCard:
     """The sentence that stands beside figures on synthetic or acted data."""
     clips: dict[str, int]
     """Split -> clips."""
+    clip_seconds: tuple[float, ...] = ()
+    """Between which lengths 98% of the training clips lie, seconds; empty in cards that do not say."""
     tagger: str
     """How clips were cut into segments."""
     rule: str
@@ -109,6 +111,7 @@ def write_card(folder: Path, recipe: Recipe, datasets: Sequence[Dataset]) -> Non
             id=model_id(folder), model=recipe.model.kind, corpora=tuple(name for name in corpora if name),
             sign_languages=tuple(signing), languages=tuple(sorted(languages)),
             notice=notice_note(datasets).get("notice", ""), clips=dict(clips),
+            clip_seconds=_clip_seconds(recipe, datasets),
             tagger=recipe.segmentation.tagger, rule=recipe.segmentation.rule,
             segmenters=tuple(name for name in segmenters if name not in ("", "none")),
             trained=time.strftime("%Y-%m-%d"), version=importlib.metadata.version("sage-scale"),
@@ -157,6 +160,14 @@ def _training_languages(dataset: Dataset) -> set[str]:
     table = dataset.samples("train")
     written = table.language[table.flags & HAS_SENTENCE != 0]
     return {dataset.languages[number] for number in np.unique(written).tolist()}
+
+
+def _clip_seconds(recipe: Recipe, datasets: Sequence[Dataset]) -> tuple[float, ...]:
+    tables = [dataset.samples("train") for dataset in datasets if "train" in dataset.splits]
+    if not sum(len(table) for table in tables):
+        return ()
+    frames = np.concatenate([table.frames for table in tables])
+    return tuple(round(float(limit), 2) for limit in np.quantile(frames, (0.01, 0.99)) / recipe.vision.fps)
 
 
 def _write(folder: Path, card: ModelCard) -> None:

@@ -15,6 +15,7 @@ from sage_scale.shards import Sample
 from sage_scale.streaming import SampleShape, pack_sample
 from sage_scale.translation.result import rests_of
 from sage_scale.untrusted.files import expanded
+from sage_scale.vision.decode import DecodedClip
 from sage_scale.vision.packed import PackedVideo
 
 FALLBACK = "motion"
@@ -54,25 +55,32 @@ class Preparation:
             found = None
         return (found, segmentation.tagger) if found else (clip, FALLBACK)
 
-    def prepare(self, clip: Clip) -> tuple[Sample, PackedVideo]:
+    def maker(self, tagger: str) -> SampleMaker:
+        """Returns the maker of samples that are cut by `tagger`; it is kept."""
+        if tagger not in self._makers:
+            self._makers[tagger] = SampleMaker(override(self._plain, [f"segmentation.tagger={tagger}"]))
+        return self._makers[tagger]
+
+    def prepare(self, clip: Clip, decoded: DecodedClip | None = None) -> tuple[Sample, PackedVideo]:
         """Returns `sample` of a clip, and the model's input from it (B = 1)."""
-        sample = self.sample(clip)
+        sample = self.sample(clip, decoded)
         return sample, self.pack(sample)
 
     def pack(self, sample: Sample) -> PackedVideo:
         """Returns the model's input from a sample (B = 1)."""
         return pack_sample(sample, self._shape).video
 
-    def sample(self, clip: Clip) -> Sample:
-        """Returns the sample that precompute would store of `clip`.
+    def sample(self, clip: Clip, decoded: DecodedClip | None = None) -> Sample:
+        """Returns the sample that precompute would store of `clip`, which may be decoded already.
 
         Its description also has `tagger` and `rests` (`Translation`). Raises ClipRejected.
         """
         clip, tagger = self.named(clip)
-        if tagger not in self._makers:
-            self._makers[tagger] = SampleMaker(override(self._plain, [f"segmentation.tagger={tagger}"]))
-        maker = self._makers[tagger]
-        sample = maker.make(clip)
+        maker = self.maker(tagger)
+        if decoded is None:
+            sample = maker.make(clip)
+        else:
+            sample = maker.finish(clip, dataclasses.replace(decoded, clip=clip))
         rests = rests_of(maker.labels_T, float(sample.meta["fps"]))
         return dataclasses.replace(sample, meta={**sample.meta, "tagger": tagger, "rests": rests})
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from sage_scale.config import Recipe, override
@@ -34,6 +35,9 @@ from sage_scale.translation.result import Translation
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import expanded, read_text
 from sage_scale.vision.packed import PackedVideo, joined
+
+if TYPE_CHECKING:
+    from sage_scale.translation.captions import Caption
 
 UNKNOWN = (
     "model {}, exported before 0.2.0: it does not say what it was trained on (evaluate it to add warnings)"
@@ -209,6 +213,31 @@ class Translator:
             )
             for (clip, sample, _), (best, unfamiliar) in zip(prepared, found, strict=True)
         ]
+
+    def captions(
+        self,
+        source: str | Path | Iterable[tuple[float, np.ndarray]],
+        language: str = "",
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        candidates: int = 1,
+        on_read: Callable[[float, float | None], None] = lambda time_s, end_s: None,
+        on_note: Callable[[str], None] = lambda line: None,
+    ) -> Iterator[Caption]:
+        """Yields the captions of a long video, cut at its pauses (`translation.captions`), while it is read.
+
+        `source` is a video, a folder of pictures, a keypoint file, or live: pairs of seconds and picture, uint8
+        (H, W, 3) RGB, whose captions come as soon as a pause ends. `on_read` is told of the time up to which the source
+        was read, and its end (None if unknown), `on_note` lines on parts that could not be read. Errors as `translate`.
+        """
+        from sage_scale.translation.captions import file_captions, live_captions
+
+        self.check(language, candidates)
+        if isinstance(source, str | Path):
+            return file_captions(self, source, language, start_s, end_s, candidates, on_read, on_note)
+        if start_s or end_s is not None:
+            raise UsageError("a live source has no start_s and end_s: leave pictures out of it instead")
+        return live_captions(self, source, language, candidates, on_note)
 
     def _doubts(self, sample: Sample) -> list[str]:
         """Returns the lines on another tagger than training's, and on a video without signing."""

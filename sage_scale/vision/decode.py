@@ -108,7 +108,7 @@ def decode_clip(
         if kind == "keypoints":
             return _decode_keypoints(clip, path, vision)
         interval = _interval(clip, path, vision)
-        settings = _settings(vision, grey, folder=kind == "folder")
+        settings = picture_settings(vision, grey, folder=kind == "folder")
         if kind == "folder":
             read = read_folder(path, interval, settings, source_fps=vision.source_fps)
         else:
@@ -150,7 +150,7 @@ def decode_clips(
         except ClipRejected as rejected:
             yield number, rejected
     with _storage_errors(path):
-        for position, outcome in read_clips(path, intervals, _settings(vision, grey), stats):
+        for position, outcome in read_clips(path, intervals, picture_settings(vision, grey), stats):
             number = numbers[position]
             if isinstance(outcome, ClipRejected):
                 yield number, outcome
@@ -232,7 +232,8 @@ def _kind(path: Path, vision: Vision) -> Literal["video", "folder", "keypoints"]
     return "video"
 
 
-def _settings(vision: Vision, grey: bool, folder: bool = False) -> PictureSettings:
+def picture_settings(vision: Vision, grey: bool, folder: bool = False) -> PictureSettings:
+    """Returns the recipe's rate, size and kind of pictures."""
     return PictureSettings(
         fps=vision.fps,
         stride=vision.frame_stride,
