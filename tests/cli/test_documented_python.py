@@ -63,6 +63,7 @@ def of_python() -> dict[str, Any]:
 
 PREPARED: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": of_python, "docs/python.md": of_python, "docs/keypoints.md": of_keypoints,
+    "docs/captions.md": of_python,
     "docs/segmentation.md": of_segmentation, "docs/sign2gpt.md": of_sign2gpt,
 }  # fmt: skip
 """What the reader of a page has: makes its files in the present folder, and returns its names."""
