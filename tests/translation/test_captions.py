@@ -181,7 +181,8 @@ def track_of(pieces) -> KeypointTrack:
     hands = [4, 7, *range(25, 67)]  # wrists and hands
     points[:, hands, :2] += np.array(rows)[:, None]
     ones = np.ones(points.shape[:2], np.float32)
-    return KeypointTrack(names=names, points_TKC=points, confidence_TK=ones, fps=25.0, width=640, height=480, has_z=False)
+    sides = {"width": 640, "height": 480}
+    return KeypointTrack(names=names, points_TKC=points, confidence_TK=ones, fps=25.0, has_z=False, **sides)
 
 
 def test_with_keypoints_beside_the_video_they_say_where_the_pauses_are(translator, tmp_path, monkeypatch):
