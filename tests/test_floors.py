@@ -23,6 +23,7 @@ FLOORS = (
     ("training", "reporting"),
     ("models",),
     ("experiments", "translation"),
+    ("serving",),
     ("cli",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

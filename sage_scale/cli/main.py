@@ -42,6 +42,7 @@ VERBS = {
     "score": "sage_scale.cli.score:score",
     "ablate": "sage_scale.cli.ablate:ablate",
     "translate": "sage_scale.cli.translate:translate",
+    "serve": "sage_scale.cli.serve:serve",
     "report": "sage_scale.cli.results:report",
     "recipe": "sage_scale.cli.recipe:app",
     "models": "sage_scale.cli.models:app",

@@ -25,6 +25,12 @@ class Candidate:
     """Mean log-probability of a token, at most 0; None of a model that gives none."""
 
 
+def log_probabilities(logits_BLV: Tensor, ids_1L: Tensor) -> Tensor:
+    """Returns the log-probability (B, L) of each token of one sequence under each row of logits that predict it."""
+    ids_BL = ids_1L.expand(len(logits_BLV), -1)
+    return -F.cross_entropy(logits_BLV.float().transpose(1, 2), ids_BL, reduction="none")
+
+
 def mean_log_probabilities(logits_BLV: Tensor, ids_BL: Tensor, end: int, forced: bool = False) -> list[float]:
     """Returns the mean log-probability of each row's tokens, of which the last is the first `end`, if it has one.
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from factories.models import SENTENCES
 from factories.sign2gpt import language_model, moved, recipe, video, xglm_tokenizer
-from factories.training import make_language_folder, make_shards, tiny_recipe
+from factories.trained import trained_run
 from factories.videos import write_signing
 from huggingface_hub import ModelCard as HubCard
 from safetensors.torch import save_file
@@ -25,39 +25,21 @@ from sage_scale import Translator
 from sage_scale.cli.main import run as command
 from sage_scale.config import override
 from sage_scale.errors import CheckpointError
-from sage_scale.models.sage.export import save_translator as save_sage
 from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
 from sage_scale.models.sign2gpt.export import save_translator
 from sage_scale.models.sign2gpt.model import Sign2GptTranslator
-from sage_scale.streaming import open_datasets
-from sage_scale.training import evaluate_run
 from sage_scale.training.export import load_translator
-from sage_scale.training.model_card import ModelCard, model_id, read_card, write_card
+from sage_scale.training.model_card import ModelCard, model_id, read_card
 from sage_scale.training.model_readme import render_readme
-from sage_scale.training.stage import run_stage
 from sage_scale.training.standalone import write_standalone
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAN = [("train", 12), ("dev", 4), ("test", 6)]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("exported")
-    language = make_language_folder(root / "language")
-    changes = [f"model.language_model={language}", "finetune.init=none", "finetune.max_steps=2"]
-    made = tiny_recipe("frames", *changes, f"corpus.root={root}/secret-place")
-    data = make_shards(root / "shards", made, PLAN)
-    run_stage("finetune", made, root / "run", data)
-    model, tokenizer, found = load_translator(root / "run")
-    with torch.no_grad():  # so large that sentences have words, and depend on the video
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(3))
-    save_sage(model, tokenizer, found, root / "run" / "model")
-    write_card(root / "run" / "model", found, open_datasets(data))
-    evaluate_run.run(root / "run", data)
-    return root / "run"
+    return trained_run(root, f"corpus.root={root}/secret-place")
 
 
 @pytest.fixture(scope="module")

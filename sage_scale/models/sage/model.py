@@ -24,10 +24,10 @@ from sage_scale.losses.neighbours import neighbour_loss
 from sage_scale.losses.objectives import objective_of
 from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sage.context import ContextEncoder, position_mask
-from sage_scale.models.sage.mbart import TextTargets, language_first, language_id, source_ids
+from sage_scale.models.sage.mbart import TextTargets, language_first, language_id, make_labels, source_ids
 from sage_scale.models.sage.sentence import SentenceDecoder
 from sage_scale.models.sage.visual import Mapper, VisualEncoder
-from sage_scale.nn.beam_search import Candidate, by_clip, mean_log_probabilities, ranked
+from sage_scale.nn.beam_search import Candidate, by_clip, log_probabilities, mean_log_probabilities, ranked
 from sage_scale.nn.dropout import LanguageModelDropout, token_seeds
 from sage_scale.nn.frame_encoder import load_backbone
 from sage_scale.nn.weights import FiniteScores, put_weights
@@ -397,6 +397,25 @@ class SageTranslator(nn.Module):
             for row, candidates in zip(rows, some, strict=True):
                 found[row] = candidates
         return found
+
+    def score_sentence(
+        self,
+        tokens_ND: Tensor,
+        clip_segments_B: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        sentence: str,
+        language: str,
+    ) -> tuple[list[int], Tensor]:
+        """Returns the sentence's subword ids (L), and their log-probabilities under each clip's tokens (B, L)."""
+        limit = self.language_model.config.max_position_embeddings - 2
+        labels_BL, inputs_BL = make_labels(tokenizer, [sentence], [language], limit)
+        embeds_BLD, mask_BL = self._pad(self.mapper(tokens_ND), clip_segments_B)
+        clips = clip_segments_B.numel()
+        logits_BLV = self.language_model(
+            inputs_embeds=embeds_BLD.to(self.language_model.dtype), attention_mask=mask_BL.long(),
+            decoder_input_ids=inputs_BL.to(tokens_ND.device).expand(clips, -1),
+        ).logits  # fmt: skip
+        return labels_BL[0].tolist(), log_probabilities(logits_BLV, labels_BL.to(tokens_ND.device))
 
 
 def load_visual(module: SageTranslator | SageAligner, state: Mapping[str, Tensor]) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sage_scale.config import Recipe, Stage
-from sage_scale.models.sign2gpt.decoder import SignDecoder
+from sage_scale.models.sign2gpt.decoder import SignDecoder, make_texts
 from sage_scale.models.sign2gpt.prototypes import PrototypeHead, PrototypeScores, prototype_loss
 from sage_scale.models.sign2gpt.sign_encoder import SignEncoder
 from sage_scale.models.sign2gpt.spatial import SpatialModel, drawn_frames
-from sage_scale.nn.beam_search import Candidate
+from sage_scale.nn.beam_search import Candidate, log_probabilities
 from sage_scale.nn.weights import put_weights
 from sage_scale.text.languages import restore_punctuation
 from sage_scale.vision.packed import PackedVideo
@@ -143,6 +143,21 @@ class Sign2GptTranslator(SignFeatures):
         return self.decoder.search(
             tokens_ND, lengths_B, tokenizer, beams, max_tokens, length_penalty, count, finish
         )
+
+    def score_sentence(
+        self,
+        tokens_ND: Tensor,
+        lengths_B: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        sentence: str,
+        language: str,
+    ) -> tuple[list[int], Tensor]:
+        """Returns the sentence's subword ids (L), and their log-probabilities under each clip's tokens (B, L)."""
+        labels_BL, inputs_BL = make_texts(tokenizer, [sentence], 512)
+        inputs_BL = inputs_BL.to(tokens_ND.device).expand(lengths_B.numel(), -1)
+        hidden_BLD = self.decoder.hidden(tokens_ND, lengths_B, inputs_BL)
+        logits_BLV = self.decoder.language_model.get_output_embeddings()(hidden_BLD)
+        return labels_BL[0].tolist(), log_probabilities(logits_BLV, labels_BL.to(tokens_ND.device))
 
 
 def load_signs(module: SignFeatures, state: Mapping[str, Tensor]) -> None:

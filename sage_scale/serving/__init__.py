@@ -1,0 +1,1 @@
+"""A translator as an HTTP endpoint with one page: `sage-scale serve`."""
