@@ -38,6 +38,7 @@ PRINTED = {"README.md": RUN_HERE, "shards/README.md": RUN_HERE, "docs/clcl.md": 
 
 TESTED = {
     r"make (setup|test)": ".ci/run",
+    r"sage-scale serve .*": "tests/serving/test_browser.py",
     r"sage-scale plan .* --calibration .*": "tests/planning/test_overview.py",
     r"sage-scale bench calibrate .*": "tests/experiments/test_calibration.py",
     r"make demo.*": "tests/experiments/test_demo.py::test_both_models_take_the_same_corpus_and_shards",
@@ -74,6 +75,7 @@ TESTED = {
 """Commands by the test that runs their like: the same verb and options on a corpus or run of its own."""
 NEEDED = {
     r"(python3 -m venv .venv|.venv/bin/pip install torch.*)": "the package index of PyTorch",
+    r"pip install 'sage-scale\[serve\]'": "a release on the package index",
     r"mpirun .*": "an MPI; its variables are tested in tests/training/test_launchers.py",
     r"sky .*": "an account of a cloud; the files are tested in tests/launch/test_sky.py",
     r"(docker|apptainer) .*": "Docker or Apptainer; the files are tested in tests/launch/test_images.py",
