@@ -105,13 +105,13 @@ def export(
     from sage_scale.training.export import export_folder
     from sage_scale.training.model_card import add_scores, copy_card, read_card, write_card
     from sage_scale.training.model_readme import render_readme
-    from sage_scale.training.run_place import is_export, is_model, run_place
+    from sage_scale.training.run_place import HUB, model_folder
     from sage_scale.training.standalone import write_standalone
 
     on_this_machine(out, "an exported model")
     if push:
         check_name(push)
-    folder = run_place(run).fetch_to_read(is_model, is_export)
+    folder = model_folder(run)
     source = export_folder(folder)
     if read_card(source) is None and not data:
         raise UsageError(
@@ -127,7 +127,9 @@ def export(
             copy_card(source, made)
         card = read_card(made)
         assert card is not None
-        text = render_readme(card, name or out.name, licence, data_licence, push or str(out.name))
+        text = render_readme(
+            card, name or out.name, licence, data_licence, f"{HUB}{push}" if push else out.name
+        )
         (made / "README.md").write_text(text, encoding="utf-8")
 
     write_standalone(source, out, half, finish)

@@ -13,7 +13,7 @@ import typer
 
 from sage_scale.errors import ClipRejected, SageError, UsageError
 from sage_scale.storage import on_this_machine
-from sage_scale.training.run_place import is_export, is_model, run_place
+from sage_scale.training.run_place import model_folder
 from sage_scale.untrusted.printer import echo, echo_json, tell
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def translate(
         str,
         typer.Option(
             "--model",
-            help="Folder of a run or its exported model/ folder; or s3://bucket/runs/NAME, with or without /model.",
+            help="Folder of a run or of an export; s3://bucket/runs/NAME, with or without /model; hf://OWNER/NAME.",
         ),
     ],
     figure: Annotated[
@@ -88,8 +88,7 @@ def translate(
     if end_s is not None and end_s <= start_s:
         raise UsageError(f"--end {end} is not after --start {start}")
     logging.disable_progress_bar()  # stderr is for errors
-    folder = run_place(model).fetch_to_read(is_model, is_export)
-    translator = Translator(folder, device, changes or [])
+    translator = Translator(model_folder(model), device, changes or [])
     translator.check(language, candidates)
     for line in (translator.trained_on, *translator.warnings):
         tell(f"sage-scale: {line}")

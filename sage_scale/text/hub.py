@@ -57,8 +57,8 @@ def model_source(name: str | Path) -> str | Path:
     return cached
 
 
-MODEL_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.txt", "*.model", "tagger/*")
-"""Files of a model folder (training/standalone.py) that are fetched from the hub."""
+MODEL_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.txt", "*.model")
+"""Files of a model folder (training/standalone.py) that are fetched from the hub: no pickle, no code."""
 
 
 def fetch_model(name: str, revision: str | None = None) -> Path:
@@ -68,7 +68,7 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
     except (OSError, ValueError) as error:  # the library's errors are of these types
         first = str(error).strip().partition("\n")[0]
         raise NoModel(
-            f"no model '{shortened(name)}': no such folder, and {constants.ENDPOINT} gave none: {shortened(first, 300)}"
+            f"no model '{shortened(name)}': no such folder, and {constants.ENDPOINT} has none: {shortened(first, 300)}"
         ) from None
 
 

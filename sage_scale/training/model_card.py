@@ -38,6 +38,19 @@ SIGN_LANGUAGES = {
 SHOWN = ("bleu4", "rouge_l", "chrf")
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """Types of an entry of `scores`, which a stranger's file may lack."""
+
+    bleu4: float
+    rouge_l: float = 0.0
+    chrf: float = 0.0
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    controls: dict[str, dict[str, float]] = field(default_factory=dict)
+    signature: str = ""
+    clips: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """The provenance of one trained translator."""
@@ -141,6 +154,12 @@ def read_card(folder: Path) -> ModelCard | None:
     path = folder / FILE
     try:
         card: ModelCard = build(ModelCard, parse_json_object(read_bytes(path)))
+        for entry in card.scores.values():
+            scores = build(_Scores, entry)
+            if any(len(pair) != 2 for pair in scores.intervals.values()):
+                raise InvalidJSON("'intervals' are not two numbers each")
+            if any("bleu4" not in control for control in scores.controls.values()):
+                raise InvalidJSON("a control has no 'bleu4'")
     except FileNotFoundError:
         return None
     except (InvalidJSON, OSError) as error:

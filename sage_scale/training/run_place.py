@@ -25,6 +25,8 @@ from sage_scale.untrusted.files import own_folder
 from sage_scale.untrusted.printer import tell
 from sage_scale.untrusted.progress import Progress
 
+HUB = "hf://"
+"""Start of a name of the Hugging Face hub; without it a mistyped `runs/mine` would name a stranger's repository."""
 PAUSES_S = (0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to upload; the last one repeats."""
 
@@ -131,6 +133,20 @@ def run_place(run: str | Path) -> RunPlace:
             f"{error.filename}: {error.strerror}: set TMPDIR to a folder for the run's working files"
         ) from None
     return RunPlace(folder, store.url, WorkingCopy(store, folder, _mirrored))
+
+
+def model_folder(model: str | Path) -> Path:
+    """Returns the folder on this machine of a trained model: a run or an export, its `s3://` URL, or a repository
+    of the Hugging Face hub, `hf://OWNER/NAME[@REVISION]`, whose files are fetched.
+
+    Raises NoModel or UsageError where there is none.
+    """
+    if str(model).startswith(HUB):
+        from sage_scale.text.hub import fetch_model
+
+        name, _, revision = str(model).removeprefix(HUB).rstrip("/").partition("@")
+        return fetch_model(name, revision or None)
+    return run_place(model).fetch_to_read(is_model, is_export)
 
 
 def _mirrored(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 The export of a run (training/export.py), and besides:
 
-tagger/             the segmenter's weights (`segmentation.weights`)
+tagger/             the segmenter (`segmentation.weights`, or the one of an installed package)
 frozen_backbone/    the backbone of stored features (`vision.backbone`, `vision.backbone_weights`)
 vit/                the frozen vision transformer of Sign2GPT (`model.sign2gpt.vit_weights`)
 language_model/     the frozen language model of Sign2GPT
@@ -25,6 +25,8 @@ from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.errors import CheckpointError, UsageError
 from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.precompute.frozen_backbone import run_recipe, run_weights
+from sage_scale.segmentation.models.hands_on import read_checkpoint
+from sage_scale.segmentation.tagger import CONFIG, HANDS_ON, WEIGHTS, has_model, package_folder
 from sage_scale.text.hub import LARGEST_FILE, loading, model_source
 from sage_scale.training.export import PARTS, export_folder, load_translator, replace_folder
 from sage_scale.training.familiarity import FILE as FAMILIARITY
@@ -130,17 +132,29 @@ def _safetensors(source: Path, part: Path) -> None:
 
 
 def _tagger(recipe: Recipe, source: Path, folder: Path) -> list[str]:
-    weights = recipe.segmentation.weights
-    if not weights or recipe.segmentation.tagger not in ("published", "trained", "hands-on"):
+    """Write the segmenter's tensors as safetensors, beside its configuration; the one of an installed package, too."""
+    tagger, weights = recipe.segmentation.tagger, recipe.segmentation.weights
+    if not has_model(recipe.segmentation) or (
+        tagger == "trained" and not weights
+    ):  # that comes with sage-scale
         return []
-    named, part = _named(weights, source), folder / PARTS["segmentation.weights"]
-    if named.is_file():
-        part.mkdir()
-        shutil.copyfile(named, part / named.name)
-        return [f"segmentation.weights=./{part.name}/{named.name}"]
-    if not named.is_dir():
+    named = _named(weights, source) if weights else package_folder()
+    if not named.exists():
         raise CheckpointError(f"segmentation.weights={weights} is missing: the model's videos are cut by it")
-    shutil.copytree(named, part, copy_function=shutil.copyfile)
+    part = folder / PARTS["segmentation.weights"]
+    if tagger not in (HANDS_ON, "published", "trained"):  # registered by a plugin, which knows its files
+        shutil.copytree(named, part, copy_function=shutil.copyfile)
+        return [f"segmentation.weights=./{part.name}"]
+    part.mkdir(exist_ok=True)
+    inside = named if named.is_dir() else named.parent
+    if tagger == HANDS_ON:
+        tensors = read_checkpoint(named)
+    else:
+        old = sorted(inside.glob("*.pth")) if named.is_dir() and not (named / WEIGHTS).is_file() else []
+        tensors = read_state_dict(old[0] if old else named)
+    write_weights({name: value.contiguous() for name, value in tensors.items()}, part / WEIGHTS)
+    if (inside / CONFIG).is_file():
+        shutil.copyfile(inside / CONFIG, part / CONFIG)
     return [f"segmentation.weights=./{part.name}"]
 
 

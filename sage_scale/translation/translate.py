@@ -30,6 +30,7 @@ from sage_scale.training.export import SearchingModel, export_folder, load_trans
 from sage_scale.training.familiarity import read_familiarity
 from sage_scale.training.inherited import changes_samples
 from sage_scale.training.model_card import model_id, read_card
+from sage_scale.training.run_place import HUB, model_folder
 from sage_scale.translation.preparation import NEEDS, NEEDS_KEYPOINTS, Preparation
 from sage_scale.translation.result import Translation
 from sage_scale.untrusted.display import shortened
@@ -81,16 +82,15 @@ class Translator:
     def from_pretrained(
         cls, model: str | Path, device: str = "", overrides: Iterable[str] = (), revision: str | None = None
     ) -> Translator:
-        """Returns the translator of a folder (of `models export`, or a run), or of a name on the Hugging Face hub.
+        """Returns the translator of a folder (of `models export`, or a run), of a run's URL, or of a name on the
+        Hugging Face hub, with or without `hf://`.
 
         `revision` is a branch, tag or commit of the hub's repository. Raises NoModel where there is none, else as
         `Translator`.
         """
-        if not expanded(model).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-            from sage_scale.text.hub import fetch_model
-
-            model = fetch_model(str(model), revision)
-        return cls(model, device, overrides)
+        if not expanded(model).exists() and re.fullmatch(r"(hf://)?[\w.-]+/[\w.-]+", str(model)):
+            model = f"{HUB}{str(model).removeprefix(HUB)}{'@' if revision else ''}{revision or ''}"
+        return cls(model_folder(model), device, overrides)
 
     def check(self, language: str = "", candidates: int = 1) -> str:
         """Returns the language of the sentence: the given one, or by default the model's own.

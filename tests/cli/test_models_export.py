@@ -249,5 +249,11 @@ def test_a_model_goes_to_a_hub_and_comes_back(trained, clip, tmp_path):
         assert got.returncode == 0, got.stderr[-2000:]
         assert got.stdout.strip().splitlines()[-1] == Translator(trained).translate(clip).sentence
         assert not list((tmp_path / "cache").rglob("*.pkl"))
+        card = (tmp_path / "out" / "README.md").read_text()
+        printed = re.search(r"sage-scale (translate) video.mp4 (--model) (hf://lab/weather)", card)
+        assert printed is not None
+        verb = "import sys; from sage_scale.cli.main import run; "
+        verb += f"sys.exit(run([{printed[1]!r}, sys.argv[1], {printed[2]!r}, {printed[3]!r}]))"
+        assert python(verb).stdout == got.stdout
         absent = python(read + "T.from_pretrained('lab/nothing')")
         assert "no model 'lab/nothing'" in absent.stderr.strip().splitlines()[-1]

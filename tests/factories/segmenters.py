@@ -72,3 +72,55 @@ def write_2023(folder: Path, seed: int = 2023) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(small_2023(seed), folder / "model.safetensors")
     return folder
+
+
+def mlp(inputs: int) -> torch.nn.Sequential:
+    steps = [(torch.nn.Linear(width, 512), torch.nn.ReLU()) for width in (inputs, 512, 512)]
+    return torch.nn.Sequential(*(layer for step in steps for layer in step))
+
+
+class Released:
+    """Hands-On: the network in the paper's words, of torch's own parts, and its state under the checkpoint's names."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(7)
+        self.hamer, self.pose, self.joined = mlp(288), mlp(104), mlp(1024)
+        self.layers = [
+            torch.nn.TransformerEncoderLayer(
+                512, 4, 1024, dropout=0.0, layer_norm_eps=1e-6, batch_first=True, norm_first=True
+            ).eval()
+            for _ in range(4)
+        ]
+        self.norm = torch.nn.LayerNorm(512, eps=1e-6)
+        self.sign, self.sentence = torch.nn.Linear(512, 3), torch.nn.Linear(512, 3)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        parts = {"hamer_input_layer": self.hamer, "pose_input_layer": self.pose, "input_layer": self.joined}
+        parts |= {"encoder.layer_norm": self.norm, "sign_layer": self.sign, "sentence_layer": self.sentence}
+        found = {f"{part}.{name}": v for part, one in parts.items() for name, v in one.state_dict().items()}
+        for number, layer in enumerate(self.layers):
+            head = f"encoder.layers.{number}"
+            for kind in ("weight", "bias"):
+                packed = getattr(layer.self_attn, f"in_proj_{kind}").detach()
+                for name, part in zip("qkv", packed.chunk(3)):
+                    found[f"{head}.src_src_att.{name}_layer.{kind}"] = part.clone()
+                found[f"{head}.src_src_att.output_layer.{kind}"] = getattr(
+                    layer.self_attn.out_proj, kind
+                ).detach()
+                found[f"{head}.layer_norm.{kind}"] = getattr(layer.norm1, kind).detach()
+                found[f"{head}.feed_forward.layer_norm.{kind}"] = getattr(layer.norm2, kind).detach()
+                found[f"{head}.feed_forward.pwff_layer.0.{kind}"] = getattr(layer.linear1, kind).detach()
+                found[f"{head}.feed_forward.pwff_layer.3.{kind}"] = getattr(layer.linear2, kind).detach()
+        return found
+
+    @torch.no_grad()
+    def probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        x = self.joined(torch.cat([self.pose(features[:, 288:]), self.hamer(features[:, :288])], dim=1))
+        frame = torch.arange(len(x), dtype=torch.float64)[:, None]
+        rates = 10_000.0 ** -(torch.arange(0, 512, 2, dtype=torch.float64) / 512)
+        positions = torch.zeros(len(x), 512)
+        positions[:, 0::2], positions[:, 1::2] = (frame * rates).sin().float(), (frame * rates).cos().float()
+        x = (x + positions)[None]
+        for layer in self.layers:
+            x = layer(x)
+        return self.sign(self.norm(x[0])).softmax(-1)

@@ -1,6 +1,6 @@
 """The part of the Hugging Face hub's HTTP interface that fetches and uploads models, over a folder.
 
-Every file is uploaded inside its commit ("regular"): the real hub asks for large ones in a store of its own.
+As on the real hub, weights go by Git LFS to a store of their own, whose objects the commit then names by hash.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ TOKEN = "hf_test"
 
 class _Hub(BaseHTTPRequestHandler):
     folder: Path
+    store: dict[str, bytes]
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -78,7 +79,7 @@ class _Hub(BaseHTTPRequestHandler):
             return self._answer({"url": f"http://{self.headers['Host']}/{name}", "name": name})
         if re.fullmatch(r"/api/models/[\w.-]+/[\w.-]+/preupload/main(\?.*)?", self.path):
             files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                {"path": f["path"], "uploadMode": _mode(f["path"]), "shouldIgnore": False}
                 for f in json.loads(body)["files"]
             ]
             return self._answer({"files": files})
@@ -89,6 +90,10 @@ class _Hub(BaseHTTPRequestHandler):
                     path = self.folder / found[1] / row["value"]["path"]
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(base64.b64decode(row["value"]["content"]))
+                if row["key"] == "lfsFile":
+                    path = self.folder / found[1] / row["value"]["path"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(self.store[row["value"]["oid"]])
             return self._answer(
                 {
                     "commitUrl": f"http://{self.headers['Host']}/{found[1]}/commit/{COMMIT}",
@@ -97,13 +102,32 @@ class _Hub(BaseHTTPRequestHandler):
             )
         if self.path == "/api/validate-yaml":
             return self._answer({"errors": [], "warnings": []})
+        if re.fullmatch(r"/[\w.-]+/[\w.-]+\.git/info/lfs/objects/batch", self.path):
+            address = f"http://{self.headers['Host']}/store"
+            objects = [
+                {**item, "actions": {"upload": {"href": f"{address}/{item['oid']}", "header": {}}}}
+                for item in json.loads(body)["objects"]
+            ]
+            return self._answer({"transfer": "basic", "objects": objects})
         self._answer({"error": "not here"}, 404)
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        name = self.path.removeprefix("/store/")
+        if hashlib.sha256(data).hexdigest() != name:
+            return self._answer({"error": "other bytes"}, 400)
+        self.store[name] = data
+        self._answer({})
+
+
+def _mode(path: str) -> str:
+    return "lfs" if path.endswith((".safetensors", ".model")) else "regular"
 
 
 @contextlib.contextmanager
 def hub(folder: Path) -> Iterator[str]:
     """Yields the address (HF_ENDPOINT) of a hub whose repositories are folders below `folder`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"folder": folder}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"folder": folder, "store": {}}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

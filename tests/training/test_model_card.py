@@ -86,3 +86,20 @@ def test_an_older_folder_has_none_and_a_damaged_one_is_named(run):
         read_card(run / "model")
     (run / "model" / FILE).unlink()
     assert read_card(run / "model") is None
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"test": {}},
+        {"test": {"bleu4": "<b>1</b>"}},
+        {"test": []},
+        {"test": {"bleu4": 1.0, "intervals": {"bleu4": [1.0]}}},
+        {"test": {"bleu4": 1.0, "controls": {"empty": {}}}},
+    ],
+)
+def test_scores_of_another_form_are_one_line(run, scores):
+    stored = json.loads((run / "model" / FILE).read_text())
+    (run / "model" / FILE).write_text(json.dumps(stored | {"scores": scores}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"card\.json is damaged"):
+        read_card(run / "model")

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sage_scale.config import Recipe
 from sage_scale.config.recipe import to_mapping
 from sage_scale.errors import CheckpointError, RecipeError
+from sage_scale.nn.weights import write_weights
 from sage_scale.shards import read_metadata
 from sage_scale.text import words
 from sage_scale.text.fasttext import write_vec
@@ -127,7 +128,7 @@ def _make_prototypes(context: TaskContext, folder: Path) -> None:
             glosses = [target_glosses(context.recipe, meta) for meta in metas if meta["split"] == "train"]
             write_vec(path, *cooccurrence_vectors(glosses, settings.dim))
         vocabulary, prototypes_UD, missing = fasttext_prototypes(vocabulary, path)
-    save_file({"prototypes_UD": prototypes_UD.contiguous()}, folder / "prototypes.safetensors")
+    write_weights({"prototypes_UD": prototypes_UD.contiguous()}, folder / "prototypes.safetensors")
     description = {
         "vectors": settings.vectors,
         "settings": settings_used,

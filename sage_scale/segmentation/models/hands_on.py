@@ -148,14 +148,19 @@ def sine_positions(frames: int) -> Tensor:
 
 def open_hands_on(path: Path) -> HandsOn:
     """Returns the model of a checkpoint, or of the one `.ckpt` or weights file in a folder. Raises CheckpointError."""
+    weights = read_checkpoint(path)
+    if "hamer_input_layer.0.weight" not in weights:
+        raise CheckpointError(f"{printable(str(path))} is no checkpoint of Hands-On: it has other tensors")
+    return HandsOn(weights, path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a checkpoint, or of the one in a folder. Raises CheckpointError."""
     if path.is_dir() and (found := sorted(path.glob("*.ckpt"))):
         path = found[0]
     # Lightning stores the run's folder beside the tensors; a path is no code.
     with torch.serialization.safe_globals([(pathlib.PosixPath, "pathlib.PosixPath")]):
-        weights = read_state_dict(path)
-    if "hamer_input_layer.0.weight" not in weights:
-        raise CheckpointError(f"{printable(str(path))} is no checkpoint of Hands-On: it has other tensors")
-    return HandsOn(weights, path)
+        return read_state_dict(path)
 
 
 def read_features(path: Path) -> np.ndarray:
