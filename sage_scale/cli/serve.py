@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from sage_scale.errors import UsageError
-from sage_scale.training.run_place import is_export, is_model, run_place
+from sage_scale.training.run_place import model_folder
 from sage_scale.untrusted.printer import tell
 
 
 def serve(
     model: Annotated[
-        str, typer.Option("--model", help="A run, its model/ folder, or a folder of `models export`.")
+        str,
+        typer.Option(
+            "--model", help="A run, its model/ folder, a folder of `models export`, or hf://OWNER/NAME."
+        ),
     ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")
@@ -47,7 +50,7 @@ def serve(
     decoders = Decoders(
         Limits(megabytes=megabytes, seconds=seconds, decoders=decoding)
     )  # it starts meanwhile
-    folder = run_place(model).fetch_to_read(is_model, is_export)
+    folder = model_folder(model)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
