@@ -4,6 +4,7 @@ sage-scale shards ls URL                 the splits and shards
 sage-scale shards ls URL --samples       one line a clip
 sage-scale shards cat URL KEY            one clip: description, segments, stored members
 sage-scale shards stats URL              figures of each split
+sage-scale shards sheet URL --out PAGE   clips as a page: pictures, segments, sentences; rejects
 sage-scale shards verify URL             every hash, every member
 sage-scale shards index URL              indexes, markers and index.json again; or an index for tars of others
 sage-scale shards remove URL --ids FILE  remove clips for good
@@ -26,6 +27,7 @@ import typer
 
 from sage_scale.cli import DatasetUrl, shards_change
 from sage_scale.errors import DatasetError, StorageError, UsageError
+from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import shortened, size
 from sage_scale.untrusted.printer import echo, echo_json, tell
 from sage_scale.untrusted.progress import Progress
@@ -159,6 +161,35 @@ def cat(
         }
     )
     _write_members(out, sample_members(sample))
+
+
+@app.command("sheet")
+def sheet(
+    url: DatasetUrl,
+    out: Annotated[Path, typer.Option(help="Page to write, .html.")],
+    split: Annotated[list[str] | None, typer.Option(help="Only this split. May be repeated.")] = None,
+    clips: Annotated[int, typer.Option(min=1, max=2000, help="Clips of each split, at even distances.")] = 12,
+    seed: Annotated[int | None, typer.Option(min=0, help="Draw the clips at random instead.")] = None,
+    ids: Annotated[
+        str, typer.Option(help="These clips instead: ids or keys, ID[,ID], or a file of ids.")
+    ] = "",
+) -> None:
+    """Write one page with clips of a dataset: pictures, segments over time, crop, sentence; and its rejects."""
+    from sage_scale.reporting.clip_sheet import by_split, clip_sheet, rows_of
+    from sage_scale.reporting.page import write_page
+    from sage_scale.shards import open_dataset
+
+    on_this_machine(out, "a page")
+    dataset = open_dataset(url, unfinished=True)
+    if ids and (split or seed is not None):
+        raise UsageError("--ids names the clips: leave out --split and --seed")
+    if ids:
+        chosen = by_split(dataset, [_find(dataset, name) for name in shards_change.named_ids(ids)])
+    else:
+        chosen = rows_of(dataset, split or (), clips, seed)
+    with Progress("sheet", "clips") as show:
+        page = write_page(clip_sheet(dataset, chosen, show), out)
+    echo(f"{page}: {sum(map(len, chosen.values())):,} clips, {size(page.stat().st_size)}")
 
 
 @app.command("stats")

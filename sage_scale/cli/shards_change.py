@@ -33,19 +33,42 @@ def remove(
     ids: Annotated[
         str, typer.Option(help="Ids or keys of the clips, ID[,ID], or a file with one id in a line.")
     ] = "",
+    signer: Annotated[list[str] | None, typer.Option(help="Every clip of a signer. May be repeated.")] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--video", "--source", help="Every clip of a video, by its path, name or stem. May be repeated."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed, and do nothing.")
+    ] = False,
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="Pass over ids that the dataset does not have.")
     ] = False,
 ) -> None:
     """Remove clips for good: their data vanish, and no later precompute brings them back.
 
-    Without --ids a removal that was cut off is finished.
+    Without a choice of clips a removal that was cut off is finished.
     """
-    from sage_scale.shards.remove import remove_clips
+    from sage_scale.shards.remove import clips_by, plan_removal, remove_clips
     from sage_scale.storage import open_to_write
 
+    store = open_to_write(url)
+    wanted = named_ids(ids)
+    chosen = clips_by(store, signer or (), video or ()) if signer or video else []
+    wanted += chosen
+    if dry_run:
+        clips, shards = plan_removal(store, wanted)
+        echo(f"{store.url}: {clips:,} clips in {shards:,} shards would be removed; nothing was done")
+        return
     with Progress("remove", "shards") as show:
-        report = remove_clips(open_to_write(url), _ids(ids), ignore_unknown=ignore_unknown, progress=show)
+        report = remove_clips(store, wanted, ignore_unknown=ignore_unknown, progress=show)
+    if chosen and report.unfinished_units:
+        echo(
+            f"{report.unfinished_units} units are not made yet: which of their clips are of this signer or video is "
+            "not known; finish precompute, then repeat this command"
+        )
     if report.absent:
         unknown = "are in no shard yet" if report.unfinished_units else "are not in the dataset"
         echo(f"{report.absent} clips {unknown}; should they be made, they are left out")
@@ -192,7 +215,7 @@ def split(
     elif signer:
         parts = by.by_signer(source, _pairs("signer", signer, lambda text: text.split(",")))
     else:
-        parts = by.by_ids(source, _pairs("ids", ids or [], _ids))
+        parts = by.by_ids(source, _pairs("ids", ids or [], named_ids))
     parts = by.with_rest(source, parts, rest)
     store = open_to_write(out)
     outs = {name: store if as_splits else store.child(name) for name in parts}
@@ -243,7 +266,7 @@ def index(
     )
 
 
-def _ids(text: str) -> list[str]:
+def named_ids(text: str) -> list[str]:
     """Returns the ids in the file of that name, else those in the text, separated by commas."""
     from sage_scale.shards.remove import read_ids
     from sage_scale.untrusted.files import read_text

@@ -12,22 +12,27 @@ that finishes the dataset, resumes. Other shards are not touched.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from shlex import quote
 
 from sage_scale.errors import UnitsOpen, UsageError
 from sage_scale.parallel import ProgressCallback, map_threads
-from sage_scale.shards.dataset import Dataset, open_finished, open_unfinished, unfinished_units
+from sage_scale.shards.dataset import Dataset, open_finished, open_unfinished, read_metadata, unfinished_units
 from sage_scale.shards.layout import despite_changes, list_units, sample_key
 from sage_scale.shards.publish import delete_superseded, finish_dataset, reconcile, units_containing
 from sage_scale.shards.rejects import read_rejects, record_removal, reject_key, removed_keys
 from sage_scale.storage import Store
+from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import lines
 
 _KEY = re.compile("[0-9a-f]{16}")
 _NAMED = 3
 """Unknown ids named in one message."""
+_SIGNERS = 8
+"""Signers named in one message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,14 @@ class RemovalReport:
     """Units of the dataset that are not made yet."""
     left: int
     """Clips of the dataset now."""
+
+
+def plan_removal(store: Store, wanted: Iterable[str]) -> tuple[int, int]:
+    """Returns how many clips and shards `remove_clips` would change. Raises DatasetError."""
+    before = removed_keys(store)
+    dataset, names, _, shards = despite_changes(store, lambda: _find(store, tuple(wanted), before))
+    known = {f"{key:016x}" for key in dataset.records["key"].tolist()}
+    return len(known & (before | names.keys())), shards
 
 
 def remove_clips(
@@ -92,6 +105,35 @@ def remove_clips(
         unfinished_units=missing,
         left=len(now.records),
     )
+
+
+def clips_by(store: Store, signers: Collection[str] = (), videos: Collection[str] = ()) -> list[str]:
+    """Returns the keys of the clips of these signers and of these videos, by path, file name or stem.
+
+    Raises UsageError naming a signer or a video that no clip has.
+    """
+    dataset = _open_as_stored(store)
+    found, unknown = [], {("signer", name) for name in signers} | {("video", name) for name in videos}
+    keys = dataset.records["key"].tolist()
+    known = Counter[str]()
+    for key, meta in zip(keys, read_metadata(dataset), strict=True):
+        video = PurePosixPath(str(meta["source"]).partition("#t=")[0])
+        names = {("signer", str(meta["signer"]))} | {
+            ("video", name) for name in (str(video), video.name, video.stem)
+        }
+        known[str(meta["signer"])] += 1
+        wanted = {(kind, name) for kind, name in names if name in (signers if kind == "signer" else videos)}
+        unknown -= wanted
+        if wanted:
+            found.append(f"{key:016x}")
+    if unknown:
+        kind, name = min(unknown)
+        has = ", ".join(shortened(signer or "(unknown)", 40) for signer, _ in known.most_common(_SIGNERS))
+        raise UsageError(
+            f"{store.url} has no clip of {kind} '{shortened(name)}'; nothing was done"
+            + (f". Signers with the most clips: {has}" if kind == "signer" else "")
+        )
+    return found
 
 
 def _find(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -10,16 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories.datasets import DyingStore, Killed, equal, fill, make_dataset, make_sample, publish, snapshot
+from factories.datasets import (
+    DyingStore,
+    Killed,
+    equal,
+    fill,
+    make_dataset,
+    make_sample,
+    publish,
+    snapshot,
+    write_dataset,
+)
 
 from sage_scale.cli.main import run
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.shards import (
     Dataset,
+    Sample,
     finish_dataset,
     list_units,
     open_dataset,
     publish_shard,
+    read_metadata,
     read_rejects,
     sample_key,
     verify_dataset,
@@ -224,3 +237,90 @@ def test_a_removal_on_a_ceph_gateway(ceph, whole) -> None:
     remove_clips(store, GONE)
     assert len(set(clips_of(open_dataset(store)))) == 12 and verify_dataset(store).problems == ()
     assert not any(entry.name.startswith("000000.") and ".g1." not in entry.name for entry in store.list())
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "gone"),
+    [
+        ("--signer", "anna", 3),
+        ("--video", "talk.mp4", 2),
+        ("--video", "talk", 2),
+        ("--source", "folder/talk.mp4", 2),
+    ],
+)
+def test_all_clips_of_a_signer_or_a_video(tmp_path, shards, option, name, gone) -> None:
+    def clip(number: int) -> Sample:
+        meta = {
+            "signer": "anna" if number % 2 else "ben",
+            "source": f"folder/{'talk' if number in (1, 2) else number}.mp4#t={number}.0",
+        }
+        made = make_sample(f"c-{number}")
+        return dataclasses.replace(made, meta={**made.meta, **meta})
+
+    url = str(tmp_path / "set")
+    write_dataset(url, [("train", [clip(n) for n in range(3)]), ("train", [clip(n) for n in range(3, 6)])])
+    before = snapshot(open_store(url))
+    assert f"{gone} clips in" in shards("remove", url, option, name, "--dry-run")
+    assert snapshot(open_store(url)) == before
+    assert f"{gone} clips removed" in shards("remove", url, option, name)
+    left = [meta["id"] for meta in read_metadata(url)]
+    assert len(left) == 6 - gone and verify_dataset(open_store(url)).problems == ()
+    everything = b"".join(snapshot(open_store(url)).values())
+    for number in range(6):
+        assert (f"c-{number}".encode() in everything) == (f"c-{number}" in left)
+
+
+def test_an_unknown_signer_or_video_changes_nothing(store: Store, whole: dict[str, bytes], shards) -> None:
+    for option in ("--signer", "--video"):
+        said = shards("remove", store.url, option, "nobody", code=2)
+        assert "has no clip of" in said and "'nobody'" in said and len(said.splitlines()) == 1
+    assert snapshot(store) == whole
+
+
+def signed(place: Path) -> Dataset:
+    """Returns a dataset with two signers, whose videos are cut into clips."""
+    clips = [make_sample(f"clip-{n}") for n in range(6)]
+    for n, clip in enumerate(clips):
+        clip.meta["signer"] = f"signer-{n % 2}"
+        clip.meta["source"] = f"talk{n // 3}.mp4#t={n},{n + 1}"
+    dev = [dataclasses.replace(clip, meta={**clip.meta, "split": "dev"}) for clip in clips[4:]]
+    made = write_dataset(open_store(place), [("train", clips[:4]), ("dev", dev)])
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize(
+    ("choice", "left"),
+    [
+        (("--signer", "signer-1"), {0, 2, 4}),
+        (("--video", "talk0.mp4"), {3, 4, 5}),
+        (("--source", "talk1"), {0, 1, 2}),
+        (("--signer", "signer-0", "--video", "talk0", "--ids", "clip-5"), {3}),
+    ],
+)
+def test_all_clips_of_a_signer_or_video_go(
+    tmp_path: Path, capsys, choice: tuple[str, ...], left: set[int]
+) -> None:
+    dataset = signed(tmp_path)
+    before = snapshot(dataset.store)
+    assert run(["shards", "remove", str(tmp_path), *choice, "--dry-run"]) == 0
+    assert f"{6 - len(left)} clips in 2 shards would be removed" in capsys.readouterr().out
+    assert snapshot(dataset.store) == before
+    assert run(["shards", "remove", str(tmp_path), *choice]) == 0
+    assert {meta["id"] for meta in read_metadata(open_dataset(tmp_path))} == {f"clip-{n}" for n in left}
+    everything = b"".join(snapshot(dataset.store).values())
+    assert all((f"clip-{n}".encode() in everything) == (n in left) for n in range(6))
+    if choice[:2] == ("--signer", "signer-1"):
+        assert b"signer-1" not in everything
+    assert verify_dataset(dataset.store).problems == ()
+
+
+def test_an_unknown_signer_changes_nothing(tmp_path: Path, capsys) -> None:
+    dataset = signed(tmp_path)
+    before = snapshot(dataset.store)
+    assert run(["shards", "remove", str(tmp_path), "--signer", "signer-1", "--signer", "Bob"]) == 2
+    assert (
+        "no clip of signer 'Bob'; nothing was done. Signers with the most clips: signer-"
+        in capsys.readouterr().err
+    )
+    assert snapshot(dataset.store) == before
