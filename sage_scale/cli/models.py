@@ -82,7 +82,9 @@ def export(
     licence: Annotated[
         str, typer.Option(help="Licence of the model, an identifier of the hub: cc-by-nc-4.0.")
     ] = "",
-    data_licence: Annotated[str, typer.Option(help="Licence of the training data, in words.")] = "",
+    data_licence: Annotated[
+        str, typer.Option(help="Licence of the training data, in words; else the corpus' own.")
+    ] = "",
     half: Annotated[bool, typer.Option("--half", help="Store 16 bits a number: half the size.")] = False,
     push: Annotated[
         str,
@@ -103,10 +105,11 @@ def export(
     from sage_scale.streaming import open_datasets
     from sage_scale.text.hub import check_name, push_model
     from sage_scale.training.export import export_folder
+    from sage_scale.training.familiarity import read_familiarity
     from sage_scale.training.model_card import add_scores, copy_card, read_card, write_card
     from sage_scale.training.model_readme import render_readme
     from sage_scale.training.run_place import HUB, model_folder
-    from sage_scale.training.standalone import write_standalone
+    from sage_scale.training.standalone import number_of_parameters, write_standalone
 
     on_this_machine(out, "an exported model")
     if push:
@@ -128,8 +131,9 @@ def export(
         card = read_card(made)
         assert card is not None
         text = render_readme(
-            card, name or out.name, licence, data_licence, f"{HUB}{push}" if push else out.name
-        )
+            card, load_recipe(made / "recipe.yaml"), name or out.name, licence, data_licence,
+            f"{HUB}{push}" if push else out.name, read_familiarity(made), number_of_parameters(made),
+        )  # fmt: skip
         (made / "README.md").write_text(text, encoding="utf-8")
 
     write_standalone(source, out, half, finish)

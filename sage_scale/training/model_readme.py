@@ -12,21 +12,37 @@ from typing import Any
 
 import jinja2
 
+from sage_scale.config import Recipe, Stage
 from sage_scale.registry import model_spec
+from sage_scale.training.familiarity import Familiarity
 from sage_scale.training.model_card import ModelCard
 from sage_scale.untrusted.display import printable
 
 _TEMPLATE = "model_readme.md.j2"
 _METRICS = {"bleu4": ("bleu", "BLEU-4"), "rouge_l": ("rouge", "ROUGE-L"), "chrf": ("chrf", "chrF")}
 
+LICENCES = {
+    "phoenix14t": "CC BY-NC-SA", "csl_daily": "academic research, by an agreement with its authors",
+    "csl_news": "CC BY-NC 4.0",
+    "how2sign": "CC BY-NC 4.0", "openasl": "CC BY-NC-ND 4.0", "synthetic": "free of rights",
+}  # fmt: skip
+"""Corpus reader -> licence, as its publisher states it (docs/corpora.md)."""
+
 
 def render_readme(
-    card: ModelCard, name: str, licence: str = "", data_licence: str = "", place: str = ""
+    card: ModelCard,
+    recipe: Recipe,
+    name: str,
+    licence: str = "",
+    data_licence: str = "",
+    place: str = "",
+    familiarity: Familiarity | None = None,
+    parameters: int = 0,
 ) -> str:
     """Returns the card as Markdown with YAML front matter.
 
     `licence` is the model's, an identifier of the hub such as cc-by-nc-4.0; `place` is where the model is opened from:
-    a folder or a name of the hub.
+    a folder or a name of the hub. `data_licence` is by default the one that the corpora's publishers state.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -47,8 +63,9 @@ def render_readme(
     )  # fmt: skip
     signatures = {str(entry.get("signature", "")) for entry in card.scores.values()} - {""}
     body = _environment().get_template(_TEMPLATE).render(
-        card=card, name=name, title=model_spec(card.model).title, place=printable(place or name),
-        data_licence=data_licence, signature="; ".join(sorted(signatures)), figure=_figure, control=_control,
+        card=card, recipe=recipe, familiarity=familiarity, parameters=parameters, name=name,
+        title=model_spec(card.model).title, place=printable(place or name), signature="; ".join(sorted(signatures)),
+        data_licence=data_licence or _licences(card), figure=_figure, controls=_controls, steps=_steps,
     )  # fmt: skip
     return f"---\n{front.to_yaml().strip()}\n---\n\n{body}"
 
@@ -61,12 +78,18 @@ def _figure(entry: Mapping[str, Any], metric: str) -> str:
     return f"{entry[metric]:.1f}{around}"
 
 
-def _control(entry: Mapping[str, Any]) -> str:
-    controls = entry.get("controls", {})
-    if not controls:
-        return ""
-    best = max(controls, key=lambda name: controls[name]["bleu4"])
-    return f"{controls[best]['bleu4']:.1f} ({best.replace('_', ' ')})"
+def _controls(entry: Mapping[str, Any]) -> str:
+    found = {name: control["bleu4"] for name, control in entry.get("controls", {}).items()}
+    highest_first = sorted(found, key=lambda name: -found[name])
+    return ", ".join(f"{name.replace('_', ' ')} {found[name]:.1f}" for name in highest_first)
+
+
+def _steps(stage: Stage) -> str:
+    return f"at most {stage.max_steps:,} steps" if stage.max_steps else f"{stage.epochs:g} epochs"
+
+
+def _licences(card: ModelCard) -> str:
+    return "; ".join(f"{corpus}: {LICENCES[corpus]}" for corpus in card.corpora if corpus in LICENCES)
 
 
 def _plain(value: str) -> str:

@@ -13,6 +13,7 @@ README.md           the model card (training/model_readme.py)
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,18 @@ def write_standalone(
         write_hashes(folder)
         finish(folder)
     return recipe
+
+
+def number_of_parameters(folder: Path) -> int:
+    """Returns the number of weights of an export, without its segmenter and the backbone of stored features."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.rglob("*.safetensors"):
+        if path.relative_to(folder).parts[0] not in (FAMILIARITY, "tagger", "frozen_backbone"):
+            with safe_open(path, "pt") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
 
 
 def _ignored(folder: str, names: list[str]) -> set[str]:

@@ -23,7 +23,7 @@ from servers.hub import TOKEN, hub
 
 from sage_scale import Translator
 from sage_scale.cli.main import run as command
-from sage_scale.config import override
+from sage_scale.config import load_recipe, override
 from sage_scale.errors import CheckpointError
 from sage_scale.models.sign2gpt.decoder import load_causal_model, make_texts
 from sage_scale.models.sign2gpt.export import save_translator
@@ -75,6 +75,8 @@ def test_the_card_is_read_by_the_hubs_own_library(folder):
     assert found["BLEU-4"] == round(stored["bleu4"], 2) and found.keys() == {"BLEU-4", "ROUGE-L", "chrF"}
     low, high = stored["intervals"]["bleu4"]
     assert f"{stored['bleu4']:.1f} [{low:.1f}, {high:.1f}]" in card.text and stored["signature"] in card.text
+    for name, scores in stored["controls"].items():
+        assert f"{name.replace('_', ' ')} {scores['bleu4']:.1f}" in card.text
     assert "in words" in card.text and "no real signing" in card.text and read_card(folder).id in card.text
 
 
@@ -83,7 +85,7 @@ def test_text_from_outside_is_no_markup_on_the_card():
         id="0" * 16, model="sage", corpora=("<script>|x",), sign_languages=(), languages=("de",), clips={"train": 1},
         notice="[click](http://x)\n# big", tagger="motion", rule="sage", trained="2026-01-01", version="1",
     )  # fmt: skip
-    body = render_readme(card, "a <b>name</b>\n```\n<i>").partition("\n---\n\n")[2]
+    body = render_readme(card, load_recipe("demo"), "a <b>name</b>\n```\n<i>").partition("\n---\n\n")[2]
     assert body.count("\n```") == 4
     body = re.sub(r"\n```.*?\n```\n", "", body, flags=re.DOTALL)
     body = re.sub(r"\\.", "", body)
