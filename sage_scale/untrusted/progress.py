@@ -86,5 +86,8 @@ def _bar(stream: IO[str]) -> tuple[Any, Any]:
     from rich.progress import BarColumn, Progress, TextColumn
 
     line = TextColumn("{task.fields[line]}", markup=False)
-    bar = Progress(BarColumn(bar_width=20), line, console=console(stream), transient=True)
+    # Rich would print what goes to stdout on the terminal, above the bar, even where stdout is a file.
+    aside = sys.stdout.isatty()
+    columns = BarColumn(bar_width=20), line
+    bar = Progress(*columns, console=console(stream), transient=True, redirect_stdout=aside)
     return bar, bar.add_task("", total=None, line="starting")

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from factories.segmenters import write_2023
 from factories.training import make_language_folder, tiny_recipe
 from factories.videos import write_video
 
@@ -21,7 +22,7 @@ from sage_scale.config import override
 from sage_scale.corpora.captions import parse_captions
 from sage_scale.errors import ClipRejected, UsageError
 from sage_scale.keypoints.arrays import npz_bytes
-from sage_scale.keypoints.names import OPENPOSE_67
+from sage_scale.keypoints.names import OPENPOSE_67, row_width
 from sage_scale.keypoints.track import KeypointTrack
 from sage_scale.models.sage.export import save_translator
 from sage_scale.models.sage.mbart import load_language_model
@@ -209,6 +210,29 @@ def test_with_keypoints_beside_the_video_they_say_where_the_pauses_are(translato
     monkeypatch.setattr(captions, "_sentence_model", lambda translator: Halves())
     found = list(translator.captions(path))
     assert near([(c.start_s, c.end_s) for c in found], [(n * 1.2, min(n * 1.2 + 1, 13.4)) for n in range(12)])
+
+
+def test_a_model_of_keypoints_captions_a_keypoint_file(tmp_path):
+    """Without a video; also with the sentences of a published segmenter, whose weights are random here."""
+    width = row_width("openpose", velocities=False, z=False)
+    recipe = tiny_recipe("features", "vision.backbone=keypoints", f"model.feature_dim={width}")
+    language_model, tokenizer = load_language_model(make_language_folder(tmp_path / "language_model"))
+    save_translator(SageTranslator(recipe, language_model), tokenizer, recipe, tmp_path / "run" / "model")
+    pieces = [(20, 60)] * 4
+    path = tmp_path / "talk.npz"
+    path.write_bytes(npz_bytes(track_of(pieces)))
+    points = Translator(tmp_path / "run", device="cpu")
+    found = list(points.captions(path))
+    assert near([(c.start_s, c.end_s) for c in found], times(pieces))
+    later = points.captions(path, start_s=times(pieces)[0][1])
+    assert near([(c.start_s, c.end_s) for c in later], times(pieces)[1:])
+    start_s = found[1].window_start_s
+    alone = points.translate(path, "", start_s, start_s + found[1].translation.frames / 25)
+    assert alone.sentence == found[1].translation.sentence
+    weights = write_2023(tmp_path / "weights")
+    published = ["segmentation.tagger=published", f"segmentation.weights={weights}"]
+    ends = [c.end_s for c in Translator(tmp_path / "run", "cpu", published).captions(path)]
+    assert ends == sorted(ends)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [

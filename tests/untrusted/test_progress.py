@@ -8,6 +8,7 @@ import time
 import pytest
 
 from sage_scale.untrusted.display import duration, size
+from sage_scale.untrusted.printer import echo
 from sage_scale.untrusted.progress import Progress
 
 
@@ -69,3 +70,13 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (3_400_000, "3.4 MB"), (2e15, "2000.0 TB")])
 def test_sizes(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_results_go_to_stdout_while_a_bar_is_on_the_terminal(capsys, clock):
+    """`sage-scale translate ... > captions.txt` at a terminal."""
+    stream = Stream(True)
+    with Progress("talk.mp4", stream=stream) as progress:
+        progress(1, 2)
+        echo("a caption")
+    assert capsys.readouterr().out == "a caption\n"
+    assert "talk.mp4: 1 of 2" in stream.getvalue() and "a caption" not in stream.getvalue()
