@@ -96,17 +96,18 @@ def measured(options: argparse.Namespace, folder: Path) -> str:
         "| video | sentences | captions | cuts found | start, s | end, s | BLEU-4 | at true times |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    made = {}
-    for name in (
-        "a training signer",
-        "a held-out signer",
-        "varying frame rate",
-        "noisy camera",
-        "with keypoints",
-        "without rests",
+    for number, name in enumerate(
+        (
+            "a training signer",
+            "a held-out signer",
+            "varying frame rate",
+            "noisy camera",
+            "with keypoints",
+            "without rests",
+        )
     ):
-        path = folder / f"{len(made)}.mp4"
-        truth = made[name] = write(path, options.sentences, name)
+        path = folder / f"{number}.mp4"
+        truth = write(path, options.sentences, name)
         rows.append(row(translator, name, path, truth))
         print(rows[-1], flush=True)
     return "\n".join([*rows, "", *long_video(translator, folder, options.hours)])
@@ -236,16 +237,16 @@ def repeated(source: Path, target: Path, seconds: float) -> Path:
             with av.open(str(source)) as container:
                 given = container.streams.video[0]
                 stream = stream or out.add_stream_from_template(given)
-                base, length = given.time_base, given.duration
                 for packet in container.demux(given):
-                    if packet.dts is None:
+                    if packet.pts is None or packet.dts is None:
                         continue
                     packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
                     packet.stream = stream
                     out.mux(packet)
-            shift += length
-            if shift * base >= seconds:
-                return target
+                assert given.duration and given.time_base
+                shift += given.duration
+                if shift * given.time_base >= seconds:
+                    return target
 
 
 def resident_mb() -> float:
