@@ -9,12 +9,13 @@ import re
 from pathlib import Path
 
 import pytest
-from factories.datasets import make_sample, write_dataset
+from factories.datasets import make_dataset, make_sample, write_dataset
 from PIL import Image
 
 from sage_scale.cli.main import run
 from sage_scale.errors import Reject
 from sage_scale.shards import open_dataset
+from sage_scale.storage import open_store
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \u202e'
 
@@ -93,3 +94,20 @@ def test_a_sheet_does_not_change_with_the_size_of_stored_pictures(tmp_path):
     large = [dataclasses.replace(make_sample("a", "frames", size=640))]
     write_dataset(str(tmp_path / "large"), [("train", large)], recipe_part={"vision": {"size": 640}})
     assert len(page(str(tmp_path / "large"), tmp_path)) < 200_000
+
+
+def test_a_seed_draws_other_clips_and_the_same_ones_again(tmp_path):
+    make_dataset(open_store(tmp_path / "set"))
+    shown = [
+        re.findall(r"train-\d-\d", page(str(tmp_path / "set"), tmp_path, "--clips", "3", "--seed", seed))
+        for seed in ("0", "0", "1", "2")
+    ]
+    assert shown[0] == shown[1] and len({tuple(clips) for clips in shown}) == 3
+
+
+def test_a_picture_that_is_no_jpeg_is_named(tmp_path):
+    whole, damaged = (make_sample(name, "frames") for name in "xy")
+    damaged = dataclasses.replace(damaged, frames={n: b"\xff\xd8 no" for n in damaged.frames or {}})
+    write_dataset(str(tmp_path / "set"), [("train", [whole, damaged])])
+    text = page(str(tmp_path / "set"), tmp_path)
+    assert "1 of 2 clips" in text and f"sample {damaged.key}" in text and "is no readable JPEG" in text
