@@ -96,7 +96,8 @@ def push_model(folder: Path, name: str, private: bool) -> str:
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise StorageError(
-            f"{constants.ENDPOINT} did not take {shortened(name)}: {shortened(first, 300)}; the model is in {folder}"
+            f"{constants.ENDPOINT} did not take {shortened(name)}: {shortened(first, 300)}; the model is in {folder}: "
+            f"`hf upload {name} {folder}` sends it"
         ) from None
     return str(made)
 

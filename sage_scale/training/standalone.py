@@ -26,6 +26,7 @@ from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.errors import CheckpointError, UsageError
 from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.precompute.frozen_backbone import run_recipe, run_weights
+from sage_scale.registry import model_spec
 from sage_scale.segmentation.models.hands_on import read_checkpoint
 from sage_scale.segmentation.tagger import CONFIG, HANDS_ON, WEIGHTS, has_model, package_folder
 from sage_scale.text.hub import LARGEST_FILE, loading, model_source
@@ -65,7 +66,7 @@ def write_standalone(
             *_frozen_backbone(recipe, source, folder), *_weights(recipe, source, folder),
             *_tagger(recipe, source, folder),
         ]  # fmt: skip
-        frozen = not (folder / LANGUAGE).is_dir()
+        frozen = not (folder / LANGUAGE).is_dir() and model_spec(recipe.model.kind).language is not None
         if frozen:
             _language_model(recipe.model.language_model, folder / LANGUAGE)
         known = flat(to_mapping(recipe))

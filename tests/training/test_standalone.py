@@ -77,6 +77,8 @@ def test_a_segmenter_goes_along_without_a_pickle(trained, tmp_path, tagger, writ
     assert segmenter_fingerprint(opened.segmentation) == known
     assert not [path for path in out.rglob("*") if path.suffix in PICKLES]
     assert "theirs" not in (out / "recipe.yaml").read_text()
+    write_standalone(out, tmp_path / "again")
+    assert segmenter_fingerprint(load_translator(tmp_path / "again")[2].segmentation) == known
     damaged = next((out / "tagger").glob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x55")
     with pytest.raises(CheckpointError, match=r"tagger/model\.safetensors"):

@@ -13,7 +13,7 @@ import pytest
 from factories.training import log_rows, losses, make_shards, tiny_recipe
 from factories.videos import write_signing
 
-from sage_scale import registry
+from sage_scale import Translator, registry
 from sage_scale.cli import main
 from sage_scale.config import Recipe, extension, load_recipe, override, to_yaml
 from sage_scale.errors import CheckpointError, RecipeError
@@ -83,6 +83,10 @@ def test_every_verb_knows_the_model(tmp_path, capsys):
     capsys.readouterr()
     assert command_line(["translate", str(video), "--model", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["segments_s"]
+    sentence = Translator(run).translate(video).sentence
+    assert command_line(["models", "export", str(run), "--out", str(tmp_path / "given")]) == 0
+    assert Translator.from_pretrained(tmp_path / "given").translate(video).sentence == sentence
+    assert "# given" in (tmp_path / "given" / "README.md").read_text()
     assert command_line(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "Stage 1: colours" in page and "dev loss" in page and "toy figures" not in page
