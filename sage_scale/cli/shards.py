@@ -2,7 +2,7 @@
 
 sage-scale shards ls URL                 the splits and shards
 sage-scale shards ls URL --samples       one line a clip
-sage-scale shards cat URL KEY            one clip: description, segments, stored members
+sage-scale shards cat URL KEY            one clip: description, segments, stored members; --figure draws it
 sage-scale shards stats URL              figures of each split
 sage-scale shards sheet URL --out PAGE   clips as a page: pictures, segments, sentences; rejects
 sage-scale shards verify URL             every hash, every member
@@ -11,13 +11,14 @@ sage-scale shards remove URL --ids FILE  remove clips for good
 sage-scale shards repair URL             keep intact clips, list lost ones
 sage-scale shards merge OUT URL...       one dataset of several
 sage-scale shards split URL --out OUT    parts of a dataset
+sage-scale shards export URL --out OUT   for Hugging Face datasets, or sign-language-data-loading
 
-The last five are in shards_change.py. The first four also take a WebDataset of others that `shards index` has indexed.
+Export is in shards_export.py, the five before it in shards_change.py. The first four also take a WebDataset of others
+that `shards index` has indexed.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from shlex import quote
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sage_scale.cli import DatasetUrl, shards_change
+from sage_scale.cli import DatasetUrl, shards_change, shards_export
 from sage_scale.errors import DatasetError, StorageError, UsageError
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.display import shortened, size
@@ -33,7 +34,7 @@ from sage_scale.untrusted.printer import echo, echo_json, tell
 from sage_scale.untrusted.progress import Progress
 
 if TYPE_CHECKING:
-    from sage_scale.shards import Dataset
+    from sage_scale.shards import Dataset, Sample
     from sage_scale.shards.statistics import SplitStatistics
     from sage_scale.shards.webdataset_index import WebDatasetIndex
 
@@ -49,6 +50,7 @@ for change in (
     shards_change.merge,
     shards_change.split,
     shards_change.index,
+    shards_export.export,
 ):
     app.command(change.__name__)(change)
 
@@ -134,15 +136,28 @@ def cat(
     url: DatasetUrl,
     key: Annotated[str, typer.Argument(metavar="KEY", help="A clip's key (16 hex digits) or its id.")],
     out: Annotated[str, typer.Option(help="Folder into which the clip's members are written.")] = "",
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH.png", help="Draw its frames, segments and sentence: .png, .svg, .pdf, .jpg."
+        ),
+    ] = None,
 ) -> None:
     """Print one clip: its description, its segments and its stored members."""
     from sage_scale.shards import open_dataset
+    from sage_scale.shards.lookup import row_of
     from sage_scale.shards.writer import sample_members
 
     if web := _webdataset(url):
+        if figure:
+            raise UsageError(f"{url} is a WebDataset of others: --figure draws clips of our own datasets")
         return _print_webdataset_sample(web, key, out)
+    if figure:
+        from sage_scale.translation.timeline import check_target
+
+        check_target(figure)
     dataset = open_dataset(url, unfinished=True)
-    row = _find(dataset, key)
+    row = row_of(dataset, key)
     table = dataset.samples()
     sample = dataset.read(table, row)
     echo_json(
@@ -161,6 +176,8 @@ def cat(
         }
     )
     _write_members(out, sample_members(sample))
+    if figure:
+        _draw_clip(sample, figure)
 
 
 @app.command("sheet")
@@ -258,6 +275,20 @@ def _draw(dataset: Dataset, found: list[SplitStatistics], path: Path) -> None:
     tell(f"figure written to {path}")
 
 
+def _draw_clip(sample: Sample, path: Path) -> None:
+    from sage_scale.translation.result import Translation
+    from sage_scale.translation.timeline import write_timeline
+
+    meta = sample.meta
+    shown = Translation(
+        video=meta["source"], sentence=meta["sentence"], language=meta["language"], fps=meta["fps"],
+        frames=meta["frames"], segments=sample.segments, tagger="", seconds=0.0, sample=sample,
+    )  # fmt: skip
+    glosses = f"; {' '.join(map(str, meta['pseudo_glosses']))}" if meta["pseudo_glosses"] else ""
+    write_timeline(shown, path, f"{meta['id']}, signer {meta['signer']}, {meta['split']}{glosses}")
+    tell(f"figure written to {path}")
+
+
 def _paragraph(part: SplitStatistics) -> list[str]:
     def line(spread: dict[str, float]) -> str:
         return (
@@ -289,29 +320,6 @@ def _paragraph(part: SplitStatistics) -> list[str]:
     if part.rejects:
         lines.append(f"  rejects        {part.rejects:,}: {top(part.reasons)}")
     return lines
-
-
-def _find(dataset: Dataset, wanted: str) -> int:
-    """Returns the row of a clip's key or id. Raises UsageError for an unknown or rejected clip."""
-    from sage_scale.shards import sample_key
-    from sage_scale.shards.rejects import current_rejects, reject_key
-
-    keys = dataset.records["key"]
-    for key in (wanted.lower(), sample_key(wanted)):
-        if re.fullmatch("[0-9a-f]{16}", key):
-            rows = (keys == int(key, 16)).nonzero()[0]
-            if len(rows):
-                return int(rows[0])
-    for unit, reject in current_rejects(dataset):
-        if wanted == reject.id or wanted.lower() == reject_key(reject):
-            why = f"{reject.reason}: {reject.detail}" if reject.detail else reject.reason
-            raise UsageError(
-                f"{dataset.url}: clip '{reject.id}' was rejected, nothing of it is stored; the reason in {unit.tar}: "
-                f"{why}. Where the cause is mended, `sage-scale precompute --retry-rejects` tries again"
-            )
-    raise UsageError(
-        f"{dataset.url} has no clip '{wanted}'; `sage-scale shards ls {quote(dataset.url)} --samples` lists them"
-    )
 
 
 def _webdataset(url: str) -> WebDatasetIndex | None:

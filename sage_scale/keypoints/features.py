@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from sage_scale.errors import ClipRejected
@@ -71,3 +75,33 @@ def _shoulder_frame(
     nearest = known[np.abs(np.arange(len(points_TKC))[:, None] - known[None]).argmin(1)]
     centre_TC = (points_TKC[nearest, left] + points_TKC[nearest, right]) / 2
     return centre_TC, max(width, 1e-3 * height)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLayout:
+    """What the numbers of a row of `keypoint_features` are."""
+
+    names: tuple[str, ...]
+    """K points."""
+    axes: int
+    """2 for x and y, 3 with z."""
+    velocities: bool
+
+    @classmethod
+    def recorded(cls, vision: Mapping[str, Any], width: int) -> RowLayout | None:
+        """Returns the layout that a dataset's recorded recipe section `vision` states.
+
+        None for features of another backbone, and where a row has not the `width` that follows from it.
+        """
+        names = LAYOUTS.get(str(vision.get("keypoint_layout", "openpose")))
+        if vision.get("backbone") != "keypoints" or names is None:
+            return None
+        axes = 3 if vision.get("keypoint_z") else 2
+        velocities = bool(vision.get("keypoint_velocities"))
+        found = cls(names=names, axes=axes, velocities=velocities)
+        return found if width == len(names) * axes * (1 + velocities) else None
+
+    def parts(self, rows_TW: np.ndarray) -> list[np.ndarray]:
+        """Returns the points (T, K, C) of rows, and with velocities these, too. Raises ValueError for another width."""
+        shape = (1 + self.velocities, len(self.names), self.axes)
+        return list(rows_TW.reshape(len(rows_TW), *shape).swapaxes(0, 1))

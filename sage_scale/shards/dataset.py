@@ -99,6 +99,23 @@ class Dataset:
             return table.take(slice(int(ends[first] - self.units.table["samples"][first]), int(ends[last])))
         return table.take(chosen[self.unit_of_row])
 
+    def __getitem__(self, clip: str) -> Sample:
+        """Returns the sample of a clip's id or key, by one range request. Raises NoClip, and the errors of `read`."""
+        from sage_scale.shards.lookup import row_of
+
+        if not isinstance(clip, str):
+            raise TypeError(f"a dataset is indexed by a clip's id, not by {type(clip).__name__}")
+        return self.read(self.samples(), row_of(self, clip))
+
+    def __contains__(self, clip: object) -> bool:
+        """Returns whether a clip of this id or key is stored."""
+        from sage_scale.shards.lookup import find_row
+
+        return isinstance(clip, str) and find_row(self, clip) is not None
+
+    __iter__ = None
+    """`samples()` and `read` give all clips."""
+
     def read(self, table: SampleTable, row: int) -> Sample:
         """Returns one sample, checked against its hash. Raises DatasetError, StorageError."""
         tar, record = self.units.tar(int(table.unit[row])), table.records[row]

@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from sage_scale.config import Recipe
+from sage_scale.corpora.signing import INVENTED, SIGN_LANGUAGES
 from sage_scale.errors import CheckpointError
 from sage_scale.shards import HAS_SENTENCE, Dataset, notice_note
 from sage_scale.training.familiarity import FILE as FAMILIARITY
@@ -28,13 +29,6 @@ from sage_scale.untrusted.hashes import add_hash, read_hashes
 from sage_scale.untrusted.json_values import InvalidJSON, build, parse_json_object
 
 FILE = "card.json"
-INVENTED = ("synthetic", "acted")
-"""Corpora whose signs are no sign language."""
-SIGN_LANGUAGES = {
-    "phoenix14t": ("gsg",), "csl_daily": ("csl",), "csl_news": ("csl",), "how2sign": ("ase",), "openasl": ("ase",),
-    "youtube_asl": ("ase",),
-}  # fmt: skip
-"""Corpus reader -> sign languages, ISO 639-3; youtube_sl25 has many."""
 SHOWN = ("bleu4", "rouge_l", "chrf")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from sage_scale.config import Recipe, Stage
 from sage_scale.registry import model_spec
 from sage_scale.training.familiarity import Familiarity
 from sage_scale.training.model_card import ModelCard
-from sage_scale.untrusted.display import printable
+from sage_scale.untrusted.display import markdown, printable
 
 _TEMPLATE = "model_readme.md.j2"
 _METRICS = {"bleu4": ("bleu", "BLEU-4"), "rouge_l": ("rouge", "ROUGE-L"), "chrf": ("chrf", "chrF")}
@@ -92,11 +91,6 @@ def _licences(card: ModelCard) -> str:
     return "; ".join(f"{corpus}: {LICENCES[corpus]}" for corpus in card.corpora if corpus in LICENCES)
 
 
-def _plain(value: str) -> str:
-    """Text from outside as Markdown shows it: no markup, no end of a table's cell."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(value))
-
-
 @functools.cache
 def _environment() -> jinja2.Environment:
     made = jinja2.Environment(
@@ -107,5 +101,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"plain": _plain, "quote": shlex.quote, "json": json.dumps}
+    made.filters |= {"plain": markdown, "quote": shlex.quote, "json": json.dumps}
     return made

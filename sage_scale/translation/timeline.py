@@ -27,8 +27,10 @@ WARNING, INK, REST = "#b3261e", "#4a5560", "#8a929b"
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 
 
-def write_timeline(translation: Translation, path: Path) -> None:
+def write_timeline(translation: Translation, path: Path, note: str = "") -> None:
     """Write the figure to `path`, in the format of its suffix, with a frame above each segment if there is room.
+
+    `note` is a line below the sentence.
 
     Raises UsageError for an unknown suffix or a missing folder.
     """
@@ -44,7 +46,7 @@ def write_timeline(translation: Translation, path: Path) -> None:
     # 84 letters are the width of the figure; East Asian ones are twice as wide.
     sentence = translation.sentence or "(no words)"
     title = textwrap.fill(sentence, max(int(84 * len(sentence) / letters(sentence)), 20))
-    notes = _notes(translation)
+    notes = _notes(translation, note)
     strip = 1.2 if pictures else 0.0
     above = (
         0.32 * (title.count("\n") + 1)
@@ -93,10 +95,10 @@ def write_timeline(translation: Translation, path: Path) -> None:
         plt.close(figure)
 
 
-def _notes(translation: Translation) -> list[tuple[str, str]]:
+def _notes(translation: Translation, note: str) -> list[tuple[str, str]]:
     """Returns lines below the sentence with their colours: warnings, score, model."""
     lines = [(f"Warning: {line}", WARNING) for line in translation.warnings]
-    lines += [(line, INK) for line in (translation.score_line(), translation.trained_on) if line]
+    lines += [(line, INK) for line in (note, translation.score_line(), translation.trained_on) if line]
     return [(textwrap.fill(shortened(line, 600), 150), colour) for line, colour in lines]
 
 

@@ -30,6 +30,11 @@ def printable(text: object) -> str:
     return "".join(map(_shown, shown))
 
 
+def markdown(text: object) -> str:
+    """Returns `text` as one line that Markdown shows as it is: no markup, no end of a table's cell."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(text))
+
+
 def shortened(text: object, limit: int = MAX_SHOWN) -> str:
     """Returns `printable(text)`, cut to `limit` characters with "..." and its whole length where it is longer."""
     whole = str(text)

@@ -59,6 +59,7 @@ TESTED = {
     r"sage-scale ablate orderings.*": "tests/experiments/test_ablation_system.py",
     r"sage-scale (pretrain|finetune|evaluate) .* data/shards( .*sign2gpt.*)?": "tests/training/test_sign2gpt_stages.py",
     r"sage-scale translate talk.mp4 .* --captions .*": "tests/translation/test_captions.py",
+    r"sage-scale shards export .*": "tests/shards/test_export.py",
     r"sage-scale report runs/mine": "tests/reporting/test_page.py",
     r"sage-scale \w+ .*s3://bucket/runs/mine.*": "tests/training/test_run_at_url.py",
     r"sage-scale pretrain .* --ranks 8 --restarts 5": "tests/training/test_restarts.py",

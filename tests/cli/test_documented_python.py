@@ -23,8 +23,8 @@ from sage_scale.cli import main as command_line
 from sage_scale.losses import clcl_loss, reference_similarity
 
 PAGES = [ROOT / "README.md", ROOT / "shards" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = ("import lightning", "import Accelerator", "import deepspeed")
-"""Blocks that another test below runs: with an environment of its own, or on two ranks."""
+ELSEWHERE = ("import lightning", "import Accelerator", "import deepspeed", "from datasets import")
+"""Blocks that another test runs: with an environment of its own (shards/test_export_readers.py), or on two ranks."""
 
 
 def of_keypoints() -> dict[str, Any]:
