@@ -138,7 +138,8 @@ def pose_webdataset_code(dataset: Dataset, body_parts: Sequence[str]) -> str:
     """Returns the code that opens tars with `sign-language-data-loading`."""
     split = next(iter(split_names(list(dataset.splits)).values()))
     return (
-        "from glob import glob\n\nfrom sldl import SignLanguageDataset  # pip install sign-language-data-loading\n\n"
+        "from glob import glob\n\n"
+        "from sldl import SignLanguageDataset  # pip install 'sign-language-data-loading[torch]'\n\n"
         f"tars = sorted(glob({json.dumps(f'data/{split}/*.tar')}))\n"
         f"dataset = SignLanguageDataset(tars, body_parts={tuple(body_parts)!r})\n"
         'print(dataset[0]["poses"], dataset[0]["annotations"])'

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from factories.datasets import make_dataset, make_sample, write_dataset
 from factories.notebook import ROOT, blocks_of
 
@@ -22,7 +23,7 @@ from sage_scale.shards import open_dataset
 from sage_scale.storage import open_store
 
 pytestmark = [pytest.mark.system, pytest.mark.extras, pytest.mark.timeout(600)]
-PACKAGES = ("datasets>=5", "pillow", "s3fs", "sign-language-data-loading>=1.0.2")
+PACKAGES = ("datasets>=5", "pillow", "s3fs", "sign-language-data-loading>=1.0.2", "sign-language-tools")
 READ = """\
 import json, sys
 from datasets import load_dataset
@@ -30,7 +31,8 @@ folder, given = sys.argv[1], json.loads(sys.argv[2])
 def told(clip):
     names = [n for n in ("frames", "features", "features_1", "keypoints", "velocities") if clip.get(n) is not None]
     sums = {n: [list(clip[n].shape), float(clip[n].astype("float64").sum())] for n in names}
-    return [clip["id"].item(), clip["sentence"].item(), clip["segments"].tolist(), clip["pseudo_glosses"].tolist(), sums]
+    said = [clip["segments"].tolist(), clip["pseudo_glosses"].tolist()]
+    return [clip["id"].item(), clip["sentence"].item(), *said, sums]
 def rows(read): return [told(clip) for clip in read.with_format("numpy")]
 out = {}
 whole, streamed = load_dataset(folder), load_dataset(folder, streaming=True)
@@ -39,20 +41,25 @@ for split in whole:
     assert rows(streamed[split]) == out[split], split
 for url, options in given:
     files = {"dev": url}
-    assert rows(load_dataset("parquet", data_files=files, split="dev", streaming=True, storage_options=options)) == out["dev"]
+    read = load_dataset("parquet", data_files=files, split="dev", streaming=True, storage_options=options)
+    assert rows(read) == out["dev"], url
 if "frames" in whole["dev"].features: assert whole["dev"][0]["frames"][0].format == "JPEG"
 print(json.dumps(out))
 """
 POSES = """\
 import json, sys
+sys.path.append(sys.argv[2])  # torch, which sldl imports
 from glob import glob
 from sldl import SignLanguageDataset
 tars = sorted(glob(sys.argv[1] + "/data/dev/*.tar"))
 for windows in (False, True):
     dataset = SignLanguageDataset(tars, use_windows=windows, window_size=200, window_stride=200)
 clips = SignLanguageDataset(tars)
-said = [[clip["signer_id"], clip["n_frames"], {n: list(p.shape) for n, p in clip["poses"].items()},
-         clip["annotations"]["both_hands"][["start_frame", "end_frame"]].values.tolist()] for clip in map(clips.__getitem__, range(len(clips)))]
+said = []
+for clip in map(clips.__getitem__, range(len(clips))):
+    segments = clip["annotations"]["both_hands"][["start_frame", "end_frame"]].values.tolist()
+    shapes = {n: list(p.shape) for n, p in clip["poses"].items()}
+    said.append([clip["signer_id"], clip["n_frames"], shapes, segments])
 print(json.dumps([len(dataset), said]))
 """
 
@@ -174,7 +181,9 @@ def test_sign_language_data_loading_opens_tars(tmp_path, python):
         "pose-webdataset",
     ]
     assert run(command) == 0
-    windows, clips = json.loads(read_by(python, tmp_path, POSES, tmp_path / "out").splitlines()[-1])
+    windows, clips = json.loads(
+        read_by(python, tmp_path, POSES, tmp_path / "out", Path(torch.__file__).parents[1]).splitlines()[-1]
+    )
     assert windows and len(clips) == 3
     for row, (signer, frames, shapes, segments) in enumerate(clips):
         sample = dataset.read(dataset.samples("dev"), row)
