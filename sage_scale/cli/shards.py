@@ -195,13 +195,14 @@ def sheet(
     from sage_scale.reporting.clip_sheet import by_split, clip_sheet, rows_of
     from sage_scale.reporting.page import write_page
     from sage_scale.shards import open_dataset
+    from sage_scale.shards.lookup import row_of
 
     on_this_machine(out, "a page")
     dataset = open_dataset(url, unfinished=True)
     if ids and (split or seed is not None):
         raise UsageError("--ids names the clips: leave out --split and --seed")
     if ids:
-        chosen = by_split(dataset, [_find(dataset, name) for name in shards_change.named_ids(ids)])
+        chosen = by_split(dataset, [row_of(dataset, name) for name in shards_change.named_ids(ids)])
     else:
         chosen = rows_of(dataset, split or (), clips, seed)
     with Progress("sheet", "clips") as show:
