@@ -131,7 +131,7 @@ def export(
         card = read_card(made)
         assert card is not None
         text = render_readme(
-            card, load_recipe(made / "recipe.yaml"), name or out.name, licence, data_licence,
+            card, load_recipe(source / "recipe.yaml"), name or out.name, licence, data_licence,
             f"{HUB}{push}" if push else out.name, read_familiarity(made), number_of_parameters(made),
         )  # fmt: skip
         (made / "README.md").write_text(text, encoding="utf-8")

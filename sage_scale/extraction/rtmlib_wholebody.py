@@ -31,7 +31,7 @@ class RtmlibWholebody:
 
     def __init__(self, weights: str) -> None:
         """Raises UsageError where rtmlib is not installed or the folder `weights` lacks one of the two files."""
-        detector, pose = _files(weights)
+        detector, pose = rtmlib_files(weights)
         try:
             with contextlib.redirect_stdout(sys.stderr):  # rtmlib prints what it loads
                 from rtmlib import Wholebody
@@ -62,7 +62,8 @@ class RtmlibWholebody:
             yield points[0], np.where(scores[0] >= LEAST_SCORE, scores[0], 0)
 
 
-def _files(weights: str) -> tuple[Path, Path]:
+def rtmlib_files(weights: str) -> tuple[Path, Path]:
+    """Returns detector and whole-body model of `vision.extractor_weights`. Raises UsageError without them."""
     if not weights:
         raise UsageError(
             "vision.extractor=rtmlib needs vision.extractor_weights=FOLDER with yolox*.onnx and a whole-body model"

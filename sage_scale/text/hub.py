@@ -57,7 +57,7 @@ def model_source(name: str | Path) -> str | Path:
     return cached
 
 
-MODEL_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.txt", "*.model")
+MODEL_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.txt", "*.model", "extractor/*.onnx")
 """Files of a model folder (training/standalone.py) that are fetched from the hub: no pickle, no code."""
 
 

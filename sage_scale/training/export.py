@@ -25,12 +25,15 @@ from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.registry import model_names, model_spec
 from sage_scale.storage import on_this_machine
 from sage_scale.untrusted.hashes import check_hashes, write_hashes
+from sage_scale.vision.backbone_choice import ENCODER
 from sage_scale.vision.packed import PackedVideo
 
 PARTS = {
     "segmentation.weights": "tagger",
     "vision.backbone": "frozen_backbone",
     "vision.backbone_weights": "frozen_backbone",
+    "vision.extractor_weights": "extractor",
+    "model.backbone.folder": ENCODER,
     "model.sign2gpt.vit_weights": "vit",
 }
 """Recipe keys that name other files -> their folder in an export of `sage-scale models export` (standalone.py)."""

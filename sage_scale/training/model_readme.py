@@ -58,7 +58,7 @@ def render_readme(
     front = ModelCardData(
         language=[tag.partition("-")[0] for tag in card.languages], license=licence or None,
         library_name="sage-scale", tags=["sign-language-translation", card.model], model_name=name,
-        eval_results=results or None,
+        eval_results=results or None, base_model=_published(recipe.model.language_model),
     )  # fmt: skip
     signatures = {str(entry.get("signature", "")) for entry in card.scores.values()} - {""}
     body = _environment().get_template(_TEMPLATE).render(
@@ -81,6 +81,15 @@ def _controls(entry: Mapping[str, Any]) -> str:
     found = {name: control["bleu4"] for name, control in entry.get("controls", {}).items()}
     highest_first = sorted(found, key=lambda name: -found[name])
     return ", ".join(f"{name.replace('_', ' ')} {found[name]:.1f}" for name in highest_first)
+
+
+def _published(name: str) -> str | None:
+    """The language model that training began from, where it has a name on the hub."""
+    return (
+        name
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+        else None
+    )
 
 
 def _steps(stage: Stage) -> str:

@@ -4,6 +4,8 @@ The export of a run (training/export.py), and besides:
 
 tagger/             the segmenter (`segmentation.weights`, or the one of an installed package)
 frozen_backbone/    the backbone of stored features (`vision.backbone`, `vision.backbone_weights`)
+extractor/          the ONNX models of rtmlib (`vision.extractor_weights`)
+backbone/           the configuration of a frame encoder of transformers (`model.backbone.folder`)
 vit/                the frozen vision transformer of Sign2GPT (`model.sign2gpt.vit_weights`)
 language_model/     the frozen language model of Sign2GPT
 README.md           the model card (training/model_readme.py)
@@ -24,6 +26,7 @@ import torch
 from sage_scale.config import Recipe, load_recipe, override, to_yaml
 from sage_scale.config.recipe import flat, to_mapping
 from sage_scale.errors import CheckpointError, UsageError
+from sage_scale.extraction.rtmlib_wholebody import rtmlib_files
 from sage_scale.nn.weights import read_weights, write_weights
 from sage_scale.precompute.frozen_backbone import run_recipe, run_weights
 from sage_scale.registry import model_spec
@@ -38,9 +41,10 @@ from sage_scale.vision.backbone_choice import BACKBONES, ENCODER, model_folder
 from sage_scale.vision.pretrained_weights import read_state_dict
 
 PRIVATE = (
-    "corpus.root", "segmentation.labels", "segmentation.features", "vision.keypoints", "vision.rtmlib_models",
-    "stream.cache_dir", "pretrain.checkpoints", "finetune.checkpoints", "pretrain.offload_dir", "finetune.offload_dir",
-    "finetune.glosses", "model.backbone.weights", "model.language_model",
+    "corpus.root", "segmentation.labels", "segmentation.features", "vision.keypoints", "stream.cache_dir",
+    "pretrain.checkpoints", "finetune.checkpoints", "pretrain.offload_dir", "finetune.offload_dir",
+    "finetune.glosses", "model.backbone.weights", "model.language_model", "prototypes.fasttext", "precompute.address",
+    "pretrain.wandb", "finetune.wandb",
 )  # fmt: skip
 """Keys that name places of one machine; a translation reads none of them."""
 LANGUAGE = "language_model"
@@ -64,14 +68,18 @@ def write_standalone(
         shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile, ignore=_ignored)
         changes = [
             *_frozen_backbone(recipe, source, folder), *_weights(recipe, source, folder),
-            *_tagger(recipe, source, folder),
+            *_tagger(recipe, source, folder), *_extractor(recipe, source, folder),
         ]  # fmt: skip
         frozen = not (folder / LANGUAGE).is_dir() and model_spec(recipe.model.kind).language is not None
         if frozen:
             _language_model(recipe.model.language_model, folder / LANGUAGE)
+        if (folder / ENCODER).is_dir():
+            changes.append(f"model.backbone.folder=./{ENCODER}")
+        unused = [
+            key for key in PARTS if key != "vision.backbone" and all(f"{key}=" not in c for c in changes)
+        ]
         known = flat(to_mapping(recipe))
-        changes += [f"{key}=" for key in PRIVATE if known.get(key)]
-        recipe = override(recipe, changes)
+        recipe = override(recipe, [*(f"{key}=" for key in (*PRIVATE, *unused) if known.get(key)), *changes])
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
         if half:
             _halve(folder, torch.bfloat16 if frozen else torch.float16)
@@ -128,7 +136,12 @@ def _weights(recipe: Recipe, source: Path, folder: Path) -> list[str]:
     known = flat(to_mapping(recipe))
     for key in ("vision.backbone_weights", "model.sign2gpt.vit_weights"):
         value = str(known.get(key) or "")
-        if not value or (key.startswith("vision.") and recipe.vision.kind != "features"):
+        read = (
+            recipe.vision.kind == "features"
+            if key.startswith("vision.")
+            else key.startswith(f"model.{recipe.model.kind}.")
+        )
+        if not value or not read:
             continue
         _safetensors(_named(value, source), folder / PARTS[key])
         changes.append(f"{key}=./{PARTS[key]}")
@@ -170,6 +183,17 @@ def _tagger(recipe: Recipe, source: Path, folder: Path) -> list[str]:
     if (inside / CONFIG).is_file():
         shutil.copyfile(inside / CONFIG, part / CONFIG)
     return [f"segmentation.weights=./{part.name}"]
+
+
+def _extractor(recipe: Recipe, source: Path, folder: Path) -> list[str]:
+    """Copy the two models of rtmlib; MediaPipe's come with its set-up."""
+    if recipe.vision.extractor != "rtmlib":
+        return []
+    part = folder / PARTS["vision.extractor_weights"]
+    part.mkdir(exist_ok=True)
+    for path in rtmlib_files(str(_named(recipe.vision.extractor_weights, source))):
+        shutil.copyfile(path, part / path.name)
+    return [f"vision.extractor_weights=./{part.name}"]
 
 
 def _language_model(name: str, folder: Path) -> None:

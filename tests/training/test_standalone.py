@@ -13,8 +13,8 @@ from factories.training import SIZE, make_language_folder, make_shards, tiny_rec
 from transformers import ViTConfig, ViTModel
 
 from sage_scale.config import Recipe, from_mapping, override, to_yaml
-from sage_scale.config.recipe import to_mapping
-from sage_scale.errors import CheckpointError
+from sage_scale.config.recipe import flat, to_mapping
+from sage_scale.errors import CheckpointError, RecipeError
 from sage_scale.precompute.frozen_backbone import open_backbone, weights_sha256
 from sage_scale.segmentation.tagger import segmenter_fingerprint
 from sage_scale.training.export import load_translator
@@ -127,3 +127,33 @@ def test_a_run_as_backbone_goes_along(trained, tmp_path):
     shutil.rmtree(tmp_path / "theirs")
     opened = load_translator(tmp_path / "out")[2]
     assert np.array_equal(open_backbone(opened.vision).pictures(frames)[0], before)
+
+
+def test_no_key_of_the_recipe_keeps_a_place_of_the_machine(trained, tmp_path):
+    """Every key of text that names nothing which the model needs is a path, where the recipe takes it."""
+    names = [name for name, value in flat(to_mapping(trained[1])).items() if value == ""]
+    names.remove("vision.backbone_weights")
+    taken = []
+    for name in names:
+        try:
+            override(trained[1], [*taken, f"{name}={tmp_path / 'secret' / name}"])
+        except RecipeError:
+            continue
+        taken.append(f"{name}={tmp_path / 'secret' / name}")
+    assert len(taken) > 10
+    run, _ = changed_run(trained, tmp_path / "run", *taken)
+    write_standalone(run, tmp_path / "out")
+    assert "secret" not in (tmp_path / "out" / "recipe.yaml").read_text()
+
+
+def test_the_models_of_an_extractor_go_along(trained, tmp_path):
+    for name in ("yolox_m.onnx", "rtmw.onnx", "notes.txt"):
+        (tmp_path / "theirs").mkdir(exist_ok=True)
+        (tmp_path / "theirs" / name).write_text(name)
+    changes = ("vision.extractor=rtmlib", f"vision.extractor_weights={tmp_path / 'theirs'}")
+    run, _ = changed_run(trained, tmp_path / "run", *changes)
+    write_standalone(run, tmp_path / "out")
+    opened = load_translator(tmp_path / "out")[2]
+    assert opened.vision.extractor_weights == str(tmp_path / "out" / "extractor")
+    found = sorted(path.name for path in (tmp_path / "out" / "extractor").iterdir())
+    assert found == ["rtmw.onnx", "yolox_m.onnx"]
