@@ -170,11 +170,15 @@ def _write_captions(
                 target.unlink(missing_ok=True)
             raise SageError(f"{video} cannot be translated: {reason}") from None
         except KeyboardInterrupt:
+            captions = "1 caption" if count == 1 else f"{count} captions"
             progress.say(
-                f"sage-scale: {target} has {count} captions, up to {clock(written_s)}: "
-                f"--start {clock(written_s)} and another file go on from there"
+                f"sage-scale: interrupted; {target} has {captions}, up to {clock(written_s)}: "
+                f"--start {clock(written_s)} with another file goes on from there"
             )
-            raise
+            raise SystemExit(130) from None
+        finally:
+            if target.exists():
+                file.close()
     if warned > SHOWN_WARNINGS:
         tell(f"sage-scale: {warned - SHOWN_WARNINGS} more warnings: a .json file or --json has them all")
     told = f"{count} captions" if count != 1 else "1 caption"

@@ -5,7 +5,7 @@
 | `.vtt` | WebVTT, with a note on the model and its training data |
 | `.srt` | SubRip |
 | `.json` | a list of `Caption.as_mapping` |
-| `.eaf` | ELAN: sentences and segments, linked to the video; written anew for each batch |
+| `.eaf` | ELAN: sentences and segments, linked to the video; written anew, of a long video every few seconds |
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -24,6 +25,8 @@ from sage_scale.segmentation.intervals import Interval, SignIntervals
 from sage_scale.translation.captions import Caption
 from sage_scale.untrusted.display import printable
 
+SOON_S = 0.05
+"""A file that is written faster is written after each caption, seconds."""
 _TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,4}):)?(\d{1,9}(?:\.\d{1,9})?)", re.ASCII)
 
 
@@ -31,6 +34,8 @@ class CaptionFile(Protocol):
     """A file that takes captions one by one."""
 
     def add(self, caption: Caption) -> None: ...
+    def close(self) -> None:
+        """Write what is not yet written."""
 
 
 def open_captions(path: Path, video: str, about: str) -> CaptionFile:
@@ -91,6 +96,9 @@ class _Growing:
         self._at += len(row.encode())
         self.count += 1
 
+    def close(self) -> None:
+        """Every row is written already."""
+
     def _write(self, at: int, data: bytes, flags: int = 0) -> None:
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o666)
@@ -104,58 +112,65 @@ class _Growing:
             raise StorageError(f"{self.path} cannot be written: {error.strerror}") from None
 
 
-class _WebVTT:
+class _WebVTT(_Growing):
     def __init__(self, path: Path, video: str, about: str) -> None:
         note = printable(about).replace("-->", "->")
-        self._file = _Growing(path, f"WEBVTT\n\nNOTE {note}\n")
+        super().__init__(path, f"WEBVTT\n\nNOTE {note}\n")
 
     def add(self, caption: Caption) -> None:
         times = f"{clock(caption.start_s)} --> {clock(caption.end_s)}"
-        self._file.append(f"\n{times}\n{cue_text(caption.translation.sentence)}\n")
+        self.append(f"\n{times}\n{cue_text(caption.translation.sentence)}\n")
 
 
-class _SubRip:
+class _SubRip(_Growing):
     def __init__(self, path: Path, video: str, about: str) -> None:
-        self._file = _Growing(path, "")
+        super().__init__(path, "")
 
     def add(self, caption: Caption) -> None:
         times = f"{clock(caption.start_s, ',')} --> {clock(caption.end_s, ',')}"
         text = printable(caption.translation.sentence).replace("-->", "->") or "–"
-        self._file.append(f"{self._file.count + 1}\n{times}\n{text}\n\n")
+        self.append(f"{self.count + 1}\n{times}\n{text}\n\n")
 
 
-class _JSON:
+class _JSON(_Growing):
     def __init__(self, path: Path, video: str, about: str) -> None:
-        self._file = _Growing(path, "[", "\n]\n")
+        super().__init__(path, "[", "\n]\n")
 
     def add(self, caption: Caption) -> None:
         row = json.dumps(caption.as_mapping(), ensure_ascii=False, allow_nan=False)
-        self._file.append(("," if self._file.count else "") + "\n" + row)
+        self.append(("," if self.count else "") + "\n" + row)
 
 
 class _ELAN:
+    """ELAN's times stand before its annotations, so each writing writes all of them: at most a tenth of the time."""
+
     def __init__(self, path: Path, video: str, about: str) -> None:
         self._path, self._video = path, str(Path(video).absolute())
         self._sentences: list[Interval] = []
         self._signs: list[Interval] = []
-        self._write()
+        self._written_at = self._took_s = 0.0
+        self.close()
 
     def add(self, caption: Caption) -> None:
         found, at = caption.translation, caption.window_start_s
         self._sentences.append(Interval(caption.start_s, caption.end_s, found.sentence))
         for start, end in found.segments.tolist():
             self._signs.append(Interval(at + start / found.fps, at + end / found.fps))
-        self._write()
+        if self._took_s < SOON_S or time.monotonic() - self._written_at > 10 * self._took_s:
+            self.close()
 
-    def _write(self) -> None:
+    def close(self) -> None:
         intervals = SignIntervals(signs=tuple(self._signs), sentences=tuple(self._sentences))
         partial = self._path.with_name(f".{self._path.name}.partial")
+        begun = time.monotonic()
         try:
             partial.write_bytes(eaf_bytes(intervals, video=self._video, folder=self._path.parent))
             partial.replace(self._path)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise StorageError(f"{self._path} cannot be written: {error.strerror}") from None
+        self._written_at = time.monotonic()
+        self._took_s = self._written_at - begun
 
 
 _FORMATS: dict[str, Callable[[Path, str, str], CaptionFile]] = {

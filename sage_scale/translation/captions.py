@@ -231,7 +231,11 @@ def _of_keypoints(
             Clip(id=str(path), video=str(path))
         )  # raises: there are no keypoints of this video
         return
-    found = probe(str(path))
+    found = or_rejected(probe, str(path))
+    if isinstance(found, ClipRejected):
+        if vision.kind == "frames" or vision.backbone != "keypoints":
+            raise found
+        found = None  # the model sees no pictures
     first_s = found.first_s if found is not None else 0.0
     track = read_keypoints(keypoints, vision)
     chosen_T = nearest_frames(

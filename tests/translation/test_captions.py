@@ -29,7 +29,7 @@ from sage_scale.models.sage.mbart import load_language_model
 from sage_scale.models.sage.model import SageTranslator
 from sage_scale.segmentation.elan import read_eaf
 from sage_scale.segmentation.tagger import Probabilities
-from sage_scale.translation import captions
+from sage_scale.translation import caption_files, captions
 from sage_scale.translation.caption_files import clock, open_captions, seconds_of
 from sage_scale.translation.translate import Translator
 
@@ -277,8 +277,21 @@ def test_every_format_has_the_same_captions(capsys, run, translator, talk, tmp_p
         assert np.allclose([row[:2] for row in rows], [row[:2] for row in expected], atol=1e-3)
         texts = [" ".join(row[2].strip("–").split()) for row in rows]
         assert texts == [" ".join(row[2].split()) for row in expected]
+        file.close()
     signs = read_eaf(tmp_path / "talk.eaf").signs
     assert len(signs) == sum(len(c.translation.segments) for c in translator.captions(talk))
+
+
+def test_a_large_elan_file_is_written_now_and_then_and_at_the_end(translator, talk, tmp_path, monkeypatch):
+    monkeypatch.setattr(caption_files, "SOON_S", 0.0)
+    file = open_captions(tmp_path / "talk.eaf", str(talk), "")
+    monkeypatch.setattr(file, "_took_s", 60.0)
+    for caption in translator.captions(talk):
+        file.add(caption)
+    assert read_captions(tmp_path / "talk.eaf") == []
+    file.close()
+    assert len(read_captions(tmp_path / "talk.eaf")) == len(SENTENCES)
+    assert [path.name for path in tmp_path.iterdir()] == ["talk.eaf"]
 
 
 def test_mark_up_in_a_sentence_stays_text(translator, talk, tmp_path):
@@ -363,6 +376,6 @@ def test_ctrl_c_says_how_far_the_captions_go(capsys, run, talk, tmp_path, monkey
     code, _, err = call(
         capsys, "translate", talk, "--model", run, "--captions", tmp_path / "a.vtt", "--device", "cpu"
     )
-    assert code == 130 and "1 captions, up to 00:00:0" in err and "--start 00:00:0" in err
+    assert code == 130 and "1 caption, up to 00:00:0" in err.splitlines()[-1] and "--start 00:00:0" in err
     assert len(read_captions(tmp_path / "a.vtt")) == 1
     shutil.rmtree(tmp_path)
