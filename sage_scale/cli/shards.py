@@ -11,9 +11,10 @@ sage-scale shards remove URL --ids FILE  remove clips for good
 sage-scale shards repair URL             keep intact clips, list lost ones
 sage-scale shards merge OUT URL...       one dataset of several
 sage-scale shards split URL --out OUT    parts of a dataset
+sage-scale shards resegment URL --out OUT  other segments from stored data
 sage-scale shards export URL --out OUT   for Hugging Face datasets, or sign-language-data-loading
 
-Export is in shards_export.py, the five before it in shards_change.py. The first four also take a WebDataset of others
+Export is in shards_export.py, the six before it in shards_change.py. The first four also take a WebDataset of others
 that `shards index` has indexed.
 """
 
@@ -49,6 +50,7 @@ for change in (
     shards_change.repair,
     shards_change.merge,
     shards_change.split,
+    shards_change.resegment,
     shards_change.index,
     shards_export.export,
 ):

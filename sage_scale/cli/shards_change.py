@@ -1,4 +1,5 @@
-"""The verbs of `sage-scale shards` that change a dataset or make one: remove, repair, merge, split, index.
+"""The verbs of `sage-scale shards` that change a dataset or make one: remove, repair, merge, split, resegment,
+index.
 
 All may be killed at any moment; the same command resumes.
 """
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from sage_scale.cli import DatasetUrl
+from sage_scale.cli import DatasetUrl, Overrides
 from sage_scale.errors import DatasetError, UnitsOpen, UsageError
 from sage_scale.untrusted.display import size
 from sage_scale.untrusted.printer import echo
@@ -224,6 +225,27 @@ def split(
     for dataset in made.values():
         splits = ", ".join(f"{name} {clips:,}" for name, clips in dataset.splits.items())
         echo(f"{dataset.url}: {len(dataset.records):,} clips in {len(dataset.units)} shards ({splits})")
+
+
+def resegment(url: DatasetUrl, out: Out, overrides: Overrides = None) -> None:
+    """Make the same dataset with segments by another tagger or rule, from what its shards store; no video is read.
+
+    segmentation.tagger=uniform, precomputed (with segmentation.labels), hands-on (with segmentation.features), or for
+    stored pictures motion; any rule.
+    """
+    from sage_scale.precompute.resegment import resegment as make
+    from sage_scale.shards import open_dataset
+    from sage_scale.storage import open_to_write
+
+    source = open_dataset(url)
+    with Progress("resegment", "shards") as show:
+        made = make(source, open_to_write(out), overrides or (), show)
+    before, after = (sum(unit.segments for unit in dataset.units) for dataset in (source, made))
+    rejects = len(source.records) - len(made.records)
+    echo(
+        f"{made.url}: {len(made.records):,} clips, {after:,} segments (before: {before:,})"
+        + (f", {rejects:,} more rejects (`sage-scale shards ls --rejects`)" if rejects else "")
+    )
 
 
 def index(

@@ -7,7 +7,7 @@ The outcome follows from the sources and the arguments alone, so that the same c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sage_scale.config.recipe import flat, values_of
-from sage_scale.errors import UsageError
+from sage_scale.errors import Reject, UsageError
 from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards import layout
 from sage_scale.shards.dataset import Dataset, notice_note, open_finished
@@ -57,8 +57,8 @@ class NewShard:
     selections: Sequence[Selection]
     with_rejects: bool = False
     """Take over the rejects of the shards that the samples come from."""
-    rename: bool = False
-    """Write `split` into the samples' descriptions."""
+    change: Callable[[bytes], bytes | Reject] | None = None
+    """Returns the new bytes of a sample, or its reject; None copies the samples."""
 
     @property
     def samples(self) -> int:
@@ -136,7 +136,7 @@ def compose(
                 if shard.with_rejects
                 for reject in read_rejects(selection.source.store, selection.source.units[selection.unit])
             ]
-            publish_copies(out, head, _samples_of(shard), rejects)
+            publish_copies(out, head, _samples_of(shard, rejects), rejects)
 
     def size(number: int) -> int:
         return sum(int(selection.records["length"].sum()) for selection in shards[number].selections)
@@ -145,13 +145,18 @@ def compose(
     return finish_dataset(out)
 
 
-def _samples_of(shard: NewShard) -> Iterator[bytes]:
+def _samples_of(shard: NewShard, rejects: list[Reject]) -> Iterator[bytes]:
+    """Yields the samples of a shard; those that its change rejects are appended to `rejects`."""
     for selection in shard.selections:
         store, tar = selection.source.store, selection.source.units[selection.unit].tar
         for sample in verified_samples(
             partial(store.get_range, tar), selection.records, f"{store.url}/{tar}"
         ):
-            yield with_split(sample, shard.split) if shard.rename else sample
+            made = shard.change(sample) if shard.change is not None else sample
+            if isinstance(made, Reject):
+                rejects.append(made)
+            else:
+                yield made
 
 
 def with_split(data: bytes, split: str) -> bytes:

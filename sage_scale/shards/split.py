@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from sage_scale.shards.merge import (
     digest_of,
     notes_of,
     shared_info,
+    with_split,
 )
 from sage_scale.storage import Store
 
@@ -127,11 +129,12 @@ def _new_shards(source: Dataset, rows: np.ndarray, split: str) -> list[NewShard]
         by_split.setdefault(split or source.units[unit_of_row[row]].split, []).append(row)
     shards = []
     for name, chosen in by_split.items():
+        renamed = partial(with_split, split=name) if split else None
         for begin in range(0, len(chosen), clips):
             some = np.array(chosen[begin : begin + clips])
             units = dict.fromkeys(unit_of_row[some].tolist())
             selections = [Selection(source, u, source.records[some[unit_of_row[some] == u]]) for u in units]
-            shards.append(NewShard(name, selections, rename=bool(split)))
+            shards.append(NewShard(name, selections, change=renamed))
     return shards
 
 
