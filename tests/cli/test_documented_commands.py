@@ -66,6 +66,7 @@ TESTED = {
     r"sage-scale pretrain .* --nodes 4 .*": "tests/training/test_node.py",
     r"(sage-scale|deepspeed) .*--hostfile hosts .*": "tests/faults/test_two_hosts.py",
     r"torchrun .*": "tests/training/test_launchers.py",
+    r"sage-scale shards resegment .*": "tests/precompute/test_resegment.py",
     r"(torchrun .* clcl_step.py|sage-scale shards index \.).*": "tests/cli/test_documented_python.py",
     r"srun .*": "tests/training/test_launchers.py",
     r"sbatch .*": "tests/launch/test_slurm.py",
