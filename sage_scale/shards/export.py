@@ -106,6 +106,18 @@ def export_dataset(
     )
 
 
+def first_sample(dataset: Dataset) -> Sample:
+    """Returns the first clip of the first shard where it is intact. Raises DatasetError without any."""
+    table, problem = dataset.samples(), DatasetError(f"{dataset.url} has no clips to export")
+    for row in np.unique(dataset.unit_of_row, return_index=True)[1].tolist():
+        try:
+            _check_size(dataset, dataset.units[int(table.unit[row])])
+            return dataset.read(table, row)
+        except DatasetError as error:
+            problem = error
+    raise problem
+
+
 def split_names(splits: Sequence[str]) -> dict[str, str]:
     """Returns a name of letters, digits and _ for each split, as `datasets` wants it; names stay distinct."""
     names: dict[str, str] = {}
@@ -153,11 +165,20 @@ def _claim(dataset: Dataset, out: Store, form: Format) -> None:
 
 
 def _samples(dataset: Dataset, unit: Marker, records: np.ndarray) -> Iterator[Sample]:
+    _check_size(dataset, unit)
+    where = f"{dataset.url}/{unit.tar}"
+    for data in verified_samples(partial(dataset.store.get_range, unit.tar), records, where):
+        sample = read_sample(data, where=where)
+        check_sample(sample, where)
+        yield sample
+
+
+def _check_size(dataset: Dataset, unit: Marker) -> None:
+    """Raises DatasetError for a missing shard, or one of other bytes than its marker says."""
     where = f"{dataset.url}/{unit.tar}"
     try:
-        for data in verified_samples(partial(dataset.store.get_range, unit.tar), records, where):
-            sample = read_sample(data, where=where)
-            check_sample(sample, where)
-            yield sample
+        found = dataset.store.size(unit.tar)
     except NotFound:
         raise DatasetError(f"{where}: the shard is missing") from None
+    if found != unit.bytes:
+        raise DatasetError(f"{where}: {found:,} bytes, it was written with {unit.bytes:,}")

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from sage_scale.errors import DatasetError
 from sage_scale.keypoints.features import RowLayout
 from sage_scale.shards.dataset import Dataset
+from sage_scale.shards.export import first_sample
 from sage_scale.shards.sample import Sample
 
 GROUP_BYTES, GROUP_ROWS = 32 << 20, 1000
@@ -42,11 +43,8 @@ class HuggingFace:
     name, ending = "hf", "parquet"
 
     def __init__(self, dataset: Dataset) -> None:
-        """Raises DatasetError for a dataset without clips, or whose first clip is damaged."""
-        if not len(dataset.records):
-            raise DatasetError(f"{dataset.url} has no clips to export")
-        first = dataset.read(dataset.samples(), 0)
-        self.columns = (*_DESCRIPTION, *_content(dataset, first))
+        """Raises DatasetError as `first_sample`."""
+        self.columns = (*_DESCRIPTION, *_content(dataset, first_sample(dataset)))
         self.members = [(column.name, column.meaning) for column in self.columns]
         features = {column.name: column.feature for column in self.columns}
         self.schema = pa.schema(

@@ -18,6 +18,7 @@ import numpy as np
 from sage_scale.errors import DatasetError, UsageError
 from sage_scale.keypoints.features import RowLayout
 from sage_scale.shards.dataset import Dataset
+from sage_scale.shards.export import first_sample
 from sage_scale.shards.layout import canonical_json
 from sage_scale.shards.sample import Sample
 from sage_scale.shards.tar import END, header, padding
@@ -36,10 +37,8 @@ class PoseWebDataset:
     name, ending = "pose-webdataset", "tar"
 
     def __init__(self, dataset: Dataset) -> None:
-        """Raises UsageError for a dataset without keypoints, DatasetError for one without clips or a damaged clip."""
-        if not len(dataset.records):
-            raise DatasetError(f"{dataset.url} has no clips to export")
-        features = dataset.read(dataset.samples(), 0).features
+        """Raises UsageError for a dataset without keypoints, DatasetError as `first_sample`."""
+        features = first_sample(dataset).features
         vision = dataset.info.recipe_part.get("vision", {})
         layout = None if features is None else RowLayout.recorded(vision, features.shape[1])
         if layout is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 
 import numpy as np
@@ -103,6 +104,38 @@ def test_a_damaged_shard_is_named_and_the_others_are_exported(tmp_path, shards):
     said = shards("export", tmp_path / "data", "--out", out)
     assert "13 clips" in said and "1 written now" in said
     assert (out / "data/train/000001.g1.parquet").exists() and (out / "README.md").exists()
+
+
+@pytest.mark.parametrize("broken", ["cut off", "missing", "first clip"])
+def test_damage_of_the_first_shard_does_not_end_the_export(tmp_path, shards, broken):
+    make_dataset(open_store(tmp_path / "data"))
+    tar = tmp_path / "data" / "000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[1024 + 600] ^= 1
+    if broken == "missing":
+        tar.unlink()
+    else:
+        tar.write_bytes(data[:900] if broken == "cut off" else data)
+    said = shards("export", tmp_path / "data", "--out", tmp_path / "out", code=1)
+    assert "000000.tar" in said and "1 of 3 shards are damaged, the others are exported" in said
+    assert len(list((tmp_path / "out").rglob("*.parquet"))) == 2
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, store, shards, monkeypatch):
+    monkeypatch.delitem(sys.modules, "sage_scale.shards.parquet", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    said = shards("export", store.url, "--out", tmp_path / "out", code=2)
+    assert "pip install 'sage-scale[hf]'" in said
+
+
+def test_the_card_repeats_the_notice_of_acted_text(tmp_path, shards):
+    notes = {"notice": "Acted: the signs are <invented>."}
+    part = {"corpus": {"name": "acted"}}
+    write_dataset(tmp_path / "data", [("train", [make_sample("a")])], notes=notes, recipe_part=part)
+    shards("export", tmp_path / "data", "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "> **Acted: the signs are \\<invented\\>.**" in card and "- synthetic" in card
+    assert "| signing | invented signs of no sign language |" in card and "Clips show people" not in card
 
 
 def test_a_removed_clip_leaves_the_export(tmp_path, shards):
