@@ -23,7 +23,7 @@ from sage_scale.shards import open_dataset
 from sage_scale.storage import open_store
 
 pytestmark = [pytest.mark.system, pytest.mark.extras, pytest.mark.timeout(600)]
-PACKAGES = ("datasets>=5", "pillow", "s3fs", "sign-language-data-loading>=1.0.2")
+PACKAGES = ("datasets>=5", "pillow", "s3fs", "sign-language-data-loading>=1.0.2", "scikit-learn")
 READ = """\
 import json, sys
 from datasets import load_dataset
@@ -72,7 +72,7 @@ def python(tmp_path_factory):
         subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True, text=True)
         pip = [folder / "bin" / "pip", "install", "-q", *PACKAGES]
         subprocess.run(pip, check=True, capture_output=True, text=True)
-        # What sldl imports of it needs none of its dependencies (MediaPipe, OpenCV, plotly and more).
+        # What sldl imports of it needs scikit-learn alone of its many dependencies.
         subprocess.run(
             [*pip[:3], "--no-deps", "sign-language-tools"], check=True, capture_output=True, text=True
         )
