@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage_scale.translation.windows import Cutter, Limits, Window
@@ -34,6 +34,7 @@ def recording(pieces: list[tuple[int, int]], seed: int = 0) -> tuple[np.ndarray,
     return np.concatenate([*parts, np.zeros(20)]), intervals
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(14, 400), st.integers(30, 140)), min_size=1, max_size=8))
 def test_each_stretch_of_signing_is_one_window(pieces):
     speeds, intervals = recording(pieces)
