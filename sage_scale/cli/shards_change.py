@@ -60,8 +60,15 @@ def remove(
     chosen = clips_by(store, signer or (), video or ()) if signer or video else []
     wanted += chosen
     if dry_run:
-        clips, shards = plan_removal(store, wanted)
-        echo(f"{store.url}: {clips:,} clips in {shards:,} shards would be removed; nothing was done")
+        clips, shards, rejects, left = plan_removal(store, wanted)
+        echo(
+            f"{store.url}: {clips:,} clips in {shards:,} shards would be removed, with {rejects:,} rejects; index.json "
+            "would be written anew; nothing was done"
+        )
+        if signer and left:
+            echo(
+                f"{left:,} rejects stay: they name no signer; `sage-scale shards ls --rejects` lists their --ids"
+            )
         return
     with Progress("remove", "shards") as show:
         report = remove_clips(store, wanted, ignore_unknown=ignore_unknown, progress=show)

@@ -21,9 +21,9 @@ from shlex import quote
 from sage_scale.errors import UnitsOpen, UsageError
 from sage_scale.parallel import ProgressCallback, map_threads
 from sage_scale.shards.dataset import Dataset, open_finished, open_unfinished, read_metadata, unfinished_units
-from sage_scale.shards.layout import despite_changes, list_units, sample_key
+from sage_scale.shards.layout import REMOVED, despite_changes, list_units, sample_key
 from sage_scale.shards.publish import delete_superseded, finish_dataset, reconcile, units_containing
-from sage_scale.shards.rejects import read_rejects, record_removal, reject_key, removed_keys
+from sage_scale.shards.rejects import current_rejects, read_rejects, record_removal, reject_key, removed_keys
 from sage_scale.storage import Store
 from sage_scale.untrusted.display import shortened
 from sage_scale.untrusted.files import lines
@@ -54,12 +54,17 @@ class RemovalReport:
     """Clips of the dataset now."""
 
 
-def plan_removal(store: Store, wanted: Iterable[str]) -> tuple[int, int]:
-    """Returns how many clips and shards `remove_clips` would change. Raises DatasetError."""
+def plan_removal(store: Store, wanted: Iterable[str]) -> tuple[int, int, int, int]:
+    """Returns how many clips would be removed by `remove_clips`, shards rewritten, rejects removed, and rejects left.
+
+    Raises DatasetError.
+    """
     before = removed_keys(store)
     dataset, names, _, shards = despite_changes(store, lambda: _find(store, tuple(wanted), before))
     known = {f"{key:016x}" for key in dataset.records["key"].tolist()}
-    return len(known & (before | names.keys())), shards
+    removed = before | names.keys()
+    rejects = {reject_key(reject) for _, reject in current_rejects(dataset) if reject.reason != REMOVED}
+    return len(known & removed), shards, len(rejects & removed), len(rejects - removed)
 
 
 def remove_clips(
@@ -110,6 +115,7 @@ def remove_clips(
 def clips_by(store: Store, signers: Collection[str] = (), videos: Collection[str] = ()) -> list[str]:
     """Returns the keys of the clips of these signers and of these videos, by path, file name or stem.
 
+    Of rejects, which name no signer, the ids that are the name of one of the videos.
     Raises UsageError naming a signer or a video that no clip has.
     """
     dataset = _open_as_stored(store)
@@ -126,6 +132,11 @@ def clips_by(store: Store, signers: Collection[str] = (), videos: Collection[str
         unknown -= wanted
         if wanted:
             found.append(f"{key:016x}")
+    for _, reject in current_rejects(dataset) if videos else ():
+        path = PurePosixPath(reject.id)
+        if same := {str(path), path.name, path.stem}.intersection(videos):
+            unknown -= {("video", name) for name in same}
+            found.append(reject.id)
     if unknown:
         kind, name = min(unknown)
         has = ", ".join(shortened(signer or "(unknown)", 40) for signer, _ in known.most_common(_SIGNERS))

@@ -24,7 +24,7 @@ from factories.datasets import (
 )
 
 from sage_scale.cli.main import run
-from sage_scale.errors import DatasetError, UsageError
+from sage_scale.errors import DatasetError, Reject, UsageError
 from sage_scale.shards import (
     Dataset,
     Sample,
@@ -284,14 +284,18 @@ def signed(place: Path) -> Dataset:
         clip.meta["signer"] = f"signer-{n % 2}"
         clip.meta["source"] = f"talk{n // 3}.mp4#t={n},{n + 1}"
     dev = [dataclasses.replace(clip, meta={**clip.meta, "split": "dev"}) for clip in clips[4:]]
-    made = write_dataset(open_store(place), [("train", clips[:4]), ("dev", dev)])
+    rejects = {1: [Reject(id=f"videos/talk{n}.mp4", reason="corrupt", detail="") for n in range(2)]}
+    made = write_dataset(open_store(place), [("train", clips[:4]), ("dev", dev)], rejects=rejects)
     assert made is not None
     return made
 
 
 def test_choices_add_up_and_nothing_of_the_signer_stays(tmp_path: Path, shards) -> None:
     dataset = signed(tmp_path)
-    shards("remove", str(tmp_path), "--signer", "signer-0", "--video", "talk0", "--ids", "clip-5")
+    choice = ("remove", str(tmp_path), "--signer", "signer-0", "--video", "talk0", "--ids", "clip-5")
+    said = shards(*choice, "--dry-run")
+    assert "5 clips in 2 shards would be removed, with 1 rejects" in said and "1 rejects stay" in said
+    shards(*choice)
     assert [meta["id"] for meta in read_metadata(open_dataset(tmp_path))] == ["clip-3"]
     everything = b"".join(snapshot(dataset.store).values())
     assert not any(word in everything for word in (b"signer-0", b"talk0", b"clip-5"))
