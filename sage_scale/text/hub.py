@@ -68,7 +68,8 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
     except (OSError, ValueError) as error:  # the library's errors are of these types
         first = str(error).strip().partition("\n")[0]
         raise NoModel(
-            f"no model '{shortened(name)}': no such folder, and {constants.ENDPOINT} has none: {shortened(first, 300)}"
+            f"no model '{shortened(name)}': no such folder, and {constants.ENDPOINT} has none: "
+            f"{shortened(first.removeprefix('Got: '), 300)}"
         ) from None
 
 

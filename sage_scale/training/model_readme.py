@@ -63,7 +63,7 @@ def render_readme(
     signatures = {str(entry.get("signature", "")) for entry in card.scores.values()} - {""}
     body = _environment().get_template(_TEMPLATE).render(
         card=card, recipe=recipe, familiarity=familiarity, parameters=parameters, name=name,
-        title=model_spec(card.model).title, place=printable(place or name), signature="; ".join(sorted(signatures)),
+        spec=model_spec(card.model), place=printable(place or name), signature="; ".join(sorted(signatures)),
         data_licence=data_licence or _licences(card), figure=_figure, controls=_controls, steps=_steps,
     )  # fmt: skip
     return f"---\n{front.to_yaml().strip()}\n---\n\n{body}"
