@@ -1,4 +1,4 @@
-"""The language model and its frozen text side (SAGE, section 3.1.2)."""
+"""The language model, its frozen text side (SAGE, section 3.1.2), and the search of its sentences."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from transformers import MBartForConditionalGeneration, PreTrainedTokenizerBase
 
 from sage_scale.errors import CheckpointError
 from sage_scale.losses.tokens import pad_packed
+from sage_scale.nn.beam_search import Candidate, by_clip, mean_log_probabilities, ranked
+from sage_scale.nn.weights import FiniteScores
 from sage_scale.text.hub import loading
-from sage_scale.text.languages import mbart50_code
+from sage_scale.text.languages import mbart50_code, restore_punctuation
 from sage_scale.text.tokenizer import load_tokenizer, truncated_ids
 from sage_scale.training.language.prepare import open_language_model
 
@@ -220,3 +222,52 @@ class TextEncoder:
             key: (row, hidden_BLD[number, first : first + len(row)].clone())
             for number, (key, row) in enumerate(zip(keys, ids))
         }
+
+
+def search_sentences(
+    model: MBartForConditionalGeneration,
+    embeds_BLD: Tensor,
+    mask_BL: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    languages: Sequence[str],
+    beams: int,
+    max_tokens: int,
+    length_penalty: float,
+    count: int = 0,
+) -> list[list[Candidate]]:
+    """Returns the `count` best sentences of each row of inputs, in its language, with scores, by beam search; with
+    `count` 0 the best one without its score."""
+    found: list[list[Candidate]] = [[] for _ in languages]
+    generator: Any = model
+    for language in sorted(set(languages)):
+        rows = [row for row, other in enumerate(languages) if other == language]
+        code, first = language_id(tokenizer, language), language_first(tokenizer)
+        start = (
+            {"decoder_start_token_id": tokenizer.eos_token_id, "forced_bos_token_id": code}
+            if first
+            else {"decoder_start_token_id": code, "forced_bos_token_id": None}
+        )
+        read = {"inputs_embeds": embeds_BLD[rows], "attention_mask": mask_BL[rows].long()}
+        ids = generator.generate(
+            **read,
+            num_beams=beams,
+            num_return_sequences=max(count, 1),
+            max_new_tokens=max_tokens,
+            length_penalty=length_penalty,
+            do_sample=False,
+            logits_processor=[FiniteScores()],
+            **start,
+        )
+
+        def score(ids_BL: Tensor, read: Any = read, first: bool = first) -> list[float]:
+            logits_BLV = generator(**read, decoder_input_ids=ids_BL[:, :-1]).logits
+            end: Any = tokenizer.eos_token_id
+            return mean_log_probabilities(logits_BLV, ids_BL[:, 1:], end, forced=first)
+
+        def finish(text: str, _clip: int, language: str = language) -> str:
+            return restore_punctuation(text.strip(), language)
+
+        some = ranked(by_clip(ids, max(count, 1)), tokenizer, finish, score if count else None)
+        for row, candidates in zip(rows, some, strict=True):
+            found[row] = candidates
+    return found

@@ -24,14 +24,13 @@ from sage_scale.losses.neighbours import neighbour_loss
 from sage_scale.losses.objectives import objective_of
 from sage_scale.losses.tokens import pad_packed
 from sage_scale.models.sage.context import ContextEncoder, position_mask
-from sage_scale.models.sage.mbart import TextTargets, language_first, language_id, make_labels, source_ids
+from sage_scale.models.sage.mbart import TextTargets, make_labels, search_sentences, source_ids
 from sage_scale.models.sage.sentence import SentenceDecoder
 from sage_scale.models.sage.visual import Mapper, VisualEncoder
-from sage_scale.nn.beam_search import Candidate, by_clip, log_probabilities, mean_log_probabilities, ranked
+from sage_scale.nn.beam_search import Candidate, log_probabilities
 from sage_scale.nn.dropout import LanguageModelDropout, token_seeds
 from sage_scale.nn.frame_encoder import load_backbone
-from sage_scale.nn.weights import FiniteScores, put_weights
-from sage_scale.text.languages import restore_punctuation
+from sage_scale.nn.weights import put_weights
 from sage_scale.vision.packed import PackedVideo
 
 
@@ -363,40 +362,8 @@ class SageTranslator(nn.Module):
         embeds_BLD, mask_BL = self._pad(tokens_ND, clip_segments_B)
         embeds_BLD = embeds_BLD.to(self.language_model.dtype)
         limit = min(max_tokens, self.language_model.config.max_position_embeddings - 2)
-        found: list[list[Candidate]] = [[] for _ in languages]
-        generator: Any = self.language_model
-        for language in sorted(set(languages)):
-            rows = [row for row, other in enumerate(languages) if other == language]
-            code, first = language_id(tokenizer, language), language_first(tokenizer)
-            start = (
-                {"decoder_start_token_id": tokenizer.eos_token_id, "forced_bos_token_id": code}
-                if first
-                else {"decoder_start_token_id": code, "forced_bos_token_id": None}
-            )
-            read = {"inputs_embeds": embeds_BLD[rows], "attention_mask": mask_BL[rows].long()}
-            ids = generator.generate(
-                **read,
-                num_beams=beams,
-                num_return_sequences=max(count, 1),
-                max_new_tokens=limit,
-                length_penalty=length_penalty,
-                do_sample=False,
-                logits_processor=[FiniteScores()],
-                **start,
-            )
-
-            def score(ids_BL: Tensor, read: Any = read, first: bool = first) -> list[float]:
-                logits_BLV = generator(**read, decoder_input_ids=ids_BL[:, :-1]).logits
-                end: Any = tokenizer.eos_token_id
-                return mean_log_probabilities(logits_BLV, ids_BL[:, 1:], end, forced=first)
-
-            def finish(text: str, _clip: int, language: str = language) -> str:
-                return restore_punctuation(text.strip(), language)
-
-            some = ranked(by_clip(ids, max(count, 1)), tokenizer, finish, score if count else None)
-            for row, candidates in zip(rows, some, strict=True):
-                found[row] = candidates
-        return found
+        given = beams, limit, length_penalty, count
+        return search_sentences(self.language_model, embeds_BLD, mask_BL, tokenizer, languages, *given)
 
     def score_sentence(
         self,
