@@ -22,8 +22,10 @@ from sage_scale.shards.dataset import Dataset
 from sage_scale.shards.export import first_sample
 from sage_scale.shards.sample import Sample
 
-GROUP_BYTES, GROUP_ROWS = 32 << 20, 1000
+GROUP_BYTES, GROUP_ROWS = 8 << 20, 1000
 """Most bytes and clips of a row group, which a reader that streams holds at once."""
+_REPEATED = ["sentence", "language", "signer", "source", "pseudo_glosses.list.element"]
+"""Columns worth a dictionary; one of features would be as large as they are."""
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -54,7 +56,10 @@ class HuggingFace:
 
     def write(self, path: Path, samples: Iterable[Sample]) -> None:
         """Write a Parquet file with a row a sample. Raises DatasetError naming a sample of another shape."""
-        with open(path, "wb") as file, pq.ParquetWriter(file, self.schema) as writer:
+        with (
+            open(path, "wb") as file,
+            pq.ParquetWriter(file, self.schema, use_dictionary=_REPEATED) as writer,
+        ):
             for group in _groups(samples):
                 arrays = [_array(column, group) for column in self.columns]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema), len(group))
