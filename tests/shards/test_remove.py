@@ -232,11 +232,14 @@ def test_sigkill_at_random_times(tmp_path: Path, whole) -> None:
 
 
 @pytest.mark.system
-def test_a_removal_on_a_ceph_gateway(ceph, whole) -> None:
+def test_a_removal_on_a_ceph_gateway(ceph, whole, shards) -> None:
     store = fill(open_store(ceph.url), whole)
     remove_clips(store, GONE)
     assert len(set(clips_of(open_dataset(store)))) == 12 and verify_dataset(store).problems == ()
     assert not any(entry.name.startswith("000000.") and ".g1." not in entry.name for entry in store.list())
+    shards("remove", ceph.url, "--signer", "s1", "--video", "dev-x")
+    left = b"".join(snapshot(store).values())
+    assert len(open_dataset(store).records) == 0 and not any(n in left for n in (b"dev-x", b"train-1", b"s1"))
 
 
 @pytest.mark.parametrize(
