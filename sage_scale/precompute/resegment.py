@@ -69,6 +69,9 @@ def resegment(
     plain = digest(dict(source.info.recipe_part)) == source.info.recipe
     versions = {name: value for name, value in source.info.versions.items() if name != "segmenter_sha256"}
     if has_model(recipe.segmentation):
+        import torch
+
+        torch.set_num_threads(1)  # as precompute's actors: results must not depend on the machine's cores
         versions["segmenter_sha256"] = segmenter_fingerprint(recipe.segmentation)
     units = list(source.units)
     info = DatasetInfo(
