@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from servers.ceph import ceph_gateway, missing_programs
 from servers.faults import FaultProxy, fault_proxy
 from servers.moto import Bucket, S3Server, moto_server, new_bucket
+
+settings.register_profile("without deadlines", settings.default, deadline=None)
+settings.load_profile("without deadlines")  # a busy machine is no fault
 
 
 @pytest.fixture(autouse=True)
