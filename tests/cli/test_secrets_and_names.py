@@ -32,6 +32,7 @@ VERBS = (
     "shards remove URL --ids a",
     "shards remove URL --video a",
     "shards sheet URL --out NEW",
+    "shards export URL --out URL",
     "shards resegment URL --out URL segmentation.tagger=uniform",
     "shards split URL --out URL --share a=0.5",
     "pretrain --run NEW --data URL --recipe demo",

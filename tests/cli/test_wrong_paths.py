@@ -19,6 +19,7 @@ VERBS = (
     "shards remove PLACE --ids anybody",
     "shards remove PLACE --signer anybody",
     "shards sheet PLACE --out NEW",
+    "shards export PLACE --out NEW",
     "shards resegment PLACE --out NEW segmentation.tagger=uniform",
     "shards repair PLACE",
     "shards merge NEW PLACE PLACE",
