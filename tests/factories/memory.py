@@ -15,9 +15,13 @@ def peak_bytes(work: Callable[[], object]) -> int:
     block from before `work`, at such a place, would be given back with the size of another. So those do not count.
     """
     cpu = torch.profiler.ProfilerActivity.CPU
-    gc.collect()  # what earlier tests left in cycles must not be given back meanwhile
-    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
-        work()
+    gc.collect()
+    gc.disable()  # or cycles of `work`, and of tests before it, were given back at a moment of the collector's choice
+    try:
+        with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+            work()
+    finally:
+        gc.enable()
     events = list(profile.profiler.kineto_results.experimental_event_tree())
     for event in events:  # grows meanwhile: all of the tree
         events += event.children
