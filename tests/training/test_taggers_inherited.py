@@ -96,7 +96,10 @@ def test_what_the_dataset_is_the_run_says(world: Path, tagger: str, capsys) -> N
     printed = capsys.readouterr()
     row = json.loads(printed.out)
     stored = json.loads((folder / "predictions" / "test.jsonl").read_text().splitlines()[1])
-    assert row["tagger"] == tagger and row["sentence"] == stored["hypothesis"] and printed.err == ""
+    assert row["tagger"] == tagger and row["sentence"] == stored["hypothesis"]
+    trained_on, *others = printed.err.splitlines()
+    assert trained_on == f"sage-scale: {row['trained_on']}" and f"cut by {tagger}, " in trained_on
+    assert not any("trained on" in line for line in others)
     assert row["segments_s"] == [[round(a / 25, 3), round(b / 25, 3)] for a, b in stored["segments"]]
 
 
@@ -118,13 +121,15 @@ def test_a_video_without_labels_is_cut_otherwise_and_said(world: Path, tmp_path:
     assert run(translate) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["tagger"] == "motion"
-    assert "new.mp4 is cut by motion: the model was trained on precomputed segments" in printed.err
+    assert "new.mp4: cut by motion: the model was trained on precomputed segments" in printed.err
     (tmp_path / "new.json").write_text(json.dumps({"new": [[0, 20], [20, 40]]}))
     labels = ["--set", f"segmentation.labels={tmp_path / 'new.json'}", "--set", "segmentation.rule=plain"]
     assert run([*translate, *labels]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["segments_s"] == [[0, 0.8], [0.8, 1.6]]
-    assert "segmentation.rule=plain (trained on: sage)" in printed.err and "cut by" not in printed.err
+    assert (
+        "segmentation.rule=plain (trained on: sage)" in printed.err and "new.mp4: cut by" not in printed.err
+    )
     assert run([*translate, "--set", "segmentation.tagger=uniform"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["tagger"] == "uniform"
@@ -147,12 +152,12 @@ def test_a_video_without_keypoints_is_cut_otherwise_and_said(world: Path, tmp_pa
     assert run(translate) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["tagger"] == "motion"
-    assert "new.mp4 is cut by motion: the model was trained on published segments" in printed.err
+    assert "new.mp4: cut by motion: the model was trained on published segments" in printed.err
     assert "no keypoint file of this video" in printed.err
     (tmp_path / "new.npz").write_bytes(npz_bytes(random_track(40, fps=25.0)))
     assert run([*translate, "--set", "vision.keypoints="]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["tagger"] == "published" and "cut by" not in printed.err
+    assert json.loads(printed.out)["tagger"] == "published" and "new.mp4: cut by" not in printed.err
     away = ["--set", "vision.keypoints=", "--set", "segmentation.weights=none"]
     assert run([*translate, *away]) == 2
     assert "segmentation.weights: there is no none" in capsys.readouterr().err
