@@ -35,8 +35,8 @@ def test_kills_of_training_change_no_weight_and_lose_no_clip():
 
 @pytest.mark.extras
 def test_our_launchers_keep_exit_codes_and_save():
-    """Those of others, too, in docs/results/launchers.md."""
-    assert "ours as stated" in run("launchers.py", "--only", "plain", "ranks", "nodes", "srun")
+    """srun's are in tests/launch/test_slurm.py; all, with those of others, in docs/results/launchers.md."""
+    assert "ours as stated" in run("launchers.py", "--only", "plain", "ranks", "nodes")
 
 
 def test_eight_kills_of_driver_actors_and_raylet_beside_s3_faults_change_no_byte():
