@@ -116,9 +116,9 @@ def main() -> None:
         few = corpus_counts(options.pilot, seed=1)
         pilot, shards = make_corpus(folder / "pilot", few), folder / "pilot-shards"
         precompute(load_recipe("demo", [f"corpus.root={pilot}", *few]), shards)
-        rates = calibrate(
-            pilot, shards, folder / "machine.yaml", options.steps, 0.02 if options.small else 1.0
-        )
+        seconds = 0.02 if options.small else 1.0
+        needed = NEEDED + (("start of precompute",) if options.clock else ())
+        rates = calibrate(pilot, shards, folder / "machine.yaml", options.steps, seconds, needed)
         counts = corpus_counts(options.clips, seed=2)
         root = make_corpus(folder / "corpus", counts)
         lines += check_precompute(root, counts, rates, folder, "frames", options.clock)
@@ -159,13 +159,15 @@ def precompute(recipe: Recipe, out: Path) -> float:
     return spent
 
 
-def calibrate(pilot: Path, shards: Path, out: Path, steps: int, seconds: float) -> Path:
+def calibrate(
+    pilot: Path, shards: Path, out: Path, steps: int, seconds: float, needed: Sequence[str]
+) -> Path:
     """What `sage-scale bench calibrate --videos PILOT --data SHARDS --recipe demo` measures, as far as it is used."""
     found = calibration.Calibration("sage-scale bench calibrate --videos PILOT --data SHARDS --recipe demo")
     videos = calibration.videos_of(pilot / "videos")
     settings = calibration.Settings(recipe=load_recipe("demo"), seconds=seconds, videos=videos)
     for name, measure in pieces(settings):
-        if name in NEEDED:
+        if name in needed:
             measure(found)
     if steps:
         calibrate_steps(found, "demo", (), [str(shards)])
