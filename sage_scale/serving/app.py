@@ -30,6 +30,7 @@ from sage_scale.serving.limits import Refused
 from sage_scale.serving.uploads import received, upload_folder
 from sage_scale.shards import Sample
 from sage_scale.training.export import SearchingModel
+from sage_scale.translation.caption_files import srt_cue, vtt_cue
 from sage_scale.translation.result import Translation
 from sage_scale.translation.timeline import segment_pictures
 from sage_scale.translation.translate import Translator
@@ -188,13 +189,16 @@ class _State:
                     tokens_ND, _ = model.visual_tokens(packed.to(translator.device))
                 words = align_words(model, tokens_ND, translator.tokenizer, found.sentence, found.language)
             aligned = time.monotonic()
-        mapping = found.as_mapping()
+        mapping, (start_s, end_s) = found.as_mapping(), signed_interval(found)
         del mapping["video"]
         return {
             **mapping,
             "pictures": [picture_url(picture) for picture in segment_pictures(sample)],
             "alignment": asdict(words) if words else None,
-            "captions": {"vtt": vtt(found), "srt": srt(found)},
+            "captions": {
+                "vtt": "WEBVTT\n\n" + vtt_cue(start_s, end_s, found.sentence),
+                "srt": srt_cue(1, start_s, end_s, found.sentence),
+            },
             "stages_s": {"translate": round(translated - begun, 3), "align": round(aligned - translated, 3)},
         }
 
@@ -240,22 +244,3 @@ def signed_interval(found: Translation) -> tuple[float, float]:
         elif last == found.frames and first > 0:
             end = first
     return start / found.fps, end / found.fps
-
-
-def vtt(found: Translation) -> str:
-    """Returns the sentence as WebVTT."""
-    text = found.sentence.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    start, end = (clock(second, ".") for second in signed_interval(found))
-    return f"WEBVTT\n\n{start} --> {end}\n{text}\n"
-
-
-def srt(found: Translation) -> str:
-    """Returns the sentence as SubRip."""
-    start, end = (clock(second, ",") for second in signed_interval(found))
-    return f"1\n{start} --> {end}\n{found.sentence}\n"
-
-
-def clock(seconds: float, point: str) -> str:
-    """Returns hh:mm:ss and milliseconds."""
-    whole, milli = divmod(round(seconds * 1000), 1000)
-    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}{point}{milli:03d}"

@@ -81,6 +81,17 @@ def cue_text(sentence: str) -> str:
     return escape(printable(sentence), quote=False) or "–"
 
 
+def vtt_cue(start_s: float, end_s: float, sentence: str) -> str:
+    """Returns a cue of WebVTT."""
+    return f"{clock(start_s)} --> {clock(end_s)}\n{cue_text(sentence)}\n"
+
+
+def srt_cue(number: int, start_s: float, end_s: float, sentence: str) -> str:
+    """Returns a cue of SubRip, which has no escapes; `number` counts from 1."""
+    text = printable(sentence).replace("-->", "->") or "–"
+    return f"{number}\n{clock(start_s, ',')} --> {clock(end_s, ',')}\n{text}\n"
+
+
 class _Growing:
     """A file to whose end, before a fixed tail, rows are added, each in one write: no reader sees half of one."""
 
@@ -118,8 +129,7 @@ class _WebVTT(_Growing):
         super().__init__(path, f"WEBVTT\n\nNOTE {note}\n")
 
     def add(self, caption: Caption) -> None:
-        times = f"{clock(caption.start_s)} --> {clock(caption.end_s)}"
-        self.append(f"\n{times}\n{cue_text(caption.translation.sentence)}\n")
+        self.append("\n" + vtt_cue(caption.start_s, caption.end_s, caption.translation.sentence))
 
 
 class _SubRip(_Growing):
@@ -127,9 +137,8 @@ class _SubRip(_Growing):
         super().__init__(path, "")
 
     def add(self, caption: Caption) -> None:
-        times = f"{clock(caption.start_s, ',')} --> {clock(caption.end_s, ',')}"
-        text = printable(caption.translation.sentence).replace("-->", "->") or "–"
-        self.append(f"{self.count + 1}\n{times}\n{text}\n\n")
+        cue = srt_cue(self.count + 1, caption.start_s, caption.end_s, caption.translation.sentence)
+        self.append(cue + "\n")
 
 
 class _JSON(_Growing):

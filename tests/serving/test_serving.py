@@ -19,9 +19,10 @@ from factories.trained import trained_run
 from factories.videos import write_signing
 from fastapi.testclient import TestClient
 
-from sage_scale.serving.app import clock, make_app
+from sage_scale.serving.app import make_app
 from sage_scale.serving.decoders import Decoders
 from sage_scale.serving.limits import Limits
+from sage_scale.translation.caption_files import clock
 from sage_scale.translation.translate import Translator
 
 LIMITS = Limits(megabytes=2.0, seconds=30.0, side=1000, decode_s=30.0, decoders=1, waiting=40)
